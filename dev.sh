@@ -1,0 +1,129 @@
+#!/usr/bin/env bash
+# The one entry point, on a fresh macOS or Linux machine; ./dev.sh --help lists the commands.
+# Works with bash 3.2, which is what macOS ships.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+UV_VERSION=0.13.9
+PY=.venv/bin/python
+unset VIRTUAL_ENV PYTHONHOME       # another environment that happens to be active is not ours
+export UV_PROJECT_ENVIRONMENT=.venv
+export UV_HTTP_TIMEOUT="${UV_HTTP_TIMEOUT:-180}"
+
+usage() {
+  cat <<'TEXT'
+usage: ./dev.sh COMMAND
+
+  demo [IMAGE]                 run the demo of both packages into demo-output/ and compare the results
+  test [--all] [pytest args]   check, then every test suite; --all adds the long tests
+  check                        ruff check, ruff format --check, mypy
+  bench [pytest args]          the benchmarks
+
+Each command first sets up what it needs: uv (into .tools/ unless it is installed), the workspace
+in .venv/, and on Linux a CPU build of torch. Nothing outside this folder is touched, except that
+the Metal emulator's tests need clang-19, which `test` installs with apt-get where that is possible.
+TEXT
+}
+
+say() { printf 'dev.sh: %s\n' "$*" >&2; }
+die() { say "$@"; exit 1; }
+
+# --- set-up ------------------------------------------------------------------------------------------
+
+find_uv() {
+  if command -v uv >/dev/null 2>&1; then
+    UV=$(command -v uv)
+  else
+    [ -x .tools/bin/uv ] || install_uv
+    UV=$PWD/.tools/bin/uv
+  fi
+  export UV                        # the packaging test builds with the same uv
+}
+
+install_uv() {
+  command -v python3 >/dev/null 2>&1 || die "found neither uv nor python3; install one of them and run this again"
+  # Debian and Ubuntu ship python3 without ensurepip, and then `-m venv` fails half way.
+  python3 -c 'import ensurepip, venv' 2>/dev/null || die "python3 cannot make virtual environments here;" \
+    "run 'apt-get install python3-venv' (Debian, Ubuntu) or install uv, and run this again"
+  say "installing uv $UV_VERSION into .tools/"
+  python3 -m venv --clear .tools
+  .tools/bin/python -m pip install --quiet --disable-pip-version-check "uv==$UV_VERSION"
+}
+
+set_up() {                         # arguments: further options of `uv sync`
+  find_uv
+  [ -x "$PY" ] || say "setting up .venv/ (the first time takes a while)"
+  # --inexact: torch on Linux is not the workspace's own, and must stay.
+  "$UV" sync --quiet --inexact "$@"
+  [ "$(uname -s)" != Linux ] || add_torch_on_linux
+}
+
+# The workspace leaves torch out on Linux (see pyproject.toml). In this order: what is there already;
+# a CPU wheel in a folder that this machine's pip is set up with; PyTorch's own CPU builds through uv.
+add_torch_on_linux() {
+  "$PY" -c 'import importlib.metadata as m; m.version("torch")' 2>/dev/null && return
+  local pins=.venv/constraints.txt pip
+  "$PY" - >"$pins" <<'TEXT'
+import tomllib
+with open("pyproject.toml", "rb") as file:
+    print(*tomllib.load(file)["tool"]["uv"]["constraint-dependencies"], sep="\n")
+TEXT
+  say "installing torch (CPU) into .venv/"
+  # --no-compile: compiling all of torch ahead takes far longer than compiling what gets imported.
+  for pip in .tools/bin/python python3; do
+    if "$pip" -m pip --python "$PY" install --quiet --no-index --no-deps --dry-run -c "$pins" torch >/dev/null 2>&1; then
+      "$pip" -m pip --python "$PY" install --quiet --no-compile --disable-pip-version-check --retries 1 -c "$pins" torch
+      return
+    fi
+  done
+  # --no-config: the workspace's override would turn this into a silent no-op.
+  "$UV" pip install --no-config --quiet --python "$PY" --torch-backend cpu -c "$pins" torch
+}
+
+# The compiler and its sanitizers, for the Metal emulator's tests alone, which only x86-64 Linux runs.
+need_clang_19() {
+  # clang prints a path if it has the file, and the bare name otherwise
+  [ ! -e "$(clang-19 -print-file-name=libclang_rt.asan-x86_64.a 2>/dev/null)" ] || return 0
+  local as_root=""
+  [ "$(id -u)" = 0 ] || as_root="sudo -n"
+  if command -v apt-get >/dev/null 2>&1 && $as_root true 2>/dev/null; then
+    say "installing clang-19"
+    $as_root apt-get update -qq
+    $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq clang-19 libclang-rt-19-dev >/dev/null
+  else
+    say "the Metal emulator's tests need clang-19 and libclang-rt-19-dev, which only root can install with apt-get"
+  fi
+}
+
+# --- commands ----------------------------------------------------------------------------------------
+
+check() {
+  "$PY" -m ruff check .
+  "$PY" -m ruff format --check .
+  "$PY" -m mypy
+}
+
+run_tests() {
+  check
+  if [ "$(uname -sm)" = "Linux x86_64" ] && [ -d tests-parity/metal_emulator ]; then need_clang_19; fi
+  # Two workers of one thread each: the suites are many small problems.
+  OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" exec "$PY" -m pytest -n 2 --dist loadgroup --durations 10 "$@"
+}
+
+run_demo() {
+  local out=demo-output package
+  mkdir -p "$out"
+  for package in natten-mps natten-mlx; do
+    ".venv/bin/$package" demo --array "$out/$package.npy" --out "$out/$package.png" "$@"
+  done
+  "$PY" scripts/compare_demo.py "$out/natten-mps.npy" "$out/natten-mlx.npy"
+}
+
+case "${1:-}" in
+  demo)  shift; set_up; run_demo "$@" ;;
+  test)  shift; set_up; run_tests "$@" ;;
+  check) set_up; check ;;
+  bench) shift; set_up --group bench; exec "$PY" -m pytest benchmarks "$@" ;;
+  -h | --help | help) usage ;;
+  *) usage >&2; exit 2 ;;
+esac

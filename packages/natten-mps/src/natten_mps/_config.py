@@ -1,0 +1,47 @@
+"""Which backend calls use, and what this machine can do."""
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+from ._metal.backends import Backends
+
+# 'auto' tries them in this order.
+TIERS = ("metal", "native", "pure", "dense")
+BACKENDS = Backends("natten-mps", TIERS)
+
+
+def get_backend() -> str:
+    """The backend in force: 'auto', 'metal', 'native', 'pure' or 'dense'."""
+    return BACKENDS.get()
+
+
+def set_backend(backend: str) -> None:
+    """Make ``backend`` the process's default; ValueError for an unknown name."""
+    BACKENDS.set(backend)
+
+
+def use_backend(backend: str) -> AbstractContextManager[None]:
+    """``with use_backend("pure"): ...`` - the default within, in this thread only."""
+    return BACKENDS.use(backend)
+
+
+def has_mps() -> bool:
+    """Whether torch can compute on this machine's Apple GPU."""
+    import torch
+
+    return torch.backends.mps.is_available()
+
+
+def has_metal() -> bool:
+    """Whether the Metal kernels can run on this machine."""
+    return has_mps() and bool(get_support_matrix()["metal"]["available"])
+
+
+def get_support_matrix() -> dict[str, dict[str, Any]]:
+    """What each backend can do on this machine: available, forward, backward, fusion, varlen, constraints, reason."""
+    import torch
+
+    from ._arrays import device_of
+    from ._metal.faces import support_matrix
+
+    return support_matrix(device_of(torch.device("mps" if has_mps() else "cpu")), TIERS)

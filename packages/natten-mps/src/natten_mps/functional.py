@@ -1,0 +1,300 @@
+"""The public functions: each checks its problem, asks for a plan, and runs it.
+
+Layout is heads-last: query ``[B, *shape, H, D]``, key ``[B, *shape, H_kv, D]``, value ``[B, *shape,
+H_kv, D_v]``. Every float dtype; 16-bit inputs are computed in float32 and rounded once.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _dense, _ops
+from ._arrays import device_of, optional_spec, spec
+from ._config import BACKENDS, TIERS
+from ._metal import backends, checks, faces
+from ._metal import plan as planning
+from ._metal.problem import Problem
+
+Ints = int | tuple[int, ...] | list[int]
+Bools = bool | tuple[bool, ...] | list[bool]
+Result = Tensor | tuple[Tensor, Tensor]
+
+
+def _autocast(*tensors: Any) -> tuple[Any, ...]:
+    """Under ``torch.autocast`` every float tensor (but float64) in the autocast dtype."""
+    device = next((t.device.type for t in tensors if isinstance(t, Tensor)), "cpu")
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+
+    def cast(tensor: Any) -> Any:
+        wanted = isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.dtype != torch.float64
+        return tensor.to(dtype) if wanted else tensor
+
+    return tuple(cast(tensor) for tensor in tensors)
+
+
+def _run(problem: Problem, backend: str, tensors: tuple[Any, ...]) -> tuple[Tensor, ...]:
+    """Plan and launch; ``tensors`` in the order of ``_ops.INPUTS[problem.op]``.
+
+    The custom op plans when it runs, so that torch.compile need not see the planner; only the dense
+    path, which autograd itself differentiates, stays outside of it ('auto' never takes it).
+    """
+    if backend != "dense":
+        return _ops.run(_ops.call_of(problem, backend), *tensors)
+    planning.plan(problem, device_of(tensors[0].device), backend, TIERS)
+    with torch.autocast(tensors[0].device.type, enabled=False):
+        if problem.op == "qk":
+            return (_dense.qk(problem, *tensors),)
+        if problem.op == "av":
+            return (_dense.av(problem, *tensors),)
+        return _dense.forward(problem, *tensors)
+
+
+def _fused(
+    face: str, tensors: tuple[Any, ...], window: tuple[Any, ...], scale: Any, return_lse: bool, backend: Any,
+    upstream: dict[str, Any],
+) -> Any:  # fmt: skip
+    """The body of every fused face. tensors: query, key, value, additional keys and values, rpb."""
+    backends.accept_knobs(face, upstream)
+    chosen = BACKENDS.resolve(face, backend)
+    tensors = _autocast(*tensors)
+    required = [spec(face, name, t) for name, t in zip(_ops.INPUTS["na"][:3], tensors[:3], strict=True)]
+    extras = [optional_spec(face, name, t) for name, t in zip(_ops.INPUTS["na"][3:], tensors[3:], strict=True)]
+    problem = faces.fused(face, *required, *window, scale, *extras, remember=not torch.compiler.is_compiling())
+    out, lse = _run(problem, chosen, tensors)
+    return (out, lse) if return_lse else out
+
+
+def neighborhood_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    kernel_size: Ints,
+    stride: Ints = 1,
+    dilation: Ints = 1,
+    is_causal: Bools = False,
+    scale: float | None = None,
+    *,
+    additional_keys: Tensor | None = None,
+    additional_values: Tensor | None = None,
+    rpb: Tensor | None = None,
+    return_lse: bool = False,
+    backend: str | None = None,
+    **upstream: Any,
+) -> Result:
+    """Neighborhood attention of any rank: each query attends to a window of keys around it.
+
+    Args:
+        query: ``[B, *shape, H, D]``, shape of 1, 2 or 3 axes; float16, bfloat16, float32 or float64.
+        key: ``[B, *shape, H_kv, D]``; query head h reads key/value head ``h // (H / H_kv)``.
+        value: ``[B, *shape, H_kv, D_v]``.
+        kernel_size: keys per query on each axis, odd or even, at least 1.
+        stride: queries that share one window (1 <= stride <= kernel_size); the output keeps its size.
+        dilation: distance between neighbors, in tokens; ``kernel_size * dilation <= length``.
+        is_causal: per axis, whether a query sees only itself and what lies before it.
+        scale: factor on q.k; None is ``D ** -0.5``.
+        additional_keys, additional_values: ``[B, S, H_kv, D]`` and ``[B, S, H_kv, D_v]``, seen by every
+            query, in the same softmax.
+        rpb: relative positional bias ``[H, 2 * kernel_size - 1 per axis]``, added to the logits at
+            index ``(key - query) / dilation + kernel_size - 1``; stride 1 only.
+        return_lse: also return the log-sum-exp of the logits.
+        backend: 'metal', 'native', 'pure', 'dense' or 'auto'; None follows :func:`use_backend`.
+        **upstream: tuning arguments of upstream's CUDA kernels, accepted and ignored.
+
+    Returns:
+        Output ``[B, *shape, H, D_v]`` in the query's dtype; with ``return_lse`` also lse
+        ``[B, *shape, H]`` in float32 (float64 for float64), natural log, scale included, differentiable.
+
+    Raises:
+        TypeError: a wrong type, or dtypes that differ. ValueError: any other broken rule.
+        NotImplementedError: no path takes the problem, or ``backend`` cannot.
+
+    Source: Neighborhood Attention Transformer (arXiv 2204.07143), dilation (arXiv 2209.15001), stride
+    as in Generalized Neighborhood Attention (arXiv 2504.16922); upstream NATTEN's ``na1d/na2d/na3d``.
+    """
+    tensors = (query, key, value, additional_keys, additional_values, rpb)
+    window = (kernel_size, stride, dilation, is_causal)
+    return _fused("neighborhood_attention", tensors, window, scale, return_lse, backend, upstream)
+
+
+def na1d(
+    query: Tensor, key: Tensor, value: Tensor, kernel_size: Ints, stride: Ints = 1, dilation: Ints = 1,
+    is_causal: Bools = False, scale: float | None = None, *, additional_keys: Tensor | None = None,
+    additional_values: Tensor | None = None, rpb: Tensor | None = None, return_lse: bool = False,
+    backend: str | None = None, **upstream: Any,
+) -> Result:  # fmt: skip
+    """:func:`neighborhood_attention` of sequences: query ``[B, L, H, D]``."""
+    tensors = (query, key, value, additional_keys, additional_values, rpb)
+    return _fused("na1d", tensors, (kernel_size, stride, dilation, is_causal), scale, return_lse, backend, upstream)
+
+
+def na2d(
+    query: Tensor, key: Tensor, value: Tensor, kernel_size: Ints, stride: Ints = 1, dilation: Ints = 1,
+    is_causal: Bools = False, scale: float | None = None, *, additional_keys: Tensor | None = None,
+    additional_values: Tensor | None = None, rpb: Tensor | None = None, return_lse: bool = False,
+    backend: str | None = None, **upstream: Any,
+) -> Result:  # fmt: skip
+    """:func:`neighborhood_attention` of images: query ``[B, X, Y, H, D]``."""
+    tensors = (query, key, value, additional_keys, additional_values, rpb)
+    return _fused("na2d", tensors, (kernel_size, stride, dilation, is_causal), scale, return_lse, backend, upstream)
+
+
+def na3d(
+    query: Tensor, key: Tensor, value: Tensor, kernel_size: Ints, stride: Ints = 1, dilation: Ints = 1,
+    is_causal: Bools = False, scale: float | None = None, *, additional_keys: Tensor | None = None,
+    additional_values: Tensor | None = None, rpb: Tensor | None = None, return_lse: bool = False,
+    backend: str | None = None, **upstream: Any,
+) -> Result:  # fmt: skip
+    """:func:`neighborhood_attention` of volumes or video: query ``[B, X, Y, Z, H, D]``."""
+    tensors = (query, key, value, additional_keys, additional_values, rpb)
+    return _fused("na3d", tensors, (kernel_size, stride, dilation, is_causal), scale, return_lse, backend, upstream)
+
+
+def _qk(
+    face: str, query: Any, key: Any, kernel_size: Any, dilation: Any, stride: Any, is_causal: Any, scale: Any,
+    rpb: Any, backend: Any,
+) -> Tensor:  # fmt: skip
+    """Logits of the window slots: ``[B, *shape, H, prod(kernel_size)]`` in the query's dtype.
+
+    query ``[B, *shape, H, D]``, key ``[B, *shape, H_kv, D]``. Slots are row-major over the window; slot j
+    of an axis is the key ``start + j`` of the group. A slot at or past the window's end (causal) is -inf.
+    float16 logits may round to inf; the fused op's do not.
+    """
+    chosen = BACKENDS.resolve(face, backend)
+    query, key, rpb = _autocast(query, key, rpb)
+    specs = spec(face, "query", query), spec(face, "key", key)
+    bias = optional_spec(face, "rpb", rpb)
+    problem = faces.qk(face, *specs, kernel_size, dilation, stride, is_causal, scale, bias)
+    return _run(problem, chosen, (query, key, rpb))[0]
+
+
+def _av(
+    face: str, attn: Any, value: Any, kernel_size: Any, dilation: Any, stride: Any, is_causal: Any, backend: Any
+) -> Tensor:
+    """Window slots times the values they stand for: ``[B, *shape, H, D_v]`` in the value's dtype.
+
+    attn ``[B, *shape, H, prod(kernel_size)]``, of any float dtype (converted to the value's); value
+    ``[B, *shape, H_kv, D_v]``. Slots without a key are never read and get a gradient of zero.
+    """
+    chosen = BACKENDS.resolve(face, backend)
+    attn, value = _autocast(attn, value)
+    specs = spec(face, "attn", attn), spec(face, "value", value)
+    problem = faces.av(face, *specs, kernel_size, dilation, stride, is_causal)
+    return _run(problem, chosen, (attn.to(value.dtype), value))[0]
+
+
+def na1d_qk(
+    query: Tensor, key: Tensor, kernel_size: Ints, dilation: Ints = 1, *, stride: Ints = 1,
+    is_causal: Bools = False, scale: float | None = None, rpb: Tensor | None = None, backend: str | None = None,
+) -> Tensor:  # fmt: skip
+    """Logits of a sequence's window slots: ``[B, L, H, kernel_size]``."""
+    return _qk("na1d_qk", query, key, kernel_size, dilation, stride, is_causal, scale, rpb, backend)
+
+
+def na2d_qk(
+    query: Tensor, key: Tensor, kernel_size: Ints, dilation: Ints = 1, *, stride: Ints = 1,
+    is_causal: Bools = False, scale: float | None = None, rpb: Tensor | None = None, backend: str | None = None,
+) -> Tensor:  # fmt: skip
+    """Logits of an image's window slots: ``[B, X, Y, H, prod(kernel_size)]``, row-major."""
+    return _qk("na2d_qk", query, key, kernel_size, dilation, stride, is_causal, scale, rpb, backend)
+
+
+def na3d_qk(
+    query: Tensor, key: Tensor, kernel_size: Ints, dilation: Ints = 1, *, stride: Ints = 1,
+    is_causal: Bools = False, scale: float | None = None, rpb: Tensor | None = None, backend: str | None = None,
+) -> Tensor:  # fmt: skip
+    """Logits of a volume's window slots: ``[B, X, Y, Z, H, prod(kernel_size)]``, row-major."""
+    return _qk("na3d_qk", query, key, kernel_size, dilation, stride, is_causal, scale, rpb, backend)
+
+
+def na1d_av(
+    attn: Tensor, value: Tensor, kernel_size: Ints, dilation: Ints = 1, *, stride: Ints = 1,
+    is_causal: Bools = False, backend: str | None = None,
+) -> Tensor:  # fmt: skip
+    """A sequence's window slots times their values: ``[B, L, H, D_v]``."""
+    return _av("na1d_av", attn, value, kernel_size, dilation, stride, is_causal, backend)
+
+
+def na2d_av(
+    attn: Tensor, value: Tensor, kernel_size: Ints, dilation: Ints = 1, *, stride: Ints = 1,
+    is_causal: Bools = False, backend: str | None = None,
+) -> Tensor:  # fmt: skip
+    """An image's window slots times their values: ``[B, X, Y, H, D_v]``."""
+    return _av("na2d_av", attn, value, kernel_size, dilation, stride, is_causal, backend)
+
+
+def na3d_av(
+    attn: Tensor, value: Tensor, kernel_size: Ints, dilation: Ints = 1, *, stride: Ints = 1,
+    is_causal: Bools = False, backend: str | None = None,
+) -> Tensor:  # fmt: skip
+    """A volume's window slots times their values: ``[B, X, Y, Z, H, D_v]``."""
+    return _av("na3d_av", attn, value, kernel_size, dilation, stride, is_causal, backend)
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    is_causal: bool = False,
+    scale: float | None = None,
+    *,
+    return_lse: bool = False,
+    backend: str | None = None,
+    **upstream: Any,
+) -> Result:
+    """Full attention of sequences: query ``[B, S, H, D]``, key ``[B, S_kv, H_kv, D]``, value ``[.., D_v]``.
+
+    is_causal: query i sees keys 0..i (aligned at the top left when S != S_kv). Otherwise as
+    :func:`neighborhood_attention`: output ``[B, S, H, D_v]``, and lse ``[B, S, H]`` with ``return_lse``.
+    """
+    backends.accept_knobs("attention", upstream)
+    chosen = BACKENDS.resolve("attention", backend)
+    tensors = _autocast(query, key, value)
+    specs = [spec("attention", name, t) for name, t in zip(_ops.INPUTS["attention"], tensors, strict=True)]
+    problem = faces.full("attention", *specs, is_causal, scale)
+    out, lse = _run(problem, chosen, tensors)
+    return (out, lse) if return_lse else out
+
+
+def merge_attentions(outputs: list[Tensor], lses: list[Tensor], **upstream: Any) -> tuple[Tensor, Tensor]:
+    """Attention over the union of disjoint sets of keys, from its parts.
+
+    outputs: ``[B, *shape, H, D_v]`` each; lses: ``[B, *shape, H]`` each. out = sum_i exp(lse_i - lse) *
+    out_i with lse = log sum_i exp(lse_i), accumulated in float32 (float64 for float64), out in the parts'
+    dtype. A part with lse -inf contributes 0; where all are -inf: out 0, lse -inf, gradients 0.
+    """
+    face = "merge_attentions"
+    backends.accept_knobs(face, upstream)
+    checks.check_merge(
+        face,
+        [spec(face, f"outputs[{i}]", out) for i, out in enumerate(outputs)],
+        [spec(face, f"lses[{i}]", lse) for i, lse in enumerate(lses)],
+    )
+    dtype = torch.float64 if outputs[0].dtype == torch.float64 else torch.float32
+    stacked = torch.stack([lse.to(dtype) for lse in lses])
+    top = stacked.detach().amax(0)
+    empty = top == -torch.inf
+    # Where every part is empty, exponents of 0 stand in, so that no NaN reaches a gradient.
+    top = torch.where(empty, 0.0, top)
+    weights = torch.where(empty, 0.0, torch.exp(stacked - top))
+    total = torch.where(empty, 1.0, weights.sum(0))
+    parts = torch.stack([out.to(dtype) for out in outputs])
+    parts = torch.where((stacked == -torch.inf)[..., None], 0.0, parts)
+    out = (weights[..., None] * parts).sum(0) / total[..., None]
+    lse = torch.where(empty, -torch.inf, top + torch.log(total))
+    return out.to(outputs[0].dtype), lse
+
+
+def explain(op: str, query: Tensor, key: Tensor, value: Tensor | None = None, **arguments: Any) -> str:
+    """What a call would run and why, in words: ``explain("na2d", q, k, v, kernel_size=7)``.
+
+    op: a face's name; the tensors and arguments are the face's (for ``na2d_av``: attn, value).
+    """
+    chosen = BACKENDS.resolve("explain", arguments.pop("backend", None))
+    specs = [optional_spec("explain", name, t) for name, t in (("query", query), ("key", key), ("value", value))]
+    given = {n: optional_spec("explain", n, a) if isinstance(a, Tensor) else a for n, a in arguments.items()}
+    device = device_of(query.device)
+    problem = faces.explained(op, specs, given)
+    return planning.explain(planning.plan(problem, device, chosen, TIERS), device)

@@ -1,0 +1,95 @@
+"""Items of different sizes in one padded batch.
+
+Each item attends within its own size, as if it were alone. Padding is never read; it gives out 0, lse
+-inf and gradient 0. Items of equal size are computed together.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._arrays import optional_spec, spec
+from ._metal import checks, faces
+from .functional import Bools, Ints, Result, _autocast, _fused
+
+
+def _sizes_on_host(sizes: Any) -> Any:
+    """``[B]`` or ``[B, rank]`` numbers as Python lists, read once."""
+    if isinstance(sizes, (list, tuple)):
+        return [_sizes_on_host(size) if isinstance(size, (list, tuple)) else size for size in sizes]
+    return sizes.tolist() if hasattr(sizes, "tolist") else sizes
+
+
+def padded_items(
+    face: str, name: str, tensors: tuple[Any, ...], sizes: Any, window: tuple[Any, ...], scale: Any, return_lse: bool,
+    backend: Any, rpb: Tensor | None = None,
+) -> Any:  # fmt: skip
+    *tensors, rpb = _autocast(*tensors, rpb)
+    specs = [spec(face, which, t) for which, t in zip(("query", "key", "value"), tensors, strict=True)]
+    rank = checks.tensor_rank(face, "query", specs[0], faces.rank_of(face))
+    kernel_size, stride, dilation, _ = given = checks.window_arguments(face, rank, *window)
+    faces.fused(face, *specs, *given, scale, rpb=optional_spec(face, "rpb", rpb))
+    items = checks.varlen_sizes(face, name, _sizes_on_host(sizes), specs[0], kernel_size, dilation)
+    query, _, value = tensors
+    out = query.new_zeros(*query.shape[:-1], value.shape[-1])
+    lse_dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
+    lse = query.new_full(query.shape[:-1], -torch.inf, dtype=lse_dtype)
+    for size in sorted(set(items)):
+        if 0 in size:
+            continue
+        which = torch.tensor([item for item, own in enumerate(items) if own == size], device=query.device)
+        region = (which[:, None], *_region(size, query.device))
+        parts = tuple(_cut(tensor.index_select(0, which), size) for tensor in tensors)
+        own_out, own_lse = _fused(face, (*parts, None, None, rpb), given, scale, True, backend, {})
+        out = out.index_put(region, own_out.flatten(1, rank))
+        lse = lse.index_put(region, own_lse.flatten(1, rank))
+    return (out, lse) if return_lse else out
+
+
+def _cut(tensor: Tensor, size: tuple[int, ...]) -> Tensor:
+    """The first ``size`` tokens of each axis."""
+    for axis, length in enumerate(size):
+        tensor = tensor.narrow(1 + axis, 0, length)
+    return tensor
+
+
+def _region(size: tuple[int, ...], device: torch.device) -> list[Tensor]:
+    """Index arrays of all tokens of an item, one per axis, flat."""
+    grid = torch.meshgrid(*(torch.arange(length, device=device) for length in size), indexing="ij")
+    return [axis.reshape(1, -1) for axis in grid]
+
+
+def na1d_varlen(
+    query: Tensor, key: Tensor, value: Tensor, seq_lens: Any, kernel_size: Ints, dilation: Ints = 1,
+    scale: float | None = None, *, stride: Ints = 1, is_causal: Bools = False, return_lse: bool = False,
+    backend: str | None = None,
+) -> Result:  # fmt: skip
+    """:func:`na1d` of padded sequences: query ``[B, L_max, H, D]``, seq_lens ``[B]`` ints (0 is legal).
+
+    ValueError if an item is shorter than ``kernel_size * dilation`` (it names the item).
+    """
+    window = (kernel_size, stride, dilation, is_causal)
+    return padded_items("na1d_varlen", "seq_lens", (query, key, value), seq_lens, window, scale, return_lse, backend)
+
+
+def na2d_varlen(
+    query: Tensor, key: Tensor, value: Tensor, spatial_sizes: Any, kernel_size: Ints, dilation: Ints = 1,
+    scale: float | None = None, *, stride: Ints = 1, is_causal: Bools = False, return_lse: bool = False,
+    backend: str | None = None,
+) -> Result:  # fmt: skip
+    """:func:`na2d` of padded images: query ``[B, X_max, Y_max, H, D]``, spatial_sizes ``[B, 2]`` ints."""
+    window = (kernel_size, stride, dilation, is_causal)
+    tensors = (query, key, value)
+    return padded_items("na2d_varlen", "spatial_sizes", tensors, spatial_sizes, window, scale, return_lse, backend)
+
+
+def na3d_varlen(
+    query: Tensor, key: Tensor, value: Tensor, spatial_sizes: Any, kernel_size: Ints, dilation: Ints = 1,
+    scale: float | None = None, *, stride: Ints = 1, is_causal: Bools = False, return_lse: bool = False,
+    backend: str | None = None,
+) -> Result:  # fmt: skip
+    """:func:`na3d` of padded volumes: query ``[B, X_max, Y_max, Z_max, H, D]``, spatial_sizes ``[B, 3]`` ints."""
+    window = (kernel_size, stride, dilation, is_causal)
+    tensors = (query, key, value)
+    return padded_items("na3d_varlen", "spatial_sizes", tensors, spatial_sizes, window, scale, return_lse, backend)

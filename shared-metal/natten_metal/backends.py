@@ -1,0 +1,124 @@
+"""Which backend a call asks for: argument > use_backend > set_backend > environment > auto."""
+
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+log = logging.getLogger("natten")
+
+# Upstream's own backend names select CUDA kernels; they are accepted and mean 'auto' here.
+UPSTREAM_BACKENDS = frozenset(
+    f"{family}-{kind}" for family in ("cutlass", "hopper", "blackwell", "flex") for kind in ("fna", "fmha")
+)
+ALL_TIERS = frozenset({"auto", "metal", "native", "nanobind", "fast_metal", "pure", "dense"})
+# Upstream's arguments that choose a CUDA kernel or tune it: no meaning for the result.
+UPSTREAM_KNOBS = frozenset(
+    {
+        "attention_kwargs",
+        "q_tile_shape",
+        "kv_tile_shape",
+        "backward_q_tile_shape",
+        "backward_kv_tile_shape",
+        "q_tile_size",
+        "kv_tile_size",
+        "backward_q_tile_size",
+        "backward_kv_tile_size",
+        "backward_kv_splits",
+        "backward_use_pt_reduction",
+        "run_persistent_kernel",
+        "kernel_schedule",
+        "torch_compile",
+        "use_autograd_fix",
+    }
+)
+
+_said: set[str] = set()
+_said_lock = threading.Lock()
+
+
+def say_once(message: str, level: int = logging.INFO) -> None:
+    """Log ``message`` the first time it is said in this process."""
+    with _said_lock:
+        if message in _said:
+            return
+        _said.add(message)
+    log.log(level, message)
+
+
+def accept_knobs(op: str, knobs: dict[str, object]) -> None:
+    """Note upstream's CUDA arguments once in the log; any other name is a TypeError."""
+    for name in knobs:
+        if name not in UPSTREAM_KNOBS:
+            raise TypeError(f"{op}: got an unexpected keyword argument '{name}'")
+        say_once(f"{op}: '{name}' tunes upstream's CUDA kernels; accepted and ignored")
+
+
+class Backends:
+    """The choice of backend of one package: a process default and a thread-local override.
+
+    tiers: the package's tiers in the order in which 'auto' tries them.
+    aliases: other words for them ('metal' for natten-mlx's 'fast_metal').
+    """
+
+    def __init__(self, package: str, tiers: tuple[str, ...], aliases: dict[str, str] | None = None) -> None:
+        self.package = package
+        self.tiers = tiers
+        self.aliases = aliases or {}
+        self.variable = package.upper().replace("-", "_") + "_BACKEND"
+        self._default: str | None = None
+        self._local = threading.local()
+
+    def resolve(self, op: str, backend: object) -> str:
+        """The tier, or 'auto', that a call with the argument ``backend`` uses."""
+        if backend is None:
+            return self.get()
+        if isinstance(backend, str) and backend in UPSTREAM_BACKENDS:
+            say_once(f"{op}: backend='{backend}' is upstream's CUDA kernel; accepted, 'auto' is used")
+            return "auto"
+        return self._known(op, backend)
+
+    def get(self) -> str:
+        """The backend in force where no argument is given: 'auto' or a tier."""
+        for choice in (getattr(self._local, "choice", None), self._default):
+            if choice is not None:
+                return str(choice)
+        return self._from_environment() or "auto"
+
+    def set(self, backend: str) -> None:
+        """Make ``backend`` the default of the process."""
+        self._default = self._known("set_backend", backend)
+
+    @contextmanager
+    def use(self, backend: str) -> Iterator[None]:
+        """Within the context, and in this thread only, ``backend`` is the default."""
+        chosen = self._known("use_backend", backend)
+        before = getattr(self._local, "choice", None)
+        self._local.choice = chosen
+        try:
+            yield
+        finally:
+            self._local.choice = before
+
+    def _known(self, op: str, backend: object) -> str:
+        if not isinstance(backend, str):
+            raise TypeError(f"{op}: backend must be a string or None; got {type(backend).__name__}")
+        name = self.aliases.get(backend, backend)
+        if name != "auto" and name not in self.tiers:
+            known = ", ".join(("auto", *self.tiers))
+            raise ValueError(f"{op}: unknown backend '{backend}'; {self.package} has {known}")
+        return name
+
+    def _from_environment(self) -> str | None:
+        own = os.environ.get(self.variable)
+        if own:
+            return self._known(self.variable, own)
+        shared = os.environ.get("NATTEN_BACKEND")
+        if not shared:
+            return None
+        name = self.aliases.get(shared, shared)
+        if name not in ("auto", *self.tiers) and name in ALL_TIERS:
+            say_once(f"NATTEN_BACKEND={shared} names a tier that {self.package} does not have; ignored")
+            return None
+        return self._known("NATTEN_BACKEND", shared)

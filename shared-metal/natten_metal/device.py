@@ -1,0 +1,21 @@
+"""What a plan needs to know of the machine, as plain data."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A place where tensors live, and which backend tiers cannot run there.
+
+    kind: 'cpu' or 'gpu'. missing: (tier, reason) pairs; a tier not named there is at hand.
+    float64: whether the device computes in float64.
+    """
+
+    kind: str
+    name: str
+    missing: tuple[tuple[str, str], ...] = ()
+    float64: bool = True
+
+    def reason_missing(self, tier: str) -> str | None:
+        """Why ``tier`` cannot run here, or None if it can."""
+        return dict(self.missing).get(tier)

@@ -1,0 +1,153 @@
+"""From a face's arguments to its problem: what the public functions of both packages share.
+
+Each function takes the face's name (for messages), specs of its tensors, and the raw arguments; it
+raises the errors of :mod:`.checks` or returns the :class:`Problem`.
+"""
+
+from functools import lru_cache
+from typing import Any
+
+from . import checks
+from .device import Device
+from .plan import obstacle
+from .problem import RANKS, Problem, TensorSpec
+
+Spec = TensorSpec
+
+
+def rank_of(face: str) -> int | None:
+    """The rank in a face's name ('na2d_qk' -> 2); None for faces of any rank."""
+    return int(face[2]) if face.startswith("na") and face[2:3].isdigit() else None
+
+
+def fused(
+    face: str, query: Spec, key: Spec, value: Spec, kernel_size: Any, stride: Any, dilation: Any, is_causal: Any,
+    scale: Any, additional_keys: Spec | None = None, additional_values: Spec | None = None, rpb: Spec | None = None,
+    *, remember: bool = True,
+) -> Problem:  # fmt: skip
+    """The problem of ``na{1,2,3}d`` and ``neighborhood_attention``.
+
+    remember: look the checked problem up where these very specs came before (not while torch.compile traces).
+    """
+    rank = checks.tensor_rank(face, "query", query, rank_of(face))
+    window = checks.window_arguments(face, rank, kernel_size, stride, dilation, is_causal)
+    factor = checks.scale_or_default(face, scale, query.shape[-1])
+    build = _remembered_fused_problem if remember else checks.fused_problem
+    return build(face, query, key, value, window, factor, additional_keys, additional_values, rpb)
+
+
+_remembered_fused_problem = lru_cache(maxsize=512)(checks.fused_problem)
+
+
+def qk(
+    face: str, query: Spec, key: Spec, kernel_size: Any, dilation: Any, stride: Any, is_causal: Any, scale: Any,
+    rpb: Spec | None = None,
+) -> Problem:  # fmt: skip
+    """The problem of ``na{1,2,3}d_qk``."""
+    rank = checks.tensor_rank(face, "query", query, rank_of(face))
+    window = checks.window_arguments(face, rank, kernel_size, stride, dilation, is_causal)
+    factor = checks.scale_or_default(face, scale, query.shape[-1])
+    return checks.qk_problem(face, query, key, window, factor, rpb)
+
+
+def av(face: str, attn: Spec, value: Spec, kernel_size: Any, dilation: Any, stride: Any, is_causal: Any) -> Problem:
+    """The problem of ``na{1,2,3}d_av``."""
+    rank = checks.tensor_rank(face, "attn", attn, rank_of(face))
+    window = checks.window_arguments(face, rank, kernel_size, stride, dilation, is_causal)
+    return checks.av_problem(face, attn, value, window)
+
+
+def full(face: str, query: Spec, key: Spec, value: Spec, is_causal: Any, scale: Any) -> Problem:
+    """The problem of ``attention``."""
+    checks.tensor_rank(face, "query", query, 1)
+    (causal,) = checks.bools_per_axis(face, "is_causal", is_causal, 1)
+    factor = checks.scale_or_default(face, scale, query.shape[-1])
+    return checks.full_problem(face, query, key, value, causal, factor)
+
+
+_WINDOW = {"stride": 1, "dilation": 1, "is_causal": False}
+# What each kind of face takes besides its tensors: names and defaults; kernel_size has none.
+_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "fused": _WINDOW | dict.fromkeys(("scale", "additional_keys", "additional_values", "rpb")),
+    "qk": _WINDOW | {"scale": None, "rpb": None},
+    "av": dict(_WINDOW),
+    "attention": {"is_causal": False, "scale": None},
+}
+FACES = ("neighborhood_attention", "attention", *(f"na{r}d{s}" for r in RANKS for s in ("", "_qk", "_av")))
+
+
+def explained(face: str, specs: list[Spec | None], arguments: dict[str, Any]) -> Problem:
+    """The problem that ``explain`` is asked about; tensors among ``arguments`` are specs already."""
+    if face not in FACES:
+        raise ValueError(f"explain: unknown op {face!r}; it explains {', '.join(FACES)}")
+    kind = face.split("_")[-1] if face.endswith(("_qk", "_av")) else ("attention" if face == "attention" else "fused")
+    known = _ARGUMENTS[kind]
+    unknown = sorted(set(arguments) - set(known) - ({"kernel_size"} if kind != "attention" else set()))
+    if unknown:
+        raise TypeError(f"explain: {face} has no argument '{unknown[0]}'")
+    if kind != "attention" and "kernel_size" not in arguments:
+        raise TypeError(f"explain: {face} needs kernel_size")
+    tensors = specs if kind in ("fused", "attention") else specs[:2]
+    if None in tensors:
+        raise TypeError(f"explain: {face} needs query, key and value")
+    build = {"fused": fused, "qk": qk, "av": av, "attention": full}[kind]
+    problem: Problem = build(face, *tensors, **(known | arguments))  # type: ignore[operator]
+    return problem
+
+
+def support_matrix(device: Device, tiers: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    """For each tier what it can do on ``device``, found by asking the planner.
+
+    available: some problem can run; forward, backward, fusion (no tensor of window slots), varlen:
+    what it takes; constraints: dtypes and ranks; reason: why not, or ''.
+    """
+    matrix = {}
+    for tier in tiers:
+        reasons = {
+            (rank, dtype): obstacle(_sample(rank, dtype), device, tier) for rank in RANKS for dtype in checks.DTYPES
+        }
+        taken = [case for case, reason in reasons.items() if reason is None]
+        works = bool(taken)
+        matrix[tier] = {
+            "available": works,
+            "forward": works,
+            "backward": works,
+            "fusion": works and tier != "dense",
+            "varlen": works,
+            "constraints": {
+                "ranks": sorted({rank for rank, _ in taken}),
+                "dtypes": [dtype for dtype in checks.DTYPES if any(taken_dtype == dtype for _, taken_dtype in taken)],
+            },
+            "reason": next((reason for reason in reasons.values() if reason), ""),
+        }
+    return matrix
+
+
+def _sample(rank: int, dtype: str) -> Problem:
+    """A small legal problem of that rank and dtype."""
+    shape, ones, no = (8,) * rank, (1,) * rank, (False,) * rank
+    return Problem("na", 1, shape, shape, 1, 1, 16, 16, (3,) * rank, ones, ones, no, 0.25, dtype)
+
+
+def module_heads(face: str, embed_dim: int, num_heads: int, num_kv_heads: int | None) -> int:
+    """The key/value heads of a module; ValueError if the dims do not divide."""
+    if num_heads < 1 or embed_dim % num_heads:
+        raise ValueError(f"{face}: embed_dim must be a multiple of num_heads; got {embed_dim} and {num_heads}")
+    kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+    if kv_heads < 1 or num_heads % kv_heads:
+        raise ValueError(f"{face}: num_heads must be a multiple of num_kv_heads; got {num_heads} and {kv_heads}")
+    return kv_heads
+
+
+def module_input(face: str, shape: tuple[int, ...], rank: int, embed_dim: int) -> None:
+    """ValueError unless a module's input is ``[batch, *shape, embed_dim]``."""
+    if len(shape) != rank + 2 or shape[-1] != embed_dim:
+        axes = ", ".join("XYZ"[:rank]) if rank > 1 else "L"
+        raise ValueError(f"{face}: input must be [batch, {axes}, {embed_dim}]; got {shape}")
+
+
+def reject_module_dropout(face: str, sizes: str) -> None:
+    """Dropping weights needs the split ops, which know no items of different sizes."""
+    raise NotImplementedError(
+        f"{face}: attn_drop in training does not go with {sizes}; set attn_drop=0.0 or call the items one by one"
+    )

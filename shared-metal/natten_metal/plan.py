@@ -1,0 +1,130 @@
+"""What will run, as frozen data: ``plan(problem, device, backend, tiers) -> Plan``.
+
+The planner decides and the launchers obey: a plan names the path, says why in one sentence, and holds
+whatever the path needs (today the walks of the pure path). A fallback is a plan too, with its reason.
+"""
+
+import itertools
+from dataclasses import dataclass
+from functools import lru_cache
+
+from .blocks import AxisBlocks, Blocks, box_size, tiles_per_group
+from .device import Device
+from .problem import Axis, Problem, describe
+
+# Bytes of logits that one step of a walk may hold, and the most that a single tile may.
+STEP_BYTES = 4 << 20
+TILE_BYTES = 64 << 20
+TILES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+
+# Measured costs on a two-core x86-64 CPU with torch, in units of one multiply-accumulate of its matrix product:
+# per (row, column) pair for mask and softmax, per element gathered, per tile for a small product's start.
+PAIR_COST = 70
+GATHER_COST = 14
+TILE_COST = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What will run. path: the tier. why: one sentence. queries, keys: the pure path's two walks."""
+
+    problem: Problem
+    path: str
+    why: str
+    queries: Blocks | None = None
+    keys: Blocks | None = None
+
+
+def obstacle(problem: Problem, device: Device, tier: str) -> str | None:
+    """Why ``tier`` cannot take ``problem`` on ``device``; None if it can."""
+    missing = device.reason_missing(tier)
+    if missing is not None:
+        return missing
+    if problem.dtype == "float64" and not device.float64:
+        return f"{device.name} does not compute in float64; use a CPU stream"
+    return None
+
+
+@lru_cache(maxsize=1024)
+def plan(problem: Problem, device: Device, backend: str, tiers: tuple[str, ...]) -> Plan:
+    """The plan of ``problem``: the first of ``tiers`` that can take it, or the one that ``backend`` names.
+
+    Raises NotImplementedError with the reason if ``backend`` cannot take it, or if nothing can.
+    """
+    reasons = {tier: obstacle(problem, device, tier) for tier in tiers}
+    if backend != "auto":
+        if reasons[backend] is not None:
+            raise NotImplementedError(
+                f"{problem.name}: backend='{backend}' cannot take this problem: {reasons[backend]}. "
+                "backend='auto' picks a path that can"
+            )
+        return _plan_of(problem, backend, f"backend='{backend}' was asked for")
+    for tier in tiers:
+        if reasons[tier] is None:
+            passed = [f"{other}: {reasons[other]}" for other in tiers[: tiers.index(tier)]]
+            return _plan_of(problem, tier, "; ".join(passed) or "the fastest path that takes this problem")
+    raise NotImplementedError(f"{problem.name}: no path takes this problem: " + "; ".join(map(str, reasons.values())))
+
+
+def _plan_of(problem: Problem, tier: str, why: str) -> Plan:
+    if tier == "pure":
+        return Plan(problem, tier, why, walk(problem, transposed=False), walk(problem, transposed=True))
+    return Plan(problem, tier, why)
+
+
+def walk(problem: Problem, transposed: bool) -> Blocks:
+    """The cheapest tiles by the cost model, and how many fit a step's memory."""
+    size = 8 if problem.dtype == "float64" else 4
+    heads, group = problem.heads, problem.group_heads
+    width = problem.head_dim + problem.head_dim_v
+    best: tuple[float, tuple[AxisBlocks, ...]] | None = None
+    for tiles in itertools.product(*(_tiles(axis, transposed) for axis in problem.axes)):
+        axes = tuple(
+            AxisBlocks(axis, transposed, tile, box_size(axis, transposed, tile))
+            for axis, tile in zip(problem.axes, tiles, strict=True)
+        )
+        blocks = Blocks(axes, 1, 1)
+        rows, columns = blocks.tile_rows, blocks.box_columns + (0 if transposed else problem.additional)
+        smallest = max(tiles) == 1
+        if rows * columns * heads * size > TILE_BYTES and not smallest:
+            continue
+        pairs = group * rows * columns
+        # Grouped heads ride with the queries: rows of the one walk, columns of the other.
+        gathered = (columns + group * rows) if not transposed else (rows + group * columns)
+        cost = blocks.tiles * (pairs * (width + PAIR_COST) + gathered * width * GATHER_COST + TILE_COST)
+        if best is None or cost < best[0]:
+            best = (cost, axes)
+    assert best is not None
+    blocks = Blocks(best[1], 1, 1)
+    columns = blocks.box_columns + (0 if transposed else problem.additional)
+    per_tile = blocks.tile_rows * columns * heads * size
+    batch_step = max(1, min(problem.batch, STEP_BYTES // per_tile))
+    step = max(1, min(blocks.tiles, STEP_BYTES // (per_tile * batch_step)))
+    return Blocks(best[1], step, batch_step)
+
+
+def _tiles(axis: Axis, transposed: bool) -> list[int]:
+    """Candidate tiles of an axis: a fixed table, whole axes, and multiples of the stride."""
+    rows = axis.keys if transposed else axis.queries
+    longest = tiles_per_group(rows, axis.dilation, 1)
+    # Very long axes skip tiny tiles: they never win there, and their exact box takes a pass over all tiles.
+    tiles = {tile for tile in TILES if tile <= longest and longest // tile <= 16_384}
+    if longest <= TILES[-1]:
+        tiles.add(longest)
+    if axis.stride > 1:
+        tiles |= {m * axis.stride for m in (1, 2, 4, 8) if m * axis.stride <= longest}
+    return sorted(tiles | {1} if longest <= 16_384 else tiles)
+
+
+def explain(planned: Plan, device: Device) -> str:
+    """The plan in words: the problem, the path and why, and the walks if it has them."""
+    lines = [describe(planned.problem), f"device: {device.name}", f"path: {planned.path} ({planned.why})"]
+    for name, blocks in (("queries", planned.queries), ("keys", planned.keys)):
+        if blocks is not None:
+            tile = tuple(axis.tile for axis in blocks.axes)
+            box = tuple(axis.box for axis in blocks.axes)
+            purpose = "forward and dQ" if name == "queries" else "dK and dV"
+            lines.append(
+                f"{purpose}: {blocks.tiles} tiles of {tile} {name}, each with a box of {box}, {blocks.step} at a time"
+            )
+    return "\n".join(lines)

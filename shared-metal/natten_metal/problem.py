@@ -1,0 +1,124 @@
+"""The problem that one call poses: frozen, hashable, free of tensors."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+# One axis a rank: 1-D sequences, 2-D images, 3-D volumes.
+RANKS = (1, 2, 3)
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """What the rules need to know of a tensor: ``shape``, ``dtype`` ('float32', ...), ``device``."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    device: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """One axis: ``queries`` and ``keys`` tokens long (equal but for full attention), and its window."""
+
+    queries: int
+    keys: int
+    window: int
+    stride: int
+    dilation: int
+    causal: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One neighborhood attention problem, whatever the framework.
+
+    op: 'na' (fused attention), 'qk', 'av' (split ops) or 'attention' (every key in reach).
+    Layout is heads-last: query ``[batch, *query_shape, heads, head_dim]``, key ``[batch, *key_shape,
+    kv_heads, head_dim]``, value ``[batch, *key_shape, kv_heads, head_dim_v]``. For 'av' the head_dim
+    is 0, for 'qk' the head_dim_v is.
+    """
+
+    op: str
+    batch: int
+    query_shape: tuple[int, ...]
+    key_shape: tuple[int, ...]
+    heads: int
+    kv_heads: int
+    head_dim: int
+    head_dim_v: int
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    is_causal: tuple[bool, ...]
+    scale: float
+    dtype: str
+    additional: int = 0
+    has_rpb: bool = False
+
+    @property
+    def rank(self) -> int:
+        """Number of axes: 1, 2 or 3."""
+        return len(self.query_shape)
+
+    @property
+    def name(self) -> str:
+        """The op's public name: 'na2d', 'na1d_qk', 'attention', ..."""
+        if self.op == "attention":
+            return "attention"
+        suffix = "" if self.op == "na" else f"_{self.op}"
+        return f"na{self.rank}d{suffix}"
+
+    @property
+    def axes(self) -> tuple[Axis, ...]:
+        """The axes, one :class:`Axis` each."""
+        columns = zip(
+            self.query_shape,
+            self.key_shape,
+            self.kernel_size,
+            self.stride,
+            self.dilation,
+            self.is_causal,
+            strict=True,
+        )
+        return tuple(Axis(*column) for column in columns)
+
+    @property
+    def group_heads(self) -> int:
+        """Query heads that read one key/value head (1 without grouped queries)."""
+        return self.heads // self.kv_heads
+
+    @property
+    def slots(self) -> int:
+        """Window slots a query has: prod(kernel_size), the last dimension of split logits."""
+        return math.prod(self.kernel_size)
+
+    @property
+    def queries(self) -> int:
+        """Query tokens of one batch item."""
+        return math.prod(self.query_shape)
+
+    @property
+    def keys(self) -> int:
+        """Key tokens of one batch item, additional ones not counted."""
+        return math.prod(self.key_shape)
+
+
+def describe(problem: Problem) -> str:
+    """One line that names the problem in the words of the public signature."""
+    p = problem
+    parts: list[Any] = [
+        f"{p.name}: batch {p.batch}, shape {p.query_shape}",
+        *([f"keys {p.key_shape}"] if p.key_shape != p.query_shape else []),
+        f"heads {p.heads}" + (f" on {p.kv_heads} kv heads" if p.kv_heads != p.heads else ""),
+        f"head_dim {p.head_dim}" + (f" (values {p.head_dim_v})" if p.head_dim_v != p.head_dim else ""),
+    ]
+    if p.op != "attention":
+        parts += [f"kernel_size {p.kernel_size}", f"stride {p.stride}", f"dilation {p.dilation}"]
+    parts += [f"is_causal {p.is_causal}"]
+    if p.additional:
+        parts.append(f"{p.additional} additional keys")
+    if p.has_rpb:
+        parts.append("relative positional bias")
+    return ", ".join([*parts, p.dtype])

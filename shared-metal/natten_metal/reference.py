@@ -1,0 +1,186 @@
+"""The reference: dense neighborhood attention in numpy float64, forward and backward, written to be obvious.
+
+It uses neither blocks nor lse tricks: a mask over all pairs, one softmax, and the derivative of that
+softmax. Shapes are those of :class:`~.problem.Problem`; inputs of any dtype are read as float64.
+"""
+
+import math
+from typing import Any
+
+from .mask import bias_offsets, neighborhood_mask, slot_keys
+from .problem import Problem
+
+Array = Any
+
+
+def _heads_first(tensor: Array, groups: int = 1) -> Array:
+    """``[B, *shape, H, D]`` -> float64 ``[B, H * groups, tokens, D]``, each head repeated for its group."""
+    import numpy as np
+
+    tensor = np.asarray(tensor, dtype=np.float64)
+    flat = tensor.reshape(tensor.shape[0], math.prod(tensor.shape[1:-2]), *tensor.shape[-2:]).swapaxes(1, 2)
+    return np.repeat(flat, groups, axis=1)
+
+
+def _heads_last(tensor: Array, shape: tuple[int, ...], groups: int = 1) -> Array:
+    """The transpose of :func:`_heads_first`: sums the heads of a group."""
+    batch, heads, tokens, dim = tensor.shape
+    summed = tensor.reshape(batch, heads // groups, groups, tokens, dim).sum(2)
+    return summed.swapaxes(1, 2).reshape(batch, *shape, heads // groups, dim)
+
+
+def _logits(problem: Problem, query: Array, key: Array, additional_keys: Array, rpb: Array) -> Array:
+    import numpy as np
+
+    groups = problem.group_heads
+    logits = problem.scale * _heads_first(query) @ _heads_first(key, groups).swapaxes(-1, -2)
+    if rpb is not None:
+        table = np.asarray(rpb, dtype=np.float64).reshape(problem.heads, -1)
+        logits = logits + table[:, bias_offsets(problem)]
+    logits = np.where(neighborhood_mask(problem), logits, -np.inf)
+    if additional_keys is not None:
+        extra = problem.scale * _heads_first(query) @ _heads_first(additional_keys, groups).swapaxes(-1, -2)
+        logits = np.concatenate([logits, extra], axis=-1)
+    return logits
+
+
+def forward(
+    problem: Problem,
+    query: Array,
+    key: Array,
+    value: Array,
+    additional_keys: Array = None,
+    additional_values: Array = None,
+    rpb: Array = None,
+) -> tuple[Array, Array]:
+    """Output ``[B, *shape, H, D_v]`` and lse ``[B, *shape, H]``, float64."""
+    weights, lse = _weights(problem, query, key, additional_keys, rpb)
+    out = weights @ _all_values(problem, value, additional_values)
+    return _heads_last(out, problem.query_shape), _heads_last(lse, problem.query_shape)[..., 0]
+
+
+def _weights(problem: Problem, query: Array, key: Array, additional_keys: Array, rpb: Array) -> tuple[Array, Array]:
+    import numpy as np
+
+    logits = _logits(problem, query, key, additional_keys, rpb)
+    top = logits.max(-1, keepdims=True, initial=-np.inf)
+    weights = np.exp(logits - top)
+    total = weights.sum(-1, keepdims=True)
+    return weights / total, top + np.log(total)
+
+
+def _all_values(problem: Problem, value: Array, additional_values: Array) -> Array:
+    import numpy as np
+
+    values = _heads_first(value, problem.group_heads)
+    if additional_values is None:
+        return values
+    return np.concatenate([values, _heads_first(additional_values, problem.group_heads)], axis=2)
+
+
+def backward(
+    problem: Problem,
+    d_out: Array,
+    d_lse: Array,
+    query: Array,
+    key: Array,
+    value: Array,
+    additional_keys: Array = None,
+    additional_values: Array = None,
+    rpb: Array = None,
+) -> dict[str, Array]:
+    """Gradients by name (query, key, value, additional_keys, additional_values, rpb), float64.
+
+    d_lse may be None. With weights P: dS = P * (dO V^T - rowsum(P * dO V^T) + dLSE).
+    """
+    import numpy as np
+
+    groups, keys = problem.group_heads, problem.keys
+    weights, _ = _weights(problem, query, key, additional_keys, rpb)
+    d_rows = _heads_first(d_out)
+    d_weights = d_rows @ _all_values(problem, value, additional_values).swapaxes(-1, -2)
+    d_logits = weights * (d_weights - (weights * d_weights).sum(-1, keepdims=True))
+    if d_lse is not None:
+        d_logits += weights * _heads_first(np.asarray(d_lse, dtype=np.float64)[..., None])
+    d_values = weights.swapaxes(-1, -2) @ d_rows
+    d_keys = problem.scale * d_logits.swapaxes(-1, -2) @ _heads_first(query)
+    d_query = problem.scale * d_logits[..., :keys] @ _heads_first(key, groups)
+    gradients = {
+        "key": _heads_last(d_keys[:, :, :keys], problem.key_shape, groups),
+        "value": _heads_last(d_values[:, :, :keys], problem.key_shape, groups),
+    }
+    if additional_keys is not None:
+        d_query += problem.scale * d_logits[..., keys:] @ _heads_first(additional_keys, groups)
+        count = (problem.additional,)
+        gradients["additional_keys"] = _heads_last(d_keys[:, :, keys:], count, groups)
+        gradients["additional_values"] = _heads_last(d_values[:, :, keys:], count, groups)
+    gradients["query"] = _heads_last(d_query, problem.query_shape)
+    if rpb is not None:
+        gradients["rpb"] = _bias_gradient(problem, d_logits[..., :keys])
+    return gradients
+
+
+def _bias_gradient(problem: Problem, d_logits: Array) -> Array:
+    import numpy as np
+
+    sizes = [2 * w - 1 for w in problem.kernel_size]
+    table = np.zeros((problem.heads, int(np.prod(sizes))))
+    mask, offsets = neighborhood_mask(problem), bias_offsets(problem)
+    for head in range(problem.heads):
+        np.add.at(table[head], offsets[mask], d_logits[:, head].sum(0)[mask])
+    return table.reshape(problem.heads, *sizes)
+
+
+def qk(problem: Problem, query: Array, key: Array, rpb: Array = None) -> Array:
+    """Logits of the window slots ``[B, *shape, H, prod(kernel_size)]``, -inf where a slot holds no key."""
+    import numpy as np
+
+    keys, held = slot_keys(problem)
+    logits = _logits(problem, query, key, None, rpb)
+    found = np.take_along_axis(logits, np.broadcast_to(keys, (*logits.shape[:2], *keys.shape)), axis=-1)
+    return _heads_last(np.where(held, found, -np.inf), problem.query_shape)
+
+
+def av(problem: Problem, attn: Array, value: Array) -> Array:
+    """Window slots times the values they stand for: ``[B, *shape, H, D_v]``."""
+    return _heads_last(_dense_weights(problem, attn) @ _heads_first(value, problem.group_heads), problem.query_shape)
+
+
+def _dense_weights(problem: Problem, slots: Array) -> Array:
+    """``[B, *shape, H, W]`` -> ``[B, H, queries, keys]``; slots that hold no key are dropped."""
+    import numpy as np
+
+    keys, held = slot_keys(problem)
+    slots = np.where(held, _heads_first(slots), 0.0)
+    dense = np.zeros((*slots.shape[:2], problem.queries, problem.keys))
+    query = np.broadcast_to(np.arange(problem.queries)[:, None], keys.shape)
+    np.add.at(dense, (slice(None), slice(None), query, keys), slots)
+    return dense
+
+
+def qk_backward(problem: Problem, d_logits: Array, query: Array, key: Array, rpb: Array = None) -> dict[str, Array]:
+    """Gradients of query, key and rpb by name."""
+    groups, dense = problem.group_heads, _dense_weights(problem, d_logits)
+    d_key = problem.scale * dense.swapaxes(-1, -2) @ _heads_first(query)
+    gradients = {
+        "query": _heads_last(problem.scale * dense @ _heads_first(key, groups), problem.query_shape),
+        "key": _heads_last(d_key, problem.key_shape, groups),
+    }
+    if rpb is not None:
+        gradients["rpb"] = _bias_gradient(problem, dense)
+    return gradients
+
+
+def av_backward(problem: Problem, d_out: Array, attn: Array, value: Array) -> dict[str, Array]:
+    """Gradients of attn and value by name."""
+    import numpy as np
+
+    keys, held = slot_keys(problem)
+    groups, d_rows = problem.group_heads, _heads_first(d_out)
+    d_dense = d_rows @ _heads_first(value, groups).swapaxes(-1, -2)
+    d_slots = np.take_along_axis(d_dense, np.broadcast_to(keys, (*d_dense.shape[:2], *keys.shape)), axis=-1)
+    d_value = _dense_weights(problem, attn).swapaxes(-1, -2) @ d_rows
+    return {
+        "attn": _heads_last(np.where(held, d_slots, 0.0), problem.query_shape),
+        "value": _heads_last(d_value, problem.key_shape, groups),
+    }

@@ -1,0 +1,28 @@
+"""Options of the test run."""
+
+from __future__ import annotations
+
+import hypothesis
+import pytest
+
+# The gate must say the same thing twice; --all explores. A loaded machine is no reason to fail.
+hypothesis.settings.register_profile("gate", derandomize=True, deadline=None)
+hypothesis.settings.register_profile("all", derandomize=False, deadline=None)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all", action="store_true", help="run the long tests too (marked `all`)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    hypothesis.settings.load_profile("all" if config.getoption("--all") else "gate")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Without --all, leave out the tests marked `all`: deselected, so that a skip keeps its meaning."""
+    if config.getoption("--all"):
+        return
+    long = [item for item in items if item.get_closest_marker("all")]
+    if long:
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if not item.get_closest_marker("all")]

@@ -1,0 +1,266 @@
+"""One way to drive both packages: tensors in and out, gradients, and which path really ran.
+
+A suite is written once and parametrised over :data:`PATHS`, package times backend. Frameworks are
+imported when first used, so the table and the bounds stay free of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache, cached_property, wraps
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from cases import INPUTS, Array, Case, inputs, lse_dtype, slot_inputs
+
+Tensor = Any
+
+# The modules of each tier, and the functions of theirs that compute something.
+TIER_MODULES = {"pure": ("_pure", "_pure_split"), "dense": ("_dense",)}
+LAUNCHERS = ("forward", "backward", "qk", "av", "qk_backward", "av_backward")
+
+
+class Framework:
+    """A package under test and its framework. Tensors live on the CPU."""
+
+    name: str
+    package_name: str
+
+    def __str__(self) -> str:
+        return self.name
+
+    @cached_property
+    def package(self) -> ModuleType:
+        return importlib.import_module(self.package_name)
+
+    def module(self, name: str) -> ModuleType:
+        """A module of the package: ``module("_metal.plan")``."""
+        return importlib.import_module(f"{self.package_name}.{name}")
+
+    def face(self, name: str) -> Callable[..., Any]:
+        found: Callable[..., Any] = getattr(self.package, name)
+        return found
+
+    def tensor(self, array: Array, dtype: str = "float64") -> Tensor:
+        """A tensor of ``dtype`` with the values of ``array``."""
+        raise NotImplementedError
+
+    def numpy(self, tensor: Tensor) -> Array:
+        """The tensor's values, as float64."""
+        raise NotImplementedError
+
+    def dtype_of(self, tensor: Tensor) -> str:
+        raise NotImplementedError
+
+    def vjp(
+        self, function: Callable[..., tuple[Tensor, ...]], given: list[Tensor], cotangents: list[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Outputs of ``function(*given)`` and the gradients of every given tensor."""
+        raise NotImplementedError
+
+    def evaluate(self, *tensors: Tensor) -> None:
+        """Compute lazy tensors."""
+
+    @contextlib.contextmanager
+    def watch(self) -> Iterator[set[str]]:
+        """The tiers whose functions run inside the context."""
+        ran: set[str] = set()
+        with contextlib.ExitStack() as stack:
+            for tier, modules in TIER_MODULES.items():
+                for module in map(self.module, modules):
+                    for name in LAUNCHERS:
+                        if hasattr(module, name):
+                            stack.enter_context(_recorded(module, name, tier, ran))
+            yield ran
+
+
+@contextlib.contextmanager
+def _recorded(module: ModuleType, name: str, tier: str, ran: set[str]) -> Iterator[None]:
+    original = getattr(module, name)
+
+    @wraps(original)
+    def recording(*args: Any, **kwargs: Any) -> Any:
+        ran.add(tier)
+        return original(*args, **kwargs)
+
+    setattr(module, name, recording)
+    try:
+        yield
+    finally:
+        setattr(module, name, original)
+
+
+class Torch(Framework):
+    name = "mps"
+    package_name = "natten_mps"
+
+    def tensor(self, array: Array, dtype: str = "float64") -> Tensor:
+        import torch
+
+        # A copy: torch would share memory with arrays that the suites keep.
+        return torch.tensor(np.asarray(array), dtype=getattr(torch, dtype))
+
+    def numpy(self, tensor: Tensor) -> Array:
+        return tensor.detach().double().numpy()
+
+    def dtype_of(self, tensor: Tensor) -> str:
+        return str(tensor.dtype).removeprefix("torch.")
+
+    def vjp(
+        self, function: Callable[..., tuple[Tensor, ...]], given: list[Tensor], cotangents: list[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        import torch
+
+        leaves = [tensor.detach().requires_grad_() for tensor in given]
+        outputs = function(*leaves)
+        return list(outputs), list(torch.autograd.grad(outputs, leaves, cotangents))
+
+
+class Mlx(Framework):
+    name = "mlx"
+    package_name = "natten_mlx"
+
+    @cached_property
+    def package(self) -> ModuleType:
+        import mlx.core as mx
+
+        # Pure and dense are tested where float64 exists, on a Mac too.
+        mx.set_default_device(mx.cpu)
+        return super().package
+
+    def tensor(self, array: Array, dtype: str = "float64") -> Tensor:
+        import mlx.core as mx
+
+        array = np.asarray(array)
+        if array.dtype == np.float64:
+            return mx.array(array, dtype=mx.float64).astype(getattr(mx, dtype), stream=mx.cpu)
+        return mx.array(array).astype(getattr(mx, dtype), stream=mx.cpu)
+
+    def numpy(self, tensor: Tensor) -> Array:
+        import mlx.core as mx
+
+        return np.array(tensor.astype(mx.float64, stream=mx.cpu))
+
+    def dtype_of(self, tensor: Tensor) -> str:
+        return str(tensor.dtype).removeprefix("mlx.core.")
+
+    def vjp(
+        self, function: Callable[..., tuple[Tensor, ...]], given: list[Tensor], cotangents: list[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        import mlx.core as mx
+
+        outputs, gradients = mx.vjp(lambda *leaves: list(function(*leaves)), given, cotangents)
+        mx.eval(outputs, gradients)
+        return outputs, gradients
+
+    def evaluate(self, *tensors: Tensor) -> None:
+        import mlx.core as mx
+
+        mx.eval(*tensors)
+
+
+MPS, MLX = Torch(), Mlx()
+FRAMEWORKS = (MPS, MLX)
+
+
+@dataclass(frozen=True)
+class Path:
+    """A package and the backend that a test forces."""
+
+    framework: Framework
+    backend: str
+
+    def __str__(self) -> str:
+        return f"{self.framework}-{self.backend}"
+
+
+PATHS = tuple(Path(framework, backend) for framework in FRAMEWORKS for backend in ("pure", "dense"))
+PURE = tuple(path for path in PATHS if path.backend == "pure")
+
+
+def planned_path(framework: Framework, op: str, *tensors: Tensor, **arguments: Any) -> str:
+    """The path that explain() announces."""
+    text = framework.package.explain(op, *tensors, **arguments)
+    found = re.search(r"^path: (\w+) \(", text, re.MULTILINE)
+    assert found, text
+    return found.group(1)
+
+
+Found = tuple[dict[str, Array], dict[str, str]]
+
+
+def _checked(
+    path: Path,
+    op: str,
+    names: tuple[str, ...],
+    arrays: dict[str, Array],
+    dtype: str,
+    arguments: dict[str, Any],
+    outputs: dict[str, tuple[Array, str]],
+) -> Found:
+    """Run ``op`` and its gradients; assert the path; values and dtypes of outputs and gradients by name.
+
+    outputs: cotangent and its dtype for each output, in the order of the op's results.
+    """
+    framework, names = path.framework, tuple(name for name in names if name in arrays)
+    given = [framework.tensor(arrays[name], dtype) for name in names]
+    cotangents = [framework.tensor(*cotangent) for cotangent in outputs.values()]
+    many = len(outputs) > 1
+
+    def call(*tensors: Tensor) -> tuple[Tensor, ...]:
+        by_name = dict(zip(names, tensors, strict=True))
+        flags = {"return_lse": True} if many else {}
+        result = framework.face(op)(**by_name, **arguments, **flags, backend=path.backend)
+        return result if many else (result,)
+
+    announced = dict(zip(names, given, strict=True))
+    if "attn" in announced:  # explain() calls an op's tensors query, key, value whatever their part
+        announced = {"query": announced["attn"], "key": announced["value"]}
+    assert planned_path(framework, op, **announced, **arguments, backend=path.backend) == path.backend
+    with framework.watch() as ran:
+        results, gradients = framework.vjp(call, given, cotangents)
+    assert ran == {path.backend}, f"{path} was asked for, {ran} ran"
+    tensors = dict(zip(outputs, results, strict=True)) | dict(zip(names, gradients, strict=True))
+    values = {name: framework.numpy(tensor) for name, tensor in tensors.items()}
+    return values, {name: framework.dtype_of(tensor) for name, tensor in tensors.items()}
+
+
+@cache
+def run(path: Path, case: Case, dtype: str) -> Found:
+    """Fused attention of a case: out, lse and every gradient by name (float64), and their dtypes."""
+    arrays = inputs(case, dtype)
+    outputs = {"out": (arrays["d_out"], dtype), "lse": (arrays["d_lse"], lse_dtype(dtype))}
+    return _checked(path, case.face, INPUTS, arrays, dtype, case.window | {"scale": case.scale}, outputs)
+
+
+@cache
+def run_qk(path: Path, case: Case, dtype: str) -> Found:
+    """The split op qk of a case: logits and gradients. NaN flows into slots that hold no key."""
+    arrays = inputs(case, dtype)
+    cotangent = np.where(held_slots(case), slot_inputs(case, dtype)["d_logits"], np.nan)
+    arguments = case.window | {"scale": case.scale}
+    outputs = {"logits": (cotangent, dtype)}
+    return _checked(path, f"{case.face}_qk", ("query", "key", "rpb"), arrays, dtype, arguments, outputs)
+
+
+@cache
+def run_av(path: Path, case: Case, dtype: str) -> Found:
+    """The split op av of a case: out and gradients. Slots that hold no key are NaN."""
+    arrays = inputs(case, dtype)
+    attn = np.where(held_slots(case), slot_inputs(case, dtype)["attn"], np.nan)
+    outputs = {"out": (arrays["d_out"], dtype)}
+    given = {"attn": attn, "value": arrays["value"]}
+    return _checked(path, f"{case.face}_av", ("attn", "value"), given, dtype, case.window, outputs)
+
+
+def held_slots(case: Case) -> Array:
+    """``[1, *shape, 1, W]`` bool: the window slot holds a key."""
+    from natten_mps._metal.mask import slot_keys
+
+    _, held = slot_keys(case.problem())
+    return held.reshape(1, *case.shape, 1, -1)

@@ -1,0 +1,242 @@
+"""The rules of the house, each a function from source text to complaints (an empty list: it holds).
+
+`test_house.py` applies them to the project, and each of them to a planted violation as well.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+
+MAX_FILE_LINES = 400
+MAX_FUNCTION_LINES = 60
+FRAMEWORKS = frozenset({"torch", "mlx"})
+
+# Files that may define names with a rank in them, and the names they may define: the typed faces.
+FACE_FILES = frozenset({"functional", "faces", "modules"})
+FACE_NAME = re.compile(r"na[123]d(_qk|_av|_varlen)?|NeighborhoodAttention[123]D")
+RANKED_NAME = re.compile(r"(?<!\d)[123][dD]")
+RANKED_IDENTIFIER = re.compile(r"\b[A-Za-z_]\w*(?<!\d)[123][dD]\w*")
+
+# The words that mean window arithmetic besides what window.py itself defines.
+WINDOW_WORDS = frozenset({"leader", "inverse", "window"})
+C_LEADER = re.compile(r"/\s*(\w+)\s*\)?\s*\*\s*\1\s*\+\s*\1\b")
+
+REGISTRY_HOST = re.compile(
+    r"pypi\.org|pythonhosted\.org|registry\.npmjs|deb\.debian\.org|download\.pytorch\.org|static\.crates\.io"
+)
+MACHINE_PATH = re.compile(r"(?<![\w.])/(?:work|farm|root|tmp|opt|home|Users)/\w")
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def _line(node: ast.AST) -> str:
+    return f"line {getattr(node, 'lineno', '?')}"
+
+
+def _functions(tree: ast.AST) -> Iterator[Function]:
+    return (node for node in ast.walk(tree) if isinstance(node, Function))
+
+
+def _imported(node: ast.AST) -> list[str]:
+    """The absolute modules that a node imports, by statement or by importlib with a literal name."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        return [node.module or ""] if node.level == 0 else []
+    if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+        called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        if called in {"import_module", "__import__"}:
+            return [str(node.args[0].value)]
+    return []
+
+
+def framework_imports(source: str) -> list[str]:
+    """Imports of torch or mlx, wherever they stand."""
+    return [
+        f"{_line(node)}: imports {name}"
+        for node in ast.walk(ast.parse(source))
+        for name in _imported(node)
+        if name.split(".")[0] in FRAMEWORKS
+    ]
+
+
+def _at_module_level(statements: list[ast.stmt]) -> Iterator[ast.AST]:
+    """The nodes that run when the module is imported: no function bodies, nothing under TYPE_CHECKING."""
+    for statement in statements:
+        if isinstance(statement, ast.If) and "TYPE_CHECKING" in ast.dump(statement.test):
+            yield from _at_module_level(statement.orelse)
+            continue
+        pending: list[ast.AST] = [statement]
+        while pending:
+            node = pending.pop()
+            if not isinstance(node, Function | ast.Lambda):
+                yield node
+                pending.extend(ast.iter_child_nodes(node))
+
+
+def imports_beyond_stdlib(source: str) -> list[str]:
+    """Module-level imports that are neither relative nor of the standard library."""
+    return [
+        f"{_line(node)}: imports {name} at module level"
+        for node in _at_module_level(ast.parse(source).body)
+        for name in _imported(node)
+        if name.split(".")[0] not in sys.stdlib_module_names
+    ]
+
+
+def long_file(source: str) -> list[str]:
+    lines = len(source.splitlines())
+    return [f"{lines} lines, at most {MAX_FILE_LINES}"] if lines > MAX_FILE_LINES else []
+
+
+def long_functions(source: str) -> list[str]:
+    return [
+        f"{_line(node)}: {node.name} has {lines} lines, at most {MAX_FUNCTION_LINES}"
+        for node in _functions(ast.parse(source))
+        if (lines := (node.end_lineno or node.lineno) - node.lineno + 1) > MAX_FUNCTION_LINES
+    ]
+
+
+def _defined_names(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    for node in ast.walk(tree):
+        if isinstance(node, Function | ast.ClassDef):
+            yield node.lineno, node.name
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.lineno, node.id
+
+
+def rank_copies(source: str, path: str) -> list[str]:
+    """Python names with a rank in them, defined anywhere but in the faces and in compat."""
+    parts = PurePosixPath(path).with_suffix("").parts
+    if "compat" in parts:
+        return []
+    is_face = not FACE_FILES.isdisjoint(parts)
+    return [
+        f"line {line}: defines {name}: the rank is a parameter"
+        for line, name in _defined_names(ast.parse(source))
+        if RANKED_NAME.search(name) and not (is_face and FACE_NAME.fullmatch(name))
+    ]
+
+
+def _without_c_comments(source: str) -> str:
+    """`source` with spaces in place of its comments, so that positions stay what they are."""
+
+    def blank(comment: re.Match[str]) -> str:
+        return re.sub(r"[^\n]", " ", comment.group())
+
+    return re.sub(r"/\*.*?\*/|//[^\n]*", blank, source, flags=re.DOTALL)
+
+
+def _line_of(source: str, position: int) -> int:
+    return source.count("\n", 0, position) + 1
+
+
+def rank_copies_in_c(source: str) -> list[str]:
+    """Identifiers with a rank in them, in C++ or Metal."""
+    code = _without_c_comments(source)
+    return [
+        f"line {_line_of(code, found.start())}: {found.group()}: the rank is a template parameter"
+        for found in RANKED_IDENTIFIER.finditer(code)
+    ]
+
+
+def window_functions(window_source: str) -> frozenset[str]:
+    """The names that belong to window.py: what it defines, and the words of its arithmetic."""
+    defined = {node.name for node in ast.parse(window_source).body if isinstance(node, Function)}
+    return frozenset(defined | WINDOW_WORDS)
+
+
+def _is_leader(node: ast.AST) -> bool:
+    """x // s * s + s // 2 or x // s * s + s, whatever s is called."""
+    match node:
+        case ast.BinOp(
+            left=ast.BinOp(left=ast.BinOp(op=ast.FloorDiv(), right=stride), op=ast.Mult(), right=again),
+            op=ast.Add(),
+            right=ast.BinOp(left=added, op=ast.FloorDiv()) | added,
+        ):
+            return ast.dump(stride) == ast.dump(again) == ast.dump(added)
+    return False
+
+
+def window_arithmetic(source: str, names: frozenset[str]) -> list[str]:
+    """Functions called like those of window.py, or the leader of a stride group worked out again.
+
+    Arithmetic takes a position and at least one size: a function of one argument is none.
+    """
+    tree = ast.parse(source)
+    named = [
+        f"{_line(node)}: defines {node.name}: window arithmetic belongs to window.py"
+        for node in _functions(tree)
+        if node.name.strip("_") in names and len(node.args.args) > 1
+    ]
+    restated = [
+        f"{_line(node)}: works out the leader again: window arithmetic belongs to window.py"
+        for node in ast.walk(tree)
+        if _is_leader(node)
+    ]
+    return named + restated
+
+
+def window_arithmetic_in_c(source: str, names: frozenset[str]) -> list[str]:
+    """The same for C++ and Metal, where it belongs to window.h."""
+    code = _without_c_comments(source)
+    defines = re.compile(rf"\w[\s&*>]+(?:{'|'.join(sorted(names))})\s*\([^;{{}}]*\)\s*(?:const\s*)?\{{")
+    patterns = ((defines, "defines a window function"), (C_LEADER, "works out the leader again"))
+    return [
+        f"line {_line_of(code, found.start())}: {what}: window arithmetic belongs to window.h"
+        for pattern, what in patterns
+        for found in pattern.finditer(code)
+    ]
+
+
+def _is_blind(caught: ast.expr | None) -> bool:
+    match caught:
+        case None:
+            return True
+        case ast.Name(id=name) | ast.Attribute(attr=name):
+            return name in {"Exception", "BaseException"}
+        case ast.Tuple(elts=elements):
+            return any(_is_blind(element) for element in elements)
+    return False
+
+
+def blind_excepts(source: str) -> list[str]:
+    """Bare except, except Exception or BaseException, and suppress() of them."""
+    lines = []
+    for node in ast.walk(ast.parse(source)):
+        caught_blindly = isinstance(node, ast.ExceptHandler) and _is_blind(node.type)
+        suppressed_blindly = (
+            isinstance(node, ast.Call)
+            and ast.unparse(node.func).split(".")[-1] == "suppress"
+            and any(_is_blind(argument) for argument in node.args)
+        )
+        if caught_blindly or suppressed_blindly:
+            lines.append(f"{_line(node)}: catches every exception")
+    return lines
+
+
+def registry_hosts(text: str) -> list[str]:
+    return [f"line {_line_of(text, m.start())}: names {m.group()}" for m in REGISTRY_HOST.finditer(text)]
+
+
+def machine_paths(text: str) -> list[str]:
+    return [f"line {_line_of(text, m.start())}: a path of one machine" for m in MACHINE_PATH.finditer(text)]
+
+
+def lock_files(paths: list[str]) -> list[str]:
+    locks = {"uv.lock", "package-lock.json", "poetry.lock", "pdm.lock"}
+    return [f"{path}: records download addresses" for path in paths if PurePosixPath(path).name in locks]
+
+
+def not_symlinks(index: str, wanted: dict[str, str]) -> list[str]:
+    """`index` is what `git ls-files --stage` prints; `wanted` maps each path to the link's target."""
+    modes = {line.split("\t")[1]: line.split()[0] for line in index.splitlines()}
+    return [
+        f"{path}: {modes.get(path, 'not in git')}, not a symlink to {target}"
+        for path, target in wanted.items()
+        if modes.get(path) != "120000"
+    ]

@@ -1,0 +1,107 @@
+// <metal_common>, <metal_integer>, <metal_geometric>, <metal_relational>
+#pragma once
+
+namespace metal {
+
+template <class T, class = enable_if_t<metal_emulator::is_scalar<T>>>
+METAL_FUNC constexpr T max(T a, T b) {
+  if constexpr (is_same_v<T, float>) {
+    return __builtin_fmaxf(a, b);
+  } else {
+    return a > b ? a : b;
+  }
+}
+
+template <class T, class = enable_if_t<metal_emulator::is_scalar<T>>>
+METAL_FUNC constexpr T min(T a, T b) {
+  if constexpr (is_same_v<T, float>) {
+    return __builtin_fminf(a, b);
+  } else {
+    return a < b ? a : b;
+  }
+}
+
+// In Metal max(int, uint) and max(float, int) are ambiguous: errors here too
+template <class A, class B, class = enable_if_t<metal_emulator::is_scalar<A> && metal_emulator::is_scalar<B> && !is_same_v<A, B>>>
+void max(A, B) = delete;
+template <class A, class B, class = enable_if_t<metal_emulator::is_scalar<A> && metal_emulator::is_scalar<B> && !is_same_v<A, B>>>
+void min(A, B) = delete;
+
+#define METAL_EMULATOR_VECTOR_MINMAX(NAME)                                                              \
+  template <class A, class B, class = enable_if_t<metal_emulator::fit<A, B>>, class = void>             \
+  METAL_FUNC metal_emulator::joined<A, B> NAME(const A& a, const B& b) {                                \
+    metal_emulator::joined<A, B> x = a;                                                                 \
+    metal_emulator::joined<A, B> y = b;                                                                 \
+    for (int i = 0; i < metal_emulator::width<metal_emulator::joined<A, B>>; i++) {                     \
+      x.data[i] = NAME(x.data[i], y.data[i]);                                                           \
+    }                                                                                                   \
+    return x;                                                                                           \
+  }
+METAL_EMULATOR_VECTOR_MINMAX(max)
+METAL_EMULATOR_VECTOR_MINMAX(min)
+#undef METAL_EMULATOR_VECTOR_MINMAX
+
+template <class T> METAL_FUNC constexpr T max3(T a, T b, T c) { return max(max(a, b), c); }
+template <class T> METAL_FUNC constexpr T min3(T a, T b, T c) { return min(min(a, b), c); }
+template <class T> METAL_FUNC constexpr T median3(T a, T b, T c) { return max(min(a, b), min(max(a, b), c)); }
+
+template <class T, class = enable_if_t<metal_emulator::is_scalar<T>>>
+METAL_FUNC T abs(T a) {
+  if constexpr (is_same_v<T, float>) {
+    return __builtin_fabsf(a);
+  } else {
+    return a < T(0) ? T(-a) : a;
+  }
+}
+template <class T, int N>
+METAL_FUNC vec<T, N> abs(vec<T, N> v) {
+  for (int i = 0; i < N; i++) v.data[i] = abs(v.data[i]);
+  return v;
+}
+
+template <class T> METAL_FUNC T clamp(T x, T lo, T hi) { return min(max(x, lo), hi); }
+template <class T, int N> METAL_FUNC vec<T, N> clamp(vec<T, N> x, T lo, T hi) { return min(max(x, lo), hi); }
+template <class T> METAL_FUNC T saturate(T x) { return clamp(x, T(0), T(1)); }
+template <class T> METAL_FUNC T mix(T a, T b, T t) { return a + (b - a) * t; }
+template <class T> METAL_FUNC T sign(T x) { return x > T(0) ? T(1) : (x < T(0) ? T(-1) : T(0)); }
+template <class T> METAL_FUNC T step(T edge, T x) { return x < edge ? T(0) : T(1); }
+
+template <class T, class = enable_if_t<metal_emulator::is_scalar<T>>>
+METAL_FUNC T select(T a, T b, bool c) {
+  return c ? b : a;
+}
+template <class T, int N>
+METAL_FUNC vec<T, N> select(vec<T, N> a, vec<T, N> b, vec<bool, N> c) {
+  for (int i = 0; i < N; i++) a.data[i] = c.data[i] ? b.data[i] : a.data[i];
+  return a;
+}
+
+template <class A, class B, class = enable_if_t<metal_emulator::is_vector<A> && metal_emulator::fit<A, B>>>
+METAL_FUNC metal_emulator::element<A> dot(const A& a, const B& b) {
+  metal_emulator::value<A> x = a;
+  metal_emulator::value<A> y = b;
+  metal_emulator::element<A> sum = x.data[0] * y.data[0];
+  for (int i = 1; i < metal_emulator::width<A>; i++) sum += x.data[i] * y.data[i];
+  return sum;
+}
+template <class A, class = enable_if_t<metal_emulator::is_vector<A>>>
+METAL_FUNC metal_emulator::element<A> length(const A& a) {
+  return sqrt(dot(a, a));
+}
+
+template <class T>
+METAL_FUNC T popcount(T x) {
+  return (T)__builtin_popcountll((__make_unsigned(T))x);
+}
+template <class T>
+METAL_FUNC T clz(T x) {
+  return x ? (T)(__builtin_clzll((__make_unsigned(T))x) - (64 - 8 * (int)sizeof(T))) : (T)(8 * sizeof(T));
+}
+template <class T>
+METAL_FUNC T ctz(T x) {
+  return x ? (T)__builtin_ctzll((__make_unsigned(T))x) : (T)(8 * sizeof(T));
+}
+METAL_FUNC uint mulhi(uint a, uint b) { return (uint)(((ulong)a * b) >> 32); }
+METAL_FUNC int mulhi(int a, int b) { return (int)(((long)a * b) >> 32); }
+
+}  // namespace metal

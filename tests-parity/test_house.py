@@ -1,0 +1,177 @@
+"""How the project is built: each rule holds for the sources, and each rule can fail."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Callable, Iterable
+from functools import cache
+from pathlib import Path
+
+import house
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+WINDOW = "shared-metal/natten_metal/window.py"
+WINDOW_HEADER = "shared-metal/kernels/window.h"
+C_SUFFIXES = (".h", ".cpp", ".metal")
+SYMLINKS = {
+    "packages/natten-mps/src/natten_mps/_metal": "../../../../shared-metal/natten_metal",
+    "packages/natten-mlx/src/natten_mlx/_metal": "../../../../shared-metal/natten_metal",
+    "shared-metal/natten_metal/kernels": "../kernels",
+}
+NAMES = house.window_functions((ROOT / WINDOW).read_text())
+
+
+def git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+
+
+@cache
+def project_files() -> tuple[str, ...]:
+    """Every file that git tracks or would track; symlinks are left out, what they point to is listed."""
+    listed = git("ls-files", "--cached", "--others", "--exclude-standard").splitlines()
+    return tuple(p for p in sorted(set(listed)) if (ROOT / p).is_file() and not (ROOT / p).is_symlink())
+
+
+def shipped(*suffixes: str) -> list[str]:
+    """The files that end up in a wheel or an sdist."""
+    in_package = re.compile(r"shared-metal/|packages/[^/]+/(src|csrc)/")
+    return [p for p in project_files() if in_package.match(p) and p.endswith(suffixes)]
+
+
+def complaints(paths: Iterable[str], rule: Callable[[str, str], list[str]]) -> list[str]:
+    paths = list(paths)
+    assert paths, "the rule was applied to nothing"
+    return [f"{path}: {said}" for path in paths for said in rule((ROOT / path).read_text(), path)]
+
+
+def assert_none(found: list[str]) -> None:
+    assert not found, "\n".join(found)
+
+
+# --- the rules hold -----------------------------------------------------------------------------------
+
+
+def test_shared_metal_is_free_of_frameworks() -> None:
+    paths = [p for p in shipped(".py") if p.startswith("shared-metal/")]
+    assert_none(complaints(paths, lambda source, _: house.framework_imports(source)))
+    assert_none(complaints(paths, lambda source, _: house.imports_beyond_stdlib(source)))
+
+
+def test_files_are_short() -> None:
+    paths = [p for p in project_files() if p.endswith((".py", ".sh", *C_SUFFIXES))]
+    assert_none(complaints(paths, lambda source, _: house.long_file(source)))
+
+
+def test_functions_are_short() -> None:
+    assert_none(complaints(shipped(".py"), lambda source, _: house.long_functions(source)))
+
+
+def test_rank_is_a_parameter() -> None:
+    assert_none(complaints(shipped(".py"), house.rank_copies))
+    if shipped(*C_SUFFIXES):
+        assert_none(complaints(shipped(*C_SUFFIXES), lambda source, _: house.rank_copies_in_c(source)))
+
+
+def test_window_arithmetic_is_stated_once_a_language() -> None:
+    python = [p for p in shipped(".py") if p != WINDOW]
+    assert_none(complaints(python, lambda source, _: house.window_arithmetic(source, NAMES)))
+    headers = [p for p in shipped(*C_SUFFIXES) if p != WINDOW_HEADER]
+    if headers:
+        assert_none(complaints(headers, lambda source, _: house.window_arithmetic_in_c(source, NAMES)))
+
+
+def test_no_blind_except() -> None:
+    assert_none(complaints(shipped(".py"), lambda source, _: house.blind_excepts(source)))
+
+
+def test_no_registry_host_no_machine_path_no_lock_file() -> None:
+    def rule(path: str) -> list[str]:
+        content = (ROOT / path).read_bytes()
+        if b"\0" in content:
+            return []  # binary
+        text = content.decode()
+        return [f"{path}: {said}" for said in house.registry_hosts(text) + house.machine_paths(text)]
+
+    assert_none([said for path in project_files() for said in rule(path)])
+    assert_none(house.lock_files(list(project_files())))
+
+
+def test_vendored_folders_are_symlinks() -> None:
+    assert_none(house.not_symlinks(git("ls-files", "--stage"), SYMLINKS))
+    assert {path: os.readlink(ROOT / path) for path in SYMLINKS} == SYMLINKS
+
+
+# --- and each can fail --------------------------------------------------------------------------------
+
+Rule = Callable[[str], list[str]]
+
+HOST = "https://" + "pypi" + ".org/simple"
+PATH = "open('" + "/ro" + "ot/data.npy')"
+LINE = "    x = 1\n"
+
+
+def ranks_in(path: str) -> Rule:
+    return lambda source: house.rank_copies(source, path)
+
+
+def windows_python(source: str) -> list[str]:
+    return house.window_arithmetic(source, NAMES)
+
+
+def windows_c(source: str) -> list[str]:
+    return house.window_arithmetic_in_c(source, NAMES)
+
+
+def link_to_b(index: str) -> list[str]:
+    return house.not_symlinks(index, {"a/_metal": "../b"})
+
+
+# (rule, a violation that it must report, a clean twin that it must let through)
+PLANTED: list[tuple[Rule, str, str]] = [
+    (house.framework_imports, "def f():\n    import torch.nn", "import math\nfrom . import torch"),
+    (house.framework_imports, "from mlx.core import array", "from .mlx import array"),
+    (house.framework_imports, "importlib.import_module('torch')", "importlib.import_module('re')"),
+    (house.imports_beyond_stdlib, "try:\n    import numpy\nfinally: ...", "def f():\n    import numpy"),
+    (house.imports_beyond_stdlib, "from natten_metal import x", "from .window import x\nimport ast"),
+    (house.imports_beyond_stdlib, "class A:\n    import numpy", "class A:\n    import re"),
+    (house.imports_beyond_stdlib, "if X:\n    import numpy", "if TYPE_CHECKING:\n    import numpy"),
+    (house.long_file, LINE * 401, LINE * 400),
+    (house.long_functions, "def f():\n" + LINE * 60, "def f():\n" + LINE * 59),
+    (house.long_functions, "class A:\n  async def f(self):\n" + LINE * 60, "if x:\n" + LINE * 100),
+    (ranks_in("_pure.py"), "def _forward_2d(q): ...", "def forward(rank): ..."),
+    (ranks_in("plan.py"), "tile2d = 1", "float32dtype = 'tile2d'"),
+    (ranks_in("pkg/_ops.py"), "class Tile3D: ...", "class Tile: ..."),
+    (ranks_in("pkg/functional.py"), "def na2d_fast(): ...", "def na2d_qk(): ..."),
+    (ranks_in("pkg/modules.py"), "class Bias2D: ...", "class NeighborhoodAttention2D: ..."),
+    (ranks_in("pkg/compatible.py"), "natten2dqk = 1", "natten_qk = 1"),
+    (house.rank_copies_in_c, "void na2d_fwd(int x) {}", "// na2d\nvoid na_fwd(float2 x) { y = 0x2d; }"),
+    (windows_python, "def _window(p, n): ...", "def _window(text): ..."),
+    (windows_python, "def inverse(j, n): ...", "x = inverse(j, n)"),
+    (windows_python, "def group_length(n, g): ...", "def windows(n, g): ..."),
+    (windows_python, "i = (p // st) * st + st // 2", "i = p // s * t + s // 2"),
+    (windows_python, "i = p // a.s * a.s + a.s - 1", "i = n // b * b"),
+    (windows_c, "inline int leader(int p) { return p; }", "// int leader(int p) {\nint x = leader(p);"),
+    (windows_c, "i = (p / s) * s + s / 2;", "i = p / s * t + s;"),
+    (house.blind_excepts, "try: f()\nexcept: pass", "try: f()\nexcept OSError: pass"),
+    (house.blind_excepts, "try: f()\nexcept (OSError, BaseException): pass", "raise Exception"),
+    (house.blind_excepts, "try: f()\nexcept builtins.Exception: pass", "x = Exception"),
+    (house.blind_excepts, "with contextlib.suppress(Exception): f()", "with suppress(OSError): f()"),
+    (house.registry_hosts, HOST, "the package registry"),
+    (house.machine_paths, PATH, "packages/work/x, ../tmp/y, and/or/else"),
+    (lambda path: house.lock_files([path]), "packages/natten-mps/uv.lock", "docs/uv.lock.md"),
+    (link_to_b, "100644 01 0\ta/_metal\n120000 01 0\tb", "120000 01 0\ta/_metal"),
+    (link_to_b, "", "120000 01 0\ta/_metal"),
+]
+
+
+@pytest.mark.parametrize(("rule", "violation", "clean"), PLANTED)
+def test_rule_sees_a_planted_violation(rule: Rule, violation: str, clean: str) -> None:
+    assert rule(violation)
+    assert_none(rule(clean))
+
+
+def test_compat_may_name_ranks() -> None:
+    assert_none(house.rank_copies("natten2dqk = 1", "pkg/compat/v014.py"))

@@ -1,0 +1,231 @@
+"""What a user installs: each package's sdist, and the wheel that is built from it outside this repository."""
+
+from __future__ import annotations
+
+import configparser
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tomllib
+import venv
+import zipfile
+from dataclasses import dataclass, field
+from email.message import Message
+from email.parser import Parser
+from pathlib import Path, PurePosixPath
+
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT / "shared-metal" / "natten_metal"
+VERSION = "0.4.0"
+FRAMEWORK = {"natten-mps": "torch", "natten-mlx": "mlx"}
+REQUIREMENT = {"natten-mps": "torch>=2.9", "natten-mlx": "mlx>=0.32.4,<0.33"}
+COMPILED = (".so", ".dylib", ".pyd", ".a", ".o", ".metallib", ".pyc")
+
+# One worker builds and installs; the other has better things to do.
+pytestmark = pytest.mark.xdist_group("packaging")
+
+
+@dataclass(frozen=True)
+class Built:
+    """One package: its files as the archives hold them, paths relative to the archive's own root."""
+
+    name: str
+    sdist_path: Path
+    wheel_path: Path
+    sdist: dict[str, bytes] = field(repr=False)
+    wheel: dict[str, bytes] = field(repr=False)
+
+    @property
+    def module(self) -> str:
+        return self.name.replace("-", "_")
+
+    def info(self, file: str) -> str:
+        return self.wheel[f"{self.module}-{VERSION}.dist-info/{file}"].decode()
+
+    @property
+    def metadata(self) -> Message:
+        return Parser().parsestr(self.info("METADATA"))
+
+
+def run(*command: str | Path, cwd: Path) -> str:
+    """The standard output of a command that sees neither this checkout nor its settings."""
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))
+    }
+    done = subprocess.run(command, cwd=cwd, env=kept, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def find_uv() -> str:
+    """The uv that dev.sh uses, else one on the path, else the one beside this Python."""
+    found = os.environ.get("UV") or shutil.which("uv") or shutil.which("uv", path=Path(sys.executable).parent)
+    assert found, "uv is missing: run ./dev.sh test"
+    return found
+
+
+def read_sdist(path: Path) -> dict[str, bytes]:
+    with tarfile.open(path) as archive:
+        members = [member for member in archive.getmembers() if not member.isdir()]
+        links = [member.name for member in members if not member.isfile()]
+        assert not links, f"links in {path.name}: {links}"
+        opened = {member.name.partition("/")[2]: archive.extractfile(member) for member in members}
+        return {name: file.read() for name, file in opened.items() if file}
+
+
+def read_wheel(path: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(path) as archive:
+        return {name: archive.read(name) for name in archive.namelist() if not name.endswith("/")}
+
+
+def build(name: str, folder: Path) -> Built:
+    """The sdist from this checkout, then, from a copy of it elsewhere, the wheel."""
+    uv = find_uv()
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["uv"]
+    pins = folder / "pins.txt"
+    pins.write_text("\n".join(settings["build-constraint-dependencies"]))
+    common = ("--quiet", "--python", sys.executable, "--build-constraints", pins)
+    run(uv, "build", "--sdist", *common, "--out-dir", folder / "made", ROOT / "packages" / name, cwd=folder)
+    (made,) = (folder / "made").glob("*.tar.gz")
+    outside = folder / "outside"
+    outside.mkdir()
+    sdist = Path(shutil.copy(made, outside))
+    run(uv, "build", "--wheel", "--no-config", *common, "--out-dir", outside, sdist.name, cwd=outside)
+    (wheel,) = outside.glob("*.whl")
+    return Built(name, sdist, wheel, read_sdist(sdist), read_wheel(wheel))
+
+
+@pytest.fixture(scope="module")
+def all_built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Built]:
+    return {name: build(name, tmp_path_factory.mktemp(name)) for name in FRAMEWORK}
+
+
+@pytest.fixture(params=list(FRAMEWORK))
+def built(all_built: dict[str, Built], request: pytest.FixtureRequest) -> Built:
+    return all_built[request.param]
+
+
+@pytest.fixture(scope="module")
+def installed(all_built: dict[str, Built], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of a clean environment with both wheels, which borrows the frameworks from this one."""
+    folder = tmp_path_factory.mktemp("installed")
+    venv.create(folder / "venv", symlinks=True)
+    python = folder / "venv" / "bin" / "python"
+    wheels = [package.wheel_path for package in all_built.values()]
+    run(find_uv(), "pip", "install", "--quiet", "--no-config", "--no-deps", "--no-index",
+        "--python", python, *wheels, cwd=folder)  # fmt: skip
+    site = Path(run(python, "-c", "import site; print(site.getsitepackages()[0])", cwd=folder).strip())
+    # Only a path: the .pth files in there, those of editable installs among them, have no effect.
+    borrowed = [entry for entry in sys.path if entry.endswith("site-packages")]
+    (site / "borrowed.pth").write_text("\n".join(borrowed))
+    return python
+
+
+def shared_files() -> dict[str, bytes]:
+    """What every archive must hold under `_metal`, kernels included."""
+    listed = (path for path in SHARED.rglob("*") if path.is_file())
+    kernels = (path for path in (SHARED / "kernels").rglob("*") if path.is_file())
+    files = {path.relative_to(SHARED).as_posix(): path.read_bytes() for path in (*listed, *kernels)}
+    return {name: content for name, content in files.items() if "__pycache__" not in name}
+
+
+def vendored(files: dict[str, bytes], prefix: str) -> dict[str, bytes]:
+    return {name.removeprefix(prefix): content for name, content in files.items() if name.startswith(prefix)}
+
+
+def test_both_archives_hold_the_shared_sources_to_the_byte(built: Built) -> None:
+    shared = shared_files()
+    assert any(name.startswith("kernels/") for name in shared)
+    assert "window.py" in shared
+    assert vendored(built.wheel, f"{built.module}/_metal/") == shared
+    assert vendored(built.sdist, f"src/{built.module}/_metal/") == shared
+
+
+def test_both_archives_hold_every_source_of_the_package(built: Built) -> None:
+    source = ROOT / "packages" / built.name / "src" / built.module
+    own = {
+        path.relative_to(source).as_posix(): path.read_bytes()
+        for path in source.rglob("*")
+        if path.is_file() and not {"_metal", "__pycache__"} & set(path.relative_to(source).parts)
+    }
+    assert {"__init__.py", "cli.py", "py.typed"} <= own.keys()
+    for files, prefix in ((built.wheel, f"{built.module}/"), (built.sdist, f"src/{built.module}/")):
+        held = {n: c for n, c in vendored(files, prefix).items() if not n.startswith("_metal/")}
+        assert held == own
+
+
+def test_wheel_is_pure_and_knows_no_machine(built: Built) -> None:
+    assert built.wheel_path.name == f"{built.module}-{VERSION}-py3-none-any.whl"
+    assert not [name for name in built.wheel if PurePosixPath(name).suffix in COMPILED]
+    folders = {str(ROOT).encode(), str(built.wheel_path.parent).encode()}
+    told = [name for name, content in built.wheel.items() for folder in folders if folder in content]
+    assert not told
+
+
+def test_metadata(built: Built) -> None:
+    metadata = built.metadata
+    assert (metadata["Name"], metadata["Version"]) == (built.name, VERSION)
+    assert metadata["License-Expression"] == "MIT"
+    assert metadata["Requires-Python"] == ">=3.11"
+    required = {Requirement(r) for r in metadata.get_all("Requires-Dist", []) if "extra ==" not in r}
+    # The workspace takes torch on macOS only; what is published asks for it everywhere, without a marker.
+    assert required == {Requirement(REQUIREMENT[built.name])}
+    extras = {"natten-mps": {"demo"}, "natten-mlx": {"cpu", "demo"}}[built.name]
+    assert set(metadata.get_all("Provides-Extra", [])) == extras
+
+
+def test_license_readme_and_command(built: Built) -> None:
+    assert built.info("licenses/LICENSE") == (ROOT / "LICENSE").read_text()
+    assert "LICENSE" in built.sdist
+    assert (ROOT / "packages" / built.name / "README.md").read_text() in str(built.metadata.get_payload())
+    commands = configparser.ConfigParser()
+    commands.read_string(built.info("entry_points.txt"))
+    assert dict(commands["console_scripts"]) == {built.name: f"{built.module}.cli:main"}
+
+
+def python_says(python: Path, code: str) -> str:
+    return run(python, "-c", code, cwd=python.parent).strip()
+
+
+@pytest.mark.parametrize("name", FRAMEWORK)
+def test_versions_agree(installed: Path, name: str) -> None:
+    module = name.replace("-", "_")
+    assert python_says(installed, f"import {module}; print({module}.__version__)") == VERSION
+    assert run(installed.parent / name, "--version", cwd=installed.parent).strip() == f"{name} {VERSION}"
+
+
+@pytest.mark.parametrize("name", FRAMEWORK)
+def test_import_is_lazy(installed: Path, name: str) -> None:
+    module, framework = name.replace("-", "_"), FRAMEWORK[name]
+    told = f"import sys; print({framework!r} in sys.modules)"
+    assert python_says(installed, f"import {module}; {told}") == "False"
+    assert python_says(installed, f"import {module}; {module}.na1d; {told}") == "True"
+
+
+SMALL_PROBLEM = """
+import json, numpy as np, torch, mlx.core as mx, natten_mps, natten_mlx
+arrays = np.random.default_rng(0).standard_normal((3, 1, 7, 2, 4)).astype(np.float32)
+by_mps = natten_mps.na1d(*(torch.from_numpy(a) for a in arrays), kernel_size=3, dilation=2)
+by_mlx = natten_mlx.na1d(*(mx.array(a) for a in arrays), kernel_size=3, dilation=2)
+print(json.dumps({
+    "files": [natten_mps.__file__, natten_mlx.__file__],
+    "mps": by_mps.numpy().ravel().tolist(),
+    "mlx": np.array(by_mlx).ravel().tolist(),
+}))
+"""
+
+
+def test_installed_wheels_compute_the_same(installed: Path) -> None:
+    told = json.loads(python_says(installed, SMALL_PROBLEM))
+    environment = installed.parent.parent
+    assert all(Path(file).is_relative_to(environment) for file in told["files"])
+    assert len(told["mps"]) == 7 * 2 * 4
+    assert max(told["mps"]) - min(told["mps"]) > 0.1
+    # Sums of at most three products of numbers of order 1, in float32.
+    assert told["mlx"] == pytest.approx(told["mps"], rel=0, abs=1e-6)

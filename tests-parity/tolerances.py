@@ -1,0 +1,248 @@
+"""How far from the truth a result may lie.
+
+The truth is :mod:`natten_metal.reference` in float64. The baseline is what anyone's plain code makes of
+the same problem: inputs rounded to the dtype, one dense masked softmax in float32, one final rounding.
+With error = max|x - ref| / max|ref| per output tensor, the bound is
+
+    2 (results) or 3 (gradients) * error of the baseline  +  4 ulp of the tensor's dtype at max|ref|
+
+and two packages may differ by the baseline's error plus the same floor. float64 has no wider truth to
+be measured against, so there a result may lie :data:`EXACT_ULP` ulp away.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+from cases import Case, inputs, lse_dtype, rounded, slot_inputs
+
+from natten_mps._metal import reference
+from natten_mps._metal.mask import bias_offsets, neighborhood_mask, slot_keys
+from natten_mps._metal.problem import Problem
+
+Array = Any
+FLOOR_ULP = 4
+EXACT_ULP = 64
+
+
+def ulp(value: float, dtype: str) -> float:
+    """The distance from ``value`` to the next number of ``dtype``."""
+    if dtype != "bfloat16":
+        return float(np.spacing(np.asarray(abs(value), dtype=dtype)))
+    # 8 bits of mantissa against float32's 24.
+    return float(np.spacing(np.float32(abs(value)))) * 2**16
+
+
+@dataclass(frozen=True)
+class Expected:
+    """The truth and the baseline of one output tensor; ``factor`` is 2 for results, 3 for gradients."""
+
+    truth: Array
+    baseline: Array
+    dtype: str
+    factor: int
+
+    @property
+    def floor(self) -> float:
+        if not self.truth.size:
+            return 0.0
+        steps = EXACT_ULP if self.dtype == "float64" else FLOOR_ULP
+        return steps * ulp(_finite(np.abs(self.truth)).max(initial=0.0), self.dtype)
+
+    @property
+    def own(self) -> float:
+        """The baseline's own largest deviation."""
+        return deviation(self.baseline, self.truth)
+
+    @property
+    def bound(self) -> float:
+        return self.factor * self.own + self.floor
+
+    @property
+    def cross(self) -> float:
+        """How far two packages may lie apart."""
+        return self.own + self.floor
+
+
+def _finite(array: Array) -> Array:
+    return array[np.isfinite(array)]
+
+
+def deviation(found: Array, wanted: Array) -> float:
+    """max|found - wanted|; infinite where either is not finite unless both are the same infinity."""
+    assert found.shape == wanted.shape, f"shape {found.shape}, not {wanted.shape}"
+    with np.errstate(invalid="ignore"):
+        apart = np.where(found == wanted, 0.0, np.abs(found - wanted))
+    return float(np.nan_to_num(apart, nan=np.inf, posinf=np.inf).max(initial=0.0))
+
+
+def assert_within(found: dict[str, Array], expected: dict[str, Expected], where: str) -> None:
+    """Every expected tensor was found, and none lies further from the truth than its bound."""
+    assert found.keys() == expected.keys(), f"{where}: {sorted(found)}, not {sorted(expected)}"
+    for name, wanted in expected.items():
+        apart = deviation(found[name], wanted.truth)
+        assert apart <= wanted.bound, f"{where}: {name} is off by {apart:.3g}, bound {wanted.bound:.3g}"
+
+
+def assert_agree(a: dict[str, Array], b: dict[str, Array], expected: dict[str, Expected], where: str) -> None:
+    """Two packages' results differ by no more than the cross-package bound."""
+    assert a.keys() == b.keys() == expected.keys(), where
+    for name, wanted in expected.items():
+        apart = deviation(a[name], b[name])
+        assert apart <= wanted.cross, f"{where}: {name} differs by {apart:.3g}, bound {wanted.cross:.3g}"
+
+
+# --- the baseline --------------------------------------------------------------------------------
+
+
+def _flat(tensor: Array, compute: Any, groups: int = 1) -> Array:
+    """``[B, tokens.., H, D]`` -> ``[B, H * groups, tokens, D]`` in the compute dtype."""
+    batch, heads, dim = tensor.shape[0], *tensor.shape[-2:]
+    tokens = int(np.prod(tensor.shape[1:-2]))
+    moved = tensor.astype(compute).reshape(batch, tokens, heads, dim).transpose(0, 2, 1, 3)
+    return moved.repeat(groups, axis=1)
+
+
+def _back(tensor: Array, shape: tuple[int, ...], groups: int = 1) -> Array:
+    """The transpose of :func:`_flat`."""
+    batch, heads, tokens, dim = tensor.shape
+    summed = tensor.reshape(batch, heads // groups, groups, tokens, dim).sum(2, dtype=tensor.dtype)
+    return summed.transpose(0, 2, 1, 3).reshape(batch, *shape, heads // groups, dim)
+
+
+def _t(tensor: Array) -> Array:
+    return tensor.swapaxes(-1, -2)
+
+
+def _bias_sum(problem: Problem, d_logits: Array) -> Array:
+    """d_logits summed per offset: the gradient of the bias table, one addition after the other."""
+    sizes = [2 * w - 1 for w in problem.kernel_size]
+    table = np.zeros((problem.heads, int(np.prod(sizes))), d_logits.dtype)
+    mask, offsets = neighborhood_mask(problem), bias_offsets(problem)
+    for head in range(problem.heads):
+        np.add.at(table[head], offsets[mask], d_logits.sum(0, dtype=d_logits.dtype)[head][mask])
+    return table.reshape(problem.heads, *sizes)
+
+
+def _logits(problem: Problem, q: Array, k: Array, rpb: Array | None) -> Array:
+    """Unmasked logits of all keys; keys beyond the problem's own are additional ones."""
+    logits = q.dtype.type(problem.scale) * (q @ _t(k))
+    if rpb is not None:
+        table = rpb.astype(q.dtype).reshape(problem.heads, -1)
+        logits[..., : problem.keys] += table[:, bias_offsets(problem)]
+    return logits
+
+
+def baseline(problem: Problem, arrays: dict[str, Array]) -> dict[str, Array]:
+    """Results and gradients of fused attention, unrounded: dense, in float32 (float64 for float64)."""
+    compute = np.float64 if problem.dtype == "float64" else np.float32
+    groups, shape, keys = problem.group_heads, problem.query_shape, problem.keys
+    q, d_out = (_flat(arrays[name], compute) for name in ("query", "d_out"))
+    d_lse = _flat(arrays["d_lse"][..., None], compute)
+    k, v = (_flat(arrays[name], compute, groups) for name in ("key", "value"))
+    rpb, extra = arrays.get("rpb"), "additional_keys" in arrays
+    if extra:
+        k = np.concatenate([k, _flat(arrays["additional_keys"], compute, groups)], 2)
+        v = np.concatenate([v, _flat(arrays["additional_values"], compute, groups)], 2)
+    logits = _logits(problem, q, k, rpb)
+    logits[..., :keys] = np.where(neighborhood_mask(problem), logits[..., :keys], compute(-np.inf))
+    top = logits.max(-1, keepdims=True, initial=-np.inf)
+    weights = np.exp(logits - top)
+    total = weights.sum(-1, keepdims=True)
+    weights /= total
+    d_weights = d_out @ _t(v)
+    d_logits = weights * (d_weights - (weights * d_weights).sum(-1, keepdims=True) + d_lse)
+    scale = compute(problem.scale)
+    d_k, d_v = scale * (_t(d_logits) @ q), _t(weights) @ d_out
+    found = {
+        "out": _back(weights @ v, shape),
+        "lse": _back(top + np.log(total), shape)[..., 0],
+        "query": _back(scale * (d_logits @ k), shape),
+        "key": _back(d_k[:, :, :keys], shape, groups),
+        "value": _back(d_v[:, :, :keys], shape, groups),
+    }
+    if extra:
+        found["additional_keys"] = _back(d_k[:, :, keys:], (problem.additional,), groups)
+        found["additional_values"] = _back(d_v[:, :, keys:], (problem.additional,), groups)
+    if rpb is not None:
+        found["rpb"] = _bias_sum(problem, d_logits[..., :keys])
+    return found
+
+
+def _expected(truth: dict[str, Array], plain: dict[str, Array], dtype: str, results: set[str]) -> dict[str, Expected]:
+    kinds = {name: lse_dtype(dtype) if name == "lse" else dtype for name in truth}
+    return {
+        name: Expected(truth[name], rounded(plain[name], kinds[name]), kinds[name], 2 if name in results else 3)
+        for name in truth
+    }
+
+
+@cache
+def fused(case: Case, dtype: str) -> dict[str, Expected]:
+    """What ``na{1,2,3}d`` must give: out, lse, and the gradient of every input by the input's name."""
+    arrays, problem = inputs(case, dtype), case.problem(dtype)
+    given = {name: a for name, a in arrays.items() if name not in ("d_out", "d_lse")}
+    out, lse = reference.forward(problem, **given)
+    gradients = reference.backward(problem, arrays["d_out"], arrays["d_lse"], **given)
+    truth = {"out": out, "lse": lse, **gradients}
+    return _expected(truth, baseline(problem, arrays), dtype, {"out", "lse"})
+
+
+def _dense_slots(problem: Problem, slots: Array, compute: Any) -> Array:
+    """``[B, *shape, H, W]`` -> ``[B, H, queries, keys]``; slots without a key are dropped."""
+    keys, held = slot_keys(problem)
+    flat = np.where(held, _flat(slots, compute), compute(0))
+    dense = np.zeros((*flat.shape[:2], problem.queries, problem.keys), compute)
+    rows = np.broadcast_to(np.arange(problem.queries)[:, None], keys.shape)
+    np.add.at(dense, (slice(None), slice(None), rows, keys), flat)
+    return dense
+
+
+def _slots_of(problem: Problem, dense: Array, empty: float) -> Array:
+    keys, held = slot_keys(problem)
+    found = np.take_along_axis(dense, np.broadcast_to(keys, (*dense.shape[:2], *keys.shape)), -1)
+    return _back(np.where(held, found, dense.dtype.type(empty)), problem.query_shape)
+
+
+@cache
+def split_qk(case: Case, dtype: str) -> dict[str, Expected]:
+    """What ``na{1,2,3}d_qk`` must give: logits, and the gradients of query, key and rpb."""
+    arrays, problem = inputs(case, dtype), case.problem(dtype, "qk")
+    d_logits = slot_inputs(case, dtype)["d_logits"]
+    given = [arrays["query"], arrays["key"], arrays.get("rpb")]
+    truth = {"logits": reference.qk(problem, *given), **reference.qk_backward(problem, d_logits, *given)}
+    compute = np.float64 if dtype == "float64" else np.float32
+    scale, groups = compute(problem.scale), problem.group_heads
+    q, k = _flat(arrays["query"], compute), _flat(arrays["key"], compute, groups)
+    dense = _dense_slots(problem, d_logits, compute)
+    plain = {
+        "logits": _slots_of(problem, _logits(problem, q, k, arrays.get("rpb")), -np.inf),
+        "query": _back(scale * (dense @ k), case.shape),
+        "key": _back(scale * (_t(dense) @ q), case.shape, groups),
+    }
+    if case.rpb:
+        plain["rpb"] = _bias_sum(problem, dense)
+    return _expected(truth, plain, dtype, {"logits"})
+
+
+@cache
+def split_av(case: Case, dtype: str) -> dict[str, Expected]:
+    """What ``na{1,2,3}d_av`` must give: out, and the gradients of attn and value."""
+    arrays, problem = inputs(case, dtype), case.problem(dtype, "av")
+    attn = slot_inputs(case, dtype)["attn"]
+    truth = {
+        "out": reference.av(problem, attn, arrays["value"]),
+        **reference.av_backward(problem, arrays["d_out"], attn, arrays["value"]),
+    }
+    compute = np.float64 if dtype == "float64" else np.float32
+    d_out, v = _flat(arrays["d_out"], compute), _flat(arrays["value"], compute, problem.group_heads)
+    dense = _dense_slots(problem, attn, compute)
+    plain = {
+        "out": _back(dense @ v, case.shape),
+        "attn": _slots_of(problem, d_out @ _t(v), 0.0),
+        "value": _back(_t(dense) @ d_out, case.shape, problem.group_heads),
+    }
+    return _expected(truth, plain, dtype, {"out"})
