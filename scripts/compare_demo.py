@@ -37,9 +37,7 @@ def max_difference(first: Path, second: Path) -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("first", type=Path, help=".npy file of one demo")
     parser.add_argument("second", type=Path, help=".npy file of the other demo")
     parser.add_argument(

@@ -16,7 +16,7 @@ MAX_FUNCTION_LINES = 60
 FRAMEWORKS = frozenset({"torch", "mlx"})
 
 # Files that may define names with a rank in them, and the names they may define: the typed faces.
-FACE_FILES = frozenset({"functional", "faces", "modules"})
+FACE_FILES = frozenset({"functional", "faces", "modules", "varlen"})
 FACE_NAME = re.compile(r"na[123]d(_qk|_av|_varlen)?|NeighborhoodAttention[123]D")
 RANKED_NAME = re.compile(r"(?<!\d)[123][dD]")
 RANKED_IDENTIFIER = re.compile(r"\b[A-Za-z_]\w*(?<!\d)[123][dD]\w*")

@@ -186,12 +186,12 @@ def test_demo_denoises(
     noisy = denoise.add_noise(image, SIGMA, 0)
     denoised = np.load(array)
     assert denoised.dtype == np.float32
-    # Float32 logits reach 100, and taking the pixel's own weight out multiplies their error by up to 23:
-    # an eighth of a grey level.
-    np.testing.assert_allclose(denoised, expected, rtol=0, atol=1 / 255 / 8)
+    # A twentieth of a grey level: float32 logits reach 100 (an error of 1e-5), and taking the pixel's own
+    # weight out multiplies their error by up to 23.
+    np.testing.assert_allclose(denoised, expected, rtol=0, atol=2e-4)
 
     before, after = denoise.psnr(noisy, image), denoise.psnr(denoised, image)
-    assert after - before > 6.0
+    assert after - before > 5.5
     lines = printed.splitlines()
     assert lines[:3] == [
         "image    crop.png, 128 x 96",

@@ -117,6 +117,14 @@ def _t(tensor: Array) -> Array:
     return tensor.swapaxes(-1, -2)
 
 
+def _product(a: Array, b: Array) -> Array:
+    """a @ b, one addition after the other: no library's order of sums, the same on every machine."""
+    total = np.zeros((*a.shape[:-1], b.shape[-1]), a.dtype)
+    for i in range(a.shape[-1]):
+        total += a[..., i, None] * b[..., i, None, :]
+    return total
+
+
 def _bias_sum(problem: Problem, d_logits: Array) -> Array:
     """d_logits summed per offset: the gradient of the bias table, one addition after the other."""
     sizes = [2 * w - 1 for w in problem.kernel_size]
@@ -129,7 +137,7 @@ def _bias_sum(problem: Problem, d_logits: Array) -> Array:
 
 def _logits(problem: Problem, q: Array, k: Array, rpb: Array | None) -> Array:
     """Unmasked logits of all keys; keys beyond the problem's own are additional ones."""
-    logits = q.dtype.type(problem.scale) * (q @ _t(k))
+    logits = q.dtype.type(problem.scale) * _product(q, _t(k))
     if rpb is not None:
         table = rpb.astype(q.dtype).reshape(problem.heads, -1)
         logits[..., : problem.keys] += table[:, bias_offsets(problem)]
@@ -153,14 +161,14 @@ def baseline(problem: Problem, arrays: dict[str, Array]) -> dict[str, Array]:
     weights = np.exp(logits - top)
     total = weights.sum(-1, keepdims=True)
     weights /= total
-    d_weights = d_out @ _t(v)
+    d_weights = _product(d_out, _t(v))
     d_logits = weights * (d_weights - (weights * d_weights).sum(-1, keepdims=True) + d_lse)
     scale = compute(problem.scale)
-    d_k, d_v = scale * (_t(d_logits) @ q), _t(weights) @ d_out
+    d_k, d_v = scale * _product(_t(d_logits), q), _product(_t(weights), d_out)
     found = {
-        "out": _back(weights @ v, shape),
+        "out": _back(_product(weights, v), shape),
         "lse": _back(top + np.log(total), shape)[..., 0],
-        "query": _back(scale * (d_logits @ k), shape),
+        "query": _back(scale * _product(d_logits, k), shape),
         "key": _back(d_k[:, :, :keys], shape, groups),
         "value": _back(d_v[:, :, :keys], shape, groups),
     }
@@ -220,8 +228,8 @@ def split_qk(case: Case, dtype: str) -> dict[str, Expected]:
     dense = _dense_slots(problem, d_logits, compute)
     plain = {
         "logits": _slots_of(problem, _logits(problem, q, k, arrays.get("rpb")), -np.inf),
-        "query": _back(scale * (dense @ k), case.shape),
-        "key": _back(scale * (_t(dense) @ q), case.shape, groups),
+        "query": _back(scale * _product(dense, k), case.shape),
+        "key": _back(scale * _product(_t(dense), q), case.shape, groups),
     }
     if case.rpb:
         plain["rpb"] = _bias_sum(problem, dense)
@@ -241,8 +249,8 @@ def split_av(case: Case, dtype: str) -> dict[str, Expected]:
     d_out, v = _flat(arrays["d_out"], compute), _flat(arrays["value"], compute, problem.group_heads)
     dense = _dense_slots(problem, attn, compute)
     plain = {
-        "out": _back(dense @ v, case.shape),
-        "attn": _slots_of(problem, d_out @ _t(v), 0.0),
-        "value": _back(_t(dense) @ d_out, case.shape, problem.group_heads),
+        "out": _back(_product(dense, v), case.shape),
+        "attn": _slots_of(problem, _product(d_out, _t(v)), 0.0),
+        "value": _back(_product(_t(dense), d_out), case.shape, problem.group_heads),
     }
     return _expected(truth, plain, dtype, {"out"})

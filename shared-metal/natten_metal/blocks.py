@@ -90,8 +90,7 @@ def box_size(axis: Axis, transposed: bool, tile: int) -> int:
     rows = axis.keys if transposed else axis.queries
     columns = axis.queries if transposed else axis.keys
     lengths = {
-        (group_length(rows, g, axis.dilation), group_length(columns, g, axis.dilation))
-        for g in range(axis.dilation)
+        (group_length(rows, g, axis.dilation), group_length(columns, g, axis.dilation)) for g in range(axis.dilation)
     }
     widest = 1
     for row_count, column_count in lengths:
@@ -132,6 +131,8 @@ class AxisTables:
 class Chunk:
     """The tables of some consecutive tiles: ``c`` tiles of ``T`` rows and ``U`` columns over all axes."""
 
+    MOST_NOTES = 32
+
     def __init__(self, tables: "Tables", first: int, count: int) -> None:
         self._tables = tables
         self._tile_ids = tables.split(first, count)
@@ -139,8 +140,15 @@ class Chunk:
         self.rows = tables.tokens(self._tile_ids, rows=True)
         self.columns = tables.tokens(self._tile_ids, rows=False)
         self._mask: Any = None
-        # The mask as the framework wants it added to logits; the pure path keeps it here.
-        self.bias: Any = None
+        self._notes: dict[Any, Any] = {}
+
+    def noted(self, name: Any, make: Callable[[], Any]) -> Any:
+        """What ``make`` returned the first time for ``name``: index arrays in the framework's own form."""
+        if name not in self._notes:
+            if len(self._notes) >= self.MOST_NOTES:
+                self._notes.clear()
+            self._notes[name] = make()
+        return self._notes[name]
 
     @property
     def held(self) -> Any:
@@ -216,6 +224,11 @@ class Tables:
         keep = blocks.tiles * blocks.tile_rows * blocks.box_columns <= self.KEEP_PAIRS
         self._kept: dict[int, Chunk] | None = {} if keep else None
 
+    @property
+    def keeps_chunks(self) -> bool:
+        """Whether the walk is so small that its chunks are kept from one call to the next."""
+        return self._kept is not None
+
     def chunks(self) -> Any:
         """The walk: chunks of ``step`` tiles, in order."""
         for first in range(0, self.blocks.tiles, self.blocks.step):
@@ -236,7 +249,8 @@ class Tables:
     def tokens(self, ids: list[Any], rows: bool) -> Any:
         """Flat token numbers: ``[c, T]`` for rows, ``[c, U]`` for columns."""
         strides = self._row_strides if rows else self._column_strides
-        rank, total = len(self.axes), 0
+        rank: int = len(self.axes)
+        total: Any = 0
         for axis, (table, stride) in enumerate(zip(self.axes, strides, strict=True)):
             token = (table.row_token if rows else table.column_token)[ids[axis]] * stride
             total = token.reshape(_spread(token.shape, rank, [axis])) + total
@@ -273,14 +287,15 @@ class Tables:
             columns = column if columns is None else columns + column
             held = inside if held is None else held & inside
         assert columns is not None and held is not None
-        shape = (ids[0].shape[0], self.blocks.tile_rows, -1)
-        return columns.reshape(shape), held.reshape(shape)
+        joined = (ids[0].shape[0], self.blocks.tile_rows, -1)
+        return columns.reshape(joined), held.reshape(joined)
 
     def places(self) -> Any:
         """``[tokens]``: where each token's row lies among the ``tiles * tile_rows`` rows of the walk."""
         tile_strides = _strides([axis.tiles for axis in self.blocks.axes])
         slot_strides = _strides([axis.tile for axis in self.blocks.axes])
-        rank, total = len(self.axes), 0
+        rank: int = len(self.axes)
+        total: Any = 0
         for axis, blocks in enumerate(self.blocks.axes):
             d, token = blocks.axis.dilation, self.xp.arange(blocks.rows)
             tile = token // d // blocks.tile * d + token % d

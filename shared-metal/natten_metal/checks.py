@@ -128,11 +128,12 @@ def _additional(face: str, keys: TensorSpec | None, values: TensorSpec | None, p
         return 0
     if keys is None or values is None:
         missing = "additional_keys" if keys is None else "additional_values"
-        raise ValueError(
-            f"{face}: additional_keys and additional_values come together; {missing} is missing"
-        )
+        raise ValueError(f"{face}: additional_keys and additional_values come together; {missing} is missing")
     p = problem
-    for name, spec, dim in (("additional_keys", keys, p.head_dim), ("additional_values", values, p.head_dim_v)):
+    for name, spec, dim in (
+        ("additional_keys", keys, p.head_dim),
+        ("additional_values", values, p.head_dim_v),
+    ):
         found = spec.shape
         if len(found) != 4 or (found[0], *found[2:]) != (p.batch, p.kv_heads, dim):
             raise ValueError(
@@ -266,7 +267,13 @@ def _agree(face: str, given: dict[str, TensorSpec], rpb: TensorSpec | None) -> N
 
 
 def _heads_last(
-    op: str, face: str, query: TensorSpec, key: TensorSpec, value: TensorSpec | None, window: Window, scale: float
+    op: str,
+    face: str,
+    query: TensorSpec,
+    key: TensorSpec,
+    value: TensorSpec | None,
+    window: Window,
+    scale: float,
 ) -> Problem:
     """The problem of tensors whose ranks and axes are known to agree; checks heads and head dims."""
     heads, head_dim = query.shape[-2:]
@@ -274,7 +281,12 @@ def _heads_last(
     _same(face, "head_dim", {"query": head_dim, "key": key.shape[-1]})
     if value is not None:
         _same(face, "number of heads", {"key": kv_heads, "value": value.shape[-2]})
-    sizes = {"query shape": query.shape[1:-2], "key shape": key.shape[1:-2], "heads": heads, "kv heads": kv_heads}
+    sizes = {
+        "query shape": query.shape[1:-2],
+        "key shape": key.shape[1:-2],
+        "heads": heads,
+        "kv heads": kv_heads,
+    }
     sizes |= {"head_dim": head_dim} | ({} if value is None else {"value head_dim": value.shape[-1]})
     _no_zero(face, sizes)
     _heads(face, heads, kv_heads)
@@ -289,7 +301,12 @@ def _heads_last(
 
 
 def varlen_sizes(
-    face: str, name: str, sizes: Any, padded: TensorSpec, kernel_size: tuple[int, ...], dilation: tuple[int, ...]
+    face: str,
+    name: str,
+    sizes: Any,
+    padded: TensorSpec,
+    kernel_size: tuple[int, ...],
+    dilation: tuple[int, ...],
 ) -> Sizes:
     """The items' own shapes, one tuple of ``rank`` ints each, from ``[B]`` or ``[B, rank]`` host numbers."""
     batch, shape, rank = padded.shape[0], padded.shape[1:-2], len(kernel_size)
@@ -328,7 +345,9 @@ def check_merge(face: str, outputs: Sequence[TensorSpec], lses: Sequence[TensorS
     _same(face, "dtype", {f"outputs[{i}]": spec.dtype for i, spec in enumerate(outputs)}, TypeError)
     for i, (out, lse) in enumerate(zip(outputs, lses, strict=True)):
         if lse.shape != out.shape[:-1]:
-            raise ValueError(f"{face}: lses[{i}] must be outputs[{i}] without its last axis, {out.shape[:-1]}; got {lse.shape}")
+            raise ValueError(
+                f"{face}: lses[{i}] must be outputs[{i}] without its last axis, {out.shape[:-1]}; got {lse.shape}"
+            )
 
 
 # --- derivatives that no kernel has --------------------------------------------------------------

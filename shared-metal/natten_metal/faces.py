@@ -10,7 +10,7 @@ from typing import Any
 from . import checks
 from .device import Device
 from .plan import obstacle
-from .problem import RANKS, Problem, TensorSpec
+from .problem import DTYPES, RANKS, Problem, TensorSpec
 
 Spec = TensorSpec
 
@@ -103,9 +103,7 @@ def support_matrix(device: Device, tiers: tuple[str, ...]) -> dict[str, dict[str
     """
     matrix = {}
     for tier in tiers:
-        reasons = {
-            (rank, dtype): obstacle(_sample(rank, dtype), device, tier) for rank in RANKS for dtype in checks.DTYPES
-        }
+        reasons = {(rank, dtype): obstacle(_sample(rank, dtype), device, tier) for rank in RANKS for dtype in DTYPES}
         taken = [case for case, reason in reasons.items() if reason is None]
         works = bool(taken)
         matrix[tier] = {
@@ -116,7 +114,7 @@ def support_matrix(device: Device, tiers: tuple[str, ...]) -> dict[str, dict[str
             "varlen": works,
             "constraints": {
                 "ranks": sorted({rank for rank, _ in taken}),
-                "dtypes": [dtype for dtype in checks.DTYPES if any(taken_dtype == dtype for _, taken_dtype in taken)],
+                "dtypes": [dtype for dtype in DTYPES if any(taken_dtype == dtype for _, taken_dtype in taken)],
             },
             "reason": next((reason for reason in reasons.values() if reason), ""),
         }

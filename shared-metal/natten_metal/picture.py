@@ -104,9 +104,7 @@ def _pillow(image: "Array") -> "Image.Image":
 
 def _frame(draw: Any, left: int, top: int, right: int, bottom: int, stroke: int) -> None:
     """Outline around the box (ends excluded): just outside of it, so that it hides none of its pixels."""
-    draw.rectangle(
-        (left - stroke, top - stroke, right + stroke - 1, bottom + stroke - 1), outline=ACCENT, width=stroke
-    )
+    draw.rectangle((left - stroke, top - stroke, right + stroke - 1, bottom + stroke - 1), outline=ACCENT, width=stroke)
 
 
 def draw_picture(header: str, panels: Sequence[Panel], pixel: tuple[int, int], window: int) -> "Image.Image":

@@ -7,6 +7,14 @@ from typing import Any
 # One axis a rank: 1-D sequences, 2-D images, 3-D volumes.
 RANKS = (1, 2, 3)
 DTYPES = ("float16", "bfloat16", "float32", "float64")
+# Tensors that each op takes, in order, and how many it returns.
+INPUTS = {
+    "na": ("query", "key", "value", "additional_keys", "additional_values", "rpb"),
+    "attention": ("query", "key", "value"),
+    "qk": ("query", "key", "rpb"),
+    "av": ("attn", "value"),
+}
+OUTPUTS = {"na": 2, "attention": 2, "qk": 1, "av": 1}
 
 
 @dataclass(frozen=True, slots=True)

@@ -153,8 +153,8 @@ def _dense_weights(problem: Problem, slots: Array) -> Array:
     keys, held = slot_keys(problem)
     slots = np.where(held, _heads_first(slots), 0.0)
     dense = np.zeros((*slots.shape[:2], problem.queries, problem.keys))
-    query = np.broadcast_to(np.arange(problem.queries)[:, None], keys.shape)
-    np.add.at(dense, (slice(None), slice(None), query, keys), slots)
+    for batch, head in np.ndindex(*slots.shape[:2]):
+        np.add.at(dense[batch, head], (np.arange(problem.queries)[:, None], keys), slots[batch, head])
     return dense
 
 

@@ -22,11 +22,11 @@ static Region* new_buffer(const BufferIn& in) {
   r->reach_end = mapping + pages + 2 * kGuard;
   r->begin = mapping + kGuard + ((pages - in.bytes) & ~(size_t)15);
   r->end = r->begin + in.bytes;
-  r->cell_bytes = in.cell_bytes;
+  r->cell_shift = in.cell_shift;
   r->threadgroup = false;
   r->read_only = in.read_only;
   r->name = "buffer(" + std::to_string(in.label) + ")";
-  r->cells.resize(in.bytes / in.cell_bytes + 1);
+  r->cells.resize((in.bytes >> in.cell_shift) + 1);
   for (Cell& cell : r->cells) cell.initialised = in.initialised;
   if (in.initialised) {
     memcpy(r->begin, in.data, in.bytes);
@@ -40,7 +40,7 @@ static void finish_buffer(Region* r, BufferIn& in) {
   if (!r->read_only) memcpy(in.data, r->begin, in.bytes);
   in.bytes_read = r->bytes_read;
   in.bytes_written = r->bytes_written;
-  for (size_t c = 0; c * in.cell_bytes < in.bytes; c++) {
+  for (size_t c = 0; c << in.cell_shift < in.bytes; c++) {
     if (in.read_counts) in.read_counts[c] = r->cells[c].reads;
     if (in.write_counts) in.write_counts[c] = r->cells[c].writes;
   }
@@ -131,7 +131,7 @@ static void begin(Entry entry, const Options* options, Result* result) {
   memset((void*)result, 0, sizeof *result);
   find_code(entry);
   allocate_fibers();
-  reset_private_memory();
+  if (options->private_bounds) reset_private_memory();
 }
 
 }  // namespace runtime
@@ -176,7 +176,10 @@ extern "C" void metal_emulator_count(const char* event) {
   Result& r = *g.result;
   uint32_t i = 0;
   while (i < r.event_count && strcmp(r.events[i].name, event) != 0) i++;
-  if (i == kMaxEvents) return;
+  if (i == kMaxEvents) {
+    r.events_lost++;
+    return;
+  }
   if (i == r.event_count) {
     snprintf(r.events[i].name, sizeof r.events[i].name, "%s", event);
     r.event_count++;

@@ -50,12 +50,12 @@ static Region* new_variable(const void* key, size_t bytes, size_t alignment, con
   r->end = r->begin + bytes;
   g.arena_used = round_up(g.arena_used + kRedZone + bytes + 16, kRedZone);
   r->reach_end = g.arena + g.arena_used;
-  r->cell_bytes = bytes % 2 == 0 ? 2 : 1;
+  r->cell_shift = bytes % 2 == 0 ? 1 : 0;
   r->threadgroup = true;
   r->read_only = false;
   r->key = key;
   r->name = name;
-  r->cells.resize(bytes / r->cell_bytes + 1);
+  r->cells.resize((bytes >> r->cell_shift) + 1);
   memset(r->begin, 0xFF, bytes);
   // the last variable answers for the rest of the arena
   for (Region* other : g.variables) other->reach_end = std::min(other->reach_end, r->reach_begin);

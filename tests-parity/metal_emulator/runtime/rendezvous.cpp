@@ -16,6 +16,9 @@ static const char* operation_name(uint32_t operation) {
   }
 }
 
+// METAL_EMULATOR_SITE of shim/language.h
+static uint32_t line_of(uint32_t site) { return site / 1024; }
+
 static void count_operation(uint32_t operation) {
   Result& r = *g.result;
   switch (operation) {
@@ -38,8 +41,8 @@ static void finish_simdgroup(uint32_t s) {
     Fiber& f = g.fibers[i];
     if (f.state != AT_SIMDGROUP_OPERATION) continue;
     if (first && !(f.waiting == *first)) {
-      report_two(SIMDGROUP_DIVERGENCE, first->code, f.waiting.code, "lane %u of simdgroup %u is at %s, lane %u at %s", lanes[0] % kLanes, s,
-                 operation_name(first->operation), f.lane, operation_name(f.waiting.operation));
+      report_two(SIMDGROUP_DIVERGENCE, first->code, f.waiting.code, "lane %u of simdgroup %u is at %s (line %u), lane %u at %s (line %u)", lanes[0] % kLanes, s,
+                 operation_name(first->operation), line_of(first->site), f.lane, operation_name(f.waiting.operation), line_of(f.waiting.site));
       stop();
       return;
     }
@@ -85,7 +88,8 @@ static void finish_barrier() {
     Fiber& f = g.fibers[i];
     if (f.state != AT_BARRIER) continue;
     if (first && !(f.waiting == *first)) {
-      report_two(BARRIER_DIVERGENCE, first->code, f.waiting.code, "threads %u and %u wait at different threadgroup barriers", waiting[0], i);
+      report_two(BARRIER_DIVERGENCE, first->code, f.waiting.code, "threads %u and %u wait at different threadgroup barriers (lines %u and %u)", waiting[0], i,
+                 line_of(first->site), line_of(f.waiting.site));
       stop();
       return;
     }

@@ -139,7 +139,7 @@ struct Region {
   char* end;
   char* reach_begin;  // addresses around it that only a stray index of this region can produce
   char* reach_end;
-  uint32_t cell_bytes;
+  uint32_t cell_shift;  // a cell has 1 << cell_shift bytes
   bool threadgroup;
   bool read_only;
   const void* key;  // of a threadgroup variable
@@ -153,7 +153,7 @@ struct Region {
 struct BufferIn {
   void* data;
   uint64_t bytes;
-  uint32_t cell_bytes;
+  uint32_t cell_shift;
   uint32_t read_only;
   uint32_t initialised;
   uint32_t label;       // buffer index that messages show
@@ -174,6 +174,7 @@ struct Options {
   uint32_t early_return;  // threads may return before a barrier that others reach
   uint32_t threadgroup_limit;
   uint32_t flush_denormals;
+  uint32_t private_bounds;  // the kernel was compiled with sanitizer="address"
 };
 
 struct FaultOut {
@@ -203,6 +204,7 @@ struct Result {
   uint64_t threadgroup_bytes_written;
   uint32_t fault_count;
   uint32_t event_count;
+  uint64_t events_lost;
   FaultOut faults[kMaxFaults];
   EventOut events[kMaxEvents];
 };

@@ -57,11 +57,11 @@ static void note_write(Cell& cell, const Stamp& now) {
 
 static void report_race(const Region* r, size_t cell, const Stamp& other, bool write, void* code) {
   if (other.group != g.group) {
-    report(DATA_RACE, code, "%s of byte %zu of %s conflicts with an access by another threadgroup", write ? "write" : "read", cell * r->cell_bytes, r->name.c_str());
+    report(DATA_RACE, code, "%s of byte %zu of %s conflicts with an access by another threadgroup", write ? "write" : "read", cell << r->cell_shift, r->name.c_str());
   } else if (other.thread == kManyThreads) {
-    report(DATA_RACE, code, "%s of byte %zu of %s conflicts with unordered accesses by simdgroup %u", write ? "write" : "read", cell * r->cell_bytes, r->name.c_str(), other.simdgroup);
+    report(DATA_RACE, code, "%s of byte %zu of %s conflicts with unordered accesses by simdgroup %u", write ? "write" : "read", cell << r->cell_shift, r->name.c_str(), other.simdgroup);
   } else {
-    report(DATA_RACE, code, "%s of byte %zu of %s conflicts with an unordered access by thread %u", write ? "write" : "read", cell * r->cell_bytes, r->name.c_str(), other.thread);
+    report(DATA_RACE, code, "%s of byte %zu of %s conflicts with an unordered access by thread %u", write ? "write" : "read", cell << r->cell_shift, r->name.c_str(), other.thread);
   }
 }
 
@@ -78,7 +78,7 @@ static void access_cells(Region* r, size_t first, size_t last, bool write, bool 
       cell.writes += cell.writes != UINT16_MAX;
       note_write(cell, now);
     } else {
-      if (!cell.initialised) report(UNINITIALISED_READ, code, "read of byte %zu of %s", c * r->cell_bytes, r->name.c_str());
+      if (!cell.initialised) report(UNINITIALISED_READ, code, "read of byte %zu of %s", c << r->cell_shift, r->name.c_str());
       cell.reads += cell.reads != UINT16_MAX;
       note_read(cell, now);
     }
@@ -116,7 +116,7 @@ Region* locate(const char* p, size_t bytes, bool write, void* code) {
 void access(const void* address, size_t bytes, bool write, bool atomic, void* code) {
   const char* p = (const char*)address;
   if (on_own_stack(p)) {
-    if (private_bytes_valid(p, bytes)) return;
+    if (!g.options.private_bounds || private_bytes_valid(p, bytes)) return;
     report(PRIVATE_MEMORY, code, "%s of %zu bytes outside a private array or variable", write ? "write" : "read", bytes);
     stop();
     leave();
@@ -126,7 +126,7 @@ void access(const void* address, size_t bytes, bool write, bool atomic, void* co
   if (write && r->read_only) report(READ_ONLY_WRITE, code, "write of %zu bytes to %s", bytes, r->name.c_str());
   (write ? r->bytes_written : r->bytes_read) += bytes;
   size_t offset = p - r->begin;
-  access_cells(r, offset / r->cell_bytes, (offset + bytes - 1) / r->cell_bytes, write, atomic, code);
+  access_cells(r, offset >> r->cell_shift, (offset + bytes - 1) >> r->cell_shift, write, atomic, code);
 }
 
 }  // namespace runtime

@@ -14,8 +14,8 @@ def _attend(query: Any, key: Any, value: Any, kernel_size: int, backend: str | N
 
     from . import na2d
 
-    arrays = [mx.array(array) for array in (query, key, value)]
-    output, lse = na2d(*arrays, kernel_size, scale=1.0, return_lse=True, backend=backend)
+    query, key, value = (mx.array(array) for array in (query, key, value))
+    output, lse = na2d(query, key, value, kernel_size, scale=1.0, return_lse=True, backend=backend)
     return np.array(output), np.array(lse)
 
 
@@ -24,8 +24,8 @@ def _explain(query: Any, key: Any, value: Any, kernel_size: int, backend: str | 
 
     from . import explain
 
-    arrays = [mx.array(array) for array in (query, key, value)]
-    return explain("na2d", *arrays, kernel_size=kernel_size, scale=1.0, backend=backend)
+    query, key, value = (mx.array(array) for array in (query, key, value))
+    return explain("na2d", query, key, value, kernel_size=kernel_size, scale=1.0, backend=backend)
 
 
 HOST = Host("natten-mlx", ("auto", "nanobind", "fast_metal", "pure"), _attend, _explain)

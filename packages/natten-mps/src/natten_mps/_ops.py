@@ -55,9 +55,7 @@ OUTPUTS = {"na": 2, "attention": 2, "qk": 1, "av": 1}
 
 
 @lru_cache(maxsize=1024)
-def _plan(
-    call: Call, shapes: tuple[tuple[int, ...] | None, ...], dtype: torch.dtype, device: torch.device
-) -> Plan:
+def _plan(call: Call, shapes: tuple[tuple[int, ...] | None, ...], dtype: torch.dtype, device: torch.device) -> Plan:
     given = dict(zip(INPUTS[call.op], shapes, strict=True))
     first, key = shapes[0], given.get("key") or given["value"]
     assert first is not None and key is not None
@@ -190,7 +188,7 @@ class EagerForward(Forward):
 def run(call: Call, *inputs: Tensor | None) -> tuple[Tensor, ...]:
     """The op's outputs, differentiable once in reverse; inputs in the order of ``INPUTS[call.op]``."""
     function = Forward if torch.compiler.is_compiling() else EagerForward
-    return function.apply(call, *inputs)  # type: ignore[no-any-return]
+    return function.apply(call, *inputs)
 
 
 class Backward(torch.autograd.Function):

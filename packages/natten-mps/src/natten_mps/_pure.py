@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ._metal.plan import Plan
-from ._walk import Collector, Rows, bias_gradient, compute_dtype, mask_logits, steps
+from ._walk import Collector, Rows, bias_gradient, compute_dtype, exp_, mask_logits, steps
 
 Optional = Tensor | None
 
@@ -46,8 +46,8 @@ def forward(
     out = Collector(blocks, query, problem.heads, problem.head_dim_v, query.dtype)
     lse = Collector(blocks, query, problem.heads, 1, dtype)
     for chunk, items in steps(blocks, problem.batch, query.device):
-        rows = q.gather(chunk.rows, items) * problem.scale
-        logits = rows @ k.gather(chunk.columns, items).transpose(-1, -2)
+        rows = q.gather(chunk, "rows", items) * problem.scale
+        logits = rows @ k.gather(chunk, "columns", items).transpose(-1, -2)
         mask_logits(logits, chunk, rpb, groups)
         extra_keys = _extra(additional_keys, items, dtype)
         if extra_keys is not None:
@@ -56,7 +56,7 @@ def forward(
         weights = torch.softmax(logits, -1)
         # The largest weight is exp(top - lse).
         lse.put(chunk, items, top - weights.amax(-1, keepdim=True).log())
-        part = weights[..., : blocks.box_columns] @ v.gather(chunk.columns, items)
+        part = weights[..., : blocks.box_columns] @ v.gather(chunk, "columns", items)
         extra_values = _extra(additional_values, items, dtype)
         if extra_values is not None:
             part = part + weights[..., blocks.box_columns :] @ extra_values
@@ -113,19 +113,22 @@ def _query_walk(
     d_values = None if additional_values is None else torch.zeros_like(additional_values, dtype=dtype)
     d_rpb = None if rpb is None else torch.zeros(rpb.shape, dtype=dtype, device=rpb.device)
     for chunk, items in steps(blocks, problem.batch, query.device):
-        rows, d_rows, row_lse, row_delta = (t.gather(chunk.rows, items) for t in (q, do, ls, de))
+        rows, d_rows, row_lse, row_delta = (t.gather(chunk, "rows", items) for t in (q, do, ls, de))
         rows = rows * problem.scale
-        keys = k.gather(chunk.columns, items)
+        keys = k.gather(chunk, "columns", items)
         logits = mask_logits(rows @ keys.transpose(-1, -2), chunk, rpb, groups)
-        weights = logits.sub_(row_lse).exp_()
-        d_weights = d_rows @ v.gather(chunk.columns, items).transpose(-1, -2)
+        weights = exp_(logits.sub_(row_lse))
+        d_weights = d_rows @ v.gather(chunk, "columns", items).transpose(-1, -2)
         d_logits = d_weights.sub_(row_delta).mul_(weights)
         part = d_logits @ keys
         if d_rpb is not None:
             d_rpb += bias_gradient(d_logits, chunk, blocks)
-        extra_keys, extra_values = _extra(additional_keys, items, dtype), _extra(additional_values, items, dtype)
+        extra_keys, extra_values = (
+            _extra(additional_keys, items, dtype),
+            _extra(additional_values, items, dtype),
+        )
         if extra_keys is not None and extra_values is not None and d_keys is not None and d_values is not None:
-            weights = (rows @ extra_keys.transpose(-1, -2)).sub_(row_lse).exp_()
+            weights = exp_((rows @ extra_keys.transpose(-1, -2)).sub_(row_lse))
             # Rows past the end of a group repeat a token: they must not be summed twice.
             weights *= chunk.held.repeat(1, groups)[:, None, :, None]
             d_logits = (d_rows @ extra_values.transpose(-1, -2)).sub_(row_delta).mul_(weights)
@@ -160,13 +163,13 @@ def _key_walk(
     d_key = Collector(blocks, key, problem.kv_heads, problem.head_dim, key.dtype)
     d_value = Collector(blocks, value, problem.kv_heads, problem.head_dim_v, value.dtype)
     for chunk, items in steps(blocks, problem.batch, query.device):
-        columns, d_columns, column_lse, column_delta = (t.gather(chunk.columns, items) for t in (q, do, ls, de))
+        columns, d_columns, column_lse, column_delta = (t.gather(chunk, "columns", items) for t in (q, do, ls, de))
         columns = columns * problem.scale
-        logits = k.gather(chunk.rows, items) @ columns.transpose(-1, -2)
+        logits = k.gather(chunk, "rows", items) @ columns.transpose(-1, -2)
         mask_logits(logits, chunk, rpb, groups, transposed=True)
-        weights = logits.sub_(column_lse.transpose(-1, -2)).exp_()
+        weights = exp_(logits.sub_(column_lse.transpose(-1, -2)))
         d_value.put(chunk, items, weights @ d_columns)
-        d_weights = v.gather(chunk.rows, items) @ d_columns.transpose(-1, -2)
+        d_weights = v.gather(chunk, "rows", items) @ d_columns.transpose(-1, -2)
         d_logits = d_weights.sub_(column_delta.transpose(-1, -2)).mul_(weights)
         d_key.put(chunk, items, d_logits @ columns)
     return d_key.result(problem.key_shape), d_value.result(problem.key_shape)

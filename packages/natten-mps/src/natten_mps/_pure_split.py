@@ -37,7 +37,7 @@ def _box_of_slots(slots: Tensor, chunk: Chunk, groups: int) -> Tensor:
 
 def _pair_weights(slots: Rows, chunk: Chunk, items: range, groups: int) -> Tensor:
     """Slots of the pairs of a transposed walk: ``[b, c, kv heads, T keys, groups * U queries]``."""
-    row = slots.index(chunk.columns, items)
+    row = slots.index(chunk, "columns", items)
     b, c, heads, columns = row.shape
     index = row[..., None, :] * slots.width + chunk.slots()[:, None]
     found = slots.rows.view(-1)[index].to(slots.dtype).masked_fill_(~chunk.mask[:, None], 0.0)
@@ -53,7 +53,7 @@ def qk(plan: Plan, query: Tensor, key: Tensor, rpb: Optional = None) -> Tensor:
     q, k = Rows(query, groups), Rows(key)
     out = Collector(blocks, query, problem.heads, problem.slots, query.dtype)
     for chunk, items in steps(blocks, problem.batch, query.device):
-        logits = (q.gather(chunk.rows, items) * problem.scale) @ k.gather(chunk.columns, items).transpose(-1, -2)
+        logits = (q.gather(chunk, "rows", items) * problem.scale) @ k.gather(chunk, "columns", items).transpose(-1, -2)
         if rpb is not None:
             table = rpb.to(logits.dtype).reshape(problem.kv_heads * groups, -1)
             relative = table[:, chunk.offsets().reshape(-1)].view(problem.kv_heads, groups, *chunk.mask.shape)
@@ -79,10 +79,10 @@ def _weigh_keys(
     out = Collector(blocks, keys, heads, k.width, keys.dtype)
     d_rpb = None if rpb is None else torch.zeros(rpb.shape, dtype=compute_dtype(slots), device=rpb.device)
     for chunk, items in steps(blocks, problem.batch, keys.device):
-        box = _box_of_slots(a.gather(chunk.rows, items), chunk, groups)
+        box = _box_of_slots(a.gather(chunk, "rows", items), chunk, groups)
         if d_rpb is not None:
             d_rpb += bias_gradient(box, chunk, blocks)
-        out.put(chunk, items, box.to(k.dtype) @ k.gather(chunk.columns, items) * scale)
+        out.put(chunk, items, box.to(k.dtype) @ k.gather(chunk, "columns", items) * scale)
     return out.result(problem.query_shape), None if rpb is None or d_rpb is None else d_rpb.to(rpb.dtype)
 
 
@@ -95,11 +95,13 @@ def _weigh_queries(plan: Plan, slots: Tensor, rows: Tensor, scale: float) -> Ten
     out = Collector(blocks, rows, problem.kv_heads, q.width, rows.dtype)
     for chunk, items in steps(blocks, problem.batch, rows.device):
         weights = _pair_weights(a, chunk, items, groups).to(q.dtype)
-        out.put(chunk, items, weights @ q.gather(chunk.columns, items) * scale)
+        out.put(chunk, items, weights @ q.gather(chunk, "columns", items) * scale)
     return out.result(problem.key_shape)
 
 
-def qk_backward(plan: Plan, d_logits: Tensor, query: Tensor, key: Tensor, rpb: Optional) -> tuple[Tensor, Tensor, Optional]:
+def qk_backward(
+    plan: Plan, d_logits: Tensor, query: Tensor, key: Tensor, rpb: Optional
+) -> tuple[Tensor, Tensor, Optional]:
     """Gradients of query, key and rpb; what flows into slots without a key is not read."""
     problem = plan.problem
     d_query, d_rpb = _weigh_keys(plan, d_logits, key, problem.scale, problem.heads, rpb)
@@ -114,6 +116,6 @@ def av_backward(plan: Plan, d_out: Tensor, attn: Tensor, value: Tensor) -> tuple
     do, v = Rows(d_out, groups), Rows(value)
     d_attn = Collector(blocks, attn, problem.heads, problem.slots, attn.dtype)
     for chunk, items in steps(blocks, problem.batch, value.device):
-        box = do.gather(chunk.rows, items) @ v.gather(chunk.columns, items).transpose(-1, -2)
+        box = do.gather(chunk, "rows", items) @ v.gather(chunk, "columns", items).transpose(-1, -2)
         d_attn.put(chunk, items, _slots_of_box(box, chunk, groups, 0.0))
     return d_attn.result(problem.query_shape), _weigh_queries(plan, attn, d_out, 1.0)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from functools import lru_cache
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -29,6 +30,9 @@ def compute_dtype(tensor: Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
+Side = Literal["rows", "columns"]
+
+
 class Rows:
     """A heads-last tensor ``[B, *shape, H, D]`` as rows of D, gathered a tile at a time.
 
@@ -41,16 +45,22 @@ class Rows:
         self.rows = tensor.contiguous().view(self.batch * self.tokens * self.heads, self.width)
         self.dtype = compute_dtype(tensor)
 
-    def index(self, tokens: Tensor, items: range) -> Tensor:
-        """Row numbers ``[b, c, H, T]`` of ``tokens [c, T]`` for some batch items."""
-        index = tokens[:, None, :] * self.heads + torch.arange(self.heads, device=tokens.device)[:, None]
-        item = torch.arange(items.start, items.stop, device=tokens.device)[:, None, None, None]
-        return index + item * (self.tokens * self.heads)
+    def index(self, chunk: Chunk, which: Side, items: range) -> Tensor:
+        """Row numbers ``[b, c, H, T]`` of a chunk's rows or columns for some batch items."""
 
-    def gather(self, tokens: Tensor, items: range) -> Tensor:
-        """``[b, c, kv heads, groups * T, D]`` in the compute dtype."""
-        found = self.rows.index_select(0, self.index(tokens, items).view(-1)).to(self.dtype)
-        return found.view(len(items), tokens.shape[0], self.heads // self.groups, -1, self.width)
+        def make() -> Tensor:
+            tokens: Tensor = getattr(chunk, which)
+            index = tokens[:, None, :] * self.heads + torch.arange(self.heads, device=tokens.device)[:, None]
+            item = torch.arange(items.start, items.stop, device=tokens.device)[:, None, None, None]
+            return index + item * (self.tokens * self.heads)
+
+        found: Tensor = chunk.noted((which, self.heads, items), make)
+        return found
+
+    def gather(self, chunk: Chunk, which: Side, items: range) -> Tensor:
+        """The chunk's rows or columns: ``[b, c, kv heads, groups * T, D]`` in the compute dtype."""
+        found = self.rows.index_select(0, self.index(chunk, which, items).view(-1)).to(self.dtype)
+        return found.view(len(items), chunk.count, self.heads // self.groups, -1, self.width)
 
 
 class Collector:
@@ -69,12 +79,27 @@ class Collector:
     def result(self, shape: tuple[int, ...]) -> Tensor:
         """Every token's row, found where its tile left it."""
         batch, tiles, heads, tile_rows, width = self.buffer.shape
-        place = tables(self.blocks, self.buffer.device).places()
-        row = place // tile_rows * (heads * tile_rows) + place % tile_rows
-        row = row[None, :, None] + torch.arange(heads, device=row.device) * tile_rows
-        row = row + torch.arange(batch, device=row.device)[:, None, None] * (tiles * heads * tile_rows)
-        found = self.buffer.view(-1, width).index_select(0, row.view(-1))
-        return found.view(batch, *shape, heads, width)
+        small = batch * tiles * heads * tile_rows <= Tables.KEEP_PAIRS
+        find = _remembered_places if small else _places
+        row = find(self.blocks, batch, heads, self.buffer.device)
+        return self.buffer.view(-1, width).index_select(0, row).view(batch, *shape, heads, width)
+
+
+def _places(blocks: Blocks, batch: int, heads: int, device: torch.device) -> Tensor:
+    """For each row of ``[B, *shape, H]``, its row among those of ``[B, tiles, H, tile rows]``."""
+    place, tile_rows = tables(blocks, device).places(), blocks.tile_rows
+    row = place // tile_rows * (heads * tile_rows) + place % tile_rows
+    row = row[None, :, None] + torch.arange(heads, device=device) * tile_rows
+    row = row + torch.arange(batch, device=device)[:, None, None] * (blocks.tiles * heads * tile_rows)
+    return row.reshape(-1)
+
+
+_remembered_places = lru_cache(maxsize=32)(_places)
+
+
+def exp_(logits: Tensor) -> Tensor:
+    """e to each logit, in place; base 2, because torch's CPU exp takes a slow path for what underflows."""
+    return logits.mul_(math.log2(math.e)).exp2_()
 
 
 def mask_logits(logits: Tensor, chunk: Chunk, rpb: Tensor | None, groups: int, transposed: bool = False) -> Tensor:
@@ -82,10 +107,7 @@ def mask_logits(logits: Tensor, chunk: Chunk, rpb: Tensor | None, groups: int, t
 
     logits: ``[b, c, kv heads, groups * T, U]``; transposed: ``[b, c, kv heads, T, groups * U]``.
     """
-    # Kept with the chunk: small problems find their mask again at the next call.
-    if chunk.bias is None:
-        chunk.bias = torch.where(chunk.mask, 0.0, -math.inf)
-    bias = chunk.bias[:, None, None]
+    bias = chunk.noted("bias", lambda: torch.where(chunk.mask, 0.0, -math.inf))[:, None, None]
     b, c, kv_heads, rows, columns = logits.shape
     if rpb is not None:
         table = rpb.to(logits.dtype).reshape(kv_heads * groups, -1)

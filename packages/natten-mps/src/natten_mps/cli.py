@@ -22,16 +22,16 @@ def _tensors(arrays: Sequence[Any], backend: str | None) -> "list[torch.Tensor]"
 def _attend(query: Any, key: Any, value: Any, kernel_size: int, backend: str | None) -> tuple[Any, Any]:
     from . import na2d
 
-    tensors = _tensors((query, key, value), backend)
-    output, lse = na2d(*tensors, kernel_size, scale=1.0, return_lse=True, backend=backend)
+    query, key, value = _tensors((query, key, value), backend)
+    output, lse = na2d(query, key, value, kernel_size, scale=1.0, return_lse=True, backend=backend)
     return output.cpu().numpy(), lse.cpu().numpy()
 
 
 def _explain(query: Any, key: Any, value: Any, kernel_size: int, backend: str | None) -> str:
     from . import explain
 
-    tensors = _tensors((query, key, value), backend)
-    return explain("na2d", *tensors, kernel_size=kernel_size, scale=1.0, backend=backend)
+    query, key, value = _tensors((query, key, value), backend)
+    return explain("na2d", query, key, value, kernel_size=kernel_size, scale=1.0, backend=backend)
 
 
 HOST = Host("natten-mps", ("auto", "metal", "native", "pure"), _attend, _explain)

@@ -60,9 +60,14 @@ def _fused(
     backends.accept_knobs(face, upstream)
     chosen = BACKENDS.resolve(face, backend)
     tensors = _autocast(*tensors)
-    required = [spec(face, name, t) for name, t in zip(_ops.INPUTS["na"][:3], tensors[:3], strict=True)]
-    extras = [optional_spec(face, name, t) for name, t in zip(_ops.INPUTS["na"][3:], tensors[3:], strict=True)]
-    problem = faces.fused(face, *required, *window, scale, *extras, remember=not torch.compiler.is_compiling())
+    names = _ops.INPUTS["na"]
+    query, key, value = (spec(face, name, t) for name, t in zip(names[:3], tensors[:3], strict=True))
+    keys, values, rpb = (optional_spec(face, name, t) for name, t in zip(names[3:], tensors[3:], strict=True))
+    kernel_size, stride, dilation, is_causal = window
+    problem = faces.fused(
+        face, query, key, value, kernel_size, stride, dilation, is_causal, scale, keys, values, rpb,
+        remember=not torch.compiler.is_compiling(),
+    )  # fmt: skip
     out, lse = _run(problem, chosen, tensors)
     return (out, lse) if return_lse else out
 
@@ -171,7 +176,14 @@ def _qk(
 
 
 def _av(
-    face: str, attn: Any, value: Any, kernel_size: Any, dilation: Any, stride: Any, is_causal: Any, backend: Any
+    face: str,
+    attn: Any,
+    value: Any,
+    kernel_size: Any,
+    dilation: Any,
+    stride: Any,
+    is_causal: Any,
+    backend: Any,
 ) -> Tensor:
     """Window slots times the values they stand for: ``[B, *shape, H, D_v]`` in the value's dtype.
 
@@ -252,8 +264,8 @@ def attention(
     backends.accept_knobs("attention", upstream)
     chosen = BACKENDS.resolve("attention", backend)
     tensors = _autocast(query, key, value)
-    specs = [spec("attention", name, t) for name, t in zip(_ops.INPUTS["attention"], tensors, strict=True)]
-    problem = faces.full("attention", *specs, is_causal, scale)
+    q, k, v = (spec("attention", name, t) for name, t in zip(_ops.INPUTS["attention"], tensors, strict=True))
+    problem = faces.full("attention", q, k, v, is_causal, scale)
     out, lse = _run(problem, chosen, tensors)
     return (out, lse) if return_lse else out
 

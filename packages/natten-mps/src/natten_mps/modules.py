@@ -67,16 +67,22 @@ class _NeighborhoodAttention(nn.Module):
                 faces.reject_module_dropout(face, self._sizes_name)
             window = (self.kernel_size, self.stride, self.dilation, self.is_causal)
             op, tensors = f"na{self.rank}d_varlen", (query, key, value)
-            out = varlen.padded_items(
-                op, self._sizes_name, tensors, sizes, window, self.scale, False, None, self.rpb
-            )
+            out = varlen.padded_items(op, self._sizes_name, tensors, sizes, window, self.scale, False, None, self.rpb)
         elif dropping:
             out = self._attend_dropping(query, key, value)
         else:
             out = functional.neighborhood_attention(
-                query, key, value, self.kernel_size, self.stride, self.dilation, self.is_causal, self.scale, rpb=self.rpb
+                query,
+                key,
+                value,
+                self.kernel_size,
+                self.stride,
+                self.dilation,
+                self.is_causal,
+                self.scale,
+                rpb=self.rpb,
             )
-        return self.proj_drop(self.proj(out.flatten(-2)))  # type: ignore[no-any-return]
+        return self.proj_drop(self.proj(out.flatten(-2)))
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         shape = x.shape[:-1]
@@ -93,7 +99,7 @@ class _NeighborhoodAttention(nn.Module):
         window = {"stride": self.stride, "is_causal": self.is_causal}
         logits = qk(query, key, self.kernel_size, self.dilation, scale=self.scale, rpb=self.rpb, **window)
         weights = self.attn_drop(torch.softmax(logits, -1))
-        return av(weights, value, self.kernel_size, self.dilation, **window)  # type: ignore[no-any-return]
+        return av(weights, value, self.kernel_size, self.dilation, **window)
 
     def extra_repr(self) -> str:
         return (

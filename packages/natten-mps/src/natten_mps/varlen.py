@@ -25,13 +25,14 @@ def padded_items(
     face: str, name: str, tensors: tuple[Any, ...], sizes: Any, window: tuple[Any, ...], scale: Any, return_lse: bool,
     backend: Any, rpb: Tensor | None = None,
 ) -> Any:  # fmt: skip
-    *tensors, rpb = _autocast(*tensors, rpb)
-    specs = [spec(face, which, t) for which, t in zip(("query", "key", "value"), tensors, strict=True)]
-    rank = checks.tensor_rank(face, "query", specs[0], faces.rank_of(face))
-    kernel_size, stride, dilation, _ = given = checks.window_arguments(face, rank, *window)
-    faces.fused(face, *specs, *given, scale, rpb=optional_spec(face, "rpb", rpb))
-    items = checks.varlen_sizes(face, name, _sizes_on_host(sizes), specs[0], kernel_size, dilation)
-    query, _, value = tensors
+    query, key, value, rpb = _autocast(*tensors, rpb)
+    tensors = (query, key, value)
+    q, k, v = (spec(face, which, t) for which, t in zip(("query", "key", "value"), tensors, strict=True))
+    rank = checks.tensor_rank(face, "query", q, faces.rank_of(face))
+    kernel_size, stride, dilation, is_causal = given = checks.window_arguments(face, rank, *window)
+    bias = optional_spec(face, "rpb", rpb)
+    faces.fused(face, q, k, v, kernel_size, stride, dilation, is_causal, scale, rpb=bias)
+    items = checks.varlen_sizes(face, name, _sizes_on_host(sizes), q, kernel_size, dilation)
     out = query.new_zeros(*query.shape[:-1], value.shape[-1])
     lse_dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
     lse = query.new_full(query.shape[:-1], -torch.inf, dtype=lse_dtype)

@@ -1,0 +1,74 @@
+"""MLX's side of the shared index arithmetic, and the shared description of an array and a stream."""
+
+import math
+from typing import Any
+
+import mlx.core as mx
+
+from ._metal import checks
+from ._metal.device import Device
+from ._metal.problem import TensorSpec
+
+Optional = mx.array | None
+# What a public op takes as ``stream``; None is the thread's default stream.
+StreamOrDevice = mx.Stream | mx.Device | mx.DeviceType | None
+
+
+class MlxTables:
+    """The array namespace of :mod:`natten_metal.blocks`: 64-bit integers on the current stream."""
+
+    def arange(self, count: int) -> mx.array:
+        return mx.arange(count, dtype=mx.int64)
+
+    def minimum(self, a: Any, b: Any) -> mx.array:
+        return mx.minimum(a, b)
+
+    def maximum(self, a: Any, b: Any) -> mx.array:
+        return mx.maximum(a, b)
+
+    def where(self, condition: mx.array, a: Any, b: Any) -> mx.array:
+        return mx.where(condition, a, b)
+
+
+def spec(face: str, name: str, tensor: Any) -> TensorSpec:
+    """What the rules need to know of ``tensor``; TypeError if it is not a floating-point array."""
+    if not isinstance(tensor, mx.array):
+        checks.reject_type(face, name, tensor, "a tensor of this package's framework")
+    dtype = str(tensor.dtype).removeprefix("mlx.core.")
+    checks.require_float(face, name, dtype)
+    return TensorSpec(tuple(tensor.shape), dtype)
+
+
+def optional_spec(face: str, name: str, tensor: Any) -> TensorSpec | None:
+    """:func:`spec` of an array that may be None."""
+    return None if tensor is None else spec(face, name, tensor)
+
+
+def stream_of(face: str, stream: Any) -> mx.Stream:
+    """The stream that a call runs on: ``stream``, that device's default stream, or the default stream."""
+    if isinstance(stream, mx.Stream):
+        return stream
+    if stream is not None and not isinstance(stream, (mx.Device, mx.DeviceType)):
+        checks.reject_type(face, "stream", stream, "a stream, a device or None")
+    return mx.default_stream(mx.default_device() if stream is None else stream)
+
+
+def device_of(stream: mx.Stream) -> Device:
+    """The planner's view of the device that a stream runs on."""
+    cpu = stream.device == mx.cpu
+    missing = (
+        ("nanobind", "this version has no C++ extension yet"),
+        ("fast_metal", "this version has no Metal kernels yet"),
+    )
+    kind = "cpu" if cpu else "gpu"
+    return Device(kind, kind, missing, float64=cpu)
+
+
+def compute_dtype(tensor: mx.array) -> mx.Dtype:
+    """float32, or float64 for float64."""
+    return mx.float64 if tensor.dtype == mx.float64 else mx.float32
+
+
+def exp(tensor: mx.array) -> mx.array:
+    """e to the power of each element. On a CPU ``mx.exp`` computes float64 in float32, a power does not."""
+    return mx.power(mx.array(math.e, mx.float64), tensor) if tensor.dtype == mx.float64 else mx.exp(tensor)

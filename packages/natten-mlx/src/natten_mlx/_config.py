@@ -1,0 +1,48 @@
+"""Which backend calls use, and what this machine can do."""
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+from ._metal.backends import Backends
+
+# 'auto' tries them in this order.
+TIERS = ("nanobind", "fast_metal", "pure", "dense")
+BACKENDS = Backends("natten-mlx", TIERS, {"metal": "fast_metal"})
+
+
+def get_backend() -> str:
+    """The backend in force: 'auto', 'nanobind', 'fast_metal', 'pure' or 'dense'."""
+    return BACKENDS.get()
+
+
+def set_backend(backend: str) -> None:
+    """Make ``backend`` the process's default ('metal' means 'fast_metal'); ValueError for an unknown name."""
+    BACKENDS.set(backend)
+
+
+def use_backend(backend: str) -> AbstractContextManager[None]:
+    """``with use_backend("pure"): ...`` - the default within, in this thread only."""
+    return BACKENDS.use(backend)
+
+
+def has_metal() -> bool:
+    """Whether the Metal kernels can run on this machine."""
+    import mlx.core as mx
+
+    return mx.metal.is_available() and bool(get_support_matrix()["fast_metal"]["available"])
+
+
+def has_nanobind() -> bool:
+    """Whether the C++ extension can run on this machine."""
+    return bool(get_support_matrix()["nanobind"]["available"])
+
+
+def get_support_matrix() -> dict[str, dict[str, Any]]:
+    """What each backend can do on the default device.
+
+    Per backend: available, forward, backward, fusion, varlen, constraints, reason.
+    """
+    from ._arrays import device_of, stream_of
+    from ._metal.faces import support_matrix
+
+    return support_matrix(device_of(stream_of("get_support_matrix", None)), TIERS)

@@ -1,0 +1,94 @@
+"""The dense path: one masked softmax over all keys, in plain MLX operations.
+
+Quadratic in memory and time, obvious, and differentiable as often as you like, forward and reverse:
+indexing is by ``take_along_axis`` and ``put_along_axis``, the gathers that MLX differentiates both ways.
+"""
+
+import math
+
+import mlx.core as mx
+
+from ._arrays import MlxTables, Optional, compute_dtype, exp
+from ._metal.mask import bias_offsets, neighborhood_mask, slot_keys
+from ._metal.problem import Problem
+
+
+def _fixed_shape(tensor: mx.array) -> mx.array:
+    """``tensor`` itself, by a detour for which ``mx.compile(shapeless=True)`` cannot infer a shape.
+
+    The masks of a traced call fit one shape only; MLX then raises instead of computing a wrong size.
+    """
+    return mx.pad(tensor, [*[(0, 0)] * (tensor.ndim - 1), (0, 1)])[..., :-1]
+
+
+def _heads_first(tensor: mx.array, groups: int = 1) -> mx.array:
+    """``[B, *shape, H, D]`` -> ``[B, H * groups, tokens, D]`` in the compute dtype."""
+    batch, *shape, heads, width = tensor.shape
+    flat = tensor.reshape(batch, math.prod(shape), heads, width).swapaxes(1, 2).astype(compute_dtype(tensor))
+    return mx.repeat(flat, groups, axis=1) if groups > 1 else flat
+
+
+def _heads_last(tensor: mx.array, shape: tuple[int, ...], dtype: mx.Dtype) -> mx.array:
+    batch, heads, _, width = tensor.shape
+    return tensor.swapaxes(1, 2).reshape(batch, *shape, heads, width).astype(dtype)
+
+
+def _logits(problem: Problem, query: mx.array, key: mx.array, rpb: Optional) -> mx.array:
+    """``[B, H, queries, keys]`` before the mask."""
+    query = _heads_first(_fixed_shape(query))
+    logits = problem.scale * (query @ _heads_first(key, problem.group_heads).swapaxes(-1, -2))
+    if rpb is None:
+        return logits
+    pairs = problem.queries * problem.keys
+    offsets = mx.broadcast_to(bias_offsets(problem, MlxTables()).reshape(1, pairs), (problem.heads, pairs))
+    relative = mx.take_along_axis(rpb.astype(logits.dtype).reshape(problem.heads, -1), offsets, axis=-1)
+    return logits + relative.reshape(problem.heads, problem.queries, problem.keys)
+
+
+def _per_head(index: mx.array, problem: Problem) -> mx.array:
+    """``[queries, slots]`` for every batch item and head."""
+    return mx.broadcast_to(index, (problem.batch, problem.heads, *index.shape))
+
+
+def forward(
+    problem: Problem,
+    query: mx.array,
+    key: mx.array,
+    value: mx.array,
+    additional_keys: Optional = None,
+    additional_values: Optional = None,
+    rpb: Optional = None,
+) -> tuple[mx.array, mx.array]:
+    """Output ``[B, *shape, H, D_v]`` in the query's dtype and lse ``[B, *shape, H]`` (float32, or float64)."""
+    groups = problem.group_heads
+    mask = neighborhood_mask(problem, MlxTables())
+    logits = mx.where(mask, _logits(problem, query, key, rpb), -math.inf)
+    values = _heads_first(value, groups)
+    if additional_keys is not None and additional_values is not None:
+        extra = _heads_first(query) @ _heads_first(additional_keys, groups).swapaxes(-1, -2)
+        logits = mx.concatenate([logits, problem.scale * extra], -1)
+        values = mx.concatenate([values, _heads_first(additional_values, groups)], 2)
+    top = mx.stop_gradient(logits.max(-1, keepdims=True))
+    weights = exp(logits - top)
+    total = weights.sum(-1, keepdims=True)
+    out, lse = (weights / total) @ values, top + mx.log(total)
+    shape = problem.query_shape
+    return _heads_last(out, shape, query.dtype), _heads_last(lse, shape, lse.dtype)[..., 0]
+
+
+def qk(problem: Problem, query: mx.array, key: mx.array, rpb: Optional = None) -> mx.array:
+    """Logits of the window slots ``[B, *shape, H, W]`` in the query's dtype, -inf where a slot has no key."""
+    keys, held = slot_keys(problem, MlxTables())
+    found = mx.take_along_axis(_logits(problem, query, key, rpb), _per_head(keys, problem), axis=-1)
+    return _heads_last(mx.where(held, found, -math.inf), problem.query_shape, query.dtype)
+
+
+def av(problem: Problem, attn: mx.array, value: mx.array) -> mx.array:
+    """Window slots times the values they stand for: ``[B, *shape, H, D_v]`` in the value's dtype."""
+    keys, held = slot_keys(problem, MlxTables())
+    slots = _heads_first(_fixed_shape(attn))
+    # Slots without a key are put into a column of their own, past the keys, and cut off with it.
+    where = _per_head(mx.where(held, keys, problem.keys), problem)
+    dense = mx.zeros((*slots.shape[:3], problem.keys + 1), slots.dtype)
+    dense = mx.put_along_axis(dense, where, slots, axis=-1)[..., : problem.keys]
+    return _heads_last(dense @ _heads_first(value, problem.group_heads), problem.query_shape, value.dtype)

@@ -1,0 +1,169 @@
+"""The pure path: blocks of queries against the box of keys that they see, in plain MLX operations.
+
+For one tile of query rows Q ``[T, D]`` and its box of keys K, V ``[U, D(_v)]``::
+
+    S = scale * Q K^T + bias (-inf where the window does not reach)      P = exp(S - lse)
+    O = P V                 lse = log sum exp S
+    dS = P * (dO V^T - delta)        delta = rowsum(dO * O) - dLSE
+    dQ = scale * dS K       dK = scale * dS^T Q        dV = P^T dO
+
+dQ walks queries; dK and dV walk keys, whose box is the queries that see them, so nothing is ever
+scattered: every result is written once, memory is O(N), and a repeated run is equal to the bit.
+Inputs of 16 bits are computed in float32 and rounded once. Source: FlashAttention (arXiv 2205.14135)
+for the recomputed backward; :mod:`natten_metal.blocks` for the walk.
+"""
+
+import mlx.core as mx
+
+from ._arrays import Optional, compute_dtype, exp
+from ._metal.plan import Plan
+from ._walk import Collector, Rows, bias_gradient, mask_logits, steps
+
+
+def _extra(tensor: Optional, items: range, dtype: mx.Dtype) -> Optional:
+    """Additional keys or values ``[B, S, kv heads, D]`` as ``[b, 1, kv heads, S, D]``."""
+    if tensor is None:
+        return None
+    return tensor[items.start : items.stop].swapaxes(1, 2)[:, None].astype(dtype)
+
+
+def forward(
+    plan: Plan,
+    query: mx.array,
+    key: mx.array,
+    value: mx.array,
+    additional_keys: Optional = None,
+    additional_values: Optional = None,
+    rpb: Optional = None,
+) -> tuple[mx.array, mx.array]:
+    """Output ``[B, *shape, H, D_v]`` in the query's dtype and lse ``[B, *shape, H]`` (float32, or float64)."""
+    problem, blocks = plan.problem, plan.queries
+    assert blocks is not None
+    groups, dtype = problem.group_heads, compute_dtype(query)
+    q, k, v = Rows(query, groups), Rows(key), Rows(value)
+    out = Collector(blocks, problem.batch, problem.heads, problem.head_dim_v, query.dtype)
+    lse = Collector(blocks, problem.batch, problem.heads, 1, dtype)
+    for chunk, items in steps(blocks, problem.batch):
+        rows = q.gather(chunk.rows, items) * problem.scale
+        logits = rows @ k.gather(chunk.columns, items).swapaxes(-1, -2)
+        logits = mask_logits(logits, chunk, rpb, groups)
+        extra_keys = _extra(additional_keys, items, dtype)
+        if extra_keys is not None:
+            logits = mx.concatenate([logits, rows @ extra_keys.swapaxes(-1, -2)], -1)
+        top = logits.max(-1, keepdims=True)
+        weights = exp(logits - top)
+        total = weights.sum(-1, keepdims=True)
+        lse.put(chunk, items, top + mx.log(total))
+        part = weights[..., : blocks.box_columns] @ v.gather(chunk.columns, items)
+        extra_values = _extra(additional_values, items, dtype)
+        if extra_values is not None:
+            part = part + weights[..., blocks.box_columns :] @ extra_values
+        out.put(chunk, items, part / total)
+    return out.result(problem.query_shape), lse.result(problem.query_shape)[..., 0]
+
+
+def backward(
+    plan: Plan,
+    d_out: mx.array,
+    d_lse: mx.array,
+    query: mx.array,
+    key: mx.array,
+    value: mx.array,
+    additional_keys: Optional,
+    additional_values: Optional,
+    rpb: Optional,
+    out: mx.array,
+    lse: mx.array,
+) -> tuple[mx.array, mx.array, mx.array, Optional, Optional, Optional]:
+    """Gradients of query, key, value, additional_keys, additional_values and rpb, each in its own dtype."""
+    dtype = compute_dtype(query)
+    delta = (d_out.astype(dtype) * out.astype(dtype)).sum(-1) - d_lse.astype(dtype)
+    rows = (d_out, lse[..., None], delta[..., None])
+    d_query, d_keys, d_values, d_rpb = _query_walk(
+        plan, query, key, value, additional_keys, additional_values, rpb, *rows
+    )
+    d_key, d_value = _key_walk(plan, query, key, value, rpb, *rows)
+    return d_query, d_key, d_value, d_keys, d_values, d_rpb
+
+
+def _query_walk(
+    plan: Plan,
+    query: mx.array,
+    key: mx.array,
+    value: mx.array,
+    additional_keys: Optional,
+    additional_values: Optional,
+    rpb: Optional,
+    d_out: mx.array,
+    lse: mx.array,
+    delta: mx.array,
+) -> tuple[mx.array, Optional, Optional, Optional]:
+    """dQ, and the gradients that sum over all queries: additional keys and values, rpb."""
+    problem, blocks = plan.problem, plan.queries
+    assert blocks is not None
+    groups, dtype = problem.group_heads, compute_dtype(query)
+    q, do, ls, de = (Rows(tensor, groups) for tensor in (query, d_out, lse, delta))
+    k, v = Rows(key), Rows(value)
+    d_query = Collector(blocks, problem.batch, problem.heads, problem.head_dim, query.dtype)
+    d_keys = None if additional_keys is None else mx.zeros(additional_keys.shape, dtype)
+    d_values = None if additional_values is None else mx.zeros(additional_values.shape, dtype)
+    d_rpb = None if rpb is None else mx.zeros(rpb.shape, dtype)
+    for chunk, items in steps(blocks, problem.batch):
+        rows, d_rows, row_lse, row_delta = (t.gather(chunk.rows, items) for t in (q, do, ls, de))
+        rows = rows * problem.scale
+        keys = k.gather(chunk.columns, items)
+        logits = mask_logits(rows @ keys.swapaxes(-1, -2), chunk, rpb, groups)
+        weights = exp(logits - row_lse)
+        d_weights = d_rows @ v.gather(chunk.columns, items).swapaxes(-1, -2)
+        d_logits = (d_weights - row_delta) * weights
+        part = d_logits @ keys
+        if d_rpb is not None:
+            d_rpb = d_rpb + bias_gradient(d_logits, chunk, blocks)
+        extra_keys, extra_values = _extra(additional_keys, items, dtype), _extra(additional_values, items, dtype)
+        if extra_keys is not None and extra_values is not None and d_keys is not None and d_values is not None:
+            # Rows past the end of a group repeat a token: they must not be summed twice.
+            held = mx.concatenate([chunk.held] * groups, 1)[:, None, :, None]
+            weights = exp(rows @ extra_keys.swapaxes(-1, -2) - row_lse) * held
+            d_logits = (d_rows @ extra_values.swapaxes(-1, -2) - row_delta) * weights
+            part = part + d_logits @ extra_keys
+            own = slice(items.start, items.stop)
+            d_keys[own] = d_keys[own] + mx.einsum("bchrs,bchrd->bshd", d_logits, rows)
+            d_values[own] = d_values[own] + mx.einsum("bchrs,bchrd->bshd", weights, d_rows)
+        d_query.put(chunk, items, part * problem.scale)
+    return (
+        d_query.result(problem.query_shape),
+        None if d_keys is None else d_keys.astype(query.dtype),
+        None if d_values is None else d_values.astype(query.dtype),
+        None if rpb is None or d_rpb is None else d_rpb.astype(rpb.dtype),
+    )
+
+
+def _key_walk(
+    plan: Plan,
+    query: mx.array,
+    key: mx.array,
+    value: mx.array,
+    rpb: Optional,
+    d_out: mx.array,
+    lse: mx.array,
+    delta: mx.array,
+) -> tuple[mx.array, mx.array]:
+    """dK and dV: tiles of keys against the queries whose windows hold them."""
+    problem, blocks = plan.problem, plan.keys
+    assert blocks is not None
+    groups = problem.group_heads
+    q, do, ls, de = (Rows(tensor, groups) for tensor in (query, d_out, lse, delta))
+    k, v = Rows(key), Rows(value)
+    d_key = Collector(blocks, problem.batch, problem.kv_heads, problem.head_dim, key.dtype)
+    d_value = Collector(blocks, problem.batch, problem.kv_heads, problem.head_dim_v, value.dtype)
+    for chunk, items in steps(blocks, problem.batch):
+        columns, d_columns, column_lse, column_delta = (t.gather(chunk.columns, items) for t in (q, do, ls, de))
+        columns = columns * problem.scale
+        logits = k.gather(chunk.rows, items) @ columns.swapaxes(-1, -2)
+        logits = mask_logits(logits, chunk, rpb, groups, transposed=True)
+        weights = exp(logits - column_lse.swapaxes(-1, -2))
+        d_value.put(chunk, items, weights @ d_columns)
+        d_weights = v.gather(chunk.rows, items) @ d_columns.swapaxes(-1, -2)
+        d_logits = (d_weights - column_delta.swapaxes(-1, -2)) * weights
+        d_key.put(chunk, items, d_logits @ columns)
+    return d_key.result(problem.key_shape), d_value.result(problem.key_shape)

@@ -1,0 +1,172 @@
+"""The kernels' place in MLX: custom functions that carry derivatives and vmap.
+
+Each call of an op is two ``mx.custom_function`` s, :class:`Forward` and :class:`Backward`. The backward
+has no derivative of its own (the dense path has). Both run on the stream of the call, wherever MLX
+transforms them. ``mx.compile(shapeless=True)`` raises on a custom function, for it cannot infer shapes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NoReturn
+
+import mlx.core as mx
+
+from . import _pure, _pure_split
+from ._arrays import compute_dtype, device_of
+from ._config import TIERS
+from ._metal import checks
+from ._metal.plan import Plan, plan
+from ._metal.problem import INPUTS, OUTPUTS, Problem
+
+Arrays = tuple[mx.array, ...]
+
+
+def run(problem: Problem, backend: str, stream: mx.Stream, inputs: Sequence[mx.array | None]) -> Arrays:
+    """The op's outputs, differentiable once in reverse; inputs in the order of ``INPUTS[problem.op]``."""
+    names = zip(INPUTS[problem.op], inputs, strict=True)
+    given = {name: tensor for name, tensor in names if tensor is not None}
+    return Forward(problem, backend, stream, tuple(given))(tuple(given.values()))
+
+
+@dataclass(frozen=True)
+class _Custom:
+    """One call, all but its arrays. names: the inputs that are given, in order."""
+
+    problem: Problem
+    backend: str
+    stream: mx.Stream
+    names: tuple[str, ...]
+
+    def __call__(self, arrays: Arrays) -> Arrays:
+        """The custom function, applied."""
+
+        @mx.custom_function
+        def function(*arrays: mx.array) -> Arrays:
+            # MLX also differentiates what a custom function does inside, unless it is cut off, and drops it.
+            cut = tuple(mx.stop_gradient(array, stream=self.stream) for array in arrays)
+            with mx.stream(self.stream):
+                return self.launch(cut)
+
+        @function.vjp
+        def vjp(primals: Arrays, cotangents: Arrays, outputs: Arrays) -> Arrays:
+            return self.differentiate(primals, cotangents, outputs)
+
+        @function.jvp
+        def jvp(primals: Arrays, tangents: Arrays) -> NoReturn:
+            checks.reject_forward_mode(self.problem.name)
+
+        @function.vmap
+        def vmap(inputs: Arrays, axes: tuple[int | None, ...]) -> tuple[Arrays, tuple[int, ...]]:
+            with mx.stream(self.stream):
+                outputs = self.map(inputs, axes)
+            return outputs, (0,) * len(outputs)
+
+        return function(*arrays)  # type: ignore[no-any-return]
+
+    def plan(self) -> Plan:
+        return plan(self.problem, device_of(self.stream), self.backend, TIERS)
+
+    def launch(self, arrays: Arrays) -> Arrays:
+        """What the function computes."""
+        raise NotImplementedError
+
+    def differentiate(self, primals: Arrays, cotangents: Arrays, outputs: Arrays) -> Arrays:
+        """Gradients of ``primals``."""
+        raise NotImplementedError
+
+    def shares_batch(self, places_mapped: set[int]) -> bool:
+        """Whether mapped problems can be one problem with a larger batch."""
+        raise NotImplementedError
+
+    def map(self, arrays: Arrays, axes: tuple[int | None, ...]) -> Arrays:
+        """The outputs for every index of the mapped axes, stacked first."""
+        size = next(a.shape[axis] for a, axis in zip(arrays, axes, strict=True) if axis is not None)
+        if not self.shares_batch({place for place, axis in enumerate(axes) if axis is not None}):
+            parts = [self(tuple(_at(a, axis, i) for a, axis in zip(arrays, axes, strict=True))) for i in range(size)]
+            return tuple(mx.stack(part) for part in zip(*parts, strict=True))
+        batch = self.problem.batch
+        larger = replace(self, problem=replace(self.problem, batch=size * batch))
+        folded = [
+            a if self.is_bias(place) else _fold(a, axis, size)
+            for place, (a, axis) in enumerate(zip(arrays, axes, strict=True))
+        ]
+        return tuple(result.reshape(size, batch, *result.shape[1:]) for result in larger(tuple(folded)))
+
+    def is_bias(self, place: int) -> bool:
+        """Whether the array at ``place`` is the bias table, which has no batch."""
+        raise NotImplementedError
+
+
+def _at(array: mx.array, axis: int | None, index: int) -> mx.array:
+    return array if axis is None else mx.moveaxis(array, axis, 0)[index]
+
+
+def _fold(array: mx.array, axis: int | None, size: int) -> mx.array:
+    """The mapped axis, or ``size`` repetitions, folded into the batch."""
+    mapped = mx.broadcast_to(array, (size, *array.shape)) if axis is None else mx.moveaxis(array, axis, 0)
+    return mapped.reshape(size * mapped.shape[1], *mapped.shape[2:])
+
+
+class Forward(_Custom):
+    """``Forward(...)(inputs)`` -> the op's outputs; differentiable once, in reverse."""
+
+    def launch(self, arrays: Arrays) -> Arrays:
+        problem, named = self.problem, dict(zip(self.names, arrays, strict=True))
+        if problem.batch == 0:
+            return _empty_outputs(problem, arrays[-1] if problem.op == "av" else arrays[0])
+        if problem.op == "qk":
+            return (_pure_split.qk(self.plan(), **named),)
+        if problem.op == "av":
+            return (_pure_split.av(self.plan(), **named),)
+        return _pure.forward(self.plan(), **named)
+
+    def differentiate(self, primals: Arrays, cotangents: Arrays, outputs: Arrays) -> Arrays:
+        backward = Backward(self.problem, self.backend, self.stream, self.names)
+        return backward((*cotangents, *primals, *outputs))
+
+    def is_bias(self, place: int) -> bool:
+        return self.names[place] == "rpb"
+
+    def shares_batch(self, places_mapped: set[int]) -> bool:
+        return not any(self.is_bias(place) for place in places_mapped)
+
+
+class Backward(_Custom):
+    """``Backward(...)((*cotangents, *inputs, *outputs))`` -> gradients of the inputs that are given."""
+
+    def launch(self, arrays: Arrays) -> Arrays:
+        problem, count = self.problem, OUTPUTS[self.problem.op]
+        grads, inputs, outputs = arrays[:count], arrays[count:-count], arrays[-count:]
+        if problem.batch == 0:
+            return tuple(mx.zeros_like(tensor) for tensor in inputs)
+        given = dict(zip(self.names, inputs, strict=True))
+        tensors: list[Any] = [given.get(name) for name in INPUTS[problem.op]]
+        found: tuple[mx.array | None, ...]
+        if problem.op == "qk":
+            found = _pure_split.qk_backward(self.plan(), *grads, *tensors)
+        elif problem.op == "av":
+            found = _pure_split.av_backward(self.plan(), *grads, *tensors)
+        else:
+            tensors += [None] * (len(INPUTS["na"]) - len(tensors))
+            found = _pure.backward(self.plan(), *grads, *tensors, *outputs)
+        return tuple(gradient for gradient in found if gradient is not None)
+
+    def differentiate(self, primals: Arrays, cotangents: Arrays, outputs: Arrays) -> Arrays:
+        checks.reject_second_derivative(self.problem.name)
+
+    def is_bias(self, place: int) -> bool:
+        place -= OUTPUTS[self.problem.op]
+        return 0 <= place < len(self.names) and self.names[place] == "rpb"
+
+    def shares_batch(self, places_mapped: set[int]) -> bool:
+        # The bias's gradient sums over the batch.
+        return "rpb" not in self.names
+
+
+def _empty_outputs(problem: Problem, like: mx.array) -> Arrays:
+    """The outputs of a batch of none."""
+    lead = (0, *problem.query_shape, problem.heads)
+    if problem.op == "qk":
+        return (mx.zeros((*lead, problem.slots), like.dtype),)
+    out = mx.zeros((*lead, problem.head_dim_v), like.dtype)
+    return (out,) if problem.op == "av" else (out, mx.zeros(lead, compute_dtype(like)))

@@ -1,0 +1,153 @@
+"""Arrays on the pure path's walk: gather a tile's rows, mask its box, put its results together.
+
+Nothing is evaluated here, each function adds to MLX's graph. A walk's steps hang on one chain of slice
+updates (:class:`Collector`), which makes MLX run them one after another and free what they leave.
+"""
+
+import math
+from collections.abc import Iterator
+from functools import lru_cache
+
+import mlx.core as mx
+
+from ._arrays import MlxTables, Optional, compute_dtype
+from ._metal.blocks import Blocks, Chunk, Tables
+
+
+@lru_cache(maxsize=32)
+def tables(blocks: Blocks) -> Tables:
+    """The index tables of a walk, kept for the next call.
+
+    Kept arrays are evaluated: they are constants to whatever is being traced, and an evaluated array
+    belongs to no stream, so any thread and any device may read them.
+    """
+    made = Tables(blocks, MlxTables())
+    mx.eval([vars(axis) for axis in made.axes])
+    if made.keeps_chunks:
+        for chunk in made.chunks():
+            chunk.bias = mask_bias(chunk)
+            mx.eval(chunk.rows, chunk.columns, chunk.mask, chunk.bias)
+    return made
+
+
+def mask_bias(chunk: Chunk) -> mx.array:
+    """``[c, T, U]``: 0 where the row sees the column, -inf elsewhere."""
+    return mx.where(chunk.mask, 0.0, -math.inf)
+
+
+def steps(blocks: Blocks, batch: int) -> Iterator[tuple[Chunk, range]]:
+    """The walk: some tiles and the batch items to compute them for."""
+    for chunk in tables(blocks).chunks():
+        for first in range(0, batch, blocks.batch_step):
+            yield chunk, range(first, min(first + blocks.batch_step, batch))
+
+
+def _positions(count: int, trailing: int, first: int = 0) -> mx.array:
+    """``first .. first + count - 1`` followed by ``trailing`` dimensions of one."""
+    return (mx.arange(count, dtype=mx.int64) + first).reshape(count, *[1] * trailing)
+
+
+class Rows:
+    """A heads-last array ``[B, *shape, H, D]`` as rows of D, gathered a tile at a time.
+
+    groups: query heads per key/value head; they ride with the rows of a tile.
+    """
+
+    def __init__(self, tensor: mx.array, groups: int = 1) -> None:
+        self.batch, self.heads, self.width = tensor.shape[0], tensor.shape[-2], tensor.shape[-1]
+        self.tokens, self.groups = math.prod(tensor.shape[1:-2]), groups
+        self.rows = tensor.reshape(self.batch * self.tokens * self.heads, self.width)
+        self.dtype = compute_dtype(tensor)
+
+    def index(self, tokens: mx.array, items: range) -> mx.array:
+        """Row numbers ``[b, c, H, T]`` of ``tokens [c, T]`` for some batch items."""
+        index = tokens[:, None, :] * self.heads + _positions(self.heads, 1)
+        return index + _positions(len(items), 3, items.start) * (self.tokens * self.heads)
+
+    def gather(self, tokens: mx.array, items: range) -> mx.array:
+        """``[b, c, kv heads, groups * T, D]`` in the compute dtype."""
+        found = mx.take(self.rows, self.index(tokens, items), axis=0).astype(self.dtype)
+        c, rows = tokens.shape
+        return found.reshape(len(items), c, self.heads // self.groups, self.groups * rows, self.width)
+
+
+class Collector:
+    """Results of tiles, ``[b, c, kv heads, groups * T, D]`` each, put together as ``[B, *shape, H, D]``."""
+
+    def __init__(self, blocks: Blocks, batch: int, heads: int, width: int, dtype: mx.Dtype) -> None:
+        self.blocks, self.dtype = blocks, dtype
+        self.shape = (batch, blocks.tiles, heads, blocks.tile_rows, width)
+        self.buffer: Optional = None
+
+    def put(self, chunk: Chunk, items: range, part: mx.array) -> None:
+        """Keep the result of a step, rounded to the result's dtype."""
+        part = part.astype(self.dtype).reshape(len(items), chunk.count, *self.shape[2:])
+        if tuple(part.shape) == self.shape:
+            self.buffer = part
+            return
+        if self.buffer is None:
+            self.buffer = mx.zeros(self.shape, self.dtype)
+        # MLX writes into the buffer itself, for nothing else reads this version of it.
+        self.buffer[items.start : items.stop, chunk.first : chunk.first + chunk.count] = part
+
+    def result(self, shape: tuple[int, ...]) -> mx.array:
+        """Every token's row, found where its tile left it."""
+        assert self.buffer is not None
+        batch, tiles, heads, tile_rows, width = self.shape
+        place = tables(self.blocks).places()
+        row = place // tile_rows * (heads * tile_rows) + place % tile_rows
+        row = row[:, None] + mx.arange(heads, dtype=mx.int64) * tile_rows
+        row = row + _positions(batch, 2) * (tiles * heads * tile_rows)
+        found = mx.take(self.buffer.reshape(-1, width), row, axis=0)
+        return found.reshape(batch, *shape, heads, width)
+
+
+def mask_logits(logits: mx.array, chunk: Chunk, rpb: Optional, groups: int, transposed: bool = False) -> mx.array:
+    """Plus -inf where the window does not reach, and plus the relative positional bias.
+
+    logits: ``[b, c, kv heads, groups * T, U]``; transposed: ``[b, c, kv heads, T, groups * U]``.
+    """
+    # Small problems keep it with the chunk, from one call to the next.
+    bias = (mask_bias(chunk) if chunk.bias is None else chunk.bias)[:, None, None]
+    b, c, kv_heads, rows, columns = logits.shape
+    if rpb is not None:
+        bias = bias + relative_bias(chunk, rpb.astype(logits.dtype), kv_heads, groups)
+    if transposed:
+        spread = logits.reshape(b, c, kv_heads, rows, groups, columns // groups) + bias.swapaxes(2, 3)
+    else:
+        spread = logits.reshape(b, c, kv_heads, groups, rows // groups, columns) + bias
+    return spread.reshape(logits.shape)
+
+
+def relative_bias(chunk: Chunk, rpb: mx.array, kv_heads: int, groups: int) -> mx.array:
+    """``[c, kv heads, groups, T, U]``: the bias of each pair; of no meaning where masked."""
+    table = rpb.reshape(kv_heads, groups, -1)
+    return mx.take(table, chunk.offsets(), axis=2).transpose(2, 0, 1, 3, 4)
+
+
+def bias_gradient(d_logits: mx.array, chunk: Chunk, blocks: Blocks) -> mx.array:
+    """Sum ``d_logits [b, c, kv heads, groups * T, U]`` over all pairs of equal offset: ``[H, 2w - 1, ...]``.
+
+    Axis by axis: a skew lines up the diagonals (column - row) of the tile, their sums are found again
+    at the offset they belong to. Sums and gathers only, so the order never changes.
+    """
+    rank = len(blocks.axes)
+    tile, box = [axis.tile for axis in blocks.axes], [axis.box for axis in blocks.axes]
+    b, c, kv_heads, rows, columns = d_logits.shape
+    heads = kv_heads * rows // blocks.tile_rows
+    summed = d_logits.reshape(b, c, heads, blocks.tile_rows, columns).sum(0) * chunk.held[:, None, :, None]
+    summed = summed.reshape(c, heads, *tile, *box)
+    for axis, (t, u) in enumerate(zip(tile, box, strict=True)):
+        table = mx.moveaxis(mx.moveaxis(summed, 2 + rank - axis, -1), 2, -2)[..., ::-1, :]
+        lead = table.shape[:-2]
+        skewed = mx.pad(table, [*[(0, 0)] * (len(lead) + 1), (0, t)])
+        skewed = skewed.reshape(*lead, t * (u + t))[..., :-t]
+        diagonals = skewed.reshape(*lead, t, u + t - 1).sum(-2)
+        w = blocks.axes[axis].axis.window
+        where = mx.arange(1 - w, w, dtype=mx.int64) + (t - 1) - chunk.axis_shifts(axis)[:, None]
+        inside = (where >= 0) & (where < u + t - 1)
+        spread = (c, *[1] * (len(lead) - 1), 2 * w - 1)
+        where = mx.clip(where, 0, u + t - 2).reshape(spread)
+        found = mx.take_along_axis(diagonals, mx.broadcast_to(where, (*lead, 2 * w - 1)), axis=-1)
+        summed = found * inside.reshape(spread)
+    return summed.sum(0)
