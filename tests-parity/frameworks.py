@@ -224,7 +224,9 @@ def _checked(
     assert planned_path(framework, op, **announced, **arguments, backend=path.backend) == path.backend
     with framework.watch() as ran:
         results, gradients = framework.vjp(call, given, cotangents)
-    assert ran == {path.backend}, f"{path} was asked for, {ran} ran"
+    # An empty batch needs no path at all.
+    empty = not arrays[names[0]].size
+    assert ran == {path.backend} or (empty and not ran), f"{path} was asked for, {ran} ran"
     tensors = dict(zip(outputs, results, strict=True)) | dict(zip(names, gradients, strict=True))
     values = {name: framework.numpy(tensor) for name, tensor in tensors.items()}
     return values, {name: framework.dtype_of(tensor) for name, tensor in tensors.items()}

@@ -27,9 +27,7 @@ def start_of(i: int, n: int, w: int) -> int:
     return min(max(i - w // 2, 0), n - w)
 
 
-def attend(
-    query: np.ndarray, key: np.ndarray, value: np.ndarray, window: int
-) -> tuple[np.ndarray, np.ndarray]:
+def attend(query: np.ndarray, key: np.ndarray, value: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:
     """Attention at scale 1 straight from its definition, a query at a time."""
     _, height, width, _, _ = query.shape
     out = np.empty_like(value)
@@ -119,9 +117,7 @@ def test_bands_hold_a_bounded_number_of_pixels() -> None:
 
 
 @pytest.mark.parametrize("window", [5, 6])
-def test_bands_give_the_whole_image(
-    window: int, photograph: np.ndarray, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bands_give_the_whole_image(window: int, photograph: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     noisy = denoise.add_noise(photograph[:44, :40] / np.float32(255), SIGMA, 0).astype(np.float64)
     whole = [denoise.Band(0, 44, 0, 44)]
     expected = denoise.non_local_means(noisy, SIGMA, window, attend, band_list=whole)
@@ -175,9 +171,7 @@ def test_demo_denoises(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     out, array = tmp_path / "out.png", tmp_path / "out.npy"
-    status, printed, bar = run(
-        cli, capsys, file, "--window", WINDOW, "--out", out, "--array", array, "--progress"
-    )
+    status, printed, bar = run(cli, capsys, file, "--window", WINDOW, "--out", out, "--array", array, "--progress")
     assert status == 0
     assert "denoise: 100%" in bar
     assert "96/96" in bar
@@ -225,9 +219,7 @@ def test_demo_takes_the_sample_photograph_by_default() -> None:
     np.testing.assert_array_equal(np.rint(image * 255), load_sample_image("china.jpg"))
 
 
-def test_demo_reports_an_unusable_backend(
-    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_demo_reports_an_unusable_backend(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import torch
 
     if torch.backends.mps.is_available():
@@ -245,9 +237,7 @@ def test_demo_reports_an_unusable_backend(
 
 
 @pytest.mark.parametrize(("window", "box"), [(13, (34, 14, 47, 27)), (14, (33, 13, 47, 27))])
-def test_window_is_drawn_to_scale(
-    window: int, box: tuple[int, int, int, int], photograph: np.ndarray
-) -> None:
+def test_window_is_drawn_to_scale(window: int, box: tuple[int, int, int, int], photograph: np.ndarray) -> None:
     panels = [picture.Panel(photograph / np.float32(255), title, ("line",)) for title in ("a", "b", "c")]
     drawn = np.asarray(picture.draw_picture("header", panels, (20, 40), window)).astype(int)
     left, top, right, bottom = box
@@ -353,9 +343,7 @@ def test_errors(
         (["--max-side", "8"], "argument --max-side: must be at least 16; got 8"),
     ],
 )
-def test_bad_arguments(
-    cli: ModuleType, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bad_arguments(cli: ModuleType, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
         cli.main(["demo", *arguments])
     assert exit_.value.code == 2

@@ -188,15 +188,19 @@ def _expected(truth: dict[str, Array], plain: dict[str, Array], dtype: str, resu
     }
 
 
-@cache
-def fused(case: Case, dtype: str) -> dict[str, Expected]:
-    """What ``na{1,2,3}d`` must give: out, lse, and the gradient of every input by the input's name."""
+def fused_truth(case: Case, dtype: str) -> dict[str, Array]:
+    """Out, lse, and the gradient of every input by the input's name, of inputs rounded to ``dtype``."""
     arrays, problem = inputs(case, dtype), case.problem(dtype)
     given = {name: a for name, a in arrays.items() if name not in ("d_out", "d_lse")}
     out, lse = reference.forward(problem, **given)
-    gradients = reference.backward(problem, arrays["d_out"], arrays["d_lse"], **given)
-    truth = {"out": out, "lse": lse, **gradients}
-    return _expected(truth, baseline(problem, arrays), dtype, {"out", "lse"})
+    return {"out": out, "lse": lse, **reference.backward(problem, arrays["d_out"], arrays["d_lse"], **given)}
+
+
+@cache
+def fused(case: Case, dtype: str) -> dict[str, Expected]:
+    """What ``na{1,2,3}d`` must give."""
+    plain = baseline(case.problem(dtype), inputs(case, dtype))
+    return _expected(fused_truth(case, dtype), plain, dtype, {"out", "lse"})
 
 
 def _dense_slots(problem: Problem, slots: Array, compute: Any) -> Array:
@@ -215,13 +219,19 @@ def _slots_of(problem: Problem, dense: Array, empty: float) -> Array:
     return _back(np.where(held, found, dense.dtype.type(empty)), problem.query_shape)
 
 
+def qk_truth(case: Case, dtype: str) -> dict[str, Array]:
+    """Logits, and the gradients of query, key and rpb."""
+    arrays, problem = inputs(case, dtype), case.problem(dtype, "qk")
+    given = [arrays["query"], arrays["key"], arrays.get("rpb")]
+    d_logits = slot_inputs(case, dtype)["d_logits"]
+    return {"logits": reference.qk(problem, *given), **reference.qk_backward(problem, d_logits, *given)}
+
+
 @cache
 def split_qk(case: Case, dtype: str) -> dict[str, Expected]:
-    """What ``na{1,2,3}d_qk`` must give: logits, and the gradients of query, key and rpb."""
+    """What ``na{1,2,3}d_qk`` must give."""
     arrays, problem = inputs(case, dtype), case.problem(dtype, "qk")
     d_logits = slot_inputs(case, dtype)["d_logits"]
-    given = [arrays["query"], arrays["key"], arrays.get("rpb")]
-    truth = {"logits": reference.qk(problem, *given), **reference.qk_backward(problem, d_logits, *given)}
     compute = np.float64 if dtype == "float64" else np.float32
     scale, groups = compute(problem.scale), problem.group_heads
     q, k = _flat(arrays["query"], compute), _flat(arrays["key"], compute, groups)
@@ -233,18 +243,24 @@ def split_qk(case: Case, dtype: str) -> dict[str, Expected]:
     }
     if case.rpb:
         plain["rpb"] = _bias_sum(problem, dense)
-    return _expected(truth, plain, dtype, {"logits"})
+    return _expected(qk_truth(case, dtype), plain, dtype, {"logits"})
+
+
+def av_truth(case: Case, dtype: str) -> dict[str, Array]:
+    """Out, and the gradients of attn and value."""
+    arrays, problem = inputs(case, dtype), case.problem(dtype, "av")
+    attn = slot_inputs(case, dtype)["attn"]
+    return {
+        "out": reference.av(problem, attn, arrays["value"]),
+        **reference.av_backward(problem, arrays["d_out"], attn, arrays["value"]),
+    }
 
 
 @cache
 def split_av(case: Case, dtype: str) -> dict[str, Expected]:
-    """What ``na{1,2,3}d_av`` must give: out, and the gradients of attn and value."""
+    """What ``na{1,2,3}d_av`` must give."""
     arrays, problem = inputs(case, dtype), case.problem(dtype, "av")
     attn = slot_inputs(case, dtype)["attn"]
-    truth = {
-        "out": reference.av(problem, attn, arrays["value"]),
-        **reference.av_backward(problem, arrays["d_out"], attn, arrays["value"]),
-    }
     compute = np.float64 if dtype == "float64" else np.float32
     d_out, v = _flat(arrays["d_out"], compute), _flat(arrays["value"], compute, problem.group_heads)
     dense = _dense_slots(problem, attn, compute)
@@ -253,4 +269,4 @@ def split_av(case: Case, dtype: str) -> dict[str, Expected]:
         "attn": _slots_of(problem, _product(d_out, _t(v)), 0.0),
         "value": _back(_product(_t(dense), d_out), case.shape, problem.group_heads),
     }
-    return _expected(truth, plain, dtype, {"out"})
+    return _expected(av_truth(case, dtype), plain, dtype, {"out"})

@@ -151,6 +151,15 @@ class Chunk:
         return self._notes[name]
 
     @property
+    def kept(self) -> bool:
+        """Whether the chunk is kept from one call to the next, and its notes with it."""
+        return self._tables.keeps_chunks
+
+    def arrays(self) -> list[Any]:
+        """The tables that the chunk holds, for a framework that computes when told to."""
+        return [*self._tile_ids, self.rows, self.columns, self.mask]
+
+    @property
     def held(self) -> Any:
         """``[c, T]`` bool: the row is a token and not a repetition past the end of its group."""
         tables, rank, total = self._tables, len(self._tile_ids), None

@@ -18,7 +18,8 @@ Sizes = tuple[tuple[int, ...], ...]
 
 def reject_type(face: str, name: str, value: object, wanted: str) -> NoReturn:
     """TypeError: ``name`` is not what the op takes."""
-    shown = type(value).__name__ if wanted.startswith("a tensor") else repr(value)
+    plain = isinstance(value, (bool, int, float, str, list, tuple, type(None)))
+    shown = repr(value) if plain and not wanted.startswith("a tensor") else type(value).__name__
     raise TypeError(f"{face}: {name} must be {wanted}; got {shown}")
 
 
@@ -65,6 +66,13 @@ def ints_per_axis(face: str, name: str, value: Any, rank: int) -> tuple[int, ...
 def bools_per_axis(face: str, name: str, value: Any, rank: int) -> tuple[bool, ...]:
     """``value`` as one bool per axis; a bool stands for all axes, None for False (never an int)."""
     return _per_axis(face, name, False if value is None else value, rank, "bool")
+
+
+def flag(face: str, name: str, value: Any) -> bool:
+    """``value`` as a bool; an int is not one."""
+    if not _is_bool(value):
+        reject_type(face, name, value, "a bool")
+    return bool(value)
 
 
 def scale_or_default(face: str, scale: Any, head_dim: int) -> float:

@@ -149,3 +149,10 @@ def reject_module_dropout(face: str, sizes: str) -> None:
     raise NotImplementedError(
         f"{face}: attn_drop in training does not go with {sizes}; set attn_drop=0.0 or call the items one by one"
     )
+
+
+def sizes_on_host(sizes: Any) -> Any:
+    """``[B]`` or ``[B, rank]`` numbers of any framework as Python lists, read once."""
+    if isinstance(sizes, (list, tuple)):
+        return [sizes_on_host(size) if isinstance(size, (list, tuple)) else size for size in sizes]
+    return sizes.tolist() if hasattr(sizes, "tolist") else sizes

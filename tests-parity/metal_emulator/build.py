@@ -30,6 +30,10 @@ COMMON_FLAGS = (
     "-fno-rtti",
     "-fno-strict-aliasing",
     "-fno-math-errno",
+    # A read through a null pointer is kept, and reported
+    "-fno-delete-null-pointer-checks",
+    # A large frame touches the guard page below its stack
+    "-fstack-clash-protection",
     # An unset private variable holds NaN, not whatever an earlier thread left on the stack
     "-ftrivial-auto-var-init=pattern",
     # The memory hooks know accesses of up to 16 bytes

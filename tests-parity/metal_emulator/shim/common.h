@@ -53,28 +53,46 @@ METAL_FUNC T abs(T a) {
     return a < T(0) ? T(-a) : a;
   }
 }
-template <class T, int N>
-METAL_FUNC vec<T, N> abs(vec<T, N> v) {
-  for (int i = 0; i < N; i++) v.data[i] = abs(v.data[i]);
-  return v;
+template <class A, class = enable_if_t<metal_emulator::is_vector<A>>, class = void>
+METAL_FUNC metal_emulator::value<A> abs(const A& a) {
+  metal_emulator::value<A> x = a;
+  for (int i = 0; i < metal_emulator::width<A>; i++) x.data[i] = abs(x.data[i]);
+  return x;
 }
 
-template <class T> METAL_FUNC T clamp(T x, T lo, T hi) { return min(max(x, lo), hi); }
-template <class T, int N> METAL_FUNC vec<T, N> clamp(vec<T, N> x, T lo, T hi) { return min(max(x, lo), hi); }
-template <class T> METAL_FUNC T saturate(T x) { return clamp(x, T(0), T(1)); }
-template <class T> METAL_FUNC T mix(T a, T b, T t) { return a + (b - a) * t; }
-template <class T> METAL_FUNC T sign(T x) { return x > T(0) ? T(1) : (x < T(0) ? T(-1) : T(0)); }
-template <class T> METAL_FUNC T step(T edge, T x) { return x < edge ? T(0) : T(1); }
+template <class T, class = enable_if_t<metal_emulator::is_scalar<T>>>
+METAL_FUNC T clamp(T x, T lo, T hi) {
+  return min(max(x, lo), hi);
+}
+template <class A, class = enable_if_t<metal_emulator::is_vector<A>>, class = void>
+METAL_FUNC metal_emulator::value<A> clamp(const A& x, metal_emulator::value<A> lo, metal_emulator::value<A> hi) {
+  return min(max(x, lo), hi);
+}
+
+template <class T, class = enable_if_t<metal_emulator::is_scalar<T>>>
+METAL_FUNC T mix(T a, T b, T t) {
+  return a + (b - a) * t;
+}
+template <class A, class = enable_if_t<metal_emulator::is_vector<A>>, class = void>
+METAL_FUNC metal_emulator::value<A> mix(const A& a, metal_emulator::value<A> b, metal_emulator::value<A> t) {
+  return a + (b - a) * t;
+}
 
 template <class T, class = enable_if_t<metal_emulator::is_scalar<T>>>
 METAL_FUNC T select(T a, T b, bool c) {
   return c ? b : a;
 }
-template <class T, int N>
-METAL_FUNC vec<T, N> select(vec<T, N> a, vec<T, N> b, vec<bool, N> c) {
-  for (int i = 0; i < N; i++) a.data[i] = c.data[i] ? b.data[i] : a.data[i];
-  return a;
+template <class A, class = enable_if_t<metal_emulator::is_vector<A>>, class = void>
+METAL_FUNC metal_emulator::value<A> select(const A& a, metal_emulator::value<A> b, vec<bool, metal_emulator::width<A>> c) {
+  metal_emulator::value<A> x = a;
+  for (int i = 0; i < metal_emulator::width<A>; i++) x.data[i] = c.data[i] ? b.data[i] : x.data[i];
+  return x;
 }
+
+template <class T> METAL_FUNC T saturate(T x) { return clamp(x, T(0), T(1)); }
+METAL_FUNC float sign(float x) { return x > 0 ? 1.0f : (x < 0 ? -1.0f : 0.0f); }
+METAL_FUNC half sign(half x) { return (half)sign((float)x); }
+METAL_FUNC float step(float edge, float x) { return x < edge ? 0.0f : 1.0f; }
 
 template <class A, class B, class = enable_if_t<metal_emulator::is_vector<A> && metal_emulator::fit<A, B>>>
 METAL_FUNC metal_emulator::element<A> dot(const A& a, const B& b) {

@@ -41,19 +41,29 @@ METAL_FUNC void matrix_multiply(thread float* d, const thread float* a, const th
   metal_emulator_matrix_multiply(d, a, b, c, site);
 }
 
-// Read-modify-write of an atomic; `change` maps the old value to the new one
 template <class T, class CHANGE>
-METAL_EMULATOR_UNCHECKED inline T atomic_change(volatile T* p, CHANGE change, bool reads = true) {
-  metal_emulator_atomic_access(p, sizeof(T), reads, true);
+METAL_EMULATOR_UNCHECKED inline T unchecked_change(volatile T* p, CHANGE change) {
   T old = *p;
   *p = change(old);
   return old;
 }
 
 template <class T>
-METAL_EMULATOR_UNCHECKED inline T atomic_read(const volatile T* p) {
-  metal_emulator_atomic_access(p, sizeof(T), true, false);
+METAL_EMULATOR_UNCHECKED inline T unchecked_read(const volatile T* p) {
   return *p;
+}
+
+// Read-modify-write of an atomic; `change` maps the old value to the new one
+template <class T, class CHANGE>
+METAL_FUNC T atomic_change(volatile T* p, CHANGE change, bool reads = true) {
+  metal_emulator_atomic_access(p, sizeof(T), reads, true);
+  return unchecked_change(p, change);
+}
+
+template <class T>
+METAL_FUNC T atomic_read(const volatile T* p) {
+  metal_emulator_atomic_access(p, sizeof(T), true, false);
+  return unchecked_read(p);
 }
 
 }  // namespace metal_emulator

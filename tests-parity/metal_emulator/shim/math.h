@@ -43,10 +43,11 @@ constexpr bool promote = is_scalar<A> && is_scalar<B> && !(metal::is_same_v<A, h
 #define METAL_EMULATOR_FMA                                                                              \
   METAL_FUNC float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }                   \
   METAL_FUNC half fma(half a, half b, half c) { return (half)__builtin_fmaf(a, b, c); }                 \
-  template <class T, int N>                                                                             \
-  METAL_FUNC vec<T, N> fma(vec<T, N> a, vec<T, N> b, vec<T, N> c) {                                     \
-    for (int i = 0; i < N; i++) a.data[i] = fma(a.data[i], b.data[i], c.data[i]);                       \
-    return a;                                                                                           \
+  template <class A, class = enable_if_t<metal_emulator::is_vector<A>>>                                 \
+  METAL_FUNC metal_emulator::value<A> fma(const A& a, metal_emulator::value<A> b, metal_emulator::value<A> c) { \
+    metal_emulator::value<A> x = a;                                                                     \
+    for (int i = 0; i < metal_emulator::width<A>; i++) x.data[i] = fma(x.data[i], b.data[i], c.data[i]); \
+    return x;                                                                                           \
   }
 
 #define METAL_EMULATOR_MATH                          \

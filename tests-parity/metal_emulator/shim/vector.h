@@ -2,7 +2,7 @@
 //
 // A class template, not clang's own vector type: only scalar -> vector converts implicitly, as in Metal (half4 <-> float4 has
 // to be written out), and float4(v.xy, 1, 2) works in every compiler that the shim serves. vec<T, 3> is as large as vec<T, 4>;
-// packed_vec<T, 3> is not.
+// packed_vec<T, 3> is not. A swizzle of a swizzle (v.xyz.x) is not supported: a compile error.
 #pragma once
 #include "swizzles.h"  // written by swizzles.py: METAL_EMULATOR_SWIZZLES_{2,3,4}(T)
 
@@ -64,6 +64,11 @@ struct swizzle {
   METAL_FUNC as_vec get() const { return as_vec(data[INDEX]...); }
   METAL_FUNC operator as_vec() const { return get(); }
   METAL_FUNC T operator[](int i) const { return get()[i]; }
+#if defined(METAL_EMULATOR_STRICT)
+  METAL_FUNC as_vec get() const constant { return as_vec(data[INDEX]...); }
+  METAL_FUNC operator as_vec() const constant { return get(); }
+  METAL_FUNC T operator[](int i) const constant { return get()[i]; }
+#endif
   METAL_FUNC swizzle& operator=(const as_vec& b) {
     int i = 0;
     ((data[INDEX] = b.data[i++]), ...);
@@ -147,6 +152,12 @@ struct alignas(sizeof(T) * (N == 3 ? 4 : N)) vec : metal_emulator::storage<T, N>
   METAL_FUNC constexpr vec() {}
   METAL_FUNC constexpr vec(const vec&) = default;
   METAL_FUNC vec& operator=(const vec&) = default;
+#if defined(METAL_EMULATOR_STRICT)  // the generic address space of the front end leaves `constant` out
+  METAL_FUNC vec(const constant vec& o) {
+    for (int i = 0; i < N; i++) data[i] = o.data[i];
+  }
+  METAL_FUNC T operator[](int i) const constant { return data[i]; }
+#endif
 
   // a scalar fills all components
   template <class S, class = enable_if_t<metal_emulator::is_scalar<S> && __is_convertible(S, T) && !__is_class(S)>>
@@ -190,6 +201,14 @@ struct packed_vec {
   METAL_FUNC packed_vec(const vec<T, N>& v) {
     for (int i = 0; i < N; i++) data[i] = v.data[i];
   }
+#if defined(METAL_EMULATOR_STRICT)
+  METAL_FUNC operator vec<T, N>() const constant {
+    vec<T, N> v;
+    for (int i = 0; i < N; i++) v.data[i] = data[i];
+    return v;
+  }
+  METAL_FUNC T operator[](int i) const constant { return data[i]; }
+#endif
   METAL_FUNC operator vec<T, N>() const {
     vec<T, N> v;
     for (int i = 0; i < N; i++) v.data[i] = data[i];

@@ -45,8 +45,14 @@ def _logits(problem: Problem, query: mx.array, key: mx.array, rpb: Optional) -> 
     return logits + relative.reshape(problem.heads, problem.queries, problem.keys)
 
 
-def _per_head(index: mx.array, problem: Problem) -> mx.array:
-    """``[queries, slots]`` for every batch item and head."""
+def _slots(problem: Problem) -> mx.array:
+    """``[B, H, queries, slots]``: the key of each window slot; where it has none, the column past the keys.
+
+    That column is added and cut off around the indexing, so that nothing flows through an empty slot,
+    not even a NaN (MLX multiplies by the mask where it differentiates ``where``).
+    """
+    keys, held = slot_keys(problem, MlxTables())
+    index = mx.where(held, keys, problem.keys)
     return mx.broadcast_to(index, (problem.batch, problem.heads, *index.shape))
 
 
@@ -78,17 +84,15 @@ def forward(
 
 def qk(problem: Problem, query: mx.array, key: mx.array, rpb: Optional = None) -> mx.array:
     """Logits of the window slots ``[B, *shape, H, W]`` in the query's dtype, -inf where a slot has no key."""
-    keys, held = slot_keys(problem, MlxTables())
-    found = mx.take_along_axis(_logits(problem, query, key, rpb), _per_head(keys, problem), axis=-1)
-    return _heads_last(mx.where(held, found, -math.inf), problem.query_shape, query.dtype)
+    logits = _logits(problem, query, key, rpb)
+    empty = mx.full((*logits.shape[:-1], 1), -math.inf, logits.dtype)
+    found = mx.take_along_axis(mx.concatenate([logits, empty], -1), _slots(problem), axis=-1)
+    return _heads_last(found, problem.query_shape, query.dtype)
 
 
 def av(problem: Problem, attn: mx.array, value: mx.array) -> mx.array:
     """Window slots times the values they stand for: ``[B, *shape, H, D_v]`` in the value's dtype."""
-    keys, held = slot_keys(problem, MlxTables())
     slots = _heads_first(_fixed_shape(attn))
-    # Slots without a key are put into a column of their own, past the keys, and cut off with it.
-    where = _per_head(mx.where(held, keys, problem.keys), problem)
-    dense = mx.zeros((*slots.shape[:3], problem.keys + 1), slots.dtype)
-    dense = mx.put_along_axis(dense, where, slots, axis=-1)[..., : problem.keys]
+    dense = mx.zeros((*slots.shape[:-1], problem.keys + 1), slots.dtype)
+    dense = mx.put_along_axis(dense, _slots(problem), slots, axis=-1)[..., : problem.keys]
     return _heads_last(dense @ _heads_first(value, problem.group_heads), problem.query_shape, value.dtype)

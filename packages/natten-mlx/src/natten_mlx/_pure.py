@@ -44,8 +44,8 @@ def forward(
     out = Collector(blocks, problem.batch, problem.heads, problem.head_dim_v, query.dtype)
     lse = Collector(blocks, problem.batch, problem.heads, 1, dtype)
     for chunk, items in steps(blocks, problem.batch):
-        rows = q.gather(chunk.rows, items) * problem.scale
-        logits = rows @ k.gather(chunk.columns, items).swapaxes(-1, -2)
+        rows = q.gather(chunk, "rows", items) * problem.scale
+        logits = rows @ k.gather(chunk, "columns", items).swapaxes(-1, -2)
         logits = mask_logits(logits, chunk, rpb, groups)
         extra_keys = _extra(additional_keys, items, dtype)
         if extra_keys is not None:
@@ -54,7 +54,7 @@ def forward(
         weights = exp(logits - top)
         total = weights.sum(-1, keepdims=True)
         lse.put(chunk, items, top + mx.log(total))
-        part = weights[..., : blocks.box_columns] @ v.gather(chunk.columns, items)
+        part = weights[..., : blocks.box_columns] @ v.gather(chunk, "columns", items)
         extra_values = _extra(additional_values, items, dtype)
         if extra_values is not None:
             part = part + weights[..., blocks.box_columns :] @ extra_values
@@ -109,12 +109,12 @@ def _query_walk(
     d_values = None if additional_values is None else mx.zeros(additional_values.shape, dtype)
     d_rpb = None if rpb is None else mx.zeros(rpb.shape, dtype)
     for chunk, items in steps(blocks, problem.batch):
-        rows, d_rows, row_lse, row_delta = (t.gather(chunk.rows, items) for t in (q, do, ls, de))
+        rows, d_rows, row_lse, row_delta = (t.gather(chunk, "rows", items) for t in (q, do, ls, de))
         rows = rows * problem.scale
-        keys = k.gather(chunk.columns, items)
+        keys = k.gather(chunk, "columns", items)
         logits = mask_logits(rows @ keys.swapaxes(-1, -2), chunk, rpb, groups)
         weights = exp(logits - row_lse)
-        d_weights = d_rows @ v.gather(chunk.columns, items).swapaxes(-1, -2)
+        d_weights = d_rows @ v.gather(chunk, "columns", items).swapaxes(-1, -2)
         d_logits = (d_weights - row_delta) * weights
         part = d_logits @ keys
         if d_rpb is not None:
@@ -157,13 +157,13 @@ def _key_walk(
     d_key = Collector(blocks, problem.batch, problem.kv_heads, problem.head_dim, key.dtype)
     d_value = Collector(blocks, problem.batch, problem.kv_heads, problem.head_dim_v, value.dtype)
     for chunk, items in steps(blocks, problem.batch):
-        columns, d_columns, column_lse, column_delta = (t.gather(chunk.columns, items) for t in (q, do, ls, de))
+        columns, d_columns, column_lse, column_delta = (t.gather(chunk, "columns", items) for t in (q, do, ls, de))
         columns = columns * problem.scale
-        logits = k.gather(chunk.rows, items) @ columns.swapaxes(-1, -2)
+        logits = k.gather(chunk, "rows", items) @ columns.swapaxes(-1, -2)
         logits = mask_logits(logits, chunk, rpb, groups, transposed=True)
         weights = exp(logits - column_lse.swapaxes(-1, -2))
         d_value.put(chunk, items, weights @ d_columns)
-        d_weights = v.gather(chunk.rows, items) @ d_columns.swapaxes(-1, -2)
+        d_weights = v.gather(chunk, "rows", items) @ d_columns.swapaxes(-1, -2)
         d_logits = (d_weights - column_delta.swapaxes(-1, -2)) * weights
         d_key.put(chunk, items, d_logits @ columns)
     return d_key.result(problem.key_shape), d_value.result(problem.key_shape)

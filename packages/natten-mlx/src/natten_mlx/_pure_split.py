@@ -36,7 +36,7 @@ def _box_of_slots(slots: mx.array, chunk: Chunk, groups: int) -> mx.array:
 
 def _pair_weights(slots: Rows, chunk: Chunk, items: range, groups: int) -> mx.array:
     """Slots of the pairs of a transposed walk: ``[b, c, kv heads, T keys, groups * U queries]``."""
-    row = slots.index(chunk.columns, items)
+    row = slots.index(chunk, "columns", items)
     b, c, heads, columns = row.shape
     index = row[..., None, :] * slots.width + chunk.slots()[:, None]
     found = mx.take(slots.rows.reshape(-1), index, axis=0).astype(slots.dtype)
@@ -54,7 +54,7 @@ def qk(plan: Plan, query: mx.array, key: mx.array, rpb: Optional = None) -> mx.a
     q, k = Rows(query, groups), Rows(key)
     out = Collector(blocks, problem.batch, problem.heads, problem.slots, query.dtype)
     for chunk, items in steps(blocks, problem.batch):
-        logits = (q.gather(chunk.rows, items) * problem.scale) @ k.gather(chunk.columns, items).swapaxes(-1, -2)
+        logits = (q.gather(chunk, "rows", items) * problem.scale) @ k.gather(chunk, "columns", items).swapaxes(-1, -2)
         if rpb is not None:
             relative = relative_bias(chunk, rpb.astype(logits.dtype), problem.kv_heads, groups)
             logits = logits + relative.reshape(1, *logits.shape[1:])
@@ -78,10 +78,10 @@ def _weigh_keys(
     out = Collector(blocks, problem.batch, problem.heads, k.width, keys.dtype)
     d_rpb = None if rpb is None else mx.zeros(rpb.shape, compute_dtype(slots))
     for chunk, items in steps(blocks, problem.batch):
-        box = _box_of_slots(a.gather(chunk.rows, items), chunk, groups)
+        box = _box_of_slots(a.gather(chunk, "rows", items), chunk, groups)
         if d_rpb is not None:
             d_rpb = d_rpb + bias_gradient(box, chunk, blocks)
-        out.put(chunk, items, box.astype(k.dtype) @ k.gather(chunk.columns, items) * scale)
+        out.put(chunk, items, box.astype(k.dtype) @ k.gather(chunk, "columns", items) * scale)
     return out.result(problem.query_shape), None if rpb is None or d_rpb is None else d_rpb.astype(rpb.dtype)
 
 
@@ -94,7 +94,7 @@ def _weigh_queries(plan: Plan, slots: mx.array, rows: mx.array, scale: float) ->
     out = Collector(blocks, problem.batch, problem.kv_heads, q.width, rows.dtype)
     for chunk, items in steps(blocks, problem.batch):
         weights = _pair_weights(a, chunk, items, groups).astype(q.dtype)
-        out.put(chunk, items, weights @ q.gather(chunk.columns, items) * scale)
+        out.put(chunk, items, weights @ q.gather(chunk, "columns", items) * scale)
     return out.result(problem.key_shape)
 
 
@@ -115,6 +115,6 @@ def av_backward(plan: Plan, d_out: mx.array, attn: mx.array, value: mx.array) ->
     do, v = Rows(d_out, groups), Rows(value)
     d_attn = Collector(blocks, problem.batch, problem.heads, problem.slots, attn.dtype)
     for chunk, items in steps(blocks, problem.batch):
-        box = do.gather(chunk.rows, items) @ v.gather(chunk.columns, items).swapaxes(-1, -2)
+        box = do.gather(chunk, "rows", items) @ v.gather(chunk, "columns", items).swapaxes(-1, -2)
         d_attn.put(chunk, items, _slots_of_box(box, chunk, groups, 0.0))
     return d_attn.result(problem.query_shape), _weigh_queries(plan, attn, d_out, 1.0)

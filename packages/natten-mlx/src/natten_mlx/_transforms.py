@@ -61,7 +61,8 @@ class _Custom:
                 outputs = self.map(inputs, axes)
             return outputs, (0,) * len(outputs)
 
-        return function(*arrays)  # type: ignore[no-any-return]
+        outputs: Arrays = function(*arrays)
+        return outputs
 
     def plan(self) -> Plan:
         return plan(self.problem, device_of(self.stream), self.backend, TIERS)
@@ -83,7 +84,7 @@ class _Custom:
         size = next(a.shape[axis] for a, axis in zip(arrays, axes, strict=True) if axis is not None)
         if not self.shares_batch({place for place, axis in enumerate(axes) if axis is not None}):
             parts = [self(tuple(_at(a, axis, i) for a, axis in zip(arrays, axes, strict=True))) for i in range(size)]
-            return tuple(mx.stack(part) for part in zip(*parts, strict=True))
+            return tuple(mx.stack(list(part)) for part in zip(*parts, strict=True))
         batch = self.problem.batch
         larger = replace(self, problem=replace(self.problem, batch=size * batch))
         folded = [

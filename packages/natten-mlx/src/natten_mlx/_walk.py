@@ -5,8 +5,9 @@ updates (:class:`Collector`), which makes MLX run them one after another and fre
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
+from typing import Literal
 
 import mlx.core as mx
 
@@ -24,15 +25,21 @@ def tables(blocks: Blocks) -> Tables:
     made = Tables(blocks, MlxTables())
     mx.eval([vars(axis) for axis in made.axes])
     if made.keeps_chunks:
-        for chunk in made.chunks():
-            chunk.bias = mask_bias(chunk)
-            mx.eval(chunk.rows, chunk.columns, chunk.mask, chunk.bias)
+        mx.eval([chunk.arrays() for chunk in made.chunks()])
     return made
 
 
-def mask_bias(chunk: Chunk) -> mx.array:
-    """``[c, T, U]``: 0 where the row sees the column, -inf elsewhere."""
-    return mx.where(chunk.mask, 0.0, -math.inf)
+def _noted(chunk: Chunk, name: object, make: Callable[[], mx.array]) -> mx.array:
+    """``make()``, computed once if the chunk is kept, else a part of the graph."""
+
+    def note() -> mx.array:
+        made = make()
+        if chunk.kept:
+            mx.eval(made)
+        return made
+
+    found: mx.array = chunk.noted(name, note)
+    return found
 
 
 def steps(blocks: Blocks, batch: int) -> Iterator[tuple[Chunk, range]]:
@@ -47,6 +54,9 @@ def _positions(count: int, trailing: int, first: int = 0) -> mx.array:
     return (mx.arange(count, dtype=mx.int64) + first).reshape(count, *[1] * trailing)
 
 
+Side = Literal["rows", "columns"]
+
+
 class Rows:
     """A heads-last array ``[B, *shape, H, D]`` as rows of D, gathered a tile at a time.
 
@@ -59,16 +69,22 @@ class Rows:
         self.rows = tensor.reshape(self.batch * self.tokens * self.heads, self.width)
         self.dtype = compute_dtype(tensor)
 
-    def index(self, tokens: mx.array, items: range) -> mx.array:
-        """Row numbers ``[b, c, H, T]`` of ``tokens [c, T]`` for some batch items."""
-        index = tokens[:, None, :] * self.heads + _positions(self.heads, 1)
-        return index + _positions(len(items), 3, items.start) * (self.tokens * self.heads)
+    def index(self, chunk: Chunk, which: Side, items: range) -> mx.array:
+        """Row numbers ``[b, c, H, T]`` of a chunk's rows or columns for some batch items."""
 
-    def gather(self, tokens: mx.array, items: range) -> mx.array:
-        """``[b, c, kv heads, groups * T, D]`` in the compute dtype."""
-        found = mx.take(self.rows, self.index(tokens, items), axis=0).astype(self.dtype)
-        c, rows = tokens.shape
-        return found.reshape(len(items), c, self.heads // self.groups, self.groups * rows, self.width)
+        def make() -> mx.array:
+            tokens: mx.array = getattr(chunk, which)
+            index = tokens[:, None, :] * self.heads + _positions(self.heads, 1)
+            return index + _positions(len(items), 3, items.start) * (self.tokens * self.heads)
+
+        return _noted(chunk, (which, self.heads, items), make)
+
+    def gather(self, chunk: Chunk, which: Side, items: range) -> mx.array:
+        """The chunk's rows or columns: ``[b, c, kv heads, groups * T, D]`` in the compute dtype."""
+        index = self.index(chunk, which, items)
+        found = mx.take(self.rows, index, axis=0).astype(self.dtype)
+        shape = (len(items), chunk.count, self.heads // self.groups, self.groups * index.shape[-1], self.width)
+        return found.reshape(shape)
 
 
 class Collector:
@@ -94,12 +110,24 @@ class Collector:
         """Every token's row, found where its tile left it."""
         assert self.buffer is not None
         batch, tiles, heads, tile_rows, width = self.shape
-        place = tables(self.blocks).places()
-        row = place // tile_rows * (heads * tile_rows) + place % tile_rows
-        row = row[:, None] + mx.arange(heads, dtype=mx.int64) * tile_rows
-        row = row + _positions(batch, 2) * (tiles * heads * tile_rows)
-        found = mx.take(self.buffer.reshape(-1, width), row, axis=0)
-        return found.reshape(batch, *shape, heads, width)
+        small = batch * tiles * heads * tile_rows <= Tables.KEEP_PAIRS
+        row = (_remembered_places if small else _places)(self.blocks, batch, heads)
+        return mx.take(self.buffer.reshape(-1, width), row, axis=0).reshape(batch, *shape, heads, width)
+
+
+def _places(blocks: Blocks, batch: int, heads: int) -> mx.array:
+    """For each row of ``[B, *shape, H]``, its row among those of ``[B, tiles, H, tile rows]``."""
+    place, tile_rows = tables(blocks).places(), blocks.tile_rows
+    row = place // tile_rows * (heads * tile_rows) + place % tile_rows
+    row = row[:, None] + mx.arange(heads, dtype=mx.int64) * tile_rows
+    return row + _positions(batch, 2) * (blocks.tiles * heads * tile_rows)
+
+
+@lru_cache(maxsize=32)
+def _remembered_places(blocks: Blocks, batch: int, heads: int) -> mx.array:
+    row = _places(blocks, batch, heads)
+    mx.eval(row)
+    return row
 
 
 def mask_logits(logits: mx.array, chunk: Chunk, rpb: Optional, groups: int, transposed: bool = False) -> mx.array:
@@ -107,8 +135,7 @@ def mask_logits(logits: mx.array, chunk: Chunk, rpb: Optional, groups: int, tran
 
     logits: ``[b, c, kv heads, groups * T, U]``; transposed: ``[b, c, kv heads, T, groups * U]``.
     """
-    # Small problems keep it with the chunk, from one call to the next.
-    bias = (mask_bias(chunk) if chunk.bias is None else chunk.bias)[:, None, None]
+    bias = _noted(chunk, "bias", lambda: mx.where(chunk.mask, 0.0, -math.inf))[:, None, None]
     b, c, kv_heads, rows, columns = logits.shape
     if rpb is not None:
         bias = bias + relative_bias(chunk, rpb.astype(logits.dtype), kv_heads, groups)

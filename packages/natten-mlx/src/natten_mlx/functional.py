@@ -45,9 +45,9 @@ def _fused(
     """The body of every fused face. tensors: query, key, value, additional keys and values, rpb."""
     backends.accept_knobs(face, upstream)
     chosen, where = BACKENDS.resolve(face, backend), stream_of(face, stream)
-    required = [spec(face, name, t) for name, t in zip(INPUTS["na"][:3], tensors[:3], strict=True)]
+    q, k, v = (spec(face, name, t) for name, t in zip(INPUTS["na"][:3], tensors[:3], strict=True))
     extras = [optional_spec(face, name, t) for name, t in zip(INPUTS["na"][3:], tensors[3:], strict=True)]
-    problem = faces.fused(face, *required, *window, scale, *extras)
+    problem = faces.fused(face, q, k, v, *window, scale, *extras)
     if problem.additional == 0:
         # MLX gathers nothing from arrays without elements.
         tensors = (*tensors[:3], None, None, tensors[5])
@@ -251,8 +251,8 @@ def attention(
     backends.accept_knobs("attention", upstream)
     chosen, where = BACKENDS.resolve("attention", backend), stream_of("attention", stream)
     tensors = (query, key, value)
-    specs = [spec("attention", name, t) for name, t in zip(INPUTS["attention"], tensors, strict=True)]
-    problem = faces.full("attention", *specs, is_causal, scale)
+    q, k, v = (spec("attention", name, t) for name, t in zip(INPUTS["attention"], tensors, strict=True))
+    problem = faces.full("attention", q, k, v, is_causal, scale)
     out, lse = _run(problem, chosen, where, tensors)
     return (out, lse) if return_lse else out
 

@@ -68,8 +68,9 @@ def _fused(
         face, query, key, value, kernel_size, stride, dilation, is_causal, scale, keys, values, rpb,
         remember=not torch.compiler.is_compiling(),
     )  # fmt: skip
+    with_lse = checks.flag(face, "return_lse", return_lse)
     out, lse = _run(problem, chosen, tensors)
-    return (out, lse) if return_lse else out
+    return (out, lse) if with_lse else out
 
 
 def neighborhood_attention(
@@ -266,8 +267,9 @@ def attention(
     tensors = _autocast(query, key, value)
     q, k, v = (spec("attention", name, t) for name, t in zip(_ops.INPUTS["attention"], tensors, strict=True))
     problem = faces.full("attention", q, k, v, is_causal, scale)
+    with_lse = checks.flag("attention", "return_lse", return_lse)
     out, lse = _run(problem, chosen, tensors)
-    return (out, lse) if return_lse else out
+    return (out, lse) if with_lse else out
 
 
 def merge_attentions(outputs: list[Tensor], lses: list[Tensor], **upstream: Any) -> tuple[Tensor, Tensor]:
@@ -307,6 +309,6 @@ def explain(op: str, query: Tensor, key: Tensor, value: Tensor | None = None, **
     chosen = BACKENDS.resolve("explain", arguments.pop("backend", None))
     specs = [optional_spec("explain", name, t) for name, t in (("query", query), ("key", key), ("value", value))]
     given = {n: optional_spec("explain", n, a) if isinstance(a, Tensor) else a for n, a in arguments.items()}
-    device = device_of(query.device)
     problem = faces.explained(op, specs, given)
+    device = device_of(query.device)
     return planning.explain(planning.plan(problem, device, chosen, TIERS), device)

@@ -32,6 +32,7 @@ def padded_items(
     kernel_size, stride, dilation, is_causal = given = checks.window_arguments(face, rank, *window)
     bias = optional_spec(face, "rpb", rpb)
     faces.fused(face, q, k, v, kernel_size, stride, dilation, is_causal, scale, rpb=bias)
+    with_lse = checks.flag(face, "return_lse", return_lse)
     items = checks.varlen_sizes(face, name, _sizes_on_host(sizes), q, kernel_size, dilation)
     out = query.new_zeros(*query.shape[:-1], value.shape[-1])
     lse_dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
@@ -45,7 +46,7 @@ def padded_items(
         own_out, own_lse = _fused(face, (*parts, None, None, rpb), given, scale, True, backend, {})
         out = out.index_put(region, own_out.flatten(1, rank))
         lse = lse.index_put(region, own_lse.flatten(1, rank))
-    return (out, lse) if return_lse else out
+    return (out, lse) if with_lse else out
 
 
 def _cut(tensor: Tensor, size: tuple[int, ...]) -> Tensor:

@@ -1,0 +1,146 @@
+"""Neighborhood attention as ``mlx.nn`` modules: projections around the functional op.
+
+State dict: ``qkv.{weight,bias}`` and ``proj.{weight,bias}``; with fewer key/value heads ``q_proj``,
+``kv_proj`` and ``proj``; with a bias table ``rpb``. The keys are upstream NATTEN's and natten-mps's, so
+weights travel.
+"""
+
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from . import functional, varlen
+from ._metal import checks, faces
+from .functional import Bools, Ints
+
+
+class _NeighborhoodAttention(nn.Module):
+    """The module of any rank; its subclasses name theirs."""
+
+    rank: int
+    _sizes_name = "spatial_sizes"
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        kernel_size: Ints,
+        stride: Ints = 1,
+        dilation: Ints = 1,
+        is_causal: Bools = False,
+        num_kv_heads: int | None = None,
+        qkv_bias: bool = True,
+        qk_scale: float | None = None,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+        rel_pos_bias: bool = False,
+    ) -> None:
+        super().__init__()
+        face = type(self).__name__
+        self.num_kv_heads = faces.module_heads(face, embed_dim, num_heads, num_kv_heads)
+        self.embed_dim, self.num_heads, self.head_dim = embed_dim, num_heads, embed_dim // num_heads
+        window = checks.window_arguments(face, self.rank, kernel_size, stride, dilation, is_causal)
+        self.kernel_size, self.stride, self.dilation, self.is_causal = window
+        self.scale = checks.scale_or_default(face, qk_scale, self.head_dim)
+        if self.num_kv_heads == num_heads:
+            self.qkv = nn.Linear(embed_dim, 3 * embed_dim, bias=qkv_bias)
+        else:
+            self.q_proj = nn.Linear(embed_dim, embed_dim, bias=qkv_bias)
+            self.kv_proj = nn.Linear(embed_dim, 2 * self.num_kv_heads * self.head_dim, bias=qkv_bias)
+        self.rpb: mx.array | None = None
+        if rel_pos_bias:
+            self.rpb = mx.random.normal((num_heads, *(2 * w - 1 for w in self.kernel_size)), scale=0.02)
+        self.drops_weights = attn_drop > 0
+        self.attn_drop = nn.Dropout(attn_drop)
+        self.proj = nn.Linear(embed_dim, embed_dim)
+        self.proj_drop = nn.Dropout(proj_drop)
+
+    def _attend_module(self, x: mx.array, sizes: Any) -> mx.array:
+        """``x [B, *shape, C]`` -> ``[B, *shape, C]``; sizes as the varlen ops take them, or None."""
+        face = type(self).__name__
+        faces.module_input(face, tuple(x.shape), self.rank, self.embed_dim)
+        query, key, value = self._project(x)
+        dropping = self.training and self.drops_weights
+        if sizes is not None:
+            if dropping:
+                faces.reject_module_dropout(face, self._sizes_name)
+            window = (self.kernel_size, self.stride, self.dilation, self.is_causal)
+            op, tensors = f"na{self.rank}d_varlen", (query, key, value)
+            out = varlen.padded_items(
+                op, self._sizes_name, tensors, sizes, window, self.scale, False, None, rpb=self.rpb
+            )
+        elif dropping:
+            out = self._attend_dropping(query, key, value)
+        else:
+            window = (self.kernel_size, self.stride, self.dilation, self.is_causal)
+            out = functional.neighborhood_attention(query, key, value, *window, self.scale, rpb=self.rpb)
+        return self.proj_drop(self.proj(out.reshape(x.shape)))
+
+    def _project(self, x: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+        shape = x.shape[:-1]
+        if self.num_kv_heads == self.num_heads:
+            qkv = self.qkv(x).reshape(*shape, 3, self.num_heads, self.head_dim)
+            return qkv[..., 0, :, :], qkv[..., 1, :, :], qkv[..., 2, :, :]
+        query = self.q_proj(x).reshape(*shape, self.num_heads, self.head_dim)
+        kv = self.kv_proj(x).reshape(*shape, 2, self.num_kv_heads, self.head_dim)
+        return query, kv[..., 0, :, :], kv[..., 1, :, :]
+
+    def _attend_dropping(self, query: mx.array, key: mx.array, value: mx.array) -> mx.array:
+        """Attention with dropped weights: the split ops, with all of a query's weights in between."""
+        qk, av = getattr(functional, f"na{self.rank}d_qk"), getattr(functional, f"na{self.rank}d_av")
+        window = {"stride": self.stride, "is_causal": self.is_causal}
+        logits = qk(query, key, self.kernel_size, self.dilation, scale=self.scale, rpb=self.rpb, **window)
+        weights = self.attn_drop(mx.softmax(logits, -1, precise=True))
+        return av(weights, value, self.kernel_size, self.dilation, **window)
+
+    def _extra_repr(self) -> str:
+        return (
+            f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, num_kv_heads={self.num_kv_heads}, "
+            f"kernel_size={self.kernel_size}, stride={self.stride}, dilation={self.dilation}, "
+            f"is_causal={self.is_causal}, rel_pos_bias={self.rpb is not None}"
+        )
+
+
+class NeighborhoodAttention1D(_NeighborhoodAttention):
+    """Neighborhood attention over sequences ``x [B, L, embed_dim]``.
+
+    Args:
+        embed_dim: width C of the tokens, a multiple of num_heads.
+        kernel_size, stride, dilation, is_causal: as :func:`natten_mlx.neighborhood_attention`.
+        num_kv_heads: key/value heads, a divisor of num_heads (grouped queries); None is num_heads.
+        qkv_bias: whether the input projections have a bias.
+        qk_scale: factor on q.k; None is ``head_dim ** -0.5``.
+        attn_drop: probability of dropping an attention weight, in training only.
+        proj_drop: dropout after the output projection.
+        rel_pos_bias: learn a relative positional bias ``rpb [num_heads, 2 * kernel_size - 1 per axis]``.
+
+    Raises ValueError or TypeError with the module's name for dims or windows that are illegal.
+    """
+
+    rank = 1
+    _sizes_name = "seq_lens"
+
+    def __call__(self, x: mx.array, seq_lens: Any = None) -> mx.array:
+        """``[B, L, C]`` -> ``[B, L, C]``; seq_lens ``[B]`` ints make x a padded batch."""
+        return self._attend_module(x, seq_lens)
+
+
+class NeighborhoodAttention2D(_NeighborhoodAttention):
+    """Neighborhood attention over images ``x [B, X, Y, embed_dim]``; see :class:`NeighborhoodAttention1D`."""
+
+    rank = 2
+
+    def __call__(self, x: mx.array, spatial_sizes: Any = None) -> mx.array:
+        """``[B, X, Y, C]`` -> the same; spatial_sizes ``[B, 2]`` ints make x a padded batch."""
+        return self._attend_module(x, spatial_sizes)
+
+
+class NeighborhoodAttention3D(_NeighborhoodAttention):
+    """Neighborhood attention over volumes ``x [B, X, Y, Z, embed_dim]``; see :class:`NeighborhoodAttention1D`."""
+
+    rank = 3
+
+    def __call__(self, x: mx.array, spatial_sizes: Any = None) -> mx.array:
+        """``[B, X, Y, Z, C]`` -> the same; spatial_sizes ``[B, 3]`` ints make x a padded batch."""
+        return self._attend_module(x, spatial_sizes)

@@ -1,0 +1,98 @@
+"""Items of different sizes in one padded batch.
+
+Each item attends within its own size, as if it were alone. Padding is never read; it gives out 0, lse
+-inf and gradient 0. Items of equal size are computed together.
+"""
+
+import math
+from typing import Any
+
+import mlx.core as mx
+
+from ._arrays import StreamOrDevice, compute_dtype, optional_spec, spec, stream_of
+from ._metal import checks, faces
+from .functional import Bools, Ints, Result, _fused
+
+
+def padded_items(
+    face: str, name: str, tensors: tuple[Any, ...], sizes: Any, window: tuple[Any, ...], scale: Any, return_lse: bool,
+    backend: Any, stream: Any = None, rpb: mx.array | None = None,
+) -> Any:  # fmt: skip
+    where = stream_of(face, stream)
+    q, k, v = (spec(face, which, t) for which, t in zip(("query", "key", "value"), tensors, strict=True))
+    rank = checks.tensor_rank(face, "query", q, faces.rank_of(face))
+    kernel_size, stride, dilation, is_causal = given = checks.window_arguments(face, rank, *window)
+    faces.fused(face, q, k, v, kernel_size, stride, dilation, is_causal, scale, rpb=optional_spec(face, "rpb", rpb))
+    items = checks.varlen_sizes(face, name, faces.sizes_on_host(sizes), q, kernel_size, dilation)
+    shape, heads = q.shape[1:-2], q.shape[-2]
+    with mx.stream(where):
+        out = mx.zeros((1, *shape, heads, v.shape[-1]), tensors[0].dtype)
+        lse = mx.full((1, *shape, heads), -math.inf, compute_dtype(tensors[0]))
+        if not items:
+            return (out[:0], lse[:0]) if return_lse else out[:0]
+        # What an item of size 0 gives; the others are replaced below.
+        outs, lses = [out] * len(items), [lse] * len(items)
+        for size in sorted(set(items)):
+            if 0 in size:
+                continue
+            which = [item for item, own in enumerate(items) if own == size]
+            parts = tuple(mx.concatenate([_cut(tensor[item : item + 1], size) for item in which]) for tensor in tensors)
+            own_out, own_lse = _fused(face, (*parts, None, None, rpb), given, scale, True, backend, where, {})
+            own_out, own_lse = _padded(own_out, shape, 0.0), _padded(own_lse, shape, -math.inf)
+            for place, item in enumerate(which):
+                outs[item], lses[item] = own_out[place : place + 1], own_lse[place : place + 1]
+        out, lse = mx.concatenate(outs), mx.concatenate(lses)
+    return (out, lse) if return_lse else out
+
+
+def _cut(tensor: mx.array, size: tuple[int, ...]) -> mx.array:
+    """The first ``size`` tokens of each axis."""
+    return tensor[(slice(None), *(slice(length) for length in size))]
+
+
+def _padded(tensor: mx.array, shape: tuple[int, ...], value: float) -> mx.array:
+    """``tensor`` with its axes filled up to ``shape``."""
+    margins = [(0, full - own) for full, own in zip(shape, tensor.shape[1:], strict=False)]
+    widths = [(0, 0), *margins, *[(0, 0)] * (tensor.ndim - 1 - len(shape))]
+    return mx.pad(tensor, widths, constant_values=value)
+
+
+def na1d_varlen(
+    query: mx.array, key: mx.array, value: mx.array, seq_lens: Any, kernel_size: Ints, dilation: Ints = 1,
+    scale: float | None = None, *, stride: Ints = 1, is_causal: Bools = False, return_lse: bool = False,
+    backend: str | None = None, stream: StreamOrDevice = None,
+) -> Result:  # fmt: skip
+    """:func:`na1d` of padded sequences: query ``[B, L_max, H, D]``, seq_lens ``[B]`` ints (0 is legal).
+
+    ValueError if an item is shorter than ``kernel_size * dilation`` (it names the item).
+    """
+    window = (kernel_size, stride, dilation, is_causal)
+    return padded_items(
+        "na1d_varlen", "seq_lens", (query, key, value), seq_lens, window, scale, return_lse, backend, stream
+    )
+
+
+def na2d_varlen(
+    query: mx.array, key: mx.array, value: mx.array, spatial_sizes: Any, kernel_size: Ints, dilation: Ints = 1,
+    scale: float | None = None, *, stride: Ints = 1, is_causal: Bools = False, return_lse: bool = False,
+    backend: str | None = None, stream: StreamOrDevice = None,
+) -> Result:  # fmt: skip
+    """:func:`na2d` of padded images: query ``[B, X_max, Y_max, H, D]``, spatial_sizes ``[B, 2]`` ints."""
+    window = (kernel_size, stride, dilation, is_causal)
+    tensors = (query, key, value)
+    return padded_items(
+        "na2d_varlen", "spatial_sizes", tensors, spatial_sizes, window, scale, return_lse, backend, stream
+    )
+
+
+def na3d_varlen(
+    query: mx.array, key: mx.array, value: mx.array, spatial_sizes: Any, kernel_size: Ints, dilation: Ints = 1,
+    scale: float | None = None, *, stride: Ints = 1, is_causal: Bools = False, return_lse: bool = False,
+    backend: str | None = None, stream: StreamOrDevice = None,
+) -> Result:  # fmt: skip
+    """:func:`na3d` of padded volumes: query ``[B, X_max, Y_max, Z_max, H, D]``, spatial_sizes ``[B, 3]`` ints."""
+    window = (kernel_size, stride, dilation, is_causal)
+    tensors = (query, key, value)
+    return padded_items(
+        "na3d_varlen", "spatial_sizes", tensors, spatial_sizes, window, scale, return_lse, backend, stream
+    )

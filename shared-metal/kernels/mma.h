@@ -1,0 +1,57 @@
+// 8x8 matrix multiply-accumulate of one simdgroup: the only file that touches simdgroup_matrix.
+//
+// A fragment of an 8x8 matrix lives as two values a lane. With quad = lane / 4:
+//   row = (quad & 4) + (lane / 2) % 4        col = (quad & 2) * 2 + (lane % 2) * 2
+//   the lane holds M[row][col] and M[row][col + 1]           (the same for A, B and C)
+//
+//   row 0:  lanes 0 0 1 1 | 8 8 9 9     a row lies in lanes that differ in bit 0 and bit 3,
+//   row 1:  lanes 2 2 3 3 | ...         so a row reduction is: own pair, xor 1, xor 8
+//
+// Fragments stay Pair<T> in registers and become matrices only around the instruction. The mapping is not in
+// Apple's specification; MLX's steel kernels and metal-flash-attention rely on the same one.
+#pragma once
+
+#define NA_UNROLL _Pragma("clang loop unroll(full)")
+
+namespace na {
+
+template <typename T>
+using Pair = vec<T, 2>;
+
+METAL_FUNC int fragment_row(uint lane) { return int(((lane >> 2) & 4) + ((lane >> 1) & 3)); }
+METAL_FUNC int fragment_col(uint lane) { return int(((lane >> 2) & 2) * 2 + (lane & 1) * 2); }
+
+// c += a * b, float accumulation whatever T is
+template <typename T>
+METAL_FUNC void mma(thread Pair<float>& c, Pair<T> a, Pair<T> b) {
+  simdgroup_matrix<T, 8, 8> ma;
+  simdgroup_matrix<T, 8, 8> mb;
+  simdgroup_matrix<float, 8, 8> mc;
+  ma.thread_elements()[0] = a[0];
+  ma.thread_elements()[1] = a[1];
+  mb.thread_elements()[0] = b[0];
+  mb.thread_elements()[1] = b[1];
+  mc.thread_elements()[0] = c[0];
+  mc.thread_elements()[1] = c[1];
+  simdgroup_multiply_accumulate(mc, ma, mb, mc);
+  c[0] = mc.thread_elements()[0];
+  c[1] = mc.thread_elements()[1];
+}
+
+// The same with a float row side: gradients of logits leave the range of half
+template <typename T>
+METAL_FUNC void mma_wide(thread Pair<float>& c, Pair<float> a, Pair<T> b) {
+  mma<float>(c, a, Pair<float>(float(b[0]), float(b[1])));
+}
+
+METAL_FUNC float row_max(float x) {
+  x = max(x, simd_shuffle_xor(x, ushort(1)));
+  return max(x, simd_shuffle_xor(x, ushort(8)));
+}
+
+METAL_FUNC float row_sum(float x) {
+  x += simd_shuffle_xor(x, ushort(1));
+  return x + simd_shuffle_xor(x, ushort(8));
+}
+
+}  // namespace na

@@ -1,0 +1,166 @@
+// Fused neighborhood attention, gradients of the keys and values.
+//
+//   dV[j] = sum_i P[i,j] dO[i]          dK[j] = scale * sum_i dS[i,j] q[i]        i: the queries whose windows hold j
+//   P[i,j] = exp(scale * q[i].k[j] + bias - lse[i])      dS[i,j] = P[i,j] * (dO[i].v[j] - delta[i])
+//
+//   shapes as in na_fwd.h and na_bwd_dq.h; dK like k, dV like v
+//   grid of threadgroups: (H_kv, tiles, B * dilation groups); threads per group: NSG * 32
+//
+// Rows are keys, columns the queries that see them: by the closed-form inverse window they are a box too, so the walk
+// is the forward's (coord.h, TRANSPOSED). A = Q, B = dO. The query heads of a key/value head are walked one after
+// another and summed in registers, so no result is shared between threadgroups and every row is written once.
+// Four products a brick: S = K Q^T, dP = V dO^T, dV += P dO, dK += dS Q.
+//
+// EVERY: rows are the additional keys instead, and every query is a column. Their tiles are too few to fill a GPU, so
+// part `tgid.y / tiles` of kParts takes its share of the outermost axis and writes float partial sums, for na_sum.h.
+#pragma once
+
+namespace na {
+
+template <typename C>
+struct KeyGradient {
+  typedef typename C::T T;
+  Pair<T> key[C::DA / 8];
+  Pair<T> value[C::DB / 8];
+  Pair<float> key_sum[C::DA / 8];
+  Pair<float> value_sum[C::DB / 8];
+  const device float* lse;    // of the box's first query
+  const device float* delta;
+  int scalar_step;            // between queries side by side along x
+  float scale;
+  const device float* table;  // the query head's bias
+  int fr;
+  int fc;
+
+  template <typename A, typename B>
+  METAL_FUNC void take(const thread Bricks<C::NB>& b, int count, const thread A& queries, const thread B& out_grads,
+                       Span seen) thread {
+    Pair<float> s[C::NB];
+    Pair<float> g[C::NB];
+    NA_UNROLL for (int j = 0; j < C::NB; ++j) s[j] = g[j] = Pair<float>(0.0f);
+    multiply_across<T, C::DA, C::NB>(s, key, b.a, b.last, count, queries, fr, fc);
+    multiply_across<T, C::DB, C::NB>(g, value, b.b, b.last, count, out_grads, fr, fc);
+    NA_UNROLL for (int j = 0; j < C::NB; ++j) {
+      if (j < count) {
+        Pair<float> p;
+        Pair<float> ds;
+        NA_UNROLL for (int e = 0; e < 2; ++e) {
+          const int column = min(fc + e, b.last[j]);
+          const int at = b.scalar[j] + column * scalar_step;
+          const bool sees = b.full[j] || b.sees(j, b.x[j] + fc + e, seen);
+          float logit = s[j][e] * scale;
+          if (C::BIAS && sees) logit += table[b.bias[j] - fc - e] * kLog2E;
+          p[e] = sees ? exp2(logit - lse[at] * kLog2E) : 0.0f;
+          ds[e] = sees ? p[e] * (g[j][e] - delta[at]) : 0.0f;
+        }
+        const Pair<T> weight = Pair<T>(T(p[0]), T(p[1]));
+        NA_UNROLL for (int d = 0; d < C::DB; d += 8) {
+          mma<T>(value_sum[d / 8], weight, out_grads.along(b.b[j], fr, d + fc, b.last[j]));
+        }
+        NA_UNROLL for (int d = 0; d < C::DA; d += 8) {
+          mma_wide<T>(key_sum[d / 8], ds, queries.along(b.a[j], fr, d + fc, b.last[j]));
+        }
+      }
+    }
+  }
+};
+
+// The tile of an EVERY launch: rows count along the additional keys, the box is this part's share of all queries
+template <typename C>
+METAL_FUNC bool find_every(thread Tile<C::RANK>& t, thread Patch<C::RANK>& patch, const device long* prm, int tile,
+                           int part, int sg, int fragment_row) {
+  constexpr int X = C::RANK - 1;
+  const int rows = int(prm[kAdditional]);
+  NA_UNROLL for (int a = 0; a < C::RANK; ++a) {
+    t.axis[a] = {1, int(prm[kQueryShape + a]), 1, 1, false};
+    t.group[a] = t.corner[a] = 0;
+    t.step[a] = 1;
+    t.box[a].low = 0;
+    t.box[a].high = t.axis[a].columns;
+    patch.row[a] = 0;
+  }
+  const int parts = int(prm[kParts]);
+  t.box[0].low = int(long(t.axis[0].columns) * part / parts);
+  t.box[0].high = int(long(t.axis[0].columns) * (part + 1) / parts);
+  NA_UNROLL for (int a = 0; a < C::RANK; ++a) patch.common[a] = patch.seen[a] = t.box[a];
+  patch.x = t.box[X];
+  const int first = (tile * C::NSG + sg) * 8;
+  patch.active = first < rows;
+  patch.store = first + fragment_row < rows;
+  patch.row[0] = min(first + fragment_row, rows - 1);
+  return true;
+}
+
+// Element offset of the lane's row: a key on all axes, or an additional key on one
+template <typename C>
+METAL_FUNC long row_at(const device long* prm, int slot, const thread Tile<C::RANK>& t, int batch, int head,
+                       const thread Patch<C::RANK>& patch) {
+  if (C::EVERY) return batch * prm[slot] + head * prm[slot + 1] + patch.row[0] * prm[slot + 2];
+  return token_offset<C::RANK>(prm, slot, t, batch, head, patch.row);
+}
+
+template <typename C>
+METAL_FUNC void na_bwd_dkv(const device typename C::T* q, const device typename C::T* k, const device typename C::T* v,
+                           const device float* bias, const device typename C::T* out_grad, const device float* lse,
+                           const device float* delta, const device long* prm, device typename C::R* key_grad,
+                           device typename C::R* value_grad, threadgroup typename C::T* staged_a,
+                           threadgroup typename C::T* staged_b, uint3 tgid, uint sg, uint lane) {
+  typedef typename C::T T;
+  constexpr int R = C::RANK;
+  KeyGradient<C> body;
+  body.fr = fragment_row(lane);
+  body.fc = fragment_col(lane);
+  int groups = 1;
+  NA_UNROLL for (int a = 0; a < R; ++a) groups *= C::EVERY ? 1 : int(prm[kDilation + a]);
+  const int batch = int(tgid.z) / groups;
+  const int kv_head = int(tgid.x);
+  const int parts = C::EVERY ? int(prm[kParts]) : 1;
+  const int part = int(tgid.y) % parts;
+  Tile<R> tile;
+  Patch<R> patch;
+  if (C::EVERY) {
+    find_every<C>(tile, patch, prm, int(tgid.y) / parts, part, int(sg), body.fr);
+  } else {
+    if (!find_tile<C>(tile, prm, batch, int(tgid.y), int(tgid.z) % groups)) return;  // uniform, before any barrier
+    find_patch<C>(patch, tile, int(sg), body.fr);
+  }
+  const int dim = int(prm[kDim]);
+  const int dim_v = int(prm[kDimV]);
+  // Additional keys lie along one axis; their stride blocks take the place of the keys'
+  const device T* k_row = k + row_at<C>(prm, C::EVERY ? kExtraKeyStride : kKeyStride, tile, batch, kv_head, patch);
+  const device T* v_row = v + row_at<C>(prm, C::EVERY ? kExtraValueStride : kValueStride, tile, batch, kv_head, patch);
+  NA_UNROLL for (int d = 0; d < C::DA; d += 8) body.key[d / 8] = load_channels(k_row, d + body.fc, dim);
+  NA_UNROLL for (int d = 0; d < C::DB; d += 8) body.value[d / 8] = load_channels(v_row, d + body.fc, dim_v);
+  NA_UNROLL for (int d = 0; d < C::DA / 8; ++d) body.key_sum[d] = Pair<float>(0.0f);
+  NA_UNROLL for (int d = 0; d < C::DB / 8; ++d) body.value_sum[d] = Pair<float>(0.0f);
+  body.scale = as_type<float>(int(prm[kScaleBits]));
+  const int group_heads = int(prm[kGroupHeads]);
+  for (int h = 0; h < group_heads; ++h) {
+    const int head = kv_head * group_heads + h;
+    Sides<C, R> sides;
+    sides.a = columns_of<T, R>(q, prm, kQueryStride, tile, batch, head);
+    sides.b = columns_of<T, R>(out_grad, prm, kOutGradStride, tile, batch, head);
+    const Columns<float, R> scalars = columns_of<float, R>(lse, prm, kLseStride, tile, batch, head);
+    NA_UNROLL for (int a = 0; a < R; ++a) sides.scalar_step[a] = scalars.step[a];
+    body.lse = scalars.box;
+    body.delta = delta + (scalars.box - lse);
+    body.scalar_step = int(scalars.step[R - 1]);
+    if (C::BIAS) body.table = bias + head * bias_entries<R>(tile);
+    sides.staged_a = staged_a;
+    sides.staged_b = staged_b;
+    sides.dim_a = dim;
+    sides.dim_b = dim_v;
+    walk<C, R>(body, sides, tile, patch, int(sg), int(lane));
+  }
+  if (!patch.store) return;
+  long k_at = row_at<C>(prm, kKeyGradStride, tile, batch, kv_head, patch);
+  long v_at = row_at<C>(prm, kValueGradStride, tile, batch, kv_head, patch);
+  if (C::EVERY) {  // the parts of a result lie one after another
+    k_at += part * prm[kKeyGradPart];
+    v_at += part * prm[kValueGradPart];
+  }
+  write_row<typename C::R, C::DA>(key_grad + k_at, body.key_sum, body.scale * kLn2, body.fc, dim);
+  write_row<typename C::R, C::DB>(value_grad + v_at, body.value_sum, 1.0f, body.fc, dim_v);
+}
+
+}  // namespace na

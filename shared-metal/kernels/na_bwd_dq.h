@@ -1,0 +1,98 @@
+// Fused neighborhood attention, gradient of the queries.
+//
+//   P[i,j] = exp(scale * q[i].k[j] + bias - lse[i])      dS[i,j] = P[i,j] * (dO[i].v[j] - delta[i])
+//   dQ[i]  = scale * sum_j dS[i,j] k[j]                   j in window(i) and all additional keys
+//
+//   dO like out, lse and delta [B, *shape, H] float (na_delta.h), dQ like q; the other shapes as in na_fwd.h
+//   grid and threads as in na_fwd.h: rows are queries, columns keys, A = K, B = V
+//
+// Three products a brick: S = Q K^T, dP = dO V^T, dQ += dS K. dS leaves the range of half, so its product is float.
+// Every dQ row is written once; nothing is summed across threadgroups. Source: FlashAttention-2 (arXiv 2307.08691).
+#pragma once
+
+namespace na {
+
+template <typename C>
+struct QueryGradient {
+  typedef typename C::T T;
+  Pair<T> query[C::DA / 8];
+  Pair<T> out_grad[C::DB / 8];
+  Pair<float> sum[C::DA / 8];
+  float lse;  // base 2
+  float delta;
+  float scale;
+  const device float* table;
+  bool biased;
+  int fr;
+  int fc;
+
+  template <typename A, typename B>
+  METAL_FUNC void take(const thread Bricks<C::NB>& b, int count, const thread A& keys, const thread B& values,
+                       Span seen) thread {
+    Pair<float> s[C::NB];
+    Pair<float> g[C::NB];
+    NA_UNROLL for (int j = 0; j < C::NB; ++j) s[j] = g[j] = Pair<float>(0.0f);
+    multiply_across<T, C::DA, C::NB>(s, query, b.a, b.last, count, keys, fr, fc);
+    multiply_across<T, C::DB, C::NB>(g, out_grad, b.b, b.last, count, values, fr, fc);
+    NA_UNROLL for (int j = 0; j < C::NB; ++j) {
+      if (j < count) {
+        const bool first = b.full[j] || b.sees(j, b.x[j] + fc, seen);
+        const bool second = b.full[j] || b.sees(j, b.x[j] + fc + 1, seen);
+        s[j] *= scale;
+        if (C::BIAS && biased) {
+          if (first) s[j][0] += table[b.bias[j] + fc] * kLog2E;
+          if (second) s[j][1] += table[b.bias[j] + fc + 1] * kLog2E;
+        }
+        Pair<float> ds;
+        ds[0] = first ? exp2(s[j][0] - lse) * (g[j][0] - delta) : 0.0f;
+        ds[1] = second ? exp2(s[j][1] - lse) * (g[j][1] - delta) : 0.0f;
+        NA_UNROLL for (int d = 0; d < C::DA; d += 8) {
+          mma_wide<T>(sum[d / 8], ds, keys.along(b.a[j], fr, d + fc, b.last[j]));
+        }
+      }
+    }
+  }
+};
+
+template <typename C>
+METAL_FUNC void na_bwd_dq(const device typename C::T* q, const device typename C::T* k, const device typename C::T* v,
+                          const device typename C::T* extra_k, const device typename C::T* extra_v,
+                          const device float* bias, const device typename C::T* out_grad, const device float* lse,
+                          const device float* delta, const device long* prm, device typename C::T* query_grad,
+                          threadgroup typename C::T* staged_a, threadgroup typename C::T* staged_b, uint3 tgid, uint sg,
+                          uint lane) {
+  typedef typename C::T T;
+  constexpr int R = C::RANK;
+  QueryGradient<C> body;
+  body.fr = fragment_row(lane);
+  body.fc = fragment_col(lane);
+  const Place place = find_place<C>(prm, tgid, body.fr);
+  Tile<R> tile;
+  Patch<R> patch;
+  if (!find_tile<C>(tile, prm, place.batch, int(tgid.y), place.group)) return;  // uniform, before any barrier
+  find_patch<C>(patch, tile, int(sg), body.fr);
+  const int dim = int(prm[kDim]);
+  const int dim_v = int(prm[kDimV]);
+  const device T* q_row = q + token_offset<R>(prm, kQueryStride, tile, place.batch, place.head, patch.row);
+  const device T* g_row = out_grad + token_offset<R>(prm, kOutGradStride, tile, place.batch, place.head, patch.row);
+  const long scalar = token_offset<R>(prm, kLseStride, tile, place.batch, place.head, patch.row);
+  NA_UNROLL for (int d = 0; d < C::DA; d += 8) body.query[d / 8] = load_channels(q_row, d + body.fc, dim);
+  NA_UNROLL for (int d = 0; d < C::DB; d += 8) body.out_grad[d / 8] = load_channels(g_row, d + body.fc, dim_v);
+  NA_UNROLL for (int d = 0; d < C::DA / 8; ++d) body.sum[d] = Pair<float>(0.0f);
+  body.lse = lse[scalar] * kLog2E;
+  body.delta = delta[scalar];
+  body.scale = as_type<float>(int(prm[kScaleBits]));
+  if (C::BIAS) body.table = bias + place.head * bias_entries<R>(tile);
+  body.biased = false;
+  if (C::EXTRA) {
+    walk_additional<C>(body, extra_k, extra_v, prm, place, patch.active, staged_a, staged_b, int(sg), int(lane));
+  }
+  body.biased = true;
+  const Sides<C, R> sides = key_sides<C, R>(k, v, prm, kKeyStride, kValueStride, tile, place, staged_a, staged_b);
+  walk<C, R>(body, sides, tile, patch, int(sg), int(lane));
+  if (!patch.store) return;
+  device T* to = query_grad + token_offset<R>(prm, kQueryGradStride, tile, place.batch, place.head, patch.row);
+  write_row<T, C::DA>(to, body.sum, body.scale * kLn2, body.fc, dim);
+}
+
+}  // namespace na

@@ -1,0 +1,41 @@
+// What the backward needs of each query row:  delta[i] = sum_c dO[i,c] * O[i,c] - dLSE[i]      (float)
+//
+//   dO, O [B, *shape, H, D_v]   dLSE, delta [B, *shape, H]          one simdgroup a row, 4 rows a threadgroup
+//   grid of threadgroups: (ceil(rows / 4), 1, 1) with rows = B * prod(shape) * H; 128 threads a threadgroup
+//
+// O, delta and dLSE are rows of contiguous tensors; dO has strides of its own (params.h). Lanes sum channels in a
+// fixed order, so the result does not depend on the schedule.
+// Source: FlashAttention (arXiv 2205.14135); the dLSE term is d lse / d logits = P.
+#pragma once
+
+namespace na {
+
+// Element offset of flat row `at` of [B, *shape, H] in the tensor whose strides are at `slot`
+METAL_FUNC long row_offset(const device long* prm, int slot, int rank, long at) {
+  long offset = (at % prm[kHeads]) * prm[slot + 1];
+  at /= prm[kHeads];
+  for (int a = rank - 1; a >= 0; --a) {
+    offset += (at % prm[kQueryShape + a]) * prm[slot + 2 + a];
+    at /= prm[kQueryShape + a];
+  }
+  return offset + at * prm[slot];
+}
+
+template <typename C>
+METAL_FUNC void na_delta(const device typename C::T* out_grad, const device typename C::T* out, const device float* lse_grad,
+                         const device long* prm, device float* delta, uint3 tgid, uint sg, uint lane) {
+  const long row = long(tgid.x) * 4 + long(sg);
+  if (row >= prm[kRowCount]) return;  // uniform in the simdgroup, and no barrier follows
+  const device typename C::T* grad_row = out_grad + row_offset(prm, kOutGradStride, C::RANK, row);
+  const device typename C::T* out_row = out + row * prm[kDimV];
+  float sum = 0.0f;
+  for (int c = int(lane); c < int(prm[kDimV]); c += 32) sum += float(grad_row[c]) * float(out_row[c]);
+  sum += simd_shuffle_xor(sum, ushort(1));
+  sum += simd_shuffle_xor(sum, ushort(2));
+  sum += simd_shuffle_xor(sum, ushort(4));
+  sum += simd_shuffle_xor(sum, ushort(8));
+  sum += simd_shuffle_xor(sum, ushort(16));
+  if (lane == 0) delta[row] = sum - (C::LSE_GRAD ? lse_grad[row] : 0.0f);
+}
+
+}  // namespace na

@@ -1,0 +1,44 @@
+// Run-time parameters of one launch: a single array of 64-bit integers, read by slot.
+//
+// Everything that changes with the problem is here; everything that changes the code is a template argument (the
+// config struct that source.py generates). Blocks of 3 hold one value per axis, outermost first. A stride block
+// holds 5 element strides: batch, head, axis 0, axis 1, axis 2; channels lie side by side (stride 1).
+// plan.py keeps the same names in the same order, and a test compares the two.
+#pragma once
+
+namespace na {
+
+enum Slot : int {
+  kHeads = 0,         // query heads H
+  kGroupHeads = 1,    // query heads per key/value head, H / H_kv
+  kDim = 2,           // D <= DA; channels D..DA-1 are zero padding
+  kDimV = 3,          // D_v <= DB
+  kScaleBits = 4,     // float bits of scale * log2(e)
+  kAdditional = 5,    // additional keys S; the kernels with EVERY set read their columns' length here
+  kParts = 6,         // parts that share one result and are summed in order afterwards
+  kItems = 7,         // 1: every batch item has its own shape, from slot kItemShapes on (RANK slots an item)
+  kQueryShape = 8,    // 3 slots: query tokens per axis
+  kKeyShape = 11,     // 3 slots: key tokens per axis
+  kWindow = 14,       // 3 slots: kernel_size
+  kStride = 17,       // 3 slots: stride
+  kDilation = 20,     // 3 slots: dilation
+  kCausal = 23,       // 3 slots: 0 or 1
+  kTiles = 26,        // 3 slots: tiles per axis, of the longest dilation group
+  kQueryStride = 29,  // stride blocks, 5 slots each
+  kKeyStride = 34,
+  kValueStride = 39,
+  kOutStride = 44,
+  kLseStride = 49,    // lse and delta alike
+  kOutGradStride = 54,
+  kQueryGradStride = 59,
+  kKeyGradStride = 64,
+  kValueGradStride = 69,
+  kExtraKeyStride = 74,    // additional keys and values: batch, head, token, 0, 0
+  kExtraValueStride = 79,
+  kRowCount = 84,     // B * prod(shape) * H
+  kKeyGradPart = 85,  // elements between two parts of a partial result
+  kValueGradPart = 86,
+  kItemShapes = 87,
+};
+
+}  // namespace na

@@ -1,0 +1,143 @@
+// Where a brick's fragments come from: copies of a chunk in threadgroup memory, or device memory itself.
+//
+// Two tensors are read per column: A (keys; queries in the key walk) of DA channels and B (values; output gradients)
+// of DB channels. Each can be read two ways, for the two products it takes part in:
+//
+//   across: rows of the fragment are channels, columns are tokens      (the right side of  row . token)
+//   along:  rows of the fragment are tokens, columns are channels      (the right side of  weight * token)
+//
+// A brick may stick out of its patch's box. What is read there must be finite and is masked: staged bricks read on
+// into the next row or into the zeros behind the last one; direct reads repeat the last column inside.
+#pragma once
+
+namespace na {
+
+// Two neighbouring channels of one token, zero beyond dim
+template <typename T>
+METAL_FUNC Pair<T> load_channels(const device T* p, int d, int dim) {
+  Pair<T> r = Pair<T>(T(0));
+  if (d < dim) r[0] = p[d];
+  if (d + 1 < dim) r[1] = p[d + 1];
+  return r;
+}
+
+// Copies one token's channels to threadgroup memory; LANES threads share a token, this one is `part`. Channels beyond
+// dim become 0. WIDE: dim == DP and every token starts at a 16-byte boundary, so whole 16-byte words move.
+template <typename T, int DP, bool WIDE>
+struct TokenCopy {
+  static constexpr constant int E = WIDE ? 16 / int(sizeof(T)) : 1;  // elements of one move
+  static constexpr constant int MOVES = DP / E;                     // moves of one token
+  static constexpr constant int LANES =
+      MOVES % 32 == 0 ? 32 : (MOVES % 16 == 0 ? 16 : (MOVES % 8 == 0 ? 8 : (MOVES % 4 == 0 ? 4 : 2)));
+  static METAL_FUNC void copy(threadgroup T* dst, const device T* src, int dim, int part) {
+    NA_UNROLL for (int i = 0; i < MOVES / LANES; ++i) {
+      const int c = (i * LANES + part) * E;
+      if (WIDE) {
+        *(threadgroup uint4*)(dst + c) = *(const device uint4*)(src + c);
+      } else {
+        dst[c] = c < dim ? src[c] : T(0);
+      }
+    }
+  }
+  static METAL_FUNC void clear(threadgroup T* dst, int part) {
+    NA_UNROLL for (int i = 0; i < MOVES / LANES; ++i) {
+      const int c = (i * LANES + part) * E;
+      if (WIDE) {
+        *(threadgroup uint4*)(dst + c) = uint4(0u);
+      } else {
+        dst[c] = T(0);
+      }
+    }
+  }
+};
+
+// One column tensor: the box's first token, and the elements between two positions on each axis
+template <typename T, int RANK>
+struct Columns {
+  const device T* box;
+  long step[RANK];
+};
+
+template <typename T, int RANK>
+METAL_FUNC Columns<T, RANK> columns_of(const device T* tensor, const device long* prm, int slot,
+                                       const thread Tile<RANK>& t, int batch, int head) {
+  Columns<T, RANK> c;
+  int corner[RANK];
+  NA_UNROLL for (int a = 0; a < RANK; ++a) {
+    corner[a] = t.box[a].low;
+    c.step[a] = prm[slot + 2 + a] * t.step[a];
+  }
+  c.box = tensor + token_offset<RANK>(prm, slot, t, batch, head, corner);
+  return c;
+}
+
+// Pitch of one staged token: 16 bytes of padding against bank conflicts
+template <typename T, int DP>
+METAL_FUNC constexpr int pitch() {
+  return DP + 16 / int(sizeof(T));
+}
+
+// A part of the box to copy: n_rows pieces of `length` tokens from row row0, x0 tokens into the row; `tail` zero tokens
+struct Piece {
+  int row0;
+  int n_rows;
+  int x0;
+  int length;
+  int tail;
+};
+
+template <typename T, int RANK, int DP, int THREADS, bool WIDE>
+METAL_FUNC void stage(threadgroup T* dst, const thread Columns<T, RANK>& src, const thread Tile<RANK>& t, Piece piece,
+                      int dim, int thread_id) {
+  typedef TokenCopy<T, DP, WIDE> Copy;
+  constexpr int PITCH = pitch<T, DP>();
+  const int part = thread_id % Copy::LANES;
+  int key = thread_id / Copy::LANES;
+  BoxRow<RANK> row;
+  row.set(t, piece.row0);
+  for (int r = 0; r < piece.n_rows; ++r) {
+    const device T* from = src.box + piece.x0 * src.step[RANK - 1];
+    NA_UNROLL for (int a = 0; a < RANK - 1; ++a) from += (row.pos[a] - t.box[a].low) * src.step[a];
+    for (; key < piece.length; key += THREADS / Copy::LANES) {
+      Copy::copy(dst + (r * piece.length + key) * PITCH, from + key * src.step[RANK - 1], dim, part);
+    }
+    key -= piece.length;  // threads left over by this row start in the next one
+    row.advance(t);
+  }
+  for (; key < piece.tail; key += THREADS / Copy::LANES) {
+    Copy::clear(dst + (piece.n_rows * piece.length + key) * PITCH, part);
+  }
+}
+
+// Fragments of staged tokens; `at` is the offset of the brick's first token
+template <typename T, int DP>
+struct Staged {
+  const threadgroup T* tokens;
+  METAL_FUNC Pair<T> across(int at, int c, int d, int last) const thread {
+    const int i = at + c * pitch<T, DP>() + d;
+    return Pair<T>(tokens[i], tokens[i + pitch<T, DP>()]);
+  }
+  METAL_FUNC Pair<T> along(int at, int r, int d, int last) const thread {
+    const int i = at + r * pitch<T, DP>() + d;
+    return Pair<T>(tokens[i], tokens[i + 1]);
+  }
+};
+
+// Fragments straight from device memory; tokens past `last` are replaced by it
+template <typename T, bool WIDE>
+struct Direct {
+  const device T* tokens;
+  int step;
+  int dim;
+  METAL_FUNC Pair<T> across(int at, int c, int d, int last) const thread {
+    if (!WIDE && d >= dim) return Pair<T>(T(0));
+    return Pair<T>(tokens[at + min(c, last) * step + d], tokens[at + min(c + 1, last) * step + d]);
+  }
+  METAL_FUNC Pair<T> along(int at, int r, int d, int last) const thread {
+    const int i = at + min(r, last) * step + d;
+    if (WIDE) return Pair<T>(tokens[i], tokens[i + 1]);
+    return Pair<T>(d < dim ? tokens[i] : T(0), d + 1 < dim ? tokens[i + 1] : T(0));
+  }
+};
+
+}  // namespace na

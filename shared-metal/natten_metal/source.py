@@ -1,0 +1,192 @@
+"""Metal source text: from an instantiation of a kernel template to what each host compiles.
+
+One flattened, ASCII text (the headers of ``kernels/`` in order, then an entry point per instantiation)
+serves ``torch.mps.compile_shader`` and the C++ primitive; ``mx.fast.metal_kernel`` takes the headers as
+its header and the entry point's body. Everything that changes the code is a template argument, gathered
+in a config struct; everything that changes with the problem is in the parameter array (``params.h``).
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+KERNELS = Path(__file__).parent / "kernels"
+HEADERS = (
+    "params.h", "window.h", "mma.h", "coord.h", "stage.h", "walk.h",
+    "na_fwd.h", "na_delta.h", "na_bwd_dq.h", "na_bwd_dkv.h",
+)  # fmt: skip
+METAL_TYPES = {"float32": "float", "float16": "half", "bfloat16": "bfloat"}
+ITEM_SIZES = {"float32": 4, "float16": 2, "bfloat16": 2}
+THREADGROUP_BYTES = 32768
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """One buffer of an entry point. kind: 'T' (the tensors' dtype), 'R' (the result's), 'float' or 'long'.
+
+    when: the option that must be set for the buffer to exist; '' for always.
+    """
+
+    name: str
+    kind: str
+    output: bool = False
+    when: str = ""
+
+
+def _inputs(names: str) -> tuple[Argument, ...]:
+    return tuple(Argument(name, "T") for name in names.split())
+
+
+_PRM = (Argument("prm", "long"),)
+_EXTRA = (Argument("extra_k", "T", when="extra"), Argument("extra_v", "T", when="extra"))
+_BIAS = (Argument("bias", "float", when="bias"),)
+_ROWS = (Argument("out_grad", "T"), Argument("lse", "float"), Argument("delta", "float"))
+
+# The templates and their buffers, in the order of the Metal function's parameters.
+TEMPLATES: dict[str, tuple[Argument, ...]] = {
+    "na_fwd": (
+        *_inputs("q k v"), *_EXTRA, *_BIAS, *_PRM, Argument("out", "T", True), Argument("lse", "float", True),
+    ),
+    "na_delta": (
+        *_inputs("out_grad out"), Argument("lse_grad", "float", when="lse_grad"), *_PRM, Argument("delta", "float", True),
+    ),
+    "na_bwd_dq": (*_inputs("q k v"), *_EXTRA, *_BIAS, *_ROWS, *_PRM, Argument("query_grad", "T", True)),
+    "na_bwd_dkv": (
+        *_inputs("q k v"), *_BIAS, *_ROWS, *_PRM, Argument("key_grad", "R", True), Argument("value_grad", "R", True),
+    ),
+}  # fmt: skip
+# Templates that walk boxes of columns and stage them in threadgroup memory.
+WALKING = ("na_fwd", "na_bwd_dq", "na_bwd_dkv")
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """One instantiation of a kernel template: every compile-time choice.
+
+    dim, dim_v: padded head dims (DA, DB). patch: rows of one simdgroup along (z, y, x); times heads it is
+    8. simdgroups: patches per threadgroup. chunk: staged columns. bricks: bricks per softmax group.
+    wide: 16-byte copies (the tensors' alignment allows them). every: na_bwd_dkv of additional keys.
+    """
+
+    template: str
+    dtype: str
+    rank: int
+    dim: int
+    dim_v: int
+    patch: tuple[int, int, int] = (1, 1, 8)
+    heads: int = 1
+    simdgroups: int = 4
+    chunk: int = 32
+    bricks: int = 2
+    stage: bool = True
+    wide: bool = False
+    bias: bool = False
+    extra: bool = False
+    every: bool = False
+    lse_grad: bool = False
+
+    @property
+    def name(self) -> str:
+        """The entry point's name: it says the whole instantiation."""
+        flags = "".join(
+            letter
+            for letter, on in (
+                ("s", self.stage), ("w", self.wide), ("b", self.bias), ("x", self.extra), ("e", self.every),
+                ("l", self.lse_grad),
+            )
+            if on
+        )  # fmt: skip
+        patch = "".join(map(str, self.patch))
+        return (
+            f"{self.template}_r{self.rank}_{self.dtype}_d{self.dim}_v{self.dim_v}_p{patch}h{self.heads}"
+            f"_g{self.simdgroups}_c{self.chunk}_n{self.bricks}_{flags}"
+        )
+
+    @property
+    def arguments(self) -> tuple[Argument, ...]:
+        """The buffers that this instantiation binds, in order."""
+        return tuple(a for a in TEMPLATES[self.template] if not a.when or getattr(self, a.when))
+
+    @property
+    def threadgroup_bytes(self) -> int:
+        """Threadgroup memory: two staged tensors of chunk + 8 tokens, 16 bytes of padding each."""
+        if self.template not in WALKING or not self.stage:
+            return 0
+        size = ITEM_SIZES[self.dtype]
+        return (self.chunk + 8) * ((self.dim + self.dim_v) * size + 32)
+
+
+@cache
+def headers() -> str:
+    """The kernel headers as one text without includes, pragmas once or comments at line starts."""
+    parts = []
+    for name in HEADERS:
+        lines = (KERNELS / name).read_text(encoding="ascii").splitlines()
+        parts += [line for line in lines if line.strip() != "#pragma once" and not line.lstrip().startswith("//")]
+    return "\n".join(parts) + "\n"
+
+
+def config(instance: Instance) -> str:
+    """The config struct ``C_<name>`` of an instantiation."""
+    i = instance
+    pz, py, px = i.patch
+    ints = {
+        "RANK": i.rank, "DA": i.dim, "DB": i.dim_v, "PZ": pz, "PY": py, "PX": px, "HR": i.heads,
+        "NSG": i.simdgroups, "CHUNK": i.chunk, "NB": i.bricks,
+    }  # fmt: skip
+    bools = {
+        "STAGE": i.stage, "WIDE": i.wide, "BIAS": i.bias, "EXTRA": i.extra, "EVERY": i.every,
+        "LSE_GRAD": i.lse_grad, "TRANSPOSED": i.template == "na_bwd_dkv",
+    }  # fmt: skip
+    result = "float" if i.every else METAL_TYPES[i.dtype]
+    members = [f"typedef {METAL_TYPES[i.dtype]} T;", f"typedef {result} R;"]
+    members += [f"static constexpr constant int {name} = {value};" for name, value in ints.items()]
+    members += [f"static constexpr constant bool {name} = {str(value).lower()};" for name, value in bools.items()]
+    return f"struct C_{i.name} {{\n  " + "\n  ".join(members) + "\n};\n"
+
+
+def _metal_type(argument: Argument, instance: Instance) -> str:
+    if argument.kind == "R":
+        return "float" if instance.every else METAL_TYPES[instance.dtype]
+    return {"T": METAL_TYPES[instance.dtype]}.get(argument.kind, argument.kind)
+
+
+def call(instance: Instance) -> str:
+    """The statements of an entry point: staging memory, and the call of the template."""
+    bound = {a.name for a in instance.arguments}
+    passed = []
+    for a in TEMPLATES[instance.template]:
+        # A buffer that this instantiation does not have is never read: any pointer of its type will do.
+        passed.append(a.name if a.name in bound else f"(const device {_metal_type(a, instance)}*)prm")
+    lines = []
+    if instance.template in WALKING:
+        metal, size = METAL_TYPES[instance.dtype], ITEM_SIZES[instance.dtype]
+        for which, dim in (("a", instance.dim), ("b", instance.dim_v)):
+            bytes_ = (instance.chunk + 8) * (dim * size + 16) if instance.stage else 16
+            lines.append(f"threadgroup uint4 staged_{which}[{bytes_ // 16}];")
+            passed.append(f"(threadgroup {metal}*)staged_{which}")
+    passed += ["tgid", "sg", "lane"]
+    return "\n".join(
+        f"  {line}" for line in [*lines, f"na::{instance.template}<C_{instance.name}>({', '.join(passed)});"]
+    )
+
+
+def entry_point(instance: Instance) -> str:
+    """The kernel function of an instantiation, for hosts that compile a whole library."""
+    parameters = []
+    for place, a in enumerate(instance.arguments):
+        const = "" if a.output else "const "
+        parameters.append(f"{const}device {_metal_type(a, instance)}* {a.name} [[buffer({place})]]")
+    parameters += [
+        "uint3 tgid [[threadgroup_position_in_grid]]",
+        "uint sg [[simdgroup_index_in_threadgroup]]",
+        "uint lane [[thread_index_in_simdgroup]]",
+    ]
+    joined = ",\n    ".join(parameters)
+    return f"{config(instance)}[[kernel]] void {instance.name}(\n    {joined}) {{\n{call(instance)}\n}}\n"
+
+
+def library(instances: tuple[Instance, ...]) -> str:
+    """One flattened source that holds an entry point for each of ``instances``."""
+    opening = "#include <metal_stdlib>\n#include <metal_simdgroup_matrix>\nusing namespace metal;\n"
+    return opening + headers() + "\n".join(entry_point(instance) for instance in instances)

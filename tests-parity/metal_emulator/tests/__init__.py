@@ -1,0 +1,1 @@
+"""The emulator's own tests: every planted fault is caught as the kind it is, and clean kernels give numpy's numbers."""

@@ -1,0 +1,180 @@
+"""Every error in full, the same from both packages; and no bad input that ends in anything else."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from bad_calls import BAD_CALLS, BAD_MODULES, LEGAL, OMIT, Bad, BadModule, T, built
+from frameworks import FRAMEWORKS, MPS, Framework
+
+from natten_mps._metal.backends import UPSTREAM_BACKENDS, UPSTREAM_KNOBS
+
+TIERS = {"mps": "auto, metal, native, pure, dense", "mlx": "auto, nanobind, fast_metal, pure, dense"}
+
+
+def call(framework: Framework, face: str, changes: dict[str, Any]) -> Any:
+    given = {name: built(v, framework) for name, v in (LEGAL[face] | changes).items() if v is not OMIT}
+    result = getattr(framework.package, face)(**given)
+    if face == "use_backend":
+        with result:
+            return None
+    return result
+
+
+def test_the_table_is_wide() -> None:
+    assert len({(face, text) for face, _, _, text in BAD_CALLS}) >= 100
+    assert {face for face, *_ in BAD_CALLS} == set(LEGAL)
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
+@pytest.mark.parametrize("bad", BAD_CALLS, ids=lambda bad: f"{bad[0]}: {bad[3]}"[:70])
+def test_message(bad: Bad, framework: Framework) -> None:
+    face, changes, error, text = bad
+    with pytest.raises(error) as caught:
+        call(framework, face, changes)
+    package = framework.package_name.replace("_", "-")
+    text = text.replace("{package}", package).replace("{tiers}", TIERS[framework.name])
+    assert type(caught.value) is error
+    assert str(caught.value) == f"{face}: {text}"
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
+@pytest.mark.parametrize("bad", BAD_MODULES, ids=lambda bad: f"{bad[0]}: {bad[4]}"[:70])
+def test_message_of_a_module(bad: BadModule, framework: Framework) -> None:
+    name, arguments, shape, error, text = bad
+    with pytest.raises(error) as caught:
+        module = getattr(framework.package, name)(**{"embed_dim": 8, "num_heads": 2, "kernel_size": 3} | arguments)
+        assert shape is not None, "the module was built"
+        module(built(T(shape), framework))
+    assert str(caught.value) == f"{name}: {text}"
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
+@pytest.mark.parametrize("face", LEGAL)
+def test_the_legal_call_is_legal(face: str, framework: Framework) -> None:
+    """What the table breaks runs as it stands."""
+    call(framework, face, {})
+
+
+def test_devices_must_agree() -> None:
+    """MLX arrays have no device; torch's do."""
+    import torch
+
+    query, meta = torch.ones(1, 7, 2, 4), torch.ones(1, 7, 2, 4, device="meta")
+    with pytest.raises(ValueError) as caught:
+        MPS.face("na1d")(query, meta, query, 3)
+    assert str(caught.value) == "na1d: query, key and value must share one device; got cpu, meta and cpu"
+    with pytest.raises(ValueError) as caught:
+        MPS.face("na1d")(query, query, query, 3, rpb=torch.ones(2, 5, device="meta"))
+    assert str(caught.value) == "na1d: query, key, value and rpb must share one device; got cpu, cpu, cpu and meta"
+    with pytest.raises(ValueError) as caught:
+        MPS.face("na1d_av")(torch.ones(1, 7, 2, 3), meta, 3)
+    assert str(caught.value) == "na1d_av: attn and value must share one device; got cpu and meta"
+
+
+def test_tensors_must_be_dense() -> None:
+    import torch
+
+    query = torch.ones(1, 7, 2, 4)
+    for other in (query.to_sparse(), torch.nested.nested_tensor([torch.ones(7, 2, 4)], layout=torch.jagged)):
+        with pytest.raises(NotImplementedError) as caught:
+            MPS.face("na1d")(query, other, query, 3)
+        assert str(caught.value) == "na1d: key must be a dense tensor; use .to_dense() or the varlen ops"
+
+
+def test_what_is_no_stream() -> None:
+    mlx = FRAMEWORKS[1]
+    with pytest.raises(TypeError) as caught:
+        call(mlx, "na1d", {"stream": "gpu"})
+    assert str(caught.value) == "na1d: stream must be a stream, a device or None; got 'gpu'"
+
+
+JUNK: tuple[Any, ...] = (
+    None, True, -1, 0, 10**30, 2.5, float("nan"), 1j, "", "pure", b"3", (), [], [[]], {}, {3}, object(), int, len,
+    (1, 2, 3, 4), [None], range(3), np.float32(2), np.array([1, 2]), np.array(3), T(()), T((0,)), T((1, 7, 2, 4)),
+    T((3,), "int32"), T((1, 7, 2, 4), "float16"), [T((1, 7, 2, 4))],
+)  # fmt: skip
+OPTIONAL = ("stride", "dilation", "is_causal", "scale", "rpb", "additional_keys", "backend", "return_lse", "what")
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
+@pytest.mark.parametrize("face", [face for face in LEGAL if face != "set_backend"])
+def test_junk_for_any_argument(face: str, framework: Framework) -> None:
+    """Every argument replaced by junk of every kind: the call is legal after all, or one of three errors."""
+    refused = 0
+    for name in (*LEGAL[face], *OPTIONAL):
+        for junk in JUNK:
+            try:
+                found = call(framework, face, {name: junk})
+            except (TypeError, ValueError, NotImplementedError) as error:
+                refused += 1
+                assert str(error), (name, junk)
+            else:
+                assert found is None or evaluated(framework, found) is not None
+    assert refused > len(JUNK)
+
+
+def evaluated(framework: Framework, found: Any) -> Any:
+    if not isinstance(found, str):
+        framework.evaluate(found)
+    return found
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
+def test_numpy_numbers_are_numbers(framework: Framework) -> None:
+    """np.integer is an int, np.bool_ a bool, and a float of any kind a scale."""
+    plain = {"kernel_size": (3, 4), "stride": 2, "dilation": (1, 1), "is_causal": (True, False), "scale": 0.5}
+    numpy = {
+        "kernel_size": (np.int64(3), np.uint8(4)),
+        "stride": np.int32(2),
+        "dilation": [np.int16(1), 1],
+        "is_causal": [np.bool_(True), np.False_],
+        "scale": np.float32(0.5),
+    }
+    wanted, found = (framework.numpy(call(framework, "na2d", given)) for given in (plain, numpy))
+    assert np.array_equal(wanted, found)
+    assert np.array_equal(wanted, framework.numpy(call(framework, "na2d", plain | {"scale": np.float64(0.5)})))
+
+
+# --- upstream's arguments ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def unsaid(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Nothing was said in the log yet."""
+    said = request.getfixturevalue("framework").module("_metal.backends")._said
+    before = set(said)
+    said.clear()
+    yield
+    said |= before
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
+@pytest.mark.usefixtures("unsaid")
+def test_upstreams_knobs_are_noted_once(framework: Framework, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "natten")
+    knobs = dict.fromkeys(sorted(UPSTREAM_KNOBS), 64)
+    wanted = framework.numpy(call(framework, "na1d", {}))
+    for _ in range(2):
+        assert np.array_equal(framework.numpy(call(framework, "na1d", knobs)), wanted)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"na1d: '{name}' tunes upstream's CUDA kernels; accepted and ignored" for name in sorted(UPSTREAM_KNOBS)
+    ]
+    assert {"q_tile_shape", "kernel_schedule", "torch_compile", "attention_kwargs"} <= UPSTREAM_KNOBS
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
+@pytest.mark.usefixtures("unsaid")
+def test_upstreams_backends_mean_auto(framework: Framework, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "natten")
+    assert "cutlass-fna" in UPSTREAM_BACKENDS
+    for _ in range(2):
+        with framework.watch() as ran:
+            framework.evaluate(call(framework, "na1d", {"backend": "cutlass-fna"}))
+        assert ran == {"pure"}
+    line = "na1d: backend='cutlass-fna' is upstream's CUDA kernel; accepted, 'auto' is used"
+    assert [record.getMessage() for record in caplog.records] == [line]
