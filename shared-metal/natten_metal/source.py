@@ -48,7 +48,8 @@ TEMPLATES: dict[str, tuple[Argument, ...]] = {
         *_inputs("q k v"), *_EXTRA, *_BIAS, *_PRM, Argument("out", "T", True), Argument("lse", "float", True),
     ),
     "na_delta": (
-        *_inputs("out_grad out"), Argument("lse_grad", "float", when="lse_grad"), *_PRM, Argument("delta", "float", True),
+        *_inputs("out_grad out"), Argument("lse_grad", "float", when="lse_grad"), *_PRM,
+        Argument("delta", "float", True),
     ),
     "na_bwd_dq": (*_inputs("q k v"), *_EXTRA, *_BIAS, *_ROWS, *_PRM, Argument("query_grad", "T", True)),
     "na_bwd_dkv": (

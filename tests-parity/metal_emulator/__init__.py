@@ -1,7 +1,10 @@
-"""Checks and executes Metal Shading Language source on x86-64 Linux, without a Mac. Test-only: nothing shipped depends on it."""
+"""Checks and executes Metal Shading Language source on x86-64 Linux, without a Mac.
+
+Test-only: nothing shipped depends on it.
+"""
 
 from .launch import Buffer, Kernel
-from .library import Library, compile, compile_many
+from .library import Library, compile_source, compile_sources
 from .report import EmulatorFault, Fault, FaultKind, Report
 from .toolchain import CompileError, Unavailable, unavailable_reason
 
@@ -15,7 +18,7 @@ __all__ = [
     "Library",
     "Report",
     "Unavailable",
-    "compile",
-    "compile_many",
+    "compile_source",
+    "compile_sources",
     "unavailable_reason",
 ]

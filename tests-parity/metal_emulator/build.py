@@ -11,7 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .swizzles import swizzle_header
-from .toolchain import CLANG, HERE, TARGET_CPU, CompileError, cache_folder, clang_version, digest, files_digest, run_clang, run_clang_or_raise
+from .toolchain import (
+    CLANG,
+    HERE,
+    TARGET_CPU,
+    CompileError,
+    cache_folder,
+    clang_version,
+    digest,
+    files_digest,
+    run_clang,
+    run_clang_or_raise,
+)
 from .transform import Translation
 
 JOBS = min(2, os.cpu_count() or 1)
@@ -172,7 +183,10 @@ def entry_points(translation: Translation, kernels: dict[str, int]) -> str:
     text = ""
     for name, number in kernels.items():
         bindings = ", ".join(f"metal_emulator::Binding<{b.source}, {b.index}>" for b in translation.bindings(name))
-        text += f'\nextern "C" METAL_EMULATOR_UNCHECKED void {entry_name(number)}(const metal_emulator::Arguments* arguments) {{\n'
+        text += (
+            f'\nextern "C" METAL_EMULATOR_UNCHECKED void {entry_name(number)}(const '
+            f"metal_emulator::Arguments* arguments) {{\n"
+        )
         text += f"  metal_emulator::call<{bindings}>(&{expressions[name]}, *arguments);\n}}\n"
     return text
 

@@ -62,7 +62,10 @@ class _SlotIn(ctypes.Structure):
 
 
 class _Options(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_uint32) for name in ("schedule", "seed", "early_return", "threadgroup_limit", "flush_denormals", "private_bounds")]
+    _fields_ = [
+        (name, ctypes.c_uint32)
+        for name in ("schedule", "seed", "early_return", "threadgroup_limit", "flush_denormals", "private_bounds")
+    ]
 
 
 class _FaultOut(ctypes.Structure):
@@ -123,7 +126,10 @@ class _Memory:
         return counts.reshape(*self.array.shape, cells).max(-1)
 
     def to_runtime(self) -> _BufferIn:
-        pointer = {counts: None if getattr(self, counts) is None else getattr(self, counts).ctypes.data for counts in ("read_counts", "write_counts")}
+        pointer = {
+            counts: None if getattr(self, counts) is None else getattr(self, counts).ctypes.data
+            for counts in ("read_counts", "write_counts")
+        }
         return _BufferIn(
             data=self.array.ctypes.data,
             bytes=self.array.nbytes,
@@ -184,10 +190,10 @@ class Kernel:
     ) -> Report:
         """Run the kernel over `threads` threads in groups of `threadgroup`, as dispatchThreads does.
 
-        Groups at the far edges are smaller where the sizes do not divide. Arrays of buffers that the kernel may write are
-        changed in place. threadgroup_memory: bytes of each [[threadgroup(n)]] argument. early_return=True allows threads to
-        return before a barrier that others reach. Raises EmulatorFault if anything was found, unless raise_on_fault is
-        False; then look at the report's `faults`.
+        buffers: by slot, or in order from slot 0. Arrays that the kernel may write are changed in place. Groups at the
+        far edges are smaller where the sizes do not divide. threadgroup_memory: bytes of each [[threadgroup(n)]]
+        argument. early_return=True allows threads to return before a barrier that others reach. Raises EmulatorFault
+        if anything was found, unless raise_on_fault is False: then look at the report's `faults`.
         """
         size = _three(threads, "threads")
         group = _three(threadgroup, "threadgroup")
@@ -196,22 +202,39 @@ class Kernel:
         if schedule not in SCHEDULES:
             raise ValueError(f"schedule must be one of {SCHEDULES}, not {schedule!r}")
         variant = self._variant
-        options = _Options(SCHEDULES.index(schedule), seed % 2**32, early_return, threadgroup_limit, variant.fast_math, variant.sanitizer == "address")
+        options = _Options(
+            SCHEDULES.index(schedule),
+            seed % 2**32,
+            early_return,
+            threadgroup_limit,
+            variant.fast_math,
+            variant.sanitizer == "address",
+        )
         memories, slots = self._bind(buffers)
         result = _Result()
-        seconds = self._dispatch(memories, slots, self._argument_bytes(threadgroup_memory or {}), size, group, options, result)
+        seconds = self._dispatch(
+            memories, slots, self._argument_bytes(threadgroup_memory or {}), size, group, options, result
+        )
         report = self._report(memories, result, seconds)
         if raise_on_fault and not report.ok:
             raise EmulatorFault(report)
         return report
 
-    def launch_groups(self, buffers: Mapping[int, Bindable] | Sequence[Bindable], groups: Sequence[int] | int, threadgroup: Sequence[int] | int, **options) -> Report:
+    def launch_groups(
+        self,
+        buffers: Mapping[int, Bindable] | Sequence[Bindable],
+        groups: Sequence[int] | int,
+        threadgroup: Sequence[int] | int,
+        **options,
+    ) -> Report:
         """launch() by the number of threadgroups, as dispatchThreadgroups does."""
         count = _three(groups, "groups")
         group = _three(threadgroup, "threadgroup")
         return self.launch(buffers, tuple(n * m for n, m in zip(count, group, strict=True)), group, **options)
 
-    def _bind(self, buffers: Mapping[int, Bindable] | Sequence[Bindable]) -> tuple[list[_Memory], dict[int, tuple[int, int]]]:
+    def _bind(
+        self, buffers: Mapping[int, Bindable] | Sequence[Bindable]
+    ) -> tuple[list[_Memory], dict[int, tuple[int, int]]]:
         """Memories, and for each slot its memory and byte offset."""
         given = dict(buffers if isinstance(buffers, Mapping) else enumerate(buffers))
         declared = {binding.index: binding for binding in self.bindings if binding.source == BUFFER}
@@ -233,7 +256,9 @@ class Kernel:
         if not buffer.array.flags.c_contiguous:
             raise ValueError(f"kernel {self.name}: the array of buffer({index}) is not contiguous")
         if not read_only and not buffer.array.flags.writeable:
-            raise ValueError(f"kernel {self.name}: the array of buffer({index}) is read-only, and the kernel may write it")
+            raise ValueError(
+                f"kernel {self.name}: the array of buffer({index}) is read-only, and the kernel may write it"
+            )
         if not 0 <= buffer.offset <= buffer.array.nbytes:
             raise ValueError(f"kernel {self.name}: offset {buffer.offset} lies outside buffer({index})")
 
@@ -243,7 +268,10 @@ class Kernel:
                 continue
             same = memory.array.ctypes.data == buffer.array.ctypes.data and memory.array.nbytes == buffer.array.nbytes
             if not same:
-                raise ValueError(f"kernel {self.name}: buffer({memory.slots[0]}) and buffer({index}) overlap; bind one array with offsets")
+                raise ValueError(
+                    f"kernel {self.name}: buffer({memory.slots[0]}) and buffer({index}) overlap; bind one array "
+                    f"with offsets"
+                )
             memory.slots.append(index)
             memory.read_only = memory.read_only and read_only
             memory.initialised = memory.initialised and buffer.initialised
@@ -286,7 +314,7 @@ class Kernel:
             raise ValueError(f"kernel {self.name} counts more than {MAX_EVENTS} different events")
         checked = self._variant.checked
         by_slot = [(slot, number) for number, memory in enumerate(memories) for slot in memory.slots]
-        faults = [fault for fault in result.faults[: result.fault_count]]
+        faults = list(result.faults[: result.fault_count])
         return Report(
             kernel=self.name,
             faults=tuple(self._fault(fault) for fault in faults),
@@ -302,14 +330,20 @@ class Kernel:
             threadgroup_bytes_read=result.threadgroup_bytes_read if checked else None,
             threadgroup_bytes_written=result.threadgroup_bytes_written if checked else None,
             seconds=seconds,
-            read_counts={slot: memories[number].per_element(memories[number].read_counts) for slot, number in by_slot} if checked else None,
-            write_counts={slot: memories[number].per_element(memories[number].write_counts) for slot, number in by_slot} if checked else None,
+            read_counts={slot: memories[number].per_element(memories[number].read_counts) for slot, number in by_slot}
+            if checked
+            else None,
+            write_counts={slot: memories[number].per_element(memories[number].write_counts) for slot, number in by_slot}
+            if checked
+            else None,
             event_lanes={event.name.decode(): tuple(event.count) for event in result.events[: result.event_count]},
         )
 
     def _fault(self, fault: _FaultOut) -> Fault:
         places = tuple(source_place(self._library, code) for code in fault.code if code)
-        return Fault(tuple(FaultKind)[fault.kind], fault.detail.decode(), places, tuple(fault.group), tuple(fault.thread))
+        return Fault(
+            tuple(FaultKind)[fault.kind], fault.detail.decode(), places, tuple(fault.group), tuple(fault.thread)
+        )
 
 
 @cache

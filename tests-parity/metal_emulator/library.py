@@ -30,7 +30,7 @@ class Library:
         return Kernel(name, address, self.path, self._translation.bindings(name), self._variant)
 
 
-def compile(
+def compile_source(
     source: str,
     *,
     kernels: Sequence[str] | None = None,
@@ -42,8 +42,9 @@ def compile(
     """Compile Metal source as a host would get it.
 
     kernels: the ones to compile, by host name (default: all). fast_math: clang's -ffast-math, with denormals flushed.
-    sanitizer: None, "address" (bounds of private arrays too) or "undefined" (integer overflow, division by zero, shifts,
-    alignment, ...). checked=False leaves the memory checks out: faster, and only divergence and crashes are found.
+    sanitizer: None, "address" (bounds of private arrays too) or "undefined" (integer overflow, division by zero,
+    shifts, alignment, ...). checked=False leaves the memory checks out: faster, and only divergence and crashes are
+    found.
     include_dirs: folders for #include of other than Metal's own headers.
     Raises CompileError with clang's messages, Unavailable if this machine cannot run the emulator.
     """
@@ -58,7 +59,7 @@ def compile(
     return Library(kernel_library(translation, wanted, variant), wanted, translation, variant)
 
 
-def compile_many(sources: Sequence[str], **options) -> list[Library]:
-    """compile() for several sources at once, with the same options; clang runs in two processes at a time."""
+def compile_sources(sources: Sequence[str], **options) -> list[Library]:
+    """compile_source() for several sources at once, with the same options; clang runs in two processes at a time."""
     with ThreadPoolExecutor(max(1, len(sources))) as threads:
-        return list(threads.map(lambda source: compile(source, **options), sources))
+        return list(threads.map(lambda source: compile_source(source, **options), sources))

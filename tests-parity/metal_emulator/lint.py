@@ -1,17 +1,17 @@
 """Token lint: rules of Metal that clang's front ends do not know, and rules of this project's kernels.
 
-    banned          words of C++ that Metal lacks (double, goto, new, virtual, std, ...)
-    static-local    static variables inside a function
-    program-scope   variables outside functions that are not in the constant address space
-    address-space   a pointer or reference without device, constant, threadgroup or thread
-    recursion       a function that may reach itself
-    name-clash      a function or program-scope variable named like one of Metal's own
-    fast-math       INFINITY, NAN, isinf, isnan: undefined under fast math
-    literal         a floating-point literal without f, h or bf
-    volatile        has little meaning here; use atomics
-    buffer-index    [[buffer(31)]] and above
-    include         an #include of other than Metal's own headers: hosts compile from memory, with no include path
-    non-ascii       a character outside ASCII: hosts pass the source through ASCII
+banned          words of C++ that Metal lacks (double, goto, new, virtual, std, ...)
+static-local    static variables inside a function
+program-scope   variables outside functions that are not in the constant address space
+address-space   a pointer or reference without device, constant, threadgroup or thread
+recursion       a function that may reach itself
+name-clash      a function or program-scope variable named like one of Metal's own
+fast-math       INFINITY, NAN, isinf, isnan: undefined under fast math
+literal         a floating-point literal without f, h or bf
+volatile        has little meaning here; use atomics
+buffer-index    [[buffer(31)]] and above
+include         an #include of other than Metal's own headers: hosts compile from memory, with no include path
+non-ascii       a character outside ASCII: hosts pass the source through ASCII
 """
 
 import re
@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 
 from .findings import Finding
 from .signature import MAX_BUFFERS
-from .toolchain import METAL_HEADERS, require
 from .tokens import ADDRESS_SPACES, WORD, is_blank, tokenize
+from .toolchain import METAL_HEADERS, require
 from .transform import Mode, preprocess
 
 BANNED = {
@@ -42,12 +42,72 @@ BANNED = {
     "std": "Metal has no C++ standard library",
 }
 METAL_NAMES = frozenset(
-    "abs all any array atomic barrier ceil clamp cos cross distance dot exp exp2 floor fma fract fragment half kernel length log log2 "
-    "matrix max min mix normalize pow round rsqrt sampler select sign simd_max simd_min simd_shuffle simd_sum sin sqrt step texture "
-    "trunc uniform vec vertex visible".split()
+    [
+        "abs",
+        "all",
+        "any",
+        "array",
+        "atomic",
+        "barrier",
+        "ceil",
+        "clamp",
+        "cos",
+        "cross",
+        "distance",
+        "dot",
+        "exp",
+        "exp2",
+        "floor",
+        "fma",
+        "fract",
+        "fragment",
+        "half",
+        "kernel",
+        "length",
+        "log",
+        "log2",
+        "matrix",
+        "max",
+        "min",
+        "mix",
+        "normalize",
+        "pow",
+        "round",
+        "rsqrt",
+        "sampler",
+        "select",
+        "sign",
+        "simd_max",
+        "simd_min",
+        "simd_shuffle",
+        "simd_sum",
+        "sin",
+        "sqrt",
+        "step",
+        "texture",
+        "trunc",
+        "uniform",
+        "vec",
+        "vertex",
+        "visible",
+    ]
 )
 FAST_MATH_WORDS = frozenset({"INFINITY", "NAN", "HUGE_VALF", "isinf", "isnan", "isfinite"})
-SCALARS = ("float", "half", "bfloat", "int", "uint", "short", "ushort", "char", "uchar", "long", "ulong", "bool", "void")
+SCALARS = (
+    "float",
+    "half",
+    "bfloat",
+    "int",
+    "uint",
+    "short",
+    "ushort",
+    "char",
+    "uchar",
+    "long",
+    "ulong",
+    "bool",
+    "void",
+)
 TYPE_WORD = re.compile(rf"(?:{'|'.join(SCALARS)})[234]?$|T$")
 BARE_FLOAT = re.compile(r"(?:\d+\.\d*|\.\d+|\d+(?=[eE]))(?:[eE][+-]?\d+)?$")
 CONTROL_WORDS = frozenset({"if", "for", "while", "switch", "return", "sizeof", "alignof", "decltype"})
@@ -73,15 +133,27 @@ def text_findings(source: str) -> list[Finding]:
     for number, (line, uncommented) in enumerate(lines, 1):
         included = re.match(r"\s*#\s*include\s*[<\"]([^>\"]*)", line)
         if included and included[1] not in METAL_HEADERS:
-            findings.append(Finding(number, "include", f"#include of {included[1]}: hosts compile from memory, with no include path"))
+            findings.append(
+                Finding(
+                    number, "include", f"#include of {included[1]}: hosts compile from memory, with no include path"
+                )
+            )
         if not line.isascii():
             findings.append(Finding(number, "non-ascii", "hosts pass the source through ASCII"))
         for word in re.findall(r"\b[A-Za-z_]\w*", uncommented):
             if word in FAST_MATH_WORDS:
-                findings.append(Finding(number, "fast-math", f"{word} is undefined under fast math: use a finite minimum and integer flags"))
+                findings.append(
+                    Finding(
+                        number,
+                        "fast-math",
+                        f"{word} is undefined under fast math: use a finite minimum and integer flags",
+                    )
+                )
         for index in re.findall(r"\[\[\s*buffer\s*\(\s*(\d+)", uncommented):
             if int(index) >= MAX_BUFFERS:
-                findings.append(Finding(number, "buffer-index", f"buffer({index}): there are only 0..{MAX_BUFFERS - 1}"))
+                findings.append(
+                    Finding(number, "buffer-index", f"buffer({index}): there are only 0..{MAX_BUFFERS - 1}")
+                )
     return findings
 
 
@@ -156,9 +228,8 @@ class Scan:
 
     # ---- rules, each looking at one token -------------------------------------------------------------------------
     def scope(self, at: int) -> None:
-        if self.tokens[at] == "}" and self.scopes:
-            if self.scopes.pop() == "function":
-                self.current = None
+        if self.tokens[at] == "}" and self.scopes and self.scopes.pop() == "function":
+            self.current = None
         if self.tokens[at] != "{":
             return
         head = self.statement(at)
@@ -208,7 +279,20 @@ class Scan:
         if not ends_declarator or not self.at_program_scope():
             return
         head = self.statement(at)
-        not_a_variable = {"(", "constant", "using", "typedef", "struct", "class", "enum", "union", "template", "namespace", "static_assert", "="}
+        not_a_variable = {
+            "(",
+            "constant",
+            "using",
+            "typedef",
+            "struct",
+            "class",
+            "enum",
+            "union",
+            "template",
+            "namespace",
+            "static_assert",
+            "=",
+        }
         if len(head) >= 2 and not not_a_variable & set(head):
             self.add(at, "program-scope", f"a variable outside functions must be constant: {' '.join(head)[:60]}")
 
@@ -224,7 +308,14 @@ class Scan:
             return
         is_type = any(TYPE_WORD.match(word) or word in ("const", "auto") for word in words)
         if is_type and not ADDRESS_SPACES & set(words) and "operator" not in words:
-            self.add(at, "address-space", f"pointer or reference without an address space: {' '.join(words)} {self.tokens[at]} {self.token(at + 1)}")
+            self.add(
+                at,
+                "address-space",
+                (
+                    f"pointer or reference without an address space: {' '.join(words)} {self.tokens[at]} "
+                    f"{self.token(at + 1)}"
+                ),
+            )
 
     def name_clash(self, at: int) -> None:
         declares = TYPE_WORD.match(self.token(at - 1)) and self.token(at + 1) in ("=", ";", "[")
@@ -243,7 +334,11 @@ class Scan:
     def recursion(self) -> None:
         for name, function in self.functions.items():
             if name and name in self.reachable(name):
-                self.findings.append(Finding(function.line, "recursion", f"function {name!r} may call itself, or an overload of its name"))
+                self.findings.append(
+                    Finding(
+                        function.line, "recursion", f"function {name!r} may call itself, or an overload of its name"
+                    )
+                )
 
     def reachable(self, name: str) -> set[str]:
         """Functions that `name` calls, directly or not."""

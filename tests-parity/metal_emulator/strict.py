@@ -33,7 +33,13 @@ DIAGNOSTIC = re.compile(r"^(?P<file>[^\n:]+):(?P<line>\d+):\d+: (?P<level>error|
 RULES = (
     ("address-space", re.compile(r"address space|__private|__global|__local|__constant|__generic")),
     ("const", re.compile(r"const-qualified|read-only|drops? .*const")),
-    ("conversion", re.compile(r"no viable|cannot convert|cannot initialize|no matching|candidate|incompatible type|call to deleted|ambiguous")),
+    (
+        "conversion",
+        re.compile(
+            r"no viable|cannot convert|cannot initialize|no matching|candidate|incompatible type|call to "
+            r"deleted|ambiguous"
+        ),
+    ),
 )
 
 

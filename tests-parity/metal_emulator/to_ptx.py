@@ -51,7 +51,9 @@ def entry_name(kernel: str) -> str:
     return "e_" + re.sub(r"\W+", "_", kernel)
 
 
-def to_ptx(source: str, *, kernels: Sequence[str] | None = None, arch: str = "sm_90", include_dirs: Sequence[str] = ()) -> str:
+def to_ptx(
+    source: str, *, kernels: Sequence[str] | None = None, arch: str = "sm_90", include_dirs: Sequence[str] = ()
+) -> str:
     """PTX text of some kernels of a Metal source (default: all). Raises CompileError with clang's messages."""
     require()
     translation = translate(source, Mode.PTX, tuple(map(str, include_dirs)))
@@ -75,7 +77,9 @@ def assemble(ptx: str, *, arch: str = "sm_90", max_registers: int | None = None)
         source = Path(folder) / "kernel.ptx"
         target = Path(folder) / "kernel.cubin"
         source.write_text(ptx)
-        done = subprocess.run(["ptxas", f"-arch={arch}", "-v", *limit, "-o", str(target), str(source)], capture_output=True, text=True)
+        done = subprocess.run(
+            ["ptxas", f"-arch={arch}", "-v", *limit, "-o", str(target), str(source)], capture_output=True, text=True
+        )
         if done.returncode != 0:
             raise CompileError(f"ptxas rejects the PTX:\n{done.stderr.strip()}")
         figure = {name: max(map(int, re.findall(pattern, done.stderr)), default=0) for name, pattern in FIGURES.items()}
@@ -104,7 +108,10 @@ def main() -> None:
     if arguments.cubin:
         cubin = assemble(ptx, arch=arguments.arch, max_registers=arguments.max_registers)
         arguments.cubin.write_bytes(cubin.code)
-        print(f"{cubin.registers} registers, {cubin.shared_bytes} bytes shared, {cubin.stack_bytes} bytes stack, {cubin.spill_bytes} bytes spilled")
+        print(
+            f"{cubin.registers} registers, {cubin.shared_bytes} bytes shared, {cubin.stack_bytes} bytes "
+            f"stack, {cubin.spill_bytes} bytes spilled"
+        )
 
 
 if __name__ == "__main__":

@@ -14,7 +14,9 @@ TOKEN = re.compile(
 WORD = re.compile(r"[A-Za-z_]\w*$")
 OPENING = ("(", "[", "{", "[[")
 CLOSING = (")", "]", "}", "]]")
-ADDRESS_SPACES = frozenset({"device", "constant", "threadgroup", "thread", "threadgroup_imageblock", "ray_data", "object_data"})
+ADDRESS_SPACES = frozenset(
+    {"device", "constant", "threadgroup", "thread", "threadgroup_imageblock", "ray_data", "object_data"}
+)
 
 
 def tokenize(text: str) -> list[str]:
@@ -66,7 +68,7 @@ def after_match(tokens: list[str], start: int) -> int:
             depth -= 1
             if depth == 0:
                 return i + 1
-    raise ValueError(f"no bracket closes {tokens[start]!r}: ...{''.join(tokens[start:start + 12])!r}")
+    raise ValueError(f"no bracket closes {tokens[start]!r}: ...{''.join(tokens[start : start + 12])!r}")
 
 
 def statement_end(tokens: list[str], start: int) -> int:

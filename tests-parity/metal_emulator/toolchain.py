@@ -51,7 +51,10 @@ def unavailable_reason() -> str | None:
         return f"The Metal emulator needs {CLANG} on the PATH (on Debian and Ubuntu: apt-get install clang-19)."
     missing = sorted(set(PROCESSOR_FLAGS) - processor_flags())
     if missing:
-        return f"The Metal emulator needs a processor with {', '.join(PROCESSOR_FLAGS)}, and this one lacks {', '.join(missing)}."
+        return (
+            f"The Metal emulator needs a processor with {', '.join(PROCESSOR_FLAGS)}, and this one lacks "
+            f"{', '.join(missing)}."
+        )
     return None
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from .overloads import drop_address_space_twins
 from .signature import Binding, parse_parameters
-from .toolchain import METAL_HEADERS, cache_folder, run_clang_or_raise
 from .tokens import after_match, is_blank, lines_only, next_significant, split_list, statement_end, tokenize
+from .toolchain import METAL_HEADERS, cache_folder, run_clang_or_raise
 
 SOURCE_NAME = "kernel.metal"
 METAL_VERSION = 310
@@ -92,7 +92,15 @@ class Translator:
         self.result = Translation()
 
     def run(self) -> Translation:
-        steps = (self.blank, self.threadgroup_variable, self.instantiation, self.program_constant, self.kernel, self.attribute, self.word)
+        steps = (
+            self.blank,
+            self.threadgroup_variable,
+            self.instantiation,
+            self.program_constant,
+            self.kernel,
+            self.attribute,
+            self.word,
+        )
         while self.at < len(self.tokens):
             for step in steps:
                 if step():
@@ -121,7 +129,9 @@ class Translator:
         while self.tokens[end] not in (";", "=", "{", "}", ")"):
             end = after_match(self.tokens, end) if self.tokens[end] in ("(", "[", "[[") else end + 1
         declarators = split_list(self.tokens[self.at + 1 : end])
-        first = re.match(r"\s*(.*?)\b(\w+)\s*((?:\[.*\])*)\s*$", "".join(declarators[0]) if declarators else "", re.DOTALL)
+        first = re.match(
+            r"\s*(.*?)\b(\w+)\s*((?:\[.*\])*)\s*$", "".join(declarators[0]) if declarators else "", re.DOTALL
+        )
         if self.tokens[end] != ";" or first is None or re.search(r"[*&]", first[1]):
             return False
         aligned = re.search(r"alignas\s*\(\s*(\d+)\s*\)", first[1])
@@ -140,10 +150,20 @@ class Translator:
             return declare + f"threadgroup {kind}& {name} = *(threadgroup {kind}*)0; "
         align = alignment or f"alignof({kind})"
         if self.mode is Mode.PTX:
-            raw = f"static __attribute__((shared)) __attribute__((aligned(16))) char threadgroup_bytes_{name}[sizeof({kind})]; "
+            raw = (
+                f"static __attribute__((shared)) __attribute__((aligned(16))) char "
+                f"threadgroup_bytes_{name}[sizeof({kind})]; "
+            )
             return declare + raw + f"{kind}& {name} = *({kind}*)threadgroup_bytes_{name}; "
         key = f"static char threadgroup_key_{name}; "
-        return declare + key + f'{kind}& {name} = metal_emulator::threadgroup_variable<{kind}>(threadgroup_key_{name}, {align}, "{name}"); '
+        return (
+            declare
+            + key
+            + (
+                f"{kind}& {name} = metal_emulator::threadgroup_variable<{kind}>(threadgroup_key_{name}, "
+                f'{align}, "{name}"); '
+            )
+        )
 
     def instantiation(self) -> bool:
         """template [[host_name("x")]] [[kernel]] decltype(f<..>) f<..>;  or  ... void f<..>(...);"""

@@ -10,12 +10,14 @@
 
 namespace runtime {
 
-// ---- device buffers -------------------------------------------------------------------------------------------------------
-// Each buffer gets a mapping of its own with unmapped memory around it; the data ends where the unmapped memory begins, as
-// nearly as an alignment of 16 bytes allows.
+// ---- device buffers
+// ------------------------------------------------------------------------------------------------------- Each buffer
+// gets a mapping of its own with unmapped memory around it; the data ends where the unmapped memory begins, as nearly
+// as an alignment of 16 bytes allows.
 static Region* new_buffer(const BufferIn& in) {
   size_t pages = std::max<size_t>(1, (in.bytes + kPage - 1) / kPage) * kPage;
-  char* mapping = (char*)mmap(nullptr, pages + 2 * kGuard, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  char* mapping =
+      (char*)mmap(nullptr, pages + 2 * kGuard, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   mprotect(mapping + kGuard, pages, PROT_READ | PROT_WRITE);
   Region* r = new Region();
   r->reach_begin = mapping;
@@ -48,7 +50,8 @@ static void finish_buffer(Region* r, BufferIn& in) {
   delete r;
 }
 
-// ---- the grid ---------------------------------------------------------------------------------------------------------------
+// ---- the grid
+// ---------------------------------------------------------------------------------------------------------------
 struct Grid {
   uint32_t threads[3];
   uint32_t per_group[3];
@@ -78,9 +81,11 @@ static void set_positions(const Grid& grid, const uint32_t at[3], const uint32_t
 
 // Threadgroups at the far edges are smaller, as dispatchThreads has it
 static void run_group_at(const Grid& grid, uint32_t number) {
-  const uint32_t at[3] = {number % grid.groups[0], number / grid.groups[0] % grid.groups[1], number / grid.groups[0] / grid.groups[1]};
+  const uint32_t at[3] = {number % grid.groups[0], number / grid.groups[0] % grid.groups[1],
+                          number / grid.groups[0] / grid.groups[1]};
   uint32_t size[3];
-  for (int axis = 0; axis < 3; axis++) size[axis] = std::min(grid.per_group[axis], grid.threads[axis] - at[axis] * grid.per_group[axis]);
+  for (int axis = 0; axis < 3; axis++)
+    size[axis] = std::min(grid.per_group[axis], grid.threads[axis] - at[axis] * grid.per_group[axis]);
   uint32_t total = size[0] * size[1] * size[2];
   set_positions(grid, at, size, total);
   g.group = number;
@@ -102,7 +107,8 @@ static void run_grid(const Grid& grid) {
   }
 }
 
-// ---- the kernel library -------------------------------------------------------------------------------------------------------
+// ---- the kernel library
+// -------------------------------------------------------------------------------------------------------
 static int widen_code(dl_phdr_info* info, size_t, void* base) {
   if ((char*)info->dlpi_addr != base) return 0;
   g.code_begin = (char*)base;
@@ -138,9 +144,10 @@ static void begin(Entry entry, const Options* options, Result* result) {
 
 using namespace runtime;
 
-extern "C" void metal_emulator_dispatch(Entry entry, BufferIn* buffers, uint32_t buffer_count, const SlotIn* slots, uint32_t slot_count,
-                                        const uint64_t* argument_bytes, uint32_t argument_count, const uint32_t* threads,
-                                        const uint32_t* per_group, const Options* options, Result* result) {
+extern "C" void metal_emulator_dispatch(Entry entry, BufferIn* buffers, uint32_t buffer_count, const SlotIn* slots,
+                                        uint32_t slot_count, const uint64_t* argument_bytes, uint32_t argument_count,
+                                        const uint32_t* threads, const uint32_t* per_group, const Options* options,
+                                        Result* result) {
   begin(entry, options, result);
   for (uint32_t i = 0; i < buffer_count; i++) g.buffers.push_back(new_buffer(buffers[i]));
   std::vector<void*> pointers(slot_count, nullptr);

@@ -14,18 +14,19 @@ using runtime::report;
 static void check_alignment(const void* p, size_t bytes, void* code) {
   size_t promised = bytes < 8 ? bytes : 8;
   if ((uintptr_t)p % promised == 0) return;
-  report(runtime::MISALIGNED, code, "access of %zu bytes at an address that is %zu off", bytes, (uintptr_t)p % promised);
+  report(runtime::MISALIGNED, code, "access of %zu bytes at an address that is %zu off", bytes,
+         (uintptr_t)p % promised);
 }
 
-#define THREAD_HOOKS(N)                                                   \
-  extern "C" void __tsan_read##N(void* p) {                               \
-    check_alignment(p, N, HERE);                                          \
-    access(p, N, false, false, HERE);                                     \
-  }                                                                       \
-  extern "C" void __tsan_write##N(void* p) {                              \
-    check_alignment(p, N, HERE);                                          \
-    access(p, N, true, false, HERE);                                      \
-  }                                                                       \
+#define THREAD_HOOKS(N)                                                                   \
+  extern "C" void __tsan_read##N(void* p) {                                               \
+    check_alignment(p, N, HERE);                                                          \
+    access(p, N, false, false, HERE);                                                     \
+  }                                                                                       \
+  extern "C" void __tsan_write##N(void* p) {                                              \
+    check_alignment(p, N, HERE);                                                          \
+    access(p, N, true, false, HERE);                                                      \
+  }                                                                                       \
   extern "C" void __tsan_unaligned_read##N(void* p) { access(p, N, false, false, HERE); } \
   extern "C" void __tsan_unaligned_write##N(void* p) { access(p, N, true, false, HERE); }
 THREAD_HOOKS(1)
@@ -34,8 +35,8 @@ THREAD_HOOKS(4)
 THREAD_HOOKS(8)
 THREAD_HOOKS(16)
 
-#define ADDRESS_HOOKS(N)                                                            \
-  extern "C" void __asan_load##N(void* p) { access(p, N, false, false, HERE); }     \
+#define ADDRESS_HOOKS(N)                                                        \
+  extern "C" void __asan_load##N(void* p) { access(p, N, false, false, HERE); } \
   extern "C" void __asan_store##N(void* p) { access(p, N, true, false, HERE); }
 ADDRESS_HOOKS(1)
 ADDRESS_HOOKS(2)

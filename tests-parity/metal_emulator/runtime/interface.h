@@ -3,7 +3,8 @@
 
 extern "C" {
 
-// The arguments of one GPU thread: buffers, [[threadgroup(n)]] memory, and position values by the numbers of signature.py
+// The arguments of one GPU thread: buffers, [[threadgroup(n)]] memory, and position values by the numbers of
+// signature.py
 struct metal_emulator_arguments {
   void* const* buffers;
   void* const* threadgroup_memory;
@@ -20,12 +21,15 @@ unsigned metal_emulator_lane();
 METAL_EMULATOR_CONVERGENT void metal_emulator_threadgroup_barrier(int flags, unsigned site);
 METAL_EMULATOR_CONVERGENT void metal_emulator_simdgroup_barrier(int flags, unsigned site);
 METAL_EMULATOR_CONVERGENT void metal_emulator_shuffle(void* value, unsigned size, unsigned source_lane, unsigned site);
-METAL_EMULATOR_CONVERGENT void metal_emulator_reduce(void* value, unsigned size, metal_emulator_combine combine, unsigned site);
-METAL_EMULATOR_CONVERGENT void metal_emulator_prefix(void* value, unsigned size, metal_emulator_combine combine, bool inclusive, unsigned site);
+METAL_EMULATOR_CONVERGENT void metal_emulator_reduce(void* value, unsigned size, metal_emulator_combine combine,
+                                                     unsigned site);
+METAL_EMULATOR_CONVERGENT void metal_emulator_prefix(void* value, unsigned size, metal_emulator_combine combine,
+                                                     bool inclusive, unsigned site);
 METAL_EMULATOR_CONVERGENT unsigned long metal_emulator_ballot(bool vote, unsigned site);
 METAL_EMULATOR_CONVERGENT unsigned long metal_emulator_active_lanes(unsigned site);
 METAL_EMULATOR_CONVERGENT void metal_emulator_matrix_access(unsigned site);
-METAL_EMULATOR_CONVERGENT void metal_emulator_matrix_multiply(float* d, const float* a, const float* b, const float* c, unsigned site);
+METAL_EMULATOR_CONVERGENT void metal_emulator_matrix_multiply(float* d, const float* a, const float* b, const float* c,
+                                                              unsigned site);
 void* metal_emulator_threadgroup_variable(const void* key, unsigned long size, unsigned alignment, const char* name);
 void metal_emulator_atomic_access(const volatile void* address, unsigned size, bool read, bool write);
 void metal_emulator_count(const char* event);

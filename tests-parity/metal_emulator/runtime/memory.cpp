@@ -1,4 +1,5 @@
-// Regions: device buffers and threadgroup variables. Each has addresses around it that only its own stray indices reach.
+// Regions: device buffers and threadgroup variables. Each has addresses around it that only its own stray indices
+// reach.
 #include <sys/mman.h>
 #include <algorithm>
 #include <cstring>
@@ -39,7 +40,8 @@ static Region* new_variable(const void* key, size_t bytes, size_t alignment, con
   g.threadgroup_bytes = round_up(g.threadgroup_bytes, std::max<size_t>(alignment, 4)) + bytes;
   g.result->threadgroup_bytes = std::max<uint64_t>(g.result->threadgroup_bytes, g.threadgroup_bytes);
   if (g.threadgroup_bytes > g.options.threadgroup_limit || g.arena_used + bytes + 2 * kRedZone + 32 > kArenaBytes) {
-    report(THREADGROUP_MEMORY, nullptr, "%zu bytes of threadgroup memory, %s included, exceed %u", g.threadgroup_bytes, name, g.options.threadgroup_limit);
+    report(THREADGROUP_MEMORY, nullptr, "%zu bytes of threadgroup memory, %s included, exceed %u", g.threadgroup_bytes,
+           name, g.options.threadgroup_limit);
     stop();
     return nullptr;
   }
@@ -67,7 +69,9 @@ static Region* new_variable(const void* key, size_t bytes, size_t alignment, con
 void begin_group_memory() {
   static char keys[32];
   free_variables();
-  if (!g.arena) g.arena = (char*)mmap(nullptr, kArenaBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (!g.arena)
+    g.arena =
+        (char*)mmap(nullptr, kArenaBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   g.arena_used = 0;
   g.threadgroup_bytes = 0;
   for (size_t i = 0; i < g.argument_bytes.size(); i++) {
@@ -83,7 +87,8 @@ void begin_group_memory() {
 using namespace runtime;
 
 // The first thread that reaches a declaration makes the variable for the whole group
-extern "C" void* metal_emulator_threadgroup_variable(const void* key, unsigned long bytes, unsigned alignment, const char* name) {
+extern "C" void* metal_emulator_threadgroup_variable(const void* key, unsigned long bytes, unsigned alignment,
+                                                     const char* name) {
   for (Region* r : g.variables) {
     if (r->key == key) return r->begin;
   }

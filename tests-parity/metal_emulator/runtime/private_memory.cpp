@@ -1,8 +1,8 @@
 // Bounds of private arrays and variables, and of constant arrays of the program: the build with sanitizer="address".
 //
-// clang surrounds each with red zones and marks them in a shadow of one byte for eight (0: all valid, 1..7: the first so
-// many, above: none). Fiber stacks lie in one mapping, so its shadow is small and placed where the compiled code looks
-// through __asan_shadow_memory_dynamic_address.
+// clang surrounds each with red zones and marks them in a shadow of one byte for eight (0: all valid, 1..7: the first
+// so many, above: none). Fiber stacks lie in one mapping, so its shadow is small and placed where the compiled code
+// looks through __asan_shadow_memory_dynamic_address.
 #include <sys/mman.h>
 #include <cstring>
 #include <vector>
@@ -21,7 +21,8 @@ static unsigned char* shadow = nullptr;
 // Fresh shadow for all stacks: a dispatch that was stopped leaves marks behind
 void reset_private_memory() {
   if (shadow) munmap(shadow, kShadowBytes);
-  shadow = (unsigned char*)mmap(nullptr, kShadowBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  shadow = (unsigned char*)mmap(nullptr, kShadowBytes, PROT_READ | PROT_WRITE,
+                                MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   __asan_shadow_memory_dynamic_address = (uintptr_t)shadow - ((uintptr_t)g.stacks >> kShadowScale);
 }
 

@@ -29,8 +29,9 @@ static void count_operation(uint32_t operation) {
   }
 }
 
-// ---- simdgroup --------------------------------------------------------------------------------------------------------
-// All live lanes wait: let them go on if they wait for the same thing
+// ---- simdgroup
+// -------------------------------------------------------------------------------------------------------- All live
+// lanes wait: let them go on if they wait for the same thing
 static void finish_simdgroup(uint32_t s) {
   Simdgroup& simd = g.simdgroups[s];
   uint32_t lanes[kLanes];
@@ -41,8 +42,10 @@ static void finish_simdgroup(uint32_t s) {
     Fiber& f = g.fibers[i];
     if (f.state != AT_SIMDGROUP_OPERATION) continue;
     if (first && !(f.waiting == *first)) {
-      report_two(SIMDGROUP_DIVERGENCE, first->code, f.waiting.code, "lane %u of simdgroup %u is at %s (line %u), lane %u at %s (line %u)", lanes[0] % kLanes, s,
-                 operation_name(first->operation), line_of(first->site), f.lane, operation_name(f.waiting.operation), line_of(f.waiting.site));
+      report_two(SIMDGROUP_DIVERGENCE, first->code, f.waiting.code,
+                 "lane %u of simdgroup %u is at %s (line %u), lane %u at %s (line %u)", lanes[0] % kLanes, s,
+                 operation_name(first->operation), line_of(first->site), f.lane, operation_name(f.waiting.operation),
+                 line_of(f.waiting.site));
       stop();
       return;
     }
@@ -79,7 +82,8 @@ Exchange* meet(const void* value, unsigned bytes, Operation operation, uint32_t 
   return e;
 }
 
-// ---- threadgroup ------------------------------------------------------------------------------------------------------
+// ---- threadgroup
+// ------------------------------------------------------------------------------------------------------
 static void finish_barrier() {
   static uint32_t waiting[kMaxThreads];
   uint32_t n = 0;
@@ -88,7 +92,8 @@ static void finish_barrier() {
     Fiber& f = g.fibers[i];
     if (f.state != AT_BARRIER) continue;
     if (first && !(f.waiting == *first)) {
-      report_two(BARRIER_DIVERGENCE, first->code, f.waiting.code, "threads %u and %u wait at different threadgroup barriers (lines %u and %u)", waiting[0], i,
+      report_two(BARRIER_DIVERGENCE, first->code, f.waiting.code,
+                 "threads %u and %u wait at different threadgroup barriers (lines %u and %u)", waiting[0], i,
                  line_of(first->site), line_of(f.waiting.site));
       stop();
       return;
@@ -97,7 +102,8 @@ static void finish_barrier() {
     waiting[n++] = i;
   }
   if (n != g.threads && !g.options.early_return) {
-    report(BARRIER_DIVERGENCE, first->code, "threadgroup_barrier after %u of %u threads returned", g.threads - n, g.threads);
+    report(BARRIER_DIVERGENCE, first->code, "threadgroup_barrier after %u of %u threads returned", g.threads - n,
+           g.threads);
     stop();
     return;
   }
@@ -127,9 +133,10 @@ void report_deadlock() {
     if (f.state == AT_BARRIER && !at_barrier) at_barrier = &f;
     if (f.state == AT_SIMDGROUP_OPERATION && !at_operation) at_operation = &f;
   }
-  report_two(SIMDGROUP_DIVERGENCE, at_operation ? at_operation->waiting.code : nullptr, at_barrier ? at_barrier->waiting.code : nullptr,
-             "no thread can go on: %u at a simdgroup operation, %u at a threadgroup barrier, %u returned", count[AT_SIMDGROUP_OPERATION],
-             count[AT_BARRIER], count[RETURNED]);
+  report_two(SIMDGROUP_DIVERGENCE, at_operation ? at_operation->waiting.code : nullptr,
+             at_barrier ? at_barrier->waiting.code : nullptr,
+             "no thread can go on: %u at a simdgroup operation, %u at a threadgroup barrier, %u returned",
+             count[AT_SIMDGROUP_OPERATION], count[AT_BARRIER], count[RETURNED]);
 }
 
 }  // namespace runtime

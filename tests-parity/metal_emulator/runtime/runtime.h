@@ -1,5 +1,5 @@
-// State of one dispatch. Threadgroups run one after another; every GPU thread of the running one is a fiber with a stack of
-// its own, and fibers hand over only where the source has a barrier or a simdgroup operation.
+// State of one dispatch. Threadgroups run one after another; every GPU thread of the running one is a fiber with a
+// stack of its own, and fibers hand over only where the source has a barrier or a simdgroup operation.
 //
 //   dispatch.cpp       the launch: buffers in, threadgroups, buffers and counters out
 //   scheduler.cpp      fibers, ready queue, start and end of a threadgroup
@@ -24,10 +24,10 @@ constexpr uint32_t kLanes = 32;
 constexpr uint32_t kMaxThreads = 1024;
 constexpr size_t kStackBytes = 256 << 10;
 constexpr size_t kPage = 4096;
-constexpr size_t kGuard = 1 << 20;         // unmapped bytes on both sides of a device buffer
-constexpr size_t kArenaBytes = 16 << 20;   // all threadgroup variables of one group, red zones included
-constexpr size_t kRedZone = 4096;          // between threadgroup variables
-constexpr size_t kSlotBytes = 64;          // largest value of a simdgroup operation
+constexpr size_t kGuard = 1 << 20;        // unmapped bytes on both sides of a device buffer
+constexpr size_t kArenaBytes = 16 << 20;  // all threadgroup variables of one group, red zones included
+constexpr size_t kRedZone = 4096;         // between threadgroup variables
+constexpr size_t kSlotBytes = 64;         // largest value of a simdgroup operation
 
 // The numbers of Report's fault kinds (report.py keeps the same order)
 enum FaultKind : int32_t {
@@ -98,8 +98,8 @@ struct Fiber {
   metal_emulator_arguments arguments;
 };
 
-// What the lanes of a simdgroup give each other in one operation. There are two in turn: a lane that runs ahead fills the
-// next one while others still read this one, and can get no further.
+// What the lanes of a simdgroup give each other in one operation. There are two in turn: a lane that runs ahead fills
+// the next one while others still read this one, and can get no further.
 struct Exchange {
   alignas(32) unsigned char slot[kLanes][kSlotBytes];
   alignas(32) unsigned char result[kLanes][kSlotBytes];
@@ -149,14 +149,15 @@ struct Region {
   uint64_t bytes_written = 0;
 };
 
-// ---- exchange with launch.py ------------------------------------------------------------------------------------------
+// ---- exchange with launch.py
+// ------------------------------------------------------------------------------------------
 struct BufferIn {
   void* data;
   uint64_t bytes;
   uint32_t cell_shift;
   uint32_t read_only;
   uint32_t initialised;
-  uint32_t label;       // buffer index that messages show
+  uint32_t label;         // buffer index that messages show
   uint16_t* read_counts;  // one per cell, or null
   uint16_t* write_counts;
   uint64_t bytes_read;  // filled in
@@ -209,7 +210,8 @@ struct Result {
   EventOut events[kMaxEvents];
 };
 
-// ---- the dispatch -------------------------------------------------------------------------------------------------------
+// ---- the dispatch
+// -------------------------------------------------------------------------------------------------------
 struct Dispatch {
   Entry entry;
   Options options;
@@ -284,7 +286,8 @@ void release_traps();
 
 // faults.cpp
 void report(FaultKind kind, void* code, const char* format, ...) __attribute__((format(printf, 3, 4)));
-void report_two(FaultKind kind, void* code, void* other_code, const char* format, ...) __attribute__((format(printf, 4, 5)));
+void report_two(FaultKind kind, void* code, void* other_code, const char* format, ...)
+    __attribute__((format(printf, 4, 5)));
 void stop();
 
 }  // namespace runtime

@@ -101,7 +101,8 @@ static void fiber_main() {
 // One mapping for all stacks, each with an unmapped page below it
 void allocate_fibers() {
   if (g.stacks) return;
-  g.stacks = (char*)mmap(nullptr, kStackBytes * kMaxThreads, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  g.stacks = (char*)mmap(nullptr, kStackBytes * kMaxThreads, PROT_READ | PROT_WRITE,
+                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   g.fibers.resize(kMaxThreads);
   g.simdgroups.resize(kMaxThreads / kLanes);
   for (uint32_t i = 0; i < kMaxThreads; i++) {

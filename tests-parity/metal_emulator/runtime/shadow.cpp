@@ -1,15 +1,17 @@
 // What happened to each cell of memory so far, and whether the present access may follow it.
 //
-// Two accesses of different threads, one of them a write, need something that orders them: a threadgroup barrier for that
-// memory, or, inside one simdgroup, a simdgroup barrier. Groups of a dispatch are never ordered. So what is reported does
-// not depend on the schedule.
+// Two accesses of different threads, one of them a write, need something that orders them: a threadgroup barrier for
+// that memory, or, inside one simdgroup, a simdgroup barrier. Groups of a dispatch are never ordered. So what is
+// reported does not depend on the schedule.
 #include <algorithm>
 #include "runtime.h"
 
 namespace runtime {
 
 static uint32_t group_epoch(const Region* r) { return r->threadgroup ? g.epoch.threadgroup : g.epoch.device; }
-static uint32_t simd_epoch(const Region* r, const Fiber& f) { return r->threadgroup ? f.simd_epoch.threadgroup : f.simd_epoch.device; }
+static uint32_t simd_epoch(const Region* r, const Fiber& f) {
+  return r->threadgroup ? f.simd_epoch.threadgroup : f.simd_epoch.device;
+}
 
 static bool ordered(const Region* r, const Stamp& earlier, const Fiber& now) {
   if (earlier.group != g.group) return false;
@@ -57,11 +59,14 @@ static void note_write(Cell& cell, const Stamp& now) {
 
 static void report_race(const Region* r, size_t cell, const Stamp& other, bool write, void* code) {
   if (other.group != g.group) {
-    report(DATA_RACE, code, "%s of byte %zu of %s conflicts with an access by another threadgroup", write ? "write" : "read", cell << r->cell_shift, r->name.c_str());
+    report(DATA_RACE, code, "%s of byte %zu of %s conflicts with an access by another threadgroup",
+           write ? "write" : "read", cell << r->cell_shift, r->name.c_str());
   } else if (other.thread == kManyThreads) {
-    report(DATA_RACE, code, "%s of byte %zu of %s conflicts with unordered accesses by simdgroup %u", write ? "write" : "read", cell << r->cell_shift, r->name.c_str(), other.simdgroup);
+    report(DATA_RACE, code, "%s of byte %zu of %s conflicts with unordered accesses by simdgroup %u",
+           write ? "write" : "read", cell << r->cell_shift, r->name.c_str(), other.simdgroup);
   } else {
-    report(DATA_RACE, code, "%s of byte %zu of %s conflicts with an unordered access by thread %u", write ? "write" : "read", cell << r->cell_shift, r->name.c_str(), other.thread);
+    report(DATA_RACE, code, "%s of byte %zu of %s conflicts with an unordered access by thread %u",
+           write ? "write" : "read", cell << r->cell_shift, r->name.c_str(), other.thread);
   }
 }
 
@@ -78,7 +83,8 @@ static void access_cells(Region* r, size_t first, size_t last, bool write, bool 
       cell.writes += cell.writes != UINT16_MAX;
       note_write(cell, now);
     } else {
-      if (!cell.initialised) report(UNINITIALISED_READ, code, "read of byte %zu of %s", c << r->cell_shift, r->name.c_str());
+      if (!cell.initialised)
+        report(UNINITIALISED_READ, code, "read of byte %zu of %s", c << r->cell_shift, r->name.c_str());
       cell.reads += cell.reads != UINT16_MAX;
       note_read(cell, now);
     }
@@ -108,7 +114,8 @@ Region* locate(const char* p, size_t bytes, bool write, void* code) {
     return nullptr;
   }
   if (p >= r->begin && p + bytes <= r->end) return r;
-  report(OUT_OF_BOUNDS, code, "%s of %zu bytes at byte %ld of %s, which has %ld", write ? "write" : "read", bytes, (long)(p - r->begin), r->name.c_str(), (long)(r->end - r->begin));
+  report(OUT_OF_BOUNDS, code, "%s of %zu bytes at byte %ld of %s, which has %ld", write ? "write" : "read", bytes,
+         (long)(p - r->begin), r->name.c_str(), (long)(r->end - r->begin));
   stop();
   leave();
 }
@@ -117,7 +124,8 @@ void access(const void* address, size_t bytes, bool write, bool atomic, void* co
   const char* p = (const char*)address;
   if (on_own_stack(p)) {
     if (!g.options.private_bounds || private_bytes_valid(p, bytes)) return;
-    report(PRIVATE_MEMORY, code, "%s of %zu bytes outside a private array or variable", write ? "write" : "read", bytes);
+    report(PRIVATE_MEMORY, code, "%s of %zu bytes outside a private array or variable", write ? "write" : "read",
+           bytes);
     stop();
     leave();
   }

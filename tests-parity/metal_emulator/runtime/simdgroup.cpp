@@ -45,7 +45,8 @@ extern "C" void metal_emulator_reduce(void* value, unsigned bytes, metal_emulato
 }
 
 // Exclusive: lanes before this one; the first lane's value is left as it came
-extern "C" void metal_emulator_prefix(void* value, unsigned bytes, metal_emulator_combine combine, bool inclusive, unsigned site) {
+extern "C" void metal_emulator_prefix(void* value, unsigned bytes, metal_emulator_combine combine, bool inclusive,
+                                      unsigned site) {
   Exchange* e = meet(value, bytes, PREFIX, site, __builtin_return_address(0));
   uint32_t lane = current_fiber().lane;
   uint32_t before = e->active & (inclusive ? (2ull << lane) - 1 : (1ull << lane) - 1);
@@ -80,7 +81,8 @@ extern "C" void metal_emulator_matrix_access(unsigned site) {
   meet(&nothing, 1, MATRIX_ACCESS, site, __builtin_return_address(0));
 }
 
-// ---- 8x8 matrices: the layout of shim/simdgroup_matrix.h ------------------------------------------------------------------
+// ---- 8x8 matrices: the layout of shim/simdgroup_matrix.h
+// ------------------------------------------------------------------
 struct LaneValues {
   float a[2];
   float b[2];
@@ -106,11 +108,13 @@ static void multiply(Exchange* e) {
       for (int col = 0; col < 8; col++) d[row][col] += a[row][k] * b[k][col];
     }
   }
-  for (uint32_t lane = 0; lane < kLanes; lane++) memcpy(e->result[lane], &d[row_of(lane)][col_of(lane)], sizeof(float[2]));
+  for (uint32_t lane = 0; lane < kLanes; lane++)
+    memcpy(e->result[lane], &d[row_of(lane)][col_of(lane)], sizeof(float[2]));
   e->reduced = true;
 }
 
-extern "C" void metal_emulator_matrix_multiply(float* d, const float* a, const float* b, const float* c, unsigned site) {
+extern "C" void metal_emulator_matrix_multiply(float* d, const float* a, const float* b, const float* c,
+                                               unsigned site) {
   LaneValues v = {{a[0], a[1]}, {b[0], b[1]}, {c[0], c[1]}};
   Exchange* e = meet(&v, sizeof v, MATRIX_MULTIPLY, site, __builtin_return_address(0));
   if (!e->reduced) multiply(e);

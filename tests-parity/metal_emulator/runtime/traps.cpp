@@ -68,7 +68,8 @@ void catch_traps() {
   constexpr size_t kSignalStackBytes = 64 << 10;
   static char* signal_stack = nullptr;
   if (!trap_stack) {
-    trap_stack = (char*)mmap(nullptr, kTrapStackBytes + kSignalStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    trap_stack = (char*)mmap(nullptr, kTrapStackBytes + kSignalStackBytes, PROT_READ | PROT_WRITE,
+                             MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     signal_stack = trap_stack + kTrapStackBytes;
   }
   stack_t alternative = {};

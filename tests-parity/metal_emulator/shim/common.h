@@ -3,8 +3,7 @@
 
 namespace metal {
 
-template <class T, class = enable_if_t<metal_emulator::is_scalar<T>>>
-METAL_FUNC constexpr T max(T a, T b) {
+template <class T, class = enable_if_t<metal_emulator::is_scalar<T>>> METAL_FUNC constexpr T max(T a, T b) {
   if constexpr (is_same_v<T, float>) {
     return __builtin_fmaxf(a, b);
   } else {
@@ -12,8 +11,7 @@ METAL_FUNC constexpr T max(T a, T b) {
   }
 }
 
-template <class T, class = enable_if_t<metal_emulator::is_scalar<T>>>
-METAL_FUNC constexpr T min(T a, T b) {
+template <class T, class = enable_if_t<metal_emulator::is_scalar<T>>> METAL_FUNC constexpr T min(T a, T b) {
   if constexpr (is_same_v<T, float>) {
     return __builtin_fminf(a, b);
   } else {
@@ -22,20 +20,22 @@ METAL_FUNC constexpr T min(T a, T b) {
 }
 
 // In Metal max(int, uint) and max(float, int) are ambiguous: errors here too
-template <class A, class B, class = enable_if_t<metal_emulator::is_scalar<A> && metal_emulator::is_scalar<B> && !is_same_v<A, B>>>
+template <class A, class B,
+          class = enable_if_t<metal_emulator::is_scalar<A> && metal_emulator::is_scalar<B> && !is_same_v<A, B>>>
 void max(A, B) = delete;
-template <class A, class B, class = enable_if_t<metal_emulator::is_scalar<A> && metal_emulator::is_scalar<B> && !is_same_v<A, B>>>
+template <class A, class B,
+          class = enable_if_t<metal_emulator::is_scalar<A> && metal_emulator::is_scalar<B> && !is_same_v<A, B>>>
 void min(A, B) = delete;
 
-#define METAL_EMULATOR_VECTOR_MINMAX(NAME)                                                              \
-  template <class A, class B, class = enable_if_t<metal_emulator::fit<A, B>>, class = void>             \
-  METAL_FUNC metal_emulator::joined<A, B> NAME(const A& a, const B& b) {                                \
-    metal_emulator::joined<A, B> x = a;                                                                 \
-    metal_emulator::joined<A, B> y = b;                                                                 \
-    for (int i = 0; i < metal_emulator::width<metal_emulator::joined<A, B>>; i++) {                     \
-      x.data[i] = NAME(x.data[i], y.data[i]);                                                           \
-    }                                                                                                   \
-    return x;                                                                                           \
+#define METAL_EMULATOR_VECTOR_MINMAX(NAME)                                                  \
+  template <class A, class B, class = enable_if_t<metal_emulator::fit<A, B>>, class = void> \
+  METAL_FUNC metal_emulator::joined<A, B> NAME(const A& a, const B& b) {                    \
+    metal_emulator::joined<A, B> x = a;                                                     \
+    metal_emulator::joined<A, B> y = b;                                                     \
+    for (int i = 0; i < metal_emulator::width<metal_emulator::joined<A, B>>; i++) {         \
+      x.data[i] = NAME(x.data[i], y.data[i]);                                               \
+    }                                                                                       \
+    return x;                                                                               \
   }
 METAL_EMULATOR_VECTOR_MINMAX(max)
 METAL_EMULATOR_VECTOR_MINMAX(min)
@@ -45,8 +45,7 @@ template <class T> METAL_FUNC constexpr T max3(T a, T b, T c) { return max(max(a
 template <class T> METAL_FUNC constexpr T min3(T a, T b, T c) { return min(min(a, b), c); }
 template <class T> METAL_FUNC constexpr T median3(T a, T b, T c) { return max(min(a, b), min(max(a, b), c)); }
 
-template <class T, class = enable_if_t<metal_emulator::is_scalar<T>>>
-METAL_FUNC T abs(T a) {
+template <class T, class = enable_if_t<metal_emulator::is_scalar<T>>> METAL_FUNC T abs(T a) {
   if constexpr (is_same_v<T, float>) {
     return __builtin_fabsf(a);
   } else {
@@ -60,8 +59,7 @@ METAL_FUNC metal_emulator::value<A> abs(const A& a) {
   return x;
 }
 
-template <class T, class = enable_if_t<metal_emulator::is_scalar<T>>>
-METAL_FUNC T clamp(T x, T lo, T hi) {
+template <class T, class = enable_if_t<metal_emulator::is_scalar<T>>> METAL_FUNC T clamp(T x, T lo, T hi) {
   return min(max(x, lo), hi);
 }
 template <class A, class = enable_if_t<metal_emulator::is_vector<A>>, class = void>
@@ -69,8 +67,7 @@ METAL_FUNC metal_emulator::value<A> clamp(const A& x, metal_emulator::value<A> l
   return min(max(x, lo), hi);
 }
 
-template <class T, class = enable_if_t<metal_emulator::is_scalar<T>>>
-METAL_FUNC T mix(T a, T b, T t) {
+template <class T, class = enable_if_t<metal_emulator::is_scalar<T>>> METAL_FUNC T mix(T a, T b, T t) {
   return a + (b - a) * t;
 }
 template <class A, class = enable_if_t<metal_emulator::is_vector<A>>, class = void>
@@ -78,12 +75,12 @@ METAL_FUNC metal_emulator::value<A> mix(const A& a, metal_emulator::value<A> b, 
   return a + (b - a) * t;
 }
 
-template <class T, class = enable_if_t<metal_emulator::is_scalar<T>>>
-METAL_FUNC T select(T a, T b, bool c) {
+template <class T, class = enable_if_t<metal_emulator::is_scalar<T>>> METAL_FUNC T select(T a, T b, bool c) {
   return c ? b : a;
 }
 template <class A, class = enable_if_t<metal_emulator::is_vector<A>>, class = void>
-METAL_FUNC metal_emulator::value<A> select(const A& a, metal_emulator::value<A> b, vec<bool, metal_emulator::width<A>> c) {
+METAL_FUNC metal_emulator::value<A> select(const A& a, metal_emulator::value<A> b,
+                                           vec<bool, metal_emulator::width<A>> c) {
   metal_emulator::value<A> x = a;
   for (int i = 0; i < metal_emulator::width<A>; i++) x.data[i] = c.data[i] ? b.data[i] : x.data[i];
   return x;
@@ -107,18 +104,11 @@ METAL_FUNC metal_emulator::element<A> length(const A& a) {
   return sqrt(dot(a, a));
 }
 
-template <class T>
-METAL_FUNC T popcount(T x) {
-  return (T)__builtin_popcountll((__make_unsigned(T))x);
-}
-template <class T>
-METAL_FUNC T clz(T x) {
+template <class T> METAL_FUNC T popcount(T x) { return (T)__builtin_popcountll((__make_unsigned(T))x); }
+template <class T> METAL_FUNC T clz(T x) {
   return x ? (T)(__builtin_clzll((__make_unsigned(T))x) - (64 - 8 * (int)sizeof(T))) : (T)(8 * sizeof(T));
 }
-template <class T>
-METAL_FUNC T ctz(T x) {
-  return x ? (T)__builtin_ctzll((__make_unsigned(T))x) : (T)(8 * sizeof(T));
-}
+template <class T> METAL_FUNC T ctz(T x) { return x ? (T)__builtin_ctzll((__make_unsigned(T))x) : (T)(8 * sizeof(T)); }
 METAL_FUNC uint mulhi(uint a, uint b) { return (uint)(((ulong)a * b) >> 32); }
 METAL_FUNC int mulhi(int a, int b) { return (int)(((long)a * b) >> 32); }
 

@@ -12,8 +12,10 @@ ulong active_lanes(metal_emulator_site site);
 void matrix_access(metal_emulator_site site);
 void threadgroup_barrier(int flags, metal_emulator_site site);
 void simdgroup_barrier(int flags, metal_emulator_site site);
-void matrix_multiply(thread float* d, const thread float* a, const thread float* b, const thread float* c, metal_emulator_site site);
+void matrix_multiply(thread float* d, const thread float* a, const thread float* b, const thread float* c,
+                     metal_emulator_site site);
 template <class P> auto atomic_read(P p) -> metal_emulator::bare<decltype(*p)>;
-template <class P, class CHANGE> auto atomic_change(P p, CHANGE change, bool reads = true) -> metal_emulator::bare<decltype(*p)>;
+template <class P, class CHANGE>
+auto atomic_change(P p, CHANGE change, bool reads = true) -> metal_emulator::bare<decltype(*p)>;
 
 }  // namespace metal_emulator

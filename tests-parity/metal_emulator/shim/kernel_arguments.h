@@ -6,8 +6,7 @@ namespace metal_emulator {
 
 enum Source { BUFFER = 0, THREADGROUP_MEMORY = 1, POSITION = 2 };
 
-template <int SOURCE, int INDEX>
-struct Binding {
+template <int SOURCE, int INDEX> struct Binding {
   static constexpr int source = SOURCE;
   static constexpr int index = INDEX;
 };
@@ -19,10 +18,14 @@ struct Arguments {  // passed by value
 };
 
 METAL_FUNC unsigned position(const Arguments&, int number, int axis) {
-  const unsigned thread_at[3] = {__nvvm_read_ptx_sreg_tid_x(), __nvvm_read_ptx_sreg_tid_y(), __nvvm_read_ptx_sreg_tid_z()};
-  const unsigned threads[3] = {__nvvm_read_ptx_sreg_ntid_x(), __nvvm_read_ptx_sreg_ntid_y(), __nvvm_read_ptx_sreg_ntid_z()};
-  const unsigned group_at[3] = {__nvvm_read_ptx_sreg_ctaid_x(), __nvvm_read_ptx_sreg_ctaid_y(), __nvvm_read_ptx_sreg_ctaid_z()};
-  const unsigned groups[3] = {__nvvm_read_ptx_sreg_nctaid_x(), __nvvm_read_ptx_sreg_nctaid_y(), __nvvm_read_ptx_sreg_nctaid_z()};
+  const unsigned thread_at[3] = {__nvvm_read_ptx_sreg_tid_x(), __nvvm_read_ptx_sreg_tid_y(),
+                                 __nvvm_read_ptx_sreg_tid_z()};
+  const unsigned threads[3] = {__nvvm_read_ptx_sreg_ntid_x(), __nvvm_read_ptx_sreg_ntid_y(),
+                               __nvvm_read_ptx_sreg_ntid_z()};
+  const unsigned group_at[3] = {__nvvm_read_ptx_sreg_ctaid_x(), __nvvm_read_ptx_sreg_ctaid_y(),
+                                __nvvm_read_ptx_sreg_ctaid_z()};
+  const unsigned groups[3] = {__nvvm_read_ptx_sreg_nctaid_x(), __nvvm_read_ptx_sreg_nctaid_y(),
+                              __nvvm_read_ptx_sreg_nctaid_z()};
   const unsigned index = (thread_at[2] * threads[1] + thread_at[1]) * threads[0] + thread_at[0];
   const unsigned total = threads[0] * threads[1] * threads[2];
   switch (number) {
@@ -41,30 +44,28 @@ METAL_FUNC unsigned position(const Arguments&, int number, int axis) {
   }
 }
 
-template <int SOURCE, int INDEX>
-METAL_FUNC void* address(const Arguments& a) {
+template <int SOURCE, int INDEX> METAL_FUNC void* address(const Arguments& a) {
   static_assert(SOURCE == BUFFER, "[[threadgroup(n)]] memory is not available on PTX");
   return a.buffers[INDEX];
 }
 #else
 using Arguments = metal_emulator_arguments;
 
-METAL_EMULATOR_UNCHECKED inline unsigned position(const Arguments& a, int number, int axis) { return a.position[number][axis]; }
+METAL_EMULATOR_UNCHECKED inline unsigned position(const Arguments& a, int number, int axis) {
+  return a.position[number][axis];
+}
 
-template <int SOURCE, int INDEX>
-METAL_EMULATOR_UNCHECKED inline void* address(const Arguments& a) {
+template <int SOURCE, int INDEX> METAL_EMULATOR_UNCHECKED inline void* address(const Arguments& a) {
   return SOURCE == THREADGROUP_MEMORY ? a.threadgroup_memory[INDEX] : a.buffers[INDEX];
 }
 
 // A threadgroup variable of a kernel; `key` is a byte of its own for every variable of every instantiation
-template <class T>
-METAL_FUNC T& threadgroup_variable(const char& key, unsigned alignment, const char* name) {
+template <class T> METAL_FUNC T& threadgroup_variable(const char& key, unsigned alignment, const char* name) {
   return *(T*)metal_emulator_threadgroup_variable(&key, sizeof(T), alignment, name);
 }
 #endif
 
-template <class P, class B>
-METAL_EMULATOR_UNCHECKED inline P argument(const Arguments& a) {
+template <class P, class B> METAL_EMULATOR_UNCHECKED inline P argument(const Arguments& a) {
   if constexpr (__is_pointer(P)) {
     return (P)address<B::source, B::index>(a);
   } else if constexpr (__is_lvalue_reference(P)) {
@@ -79,8 +80,7 @@ METAL_EMULATOR_UNCHECKED inline P argument(const Arguments& a) {
   }
 }
 
-template <class... B, class... P>
-METAL_EMULATOR_UNCHECKED inline void call(void (*kernel)(P...), const Arguments& a) {
+template <class... B, class... P> METAL_EMULATOR_UNCHECKED inline void call(void (*kernel)(P...), const Arguments& a) {
   static_assert(sizeof...(B) == sizeof...(P), "one binding for each parameter");
   kernel(argument<P, B>(a)...);
 }

@@ -33,46 +33,46 @@ METAL_FUNC float dividef(float x, float y) { return x / y; }
 }  // namespace metal_emulator
 
 // F(name in Metal, scalar float function)
-#define METAL_EMULATOR_UNARY_MATH(F)    \
-  F(exp, metal_emulator::expf)          \
-  F(exp2, metal_emulator::exp2f)        \
-  F(exp10, metal_emulator::exp10f)      \
-  F(log, metal_emulator::logf)          \
-  F(log2, metal_emulator::log2f)        \
-  F(log10, __builtin_log10f)            \
-  F(sqrt, __builtin_sqrtf)              \
-  F(rsqrt, metal_emulator::rsqrtf)      \
-  F(sin, __builtin_sinf)                \
-  F(cos, __builtin_cosf)                \
-  F(tan, __builtin_tanf)                \
-  F(asin, __builtin_asinf)              \
-  F(acos, __builtin_acosf)              \
-  F(atan, __builtin_atanf)              \
-  F(sinh, __builtin_sinhf)              \
-  F(cosh, __builtin_coshf)              \
-  F(tanh, __builtin_tanhf)              \
-  F(asinh, __builtin_asinhf)            \
-  F(acosh, __builtin_acoshf)            \
-  F(atanh, __builtin_atanhf)            \
-  F(sinpi, metal_emulator::sinpif)      \
-  F(cospi, metal_emulator::cospif)      \
-  F(tanpi, metal_emulator::tanpif)      \
-  F(floor, __builtin_floorf)            \
-  F(ceil, __builtin_ceilf)              \
-  F(round, __builtin_roundf)            \
-  F(rint, __builtin_rintf)              \
-  F(trunc, __builtin_truncf)            \
-  F(fabs, __builtin_fabsf)              \
+#define METAL_EMULATOR_UNARY_MATH(F) \
+  F(exp, metal_emulator::expf)       \
+  F(exp2, metal_emulator::exp2f)     \
+  F(exp10, metal_emulator::exp10f)   \
+  F(log, metal_emulator::logf)       \
+  F(log2, metal_emulator::log2f)     \
+  F(log10, __builtin_log10f)         \
+  F(sqrt, __builtin_sqrtf)           \
+  F(rsqrt, metal_emulator::rsqrtf)   \
+  F(sin, __builtin_sinf)             \
+  F(cos, __builtin_cosf)             \
+  F(tan, __builtin_tanf)             \
+  F(asin, __builtin_asinf)           \
+  F(acos, __builtin_acosf)           \
+  F(atan, __builtin_atanf)           \
+  F(sinh, __builtin_sinhf)           \
+  F(cosh, __builtin_coshf)           \
+  F(tanh, __builtin_tanhf)           \
+  F(asinh, __builtin_asinhf)         \
+  F(acosh, __builtin_acoshf)         \
+  F(atanh, __builtin_atanhf)         \
+  F(sinpi, metal_emulator::sinpif)   \
+  F(cospi, metal_emulator::cospif)   \
+  F(tanpi, metal_emulator::tanpif)   \
+  F(floor, __builtin_floorf)         \
+  F(ceil, __builtin_ceilf)           \
+  F(round, __builtin_roundf)         \
+  F(rint, __builtin_rintf)           \
+  F(trunc, __builtin_truncf)         \
+  F(fabs, __builtin_fabsf)           \
   F(fract, metal_emulator::fractf)
 
-#define METAL_EMULATOR_BINARY_MATH(F)   \
-  F(pow, __builtin_powf)                \
-  F(powr, __builtin_powf)               \
-  F(fmod, __builtin_fmodf)              \
-  F(atan2, __builtin_atan2f)            \
-  F(fmax, __builtin_fmaxf)              \
-  F(fmin, __builtin_fminf)              \
-  F(fdim, __builtin_fdimf)              \
-  F(copysign, __builtin_copysignf)      \
-  F(nextafter, __builtin_nextafterf)    \
+#define METAL_EMULATOR_BINARY_MATH(F) \
+  F(pow, __builtin_powf)              \
+  F(powr, __builtin_powf)             \
+  F(fmod, __builtin_fmodf)            \
+  F(atan2, __builtin_atan2f)          \
+  F(fmax, __builtin_fmaxf)            \
+  F(fmin, __builtin_fminf)            \
+  F(fdim, __builtin_fdimf)            \
+  F(copysign, __builtin_copysignf)    \
+  F(nextafter, __builtin_nextafterf)  \
   F(divide, metal_emulator::dividef)

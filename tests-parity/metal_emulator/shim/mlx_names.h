@@ -3,8 +3,10 @@
 
 namespace metal {
 
-#define METAL_EMULATOR_UNARY(NAME, FUNCTION) METAL_FUNC float __metal_##NAME(float x, bool) { return FUNCTION(x); }
-#define METAL_EMULATOR_BINARY(NAME, FUNCTION) METAL_FUNC float __metal_##NAME(float x, float y, bool = false) { return FUNCTION(x, y); }
+#define METAL_EMULATOR_UNARY(NAME, FUNCTION) \
+  METAL_FUNC float __metal_##NAME(float x, bool) { return FUNCTION(x); }
+#define METAL_EMULATOR_BINARY(NAME, FUNCTION) \
+  METAL_FUNC float __metal_##NAME(float x, float y, bool = false) { return FUNCTION(x, y); }
 METAL_EMULATOR_UNARY_MATH(METAL_EMULATOR_UNARY)
 METAL_EMULATOR_BINARY_MATH(METAL_EMULATOR_BINARY)
 #undef METAL_EMULATOR_UNARY
@@ -33,8 +35,7 @@ METAL_EMULATOR_REDUCTION(simd_prefix_exclusive_product)
 #undef METAL_EMULATOR_REDUCTION
 
 // MLX names it for float, without ever calling it
-template <class T>
-METAL_FUNC T __metal_simd_xor(T v, METAL_EMULATOR_SITE) {
+template <class T> METAL_FUNC T __metal_simd_xor(T v, METAL_EMULATOR_SITE) {
   if constexpr (__is_integral(T)) {
     return simd_xor(v, site);
   } else {

@@ -14,10 +14,10 @@
 
 namespace metal {
 
-template <class T, int ROWS, int COLS>
-struct simdgroup_matrix {
+template <class T, int ROWS, int COLS> struct simdgroup_matrix {
   static_assert(ROWS == 8 && COLS == 8, "simdgroup_matrix is 8x8");
-  static_assert(is_same_v<T, half> || is_same_v<T, bfloat> || is_same_v<T, float>, "simdgroup_matrix of half, bfloat or float");
+  static_assert(is_same_v<T, half> || is_same_v<T, bfloat> || is_same_v<T, float>,
+                "simdgroup_matrix of half, bfloat or float");
   using elements = vec<T, 2>;
   elements held;
 
@@ -34,8 +34,7 @@ struct simdgroup_matrix {
   METAL_FUNC const thread elements& thread_elements() const thread { return held; }
 };
 
-template <class T, int ROWS, int COLS>
-METAL_FUNC simdgroup_matrix<T, ROWS, COLS> make_filled_simdgroup_matrix(T x) {
+template <class T, int ROWS, int COLS> METAL_FUNC simdgroup_matrix<T, ROWS, COLS> make_filled_simdgroup_matrix(T x) {
   simdgroup_matrix<T, ROWS, COLS> m;
   m.thread_elements()[0] = x;
   m.thread_elements()[1] = x;
@@ -55,7 +54,8 @@ METAL_FUNC ulong matrix_offset(unsigned k, ulong elements_per_row, metal::vec<ul
 }
 
 #if defined(METAL_EMULATOR_PTX)
-// d = a * b + c from shuffles: row `row` of A lies in lanes that share its row, column `col` of B in lanes that share its column
+// d = a * b + c from shuffles: row `row` of A lies in lanes that share its row, column `col` of B in lanes that share
+// its column
 template <class TA, class TB>
 METAL_FUNC void matrix_multiply(float* d, metal::vec<TA, 2> a, metal::vec<TB, 2> b, const float* c) {
   using M = metal::simdgroup_matrix<float, 8, 8>;
@@ -76,7 +76,8 @@ METAL_FUNC void matrix_multiply(float* d, metal::vec<TA, 2> a, metal::vec<TB, 2>
 #endif
 
 template <class TD, class TA, class TB>
-METAL_FUNC void multiply(thread metal::simdgroup_matrix<TD, 8, 8>& d, metal::simdgroup_matrix<TA, 8, 8> a, metal::simdgroup_matrix<TB, 8, 8> b, const thread float* c, metal_emulator_site site) {
+METAL_FUNC void multiply(thread metal::simdgroup_matrix<TD, 8, 8>& d, metal::simdgroup_matrix<TA, 8, 8> a,
+                         metal::simdgroup_matrix<TB, 8, 8> b, const thread float* c, metal_emulator_site site) {
   float out[2];
 #if defined(METAL_EMULATOR_PTX)
   matrix_multiply(out, a.thread_elements(), b.thread_elements(), c);
@@ -94,7 +95,9 @@ METAL_FUNC void multiply(thread metal::simdgroup_matrix<TD, 8, 8>& d, metal::sim
 namespace metal {
 
 template <class T, int ROWS, int COLS, class P>
-METAL_FUNC void simdgroup_load(thread simdgroup_matrix<T, ROWS, COLS>& m, const P* source, ulong elements_per_row = COLS, ulong2 origin = ulong2(0), bool transpose = false, METAL_EMULATOR_SITE) {
+METAL_FUNC void simdgroup_load(thread simdgroup_matrix<T, ROWS, COLS>& m, const P* source,
+                               ulong elements_per_row = COLS, ulong2 origin = ulong2(0), bool transpose = false,
+                               METAL_EMULATOR_SITE) {
   using M = simdgroup_matrix<T, ROWS, COLS>;
   m.thread_elements()[0] = source[metal_emulator::matrix_offset<M>(0, elements_per_row, origin, transpose)];
   m.thread_elements()[1] = source[metal_emulator::matrix_offset<M>(1, elements_per_row, origin, transpose)];
@@ -102,7 +105,8 @@ METAL_FUNC void simdgroup_load(thread simdgroup_matrix<T, ROWS, COLS>& m, const 
 }
 
 template <class T, int ROWS, int COLS, class P>
-METAL_FUNC void simdgroup_store(simdgroup_matrix<T, ROWS, COLS> m, P* target, ulong elements_per_row = COLS, ulong2 origin = ulong2(0), bool transpose = false, METAL_EMULATOR_SITE) {
+METAL_FUNC void simdgroup_store(simdgroup_matrix<T, ROWS, COLS> m, P* target, ulong elements_per_row = COLS,
+                                ulong2 origin = ulong2(0), bool transpose = false, METAL_EMULATOR_SITE) {
   using M = simdgroup_matrix<T, ROWS, COLS>;
   target[metal_emulator::matrix_offset<M>(0, elements_per_row, origin, transpose)] = m.thread_elements()[0];
   target[metal_emulator::matrix_offset<M>(1, elements_per_row, origin, transpose)] = m.thread_elements()[1];
@@ -110,13 +114,16 @@ METAL_FUNC void simdgroup_store(simdgroup_matrix<T, ROWS, COLS> m, P* target, ul
 }
 
 template <class TD, class TA, class TB, class TC>
-METAL_FUNC void simdgroup_multiply_accumulate(thread simdgroup_matrix<TD, 8, 8>& d, simdgroup_matrix<TA, 8, 8> a, simdgroup_matrix<TB, 8, 8> b, simdgroup_matrix<TC, 8, 8> c, METAL_EMULATOR_SITE) {
+METAL_FUNC void simdgroup_multiply_accumulate(thread simdgroup_matrix<TD, 8, 8>& d, simdgroup_matrix<TA, 8, 8> a,
+                                              simdgroup_matrix<TB, 8, 8> b, simdgroup_matrix<TC, 8, 8> c,
+                                              METAL_EMULATOR_SITE) {
   float from_c[2] = {(float)c.thread_elements()[0], (float)c.thread_elements()[1]};
   metal_emulator::multiply(d, a, b, from_c, site);
 }
 
 template <class TD, class TA, class TB>
-METAL_FUNC void simdgroup_multiply(thread simdgroup_matrix<TD, 8, 8>& d, simdgroup_matrix<TA, 8, 8> a, simdgroup_matrix<TB, 8, 8> b, METAL_EMULATOR_SITE) {
+METAL_FUNC void simdgroup_multiply(thread simdgroup_matrix<TD, 8, 8>& d, simdgroup_matrix<TA, 8, 8> a,
+                                   simdgroup_matrix<TB, 8, 8> b, METAL_EMULATOR_SITE) {
   float zero[2] = {0.0f, 0.0f};
   metal_emulator::multiply(d, a, b, zero, site);
 }

@@ -1,8 +1,8 @@
 // Vectors: vec<T, 2..4>, their swizzles, packed vectors, as_type.
 //
-// A class template, not clang's own vector type: only scalar -> vector converts implicitly, as in Metal (half4 <-> float4 has
-// to be written out), and float4(v.xy, 1, 2) works in every compiler that the shim serves. vec<T, 3> is as large as vec<T, 4>;
-// packed_vec<T, 3> is not. A swizzle of a swizzle (v.xyz.x) is not supported: a compile error.
+// A class template, not clang's own vector type: only scalar -> vector converts implicitly, as in Metal (half4 <->
+// float4 has to be written out), and float4(v.xy, 1, 2) works in every compiler that the shim serves. vec<T, 3> is as
+// large as vec<T, 4>; packed_vec<T, 3> is not. A swizzle of a swizzle (v.xyz.x) is not supported: a compile error.
 #pragma once
 #include "swizzles.h"  // written by swizzles.py: METAL_EMULATOR_SWIZZLES_{2,3,4}(T)
 
@@ -14,13 +14,25 @@ template <class T, int STORED, int... INDEX> struct swizzle;
 namespace metal_emulator {
 
 // The type without the address space of the place it lies in
-template <class A> struct without_space { using type = A; };
+template <class A> struct without_space {
+  using type = A;
+};
 #if defined(METAL_EMULATOR_STRICT)
-template <class A> struct without_space<device A> { using type = A; };
-template <class A> struct without_space<constant A> { using type = A; };
-template <class A> struct without_space<threadgroup A> { using type = A; };
-template <class A> struct without_space<thread A> { using type = A; };
-template <class A> struct without_space<__generic A> { using type = A; };
+template <class A> struct without_space<device A> {
+  using type = A;
+};
+template <class A> struct without_space<constant A> {
+  using type = A;
+};
+template <class A> struct without_space<threadgroup A> {
+  using type = A;
+};
+template <class A> struct without_space<thread A> {
+  using type = A;
+};
+template <class A> struct without_space<__generic A> {
+  using type = A;
+};
 #endif
 template <class A> using bare = typename without_space<metal::remove_cvref_t<A>>::type;
 
@@ -43,21 +55,26 @@ template <class A> constexpr bool is_vector = width<A> != 0;
 template <class A> using element = typename shape<bare<A>>::element;
 
 // What an expression of type A is as a value: a scalar, or a vec
-template <class A, int N> struct value_type { using type = metal::vec<element<A>, N>; };
-template <class A> struct value_type<A, 0> { using type = bare<A>; };
+template <class A, int N> struct value_type {
+  using type = metal::vec<element<A>, N>;
+};
+template <class A> struct value_type<A, 0> {
+  using type = bare<A>;
+};
 template <class A> using value = typename value_type<A, width<A>>::type;
 
 // Two operands of which at least one is a vector and both fit together, and the vector they give
 template <class A, class B>
-constexpr bool fit = (is_vector<A> || is_vector<B>) && (is_scalar<A> || is_scalar<B> || (width<A> == width<B> && metal::is_same_v<element<A>, element<B>>));
+constexpr bool fit =
+    (is_vector<A> || is_vector<B>) &&
+    (is_scalar<A> || is_scalar<B> || (width<A> == width<B> && metal::is_same_v<element<A>, element<B>>));
 template <class A, class B> using joined = metal::conditional_t<is_vector<A>, value<A>, value<B>>;
 
 }  // namespace metal_emulator
 
 namespace metal {
 
-template <class T, int STORED, int... INDEX>
-struct swizzle {
+template <class T, int STORED, int... INDEX> struct swizzle {
   T data[STORED];
   using as_vec = vec<T, sizeof...(INDEX)>;
 
@@ -87,12 +104,15 @@ namespace metal_emulator {
 
 template <class T, int N> struct storage;
 
-template <class T>
-struct storage<T, 2> {
+template <class T> struct storage<T, 2> {
   union {
     T data[2];
-    struct { T x, y; };
-    struct { T r, g; };
+    struct {
+      T x, y;
+    };
+    struct {
+      T r, g;
+    };
     METAL_EMULATOR_SWIZZLES_2(T)
   };
   METAL_FUNC constexpr storage() : data{} {}
@@ -104,12 +124,15 @@ struct storage<T, 2> {
   }
 };
 
-template <class T>
-struct storage<T, 3> {
+template <class T> struct storage<T, 3> {
   union {
     T data[4];
-    struct { T x, y, z; };
-    struct { T r, g, b; };
+    struct {
+      T x, y, z;
+    };
+    struct {
+      T r, g, b;
+    };
     METAL_EMULATOR_SWIZZLES_3(T)
   };
   METAL_FUNC constexpr storage() : data{} {}
@@ -122,12 +145,15 @@ struct storage<T, 3> {
   }
 };
 
-template <class T>
-struct storage<T, 4> {
+template <class T> struct storage<T, 4> {
   union {
     T data[4];
-    struct { T x, y, z, w; };
-    struct { T r, g, b, a; };
+    struct {
+      T x, y, z, w;
+    };
+    struct {
+      T r, g, b, a;
+    };
     METAL_EMULATOR_SWIZZLES_4(T)
   };
   METAL_FUNC constexpr storage() : data{} {}
@@ -145,8 +171,7 @@ struct storage<T, 4> {
 
 namespace metal {
 
-template <class T, int N>
-struct alignas(sizeof(T) * (N == 3 ? 4 : N)) vec : metal_emulator::storage<T, N> {
+template <class T, int N> struct alignas(sizeof(T) * (N == 3 ? 4 : N)) vec : metal_emulator::storage<T, N> {
   using metal_emulator::storage<T, N>::data;
 
   METAL_FUNC constexpr vec() {}
@@ -160,19 +185,19 @@ struct alignas(sizeof(T) * (N == 3 ? 4 : N)) vec : metal_emulator::storage<T, N>
 #endif
 
   // a scalar fills all components
-  template <class S, class = enable_if_t<metal_emulator::is_scalar<S> && __is_convertible(S, T) && !__is_class(S)>>
+  template <class S, class = enable_if_t<metal_emulator::is_scalar<S>&& __is_convertible(S, T) && !__is_class(S)>>
   METAL_FUNC constexpr vec(S s) {
     for (int i = 0; i < N; i++) data[i] = (T)s;
   }
   // another element type: only if written out
-  template <class V, class = enable_if_t<metal_emulator::width<V> == N && !is_same_v<metal_emulator::element<V>, T>>, class = void>
+  template <class V, class = enable_if_t<metal_emulator::width<V> == N && !is_same_v<metal_emulator::element<V>, T>>,
+            class = void>
   METAL_FUNC explicit vec(const V& other) {
     metal_emulator::value<V> v = other;
     for (int i = 0; i < N; i++) data[i] = (T)v.data[i];
   }
   // component lists: float4(v.xy, 1, 2)
-  template <class A, class B, class... REST>
-  METAL_FUNC constexpr vec(const A& a, const B& b, const REST&... rest) {
+  template <class A, class B, class... REST> METAL_FUNC constexpr vec(const A& a, const B& b, const REST&... rest) {
     int at = 0;
     append(at, a);
     append(at, b);
@@ -183,8 +208,7 @@ struct alignas(sizeof(T) * (N == 3 ? 4 : N)) vec : metal_emulator::storage<T, N>
   METAL_FUNC constexpr const T& operator[](int i) const { return data[i]; }
 
  private:
-  template <class A>
-  METAL_FUNC constexpr void append(int& at, const A& a) {
+  template <class A> METAL_FUNC constexpr void append(int& at, const A& a) {
     if constexpr (metal_emulator::is_scalar<A>) {
       data[at++] = (T)a;
     } else {
@@ -194,8 +218,7 @@ struct alignas(sizeof(T) * (N == 3 ? 4 : N)) vec : metal_emulator::storage<T, N>
   }
 };
 
-template <class T, int N>
-struct packed_vec {
+template <class T, int N> struct packed_vec {
   T data[N];
   METAL_FUNC packed_vec() = default;
   METAL_FUNC packed_vec(const vec<T, N>& v) {
@@ -218,8 +241,7 @@ struct packed_vec {
   METAL_FUNC T operator[](int i) const { return data[i]; }
 };
 
-template <class T, int N>
-struct array {
+template <class T, int N> struct array {
   T data[N];
   METAL_FUNC T& operator[](int i) { return data[i]; }
   METAL_FUNC const T& operator[](int i) const { return data[i]; }
@@ -227,10 +249,10 @@ struct array {
 
 }  // namespace metal
 
-#define METAL_EMULATOR_VECTOR_NAMES(T)          \
-  typedef metal::vec<T, 2> T##2;                \
-  typedef metal::vec<T, 3> T##3;                \
-  typedef metal::vec<T, 4> T##4;                \
+#define METAL_EMULATOR_VECTOR_NAMES(T)           \
+  typedef metal::vec<T, 2> T##2;                 \
+  typedef metal::vec<T, 3> T##3;                 \
+  typedef metal::vec<T, 4> T##4;                 \
   typedef metal::packed_vec<T, 2> packed_##T##2; \
   typedef metal::packed_vec<T, 3> packed_##T##3; \
   typedef metal::packed_vec<T, 4> packed_##T##4;
@@ -248,8 +270,7 @@ METAL_EMULATOR_VECTOR_NAMES(ulong)
 METAL_EMULATOR_VECTOR_NAMES(bool)
 #undef METAL_EMULATOR_VECTOR_NAMES
 
-template <class TO, class FROM>
-METAL_FUNC TO as_type(const FROM& from) {
+template <class TO, class FROM> METAL_FUNC TO as_type(const FROM& from) {
   static_assert(sizeof(TO) == sizeof(FROM), "as_type: the sizes differ");
   TO to;
   __builtin_memcpy(&to, &from, sizeof(TO));

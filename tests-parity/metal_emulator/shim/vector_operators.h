@@ -3,19 +3,19 @@
 
 namespace metal {
 
-#define METAL_EMULATOR_ARITHMETIC(OP)                                                                   \
-  template <class A, class B, class = enable_if_t<metal_emulator::fit<A, B>>>                           \
-  METAL_FUNC metal_emulator::joined<A, B> operator OP(const A& a, const B& b) {                         \
-    using V = metal_emulator::joined<A, B>;                                                             \
-    using T = metal_emulator::element<V>;                                                               \
-    V x = a;                                                                                            \
-    V y = b;                                                                                            \
-    for (int i = 0; i < metal_emulator::width<V>; i++) x.data[i] = (T)(x.data[i] OP y.data[i]);         \
-    return x;                                                                                           \
-  }                                                                                                     \
-  template <class T, int N, class B, class = enable_if_t<metal_emulator::fit<vec<T, N>, B>>>            \
-  METAL_FUNC vec<T, N>& operator OP##=(vec<T, N>& a, const B& b) {                                      \
-    return a = a OP b;                                                                                  \
+#define METAL_EMULATOR_ARITHMETIC(OP)                                                           \
+  template <class A, class B, class = enable_if_t<metal_emulator::fit<A, B>>>                   \
+  METAL_FUNC metal_emulator::joined<A, B> operator OP(const A& a, const B& b) {                 \
+    using V = metal_emulator::joined<A, B>;                                                     \
+    using T = metal_emulator::element<V>;                                                       \
+    V x = a;                                                                                    \
+    V y = b;                                                                                    \
+    for (int i = 0; i < metal_emulator::width<V>; i++) x.data[i] = (T)(x.data[i] OP y.data[i]); \
+    return x;                                                                                   \
+  }                                                                                             \
+  template <class T, int N, class B, class = enable_if_t<metal_emulator::fit<vec<T, N>, B>>>    \
+  METAL_FUNC vec<T, N>& operator OP## = (vec<T, N> & a, const B& b) {                           \
+    return a = a OP b;                                                                          \
   }
 METAL_EMULATOR_ARITHMETIC(+)
 METAL_EMULATOR_ARITHMETIC(-)
@@ -29,15 +29,15 @@ METAL_EMULATOR_ARITHMETIC(<<)
 METAL_EMULATOR_ARITHMETIC(>>)
 #undef METAL_EMULATOR_ARITHMETIC
 
-#define METAL_EMULATOR_COMPARISON(OP)                                                                   \
-  template <class A, class B, class = enable_if_t<metal_emulator::fit<A, B>>>                           \
+#define METAL_EMULATOR_COMPARISON(OP)                                                                             \
+  template <class A, class B, class = enable_if_t<metal_emulator::fit<A, B>>>                                     \
   METAL_FUNC vec<bool, metal_emulator::width<metal_emulator::joined<A, B>>> operator OP(const A& a, const B& b) { \
-    using V = metal_emulator::joined<A, B>;                                                             \
-    V x = a;                                                                                            \
-    V y = b;                                                                                            \
-    vec<bool, metal_emulator::width<V>> r;                                                              \
-    for (int i = 0; i < metal_emulator::width<V>; i++) r.data[i] = x.data[i] OP y.data[i];              \
-    return r;                                                                                           \
+    using V = metal_emulator::joined<A, B>;                                                                       \
+    V x = a;                                                                                                      \
+    V y = b;                                                                                                      \
+    vec<bool, metal_emulator::width<V>> r;                                                                        \
+    for (int i = 0; i < metal_emulator::width<V>; i++) r.data[i] = x.data[i] OP y.data[i];                        \
+    return r;                                                                                                     \
   }
 METAL_EMULATOR_COMPARISON(<)
 METAL_EMULATOR_COMPARISON(>)
@@ -71,15 +71,13 @@ METAL_FUNC vec<bool, metal_emulator::width<A>> operator!(const A& a) {
   return r;
 }
 
-template <int N>
-METAL_FUNC bool any(vec<bool, N> v) {
+template <int N> METAL_FUNC bool any(vec<bool, N> v) {
   bool r = false;
   for (int i = 0; i < N; i++) r = r || v.data[i];
   return r;
 }
 
-template <int N>
-METAL_FUNC bool all(vec<bool, N> v) {
+template <int N> METAL_FUNC bool all(vec<bool, N> v) {
   bool r = true;
   for (int i = 0; i < N; i++) r = r && v.data[i];
   return r;

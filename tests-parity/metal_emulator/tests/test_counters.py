@@ -12,7 +12,10 @@ BODIES = {
     "twice": f"s[i] = x[g]; {BARRIER} y[g] = s[63 - i] + x[g ^ 1]; {BARRIER} if (i == 0) y[g] = 7;",
     "partly": "if (i < 32) y[g] = x[g / 2];",
     "once": f"s[i] = x[g]; {BARRIER} y[g] = s[i];",
-    "events": "METAL_EMULATOR_COUNT(all); if (sg == 1) METAL_EMULATOR_COUNT(second); if (lane < 5) METAL_EMULATOR_COUNT(some); y[g] = x[g];",
+    "events": (
+        "METAL_EMULATOR_COUNT(all); if (sg == 1) METAL_EMULATOR_COUNT(second); if (lane < 5) "
+        "METAL_EMULATOR_COUNT(some); y[g] = x[g];"
+    ),
 }
 
 
@@ -25,7 +28,9 @@ def test_bytes_and_barriers(library):
     _, report = run(library, "twice")
     assert report.bytes_read == {0: 2 * 512, 1: 0}
     assert report.bytes_written == {0: 0, 1: 512 + 2 * 4}
-    assert report.threadgroup_bytes == report.threadgroup_bytes_read // 2 == report.threadgroup_bytes_written // 2 == 256
+    assert (
+        report.threadgroup_bytes == report.threadgroup_bytes_read // 2 == report.threadgroup_bytes_written // 2 == 256
+    )
     assert report.barriers == 4
     assert report.threadgroups == 2
 
@@ -45,13 +50,17 @@ def test_elements_written_and_read(library):
 
 
 def test_counts_go_by_element_for_every_size():
-    source = HEADER + """
-    kernel void copy(const device long* a [[buffer(0)]], device half* b [[buffer(1)]], device uchar* c [[buffer(2)]], uint g [[thread_position_in_grid]]) {
+    source = (
+        HEADER
+        + """
+    kernel void copy(const device long* a [[buffer(0)]], device half* b [[buffer(1)]],
+    device uchar* c [[buffer(2)]], uint g [[thread_position_in_grid]]) {
       b[g] = half(a[g]);
       if (g % 2 == 0) c[g] = uchar(a[g]);
     }"""
+    )
     buffers = [np.arange(16).reshape(4, 4), Buffer(np.zeros(16, np.float16), initialised=False), np.zeros(16, np.uint8)]
-    report = metal_emulator.compile(source).kernel("copy").launch(buffers, 16, 16)
+    report = metal_emulator.compile_source(source).kernel("copy").launch(buffers, 16, 16)
     assert report.read_counts[0].shape == (4, 4)
     assert (report.read_counts[0] >= 1).all()
     assert report.written_once(1)

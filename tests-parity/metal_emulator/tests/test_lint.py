@@ -14,12 +14,24 @@ PLANTED = {
     "static local": (KERNEL.format("static int c = 0; x[0] = c++;"), ("static-local", 1)),
     "program-scope variable": ("float state = 1;\n" + KERNEL.format("x[0] = state;"), ("program-scope", 1)),
     "program-scope variable without a value": ("int state;\n" + KERNEL.format("x[0] = state;"), ("program-scope", 1)),
-    "pointer without an address space": ("float f(float* p) { return *p; }\n" + KERNEL.format("float v; x[0] = f(&v);"), ("address-space", 1)),
-    "reference without an address space": ("void f(const int& p, device float* q) { *q = p; }\n" + KERNEL.format("f(1, x);"), ("address-space", 1)),
+    "pointer without an address space": (
+        "float f(float* p) { return *p; }\n" + KERNEL.format("float v; x[0] = f(&v);"),
+        ("address-space", 1),
+    ),
+    "reference without an address space": (
+        "void f(const int& p, device float* q) { *q = p; }\n" + KERNEL.format("f(1, x);"),
+        ("address-space", 1),
+    ),
     "local pointer without an address space": (KERNEL.format("\n float* p = x; *p = 1;"), ("address-space", 2)),
     "recursion": ("int f(int n) { return n ? f(n - 1) : 0; }\n" + KERNEL.format("x[0] = f(3);"), ("recursion", 1)),
-    "mutual recursion": ("int g(int n);\nint f(int n) { return g(n); }\nint g(int n) { return n ? f(n - 1) : 0; }\n", ("recursion", 2)),
-    "function named like Metal's": ("METAL_FUNC float clamp(float a) { return a; }\n" + KERNEL.format("x[0] = 1;"), ("name-clash", 1)),
+    "mutual recursion": (
+        "int g(int n);\nint f(int n) { return g(n); }\nint g(int n) { return n ? f(n - 1) : 0; }\n",
+        ("recursion", 2),
+    ),
+    "function named like Metal's": (
+        "METAL_FUNC float clamp(float a) { return a; }\n" + KERNEL.format("x[0] = 1;"),
+        ("name-clash", 1),
+    ),
     "constant named like Metal's": ("constant float step = 1.0f;\n" + KERNEL.format("x[0] = 1;"), ("name-clash", 1)),
     "infinity": (KERNEL.format("x[0] = -INFINITY;"), ("fast-math", 1)),
     "isnan": (KERNEL.format("x[0] = isnan(x[1]) ? 0 : 1;"), ("fast-math", 1)),
@@ -43,7 +55,8 @@ template <typename T>
 METAL_FUNC void fill(thread T* p, const device T* q, int n) {
   for (int i = 0; i < n; ++i) p[i] = q[i] * T(0.5h);
 }
-[[kernel]] void k(device float* x [[buffer(0)]], constant float& scale [[buffer(30)]], uint i [[thread_position_in_grid]]) {
+[[kernel]] void k(device float* x [[buffer(0)]], constant float& scale [[buffer(30)]],
+    uint i [[thread_position_in_grid]]) {
   threadgroup float s[32];
   float held[2];
   fill(held, (const device float*)x, 2);

@@ -17,7 +17,7 @@ import mlx.core as mx
 
 from ._arrays import Optional, compute_dtype, exp
 from ._metal.plan import Plan
-from ._walk import Collector, Rows, bias_gradient, mask_logits, steps
+from ._walk import Collector, Rows, Walk, bias_gradient, mask_logits
 
 
 def _extra(tensor: Optional, items: range, dtype: mx.Dtype) -> Optional:
@@ -43,22 +43,22 @@ def forward(
     q, k, v = Rows(query, groups), Rows(key), Rows(value)
     out = Collector(blocks, problem.batch, problem.heads, problem.head_dim_v, query.dtype)
     lse = Collector(blocks, problem.batch, problem.heads, 1, dtype)
-    for chunk, items in steps(blocks, problem.batch):
-        rows = q.gather(chunk, "rows", items) * problem.scale
-        logits = rows @ k.gather(chunk, "columns", items).swapaxes(-1, -2)
-        logits = mask_logits(logits, chunk, rpb, groups)
-        extra_keys = _extra(additional_keys, items, dtype)
+    for step in Walk(blocks, problem.batch):
+        rows = q.gather(step, "rows") * problem.scale
+        logits = rows @ k.gather(step, "columns").swapaxes(-1, -2)
+        logits = mask_logits(logits, step.chunk, rpb, groups)
+        extra_keys = _extra(additional_keys, step.items, dtype)
         if extra_keys is not None:
             logits = mx.concatenate([logits, rows @ extra_keys.swapaxes(-1, -2)], -1)
         top = logits.max(-1, keepdims=True)
         weights = exp(logits - top)
         total = weights.sum(-1, keepdims=True)
-        lse.put(chunk, items, top + mx.log(total))
-        part = weights[..., : blocks.box_columns] @ v.gather(chunk, "columns", items)
-        extra_values = _extra(additional_values, items, dtype)
+        lse.put(step, top + mx.log(total))
+        part = weights[..., : blocks.box_columns] @ v.gather(step, "columns")
+        extra_values = _extra(additional_values, step.items, dtype)
         if extra_values is not None:
             part = part + weights[..., blocks.box_columns :] @ extra_values
-        out.put(chunk, items, part / total)
+        out.put(step, part / total)
     return out.result(problem.query_shape), lse.result(problem.query_shape)[..., 0]
 
 
@@ -79,10 +79,13 @@ def backward(
     dtype = compute_dtype(query)
     delta = (d_out.astype(dtype) * out.astype(dtype)).sum(-1) - d_lse.astype(dtype)
     rows = (d_out, lse[..., None], delta[..., None])
+    assert plan.queries is not None and plan.keys is not None
+    queries = Walk(plan.queries, plan.problem.batch)
+    keys = Walk(plan.keys, plan.problem.batch, after=queries)
     d_query, d_keys, d_values, d_rpb = _query_walk(
-        plan, query, key, value, additional_keys, additional_values, rpb, *rows
+        plan.problem, queries, query, key, value, additional_keys, additional_values, rpb, *rows
     )
-    d_key, d_value = _key_walk(plan, query, key, value, rpb, *rows)
+    d_key, d_value = _key_walk(plan.problem, keys, query, key, value, rpb, *rows)
     return d_query, d_key, d_value, d_keys, d_values, d_rpb
 
 
@@ -108,28 +111,28 @@ def _query_walk(
     d_keys = None if additional_keys is None else mx.zeros(additional_keys.shape, dtype)
     d_values = None if additional_values is None else mx.zeros(additional_values.shape, dtype)
     d_rpb = None if rpb is None else mx.zeros(rpb.shape, dtype)
-    for chunk, items in steps(blocks, problem.batch):
-        rows, d_rows, row_lse, row_delta = (t.gather(chunk, "rows", items) for t in (q, do, ls, de))
+    for step in Walk(blocks, problem.batch):
+        rows, d_rows, row_lse, row_delta = (t.gather(step, "rows") for t in (q, do, ls, de))
         rows = rows * problem.scale
-        keys = k.gather(chunk, "columns", items)
-        logits = mask_logits(rows @ keys.swapaxes(-1, -2), chunk, rpb, groups)
+        keys = k.gather(step, "columns")
+        logits = mask_logits(rows @ keys.swapaxes(-1, -2), step.chunk, rpb, groups)
         weights = exp(logits - row_lse)
-        d_weights = d_rows @ v.gather(chunk, "columns", items).swapaxes(-1, -2)
+        d_weights = d_rows @ v.gather(step, "columns").swapaxes(-1, -2)
         d_logits = (d_weights - row_delta) * weights
         part = d_logits @ keys
         if d_rpb is not None:
-            d_rpb = d_rpb + bias_gradient(d_logits, chunk, blocks)
-        extra_keys, extra_values = _extra(additional_keys, items, dtype), _extra(additional_values, items, dtype)
+            d_rpb = d_rpb + bias_gradient(d_logits, step.chunk, blocks)
+        extra_keys, extra_values = _extra(additional_keys, step.items, dtype), _extra(additional_values, step.items, dtype)
         if extra_keys is not None and extra_values is not None and d_keys is not None and d_values is not None:
             # Rows past the end of a group repeat a token: they must not be summed twice.
-            held = mx.concatenate([chunk.held] * groups, 1)[:, None, :, None]
+            held = mx.concatenate([step.chunk.held] * groups, 1)[:, None, :, None]
             weights = exp(rows @ extra_keys.swapaxes(-1, -2) - row_lse) * held
             d_logits = (d_rows @ extra_values.swapaxes(-1, -2) - row_delta) * weights
             part = part + d_logits @ extra_keys
-            own = slice(items.start, items.stop)
+            own = slice(step.items.start, step.items.stop)
             d_keys[own] = d_keys[own] + mx.einsum("bchrs,bchrd->bshd", d_logits, rows)
             d_values[own] = d_values[own] + mx.einsum("bchrs,bchrd->bshd", weights, d_rows)
-        d_query.put(chunk, items, part * problem.scale)
+        d_query.put(step, part * problem.scale)
     return (
         d_query.result(problem.query_shape),
         None if d_keys is None else d_keys.astype(query.dtype),
@@ -156,14 +159,14 @@ def _key_walk(
     k, v = Rows(key), Rows(value)
     d_key = Collector(blocks, problem.batch, problem.kv_heads, problem.head_dim, key.dtype)
     d_value = Collector(blocks, problem.batch, problem.kv_heads, problem.head_dim_v, value.dtype)
-    for chunk, items in steps(blocks, problem.batch):
-        columns, d_columns, column_lse, column_delta = (t.gather(chunk, "columns", items) for t in (q, do, ls, de))
+    for step in Walk(blocks, problem.batch):
+        columns, d_columns, column_lse, column_delta = (t.gather(step, "columns") for t in (q, do, ls, de))
         columns = columns * problem.scale
-        logits = k.gather(chunk, "rows", items) @ columns.swapaxes(-1, -2)
-        logits = mask_logits(logits, chunk, rpb, groups, transposed=True)
+        logits = k.gather(step, "rows") @ columns.swapaxes(-1, -2)
+        logits = mask_logits(logits, step.chunk, rpb, groups, transposed=True)
         weights = exp(logits - column_lse.swapaxes(-1, -2))
-        d_value.put(chunk, items, weights @ d_columns)
-        d_weights = v.gather(chunk, "rows", items) @ d_columns.swapaxes(-1, -2)
+        d_value.put(step, weights @ d_columns)
+        d_weights = v.gather(step, "rows") @ d_columns.swapaxes(-1, -2)
         d_logits = (d_weights - column_delta.swapaxes(-1, -2)) * weights
-        d_key.put(chunk, items, d_logits @ columns)
+        d_key.put(step, d_logits @ columns)
     return d_key.result(problem.key_shape), d_value.result(problem.key_shape)

@@ -11,7 +11,7 @@ import mlx.core as mx
 from ._arrays import Optional, compute_dtype
 from ._metal.blocks import Chunk
 from ._metal.plan import Plan
-from ._walk import Collector, Rows, bias_gradient, relative_bias, steps
+from ._walk import Collector, Rows, Step, Walk, bias_gradient, relative_bias
 
 
 def _found(values: mx.array, index: mx.array, held: mx.array, groups: int, empty: float) -> mx.array:
@@ -36,7 +36,7 @@ def _box_of_slots(slots: mx.array, chunk: Chunk, groups: int) -> mx.array:
 
 def _pair_weights(slots: Rows, chunk: Chunk, items: range, groups: int) -> mx.array:
     """Slots of the pairs of a transposed walk: ``[b, c, kv heads, T keys, groups * U queries]``."""
-    row = slots.index(chunk, "columns", items)
+    row = slots.index(step, "columns")
     b, c, heads, columns = row.shape
     index = row[..., None, :] * slots.width + chunk.slots()[:, None]
     found = mx.take(slots.rows.reshape(-1), index, axis=0).astype(slots.dtype)
@@ -53,12 +53,12 @@ def qk(plan: Plan, query: mx.array, key: mx.array, rpb: Optional = None) -> mx.a
     groups = problem.group_heads
     q, k = Rows(query, groups), Rows(key)
     out = Collector(blocks, problem.batch, problem.heads, problem.slots, query.dtype)
-    for chunk, items in steps(blocks, problem.batch):
-        logits = (q.gather(chunk, "rows", items) * problem.scale) @ k.gather(chunk, "columns", items).swapaxes(-1, -2)
+    for step in Walk(blocks, problem.batch):
+        logits = (q.gather(step, "rows") * problem.scale) @ k.gather(step, "columns").swapaxes(-1, -2)
         if rpb is not None:
             relative = relative_bias(chunk, rpb.astype(logits.dtype), problem.kv_heads, groups)
             logits = logits + relative.reshape(1, *logits.shape[1:])
-        out.put(chunk, items, _slots_of_box(logits, chunk, groups, -math.inf))
+        out.put(step, _slots_of_box(logits, chunk, groups, -math.inf))
     return out.result(problem.query_shape)
 
 
@@ -77,11 +77,11 @@ def _weigh_keys(
     a, k = Rows(slots, groups), Rows(keys)
     out = Collector(blocks, problem.batch, problem.heads, k.width, keys.dtype)
     d_rpb = None if rpb is None else mx.zeros(rpb.shape, compute_dtype(slots))
-    for chunk, items in steps(blocks, problem.batch):
-        box = _box_of_slots(a.gather(chunk, "rows", items), chunk, groups)
+    for step in Walk(blocks, problem.batch):
+        box = _box_of_slots(a.gather(step, "rows"), chunk, groups)
         if d_rpb is not None:
-            d_rpb = d_rpb + bias_gradient(box, chunk, blocks)
-        out.put(chunk, items, box.astype(k.dtype) @ k.gather(chunk, "columns", items) * scale)
+            d_rpb = d_rpb + bias_gradient(box, step.chunk, blocks)
+        out.put(step, box.astype(k.dtype) @ k.gather(step, "columns") * scale)
     return out.result(problem.query_shape), None if rpb is None or d_rpb is None else d_rpb.astype(rpb.dtype)
 
 
@@ -92,9 +92,9 @@ def _weigh_queries(plan: Plan, slots: mx.array, rows: mx.array, scale: float) ->
     groups = problem.group_heads
     a, q = Rows(slots, groups), Rows(rows, groups)
     out = Collector(blocks, problem.batch, problem.kv_heads, q.width, rows.dtype)
-    for chunk, items in steps(blocks, problem.batch):
+    for step in Walk(blocks, problem.batch):
         weights = _pair_weights(a, chunk, items, groups).astype(q.dtype)
-        out.put(chunk, items, weights @ q.gather(chunk, "columns", items) * scale)
+        out.put(step, weights @ q.gather(step, "columns") * scale)
     return out.result(problem.key_shape)
 
 
@@ -114,7 +114,7 @@ def av_backward(plan: Plan, d_out: mx.array, attn: mx.array, value: mx.array) ->
     groups = problem.group_heads
     do, v = Rows(d_out, groups), Rows(value)
     d_attn = Collector(blocks, problem.batch, problem.heads, problem.slots, attn.dtype)
-    for chunk, items in steps(blocks, problem.batch):
-        box = do.gather(chunk, "rows", items) @ v.gather(chunk, "columns", items).swapaxes(-1, -2)
-        d_attn.put(chunk, items, _slots_of_box(box, chunk, groups, 0.0))
+    for step in Walk(blocks, problem.batch):
+        box = do.gather(step, "rows") @ v.gather(step, "columns").swapaxes(-1, -2)
+        d_attn.put(step, _slots_of_box(box, chunk, groups, 0.0))
     return d_attn.result(problem.query_shape), _weigh_queries(plan, attn, d_out, 1.0)

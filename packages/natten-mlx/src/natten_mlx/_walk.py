@@ -1,11 +1,13 @@
 """Arrays on the pure path's walk: gather a tile's rows, mask its box, put its results together.
 
-Nothing is evaluated here, each function adds to MLX's graph. A walk's steps hang on one chain of slice
-updates (:class:`Collector`), which makes MLX run them one after another and free what they leave.
+Nothing is evaluated here, each function adds to MLX's graph. MLX runs a graph in an order of its own;
+what a step gathers therefore hangs on what the step before it computed (:class:`Walk`), so that steps
+run one after another, each in the memory that the last one left.
 """
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
@@ -42,11 +44,42 @@ def _noted(chunk: Chunk, name: object, make: Callable[[], mx.array]) -> mx.array
     return found
 
 
-def steps(blocks: Blocks, batch: int) -> Iterator[tuple[Chunk, range]]:
-    """The walk: some tiles and the batch items to compute them for."""
-    for chunk in tables(blocks).chunks():
-        for first in range(0, batch, blocks.batch_step):
-            yield chunk, range(first, min(first + blocks.batch_step, batch))
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Some tiles and the batch items to compute them for.
+
+    start: a zero that MLX knows only when the step before is through (None: there is none).
+    parts: what this step computes for later, gathered here as it is made.
+    """
+
+    chunk: Chunk
+    items: range
+    start: Optional
+    parts: list[mx.array]
+
+
+class Walk:
+    """The steps of a walk, in order; ``after`` is the walk that must be through first."""
+
+    def __init__(self, blocks: Blocks, batch: int, after: "Walk | None" = None) -> None:
+        self.blocks, self.batch = blocks, batch
+        self._parts: list[mx.array] = [] if after is None else after._parts
+
+    def __iter__(self) -> Iterator[Step]:
+        for chunk in tables(self.blocks).chunks():
+            for first in range(0, self.batch, self.blocks.batch_step):
+                items = range(first, min(first + self.blocks.batch_step, self.batch))
+                step = Step(chunk, items, _zero_after(self._parts), [])
+                self._parts = step.parts
+                yield step
+
+
+def _zero_after(parts: list[mx.array]) -> Optional:
+    """The integer 0, computed from ``parts``; unlike ``mx.depends``, it has a vmap."""
+    if not parts:
+        return None
+    nans = sum(mx.isnan(part[(0,) * part.ndim]).astype(mx.int64) for part in parts)
+    return nans * 0
 
 
 def _positions(count: int, trailing: int, first: int = 0) -> mx.array:
@@ -69,22 +102,24 @@ class Rows:
         self.rows = tensor.reshape(self.batch * self.tokens * self.heads, self.width)
         self.dtype = compute_dtype(tensor)
 
-    def index(self, chunk: Chunk, which: Side, items: range) -> mx.array:
-        """Row numbers ``[b, c, H, T]`` of a chunk's rows or columns for some batch items."""
+    def index(self, step: Step, which: Side) -> mx.array:
+        """Row numbers ``[b, c, H, T]`` of a step's rows or columns."""
+        items = step.items
 
         def make() -> mx.array:
-            tokens: mx.array = getattr(chunk, which)
+            tokens: mx.array = getattr(step.chunk, which)
             index = tokens[:, None, :] * self.heads + _positions(self.heads, 1)
             return index + _positions(len(items), 3, items.start) * (self.tokens * self.heads)
 
-        return _noted(chunk, (which, self.heads, items), make)
+        index = _noted(step.chunk, (which, self.heads, items), make)
+        return index if step.start is None else index + step.start
 
-    def gather(self, chunk: Chunk, which: Side, items: range) -> mx.array:
-        """The chunk's rows or columns: ``[b, c, kv heads, groups * T, D]`` in the compute dtype."""
-        index = self.index(chunk, which, items)
+    def gather(self, step: Step, which: Side) -> mx.array:
+        """A step's rows or columns: ``[b, c, kv heads, groups * T, D]`` in the compute dtype."""
+        index = self.index(step, which)
         found = mx.take(self.rows, index, axis=0).astype(self.dtype)
-        shape = (len(items), chunk.count, self.heads // self.groups, self.groups * index.shape[-1], self.width)
-        return found.reshape(shape)
+        b, c, heads, count = index.shape
+        return found.reshape(b, c, heads // self.groups, self.groups * count, self.width)
 
 
 class Collector:
@@ -95,9 +130,11 @@ class Collector:
         self.shape = (batch, blocks.tiles, heads, blocks.tile_rows, width)
         self.buffer: Optional = None
 
-    def put(self, chunk: Chunk, items: range, part: mx.array) -> None:
+    def put(self, step: Step, part: mx.array) -> None:
         """Keep the result of a step, rounded to the result's dtype."""
+        chunk, items = step.chunk, step.items
         part = part.astype(self.dtype).reshape(len(items), chunk.count, *self.shape[2:])
+        step.parts.append(part)
         if tuple(part.shape) == self.shape:
             self.buffer = part
             return

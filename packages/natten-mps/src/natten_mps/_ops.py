@@ -163,12 +163,14 @@ class Forward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         count = len(INPUTS[ctx.call.op])
-        inputs = ctx.saved_tensors[:count]
+        # Once: under activation checkpointing each reading unpacks anew.
+        saved = ctx.saved_tensors
+        inputs = saved[:count]
         if all(grad is None for grad in grads):
             return (None,) * (count + 1)
         # torch.compile traces no function inside a function's backward; it differentiates only once anyway.
         launch = Backward.forward if torch.compiler.is_compiling() else Backward.apply
-        found = iter(launch(ctx.call, *grads, *ctx.saved_tensors))
+        found = iter(launch(ctx.call, *grads, *saved))
         return (None, *(None if tensor is None else next(found) for tensor in inputs))
 
     @staticmethod
@@ -187,8 +189,13 @@ class EagerForward(Forward):
 
 def run(call: Call, *inputs: Tensor | None) -> tuple[Tensor, ...]:
     """The op's outputs, differentiable once in reverse; inputs in the order of ``INPUTS[call.op]``."""
-    function = Forward if torch.compiler.is_compiling() else EagerForward
-    return function.apply(call, *inputs)
+    if not torch.compiler.is_compiling():
+        return EagerForward.apply(call, *inputs)
+    # torch.compile takes a function only where something is differentiated, and each tensor only once.
+    if not (torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs)):
+        return Forward.forward(call, *inputs)
+    own = (None if tensor is None else tensor.view_as(tensor) for tensor in inputs)
+    return Forward.apply(call, *own)
 
 
 class Backward(torch.autograd.Function):
