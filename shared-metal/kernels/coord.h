@@ -70,13 +70,13 @@ METAL_FUNC int patch_coord(int axis, int r) {
 }
 
 // The length of one axis: the launch's, or the batch item's own
-METAL_FUNC int axis_length(const device long* prm, int slot, int rank, int axis, int batch) {
+METAL_FUNC int axis_length(const thread Params& prm, int slot, int rank, int axis, int batch) {
   return int(prm[kItems] != 0 ? prm[kItemShapes + batch * rank + axis] : prm[slot + axis]);
 }
 
 // Finds the tile of this threadgroup; false if it lies beyond its dilation group (groups and items differ in length)
 template <typename C>
-METAL_FUNC bool find_tile(thread Tile<C::RANK>& t, const device long* prm, int batch, int tile_id, int group_id) {
+METAL_FUNC bool find_tile(thread Tile<C::RANK>& t, const thread Params& prm, int batch, int tile_id, int group_id) {
   constexpr int rows_slot = C::TRANSPOSED ? int(kKeyShape) : int(kQueryShape);
   constexpr int columns_slot = C::TRANSPOSED ? int(kQueryShape) : int(kKeyShape);
   bool inside = true;
@@ -129,7 +129,7 @@ METAL_FUNC void find_patch(thread Patch<C::RANK>& patch, const thread Tile<C::RA
 
 // Element offset of positions p of the tile's dilation group, in the tensor whose strides are at `slot`
 template <int RANK>
-METAL_FUNC long token_offset(const device long* prm, int slot, const thread Tile<RANK>& t, int batch, int head,
+METAL_FUNC long token_offset(const thread Params& prm, int slot, const thread Tile<RANK>& t, int batch, int head,
                              const thread int* p) {
   long at = batch * prm[slot] + head * prm[slot + 1];
   NA_UNROLL for (int a = 0; a < RANK; ++a) at += (p[a] * t.step[a] + t.group[a]) * prm[slot + 2 + a];

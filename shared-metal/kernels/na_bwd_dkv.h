@@ -67,7 +67,7 @@ struct KeyGradient {
 
 // The tile of an EVERY launch: rows count along the additional keys, the box is this part's share of all queries
 template <typename C>
-METAL_FUNC bool find_every(thread Tile<C::RANK>& t, thread Patch<C::RANK>& patch, const device long* prm, int tile,
+METAL_FUNC bool find_every(thread Tile<C::RANK>& t, thread Patch<C::RANK>& patch, const thread Params& prm, int tile,
                            int part, int sg, int fragment_row) {
   constexpr int X = C::RANK - 1;
   const int rows = int(prm[kAdditional]);
@@ -93,7 +93,7 @@ METAL_FUNC bool find_every(thread Tile<C::RANK>& t, thread Patch<C::RANK>& patch
 
 // Element offset of the lane's row: a key on all axes, or an additional key on one
 template <typename C>
-METAL_FUNC long row_at(const device long* prm, int slot, const thread Tile<C::RANK>& t, int batch, int head,
+METAL_FUNC long row_at(const thread Params& prm, int slot, const thread Tile<C::RANK>& t, int batch, int head,
                        const thread Patch<C::RANK>& patch) {
   if (C::EVERY) return batch * prm[slot] + head * prm[slot + 1] + patch.row[0] * prm[slot + 2];
   return token_offset<C::RANK>(prm, slot, t, batch, head, patch.row);
@@ -102,7 +102,7 @@ METAL_FUNC long row_at(const device long* prm, int slot, const thread Tile<C::RA
 template <typename C>
 METAL_FUNC void na_bwd_dkv(const device typename C::T* q, const device typename C::T* k, const device typename C::T* v,
                            const device float* bias, const device typename C::T* out_grad, const device float* lse,
-                           const device float* delta, const device long* prm, device typename C::R* key_grad,
+                           const device float* delta, const thread Params& prm, device typename C::R* key_grad,
                            device typename C::R* value_grad, threadgroup typename C::T* staged_a,
                            threadgroup typename C::T* staged_b, uint3 tgid, uint sg, uint lane) {
   typedef typename C::T T;

@@ -26,28 +26,51 @@ struct QueryGradient {
   int fr;
   int fc;
 
+  // The lane's row: what it needs of its query
+  METAL_FUNC void load(const device T* q, const device T* out_grads, const device float* lses, const device float* deltas,
+                       const device float* bias, const thread Params& prm, const thread Tile<C::RANK>& tile,
+                       const thread Patch<C::RANK>& patch, Place place) thread {
+    const device T* q_row = q + token_offset<C::RANK>(prm, kQueryStride, tile, place.batch, place.head, patch.row);
+    const device T* g_row =
+        out_grads + token_offset<C::RANK>(prm, kOutGradStride, tile, place.batch, place.head, patch.row);
+    const long scalar = token_offset<C::RANK>(prm, kLseStride, tile, place.batch, place.head, patch.row);
+    NA_UNROLL for (int d = 0; d < C::DA; d += 8) query[d / 8] = load_channels(q_row, d + fc, int(prm[kDim]));
+    NA_UNROLL for (int d = 0; d < C::DB; d += 8) out_grad[d / 8] = load_channels(g_row, d + fc, int(prm[kDimV]));
+    lse = lses[scalar] * kLog2E;
+    delta = deltas[scalar];
+    scale = as_type<float>(int(prm[kScaleBits]));
+    biased = true;
+    if (C::BIAS) table = bias + place.head * bias_entries<C::RANK>(tile);
+  }
+
+  // dS of a group of bricks, 0 where the row does not see the column
   template <typename A, typename B>
-  METAL_FUNC void take(const thread Bricks<C::NB>& b, int count, const thread A& keys, const thread B& values,
-                       Span seen) thread {
+  METAL_FUNC void logit_gradients(thread Pair<float>* ds, const thread Bricks<C::NB>& b, int count, const thread A& keys,
+                                  const thread B& values, Span seen) const thread {
     Pair<float> s[C::NB];
     Pair<float> g[C::NB];
     NA_UNROLL for (int j = 0; j < C::NB; ++j) s[j] = g[j] = Pair<float>(0.0f);
     multiply_across<T, C::DA, C::NB>(s, query, b.a, b.last, count, keys, fr, fc);
     multiply_across<T, C::DB, C::NB>(g, out_grad, b.b, b.last, count, values, fr, fc);
     NA_UNROLL for (int j = 0; j < C::NB; ++j) {
+      NA_UNROLL for (int e = 0; e < 2; ++e) {
+        const bool sees = b.full[j] || b.sees(j, b.x[j] + fc + e, seen);
+        float logit = s[j][e] * scale;
+        if (C::BIAS && biased && sees) logit += table[b.bias[j] + fc + e] * kLog2E;
+        ds[j][e] = sees ? exp2(logit - lse) * (g[j][e] - delta) : 0.0f;
+      }
+    }
+  }
+
+  template <typename A, typename B>
+  METAL_FUNC void take(const thread Bricks<C::NB>& b, int count, const thread A& keys, const thread B& values,
+                       Span seen) thread {
+    Pair<float> ds[C::NB];
+    logit_gradients(ds, b, count, keys, values, seen);
+    NA_UNROLL for (int j = 0; j < C::NB; ++j) {
       if (j < count) {
-        const bool first = b.full[j] || b.sees(j, b.x[j] + fc, seen);
-        const bool second = b.full[j] || b.sees(j, b.x[j] + fc + 1, seen);
-        s[j] *= scale;
-        if (C::BIAS && biased) {
-          if (first) s[j][0] += table[b.bias[j] + fc] * kLog2E;
-          if (second) s[j][1] += table[b.bias[j] + fc + 1] * kLog2E;
-        }
-        Pair<float> ds;
-        ds[0] = first ? exp2(s[j][0] - lse) * (g[j][0] - delta) : 0.0f;
-        ds[1] = second ? exp2(s[j][1] - lse) * (g[j][1] - delta) : 0.0f;
         NA_UNROLL for (int d = 0; d < C::DA; d += 8) {
-          mma_wide<T>(sum[d / 8], ds, keys.along(b.a[j], fr, d + fc, b.last[j]));
+          mma_wide<T>(sum[d / 8], ds[j], keys.along(b.a[j], fr, d + fc, b.last[j]));
         }
       }
     }
@@ -58,7 +81,7 @@ template <typename C>
 METAL_FUNC void na_bwd_dq(const device typename C::T* q, const device typename C::T* k, const device typename C::T* v,
                           const device typename C::T* extra_k, const device typename C::T* extra_v,
                           const device float* bias, const device typename C::T* out_grad, const device float* lse,
-                          const device float* delta, const device long* prm, device typename C::T* query_grad,
+                          const device float* delta, const thread Params& prm, device typename C::T* query_grad,
                           threadgroup typename C::T* staged_a, threadgroup typename C::T* staged_b, uint3 tgid, uint sg,
                           uint lane) {
   typedef typename C::T T;
@@ -71,18 +94,8 @@ METAL_FUNC void na_bwd_dq(const device typename C::T* q, const device typename C
   Patch<R> patch;
   if (!find_tile<C>(tile, prm, place.batch, int(tgid.y), place.group)) return;  // uniform, before any barrier
   find_patch<C>(patch, tile, int(sg), body.fr);
-  const int dim = int(prm[kDim]);
-  const int dim_v = int(prm[kDimV]);
-  const device T* q_row = q + token_offset<R>(prm, kQueryStride, tile, place.batch, place.head, patch.row);
-  const device T* g_row = out_grad + token_offset<R>(prm, kOutGradStride, tile, place.batch, place.head, patch.row);
-  const long scalar = token_offset<R>(prm, kLseStride, tile, place.batch, place.head, patch.row);
-  NA_UNROLL for (int d = 0; d < C::DA; d += 8) body.query[d / 8] = load_channels(q_row, d + body.fc, dim);
-  NA_UNROLL for (int d = 0; d < C::DB; d += 8) body.out_grad[d / 8] = load_channels(g_row, d + body.fc, dim_v);
+  body.load(q, out_grad, lse, delta, bias, prm, tile, patch, place);
   NA_UNROLL for (int d = 0; d < C::DA / 8; ++d) body.sum[d] = Pair<float>(0.0f);
-  body.lse = lse[scalar] * kLog2E;
-  body.delta = delta[scalar];
-  body.scale = as_type<float>(int(prm[kScaleBits]));
-  if (C::BIAS) body.table = bias + place.head * bias_entries<R>(tile);
   body.biased = false;
   if (C::EXTRA) {
     walk_additional<C>(body, extra_k, extra_v, prm, place, patch.active, staged_a, staged_b, int(sg), int(lane));
@@ -92,7 +105,7 @@ METAL_FUNC void na_bwd_dq(const device typename C::T* q, const device typename C
   walk<C, R>(body, sides, tile, patch, int(sg), int(lane));
   if (!patch.store) return;
   device T* to = query_grad + token_offset<R>(prm, kQueryGradStride, tile, place.batch, place.head, patch.row);
-  write_row<T, C::DA>(to, body.sum, body.scale * kLn2, body.fc, dim);
+  write_row<T, C::DA>(to, body.sum, body.scale * kLn2, body.fc, int(prm[kDim]));
 }
 
 }  // namespace na

@@ -11,7 +11,7 @@
 namespace na {
 
 // Element offset of flat row `at` of [B, *shape, H] in the tensor whose strides are at `slot`
-METAL_FUNC long row_offset(const device long* prm, int slot, int rank, long at) {
+METAL_FUNC long row_offset(const thread Params& prm, int slot, int rank, long at) {
   long offset = (at % prm[kHeads]) * prm[slot + 1];
   at /= prm[kHeads];
   for (int a = rank - 1; a >= 0; --a) {
@@ -23,7 +23,7 @@ METAL_FUNC long row_offset(const device long* prm, int slot, int rank, long at) 
 
 template <typename C>
 METAL_FUNC void na_delta(const device typename C::T* out_grad, const device typename C::T* out, const device float* lse_grad,
-                         const device long* prm, device float* delta, uint3 tgid, uint sg, uint lane) {
+                         const thread Params& prm, device float* delta, uint3 tgid, uint sg, uint lane) {
   const long row = long(tgid.x) * 4 + long(sg);
   if (row >= prm[kRowCount]) return;  // uniform in the simdgroup, and no barrier follows
   const device typename C::T* grad_row = out_grad + row_offset(prm, kOutGradStride, C::RANK, row);

@@ -17,10 +17,6 @@
 
 namespace na {
 
-constant constexpr float kMasked = -1.7014117e38f;  // -FLT_MAX / 2
-constant constexpr float kLog2E = 1.44269504f;
-constant constexpr float kLn2 = 0.693147181f;
-
 // One patch: its query rows, un-normalised outputs, row maximum (base 2), this lane's part of the row sum
 template <typename C>
 struct Forward {
@@ -75,80 +71,10 @@ struct Forward {
   }
 };
 
-// The additional keys of a batch item as a box of rank 1 that every row sees whole
-METAL_FUNC void every_column(thread Tile<1>& t, thread Patch<1>& patch, int count, bool active) {
-  const Span all = {0, count};
-  t.axis[0] = {1, count, count, 1, false};
-  t.group[0] = 0;
-  t.step[0] = 1;
-  t.corner[0] = 0;
-  t.box[0] = all;
-  patch.x = patch.common[0] = patch.seen[0] = all;
-  patch.row[0] = 0;
-  patch.active = active;
-  patch.store = false;
-}
-
-// Which problem of the launch a threadgroup has
-struct Place {
-  int batch;
-  int group;    // dilation group, all axes
-  int head;     // the lane's own query head
-  int kv_head;
-};
-
-template <typename C>
-METAL_FUNC Place find_place(const device long* prm, uint3 tgid, int fragment_row) {
-  int groups = 1;
-  NA_UNROLL for (int a = 0; a < C::RANK; ++a) groups *= int(prm[kDilation + a]);
-  Place place;
-  place.batch = int(tgid.z) / groups;
-  place.group = int(tgid.z) % groups;
-  place.head = int(tgid.x) * C::HR + fragment_row % C::HR;
-  place.kv_head = int(tgid.x) * C::HR / int(prm[kGroupHeads]);
-  return place;
-}
-
-// Keys and values as the column side
-template <typename C, int RANK>
-METAL_FUNC Sides<C, RANK> key_sides(const device typename C::T* k, const device typename C::T* v, const device long* prm,
-                                    int key_slot, int value_slot, const thread Tile<RANK>& tile, Place place,
-                                    threadgroup typename C::T* staged_a, threadgroup typename C::T* staged_b) {
-  Sides<C, RANK> sides;
-  sides.a = columns_of<typename C::T, RANK>(k, prm, key_slot, tile, place.batch, place.kv_head);
-  sides.b = columns_of<typename C::T, RANK>(v, prm, value_slot, tile, place.batch, place.kv_head);
-  sides.staged_a = staged_a;
-  sides.staged_b = staged_b;
-  sides.dim_a = int(prm[kDim]);
-  sides.dim_b = int(prm[kDimV]);
-  return sides;
-}
-
-// Lets a body meet the additional keys and values
-template <typename C, typename Body>
-METAL_FUNC void walk_additional(thread Body& body, const device typename C::T* keys, const device typename C::T* values,
-                                const device long* prm, Place place, bool active, threadgroup typename C::T* staged_a,
-                                threadgroup typename C::T* staged_b, int sg, int lane) {
-  Tile<1> tile;
-  Patch<1> patch;
-  every_column(tile, patch, int(prm[kAdditional]), active);
-  const Sides<C, 1> sides =
-      key_sides<C, 1>(keys, values, prm, kExtraKeyStride, kExtraValueStride, tile, place, staged_a, staged_b);
-  walk<C, 1>(body, sides, tile, patch, sg, lane);
-}
-
-// Entries of one head's bias table
-template <int RANK>
-METAL_FUNC int bias_entries(const thread Tile<RANK>& t) {
-  int entries = 1;
-  NA_UNROLL for (int a = 0; a < RANK; ++a) entries *= 2 * t.axis[a].w - 1;
-  return entries;
-}
-
 template <typename C>
 METAL_FUNC void na_fwd(const device typename C::T* q, const device typename C::T* k, const device typename C::T* v,
                        const device typename C::T* extra_k, const device typename C::T* extra_v, const device float* bias,
-                       const device long* prm, device typename C::T* out, device float* lse,
+                       const thread Params& prm, device typename C::T* out, device float* lse,
                        threadgroup typename C::T* staged_a, threadgroup typename C::T* staged_b, uint3 tgid, uint sg,
                        uint lane) {
   typedef typename C::T T;

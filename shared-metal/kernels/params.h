@@ -4,6 +4,9 @@
 // config struct that source.py generates). Blocks of 3 hold one value per axis, outermost first. A stride block
 // holds 5 element strides: batch, head, axis 0, axis 1, axis 2; channels lie side by side (stride 1).
 // plan.py keeps the same names in the same order, and a test compares the two.
+//
+// Kernels read slots through Params, which the host's adapter defines before this header's users (source.py): hosts that
+// know the tensors' strides write them into the array; MLX knows them only inside the kernel.
 #pragma once
 
 namespace na {
@@ -38,7 +41,8 @@ enum Slot : int {
   kRowCount = 84,     // B * prod(shape) * H
   kKeyGradPart = 85,  // elements between two parts of a partial result
   kValueGradPart = 86,
-  kItemShapes = 87,
+  kBatch = 87,
+  kItemShapes = 88,
 };
 
 }  // namespace na

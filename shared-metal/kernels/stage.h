@@ -59,7 +59,7 @@ struct Columns {
 };
 
 template <typename T, int RANK>
-METAL_FUNC Columns<T, RANK> columns_of(const device T* tensor, const device long* prm, int slot,
+METAL_FUNC Columns<T, RANK> columns_of(const device T* tensor, const thread Params& prm, int slot,
                                        const thread Tile<RANK>& t, int batch, int head) {
   Columns<T, RANK> c;
   int corner[RANK];

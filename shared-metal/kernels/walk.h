@@ -51,6 +51,7 @@ struct Bricks {
   int b[NB];       // and in B's
   int scalar[NB];  // and in the tensors of one value a token (lse, delta)
   int bias[NB];    // entry of the bias table for the lane's row and the first column
+  int slot[NB];    // window slot of the lane's row and the first column (TRANSPOSED: without the part of x)
   int x[NB];       // position of the first column
   int last[NB];    // last column inside the patch's box, 0..7
   bool full[NB];   // uniform: no mask needed
@@ -113,6 +114,22 @@ METAL_FUNC int bias_entry(const thread BrickCursor<RANK>& next, const thread Til
   return at;
 }
 
+// Window slot, row-major over the window, of the lane's row and the brick's first column. Where TRANSPOSED the row is a
+// key and each column a query with a window of its own: then the part of x is left to the body.
+template <bool TRANSPOSED, int RANK>
+METAL_FUNC int slot_entry(const thread BrickCursor<RANK>& next, const thread Tile<RANK>& t,
+                          const thread Patch<RANK>& patch, int x) {
+  int at = 0;
+  NA_UNROLL for (int a = 0; a < RANK - 1; ++a) {
+    const Axis axis = t.axis[a];
+    const int p = next.row.pos[a];
+    const int slot = TRANSPOSED ? patch.row[a] - window(p, axis.rows, axis.w, axis.s, axis.causal).low
+                                : p - patch.seen[a].low;
+    at = at * axis.w + slot;
+  }
+  return at * t.axis[RANK - 1].w + (TRANSPOSED ? 0 : x - patch.seen[RANK - 1].low);
+}
+
 // The column side of a walk
 template <typename C, int RANK>
 struct Sides {
@@ -140,8 +157,9 @@ METAL_FUNC void walk(thread Body& body, const thread Sides<C, RANK>& sides, cons
         threadgroup_barrier(mem_flags::mem_threadgroup);  // the previous chunk has been used
         const int length = min(cut.length, box_x - x0);
         const Piece piece = {row0, n_rows, x0, length, min(7, C::CHUNK + 8 - n_rows * length)};
-        stage<T, RANK, C::DA, C::NSG * 32, C::WIDE>(sides.staged_a, sides.a, tile, piece, sides.dim_a, sg * 32 + lane);
-        stage<T, RANK, C::DB, C::NSG * 32, C::WIDE>(sides.staged_b, sides.b, tile, piece, sides.dim_b, sg * 32 + lane);
+        const int thread_id = sg * 32 + lane;
+        if (C::DA != 0) stage<T, RANK, C::DA, C::NSG * 32, C::WIDE>(sides.staged_a, sides.a, tile, piece, sides.dim_a, thread_id);
+        if (C::DB != 0) stage<T, RANK, C::DB, C::NSG * 32, C::WIDE>(sides.staged_b, sides.b, tile, piece, sides.dim_b, thread_id);
         threadgroup_barrier(mem_flags::mem_threadgroup);
       }
       if (!patch.active) continue;  // uniform in the simdgroup
@@ -158,13 +176,14 @@ METAL_FUNC void walk(thread Body& body, const thread Sides<C, RANK>& sides, cons
         const int count = min(int(C::NB), total - done);
         NA_UNROLL for (int j = 0; j < C::NB; ++j) {
           b.full[j] = b.row[j] = false;  // an unused slot is all masked
-          b.a[j] = b.b[j] = b.x[j] = b.last[j] = b.scalar[j] = b.bias[j] = 0;
+          b.a[j] = b.b[j] = b.x[j] = b.last[j] = b.scalar[j] = b.bias[j] = b.slot[j] = 0;
           if (j < count) {
             const int x = patch.x.low + next.x * 8;
             const int staged = next.r * cut.length + x - tile.box[X].low - x0;
             b.a[j] = C::STAGE ? staged * pitch<T, C::DA>() : box_offset(next, tile, x, sides.a.step);
             b.b[j] = C::STAGE ? staged * pitch<T, C::DB>() : box_offset(next, tile, x, sides.b.step);
             if (C::TRANSPOSED) b.scalar[j] = box_offset(next, tile, x, sides.scalar_step);
+            if (C::SLOTS) b.slot[j] = slot_entry<C::TRANSPOSED>(next, tile, patch, x);
             if (C::BIAS) b.bias[j] = bias_entry<C::TRANSPOSED>(next, tile, patch, x);
             take_brick(b, j, next, tile, patch);
             NA_COUNT(full_brick, b.full[j] && lane == 0);

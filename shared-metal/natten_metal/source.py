@@ -12,8 +12,8 @@ from pathlib import Path
 
 KERNELS = Path(__file__).parent / "kernels"
 HEADERS = (
-    "params.h", "window.h", "mma.h", "coord.h", "stage.h", "walk.h",
-    "na_fwd.h", "na_delta.h", "na_bwd_dq.h", "na_bwd_dkv.h",
+    "params.h", "window.h", "mma.h", "coord.h", "stage.h", "walk.h", "place.h",
+    "na_fwd.h", "na_delta.h", "na_bwd_dq.h", "na_bwd_dkv.h", "na_split.h", "na_bias.h",
 )  # fmt: skip
 METAL_TYPES = {"float32": "float", "float16": "half", "bfloat16": "bfloat"}
 ITEM_SIZES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -55,9 +55,24 @@ TEMPLATES: dict[str, tuple[Argument, ...]] = {
     "na_bwd_dkv": (
         *_inputs("q k v"), *_BIAS, *_ROWS, *_PRM, Argument("key_grad", "R", True), Argument("value_grad", "R", True),
     ),
+    "na_qk": (*_inputs("q k"), *_BIAS, *_PRM, Argument("logits", "T", True)),
+    "na_av": (*_inputs("attn v"), *_PRM, Argument("out", "T", True)),
+    "na_av_t": (*_inputs("attn x"), *_PRM, Argument("out", "T", True)),
+    "na_bias": (
+        *(Argument(name, "T", when="fused") for name in ("q", "k", "v")),
+        *_BIAS,
+        Argument("out_grad", "T", when="fused"), Argument("lse", "float", when="fused"),
+        Argument("delta", "float", when="fused"), Argument("d_logits", "T", when="slots"),
+        *_PRM, Argument("partial", "float", True),
+    ),
+    "na_sum": (Argument("partial", "float"), *_PRM, Argument("out", "T", True)),
 }  # fmt: skip
-# Templates that walk boxes of columns and stage them in threadgroup memory.
-WALKING = ("na_fwd", "na_bwd_dq", "na_bwd_dkv")
+# Templates that walk boxes of columns and may stage them in threadgroup memory.
+WALKING = ("na_fwd", "na_bwd_dq", "na_bwd_dkv", "na_qk", "na_av", "na_av_t")
+# Templates whose rows are keys, and whose columns are the queries that see them.
+TRANSPOSED = ("na_bwd_dkv", "na_av_t")
+# Templates whose bricks know the window slot of each pair.
+SLOTTED = ("na_qk", "na_av", "na_av_t")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +82,8 @@ class Instance:
     dim, dim_v: padded head dims (DA, DB). patch: rows of one simdgroup along (z, y, x); times heads it is
     8. simdgroups: patches per threadgroup. chunk: staged columns. bricks: bricks per softmax group.
     wide: 16-byte copies (the tensors' alignment allows them). every: na_bwd_dkv of additional keys.
+    slots: na_bias of d_logits instead of the fused op. empty_zero: na_qk leaves 0 where a slot has no key. table:
+    entries that na_bias's tables hold.
     """
 
     template: str
@@ -85,6 +102,14 @@ class Instance:
     extra: bool = False
     every: bool = False
     lse_grad: bool = False
+    slots: bool = False
+    empty_zero: bool = False
+    table: int = 0
+
+    @property
+    def fused(self) -> bool:
+        """na_bias of the fused op: it recomputes the gradients of the logits."""
+        return not self.slots
 
     @property
     def name(self) -> str:
@@ -93,14 +118,14 @@ class Instance:
             letter
             for letter, on in (
                 ("s", self.stage), ("w", self.wide), ("b", self.bias), ("x", self.extra), ("e", self.every),
-                ("l", self.lse_grad),
+                ("l", self.lse_grad), ("t", self.slots), ("z", self.empty_zero),
             )
             if on
         )  # fmt: skip
         patch = "".join(map(str, self.patch))
         return (
             f"{self.template}_r{self.rank}_{self.dtype}_d{self.dim}_v{self.dim_v}_p{patch}h{self.heads}"
-            f"_g{self.simdgroups}_c{self.chunk}_n{self.bricks}_{flags}"
+            f"_g{self.simdgroups}_c{self.chunk}_n{self.bricks}_t{self.table}_{flags}"
         )
 
     @property
@@ -111,16 +136,28 @@ class Instance:
     @property
     def threadgroup_bytes(self) -> int:
         """Threadgroup memory: two staged tensors of chunk + 8 tokens, 16 bytes of padding each."""
+        if self.template == "na_bias":
+            return 4 * self.table * self.simdgroups
         if self.template not in WALKING or not self.stage:
             return 0
         size = ITEM_SIZES[self.dtype]
         return (self.chunk + 8) * ((self.dim + self.dim_v) * size + 32)
 
 
+# How kernels read a slot where the host passes every stride in the parameter array.
+PARAMS = """namespace na {
+struct Params {
+  const device long* slots;
+  METAL_FUNC long operator[](int slot) const thread { return slots[slot]; }
+};
+}  // namespace na
+"""
+
+
 @cache
-def headers() -> str:
+def headers(params: str = PARAMS) -> str:
     """The kernel headers as one text without includes, pragmas once or comments at line starts."""
-    parts = []
+    parts = [params]
     for name in HEADERS:
         lines = (KERNELS / name).read_text(encoding="ascii").splitlines()
         parts += [line for line in lines if line.strip() != "#pragma once" and not line.lstrip().startswith("//")]
@@ -133,11 +170,12 @@ def config(instance: Instance) -> str:
     pz, py, px = i.patch
     ints = {
         "RANK": i.rank, "DA": i.dim, "DB": i.dim_v, "PZ": pz, "PY": py, "PX": px, "HR": i.heads,
-        "NSG": i.simdgroups, "CHUNK": i.chunk, "NB": i.bricks,
+        "NSG": i.simdgroups, "CHUNK": i.chunk, "NB": i.bricks, "TABLE": i.table,
     }  # fmt: skip
     bools = {
         "STAGE": i.stage, "WIDE": i.wide, "BIAS": i.bias, "EXTRA": i.extra, "EVERY": i.every,
-        "LSE_GRAD": i.lse_grad, "TRANSPOSED": i.template == "na_bwd_dkv",
+        "LSE_GRAD": i.lse_grad, "TRANSPOSED": i.template in TRANSPOSED, "EMPTY_ZERO": i.empty_zero,
+        "SLOTS": i.template in SLOTTED or i.slots,
     }  # fmt: skip
     result = "float" if i.every else METAL_TYPES[i.dtype]
     members = [f"typedef {METAL_TYPES[i.dtype]} T;", f"typedef {result} R;"]
@@ -159,13 +197,17 @@ def call(instance: Instance) -> str:
     for a in TEMPLATES[instance.template]:
         # A buffer that this instantiation does not have is never read: any pointer of its type will do.
         passed.append(a.name if a.name in bound else f"(const device {_metal_type(a, instance)}*)prm")
-    lines = []
+    passed = ["params" if name == "prm" else name for name in passed]
+    lines = ["const na::Params params = {prm};"]
     if instance.template in WALKING:
         metal, size = METAL_TYPES[instance.dtype], ITEM_SIZES[instance.dtype]
         for which, dim in (("a", instance.dim), ("b", instance.dim_v)):
             bytes_ = (instance.chunk + 8) * (dim * size + 16) if instance.stage else 16
             lines.append(f"threadgroup uint4 staged_{which}[{bytes_ // 16}];")
             passed.append(f"(threadgroup {metal}*)staged_{which}")
+    if instance.template == "na_bias":
+        lines.append(f"threadgroup float tables[{instance.table * instance.simdgroups}];")
+        passed.append("tables")
     passed += ["tgid", "sg", "lane"]
     return "\n".join(
         f"  {line}" for line in [*lines, f"na::{instance.template}<C_{instance.name}>({', '.join(passed)});"]

@@ -99,7 +99,7 @@ class Variant:
             raise ValueError("sanitizer='address' checks every access, so checked=False cannot go with it")
 
     def flags(self) -> tuple[str, ...]:
-        flags = COMMON_FLAGS
+        flags: tuple[str, ...] = COMMON_FLAGS
         flags += ("-ffast-math",) if self.fast_math else ("-ffp-contract=off",)
         if self.sanitizer == "address":
             flags += ADDRESS_HOOKS
@@ -110,12 +110,12 @@ class Variant:
         return flags
 
 
-def build_once(name: str, make: Callable[[Path], None]) -> Path:
+def build_once(name: str, make: Callable[[Path], object]) -> Path:
     """The cached file `name`; if it is not there, make(path) writes it and it is moved into place."""
     target = cache_folder() / name
     if not target.exists():
         with tempfile.TemporaryDirectory(dir=cache_folder()) as folder:
-            fresh = Path(folder) / name
+            fresh = Path(folder) / target.name
             make(fresh)
             os.replace(fresh, target)
     return target
@@ -142,34 +142,23 @@ def shim_key() -> str:
 
 
 def shim_flags() -> list[str]:
-    """Include paths of the shim."""
-
-    def make(folder: Path) -> None:
-        folder.mkdir()
-        (folder / "swizzles.h").write_text(swizzle_header())
-
-    generated = cache_folder() / f"shim-{digest(swizzle_header())}"
-    if not generated.exists():
-        with tempfile.TemporaryDirectory(dir=cache_folder()) as folder:
-            make(Path(folder) / "shim")
-            try:
-                os.rename(Path(folder) / "shim", generated)
-            except OSError:  # another process was first
-                if not generated.exists():
-                    raise
-    return ["-I", str(generated), "-I", str(HERE / "shim")]
+    """Include paths of the shim and of its generated header."""
+    text = swizzle_header()
+    folder = cache_folder() / f"shim-{digest(text)}"
+    folder.mkdir(exist_ok=True)
+    build_once(f"{folder.name}/swizzles.h", lambda path: path.write_text(text))
+    return ["-I", str(folder), "-I", str(HERE / "shim")]
 
 
 def precompiled_shim(variant: Variant) -> Path:
     """The shim, parsed once for all kernels of a variant."""
     flags = variant.flags()
     key = digest(shim_key(), *flags)
-    arguments = [*flags, *shim_flags(), "-x", "c++-header", str(HERE / "shim" / "metal.h"), "-o"]
-    return build_once(f"shim-{key}.pch", lambda path: void(run_clang_or_raise([*arguments, str(path)])))
 
+    def make(path: Path) -> None:
+        run_clang_or_raise([*flags, *shim_flags(), "-x", "c++-header", str(HERE / "shim" / "metal.h"), "-o", str(path)])
 
-def void(_: object) -> None:
-    """A value that is not needed."""
+    return build_once(f"shim-{key}.pch", make)
 
 
 def entry_name(number: int) -> str:

@@ -4,6 +4,7 @@ import ctypes
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from .build import Variant, entry_name, kernel_library
 from .launch import Kernel
@@ -27,6 +28,7 @@ class Library:
             raise KeyError(f"no kernel {name!r} in this library; it has {', '.join(self.names)}")
         entry = getattr(self._code, entry_name(self.names.index(name)))
         address = ctypes.cast(entry, ctypes.c_void_p).value
+        assert address is not None
         return Kernel(name, address, self.path, self._translation.bindings(name), self._variant)
 
 
@@ -59,7 +61,7 @@ def compile_source(
     return Library(kernel_library(translation, wanted, variant), wanted, translation, variant)
 
 
-def compile_sources(sources: Sequence[str], **options) -> list[Library]:
+def compile_sources(sources: Sequence[str], **options: Any) -> list[Library]:
     """compile_source() for several sources at once, with the same options; clang runs in two processes at a time."""
     with ThreadPoolExecutor(max(1, len(sources))) as threads:
         return list(threads.map(lambda source: compile_source(source, **options), sources))

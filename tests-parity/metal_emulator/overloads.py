@@ -1,10 +1,10 @@
-"""Members and partial specialisations that differ only in an address space.
+"""Members, functions and partial specialisations that differ only in an address space.
 
 Without address spaces they are duplicates. The `thread` one stays; its device, threadgroup and constant twins go.
 Our own kernels have none; MLX's prelude does.
 """
 
-from .tokens import CLOSING, OPENING, after_match, is_blank, lines_only, significant
+from .tokens import ADDRESS_SPACES, CLOSING, OPENING, after_match, is_blank, lines_only, significant
 
 TWINS = ("device", "threadgroup", "constant")
 
@@ -19,8 +19,10 @@ def drop_address_space_twins(tokens: list[str], *, strict: bool) -> list[str]:
         span = member_span(tokens, where, n, strict) or specialisation_span(tokens, where, n, strict)
         if span:
             drop.append(span)
+    if not strict:
+        drop += function_twins(tokens, where)
     tokens = list(tokens)
-    for begin, end in reversed(drop):
+    for begin, end in sorted(drop, reverse=True):
         tokens[begin:end] = [lines_only(tokens[begin:end])]
         after = begin + 1
         while is_blank(tokens[after]):
@@ -64,6 +66,33 @@ def specialisation_span(tokens: list[str], where: list[int], n: int, strict: boo
     while tokens[where[begin]] not in (";", "}", "{"):
         begin -= 1
     return where[begin] + 1, body_end(tokens, where, n)
+
+
+def function_twins(tokens: list[str], where: list[int]) -> list[tuple[int, int]]:
+    """Spans of functions outside types that repeat an earlier one, address spaces aside."""
+    seen: set[str] = set()
+    twins = []
+    begin = n = 0  # positions in `where`: of the declaration, and of the token at hand
+    while n < len(where):
+        token = tokens[where[n]]
+        head = [tokens[i] for i in where[begin:n]]
+        if token == "{" and "namespace" not in head:
+            end = after_match(tokens, where[n])
+            text = "".join(
+                tokens[i]
+                for i in range(where[begin], end)
+                if not is_blank(tokens[i]) and tokens[i] not in ADDRESS_SPACES
+            )
+            if "(" in head and ADDRESS_SPACES & set(head):
+                if text in seen:
+                    twins.append((where[begin], end))
+                seen.add(text)
+            while n + 1 < len(where) and where[n + 1] < end:
+                n += 1
+        if token in (";", "{", "}"):
+            begin = n + 1
+        n += 1
+    return twins
 
 
 def body_end(tokens: list[str], where: list[int], n: int) -> int:

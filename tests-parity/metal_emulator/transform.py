@@ -138,8 +138,10 @@ class Translator:
         type_text = re.sub(r"alignas\s*\(\s*\d+\s*\)", "", first[1]).strip()
         text = ""
         for declarator in declarators:
-            name, dimensions = re.search(r"(\w+)\s*((?:\[.*\])*)\s*$", "".join(declarator), re.DOTALL).groups()
-            text += self.group_memory(type_text, name, dimensions, aligned[1] if aligned else None)
+            named = re.search(r"(\w+)\s*((?:\[.*\])*)\s*$", "".join(declarator), re.DOTALL)
+            if named is None:
+                raise ValueError(f"cannot read this threadgroup variable: {''.join(declarator).strip()}")
+            text += self.group_memory(type_text, named[1], named[2], aligned[1] if aligned else None)
         return self.emit(text + lines_only(self.tokens[self.at : end]), end + 1, ";")
 
     def group_memory(self, type_text: str, name: str, dimensions: str, alignment: str | None) -> str:

@@ -42,9 +42,9 @@ static void finish_buffer(Region* r, BufferIn& in) {
   if (!r->read_only) memcpy(in.data, r->begin, in.bytes);
   in.bytes_read = r->bytes_read;
   in.bytes_written = r->bytes_written;
-  for (size_t c = 0; c << in.cell_shift < in.bytes; c++) {
-    if (in.read_counts) in.read_counts[c] = r->cells[c].reads;
-    if (in.write_counts) in.write_counts[c] = r->cells[c].writes;
+  for (size_t c = 0; in.read_counts && c << in.cell_shift < in.bytes; c++) {
+    in.read_counts[c] = r->cells[c].reads;
+    in.write_counts[c] = r->cells[c].writes;
   }
   munmap(r->reach_begin, r->reach_end - r->reach_begin);
   delete r;
@@ -176,6 +176,12 @@ extern "C" void metal_emulator_dispatch(Entry entry, BufferIn* buffers, uint32_t
   free_variables();
   for (uint32_t i = 0; i < buffer_count; i++) finish_buffer(g.buffers[i], buffers[i]);
   g.buffers.clear();
+}
+
+// For exchange.py to compare with its own
+extern "C" void metal_emulator_structure_bytes(uint32_t* bytes) {
+  const size_t sizes[] = {sizeof(BufferIn), sizeof(SlotIn), sizeof(Options), sizeof(FaultOut), sizeof(EventOut), sizeof(Result)};
+  for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) bytes[i] = (uint32_t)sizes[i];
 }
 
 // Events are counted by lane, so that the host can tell whether all lanes of each simdgroup saw the same

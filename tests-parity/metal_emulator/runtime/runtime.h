@@ -149,7 +149,7 @@ struct Region {
   uint64_t bytes_written = 0;
 };
 
-// ---- exchange with launch.py
+// ---- exchange with exchange.py
 // ------------------------------------------------------------------------------------------
 struct BufferIn {
   void* data;

@@ -17,6 +17,7 @@ import mlx.core as mx
 
 from ._arrays import Optional, compute_dtype, exp
 from ._metal.plan import Plan
+from ._metal.problem import Problem
 from ._walk import Collector, Rows, Walk, bias_gradient, mask_logits
 
 
@@ -37,13 +38,12 @@ def forward(
     rpb: Optional = None,
 ) -> tuple[mx.array, mx.array]:
     """Output ``[B, *shape, H, D_v]`` in the query's dtype and lse ``[B, *shape, H]`` (float32, or float64)."""
-    problem, blocks = plan.problem, plan.queries
-    assert blocks is not None
-    groups, dtype = problem.group_heads, compute_dtype(query)
+    problem, walk = plan.problem, Walk(plan.queries, plan.problem.batch)
+    groups, dtype, columns = problem.group_heads, compute_dtype(query), walk.blocks.box_columns
     q, k, v = Rows(query, groups), Rows(key), Rows(value)
-    out = Collector(blocks, problem.batch, problem.heads, problem.head_dim_v, query.dtype)
-    lse = Collector(blocks, problem.batch, problem.heads, 1, dtype)
-    for step in Walk(blocks, problem.batch):
+    out = Collector(walk.blocks, problem.batch, problem.heads, problem.head_dim_v, query.dtype)
+    lse = Collector(walk.blocks, problem.batch, problem.heads, 1, dtype)
+    for step in walk:
         rows = q.gather(step, "rows") * problem.scale
         logits = rows @ k.gather(step, "columns").swapaxes(-1, -2)
         logits = mask_logits(logits, step.chunk, rpb, groups)
@@ -54,10 +54,10 @@ def forward(
         weights = exp(logits - top)
         total = weights.sum(-1, keepdims=True)
         lse.put(step, top + mx.log(total))
-        part = weights[..., : blocks.box_columns] @ v.gather(step, "columns")
+        part = weights[..., :columns] @ v.gather(step, "columns")
         extra_values = _extra(additional_values, step.items, dtype)
         if extra_values is not None:
-            part = part + weights[..., blocks.box_columns :] @ extra_values
+            part = part + weights[..., columns:] @ extra_values
         out.put(step, part / total)
     return out.result(problem.query_shape), lse.result(problem.query_shape)[..., 0]
 
@@ -79,7 +79,6 @@ def backward(
     dtype = compute_dtype(query)
     delta = (d_out.astype(dtype) * out.astype(dtype)).sum(-1) - d_lse.astype(dtype)
     rows = (d_out, lse[..., None], delta[..., None])
-    assert plan.queries is not None and plan.keys is not None
     queries = Walk(plan.queries, plan.problem.batch)
     keys = Walk(plan.keys, plan.problem.batch, after=queries)
     d_query, d_keys, d_values, d_rpb = _query_walk(
@@ -90,7 +89,8 @@ def backward(
 
 
 def _query_walk(
-    plan: Plan,
+    problem: Problem,
+    walk: Walk,
     query: mx.array,
     key: mx.array,
     value: mx.array,
@@ -102,16 +102,14 @@ def _query_walk(
     delta: mx.array,
 ) -> tuple[mx.array, Optional, Optional, Optional]:
     """dQ, and the gradients that sum over all queries: additional keys and values, rpb."""
-    problem, blocks = plan.problem, plan.queries
-    assert blocks is not None
     groups, dtype = problem.group_heads, compute_dtype(query)
     q, do, ls, de = (Rows(tensor, groups) for tensor in (query, d_out, lse, delta))
     k, v = Rows(key), Rows(value)
-    d_query = Collector(blocks, problem.batch, problem.heads, problem.head_dim, query.dtype)
+    d_query = Collector(walk.blocks, problem.batch, problem.heads, problem.head_dim, query.dtype)
     d_keys = None if additional_keys is None else mx.zeros(additional_keys.shape, dtype)
     d_values = None if additional_values is None else mx.zeros(additional_values.shape, dtype)
     d_rpb = None if rpb is None else mx.zeros(rpb.shape, dtype)
-    for step in Walk(blocks, problem.batch):
+    for step in walk:
         rows, d_rows, row_lse, row_delta = (t.gather(step, "rows") for t in (q, do, ls, de))
         rows = rows * problem.scale
         keys = k.gather(step, "columns")
@@ -121,8 +119,12 @@ def _query_walk(
         d_logits = (d_weights - row_delta) * weights
         part = d_logits @ keys
         if d_rpb is not None:
-            d_rpb = d_rpb + bias_gradient(d_logits, step.chunk, blocks)
-        extra_keys, extra_values = _extra(additional_keys, step.items, dtype), _extra(additional_values, step.items, dtype)
+            d_rpb = d_rpb + bias_gradient(d_logits, step.chunk, walk.blocks)
+            step.parts.append(d_rpb)
+        extra_keys, extra_values = (
+            _extra(additional_keys, step.items, dtype),
+            _extra(additional_values, step.items, dtype),
+        )
         if extra_keys is not None and extra_values is not None and d_keys is not None and d_values is not None:
             # Rows past the end of a group repeat a token: they must not be summed twice.
             held = mx.concatenate([step.chunk.held] * groups, 1)[:, None, :, None]
@@ -132,6 +134,7 @@ def _query_walk(
             own = slice(step.items.start, step.items.stop)
             d_keys[own] = d_keys[own] + mx.einsum("bchrs,bchrd->bshd", d_logits, rows)
             d_values[own] = d_values[own] + mx.einsum("bchrs,bchrd->bshd", weights, d_rows)
+            step.parts.extend((d_keys, d_values))
         d_query.put(step, part * problem.scale)
     return (
         d_query.result(problem.query_shape),
@@ -142,7 +145,8 @@ def _query_walk(
 
 
 def _key_walk(
-    plan: Plan,
+    problem: Problem,
+    walk: Walk,
     query: mx.array,
     key: mx.array,
     value: mx.array,
@@ -152,14 +156,12 @@ def _key_walk(
     delta: mx.array,
 ) -> tuple[mx.array, mx.array]:
     """dK and dV: tiles of keys against the queries whose windows hold them."""
-    problem, blocks = plan.problem, plan.keys
-    assert blocks is not None
     groups = problem.group_heads
     q, do, ls, de = (Rows(tensor, groups) for tensor in (query, d_out, lse, delta))
     k, v = Rows(key), Rows(value)
-    d_key = Collector(blocks, problem.batch, problem.kv_heads, problem.head_dim, key.dtype)
-    d_value = Collector(blocks, problem.batch, problem.kv_heads, problem.head_dim_v, value.dtype)
-    for step in Walk(blocks, problem.batch):
+    d_key = Collector(walk.blocks, problem.batch, problem.kv_heads, problem.head_dim, key.dtype)
+    d_value = Collector(walk.blocks, problem.batch, problem.kv_heads, problem.head_dim_v, value.dtype)
+    for step in walk:
         columns, d_columns, column_lse, column_delta = (t.gather(step, "columns") for t in (q, do, ls, de))
         columns = columns * problem.scale
         logits = k.gather(step, "rows") @ columns.swapaxes(-1, -2)

@@ -11,6 +11,7 @@ import mlx.core as mx
 from ._arrays import Optional, compute_dtype
 from ._metal.blocks import Chunk
 from ._metal.plan import Plan
+from ._metal.problem import Problem
 from ._walk import Collector, Rows, Step, Walk, bias_gradient, relative_bias
 
 
@@ -34,8 +35,9 @@ def _box_of_slots(slots: mx.array, chunk: Chunk, groups: int) -> mx.array:
     return _found(slots, chunk.slots(), chunk.mask, groups, 0.0)
 
 
-def _pair_weights(slots: Rows, chunk: Chunk, items: range, groups: int) -> mx.array:
+def _pair_weights(slots: Rows, step: Step, groups: int) -> mx.array:
     """Slots of the pairs of a transposed walk: ``[b, c, kv heads, T keys, groups * U queries]``."""
+    chunk = step.chunk
     row = slots.index(step, "columns")
     b, c, heads, columns = row.shape
     index = row[..., None, :] * slots.width + chunk.slots()[:, None]
@@ -48,52 +50,48 @@ def _pair_weights(slots: Rows, chunk: Chunk, items: range, groups: int) -> mx.ar
 
 def qk(plan: Plan, query: mx.array, key: mx.array, rpb: Optional = None) -> mx.array:
     """Logits ``[B, *shape, H, W]`` = scale * q.k + rpb in the query's dtype, -inf where a slot has no key."""
-    problem, blocks = plan.problem, plan.queries
-    assert blocks is not None
+    problem, walk = plan.problem, Walk(plan.queries, plan.problem.batch)
     groups = problem.group_heads
     q, k = Rows(query, groups), Rows(key)
-    out = Collector(blocks, problem.batch, problem.heads, problem.slots, query.dtype)
-    for step in Walk(blocks, problem.batch):
+    out = Collector(walk.blocks, problem.batch, problem.heads, problem.slots, query.dtype)
+    for step in walk:
         logits = (q.gather(step, "rows") * problem.scale) @ k.gather(step, "columns").swapaxes(-1, -2)
         if rpb is not None:
-            relative = relative_bias(chunk, rpb.astype(logits.dtype), problem.kv_heads, groups)
+            relative = relative_bias(step.chunk, rpb.astype(logits.dtype), problem.kv_heads, groups)
             logits = logits + relative.reshape(1, *logits.shape[1:])
-        out.put(step, _slots_of_box(logits, chunk, groups, -math.inf))
+        out.put(step, _slots_of_box(logits, step.chunk, groups, -math.inf))
     return out.result(problem.query_shape)
 
 
 def av(plan: Plan, attn: mx.array, value: mx.array) -> mx.array:
     """``[B, *shape, H, D_v]`` in the value's dtype: each query's slots times the values they stand for."""
-    return _weigh_keys(plan, attn, value, 1.0)[0]
+    return _weigh_keys(plan.problem, Walk(plan.queries, plan.problem.batch), attn, value, 1.0)[0]
 
 
 def _weigh_keys(
-    plan: Plan, slots: mx.array, keys: mx.array, scale: float, rpb: Optional = None
+    problem: Problem, walk: Walk, slots: mx.array, keys: mx.array, scale: float, rpb: Optional = None
 ) -> tuple[mx.array, Optional]:
     """Sum over each query's slots of slot * key row; and, asked for with ``rpb``, its gradient."""
-    problem, blocks = plan.problem, plan.queries
-    assert blocks is not None
     groups = problem.group_heads
     a, k = Rows(slots, groups), Rows(keys)
-    out = Collector(blocks, problem.batch, problem.heads, k.width, keys.dtype)
+    out = Collector(walk.blocks, problem.batch, problem.heads, k.width, keys.dtype)
     d_rpb = None if rpb is None else mx.zeros(rpb.shape, compute_dtype(slots))
-    for step in Walk(blocks, problem.batch):
-        box = _box_of_slots(a.gather(step, "rows"), chunk, groups)
+    for step in walk:
+        box = _box_of_slots(a.gather(step, "rows"), step.chunk, groups)
         if d_rpb is not None:
-            d_rpb = d_rpb + bias_gradient(box, step.chunk, blocks)
+            d_rpb = d_rpb + bias_gradient(box, step.chunk, walk.blocks)
+            step.parts.append(d_rpb)
         out.put(step, box.astype(k.dtype) @ k.gather(step, "columns") * scale)
     return out.result(problem.query_shape), None if rpb is None or d_rpb is None else d_rpb.astype(rpb.dtype)
 
 
-def _weigh_queries(plan: Plan, slots: mx.array, rows: mx.array, scale: float) -> mx.array:
+def _weigh_queries(problem: Problem, walk: Walk, slots: mx.array, rows: mx.array, scale: float) -> mx.array:
     """Sum over the queries that see each key of slot * query row: ``[B, *shape, kv heads, D]``."""
-    problem, blocks = plan.problem, plan.keys
-    assert blocks is not None
     groups = problem.group_heads
     a, q = Rows(slots, groups), Rows(rows, groups)
-    out = Collector(blocks, problem.batch, problem.kv_heads, q.width, rows.dtype)
-    for step in Walk(blocks, problem.batch):
-        weights = _pair_weights(a, chunk, items, groups).astype(q.dtype)
+    out = Collector(walk.blocks, problem.batch, problem.kv_heads, q.width, rows.dtype)
+    for step in walk:
+        weights = _pair_weights(a, step, groups).astype(q.dtype)
         out.put(step, weights @ q.gather(step, "columns") * scale)
     return out.result(problem.key_shape)
 
@@ -102,19 +100,20 @@ def qk_backward(
     plan: Plan, d_logits: mx.array, query: mx.array, key: mx.array, rpb: Optional
 ) -> tuple[mx.array, mx.array, Optional]:
     """Gradients of query, key and rpb; what flows into slots without a key is not read."""
-    scale = plan.problem.scale
-    d_query, d_rpb = _weigh_keys(plan, d_logits, key, scale, rpb)
-    return d_query, _weigh_queries(plan, d_logits, query, scale), d_rpb
+    problem, queries = plan.problem, Walk(plan.queries, plan.problem.batch)
+    keys = Walk(plan.keys, problem.batch, after=queries)
+    d_query, d_rpb = _weigh_keys(problem, queries, d_logits, key, problem.scale, rpb)
+    return d_query, _weigh_queries(problem, keys, d_logits, query, problem.scale), d_rpb
 
 
 def av_backward(plan: Plan, d_out: mx.array, attn: mx.array, value: mx.array) -> tuple[mx.array, mx.array]:
     """Gradients of attn (0 in slots without a key) and value, each in its own dtype."""
-    problem, blocks = plan.problem, plan.queries
-    assert blocks is not None
+    problem, walk = plan.problem, Walk(plan.queries, plan.problem.batch)
+    keys = Walk(plan.keys, problem.batch, after=walk)
     groups = problem.group_heads
     do, v = Rows(d_out, groups), Rows(value)
-    d_attn = Collector(blocks, problem.batch, problem.heads, problem.slots, attn.dtype)
-    for step in Walk(blocks, problem.batch):
+    d_attn = Collector(walk.blocks, problem.batch, problem.heads, problem.slots, attn.dtype)
+    for step in walk:
         box = do.gather(step, "rows") @ v.gather(step, "columns").swapaxes(-1, -2)
-        d_attn.put(step, _slots_of_box(box, chunk, groups, 0.0))
-    return d_attn.result(problem.query_shape), _weigh_queries(plan, attn, d_out, 1.0)
+        d_attn.put(step, _slots_of_box(box, step.chunk, groups, 0.0))
+    return d_attn.result(problem.query_shape), _weigh_queries(problem, keys, attn, d_out, 1.0)

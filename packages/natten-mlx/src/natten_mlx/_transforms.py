@@ -61,8 +61,8 @@ class _Custom:
                 outputs = self.map(inputs, axes)
             return outputs, (0,) * len(outputs)
 
-        outputs: Arrays = function(*arrays)
-        return outputs
+        outputs: Any = function(*arrays)
+        return tuple(outputs)
 
     def plan(self) -> Plan:
         return plan(self.problem, device_of(self.stream), self.backend, TIERS)

@@ -61,17 +61,20 @@ class Step:
 class Walk:
     """The steps of a walk, in order; ``after`` is the walk that must be through first."""
 
-    def __init__(self, blocks: Blocks, batch: int, after: "Walk | None" = None) -> None:
+    def __init__(self, blocks: Blocks | None, batch: int, after: "Walk | None" = None) -> None:
+        assert blocks is not None
         self.blocks, self.batch = blocks, batch
-        self._parts: list[mx.array] = [] if after is None else after._parts
+        self._after = after
+        self._parts: list[mx.array] = []
 
     def __iter__(self) -> Iterator[Step]:
+        parts = [] if self._after is None else self._after._parts
         for chunk in tables(self.blocks).chunks():
             for first in range(0, self.batch, self.blocks.batch_step):
                 items = range(first, min(first + self.blocks.batch_step, self.batch))
-                step = Step(chunk, items, _zero_after(self._parts), [])
-                self._parts = step.parts
+                step = Step(chunk, items, _zero_after(parts), [])
                 yield step
+                self._parts = parts = step.parts
 
 
 def _zero_after(parts: list[mx.array]) -> Optional:

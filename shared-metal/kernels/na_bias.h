@@ -1,0 +1,110 @@
+// Gradient of the relative positional bias: sums of dS over all pairs of equal offset (key - query).
+//
+//   d_bias[h, offset] = sum over batch, queries i and keys j with j - i = offset of dS[i,j]
+//
+//   dS is recomputed as in na_bwd_dq.h, or read from the slots of d_logits (SLOTS: the gradient of na_qk)
+//   grid of threadgroups: (H, parts, 1); threads per group: NSG * 32; HR is 1
+//   partial [parts, H, 2w - 1 per axis] float, summed in order by na_sum
+//
+// A threadgroup takes every parts-th tile. Each simdgroup adds to a table of its own in threadgroup memory, one row of
+// an 8x8 fragment at a time: the columns of a row have different offsets, so no two lanes meet, and the order of the
+// sums never changes. TABLE: entries that one table can hold.
+#pragma once
+
+namespace na {
+
+template <typename C>
+struct BiasGradient {
+  typedef typename C::T T;
+  QueryGradient<C> rows;      // logits and their gradients, as for dQ; its sum stays unused
+  const device T* d_logits;   // of the lane's row (SLOTS)
+  threadgroup float* sums;    // the simdgroup's table
+  bool store;
+  int fr;
+  int fc;
+
+  template <typename A, typename B>
+  METAL_FUNC void take(const thread Bricks<C::NB>& b, int count, const thread A& keys, const thread B& values,
+                       Span seen) thread {
+    Pair<float> ds[C::NB];
+    if (C::SLOTS) {
+      NA_UNROLL for (int j = 0; j < C::NB; ++j) {
+        NA_UNROLL for (int e = 0; e < 2; ++e) {
+          const bool sees = j < count && (b.full[j] || b.sees(j, b.x[j] + fc + e, seen));
+          ds[j][e] = sees ? float(d_logits[b.slot[j] + fc + e]) : 0.0f;
+        }
+      }
+    } else {
+      rows.logit_gradients(ds, b, count, keys, values, seen);
+    }
+    NA_UNROLL for (int j = 0; j < C::NB; ++j) {
+      if (j < count) {  // uniform
+        for (int r = 0; r < 8; ++r) {
+          NA_UNROLL for (int e = 0; e < 2; ++e) {
+            if (r == fr && store && (b.full[j] || b.sees(j, b.x[j] + fc + e, seen))) sums[b.bias[j] + fc + e] += ds[j][e];
+          }
+          simdgroup_barrier(mem_flags::mem_threadgroup);
+        }
+      }
+    }
+  }
+};
+
+template <typename C>
+METAL_FUNC void na_bias(const device typename C::T* q, const device typename C::T* k, const device typename C::T* v,
+                        const device float* bias, const device typename C::T* out_grad, const device float* lse,
+                        const device float* delta, const device typename C::T* d_logits, const thread Params& prm,
+                        device float* partial, threadgroup float* tables, uint3 tgid, uint sg, uint lane) {
+  typedef typename C::T T;
+  constexpr int R = C::RANK;
+  BiasGradient<C> body;
+  body.fr = body.rows.fr = fragment_row(lane);
+  body.fc = body.rows.fc = fragment_col(lane);
+  body.sums = tables + int(sg) * C::TABLE;
+  int entries = 1;
+  int groups = 1;
+  int tiles = 1;
+  NA_UNROLL for (int a = 0; a < R; ++a) {
+    entries *= int(2 * prm[kWindow + a] - 1);
+    groups *= int(prm[kDilation + a]);
+    tiles *= int(prm[kTiles + a]);
+  }
+  for (int e = int(lane); e < entries; e += 32) body.sums[e] = 0.0f;
+  simdgroup_barrier(mem_flags::mem_threadgroup);
+  const int head = int(tgid.x);
+  for (int at = int(tgid.y); at < tiles * groups * int(prm[kBatch]); at += int(prm[kParts])) {
+    const int batch = at / (tiles * groups);
+    const Place place = {batch, at / tiles % groups, head, head / int(prm[kGroupHeads])};
+    Tile<R> tile;
+    Patch<R> patch;
+    if (!find_tile<C>(tile, prm, batch, at % tiles, place.group)) continue;  // uniform
+    find_patch<C>(patch, tile, int(sg), body.fr);
+    body.store = patch.store;
+    if (C::SLOTS) {
+      body.d_logits = d_logits + token_offset<R>(prm, kOutGradStride, tile, batch, head, patch.row);
+    } else {
+      body.rows.load(q, out_grad, lse, delta, bias, prm, tile, patch, place);
+    }
+    const Sides<C, R> sides = key_sides<C, R>(k, v, prm, kKeyStride, kValueStride, tile, place, nullptr, nullptr);
+    walk<C, R>(body, sides, tile, patch, int(sg), int(lane));
+  }
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+  for (int e = int(sg * 32 + lane); e < entries; e += C::NSG * 32) {
+    float sum = 0.0f;
+    for (int g = 0; g < C::NSG; ++g) sum += tables[g * C::TABLE + e];
+    partial[(long(tgid.y) * prm[kHeads] + head) * entries + e] = sum;
+  }
+}
+
+// Sums the parts of a result in order: out[i] = sum_p partial[p * count + i]; one thread an element, 256 a threadgroup
+template <typename C>
+METAL_FUNC void na_sum(const device float* partial, const thread Params& prm, device typename C::T* out, uint3 tgid,
+                       uint sg, uint lane) {
+  const long at = long(tgid.x) * 256 + long(sg * 32 + lane);
+  if (at >= prm[kRowCount]) return;
+  float sum = 0.0f;
+  for (int p = 0; p < int(prm[kParts]); ++p) sum += partial[p * prm[kRowCount] + at];
+  out[at] = typename C::T(sum);
+}
+
+}  // namespace na

@@ -1,0 +1,224 @@
+// The split operations: logits of window slots, and weights of window slots times values.
+//
+//   na_qk     logits[i, slot] = scale * q[i].k[j] + bias        j the key of the slot; `empty` where it holds none
+//   na_av     out[i] = factor * sum_slot attn[i, slot] v[j]
+//   na_av_t   out[j] = factor * sum_i attn[i, slot of j] x[i]   i: the queries whose windows hold j
+//
+//   slots are row-major over the window, slot s of an axis is the key at start + s; attn, logits [B, *shape, H, W]
+//   grids: (H / HR, tiles, B * dilation groups), for na_av_t (H_kv, ...); threads per group: NSG * 32
+//
+// The gradients are these same three: of qk, dQ is na_av of (d_logits, K) and dK is na_av_t of (d_logits, Q), with
+// factor = scale; of av, d_attn is na_qk of (dO, V) with empty slots 0, and dV is na_av_t of (attn, dO).
+// Slots that hold no key are never read, whatever they contain. attn's strides are the out tensor's slots.
+#pragma once
+
+namespace na {
+
+// --- logits ------------------------------------------------------------------------------------------------
+
+template <typename C>
+struct Logits {
+  typedef typename C::T T;
+  Pair<T> query[C::DA / 8];
+  device T* logits;  // of the lane's row
+  float scale;       // natural base
+  const device float* table;
+  bool store;
+  int fr;
+  int fc;
+
+  template <typename A, typename B>
+  METAL_FUNC void take(const thread Bricks<C::NB>& b, int count, const thread A& keys, const thread B& unused,
+                       Span seen) thread {
+    Pair<float> s[C::NB];
+    NA_UNROLL for (int j = 0; j < C::NB; ++j) s[j] = Pair<float>(0.0f);
+    multiply_across<T, C::DA, C::NB>(s, query, b.a, b.last, count, keys, fr, fc);
+    NA_UNROLL for (int j = 0; j < C::NB; ++j) {
+      NA_UNROLL for (int e = 0; e < 2; ++e) {
+        if (j < count && store && (b.full[j] || b.sees(j, b.x[j] + fc + e, seen))) {
+          const float bias = C::BIAS ? table[b.bias[j] + fc + e] : 0.0f;
+          logits[b.slot[j] + fc + e] = T(s[j][e] * scale + bias);
+        }
+      }
+    }
+  }
+};
+
+// Slots that hold no key: causal rows near the beginning. The four lanes of a row share the work.
+template <typename C>
+METAL_FUNC void fill_empty_slots(device typename C::T* logits, const thread Tile<C::RANK>& t,
+                                 const thread Patch<C::RANK>& patch, int fc) {
+  int slots = 1;
+  NA_UNROLL for (int a = 0; a < C::RANK; ++a) slots *= t.axis[a].w;
+  for (int slot = fc / 2; slot < slots; slot += 4) {
+    bool holds = true;
+    int rest = slot;
+    NA_UNROLL for (int a = C::RANK - 1; a >= 0; --a) {
+      holds = holds && patch.seen[a].low + rest % t.axis[a].w < patch.seen[a].high;
+      rest /= t.axis[a].w;
+    }
+    if (!holds) logits[slot] = C::EMPTY_ZERO ? typename C::T(0) : typename C::T(-INFINITY);
+  }
+}
+
+template <typename C>
+METAL_FUNC void na_qk(const device typename C::T* q, const device typename C::T* k, const device float* bias,
+                      const thread Params& prm, device typename C::T* logits, threadgroup typename C::T* staged_a,
+                      threadgroup typename C::T* staged_b, uint3 tgid, uint sg, uint lane) {
+  typedef typename C::T T;
+  constexpr int R = C::RANK;
+  Logits<C> body;
+  body.fr = fragment_row(lane);
+  body.fc = fragment_col(lane);
+  const Place place = find_place<C>(prm, tgid, body.fr);
+  Tile<R> tile;
+  Patch<R> patch;
+  if (!find_tile<C>(tile, prm, place.batch, int(tgid.y), place.group)) return;  // uniform, before any barrier
+  find_patch<C>(patch, tile, int(sg), body.fr);
+  const device T* q_row = q + token_offset<R>(prm, kQueryStride, tile, place.batch, place.head, patch.row);
+  NA_UNROLL for (int d = 0; d < C::DA; d += 8) body.query[d / 8] = load_channels(q_row, d + body.fc, int(prm[kDim]));
+  body.logits = logits + token_offset<R>(prm, kOutStride, tile, place.batch, place.head, patch.row);
+  body.scale = as_type<float>(int(prm[kScaleBits])) * kLn2;
+  body.store = patch.store;
+  if (C::BIAS) body.table = bias + place.head * bias_entries<R>(tile);
+  Sides<C, R> sides;
+  sides.a = columns_of<T, R>(k, prm, kKeyStride, tile, place.batch, place.kv_head);
+  sides.b = sides.a;
+  sides.staged_a = staged_a;
+  sides.staged_b = staged_b;
+  sides.dim_a = int(prm[kDim]);
+  sides.dim_b = 0;
+  walk<C, R>(body, sides, tile, patch, int(sg), int(lane));
+  if (patch.store) fill_empty_slots<C>(body.logits, tile, patch, body.fc);
+}
+
+// --- weights times values ----------------------------------------------------------------------------------
+
+template <typename C>
+struct WeighKeys {
+  typedef typename C::T T;
+  Pair<float> sum[C::DB / 8];
+  const device T* weights;  // of the lane's row
+  int fr;
+  int fc;
+
+  template <typename A, typename B>
+  METAL_FUNC void take(const thread Bricks<C::NB>& b, int count, const thread A& unused, const thread B& values,
+                       Span seen) thread {
+    NA_UNROLL for (int j = 0; j < C::NB; ++j) {
+      if (j < count) {
+        Pair<T> p;
+        NA_UNROLL for (int e = 0; e < 2; ++e) {
+          const bool sees = b.full[j] || b.sees(j, b.x[j] + fc + e, seen);
+          p[e] = sees ? weights[b.slot[j] + fc + e] : T(0);
+        }
+        NA_UNROLL for (int d = 0; d < C::DB; d += 8) {
+          mma<T>(sum[d / 8], p, values.along(b.b[j], fr, d + fc, b.last[j]));
+        }
+      }
+    }
+  }
+};
+
+template <typename C>
+METAL_FUNC void na_av(const device typename C::T* attn, const device typename C::T* v, const thread Params& prm,
+                      device typename C::T* out, threadgroup typename C::T* staged_a,
+                      threadgroup typename C::T* staged_b, uint3 tgid, uint sg, uint lane) {
+  typedef typename C::T T;
+  constexpr int R = C::RANK;
+  WeighKeys<C> body;
+  body.fr = fragment_row(lane);
+  body.fc = fragment_col(lane);
+  const Place place = find_place<C>(prm, tgid, body.fr);
+  Tile<R> tile;
+  Patch<R> patch;
+  if (!find_tile<C>(tile, prm, place.batch, int(tgid.y), place.group)) return;  // uniform, before any barrier
+  find_patch<C>(patch, tile, int(sg), body.fr);
+  body.weights = attn + token_offset<R>(prm, kQueryStride, tile, place.batch, place.head, patch.row);
+  NA_UNROLL for (int d = 0; d < C::DB / 8; ++d) body.sum[d] = Pair<float>(0.0f);
+  Sides<C, R> sides;
+  sides.b = columns_of<T, R>(v, prm, kValueStride, tile, place.batch, place.kv_head);
+  sides.a = sides.b;
+  sides.staged_a = staged_a;
+  sides.staged_b = staged_b;
+  sides.dim_a = 0;
+  sides.dim_b = int(prm[kDimV]);
+  walk<C, R>(body, sides, tile, patch, int(sg), int(lane));
+  if (!patch.store) return;
+  device T* to = out + token_offset<R>(prm, kOutStride, tile, place.batch, place.head, patch.row);
+  write_row<T, C::DB>(to, body.sum, as_type<float>(int(prm[kScaleBits])) * kLn2, body.fc, int(prm[kDimV]));
+}
+
+// --- weights times queries ---------------------------------------------------------------------------------
+
+template <typename C>
+struct WeighQueries {
+  typedef typename C::T T;
+  Pair<float> sum[C::DB / 8];
+  const device T* weights;  // of the box's first query
+  int scalar_step;          // weights between queries side by side along x
+  Axis x;
+  int row_x;                // the lane's key
+  int fr;
+  int fc;
+
+  template <typename A, typename B>
+  METAL_FUNC void take(const thread Bricks<C::NB>& b, int count, const thread A& unused, const thread B& tokens,
+                       Span seen) thread {
+    NA_UNROLL for (int j = 0; j < C::NB; ++j) {
+      if (j < count) {
+        Pair<T> p;
+        NA_UNROLL for (int e = 0; e < 2; ++e) {
+          const int column = b.x[j] + fc + e;
+          const bool sees = b.full[j] || b.sees(j, column, seen);
+          const int slot = row_x - window(column, x.rows, x.w, x.s, x.causal).low;
+          p[e] = sees ? weights[b.scalar[j] + (fc + e) * scalar_step + b.slot[j] + slot] : T(0);
+        }
+        NA_UNROLL for (int d = 0; d < C::DB; d += 8) {
+          mma<T>(sum[d / 8], p, tokens.along(b.b[j], fr, d + fc, b.last[j]));
+        }
+      }
+    }
+  }
+};
+
+template <typename C>
+METAL_FUNC void na_av_t(const device typename C::T* attn, const device typename C::T* x, const thread Params& prm,
+                        device typename C::T* out, threadgroup typename C::T* staged_a,
+                        threadgroup typename C::T* staged_b, uint3 tgid, uint sg, uint lane) {
+  typedef typename C::T T;
+  constexpr int R = C::RANK;
+  WeighQueries<C> body;
+  body.fr = fragment_row(lane);
+  body.fc = fragment_col(lane);
+  const int group_heads = int(prm[kGroupHeads]);
+  Place place = find_place<C>(prm, tgid, body.fr);
+  place.kv_head = int(tgid.x);
+  Tile<R> tile;
+  Patch<R> patch;
+  if (!find_tile<C>(tile, prm, place.batch, int(tgid.y), place.group)) return;  // uniform, before any barrier
+  find_patch<C>(patch, tile, int(sg), body.fr);
+  body.x = tile.axis[R - 1];
+  body.row_x = patch.row[R - 1];
+  NA_UNROLL for (int d = 0; d < C::DB / 8; ++d) body.sum[d] = Pair<float>(0.0f);
+  for (int h = 0; h < group_heads; ++h) {
+    const int head = place.kv_head * group_heads + h;
+    Sides<C, R> sides;
+    sides.b = columns_of<T, R>(x, prm, kValueStride, tile, place.batch, head);
+    sides.a = sides.b;
+    const Columns<T, R> slots = columns_of<T, R>(attn, prm, kQueryStride, tile, place.batch, head);
+    NA_UNROLL for (int a = 0; a < R; ++a) sides.scalar_step[a] = slots.step[a];
+    body.weights = slots.box;
+    body.scalar_step = int(slots.step[R - 1]);
+    sides.staged_a = staged_a;
+    sides.staged_b = staged_b;
+    sides.dim_a = 0;
+    sides.dim_b = int(prm[kDimV]);
+    walk<C, R>(body, sides, tile, patch, int(sg), int(lane));
+  }
+  if (!patch.store) return;
+  device T* to = out + token_offset<R>(prm, kOutStride, tile, place.batch, place.kv_head, patch.row);
+  write_row<T, C::DB>(to, body.sum, as_type<float>(int(prm[kScaleBits])) * kLn2, body.fc, int(prm[kDimV]));
+}
+
+}  // namespace na

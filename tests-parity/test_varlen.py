@@ -1,0 +1,142 @@
+"""Items of different sizes in one batch: each is computed as if it were alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from frameworks import PATHS, Path
+
+Array = Any
+
+
+@dataclass(frozen=True)
+class Items:
+    """A padded batch: the sizes of its items, and the window."""
+
+    name: str
+    padded: tuple[int, ...]
+    sizes: tuple[tuple[int, ...], ...]
+    window: dict[str, Any]
+    heads: int = 2
+    kv_heads: int = 2
+    dims: tuple[int, int] = (4, 4)
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def rank(self) -> int:
+        return len(self.padded)
+
+    @property
+    def argument(self) -> list[Any]:
+        """The sizes as the op takes them: ``[B]`` in one dimension."""
+        return [size[0] if self.rank == 1 else list(size) for size in self.sizes]
+
+    def arrays(self) -> list[Array]:
+        """query, key, value, and cotangents of out and lse."""
+        random = np.random.default_rng(len(self.name))
+        lead, (d, d_v) = (len(self.sizes), *self.padded), self.dims
+        shapes = [(*lead, self.heads, d), (*lead, self.kv_heads, d), (*lead, self.kv_heads, d_v)]
+        shapes += [(*lead, self.heads, d_v), (*lead, self.heads)]
+        return [random.standard_normal(shape) for shape in shapes]
+
+
+BATCHES = (
+    Items("sequences", (11,), ((11,), (5,), (0,), (7,), (5,)), {"kernel_size": 5}),
+    Items("dilated", (13,), ((13,), (8,), (6,)), {"kernel_size": 3, "dilation": 2, "is_causal": True}),
+    Items("grouped", (9,), ((6,), (9,)), {"kernel_size": 4, "stride": 3, "scale": 0.3}, 4, 2, (5, 3)),
+    Items("images", (6, 7), ((6, 7), (3, 4), (0, 7), (5, 3), (4, 0)), {"kernel_size": (3, 2), "stride": (2, 1)}),
+    Items("causal", (7, 6), ((7, 4), (5, 6)), {"kernel_size": 2, "dilation": (2, 1), "is_causal": (True, False)}),
+    Items("volumes", (4, 3, 5), ((4, 3, 5), (2, 3, 3), (4, 2, 3)), {"kernel_size": (2, 2, 3)}, 2, 1),
+    Items("nothing", (5,), ((0,), (0,)), {"kernel_size": 3}),
+    Items("no items", (5, 5), (), {"kernel_size": 3}),
+)
+
+
+def inside(batch: Items, item: int) -> tuple[Any, ...]:
+    return (slice(item, item + 1), *(slice(0, length) for length in batch.sizes[item]))
+
+
+def run(path: Path, op: str, arrays: list[Array], arguments: dict[str, Any], dtype: str) -> list[Array]:
+    """out, lse, and the gradients of query, key and value."""
+    framework = path.framework
+    tensors = [framework.tensor(a, dtype) for a in arrays]
+
+    def call(*given: Any) -> Any:
+        return framework.face(op)(*given, **arguments, return_lse=True, backend=path.backend)
+
+    with framework.watch() as ran:
+        found = framework.vjp(call, tensors[:3], tensors[3:])
+    assert ran <= {path.backend}
+    assert ran or not any(a.size for a in arrays) or op.endswith("varlen")
+    return [framework.numpy(tensor) for part in found for tensor in part]
+
+
+@pytest.mark.parametrize("path", PATHS, ids=str)
+@pytest.mark.parametrize("batch", BATCHES, ids=str)
+def test_each_item_is_alone(batch: Items, path: Path) -> None:
+    arrays, op = batch.arrays(), f"na{batch.rank}d"
+    name = "seq_lens" if batch.rank == 1 else "spatial_sizes"
+    found = run(path, f"{op}_varlen", arrays, batch.window | {name: batch.argument}, "float64")
+    wanted = [np.zeros_like(a) for a in found]
+    wanted[1][:] = -np.inf
+    for item, size in enumerate(batch.sizes):
+        if 0 in size:
+            continue
+        own = run(path, op, [a[inside(batch, item)] for a in arrays], batch.window, "float64")
+        for whole, part in zip(wanted, own, strict=True):
+            whole[inside(batch, item)] = part
+    for what, a, b in zip(("out", "lse", "query", "key", "value"), found, wanted, strict=True):
+        assert np.array_equal(a == -np.inf, b == -np.inf), what
+        np.testing.assert_allclose(np.nan_to_num(a, neginf=0), np.nan_to_num(b, neginf=0), atol=1e-12, err_msg=what)
+
+
+@pytest.mark.parametrize("path", PATHS, ids=str)
+def test_dtypes_and_no_lse(path: Path) -> None:
+    batch, framework = BATCHES[0], path.framework
+    for dtype in ("float32", "float16", "bfloat16", "float64"):
+        tensors = [framework.tensor(a, dtype) for a in batch.arrays()[:3]]
+        call = framework.face("na1d_varlen")
+        out = call(*tensors, batch.argument, 5, backend=path.backend)
+        again, lse = call(*tensors, batch.argument, 5, return_lse=True, backend=path.backend)
+        assert framework.dtype_of(out) == dtype
+        assert framework.dtype_of(lse) == ("float64" if dtype == "float64" else "float32")
+        assert np.array_equal(framework.numpy(out), framework.numpy(again))
+
+
+@pytest.mark.parametrize("path", PATHS, ids=str)
+def test_sizes_may_be_any_integers(path: Path) -> None:
+    """Lists, tuples, numpy arrays of any integer type, and the framework's own tensors."""
+    framework, batch = path.framework, BATCHES[3]
+    tensors = [framework.tensor(a) for a in batch.arrays()[:3]]
+    rows = batch.argument
+    forms = [rows, batch.sizes, np.array(rows), np.array(rows, np.uint8), framework.tensor(np.array(rows), "int32")]
+    found = [
+        framework.numpy(framework.face("na2d_varlen")(*tensors, sizes, backend=path.backend, **batch.window))
+        for sizes in forms
+    ]
+    for other in found[1:]:
+        assert np.array_equal(other, found[0])
+
+
+@pytest.mark.parametrize("path", PATHS, ids=str)
+def test_a_list_of_items(path: Path) -> None:
+    """Tensors of their own instead of a padded batch: a list of results, each as if alone."""
+    framework, batch = path.framework, BATCHES[3]
+    kept = [item for item, size in enumerate(batch.sizes) if 0 not in size]
+    arrays = batch.arrays()
+    items = [[framework.tensor(a[inside(batch, item)][0]) for item in kept] for a in arrays[:3]]
+    sizes = [batch.argument[item] for item in kept]
+    out, lse = framework.face("na2d_varlen")(
+        *items, sizes, **batch.window, return_lse=True, backend=path.backend
+    )
+    assert isinstance(out, list) and isinstance(lse, list) and len(out) == len(lse) == len(kept)
+    for place, item in enumerate(kept):
+        alone = [framework.tensor(a[inside(batch, item)]) for a in arrays[:3]]
+        wanted = framework.face("na2d")(*alone, **batch.window, return_lse=True, backend=path.backend)
+        for found, own in zip((out[place], lse[place]), wanted, strict=True):
+            np.testing.assert_allclose(framework.numpy(found), framework.numpy(own)[0], atol=1e-12)
