@@ -343,6 +343,19 @@ def varlen_sizes(
     return tuple(tuple(int(size) for size in row) for row in rows)
 
 
+def listed_items(face: str, name: str, specs: Sequence[Sequence[TensorSpec]], sizes: Any) -> None:
+    """Items given as lists: equally many queries, keys and values, and sizes (or None) that agree with them."""
+    counts = [len(items) for items in specs]
+    if len(set(counts)) > 1:
+        raise ValueError(f"{face}: query, key and value must list equally many items; got {_listed([*map(str, counts)])}")
+    shapes = [spec.shape[:-2] for spec in specs[0]]
+    if sizes is None:
+        return
+    given = [tuple(size) if isinstance(size, (list, tuple)) else (size,) for size in sizes]
+    if given != shapes:
+        raise ValueError(f"{face}: {name} must be the items' own shapes, {shapes}, or None; got {given}")
+
+
 def check_merge(face: str, outputs: Sequence[TensorSpec], lses: Sequence[TensorSpec]) -> None:
     """The parts of ``merge_attentions``: equal shapes, one lse each, at least one part."""
     if not outputs or len(outputs) != len(lses):

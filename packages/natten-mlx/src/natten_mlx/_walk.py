@@ -81,8 +81,8 @@ def _zero_after(parts: list[mx.array]) -> Optional:
     """The integer 0, computed from ``parts``; unlike ``mx.depends``, it has a vmap."""
     if not parts:
         return None
-    nans = sum(mx.isnan(part[(0,) * part.ndim]).astype(mx.int64) for part in parts)
-    return nans * 0
+    firsts = mx.stack([mx.isnan(part[(0,) * part.ndim]) for part in parts])
+    return firsts.sum().astype(mx.int64) * 0
 
 
 def _positions(count: int, trailing: int, first: int = 0) -> mx.array:

@@ -45,14 +45,19 @@ def _fused(
     """The body of every fused face. tensors: query, key, value, additional keys and values, rpb."""
     backends.accept_knobs(face, upstream)
     chosen, where = BACKENDS.resolve(face, backend), stream_of(face, stream)
-    q, k, v = (spec(face, name, t) for name, t in zip(INPUTS["na"][:3], tensors[:3], strict=True))
-    extras = [optional_spec(face, name, t) for name, t in zip(INPUTS["na"][3:], tensors[3:], strict=True)]
-    problem = faces.fused(face, q, k, v, *window, scale, *extras)
+    names = INPUTS["na"]
+    query, key, value = (spec(face, name, t) for name, t in zip(names[:3], tensors[:3], strict=True))
+    keys, values, rpb = (optional_spec(face, name, t) for name, t in zip(names[3:], tensors[3:], strict=True))
+    kernel_size, stride, dilation, is_causal = window
+    problem = faces.fused(
+        face, query, key, value, kernel_size, stride, dilation, is_causal, scale, keys, values, rpb
+    )  # fmt: skip
+    with_lse = checks.flag(face, "return_lse", return_lse)
     if problem.additional == 0:
         # MLX gathers nothing from arrays without elements.
         tensors = (*tensors[:3], None, None, tensors[5])
     out, lse = _run(problem, chosen, where, tensors)
-    return (out, lse) if return_lse else out
+    return (out, lse) if with_lse else out
 
 
 def neighborhood_attention(
@@ -253,8 +258,9 @@ def attention(
     tensors = (query, key, value)
     q, k, v = (spec("attention", name, t) for name, t in zip(INPUTS["attention"], tensors, strict=True))
     problem = faces.full("attention", q, k, v, is_causal, scale)
+    with_lse = checks.flag("attention", "return_lse", return_lse)
     out, lse = _run(problem, chosen, where, tensors)
-    return (out, lse) if return_lse else out
+    return (out, lse) if with_lse else out
 
 
 def merge_attentions(

@@ -24,12 +24,13 @@ def padded_items(
     kernel_size, stride, dilation, is_causal = given = checks.window_arguments(face, rank, *window)
     faces.fused(face, q, k, v, kernel_size, stride, dilation, is_causal, scale, rpb=optional_spec(face, "rpb", rpb))
     items = checks.varlen_sizes(face, name, faces.sizes_on_host(sizes), q, kernel_size, dilation)
+    with_lse = checks.flag(face, "return_lse", return_lse)
     shape, heads = q.shape[1:-2], q.shape[-2]
     with mx.stream(where):
         out = mx.zeros((1, *shape, heads, v.shape[-1]), tensors[0].dtype)
         lse = mx.full((1, *shape, heads), -math.inf, compute_dtype(tensors[0]))
         if not items:
-            return (out[:0], lse[:0]) if return_lse else out[:0]
+            return (out[:0], lse[:0]) if with_lse else out[:0]
         # What an item of size 0 gives; the others are replaced below.
         outs, lses = [out] * len(items), [lse] * len(items)
         for size in sorted(set(items)):
@@ -42,7 +43,7 @@ def padded_items(
             for place, item in enumerate(which):
                 outs[item], lses[item] = own_out[place : place + 1], own_lse[place : place + 1]
         out, lse = mx.concatenate(outs), mx.concatenate(lses)
-    return (out, lse) if return_lse else out
+    return (out, lse) if with_lse else out
 
 
 def _cut(tensor: mx.array, size: tuple[int, ...]) -> mx.array:

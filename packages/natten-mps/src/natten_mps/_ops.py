@@ -17,7 +17,7 @@ from ._arrays import device_of
 from ._config import TIERS
 from ._metal import checks
 from ._metal.plan import Plan, plan
-from ._metal.problem import Problem
+from ._metal.problem import INPUTS, OUTPUTS, Problem
 
 
 class Call(NamedTuple):
@@ -42,16 +42,6 @@ def call_of(problem: Problem, backend: str) -> Call:
     """The static arguments of a problem's custom op."""
     p = problem
     return Call(p.op, p.kernel_size, p.stride, p.dilation, p.is_causal, p.scale, backend)
-
-
-# Tensors that each op takes, in order; None stands for one that is not given.
-INPUTS = {
-    "na": ("query", "key", "value", "additional_keys", "additional_values", "rpb"),
-    "attention": ("query", "key", "value"),
-    "qk": ("query", "key", "rpb"),
-    "av": ("attn", "value"),
-}
-OUTPUTS = {"na": 2, "attention": 2, "qk": 1, "av": 1}
 
 
 @lru_cache(maxsize=1024)

@@ -14,7 +14,7 @@ from ._arrays import device_of, optional_spec, spec
 from ._config import BACKENDS, TIERS
 from ._metal import backends, checks, faces
 from ._metal import plan as planning
-from ._metal.problem import Problem
+from ._metal.problem import INPUTS, Problem
 
 Ints = int | tuple[int, ...] | list[int]
 Bools = bool | tuple[bool, ...] | list[bool]
@@ -36,7 +36,7 @@ def _autocast(*tensors: Any) -> tuple[Any, ...]:
 
 
 def _run(problem: Problem, backend: str, tensors: tuple[Any, ...]) -> tuple[Tensor, ...]:
-    """Plan and launch; ``tensors`` in the order of ``_ops.INPUTS[problem.op]``.
+    """Plan and launch; ``tensors`` in the order of ``INPUTS[problem.op]``.
 
     The custom op plans when it runs, so that torch.compile need not see the planner; only the dense
     path, which autograd itself differentiates, stays outside of it ('auto' never takes it).
@@ -60,7 +60,7 @@ def _fused(
     backends.accept_knobs(face, upstream)
     chosen = BACKENDS.resolve(face, backend)
     tensors = _autocast(*tensors)
-    names = _ops.INPUTS["na"]
+    names = INPUTS["na"]
     query, key, value = (spec(face, name, t) for name, t in zip(names[:3], tensors[:3], strict=True))
     keys, values, rpb = (optional_spec(face, name, t) for name, t in zip(names[3:], tensors[3:], strict=True))
     kernel_size, stride, dilation, is_causal = window
@@ -265,7 +265,7 @@ def attention(
     backends.accept_knobs("attention", upstream)
     chosen = BACKENDS.resolve("attention", backend)
     tensors = _autocast(query, key, value)
-    q, k, v = (spec("attention", name, t) for name, t in zip(_ops.INPUTS["attention"], tensors, strict=True))
+    q, k, v = (spec("attention", name, t) for name, t in zip(INPUTS["attention"], tensors, strict=True))
     problem = faces.full("attention", q, k, v, is_causal, scale)
     with_lse = checks.flag("attention", "return_lse", return_lse)
     out, lse = _run(problem, chosen, tensors)

@@ -1,7 +1,8 @@
 """Items of different sizes in one padded batch.
 
 Each item attends within its own size, as if it were alone. Padding is never read; it gives out 0, lse
--inf and gradient 0. Items of equal size are computed together.
+-inf and gradient 0. Items of equal size are computed together. Lists of tensors ``[*shape, H, D]`` in place
+of padded batches give lists back.
 """
 
 from typing import Any
@@ -14,17 +15,12 @@ from ._metal import checks, faces
 from .functional import Bools, Ints, Result, _autocast, _fused
 
 
-def _sizes_on_host(sizes: Any) -> Any:
-    """``[B]`` or ``[B, rank]`` numbers as Python lists, read once."""
-    if isinstance(sizes, (list, tuple)):
-        return [_sizes_on_host(size) if isinstance(size, (list, tuple)) else size for size in sizes]
-    return sizes.tolist() if hasattr(sizes, "tolist") else sizes
-
-
 def padded_items(
     face: str, name: str, tensors: tuple[Any, ...], sizes: Any, window: tuple[Any, ...], scale: Any, return_lse: bool,
     backend: Any, rpb: Tensor | None = None,
 ) -> Any:  # fmt: skip
+    if all(isinstance(tensor, (list, tuple)) for tensor in tensors):
+        return _listed_items(face, name, tensors, sizes, window, scale, return_lse, backend, rpb)
     query, key, value, rpb = _autocast(*tensors, rpb)
     tensors = (query, key, value)
     q, k, v = (spec(face, which, t) for which, t in zip(("query", "key", "value"), tensors, strict=True))
@@ -33,20 +29,42 @@ def padded_items(
     bias = optional_spec(face, "rpb", rpb)
     faces.fused(face, q, k, v, kernel_size, stride, dilation, is_causal, scale, rpb=bias)
     with_lse = checks.flag(face, "return_lse", return_lse)
-    items = checks.varlen_sizes(face, name, _sizes_on_host(sizes), q, kernel_size, dilation)
+    items = checks.varlen_sizes(face, name, faces.sizes_on_host(sizes), q, kernel_size, dilation)
     out = query.new_zeros(*query.shape[:-1], value.shape[-1])
     lse_dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
     lse = query.new_full(query.shape[:-1], -torch.inf, dtype=lse_dtype)
-    for size in sorted(set(items)):
-        if 0 in size:
-            continue
-        which = torch.tensor([item for item, own in enumerate(items) if own == size], device=query.device)
+    # Without any item the padded shape itself, for no item at all: gradients are zero, not missing.
+    for size in sorted({size for size in items if 0 not in size}) or [q.shape[1:-2]]:
+        which = torch.tensor([item for item, own in enumerate(items) if own == size], device=query.device).long()
         region = (which[:, None], *_region(size, query.device))
         parts = tuple(_cut(tensor.index_select(0, which), size) for tensor in tensors)
         own_out, own_lse = _fused(face, (*parts, None, None, rpb), given, scale, True, backend, {})
         out = out.index_put(region, own_out.flatten(1, rank))
         lse = lse.index_put(region, own_lse.flatten(1, rank))
     return (out, lse) if with_lse else out
+
+
+def _listed_items(
+    face: str, name: str, tensors: tuple[Any, ...], sizes: Any, window: tuple[Any, ...], scale: Any, return_lse: bool,
+    backend: Any, rpb: Tensor | None,
+) -> Any:  # fmt: skip
+    """Items as tensors of their own, ``[*shape, H, D]`` each: lists of results, each as if alone."""
+    with_lse = checks.flag(face, "return_lse", return_lse)
+    specs = [
+        [spec(face, f"{which}[{i}]", item) for i, item in enumerate(items)]
+        for which, items in zip(("query", "key", "value"), tensors, strict=True)
+    ]
+    checks.listed_items(face, name, specs, faces.sizes_on_host(sizes))
+    outs, lses = [], []
+    for query, key, value in zip(*tensors, strict=True):
+        parts = (query[None], key[None], value[None])
+        if 0 in query.shape[:-2]:
+            out, lse = query.new_zeros(1, *query.shape[:-1], value.shape[-1]), query.new_zeros(1, *query.shape[:-1])
+        else:
+            out, lse = _fused(face, (*parts, None, None, rpb), window, scale, True, backend, {})
+        outs.append(out[0])
+        lses.append(lse[0])
+    return (outs, lses) if with_lse else outs
 
 
 def _cut(tensor: Tensor, size: tuple[int, ...]) -> Tensor:
