@@ -100,7 +100,12 @@ TENSORS: list[Bad] = [
         TypeError,
         "query and key must share one dtype; got float32 and float64",
     ),
-    ("na1d", {"query": t(1, 5, 6, 2, 4)}, ValueError, "query must be [batch, L, heads, dim] (4-D); got (1, 5, 6, 2, 4)"),
+    (
+        "na1d",
+        {"query": t(1, 5, 6, 2, 4)},
+        ValueError,
+        "query must be [batch, L, heads, dim] (4-D); got (1, 5, 6, 2, 4)",
+    ),
     ("na2d", {"query": t(1, 7, 2, 4)}, ValueError, "query must be [batch, X, Y, heads, dim] (5-D); got (1, 7, 2, 4)"),
     ("na3d", {"key": t(7, 2)}, ValueError, "key must be [batch, X, Y, Z, heads, dim] (6-D); got (7, 2)"),
     ("na2d", {"value": t(1, 7, 2, 4)}, ValueError, "value must be [batch, X, Y, heads, dim] (5-D); got (1, 7, 2, 4)"),
@@ -130,7 +135,12 @@ TENSORS: list[Bad] = [
     ("na1d", {"query": OTHER}, ValueError, "query heads must be a multiple of key/value heads; got 3 and 2"),
     ("na1d_av", {"value": OTHER}, ValueError, "query heads must be a multiple of key/value heads; got 2 and 3"),
     ("attention", {"query": OTHER}, ValueError, "query heads must be a multiple of key/value heads; got 3 and 2"),
-    ("na1d", dict.fromkeys(("query", "key", "value"), t(1, 0, 2, 4)), ValueError, "query shape must not be zero; got (0,)"),
+    (
+        "na1d",
+        dict.fromkeys(("query", "key", "value"), t(1, 0, 2, 4)),
+        ValueError,
+        "query shape must not be zero; got (0,)",
+    ),
     ("attention", dict.fromkeys(("key", "value"), t(1, 0, 2, 4)), ValueError, "key shape must not be zero; got (0,)"),
     ("na1d", {"query": t(1, 7, 0, 4)}, ValueError, "heads must not be zero; got 0"),
     ("na1d", dict.fromkeys(("key", "value"), t(1, 7, 0, 4)), ValueError, "kv heads must not be zero; got 0"),
@@ -231,9 +241,7 @@ EXTRAS: list[Bad] = [
     ("attention", {"kernel_size": 3}, TypeError, "got an unexpected keyword argument 'kernel_size'"),
     ("merge_attentions", {"lse": 3}, TypeError, "got an unexpected keyword argument 'lse'"),
 ]
-EXPLAINED = (
-    "neighborhood_attention, attention, na1d, na1d_qk, na1d_av, na2d, na2d_qk, na2d_av, na3d, na3d_qk, na3d_av"
-)
+EXPLAINED = "neighborhood_attention, attention, na1d, na1d_qk, na1d_av, na2d, na2d_qk, na2d_av, na3d, na3d_qk, na3d_av"
 LENGTH = "kernel_size * dilation must not exceed an item's length; item"
 BETWEEN = "must lie between 0 and the padded length; item"
 TWO = dict.fromkeys(("query", "key", "value"), t(2, 7, 2, 4))

@@ -87,9 +87,7 @@ class Case:
     def tags(self) -> frozenset[str]:
         """The features that this case has, for suites that pick from the table."""
         groups = [
-            len(range(g, length, d))
-            for length, d in zip(self.shape, self.dilation, strict=True)
-            for g in range(d)
+            len(range(g, length, d)) for length, d in zip(self.shape, self.dilation, strict=True) for g in range(d)
         ]
         shortest = [length // d for length, d in zip(self.shape, self.dilation, strict=True)]
         found = {

@@ -87,8 +87,7 @@ def layouts(path: Path, case: Case) -> dict[str, tuple[dict[str, Any], dict[str,
     fused = np.stack([arrays[name] for name in ("query", "key", "value")], axis=-3)
     one = {name: a[:1] for name, a in arrays.items()}
     transposed = {
-        name: tensor(np.ascontiguousarray(np.swapaxes(a, 1, 2)), "float32").swapaxes(1, 2)
-        for name, a in arrays.items()
+        name: tensor(np.ascontiguousarray(np.swapaxes(a, 1, 2)), "float32").swapaxes(1, 2) for name, a in arrays.items()
     }
     qkv = tensor(fused, "float32")
     return {

@@ -174,4 +174,3 @@ def test_the_goldens_are_all_there() -> None:
     files = {fixture["file"] for fixture in FIXTURES}
     assert files == {file.name for file in FOLDER.glob("*.npz")} and len(files) == 46
     assert {(f["family"], f["na_dim"]) for f in FIXTURES} == {(a, r) for a in "AB" for r in (1, 2, 3)}
-

@@ -34,18 +34,25 @@ def leaves(case: Case) -> tuple[tuple[str, ...], list[torch.Tensor]]:
 def call(case: Case, names: tuple[str, ...], backend: str) -> Any:
     def attend(*given: torch.Tensor) -> Any:
         by_name = dict(zip(names, given, strict=True))
-        return MPS.face(case.face)(
-            **by_name, **case.window, scale=case.scale, return_lse=True, backend=backend
-        )
+        return MPS.face(case.face)(**by_name, **case.window, scale=case.scale, return_lse=True, backend=backend)
 
     return attend
 
 
 def test_enough_problems_are_checked() -> None:
     assert len(SMALL) >= 40
-    assert {"rpb", "additional", "causal", "stride", "dilation", "mqa", "gqa", "rank1", "rank2", "rank3"} <= set().union(
-        *(case.tags for case in SMALL)
-    )
+    assert {
+        "rpb",
+        "additional",
+        "causal",
+        "stride",
+        "dilation",
+        "mqa",
+        "gqa",
+        "rank1",
+        "rank2",
+        "rank3",
+    } <= set().union(*(case.tags for case in SMALL))
 
 
 @pytest.mark.parametrize("case", SMALL, ids=str)

@@ -12,9 +12,7 @@ from frameworks import FRAMEWORKS, PATHS, Framework, Path, planned_path
 Array = Any
 
 
-def dense(
-    q: Array, k: Array, v: Array, scale: float, causal: bool, d_out: Array, d_lse: Array
-) -> tuple[Array, ...]:
+def dense(q: Array, k: Array, v: Array, scale: float, causal: bool, d_out: Array, d_lse: Array) -> tuple[Array, ...]:
     """out, lse and gradients of attention, one head at a time, straight from the definition."""
     results = [np.zeros((*q.shape[:-1], v.shape[-1])), np.zeros(q.shape[:-1]), *map(np.zeros_like, (q, k, v))]
     out, lse, d_q, d_k, d_v = results
@@ -113,9 +111,7 @@ def test_additional_keys_are_a_part(name: str, path: Path) -> None:
 
     case, framework = BY_NAME[name], path.framework
     arrays = {n: framework.tensor(a) for n, a in inputs(case).items()}
-    q, k, v, extra_k, extra_v = (
-        arrays[n] for n in ("query", "key", "value", "additional_keys", "additional_values")
-    )
+    q, k, v, extra_k, extra_v = (arrays[n] for n in ("query", "key", "value", "additional_keys", "additional_values"))
     face, options = framework.face(case.face), {"return_lse": True, "backend": path.backend}
     whole = face(q, k, v, **case.window, additional_keys=extra_k, additional_values=extra_v, **options)
     window, lse = face(q, k, v, **case.window, **options)

@@ -276,7 +276,11 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("NATTEN")}
     paths = os.pathsep.join(path for path in sys.path if path)
     return subprocess.run(
-        [sys.executable, "-c", "import logging; logging.basicConfig(level=0, format='%(levelname)s %(message)s')\n" + code],
+        [
+            sys.executable,
+            "-c",
+            "import logging; logging.basicConfig(level=0, format='%(levelname)s %(message)s')\n" + code,
+        ],
         env=kept | {"PYTHONPATH": paths} | environment,
         capture_output=True,
         text=True,

@@ -122,7 +122,11 @@ def test_vmap_over_other_dimensions() -> None:
 def test_nested_vmap(name: str) -> None:
     """Queries over one mapped axis, keys over another, everything else shared."""
     tensors = given_to(BY_NAME[name])
-    call, queries, keys = attend(BY_NAME[name], tuple(tensors)), stacked(tensors, 2)["query"], stacked(tensors, 3)["key"]
+    call, queries, keys = (
+        attend(BY_NAME[name], tuple(tensors)),
+        stacked(tensors, 2)["query"],
+        stacked(tensors, 3)["key"],
+    )
     shared = list(tensors.values())[2:]
     rest = (None,) * len(shared)
     inner = torch.vmap(call, in_dims=(None, 0, *rest))

@@ -131,9 +131,7 @@ def test_a_list_of_items(path: Path) -> None:
     arrays = batch.arrays()
     items = [[framework.tensor(a[inside(batch, item)][0]) for item in kept] for a in arrays[:3]]
     sizes = [batch.argument[item] for item in kept]
-    out, lse = framework.face("na2d_varlen")(
-        *items, sizes, **batch.window, return_lse=True, backend=path.backend
-    )
+    out, lse = framework.face("na2d_varlen")(*items, sizes, **batch.window, return_lse=True, backend=path.backend)
     assert isinstance(out, list) and isinstance(lse, list) and len(out) == len(lse) == len(kept)
     for place, item in enumerate(kept):
         alone = [framework.tensor(a[inside(batch, item)]) for a in arrays[:3]]

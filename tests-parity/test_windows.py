@@ -175,7 +175,9 @@ def test_mask_slots_and_bias_of_the_table(case: Case) -> None:
         wanted[row, [number[key] for key in keys]] = True
         assert [number[key] for key in keys] == slot_key[row][held[row]].tolist()
         for key in keys:
-            index = [(k - q) // d + w - 1 for k, q, d, w in zip(key, query, case.dilation, case.kernel_size, strict=True)]
+            index = [
+                (k - q) // d + w - 1 for k, q, d, w in zip(key, query, case.dilation, case.kernel_size, strict=True)
+            ]
             assert offsets[row, number[key]] == table[tuple(index)]
     assert np.array_equal(found, wanted)
     assert mask.pairs(problem) == wanted.sum() + problem.queries * problem.additional

@@ -347,7 +347,9 @@ def listed_items(face: str, name: str, specs: Sequence[Sequence[TensorSpec]], si
     """Items given as lists: equally many queries, keys and values, and sizes (or None) that agree with them."""
     counts = [len(items) for items in specs]
     if len(set(counts)) > 1:
-        raise ValueError(f"{face}: query, key and value must list equally many items; got {_listed([*map(str, counts)])}")
+        raise ValueError(
+            f"{face}: query, key and value must list equally many items; got {_listed([*map(str, counts)])}"
+        )
     shapes = [spec.shape[:-2] for spec in specs[0]]
     if sizes is None:
         return

@@ -5,9 +5,11 @@ whatever the path needs (today the walks of the pure path). A fallback is a plan
 """
 
 import itertools
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
+from . import steps
 from .blocks import AxisBlocks, Blocks, box_size, tiles_per_group
 from .device import Device
 from .problem import Axis, Problem, describe
@@ -24,15 +26,24 @@ GATHER_COST = 14
 TILE_COST = 20_000
 
 
+# Tiers that launch the Metal kernels.
+METAL_TIERS = ("metal", "fast_metal")
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What will run. path: the tier. why: one sentence. queries, keys: the pure path's two walks."""
+    """What will run. path: the tier. why: one sentence.
+
+    queries, keys: the pure path's two walks. forward: the Metal path's launches (their gradients' are
+    :func:`.steps.backward`).
+    """
 
     problem: Problem
     path: str
     why: str
     queries: Blocks | None = None
     keys: Blocks | None = None
+    forward: tuple[steps.Step, ...] = ()
 
 
 def obstacle(problem: Problem, device: Device, tier: str) -> str | None:
@@ -42,7 +53,7 @@ def obstacle(problem: Problem, device: Device, tier: str) -> str | None:
         return missing
     if problem.dtype == "float64" and not device.float64:
         return f"{device.name} does not compute in float64; use a CPU stream"
-    return None
+    return steps.obstacle(problem) if tier in METAL_TIERS else None
 
 
 @lru_cache(maxsize=1024)
@@ -69,6 +80,8 @@ def plan(problem: Problem, device: Device, backend: str, tiers: tuple[str, ...])
 def _plan_of(problem: Problem, tier: str, why: str) -> Plan:
     if tier == "pure":
         return Plan(problem, tier, why, walk(problem, transposed=False), walk(problem, transposed=True))
+    if tier in METAL_TIERS and problem.batch:
+        return Plan(problem, tier, why, forward=steps.forward(problem))
     return Plan(problem, tier, why)
 
 
@@ -127,4 +140,11 @@ def explain(planned: Plan, device: Device) -> str:
             lines.append(
                 f"{purpose}: {blocks.tiles} tiles of {tile} {name}, each with a box of {box}, {blocks.step} at a time"
             )
+    for step in planned.forward:
+        instance = step.instance
+        lines.append(
+            f"kernel {instance.name}: {math.prod(step.grid)} threadgroups of {step.threads} threads, "
+            f"{instance.threadgroup_bytes} bytes of threadgroup memory each, {step.bricks} bricks, "
+            f"{step.full} of them without a mask"
+        )
     return "\n".join(lines)

@@ -6,16 +6,17 @@ their own. Two ``autograd.Function`` s carry derivatives and vmap for all of the
 and :class:`Backward`, which has no derivative (the dense path has).
 """
 
+import logging
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import _pure, _pure_split
+from . import _launch, _pure, _pure_split
 from ._arrays import device_of
 from ._config import TIERS
-from ._metal import checks
+from ._metal import backends, checks
 from ._metal.plan import Plan, plan
 from ._metal.problem import INPUTS, OUTPUTS, Problem
 
@@ -45,30 +46,52 @@ def call_of(problem: Problem, backend: str) -> Call:
 
 
 @lru_cache(maxsize=1024)
-def _plan(call: Call, shapes: tuple[tuple[int, ...] | None, ...], dtype: torch.dtype, device: torch.device) -> Plan:
+def _problem(call: Call, shapes: tuple[tuple[int, ...] | None, ...], dtype: torch.dtype) -> Problem:
     given = dict(zip(INPUTS[call.op], shapes, strict=True))
     first, key = shapes[0], given.get("key") or given["value"]
     assert first is not None and key is not None
     value, extra = given.get("value"), given.get("additional_keys")
-    problem = Problem(
+    return Problem(
         call.op, first[0], first[1:-2], key[1:-2], first[-2], key[-2],
         0 if call.op == "av" else first[-1], value[-1] if value is not None else 0,
         call.kernel_size, call.stride, call.dilation, call.is_causal, call.scale,
         str(dtype).removeprefix("torch."), extra[1] if extra is not None else 0, given.get("rpb") is not None,
     )  # fmt: skip
-    return plan(problem, device_of(device), call.backend, TIERS)
 
 
-def _plan_for(call: Call, tensors: list[Tensor | None]) -> Plan:
+def _plan_for(call: Call, tensors: list[Tensor | None], backend: str | None = None) -> Plan:
     value = tensors[1]
     assert value is not None
     shapes = tuple(None if tensor is None else tuple(tensor.shape) for tensor in tensors)
-    return _plan(call, shapes, value.dtype, value.device)
+    return plan(_problem(call, shapes, value.dtype), device_of(value.device), backend or call.backend, TIERS)
+
+
+def _named(call: Call, tensors: list[Any]) -> dict[str, Tensor]:
+    return {name: t for name, t in zip(INPUTS[call.op], tensors, strict=True) if t is not None}
+
+
+def _fall_back(call: Call, planned: Plan, failure: _launch.KernelFailure, inputs: list[Any]) -> Plan:
+    """The pure plan in place of a Metal plan whose kernel failed; an error if Metal was asked for."""
+    if call.backend != "auto":
+        raise failure
+    backends.say_once(
+        f"{call.name}: the Metal kernels failed on this machine and the pure path runs instead. {failure}. "
+        f"Please report this, with the output of `natten-mps doctor`. The plan was: {planned.forward}",
+        logging.WARNING,
+    )
+    return _plan_for(call, inputs, "pure")
 
 
 def _run_forward(call: Call, tensors: list[Any]) -> list[Tensor]:
     planned = _plan_for(call, tensors)
     with torch.autocast(tensors[1].device.type, enabled=False):
+        if planned.path == "metal" and planned.problem.batch:
+            try:
+                return _launch.forward(planned, _named(call, tensors))
+            except _launch.KernelFailure as failure:
+                planned = _fall_back(call, planned, failure, tensors)
+        elif planned.path == "metal":
+            planned = _plan_for(call, tensors, "pure")  # nothing to launch
         if call.op == "qk":
             return [_pure_split.qk(planned, *tensors)]
         if call.op == "av":
@@ -79,6 +102,13 @@ def _run_forward(call: Call, tensors: list[Any]) -> list[Tensor]:
 def _run_backward(call: Call, grads: list[Any], inputs: list[Any], outputs: list[Any]) -> list[Tensor]:
     planned = _plan_for(call, inputs)
     with torch.autocast(inputs[1].device.type, enabled=False):
+        if planned.path == "metal" and planned.problem.batch:
+            try:
+                return _launch.backward(planned, grads, _named(call, inputs), outputs)
+            except _launch.KernelFailure as failure:
+                planned = _fall_back(call, planned, failure, inputs)
+        elif planned.path == "metal":
+            planned = _plan_for(call, inputs, "pure")  # nothing to launch
         found: tuple[Any, ...]
         if call.op == "qk":
             found = _pure_split.qk_backward(planned, grads[0], *inputs)

@@ -1,0 +1,206 @@
+"""Runs the Metal kernels on MPS tensors, through ``torch.mps.compile_shader``.
+
+A plan's steps (:mod:`natten_metal.steps`) name their tensors; here they get strides, memory and a
+launch. Kernels are compiled when first used and kept; nothing of the user's tensors is copied unless its
+channels do not lie side by side.
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ._metal import steps as programs
+from ._metal.plan import Plan
+from ._metal.source import ITEM_SIZES, Instance, library
+from ._metal.steps import SLOTS, Step, stride_block
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+SIMD_WIDTH, WIDE_BYTES = 32, 16
+KEPT_PARAMS = 512
+
+
+class KernelFailure(RuntimeError):
+    """A kernel that did not compile or launch; the message begins with the host's own words."""
+
+
+class Host(Protocol):
+    """What compiles and launches: torch's MPS backend, or a stand-in for it."""
+
+    def missing(self, device: torch.device) -> str | None:
+        """Why kernels cannot run on tensors of ``device``; None if they can."""
+
+    def compile_shader(self, source: str) -> Any:
+        """A library whose attributes are its kernels."""
+
+
+class MpsHost:
+    """The Apple GPU, as torch sees it."""
+
+    def missing(self, device: torch.device) -> str | None:
+        if device.type != "mps":
+            return f"Metal kernels run on mps tensors; these are on {device.type}"
+        if not hasattr(torch.mps, "compile_shader"):
+            return f"torch {torch.__version__} has no torch.mps.compile_shader; 2.9 or newer has"
+        return None
+
+    def compile_shader(self, source: str) -> Any:
+        return torch.mps.compile_shader(source)
+
+
+# The host that launches; tests put a stand-in here.
+HOST: Host = MpsHost()
+
+_lock = threading.Lock()
+_kernels: dict[tuple[int, Instance], Any] = {}
+_failures: dict[tuple[int, Instance], str] = {}
+_params: OrderedDict[tuple[Any, ...], Tensor] = OrderedDict()
+
+
+def kernel(host: Host, instance: Instance) -> Any:
+    """The compiled kernel; KernelFailure, the same each time, if it does not compile."""
+    key = (id(host), instance)
+    with _lock:
+        if key in _failures:
+            raise KernelFailure(_failures[key])
+        if key not in _kernels:
+            try:
+                _kernels[key] = getattr(host.compile_shader(library((instance,))), instance.name)
+            except (SyntaxError, RuntimeError) as error:  # what compile_shader raises for a source it rejects
+                _failures[key] = f"{instance.name} does not compile: {_first_lines(error)}"
+                raise KernelFailure(_failures[key]) from error
+        return _kernels[key]
+
+
+def _first_lines(error: Exception, count: int = 3) -> str:
+    return " | ".join(str(error).strip().splitlines()[:count])
+
+
+def run(plan: Plan, make: Callable[[int], Sequence[Step]], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Launch the steps of ``make(simdgroups)`` in order; all tensors by name, results included.
+
+    If a kernel needs more registers than its threadgroup leaves, the steps are made anew with fewer
+    simdgroups.
+    """
+    host = HOST
+    most = MOST_SIMDGROUPS
+    while True:
+        steps = make(most)
+        room = min(_room(host, step, tensors) for step in steps)
+        if room >= max(step.instance.simdgroups for step in steps) or most == 1:
+            break
+        most = max(1, min(room, most - 1))
+    known = dict(tensors)
+    for step in steps:
+        _launch(host, step, known)
+    return known
+
+
+MOST_SIMDGROUPS = 8
+
+
+def _room(host: Host, step: Step, tensors: dict[str, Tensor]) -> int:
+    """Simdgroups that the compiled kernel allows in a threadgroup."""
+    return int(kernel(host, step.instance).max_threads_per_threadgroup) // SIMD_WIDTH
+
+
+def _launch(host: Host, step: Step, known: dict[str, Tensor]) -> None:
+    device = next(iter(known.values())).device
+    bound: dict[str, Tensor] = {}
+    for argument, name in step.inputs:
+        tensor = known[name]
+        bound[argument] = tensor if tensor.stride(-1) == 1 or tensor.dim() < 4 else tensor.contiguous()
+    for output in step.outputs:
+        bound[output.argument] = torch.empty(output.shape, dtype=DTYPES[output.dtype], device=device)
+        known[output.name] = bound[output.argument]
+    instance = replace(step.instance, wide=_wide(step, bound))
+    bound["prm"] = _params_tensor(step, bound, device)
+    arguments = [bound[argument.name] for argument in instance.arguments]
+    threads = (step.grid[0] * step.threads, step.grid[1], step.grid[2])
+    try:
+        kernel(host, instance)(*arguments, threads=threads, group_size=(step.threads, 1, 1))
+    except (RuntimeError, ValueError) as error:  # what torch raises for a launch it refuses
+        raise KernelFailure(f"{instance.name} does not launch: {_first_lines(error)}") from error
+
+
+def _wide(step: Step, bound: dict[str, Tensor]) -> bool:
+    """Whether every staged token starts at a 16-byte boundary and fills its padded channels."""
+    instance = step.instance
+    first, count = SLOTS["kDim"][0], 2
+    dims = step.params[first : first + count]
+    if not instance.stage or any(p not in (0, d) for p, d in zip((instance.dim, instance.dim_v), dims, strict=True)):
+        return False
+    size = ITEM_SIZES[instance.dtype]
+    for argument in instance.arguments:
+        tensor = bound.get(argument.name)
+        if tensor is None or argument.kind != "T" or argument.output:
+            continue
+        offsets = (tensor.storage_offset() * size, *(stride * size for stride in tensor.stride()[:-1]))
+        if any(offset % WIDE_BYTES for offset in offsets):
+            return False
+    return True
+
+
+def _params_tensor(step: Step, bound: dict[str, Tensor], device: torch.device) -> Tensor:
+    """The parameter array with its strides, on the device; kept, because making one is a copy."""
+    slots = list(step.params)
+    for argument, block in step.stride_slots.items():
+        if argument not in bound:
+            continue
+        strides = tuple(bound[argument].stride())
+        if step.instance.every and argument in ("key_grad", "value_grad"):
+            strides = strides[1:]  # the parts lie outermost
+        values = stride_block(strides, channels=argument != "lse")
+        first = SLOTS[block][0]
+        slots[first : first + len(values)] = values
+    key = (device, *slots)
+    with _lock:
+        found = _params.get(key)
+        if found is None:
+            found = _params[key] = torch.tensor(slots, dtype=torch.int64, device=device)
+            if len(_params) > KEPT_PARAMS:
+                _params.popitem(last=False)
+        else:
+            _params.move_to_end(key)
+        return found
+
+
+def forward(plan: Plan, tensors: dict[str, Tensor]) -> list[Tensor]:
+    """The op's outputs: out and lse, or the split op's only one."""
+    problem = plan.problem
+    made = run(plan, lambda most: programs.forward(problem, most), _with_float_bias(tensors))
+    return [made[name] for name in {"qk": ("logits",), "av": ("out",)}.get(problem.op, ("out", "lse"))]
+
+
+def backward(
+    plan: Plan, grads: Sequence[Tensor | None], tensors: dict[str, Tensor], outputs: list[Tensor]
+) -> list[Tensor]:
+    """Gradients of the inputs that are given, in their order and dtypes."""
+    problem, given = plan.problem, dict(tensors)
+    if problem.op == "qk":
+        given["logits_grad"] = _given(grads[0], outputs[0])
+    else:
+        given["out_grad"] = _given(grads[0], outputs[0])
+        given["out"] = outputs[0].contiguous()
+    has_lse_grad = len(grads) > 1 and grads[1] is not None
+    if len(outputs) > 1:
+        given["lse"] = outputs[1]
+    if has_lse_grad:
+        given["lse_grad"] = _given(grads[1], outputs[1]).contiguous()
+    made = run(plan, lambda most: programs.backward(problem, has_lse_grad, most), _with_float_bias(given))
+    return [made[f"{name}_grad"].to(tensor.dtype) for name, tensor in tensors.items()]
+
+
+def _given(grad: Tensor | None, output: Tensor) -> Tensor:
+    return torch.zeros_like(output) if grad is None else grad
+
+
+def _with_float_bias(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The bias as the kernels read it: float32 and contiguous."""
+    if "rpb" not in tensors:
+        return tensors
+    return tensors | {"rpb": tensors["rpb"].float().contiguous()}

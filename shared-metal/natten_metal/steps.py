@@ -1,0 +1,286 @@
+"""The programs of the Metal path: which kernels run, on which tensors, for each op and its gradient.
+
+A :class:`Step` is one launch as pure data. Tensors are named; a launcher binds the named inputs, allocates
+the outputs, fills in strides, and launches. The same programs serve every host.
+"""
+
+import math
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+from .problem import Problem
+from .source import Instance
+from .tiles import DIMS, ROWS, Tiling, padded_dim, tiling
+
+# Slots of the parameter array: name -> (first slot, how many), as kernels/params.h has them.
+SLOTS = {
+    "kHeads": (0, 1), "kGroupHeads": (1, 1), "kDim": (2, 1), "kDimV": (3, 1), "kScaleBits": (4, 1),
+    "kAdditional": (5, 1), "kParts": (6, 1), "kItems": (7, 1), "kQueryShape": (8, 3), "kKeyShape": (11, 3),
+    "kWindow": (14, 3), "kStride": (17, 3), "kDilation": (20, 3), "kCausal": (23, 3), "kTiles": (26, 3),
+    "kQueryStride": (29, 5), "kKeyStride": (34, 5), "kValueStride": (39, 5), "kOutStride": (44, 5),
+    "kLseStride": (49, 5), "kOutGradStride": (54, 5), "kQueryGradStride": (59, 5), "kKeyGradStride": (64, 5),
+    "kValueGradStride": (69, 5), "kExtraKeyStride": (74, 5), "kExtraValueStride": (79, 5), "kRowCount": (84, 1),
+    "kKeyGradPart": (85, 1), "kValueGradPart": (86, 1), "kBatch": (87, 1),
+}  # fmt: skip
+ITEM_SHAPES = 88
+
+# The stride block that each template reads for a tensor; tensors not named are contiguous and have none.
+_COMMON = {
+    "q": "kQueryStride", "k": "kKeyStride", "v": "kValueStride", "extra_k": "kExtraKeyStride",
+    "extra_v": "kExtraValueStride", "out": "kOutStride", "lse": "kLseStride", "out_grad": "kOutGradStride",
+    "query_grad": "kQueryGradStride", "key_grad": "kKeyGradStride", "value_grad": "kValueGradStride",
+}  # fmt: skip
+STRIDE_SLOTS = {
+    "na_fwd": _COMMON,
+    "na_delta": {"out_grad": "kOutGradStride"},
+    "na_bwd_dq": _COMMON,
+    "na_bwd_dkv": _COMMON,
+    "na_qk": {"q": "kQueryStride", "k": "kKeyStride", "logits": "kOutStride"},
+    "na_av": {"attn": "kQueryStride", "v": "kValueStride", "out": "kOutStride"},
+    "na_av_t": {"attn": "kQueryStride", "x": "kValueStride", "out": "kOutStride"},
+    "na_bias": _COMMON | {"d_logits": "kOutGradStride"},
+    "na_sum": {},
+}
+# na_bwd_dkv of additional keys reads them, and writes their gradients, as rank-1 tensors.
+EVERY_STRIDE_SLOTS = _COMMON | {"k": "kExtraKeyStride", "v": "kExtraValueStride"}
+# Threadgroups that share the sum over all queries or tiles.
+MOST_PARTS = 64
+MOST_TABLE = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """A tensor that a step makes: the kernel's argument, its name in the program, shape and dtype."""
+
+    argument: str
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One kernel launch. grid: threadgroups; threads: of one. inputs: (argument, tensor name) pairs.
+
+    params holds every slot but the strides; ``bricks`` and ``full`` are the exact work of the launch.
+    """
+
+    instance: Instance
+    grid: tuple[int, int, int]
+    threads: int
+    params: tuple[int, ...]
+    inputs: tuple[tuple[str, str], ...]
+    outputs: tuple[Output, ...]
+    bricks: int = 0
+    full: int = 0
+
+    @property
+    def stride_slots(self) -> dict[str, str]:
+        """Argument -> the stride block it fills."""
+        return EVERY_STRIDE_SLOTS if self.instance.every else STRIDE_SLOTS[self.instance.template]
+
+
+def bits_of(scale: float) -> int:
+    """The scale as the kernels read it: float32 bits of scale * log2(e)."""
+    return int(struct.unpack("<i", struct.pack("<f", scale * math.log2(math.e)))[0])
+
+
+def strides_of(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Element strides of a contiguous tensor."""
+    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+
+
+def stride_block(strides: tuple[int, ...], channels: bool) -> tuple[int, ...]:
+    """Strides of ``[B, *shape, H(, D)]`` in the order of a slot block: batch, head, axes."""
+    kept = strides[:-1] if channels else strides
+    return (kept[0], kept[-1], *kept[1:-1])
+
+
+def _params(problem: Problem, values: dict[str, int | Iterable[int]]) -> tuple[int, ...]:
+    p = problem
+    slots = [0] * ITEM_SHAPES
+    fixed: dict[str, int | Iterable[int]] = {
+        "kHeads": p.heads, "kGroupHeads": p.group_heads, "kDim": p.head_dim, "kDimV": p.head_dim_v,
+        "kScaleBits": bits_of(p.scale), "kAdditional": p.additional, "kParts": 1, "kQueryShape": p.query_shape,
+        "kKeyShape": p.key_shape, "kWindow": p.kernel_size, "kStride": p.stride, "kDilation": p.dilation,
+        "kCausal": [int(c) for c in p.is_causal], "kBatch": p.batch, "kRowCount": p.batch * p.queries * p.heads,
+    }  # fmt: skip
+    for name, value in (fixed | values).items():
+        first, _ = SLOTS[name]
+        given = [value] if isinstance(value, int) else list(value)
+        slots[first : first + len(given)] = given
+    return tuple(slots)
+
+
+def _walk(
+    problem: Problem, template: str, inputs: dict[str, str], outputs: tuple[Output, ...], most: int, **options: object
+) -> Step:
+    """A step of a walking template: its tiling, grid and parameters."""
+    transposed = template in ("na_bwd_dkv", "na_av_t")
+    dim = 0 if template in ("na_av", "na_av_t") else padded_dim(problem.head_dim)
+    dim_v = 0 if template == "na_qk" else padded_dim(problem.head_dim_v)
+    chosen: Tiling = tiling(problem, transposed, dim, dim_v, most)
+    instance = Instance(
+        template, problem.dtype, problem.rank, dim, dim_v, chosen.patch, chosen.heads, chosen.simdgroups,
+        chosen.chunk, stage=chosen.stage, **options,  # type: ignore[arg-type]
+    )  # fmt: skip
+    heads = problem.kv_heads if transposed else problem.heads // chosen.heads
+    grid = (heads, math.prod(chosen.tiles), problem.batch * math.prod(problem.dilation))
+    times = problem.batch * problem.kv_heads
+    return Step(
+        instance, grid, 32 * chosen.simdgroups, _params(problem, {"kTiles": chosen.tiles}), tuple(inputs.items()),
+        outputs, chosen.bricks.executed * times, chosen.bricks.full * times,
+    )  # fmt: skip
+
+
+def _sum(problem: Problem, partial: str, name: str, shape: tuple[int, ...], parts: int, dtype: str) -> Step:
+    count = math.prod(shape)
+    instance = Instance("na_sum", dtype, 1, 0, 0, simdgroups=8, stage=False)
+    params = _params(problem, {"kParts": parts, "kRowCount": count})
+    output = Output("out", name, shape, dtype)
+    return Step(instance, (-(-count // 256), 1, 1), 256, params, (("partial", partial),), (output,))
+
+
+@lru_cache(maxsize=256)
+def forward(problem: Problem, most: int = 8) -> tuple[Step, ...]:
+    """The launches of an op. most: simdgroups that a threadgroup may have."""
+    p = problem
+    rows = (p.batch, *p.query_shape, p.heads)
+    if p.op == "qk":
+        bias = {"bias": "rpb"} if p.has_rpb else {}
+        output = (Output("logits", "logits", (*rows, p.slots), p.dtype),)
+        return (_walk(p, "na_qk", {"q": "query", "k": "key"} | bias, output, most, bias=p.has_rpb),)
+    output = (Output("out", "out", (*rows, p.head_dim_v), p.dtype),)
+    if p.op == "av":
+        return (_walk(replace(p, scale=1.0), "na_av", {"attn": "attn", "v": "value"}, output, most),)
+    inputs = _tensors(p)
+    lse = Output("lse", "lse", rows, "float32")
+    return (_walk(p, "na_fwd", inputs, (*output, lse), most, bias=p.has_rpb, extra=p.additional > 0),)
+
+
+def _tensors(p: Problem) -> dict[str, str]:
+    inputs = {"q": "query", "k": "key", "v": "value"}
+    if p.additional:
+        inputs |= {"extra_k": "additional_keys", "extra_v": "additional_values"}
+    return inputs | ({"bias": "rpb"} if p.has_rpb else {})
+
+
+@lru_cache(maxsize=256)
+def backward(problem: Problem, has_lse_grad: bool, most: int = 8) -> tuple[Step, ...]:
+    """The launches of an op's gradient, from the gradients of its outputs and what the forward saved."""
+    return {"qk": _qk_backward, "av": _av_backward}.get(problem.op, _fused_backward)(problem, has_lse_grad, most)
+
+
+def _fused_backward(p: Problem, has_lse_grad: bool, most: int) -> tuple[Step, ...]:
+    rows = (p.batch, *p.query_shape, p.heads)
+    count = math.prod(rows)
+    delta = Instance("na_delta", p.dtype, p.rank, 0, 0, stage=False, lse_grad=has_lse_grad)
+    given = {"out_grad": "out_grad", "out": "out"} | ({"lse_grad": "lse_grad"} if has_lse_grad else {})
+    steps = [
+        Step(
+            delta, (-(-count // 4), 1, 1), 128, _params(p, {}), tuple(given.items()),
+            (Output("delta", "delta", rows, "float32"),),
+        )
+    ]  # fmt: skip
+    saved = {"out_grad": "out_grad", "lse": "lse", "delta": "delta"}
+    dq = Output("query_grad", "query_grad", (*rows, p.head_dim), p.dtype)
+    options = {"bias": p.has_rpb}
+    steps.append(_walk(p, "na_bwd_dq", _tensors(p) | saved, (dq,), most, extra=p.additional > 0, **options))
+    plain = {arg: name for arg, name in _tensors(p).items() if not arg.startswith("extra")}
+    keys = (p.batch, *p.key_shape, p.kv_heads)
+    outputs = (
+        Output("key_grad", "key_grad", (*keys, p.head_dim), p.dtype),
+        Output("value_grad", "value_grad", (*keys, p.head_dim_v), p.dtype),
+    )
+    steps.append(_walk(p, "na_bwd_dkv", plain | saved, outputs, most, **options))
+    if p.additional:
+        steps += _additional_backward(p, saved, most)
+    if p.has_rpb:
+        steps += _bias_backward(p, plain | saved, slots=False, most=most)
+    return tuple(steps)
+
+
+def _additional_backward(p: Problem, saved: dict[str, str], most: int) -> list[Step]:
+    """dK and dV of additional keys: every query contributes, in parts that are summed in order."""
+    dim, dim_v = padded_dim(p.head_dim), padded_dim(p.head_dim_v)
+    base = tiling(p, True, dim, dim_v, most)
+    simdgroups = min(base.simdgroups, -(-p.additional // ROWS))
+    tiles = -(-p.additional // (ROWS * simdgroups))
+    parts = max(1, min(MOST_PARTS, p.query_shape[0], 256 // (tiles * p.batch * p.kv_heads) or 1))
+    shape, shape_v = ((p.batch, p.additional, p.kv_heads, d) for d in (p.head_dim, p.head_dim_v))
+    instance = Instance(
+        "na_bwd_dkv", p.dtype, p.rank, dim, dim_v, base.patch, 1, simdgroups, base.chunk, stage=base.stage, every=True
+    )
+    params = _params(p, {"kParts": parts, "kKeyGradPart": math.prod(shape), "kValueGradPart": math.prod(shape_v)})
+    inputs = {"q": "query", "k": "additional_keys", "v": "additional_values"} | saved
+    outputs = (
+        Output("key_grad", "additional_keys_parts", (parts, *shape), "float32"),
+        Output("value_grad", "additional_values_parts", (parts, *shape_v), "float32"),
+    )
+    grid = (p.kv_heads, tiles * parts, p.batch)
+    return [
+        Step(instance, grid, 32 * simdgroups, params, tuple(inputs.items()), outputs),
+        _sum(p, "additional_keys_parts", "additional_keys_grad", shape, parts, p.dtype),
+        _sum(p, "additional_values_parts", "additional_values_grad", shape_v, parts, p.dtype),
+    ]
+
+
+def _bias_backward(p: Problem, inputs: dict[str, str], slots: bool, most: int) -> list[Step]:
+    """The bias's gradient: tables of sums, one per part, summed in order."""
+    sizes = [2 * w - 1 for w in p.kernel_size]
+    entries = math.prod(sizes)
+    table = next(size for size in (64, 256, 1024, MOST_TABLE) if size >= entries)
+    dim, dim_v = (DIMS[0],) * 2 if slots else (padded_dim(p.head_dim), padded_dim(p.head_dim_v))
+    chosen = tiling(p, False, dim, dim_v, min(most, 8192 // table), in_rows=False)
+    instance = Instance(
+        "na_bias", p.dtype, p.rank, dim, dim_v, chosen.patch, 1, chosen.simdgroups, chosen.chunk, stage=False,
+        bias=True, slots=slots, table=table,
+    )  # fmt: skip
+    work = math.prod(chosen.tiles) * math.prod(p.dilation) * p.batch
+    parts = max(1, min(MOST_PARTS, work))
+    params = _params(p, {"kTiles": chosen.tiles, "kParts": parts})
+    partial = Output("partial", "rpb_parts", (parts, p.heads, entries), "float32")
+    return [
+        Step(instance, (p.heads, parts, 1), 32 * chosen.simdgroups, params, tuple(inputs.items()), (partial,)),
+        _sum(p, "rpb_parts", "rpb_grad", (p.heads, *sizes), parts, "float32"),
+    ]
+
+
+def _qk_backward(p: Problem, has_lse_grad: bool, most: int) -> tuple[Step, ...]:
+    # Weighted sums of keys and queries: their channels take the place of values'.
+    weigh = replace(p, head_dim_v=p.head_dim)
+    dq = Output("out", "query_grad", (p.batch, *p.query_shape, p.heads, p.head_dim), p.dtype)
+    dk = Output("out", "key_grad", (p.batch, *p.key_shape, p.kv_heads, p.head_dim), p.dtype)
+    steps = [
+        _walk(weigh, "na_av", {"attn": "logits_grad", "v": "key"}, (dq,), most),
+        _walk(weigh, "na_av_t", {"attn": "logits_grad", "x": "query"}, (dk,), most),
+    ]
+    if p.has_rpb:
+        steps += _bias_backward(p, {"bias": "rpb", "d_logits": "logits_grad"}, slots=True, most=most)
+    return tuple(steps)
+
+
+def _av_backward(p: Problem, has_lse_grad: bool, most: int) -> tuple[Step, ...]:
+    rows = (p.batch, *p.query_shape, p.heads)
+    logits = replace(p, head_dim=p.head_dim_v, scale=1.0)
+    d_attn = Output("logits", "attn_grad", (*rows, p.slots), p.dtype)
+    dv = Output("out", "value_grad", (p.batch, *p.key_shape, p.kv_heads, p.head_dim_v), p.dtype)
+    return (
+        _walk(logits, "na_qk", {"q": "out_grad", "k": "value"}, (d_attn,), most, empty_zero=True),
+        _walk(replace(p, scale=1.0), "na_av_t", {"attn": "attn", "x": "out_grad"}, (dv,), most),
+    )
+
+
+def obstacle(problem: Problem) -> str | None:
+    """Why the Metal kernels cannot take ``problem``; None if they can."""
+    if problem.dtype == "float64":
+        return "Metal has no float64"
+    widest = max(problem.head_dim, problem.head_dim_v)
+    if widest > DIMS[-1]:
+        return f"head dims beyond {DIMS[-1]} do not fit a simdgroup's registers; got {widest}"
+    entries = math.prod(2 * w - 1 for w in problem.kernel_size)
+    if problem.has_rpb and entries > MOST_TABLE:
+        return f"a bias table of {entries} entries does not fit threadgroup memory (at most {MOST_TABLE})"
+    return None
