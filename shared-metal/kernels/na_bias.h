@@ -18,6 +18,7 @@ struct BiasGradient {
   typedef typename C::T T;
   QueryGradient<C> rows;      // logits and their gradients, as for dQ; its sum stays unused
   const device T* d_logits;   // of the lane's row (SLOTS)
+  int channel;                // elements between two of its slots
   threadgroup float* sums;    // the simdgroup's table
   bool store;
   int fr;
@@ -31,7 +32,7 @@ struct BiasGradient {
       NA_UNROLL for (int j = 0; j < C::NB; ++j) {
         NA_UNROLL for (int e = 0; e < 2; ++e) {
           const bool sees = j < count && (b.full[j] || b.sees(j, b.x[j] + fc + e, seen));
-          ds[j][e] = sees ? float(d_logits[b.slot[j] + fc + e]) : 0.0f;
+          ds[j][e] = sees ? float(d_logits[(b.slot[j] + fc + e) * channel]) : 0.0f;
         }
       }
     } else {
@@ -81,6 +82,7 @@ METAL_FUNC void na_bias(const device typename C::T* q, const device typename C::
     find_patch<C>(patch, tile, int(sg), body.fr);
     body.store = patch.store;
     if (C::SLOTS) {
+      body.channel = prm.channel(kOutGradStride);
       body.d_logits = d_logits + token_offset<R>(prm, kOutGradStride, tile, batch, head, patch.row);
     } else {
       body.rows.load(q, out_grad, lse, delta, bias, prm, tile, patch, place);

@@ -127,10 +127,14 @@ METAL_FUNC void na_bwd_dkv(const device typename C::T* q, const device typename 
   const int dim = int(prm[kDim]);
   const int dim_v = int(prm[kDimV]);
   // Additional keys lie along one axis; their stride blocks take the place of the keys'
-  const device T* k_row = k + row_at<C>(prm, C::EVERY ? kExtraKeyStride : kKeyStride, tile, batch, kv_head, patch);
-  const device T* v_row = v + row_at<C>(prm, C::EVERY ? kExtraValueStride : kValueStride, tile, batch, kv_head, patch);
-  NA_UNROLL for (int d = 0; d < C::DA; d += 8) body.key[d / 8] = load_channels(k_row, d + body.fc, dim);
-  NA_UNROLL for (int d = 0; d < C::DB; d += 8) body.value[d / 8] = load_channels(v_row, d + body.fc, dim_v);
+  constexpr int k_slot = C::EVERY ? int(kExtraKeyStride) : int(kKeyStride);
+  constexpr int v_slot = C::EVERY ? int(kExtraValueStride) : int(kValueStride);
+  const device T* k_row = k + row_at<C>(prm, k_slot, tile, batch, kv_head, patch);
+  const device T* v_row = v + row_at<C>(prm, v_slot, tile, batch, kv_head, patch);
+  const int k_channel = prm.channel(k_slot);
+  const int v_channel = prm.channel(v_slot);
+  NA_UNROLL for (int d = 0; d < C::DA; d += 8) body.key[d / 8] = load_channels(k_row, d + body.fc, dim, k_channel);
+  NA_UNROLL for (int d = 0; d < C::DB; d += 8) body.value[d / 8] = load_channels(v_row, d + body.fc, dim_v, v_channel);
   NA_UNROLL for (int d = 0; d < C::DA / 8; ++d) body.key_sum[d] = Pair<float>(0.0f);
   NA_UNROLL for (int d = 0; d < C::DB / 8; ++d) body.value_sum[d] = Pair<float>(0.0f);
   body.scale = as_type<float>(int(prm[kScaleBits]));

@@ -33,9 +33,11 @@ struct QueryGradient {
     const device T* q_row = q + token_offset<C::RANK>(prm, kQueryStride, tile, place.batch, place.head, patch.row);
     const device T* g_row =
         out_grads + token_offset<C::RANK>(prm, kOutGradStride, tile, place.batch, place.head, patch.row);
+    const int q_channel = prm.channel(kQueryStride);
+    const int g_channel = prm.channel(kOutGradStride);
     const long scalar = token_offset<C::RANK>(prm, kLseStride, tile, place.batch, place.head, patch.row);
-    NA_UNROLL for (int d = 0; d < C::DA; d += 8) query[d / 8] = load_channels(q_row, d + fc, int(prm[kDim]));
-    NA_UNROLL for (int d = 0; d < C::DB; d += 8) out_grad[d / 8] = load_channels(g_row, d + fc, int(prm[kDimV]));
+    NA_UNROLL for (int d = 0; d < C::DA; d += 8) query[d / 8] = load_channels(q_row, d + fc, int(prm[kDim]), q_channel);
+    NA_UNROLL for (int d = 0; d < C::DB; d += 8) out_grad[d / 8] = load_channels(g_row, d + fc, int(prm[kDimV]), g_channel);
     lse = lses[scalar] * kLog2E;
     delta = deltas[scalar];
     scale = as_type<float>(int(prm[kScaleBits]));

@@ -28,8 +28,9 @@ METAL_FUNC void na_delta(const device typename C::T* out_grad, const device type
   if (row >= prm[kRowCount]) return;  // uniform in the simdgroup, and no barrier follows
   const device typename C::T* grad_row = out_grad + row_offset(prm, kOutGradStride, C::RANK, row);
   const device typename C::T* out_row = out + row * prm[kDimV];
+  const int channel = prm.channel(kOutGradStride);
   float sum = 0.0f;
-  for (int c = int(lane); c < int(prm[kDimV]); c += 32) sum += float(grad_row[c]) * float(out_row[c]);
+  for (int c = int(lane); c < int(prm[kDimV]); c += 32) sum += float(grad_row[c * channel]) * float(out_row[c]);
   sum += simd_shuffle_xor(sum, ushort(1));
   sum += simd_shuffle_xor(sum, ushort(2));
   sum += simd_shuffle_xor(sum, ushort(4));

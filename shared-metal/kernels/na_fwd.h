@@ -88,8 +88,9 @@ METAL_FUNC void na_fwd(const device typename C::T* q, const device typename C::T
   if (!find_tile<C>(tile, prm, place.batch, int(tgid.y), place.group)) return;  // uniform, before any barrier
   find_patch<C>(patch, tile, int(sg), body.fr);
   const int dim = int(prm[kDim]);
+  const int channel = prm.channel(kQueryStride);
   const device T* q_row = q + token_offset<R>(prm, kQueryStride, tile, place.batch, place.head, patch.row);
-  NA_UNROLL for (int d = 0; d < C::DA; d += 8) body.query[d / 8] = load_channels(q_row, d + body.fc, dim);
+  NA_UNROLL for (int d = 0; d < C::DA; d += 8) body.query[d / 8] = load_channels(q_row, d + body.fc, dim, channel);
   NA_UNROLL for (int d = 0; d < C::DB / 8; ++d) body.out[d] = Pair<float>(0.0f);
   body.m = kMasked;
   body.l = 0.0f;

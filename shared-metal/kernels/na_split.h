@@ -76,7 +76,9 @@ METAL_FUNC void na_qk(const device typename C::T* q, const device typename C::T*
   if (!find_tile<C>(tile, prm, place.batch, int(tgid.y), place.group)) return;  // uniform, before any barrier
   find_patch<C>(patch, tile, int(sg), body.fr);
   const device T* q_row = q + token_offset<R>(prm, kQueryStride, tile, place.batch, place.head, patch.row);
-  NA_UNROLL for (int d = 0; d < C::DA; d += 8) body.query[d / 8] = load_channels(q_row, d + body.fc, int(prm[kDim]));
+  NA_UNROLL for (int d = 0; d < C::DA; d += 8) {
+    body.query[d / 8] = load_channels(q_row, d + body.fc, int(prm[kDim]), prm.channel(kQueryStride));
+  }
   body.logits = logits + token_offset<R>(prm, kOutStride, tile, place.batch, place.head, patch.row);
   body.scale = as_type<float>(int(prm[kScaleBits])) * kLn2;
   body.store = patch.store;
@@ -99,6 +101,7 @@ struct WeighKeys {
   typedef typename C::T T;
   Pair<float> sum[C::DB / 8];
   const device T* weights;  // of the lane's row
+  int channel;              // elements between two slots
   int fr;
   int fc;
 
@@ -110,7 +113,7 @@ struct WeighKeys {
         Pair<T> p;
         NA_UNROLL for (int e = 0; e < 2; ++e) {
           const bool sees = b.full[j] || b.sees(j, b.x[j] + fc + e, seen);
-          p[e] = sees ? weights[b.slot[j] + fc + e] : T(0);
+          p[e] = sees ? weights[(b.slot[j] + fc + e) * channel] : T(0);
         }
         NA_UNROLL for (int d = 0; d < C::DB; d += 8) {
           mma<T>(sum[d / 8], p, values.along(b.b[j], fr, d + fc, b.last[j]));
@@ -134,6 +137,7 @@ METAL_FUNC void na_av(const device typename C::T* attn, const device typename C:
   Patch<R> patch;
   if (!find_tile<C>(tile, prm, place.batch, int(tgid.y), place.group)) return;  // uniform, before any barrier
   find_patch<C>(patch, tile, int(sg), body.fr);
+  body.channel = prm.channel(kQueryStride);
   body.weights = attn + token_offset<R>(prm, kQueryStride, tile, place.batch, place.head, patch.row);
   NA_UNROLL for (int d = 0; d < C::DB / 8; ++d) body.sum[d] = Pair<float>(0.0f);
   Sides<C, R> sides;
@@ -156,6 +160,7 @@ struct WeighQueries {
   typedef typename C::T T;
   Pair<float> sum[C::DB / 8];
   const device T* weights;  // of the box's first query
+  int channel;              // elements between two slots
   int scalar_step;          // weights between queries side by side along x
   Axis x;
   int row_x;                // the lane's key
@@ -172,7 +177,7 @@ struct WeighQueries {
           const int column = b.x[j] + fc + e;
           const bool sees = b.full[j] || b.sees(j, column, seen);
           const int slot = row_x - window(column, x.rows, x.w, x.s, x.causal).low;
-          p[e] = sees ? weights[b.scalar[j] + (fc + e) * scalar_step + b.slot[j] + slot] : T(0);
+          p[e] = sees ? weights[b.scalar[j] + (fc + e) * scalar_step + (b.slot[j] + slot) * channel] : T(0);
         }
         NA_UNROLL for (int d = 0; d < C::DB; d += 8) {
           mma<T>(sum[d / 8], p, tokens.along(b.b[j], fr, d + fc, b.last[j]));
@@ -209,6 +214,7 @@ METAL_FUNC void na_av_t(const device typename C::T* attn, const device typename 
     const Columns<T, R> slots = columns_of<T, R>(attn, prm, kQueryStride, tile, place.batch, head);
     NA_UNROLL for (int a = 0; a < R; ++a) sides.scalar_step[a] = slots.step[a];
     body.weights = slots.box;
+    body.channel = slots.channel;
     body.scalar_step = int(slots.step[R - 1]);
     sides.staged_a = staged_a;
     sides.staged_b = staged_b;

@@ -2,7 +2,8 @@
 //
 // Everything that changes with the problem is here; everything that changes the code is a template argument (the
 // config struct that source.py generates). Blocks of 3 hold one value per axis, outermost first. A stride block
-// holds 5 element strides: batch, head, axis 0, axis 1, axis 2; channels lie side by side (stride 1).
+// holds 5 element strides: batch, head, axis 0, axis 1, axis 2. Outputs are contiguous; an input's channels lie
+// Params::channel(block) elements apart, a constant 1 where the host sees to that.
 // plan.py keeps the same names in the same order, and a test compares the two.
 //
 // Kernels read slots through Params, which the host's adapter defines before this header's users (source.py): hosts that

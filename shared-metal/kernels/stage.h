@@ -12,30 +12,30 @@
 
 namespace na {
 
-// Two neighbouring channels of one token, zero beyond dim
+// Two neighbouring channels of one token, zero beyond dim; `channel`: elements between two channels
 template <typename T>
-METAL_FUNC Pair<T> load_channels(const device T* p, int d, int dim) {
+METAL_FUNC Pair<T> load_channels(const device T* p, int d, int dim, int channel) {
   Pair<T> r = Pair<T>(T(0));
-  if (d < dim) r[0] = p[d];
-  if (d + 1 < dim) r[1] = p[d + 1];
+  if (d < dim) r[0] = p[d * channel];
+  if (d + 1 < dim) r[1] = p[(d + 1) * channel];
   return r;
 }
 
 // Copies one token's channels to threadgroup memory; LANES threads share a token, this one is `part`. Channels beyond
-// dim become 0. WIDE: dim == DP and every token starts at a 16-byte boundary, so whole 16-byte words move.
+// dim become 0. WIDE: dim == DP, channels lie side by side and every token starts at a 16-byte boundary, so whole 16-byte words move.
 template <typename T, int DP, bool WIDE>
 struct TokenCopy {
   static constexpr constant int E = WIDE ? 16 / int(sizeof(T)) : 1;  // elements of one move
   static constexpr constant int MOVES = DP / E;                     // moves of one token
   static constexpr constant int LANES =
       MOVES % 32 == 0 ? 32 : (MOVES % 16 == 0 ? 16 : (MOVES % 8 == 0 ? 8 : (MOVES % 4 == 0 ? 4 : 2)));
-  static METAL_FUNC void copy(threadgroup T* dst, const device T* src, int dim, int part) {
+  static METAL_FUNC void copy(threadgroup T* dst, const device T* src, int dim, int channel, int part) {
     NA_UNROLL for (int i = 0; i < MOVES / LANES; ++i) {
       const int c = (i * LANES + part) * E;
       if (WIDE) {
         *(threadgroup uint4*)(dst + c) = *(const device uint4*)(src + c);
       } else {
-        dst[c] = c < dim ? src[c] : T(0);
+        dst[c] = c < dim ? src[c * channel] : T(0);
       }
     }
   }
@@ -56,6 +56,7 @@ template <typename T, int RANK>
 struct Columns {
   const device T* box;
   long step[RANK];
+  int channel;
 };
 
 template <typename T, int RANK>
@@ -67,6 +68,7 @@ METAL_FUNC Columns<T, RANK> columns_of(const device T* tensor, const thread Para
     corner[a] = t.box[a].low;
     c.step[a] = prm[slot + 2 + a] * t.step[a];
   }
+  c.channel = prm.channel(slot);
   c.box = tensor + token_offset<RANK>(prm, slot, t, batch, head, corner);
   return c;
 }
@@ -99,7 +101,7 @@ METAL_FUNC void stage(threadgroup T* dst, const thread Columns<T, RANK>& src, co
     const device T* from = src.box + piece.x0 * src.step[RANK - 1];
     NA_UNROLL for (int a = 0; a < RANK - 1; ++a) from += (row.pos[a] - t.box[a].low) * src.step[a];
     for (; key < piece.length; key += THREADS / Copy::LANES) {
-      Copy::copy(dst + (r * piece.length + key) * PITCH, from + key * src.step[RANK - 1], dim, part);
+      Copy::copy(dst + (r * piece.length + key) * PITCH, from + key * src.step[RANK - 1], dim, src.channel, part);
     }
     key -= piece.length;  // threads left over by this row start in the next one
     row.advance(t);
@@ -128,15 +130,17 @@ template <typename T, bool WIDE>
 struct Direct {
   const device T* tokens;
   int step;
+  int channel;
   int dim;
   METAL_FUNC Pair<T> across(int at, int c, int d, int last) const thread {
     if (!WIDE && d >= dim) return Pair<T>(T(0));
-    return Pair<T>(tokens[at + min(c, last) * step + d], tokens[at + min(c + 1, last) * step + d]);
+    at += d * channel;
+    return Pair<T>(tokens[at + min(c, last) * step], tokens[at + min(c + 1, last) * step]);
   }
   METAL_FUNC Pair<T> along(int at, int r, int d, int last) const thread {
-    const int i = at + min(r, last) * step + d;
+    const int i = at + min(r, last) * step + d * channel;
     if (WIDE) return Pair<T>(tokens[i], tokens[i + 1]);
-    return Pair<T>(d < dim ? tokens[i] : T(0), d + 1 < dim ? tokens[i + 1] : T(0));
+    return Pair<T>(d < dim ? tokens[i] : T(0), d + 1 < dim ? tokens[i + channel] : T(0));
   }
 };
 

@@ -195,8 +195,8 @@ METAL_FUNC void walk(thread Body& body, const thread Sides<C, RANK>& sides, cons
           const Staged<T, C::DB> v = {sides.staged_b};
           body.take(b, count, a, v, patch.seen[X]);
         } else {
-          const Direct<T, C::WIDE> a = {sides.a.box, int(sides.a.step[X]), sides.dim_a};
-          const Direct<T, C::WIDE> v = {sides.b.box, int(sides.b.step[X]), sides.dim_b};
+          const Direct<T, C::WIDE> a = {sides.a.box, int(sides.a.step[X]), sides.a.channel, sides.dim_a};
+          const Direct<T, C::WIDE> v = {sides.b.box, int(sides.b.step[X]), sides.b.channel, sides.dim_b};
           body.take(b, count, a, v, patch.seen[X]);
         }
       }

@@ -149,6 +149,7 @@ PARAMS = """namespace na {
 struct Params {
   const device long* slots;
   METAL_FUNC long operator[](int slot) const thread { return slots[slot]; }
+  METAL_FUNC int channel(int block) const thread { return 1; }
 };
 }  // namespace na
 """

@@ -100,7 +100,13 @@ def patches(rank: int, heads: int) -> list[tuple[int, int, int]]:
     rows = ROWS // heads
     sides = [side for side in (1, 2, 4, 8) if side <= rows]
     shapes = itertools.product(sides, repeat=rank)
-    return [(*(1,) * (3 - rank), *shape) for shape in shapes if math.prod(shape) == rows]
+    wanted = [shape for shape in shapes if math.prod(shape) == rows]
+    return [_three(shape) for shape in wanted]
+
+
+def _three(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    z, y, x = (1,) * (3 - len(shape)) + shape
+    return z, y, x
 
 
 def chunk_size(dtype: str, dim: int, dim_v: int) -> int:
@@ -119,7 +125,7 @@ def tiling(
     """
     choices = [h for h in (1, 2, 4, 8) if problem.group_heads % h == 0] if in_rows and not transposed else [1]
     shapes = [(patch, h) for h in choices for patch in patches(problem.rank, h)]
-    best = min(shapes, key=lambda s: (count_bricks(problem, *s, transposed).executed, -s[0][-1], s[1]))
+    best = min(shapes, key=lambda s: (count_bricks(problem, s[0], s[1], transposed).executed, -s[0][-1], s[1]))
     patch, heads = best
     axis = problem.axes[-1]
     length = group_length(axis.keys if transposed else axis.queries, 0, axis.dilation)

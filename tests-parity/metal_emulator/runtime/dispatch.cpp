@@ -180,7 +180,8 @@ extern "C" void metal_emulator_dispatch(Entry entry, BufferIn* buffers, uint32_t
 
 // For exchange.py to compare with its own
 extern "C" void metal_emulator_structure_bytes(uint32_t* bytes) {
-  const size_t sizes[] = {sizeof(BufferIn), sizeof(SlotIn), sizeof(Options), sizeof(FaultOut), sizeof(EventOut), sizeof(Result)};
+  const size_t sizes[] = {sizeof(BufferIn), sizeof(SlotIn),   sizeof(Options),
+                          sizeof(FaultOut), sizeof(EventOut), sizeof(Result)};
   for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) bytes[i] = (uint32_t)sizes[i];
 }
 

@@ -6,13 +6,15 @@ namespace metal {
 enum memory_order { memory_order_relaxed };
 enum thread_scope { thread_scope_thread, thread_scope_simdgroup, thread_scope_threadgroup, thread_scope_device };
 
-template <class T> struct atomic {
+template <class T>
+struct atomic {
   static_assert(sizeof(T) == 4 && is_arithmetic_v<T>, "atomics are int, uint or float");
   T value;
 };
 
 #define METAL_EMULATOR_ATOMIC(NAME, INTEGERS_ONLY, NEW)                                                            \
-  template <class P, class U> METAL_FUNC auto atomic_##NAME##_explicit(P* p, U operand, memory_order) {            \
+  template <class P, class U>                                                                                      \
+  METAL_FUNC auto atomic_##NAME##_explicit(P* p, U operand, memory_order) {                                        \
     using T = metal_emulator::bare<decltype(p->value)>;                                                            \
     static_assert(!(INTEGERS_ONLY) || __is_integral(T), "atomic_" #NAME ": integers only");                        \
     T b = (T)operand;                                                                                              \
@@ -29,13 +31,15 @@ METAL_EMULATOR_ATOMIC(fetch_and, true, a& b)
 METAL_EMULATOR_ATOMIC(fetch_xor, true, a ^ b)
 #undef METAL_EMULATOR_ATOMIC
 
-template <class P, class U> METAL_FUNC void atomic_store_explicit(P* p, U operand, memory_order) {
+template <class P, class U>
+METAL_FUNC void atomic_store_explicit(P* p, U operand, memory_order) {
   using T = metal_emulator::bare<decltype(p->value)>;
   T b = (T)operand;
   metal_emulator::atomic_change(&p->value, [b](T) METAL_EMULATOR_UNCHECKED { return b; }, false);
 }
 
-template <class P> METAL_FUNC auto atomic_load_explicit(P* p, memory_order) {
+template <class P>
+METAL_FUNC auto atomic_load_explicit(P* p, memory_order) {
   return metal_emulator::atomic_read(&p->value);
 }
 

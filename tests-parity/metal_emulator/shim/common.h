@@ -3,7 +3,8 @@
 
 namespace metal {
 
-template <class T, class = enable_if_t<metal_emulator::is_scalar<T>>> METAL_FUNC constexpr T max(T a, T b) {
+template <class T, class = enable_if_t<metal_emulator::is_scalar<T>>>
+METAL_FUNC constexpr T max(T a, T b) {
   if constexpr (is_same_v<T, float>) {
     return __builtin_fmaxf(a, b);
   } else {
@@ -11,7 +12,8 @@ template <class T, class = enable_if_t<metal_emulator::is_scalar<T>>> METAL_FUNC
   }
 }
 
-template <class T, class = enable_if_t<metal_emulator::is_scalar<T>>> METAL_FUNC constexpr T min(T a, T b) {
+template <class T, class = enable_if_t<metal_emulator::is_scalar<T>>>
+METAL_FUNC constexpr T min(T a, T b) {
   if constexpr (is_same_v<T, float>) {
     return __builtin_fminf(a, b);
   } else {
@@ -41,11 +43,21 @@ METAL_EMULATOR_VECTOR_MINMAX(max)
 METAL_EMULATOR_VECTOR_MINMAX(min)
 #undef METAL_EMULATOR_VECTOR_MINMAX
 
-template <class T> METAL_FUNC constexpr T max3(T a, T b, T c) { return max(max(a, b), c); }
-template <class T> METAL_FUNC constexpr T min3(T a, T b, T c) { return min(min(a, b), c); }
-template <class T> METAL_FUNC constexpr T median3(T a, T b, T c) { return max(min(a, b), min(max(a, b), c)); }
+template <class T>
+METAL_FUNC constexpr T max3(T a, T b, T c) {
+  return max(max(a, b), c);
+}
+template <class T>
+METAL_FUNC constexpr T min3(T a, T b, T c) {
+  return min(min(a, b), c);
+}
+template <class T>
+METAL_FUNC constexpr T median3(T a, T b, T c) {
+  return max(min(a, b), min(max(a, b), c));
+}
 
-template <class T, class = enable_if_t<metal_emulator::is_scalar<T>>> METAL_FUNC T abs(T a) {
+template <class T, class = enable_if_t<metal_emulator::is_scalar<T>>>
+METAL_FUNC T abs(T a) {
   if constexpr (is_same_v<T, float>) {
     return __builtin_fabsf(a);
   } else {
@@ -59,7 +71,8 @@ METAL_FUNC metal_emulator::value<A> abs(const A& a) {
   return x;
 }
 
-template <class T, class = enable_if_t<metal_emulator::is_scalar<T>>> METAL_FUNC T clamp(T x, T lo, T hi) {
+template <class T, class = enable_if_t<metal_emulator::is_scalar<T>>>
+METAL_FUNC T clamp(T x, T lo, T hi) {
   return min(max(x, lo), hi);
 }
 template <class A, class = enable_if_t<metal_emulator::is_vector<A>>, class = void>
@@ -67,7 +80,8 @@ METAL_FUNC metal_emulator::value<A> clamp(const A& x, metal_emulator::value<A> l
   return min(max(x, lo), hi);
 }
 
-template <class T, class = enable_if_t<metal_emulator::is_scalar<T>>> METAL_FUNC T mix(T a, T b, T t) {
+template <class T, class = enable_if_t<metal_emulator::is_scalar<T>>>
+METAL_FUNC T mix(T a, T b, T t) {
   return a + (b - a) * t;
 }
 template <class A, class = enable_if_t<metal_emulator::is_vector<A>>, class = void>
@@ -75,7 +89,8 @@ METAL_FUNC metal_emulator::value<A> mix(const A& a, metal_emulator::value<A> b, 
   return a + (b - a) * t;
 }
 
-template <class T, class = enable_if_t<metal_emulator::is_scalar<T>>> METAL_FUNC T select(T a, T b, bool c) {
+template <class T, class = enable_if_t<metal_emulator::is_scalar<T>>>
+METAL_FUNC T select(T a, T b, bool c) {
   return c ? b : a;
 }
 template <class A, class = enable_if_t<metal_emulator::is_vector<A>>, class = void>
@@ -86,7 +101,10 @@ METAL_FUNC metal_emulator::value<A> select(const A& a, metal_emulator::value<A> 
   return x;
 }
 
-template <class T> METAL_FUNC T saturate(T x) { return clamp(x, T(0), T(1)); }
+template <class T>
+METAL_FUNC T saturate(T x) {
+  return clamp(x, T(0), T(1));
+}
 METAL_FUNC float sign(float x) { return x > 0 ? 1.0f : (x < 0 ? -1.0f : 0.0f); }
 METAL_FUNC half sign(half x) { return (half)sign((float)x); }
 METAL_FUNC float step(float edge, float x) { return x < edge ? 0.0f : 1.0f; }
@@ -104,11 +122,18 @@ METAL_FUNC metal_emulator::element<A> length(const A& a) {
   return sqrt(dot(a, a));
 }
 
-template <class T> METAL_FUNC T popcount(T x) { return (T)__builtin_popcountll((__make_unsigned(T))x); }
-template <class T> METAL_FUNC T clz(T x) {
+template <class T>
+METAL_FUNC T popcount(T x) {
+  return (T)__builtin_popcountll((__make_unsigned(T))x);
+}
+template <class T>
+METAL_FUNC T clz(T x) {
   return x ? (T)(__builtin_clzll((__make_unsigned(T))x) - (64 - 8 * (int)sizeof(T))) : (T)(8 * sizeof(T));
 }
-template <class T> METAL_FUNC T ctz(T x) { return x ? (T)__builtin_ctzll((__make_unsigned(T))x) : (T)(8 * sizeof(T)); }
+template <class T>
+METAL_FUNC T ctz(T x) {
+  return x ? (T)__builtin_ctzll((__make_unsigned(T))x) : (T)(8 * sizeof(T));
+}
 METAL_FUNC uint mulhi(uint a, uint b) { return (uint)(((ulong)a * b) >> 32); }
 METAL_FUNC int mulhi(int a, int b) { return (int)(((long)a * b) >> 32); }
 

@@ -5,7 +5,8 @@ namespace metal_emulator {
 
 METAL_FUNC unsigned lane() { return __nvvm_read_ptx_sreg_laneid(); }
 
-template <class T> METAL_FUNC T shuffle(T v, unsigned source_lane, metal_emulator_site) {
+template <class T>
+METAL_FUNC T shuffle(T v, unsigned source_lane, metal_emulator_site) {
   constexpr int words = (sizeof(T) + 3) / 4;
   int w[words] = {};
   __builtin_memcpy(w, &v, sizeof(T));
@@ -14,13 +15,15 @@ template <class T> METAL_FUNC T shuffle(T v, unsigned source_lane, metal_emulato
   return v;
 }
 
-template <class OPERATION, class T> METAL_FUNC T reduce(T v, metal_emulator_site site) {
+template <class OPERATION, class T>
+METAL_FUNC T reduce(T v, metal_emulator_site site) {
   for (unsigned distance = 1; distance < 32; distance *= 2)
     v = OPERATION::apply(v, shuffle(v, lane() ^ distance, site));
   return v;
 }
 
-template <class OPERATION, class T> METAL_FUNC T prefix(T v, T identity, bool inclusive, metal_emulator_site site) {
+template <class OPERATION, class T>
+METAL_FUNC T prefix(T v, T identity, bool inclusive, metal_emulator_site site) {
   T sum = identity;
   for (unsigned i = 0; i < 32; i++) {
     T other = shuffle(v, i, site);
@@ -36,7 +39,8 @@ METAL_FUNC void threadgroup_barrier(int, metal_emulator_site) { asm volatile("ba
 METAL_FUNC void simdgroup_barrier(int, metal_emulator_site) { asm volatile("bar.warp.sync 0xffffffff;" ::: "memory"); }
 
 // Read-modify-write of an atomic by compare and swap of its 32 bits
-template <class T, class CHANGE> METAL_FUNC T atomic_change(volatile T* p, CHANGE change, bool = true) {
+template <class T, class CHANGE>
+METAL_FUNC T atomic_change(volatile T* p, CHANGE change, bool = true) {
   static_assert(sizeof(T) == 4, "atomics of 32 bits only");
   int* bits = (int*)p;
   int seen = __scoped_atomic_load_n(bits, __ATOMIC_RELAXED, __MEMORY_SCOPE_DEVICE);
@@ -48,7 +52,8 @@ template <class T, class CHANGE> METAL_FUNC T atomic_change(volatile T* p, CHANG
   }
 }
 
-template <class T> METAL_FUNC T atomic_read(const volatile T* p) {
+template <class T>
+METAL_FUNC T atomic_read(const volatile T* p) {
   static_assert(sizeof(T) == 4, "atomics of 32 bits only");
   return as_type<T>(__scoped_atomic_load_n((int*)p, __ATOMIC_RELAXED, __MEMORY_SCOPE_DEVICE));
 }

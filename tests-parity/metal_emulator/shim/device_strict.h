@@ -4,9 +4,12 @@
 namespace metal_emulator {
 
 unsigned lane();
-template <class T> T shuffle(T v, unsigned source_lane, metal_emulator_site site);
-template <class OPERATION, class T> T reduce(T v, metal_emulator_site site);
-template <class OPERATION, class T> T prefix(T v, T identity, bool inclusive, metal_emulator_site site);
+template <class T>
+T shuffle(T v, unsigned source_lane, metal_emulator_site site);
+template <class OPERATION, class T>
+T reduce(T v, metal_emulator_site site);
+template <class OPERATION, class T>
+T prefix(T v, T identity, bool inclusive, metal_emulator_site site);
 ulong ballot(bool vote, metal_emulator_site site);
 ulong active_lanes(metal_emulator_site site);
 void matrix_access(metal_emulator_site site);
@@ -14,7 +17,8 @@ void threadgroup_barrier(int flags, metal_emulator_site site);
 void simdgroup_barrier(int flags, metal_emulator_site site);
 void matrix_multiply(thread float* d, const thread float* a, const thread float* b, const thread float* c,
                      metal_emulator_site site);
-template <class P> auto atomic_read(P p) -> metal_emulator::bare<decltype(*p)>;
+template <class P>
+auto atomic_read(P p) -> metal_emulator::bare<decltype(*p)>;
 template <class P, class CHANGE>
 auto atomic_change(P p, CHANGE change, bool reads = true) -> metal_emulator::bare<decltype(*p)>;
 

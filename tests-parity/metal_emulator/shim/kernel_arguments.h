@@ -6,7 +6,8 @@ namespace metal_emulator {
 
 enum Source { BUFFER = 0, THREADGROUP_MEMORY = 1, POSITION = 2 };
 
-template <int SOURCE, int INDEX> struct Binding {
+template <int SOURCE, int INDEX>
+struct Binding {
   static constexpr int source = SOURCE;
   static constexpr int index = INDEX;
 };
@@ -44,7 +45,8 @@ METAL_FUNC unsigned position(const Arguments&, int number, int axis) {
   }
 }
 
-template <int SOURCE, int INDEX> METAL_FUNC void* address(const Arguments& a) {
+template <int SOURCE, int INDEX>
+METAL_FUNC void* address(const Arguments& a) {
   static_assert(SOURCE == BUFFER, "[[threadgroup(n)]] memory is not available on PTX");
   return a.buffers[INDEX];
 }
@@ -55,17 +57,20 @@ METAL_EMULATOR_UNCHECKED inline unsigned position(const Arguments& a, int number
   return a.position[number][axis];
 }
 
-template <int SOURCE, int INDEX> METAL_EMULATOR_UNCHECKED inline void* address(const Arguments& a) {
+template <int SOURCE, int INDEX>
+METAL_EMULATOR_UNCHECKED inline void* address(const Arguments& a) {
   return SOURCE == THREADGROUP_MEMORY ? a.threadgroup_memory[INDEX] : a.buffers[INDEX];
 }
 
 // A threadgroup variable of a kernel; `key` is a byte of its own for every variable of every instantiation
-template <class T> METAL_FUNC T& threadgroup_variable(const char& key, unsigned alignment, const char* name) {
+template <class T>
+METAL_FUNC T& threadgroup_variable(const char& key, unsigned alignment, const char* name) {
   return *(T*)metal_emulator_threadgroup_variable(&key, sizeof(T), alignment, name);
 }
 #endif
 
-template <class P, class B> METAL_EMULATOR_UNCHECKED inline P argument(const Arguments& a) {
+template <class P, class B>
+METAL_EMULATOR_UNCHECKED inline P argument(const Arguments& a) {
   if constexpr (__is_pointer(P)) {
     return (P)address<B::source, B::index>(a);
   } else if constexpr (__is_lvalue_reference(P)) {
@@ -80,7 +85,8 @@ template <class P, class B> METAL_EMULATOR_UNCHECKED inline P argument(const Arg
   }
 }
 
-template <class... B, class... P> METAL_EMULATOR_UNCHECKED inline void call(void (*kernel)(P...), const Arguments& a) {
+template <class... B, class... P>
+METAL_EMULATOR_UNCHECKED inline void call(void (*kernel)(P...), const Arguments& a) {
   static_assert(sizeof...(B) == sizeof...(P), "one binding for each parameter");
   kernel(argument<P, B>(a)...);
 }

@@ -22,8 +22,11 @@ METAL_FUNC float __metal_frexp(float x, thread int* e) { return __builtin_frexpf
 METAL_FUNC ushort __metal_get_simdgroup_size(ushort) { return 32; }
 METAL_FUNC ushort __metal_get_thread_index_in_simdgroup(ushort) { return (ushort)metal_emulator::lane(); }
 
-#define METAL_EMULATOR_REDUCTION(NAME) \
-  template <class T> METAL_FUNC T __metal_##NAME(T v, METAL_EMULATOR_SITE) { return NAME(v, site); }
+#define METAL_EMULATOR_REDUCTION(NAME)                    \
+  template <class T>                                      \
+  METAL_FUNC T __metal_##NAME(T v, METAL_EMULATOR_SITE) { \
+    return NAME(v, site);                                 \
+  }
 METAL_EMULATOR_REDUCTION(simd_sum)
 METAL_EMULATOR_REDUCTION(simd_product)
 METAL_EMULATOR_REDUCTION(simd_max)
@@ -35,7 +38,8 @@ METAL_EMULATOR_REDUCTION(simd_prefix_exclusive_product)
 #undef METAL_EMULATOR_REDUCTION
 
 // MLX names it for float, without ever calling it
-template <class T> METAL_FUNC T __metal_simd_xor(T v, METAL_EMULATOR_SITE) {
+template <class T>
+METAL_FUNC T __metal_simd_xor(T v, METAL_EMULATOR_SITE) {
   if constexpr (__is_integral(T)) {
     return simd_xor(v, site);
   } else {
@@ -43,8 +47,11 @@ template <class T> METAL_FUNC T __metal_simd_xor(T v, METAL_EMULATOR_SITE) {
   }
 }
 
-#define METAL_EMULATOR_SHUFFLE(NAME) \
-  template <class T> METAL_FUNC T __metal_##NAME(T v, ushort n, METAL_EMULATOR_SITE) { return NAME(v, n, site); }
+#define METAL_EMULATOR_SHUFFLE(NAME)                                \
+  template <class T>                                                \
+  METAL_FUNC T __metal_##NAME(T v, ushort n, METAL_EMULATOR_SITE) { \
+    return NAME(v, n, site);                                        \
+  }
 METAL_EMULATOR_SHUFFLE(simd_broadcast)
 METAL_EMULATOR_SHUFFLE(simd_shuffle)
 METAL_EMULATOR_SHUFFLE(simd_shuffle_xor)

@@ -25,28 +25,50 @@ METAL_FUNC void simdgroup_barrier(mem_flags flags, METAL_EMULATOR_SITE) {
 
 namespace metal_emulator {
 
-template <class T> constexpr bool simd_type = sizeof(element<T>) <= 4 && !metal::is_same_v<element<T>, bfloat>;
+template <class T>
+constexpr bool simd_type = sizeof(element<T>) <= 4 && !metal::is_same_v<element<T>, bfloat>;
 
 struct Sum {
-  template <class T> METAL_EMULATOR_UNCHECKED static T apply(T a, T b) { return a + b; }
+  template <class T>
+  METAL_EMULATOR_UNCHECKED static T apply(T a, T b) {
+    return a + b;
+  }
 };
 struct Product {
-  template <class T> METAL_EMULATOR_UNCHECKED static T apply(T a, T b) { return a * b; }
+  template <class T>
+  METAL_EMULATOR_UNCHECKED static T apply(T a, T b) {
+    return a * b;
+  }
 };
 struct Largest {
-  template <class T> METAL_EMULATOR_UNCHECKED static T apply(T a, T b) { return metal::max(a, b); }
+  template <class T>
+  METAL_EMULATOR_UNCHECKED static T apply(T a, T b) {
+    return metal::max(a, b);
+  }
 };
 struct Smallest {
-  template <class T> METAL_EMULATOR_UNCHECKED static T apply(T a, T b) { return metal::min(a, b); }
+  template <class T>
+  METAL_EMULATOR_UNCHECKED static T apply(T a, T b) {
+    return metal::min(a, b);
+  }
 };
 struct And {
-  template <class T> METAL_EMULATOR_UNCHECKED static T apply(T a, T b) { return a & b; }
+  template <class T>
+  METAL_EMULATOR_UNCHECKED static T apply(T a, T b) {
+    return a & b;
+  }
 };
 struct Or {
-  template <class T> METAL_EMULATOR_UNCHECKED static T apply(T a, T b) { return a | b; }
+  template <class T>
+  METAL_EMULATOR_UNCHECKED static T apply(T a, T b) {
+    return a | b;
+  }
 };
 struct Xor {
-  template <class T> METAL_EMULATOR_UNCHECKED static T apply(T a, T b) { return a ^ b; }
+  template <class T>
+  METAL_EMULATOR_UNCHECKED static T apply(T a, T b) {
+    return a ^ b;
+  }
 };
 
 }  // namespace metal_emulator
@@ -54,7 +76,8 @@ struct Xor {
 namespace metal {
 
 #define METAL_EMULATOR_REDUCTION(NAME, OPERATION)                                        \
-  template <class T> METAL_FUNC T NAME(T v, METAL_EMULATOR_SITE) {                       \
+  template <class T>                                                                     \
+  METAL_FUNC T NAME(T v, METAL_EMULATOR_SITE) {                                          \
     static_assert(metal_emulator::simd_type<T>, #NAME ": no 64-bit type and no bfloat"); \
     return metal_emulator::reduce<metal_emulator::OPERATION>(v, site);                   \
   }
@@ -69,7 +92,8 @@ METAL_EMULATOR_REDUCTION(simd_xor, Xor)
 
 // SOURCE: the lane to read, from `lane` and the argument `n`
 #define METAL_EMULATOR_SHUFFLE(NAME, SOURCE)                                             \
-  template <class T> METAL_FUNC T NAME(T v, ushort n, METAL_EMULATOR_SITE) {             \
+  template <class T>                                                                     \
+  METAL_FUNC T NAME(T v, ushort n, METAL_EMULATOR_SITE) {                                \
     static_assert(metal_emulator::simd_type<T>, #NAME ": no 64-bit type and no bfloat"); \
     [[maybe_unused]] unsigned lane = metal_emulator::lane();                             \
     return metal_emulator::shuffle(v, (SOURCE), site);                                   \
@@ -105,21 +129,26 @@ METAL_FUNC T simd_shuffle_and_fill_up(T v, T fill, ushort n, ushort modulo = 32,
   return lane % modulo >= n ? inside : outside;
 }
 
-template <class T> METAL_FUNC T quad_sum(T v, METAL_EMULATOR_SITE) {
+template <class T>
+METAL_FUNC T quad_sum(T v, METAL_EMULATOR_SITE) {
   v += metal_emulator::shuffle(v, metal_emulator::lane() ^ 1, site);
   return v + metal_emulator::shuffle(v, metal_emulator::lane() ^ 2, site);
 }
 
-template <class T> METAL_FUNC T simd_prefix_inclusive_sum(T v, METAL_EMULATOR_SITE) {
+template <class T>
+METAL_FUNC T simd_prefix_inclusive_sum(T v, METAL_EMULATOR_SITE) {
   return metal_emulator::prefix<metal_emulator::Sum>(v, T(0), true, site);
 }
-template <class T> METAL_FUNC T simd_prefix_exclusive_sum(T v, METAL_EMULATOR_SITE) {
+template <class T>
+METAL_FUNC T simd_prefix_exclusive_sum(T v, METAL_EMULATOR_SITE) {
   return metal_emulator::prefix<metal_emulator::Sum>(v, T(0), false, site);
 }
-template <class T> METAL_FUNC T simd_prefix_inclusive_product(T v, METAL_EMULATOR_SITE) {
+template <class T>
+METAL_FUNC T simd_prefix_inclusive_product(T v, METAL_EMULATOR_SITE) {
   return metal_emulator::prefix<metal_emulator::Product>(v, T(1), true, site);
 }
-template <class T> METAL_FUNC T simd_prefix_exclusive_product(T v, METAL_EMULATOR_SITE) {
+template <class T>
+METAL_FUNC T simd_prefix_exclusive_product(T v, METAL_EMULATOR_SITE) {
   return metal_emulator::prefix<metal_emulator::Product>(v, T(1), false, site);
 }
 
@@ -135,7 +164,8 @@ METAL_FUNC bool simd_all(bool vote, METAL_EMULATOR_SITE) { return metal_emulator
 METAL_FUNC bool simd_is_first(METAL_EMULATOR_SITE) {
   return metal_emulator::lane() == (unsigned)__builtin_ctzl(metal_emulator::active_lanes(site));
 }
-template <class T> METAL_FUNC T simd_broadcast_first(T v, METAL_EMULATOR_SITE) {
+template <class T>
+METAL_FUNC T simd_broadcast_first(T v, METAL_EMULATOR_SITE) {
   return metal_emulator::shuffle(v, (unsigned)__builtin_ctzl(metal_emulator::active_lanes(site)), site);
 }
 

@@ -14,7 +14,8 @@
 
 namespace metal {
 
-template <class T, int ROWS, int COLS> struct simdgroup_matrix {
+template <class T, int ROWS, int COLS>
+struct simdgroup_matrix {
   static_assert(ROWS == 8 && COLS == 8, "simdgroup_matrix is 8x8");
   static_assert(is_same_v<T, half> || is_same_v<T, bfloat> || is_same_v<T, float>,
                 "simdgroup_matrix of half, bfloat or float");
@@ -34,7 +35,8 @@ template <class T, int ROWS, int COLS> struct simdgroup_matrix {
   METAL_FUNC const thread elements& thread_elements() const thread { return held; }
 };
 
-template <class T, int ROWS, int COLS> METAL_FUNC simdgroup_matrix<T, ROWS, COLS> make_filled_simdgroup_matrix(T x) {
+template <class T, int ROWS, int COLS>
+METAL_FUNC simdgroup_matrix<T, ROWS, COLS> make_filled_simdgroup_matrix(T x) {
   simdgroup_matrix<T, ROWS, COLS> m;
   m.thread_elements()[0] = x;
   m.thread_elements()[1] = x;

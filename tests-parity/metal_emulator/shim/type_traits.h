@@ -3,75 +3,114 @@
 
 namespace metal {
 
-template <class T, T v> struct integral_constant {
+template <class T, T v>
+struct integral_constant {
   static constexpr T value = v;
   using value_type = T;
   using type = integral_constant;
   constexpr operator T() const { return v; }
 };
-template <bool b> using bool_constant = integral_constant<bool, b>;
+template <bool b>
+using bool_constant = integral_constant<bool, b>;
 using true_type = bool_constant<true>;
 using false_type = bool_constant<false>;
 
-template <bool, class T = void> struct enable_if {};
-template <class T> struct enable_if<true, T> {
+template <bool, class T = void>
+struct enable_if {};
+template <class T>
+struct enable_if<true, T> {
   using type = T;
 };
-template <bool b, class T = void> using enable_if_t = typename enable_if<b, T>::type;
+template <bool b, class T = void>
+using enable_if_t = typename enable_if<b, T>::type;
 
-template <bool, class T, class F> struct conditional {
+template <bool, class T, class F>
+struct conditional {
   using type = T;
 };
-template <class T, class F> struct conditional<false, T, F> {
+template <class T, class F>
+struct conditional<false, T, F> {
   using type = F;
 };
-template <bool b, class T, class F> using conditional_t = typename conditional<b, T, F>::type;
+template <bool b, class T, class F>
+using conditional_t = typename conditional<b, T, F>::type;
 
-template <class A, class B> struct is_same : false_type {};
-template <class A> struct is_same<A, A> : true_type {};
-template <class A, class B> constexpr bool is_same_v = is_same<A, B>::value;
+template <class A, class B>
+struct is_same : false_type {};
+template <class A>
+struct is_same<A, A> : true_type {};
+template <class A, class B>
+constexpr bool is_same_v = is_same<A, B>::value;
 
-template <class T> using remove_cv_t = __remove_cv(T);
-template <class T> using remove_const_t = __remove_const(T);
-template <class T> using remove_reference_t = __remove_reference_t(T);
-template <class T> using remove_cvref_t = __remove_cvref(T);
-template <class T> using remove_pointer_t = __remove_pointer(T);
-template <class T> using make_unsigned_t = __make_unsigned(T);
-template <class T> using make_signed_t = __make_signed(T);
-template <class T> struct remove_cv {
+template <class T>
+using remove_cv_t = __remove_cv(T);
+template <class T>
+using remove_const_t = __remove_const(T);
+template <class T>
+using remove_reference_t = __remove_reference_t(T);
+template <class T>
+using remove_cvref_t = __remove_cvref(T);
+template <class T>
+using remove_pointer_t = __remove_pointer(T);
+template <class T>
+using make_unsigned_t = __make_unsigned(T);
+template <class T>
+using make_signed_t = __make_signed(T);
+template <class T>
+struct remove_cv {
   using type = __remove_cv(T);
 };
-template <class T> struct remove_reference {
+template <class T>
+struct remove_reference {
   using type = __remove_reference_t(T);
 };
-template <class T> struct remove_pointer {
+template <class T>
+struct remove_pointer {
   using type = __remove_pointer(T);
 };
-template <class T> struct make_unsigned {
+template <class T>
+struct make_unsigned {
   using type = __make_unsigned(T);
 };
-template <class T> struct make_signed {
+template <class T>
+struct make_signed {
   using type = __make_signed(T);
 };
 
-template <class T> constexpr bool is_integral_v = __is_integral(T);
-template <class T> constexpr bool is_floating_point_v = __is_floating_point(T);
-template <class T> constexpr bool is_arithmetic_v = __is_arithmetic(T);
-template <class T> constexpr bool is_signed_v = __is_signed(T);
-template <class T> constexpr bool is_unsigned_v = __is_unsigned(T);
-template <class T> constexpr bool is_pointer_v = __is_pointer(T);
-template <class A, class B> constexpr bool is_convertible_v = __is_convertible(A, B);
-template <class T> struct is_integral : bool_constant<is_integral_v<T>> {};
-template <class T> struct is_floating_point : bool_constant<is_floating_point_v<T>> {};
-template <class T> struct is_arithmetic : bool_constant<is_arithmetic_v<T>> {};
-template <class T> struct is_signed : bool_constant<is_signed_v<T>> {};
-template <class T> struct is_unsigned : bool_constant<is_unsigned_v<T>> {};
-template <class T> struct is_pointer : bool_constant<is_pointer_v<T>> {};
-template <class A, class B> struct is_convertible : bool_constant<is_convertible_v<A, B>> {};
+template <class T>
+constexpr bool is_integral_v = __is_integral(T);
+template <class T>
+constexpr bool is_floating_point_v = __is_floating_point(T);
+template <class T>
+constexpr bool is_arithmetic_v = __is_arithmetic(T);
+template <class T>
+constexpr bool is_signed_v = __is_signed(T);
+template <class T>
+constexpr bool is_unsigned_v = __is_unsigned(T);
+template <class T>
+constexpr bool is_pointer_v = __is_pointer(T);
+template <class A, class B>
+constexpr bool is_convertible_v = __is_convertible(A, B);
+template <class T>
+struct is_integral : bool_constant<is_integral_v<T>> {};
+template <class T>
+struct is_floating_point : bool_constant<is_floating_point_v<T>> {};
+template <class T>
+struct is_arithmetic : bool_constant<is_arithmetic_v<T>> {};
+template <class T>
+struct is_signed : bool_constant<is_signed_v<T>> {};
+template <class T>
+struct is_unsigned : bool_constant<is_unsigned_v<T>> {};
+template <class T>
+struct is_pointer : bool_constant<is_pointer_v<T>> {};
+template <class A, class B>
+struct is_convertible : bool_constant<is_convertible_v<A, B>> {};
 
-template <class T> T&& declval();
+template <class T>
+T&& declval();
 
-template <class T> struct numeric_limits {
+template <class T>
+struct numeric_limits {
   static constexpr bool is_signed = __is_signed(T);
   static constexpr bool is_integer = true;
   static constexpr int digits = sizeof(T) * 8 - (is_signed ? 1 : 0);
@@ -84,13 +123,15 @@ template <class T> struct numeric_limits {
   static constexpr T infinity() { return T(); }
 };
 
-template <> struct numeric_limits<bool> {
+template <>
+struct numeric_limits<bool> {
   static constexpr bool max() { return true; }
   static constexpr bool min() { return false; }
 };
 
 #define METAL_EMULATOR_FLOAT_LIMITS(T, MAX, MIN, EPSILON, DIGITS)    \
-  template <> struct numeric_limits<T> {                             \
+  template <>                                                        \
+  struct numeric_limits<T> {                                         \
     static constexpr bool is_signed = true;                          \
     static constexpr bool is_integer = false;                        \
     static constexpr int digits = DIGITS;                            \

@@ -7,74 +7,95 @@
 #include "swizzles.h"  // written by swizzles.py: METAL_EMULATOR_SWIZZLES_{2,3,4}(T)
 
 namespace metal {
-template <class T, int N> struct vec;
-template <class T, int STORED, int... INDEX> struct swizzle;
+template <class T, int N>
+struct vec;
+template <class T, int STORED, int... INDEX>
+struct swizzle;
 }  // namespace metal
 
 namespace metal_emulator {
 
 // The type without the address space of the place it lies in
-template <class A> struct without_space {
+template <class A>
+struct without_space {
   using type = A;
 };
 #if defined(METAL_EMULATOR_STRICT)
-template <class A> struct without_space<device A> {
+template <class A>
+struct without_space<device A> {
   using type = A;
 };
-template <class A> struct without_space<constant A> {
+template <class A>
+struct without_space<constant A> {
   using type = A;
 };
-template <class A> struct without_space<threadgroup A> {
+template <class A>
+struct without_space<threadgroup A> {
   using type = A;
 };
-template <class A> struct without_space<thread A> {
+template <class A>
+struct without_space<thread A> {
   using type = A;
 };
-template <class A> struct without_space<__generic A> {
+template <class A>
+struct without_space<__generic A> {
   using type = A;
 };
 #endif
-template <class A> using bare = typename without_space<metal::remove_cvref_t<A>>::type;
+template <class A>
+using bare = typename without_space<metal::remove_cvref_t<A>>::type;
 
 // Components of a vector or swizzle; 0 for a scalar
-template <class A> struct shape {
+template <class A>
+struct shape {
   static constexpr int width = 0;
   using element = A;
 };
-template <class T, int N> struct shape<metal::vec<T, N>> {
+template <class T, int N>
+struct shape<metal::vec<T, N>> {
   static constexpr int width = N;
   using element = T;
 };
-template <class T, int STORED, int... INDEX> struct shape<metal::swizzle<T, STORED, INDEX...>> {
+template <class T, int STORED, int... INDEX>
+struct shape<metal::swizzle<T, STORED, INDEX...>> {
   static constexpr int width = sizeof...(INDEX);
   using element = T;
 };
-template <class A> constexpr int width = shape<bare<A>>::width;
-template <class A> constexpr bool is_scalar = width<A> == 0;
-template <class A> constexpr bool is_vector = width<A> != 0;
-template <class A> using element = typename shape<bare<A>>::element;
+template <class A>
+constexpr int width = shape<bare<A>>::width;
+template <class A>
+constexpr bool is_scalar = width<A> == 0;
+template <class A>
+constexpr bool is_vector = width<A> != 0;
+template <class A>
+using element = typename shape<bare<A>>::element;
 
 // What an expression of type A is as a value: a scalar, or a vec
-template <class A, int N> struct value_type {
+template <class A, int N>
+struct value_type {
   using type = metal::vec<element<A>, N>;
 };
-template <class A> struct value_type<A, 0> {
+template <class A>
+struct value_type<A, 0> {
   using type = bare<A>;
 };
-template <class A> using value = typename value_type<A, width<A>>::type;
+template <class A>
+using value = typename value_type<A, width<A>>::type;
 
 // Two operands of which at least one is a vector and both fit together, and the vector they give
 template <class A, class B>
 constexpr bool fit =
     (is_vector<A> || is_vector<B>) &&
     (is_scalar<A> || is_scalar<B> || (width<A> == width<B> && metal::is_same_v<element<A>, element<B>>));
-template <class A, class B> using joined = metal::conditional_t<is_vector<A>, value<A>, value<B>>;
+template <class A, class B>
+using joined = metal::conditional_t<is_vector<A>, value<A>, value<B>>;
 
 }  // namespace metal_emulator
 
 namespace metal {
 
-template <class T, int STORED, int... INDEX> struct swizzle {
+template <class T, int STORED, int... INDEX>
+struct swizzle {
   T data[STORED];
   using as_vec = vec<T, sizeof...(INDEX)>;
 
@@ -102,9 +123,11 @@ template <class T, int STORED, int... INDEX> struct swizzle {
 
 namespace metal_emulator {
 
-template <class T, int N> struct storage;
+template <class T, int N>
+struct storage;
 
-template <class T> struct storage<T, 2> {
+template <class T>
+struct storage<T, 2> {
   union {
     T data[2];
     struct {
@@ -124,7 +147,8 @@ template <class T> struct storage<T, 2> {
   }
 };
 
-template <class T> struct storage<T, 3> {
+template <class T>
+struct storage<T, 3> {
   union {
     T data[4];
     struct {
@@ -145,7 +169,8 @@ template <class T> struct storage<T, 3> {
   }
 };
 
-template <class T> struct storage<T, 4> {
+template <class T>
+struct storage<T, 4> {
   union {
     T data[4];
     struct {
@@ -171,7 +196,8 @@ template <class T> struct storage<T, 4> {
 
 namespace metal {
 
-template <class T, int N> struct alignas(sizeof(T) * (N == 3 ? 4 : N)) vec : metal_emulator::storage<T, N> {
+template <class T, int N>
+struct alignas(sizeof(T) * (N == 3 ? 4 : N)) vec : metal_emulator::storage<T, N> {
   using metal_emulator::storage<T, N>::data;
 
   METAL_FUNC constexpr vec() {}
@@ -197,7 +223,8 @@ template <class T, int N> struct alignas(sizeof(T) * (N == 3 ? 4 : N)) vec : met
     for (int i = 0; i < N; i++) data[i] = (T)v.data[i];
   }
   // component lists: float4(v.xy, 1, 2)
-  template <class A, class B, class... REST> METAL_FUNC constexpr vec(const A& a, const B& b, const REST&... rest) {
+  template <class A, class B, class... REST>
+  METAL_FUNC constexpr vec(const A& a, const B& b, const REST&... rest) {
     int at = 0;
     append(at, a);
     append(at, b);
@@ -208,7 +235,8 @@ template <class T, int N> struct alignas(sizeof(T) * (N == 3 ? 4 : N)) vec : met
   METAL_FUNC constexpr const T& operator[](int i) const { return data[i]; }
 
  private:
-  template <class A> METAL_FUNC constexpr void append(int& at, const A& a) {
+  template <class A>
+  METAL_FUNC constexpr void append(int& at, const A& a) {
     if constexpr (metal_emulator::is_scalar<A>) {
       data[at++] = (T)a;
     } else {
@@ -218,7 +246,8 @@ template <class T, int N> struct alignas(sizeof(T) * (N == 3 ? 4 : N)) vec : met
   }
 };
 
-template <class T, int N> struct packed_vec {
+template <class T, int N>
+struct packed_vec {
   T data[N];
   METAL_FUNC packed_vec() = default;
   METAL_FUNC packed_vec(const vec<T, N>& v) {
@@ -241,7 +270,8 @@ template <class T, int N> struct packed_vec {
   METAL_FUNC T operator[](int i) const { return data[i]; }
 };
 
-template <class T, int N> struct array {
+template <class T, int N>
+struct array {
   T data[N];
   METAL_FUNC T& operator[](int i) { return data[i]; }
   METAL_FUNC const T& operator[](int i) const { return data[i]; }
@@ -270,7 +300,8 @@ METAL_EMULATOR_VECTOR_NAMES(ulong)
 METAL_EMULATOR_VECTOR_NAMES(bool)
 #undef METAL_EMULATOR_VECTOR_NAMES
 
-template <class TO, class FROM> METAL_FUNC TO as_type(const FROM& from) {
+template <class TO, class FROM>
+METAL_FUNC TO as_type(const FROM& from) {
   static_assert(sizeof(TO) == sizeof(FROM), "as_type: the sizes differ");
   TO to;
   __builtin_memcpy(&to, &from, sizeof(TO));

@@ -71,13 +71,15 @@ METAL_FUNC vec<bool, metal_emulator::width<A>> operator!(const A& a) {
   return r;
 }
 
-template <int N> METAL_FUNC bool any(vec<bool, N> v) {
+template <int N>
+METAL_FUNC bool any(vec<bool, N> v) {
   bool r = false;
   for (int i = 0; i < N; i++) r = r || v.data[i];
   return r;
 }
 
-template <int N> METAL_FUNC bool all(vec<bool, N> v) {
+template <int N>
+METAL_FUNC bool all(vec<bool, N> v) {
   bool r = true;
   for (int i = 0; i < N; i++) r = r && v.data[i];
   return r;
