@@ -63,6 +63,7 @@ OMIT = object()
 TENSOR = "a tensor of this package's framework"
 FLOATS = "float16, bfloat16, float32 or float64"
 OTHER = t(1, 7, 3, 4)
+FIVE = "query, key, value, additional_keys and additional_values must share "
 
 # face, what is changed, the error and its text; {package} and {tiers} are the package's own.
 Bad = tuple[str, dict[str, Any], type[Exception], str]
@@ -91,8 +92,7 @@ TENSORS: list[Bad] = [
         "na1d",
         {"additional_keys": t(1, 3, 2, 4), "additional_values": t(1, 3, 2, 4, dtype="bfloat16")},
         TypeError,
-        "query, key, value, additional_keys and additional_values must share one dtype; "
-        "got float32, float32, float32, float32 and bfloat16",
+        FIVE + "one dtype; got float32, float32, float32, float32 and bfloat16",
     ),
     (
         "na2d_qk",
@@ -157,7 +157,7 @@ WINDOWS: list[Bad] = [
     ("na2d", {"kernel_size": None}, TypeError, "kernel_size must be an int or a sequence of 2 ints; got None"),
     ("na2d", {"kernel_size": (3, 2.5)}, TypeError, "kernel_size must be an int or a sequence of 2 ints; got (3, 2.5)"),
     ("na2d_qk", {"stride": (1, False)}, TypeError, "stride must be an int or a sequence of 2 ints; got (1, False)"),
-    ("na3d_av", {"dilation": {1, 2}}, TypeError, "dilation must be an int or a sequence of 3 ints; got {1, 2}"),
+    ("na3d_av", {"dilation": {1, 2}}, TypeError, "dilation must be an int or a sequence of 3 ints; got set"),
     ("na1d", {"is_causal": 1}, TypeError, "is_causal must be a bool or a sequence of 1 bools; got 1"),
     ("na2d", {"is_causal": (True, 0)}, TypeError, "is_causal must be a bool or a sequence of 2 bools; got (True, 0)"),
     ("attention", {"is_causal": 0}, TypeError, "is_causal must be a bool or a sequence of 1 bools; got 0"),
@@ -192,7 +192,7 @@ WINDOWS: list[Bad] = [
     ),
     ("na1d", {"scale": "x"}, TypeError, "scale must be a number or None; got 'x'"),
     ("na1d_qk", {"scale": True}, TypeError, "scale must be a number or None; got True"),
-    ("attention", {"scale": 1j}, TypeError, "scale must be a number or None; got 1j"),
+    ("attention", {"scale": 1j}, TypeError, "scale must be a number or None; got complex"),
     ("na1d", {"scale": float("nan")}, ValueError, "scale must be finite; got nan"),
     ("attention", {"scale": float("-inf")}, ValueError, "scale must be finite; got -inf"),
 ]
@@ -215,7 +215,7 @@ EXTRAS: list[Bad] = [
         "na1d",
         PAIR | {"additional_values": t(2, 3, 2, 4)},
         ValueError,
-        "query, key, value, additional_keys and additional_values must share one batch size; got 1, 1, 1, 1 and 2",
+        FIVE + "one batch size; got 1, 1, 1, 1 and 2",
     ),
     (
         "na2d",

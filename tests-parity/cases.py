@@ -285,12 +285,13 @@ def generator(name: str) -> np.random.Generator:
     return np.random.default_rng(zlib.crc32(name.encode()))
 
 
-def inputs(case: Case, dtype: str = "float64") -> dict[str, Array]:
+def inputs(case: Case, dtype: str = "float64", draw: int = 0) -> dict[str, Array]:
     """Every tensor of the case by name, with the cotangents d_out and d_lse.
 
-    Values are representable in ``dtype`` (d_lse in the lse's) and held in float64.
+    Values are representable in ``dtype`` (d_lse in the lse's) and held in float64. Another ``draw``
+    is another set of values.
     """
-    random = generator(case.name)
+    random = generator(f"{case.name}/{draw}")
     b, h, kv = case.batch, case.heads, case.kv_heads
     shapes: dict[str, tuple[int, ...]] = {
         "query": (b, *case.shape, h, case.head_dim),
@@ -310,8 +311,8 @@ def inputs(case: Case, dtype: str = "float64") -> dict[str, Array]:
     }
 
 
-def slot_inputs(case: Case, dtype: str = "float64") -> dict[str, Array]:
-    """Further tensors of the split ops: attn, and the cotangents d_logits (qk) and d_out (av)."""
-    random = generator(case.name + "/slots")
+def slot_inputs(case: Case, dtype: str = "float64", draw: int = 0) -> dict[str, Array]:
+    """Further tensors of the split ops: attn, and the cotangent of logits."""
+    random = generator(f"{case.name}/slots/{draw}")
     slots = (case.batch, *case.shape, case.heads, int(np.prod(case.kernel_size)))
     return {name: rounded(random.standard_normal(slots), dtype) for name in ("attn", "d_logits")}

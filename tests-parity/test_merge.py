@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -91,7 +92,7 @@ def test_parts_of_the_keys_merge_to_all_of_them(cuts: tuple[int, ...], path: Pat
             framework.face("attention")(
                 query, key[:, low:high], value[:, low:high], return_lse=True, backend=path.backend
             )
-            for low, high in zip(edges[:-1], edges[1:], strict=True)
+            for low, high in itertools.pairwise(edges)
         ]
         return framework.face("merge_attentions")([out for out, _ in parts], [lse for _, lse in parts])
 

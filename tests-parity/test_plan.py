@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -173,7 +174,7 @@ def test_the_support_matrix_is_true(framework: Framework) -> None:
                 if claimed:
                     runs(Path(framework, tier), f"na{rank}d", given)
                     continue
-                with pytest.raises(NotImplementedError, match=entry["reason"]):
+                with pytest.raises(NotImplementedError, match=re.escape(entry["reason"])):
                     framework.face(f"na{rank}d")(*given, 3, backend=tier)
 
 

@@ -117,7 +117,7 @@ def tables_of(framework: Framework) -> Any:
 
 
 def test_boxes_hold_exactly_what_tiles_see() -> None:
-    """For any run of positions: the union of their windows is [start(p0), end(p1)), what all share [start(p1), end(p0))."""
+    """For positions p0..p1 the union of their windows is [start(p0), end(p1)), what all share [start(p1), end(p0))."""
     for n, causal in itertools.product(range(1, 15), (False, True)):
         for w in range(1, n + 1):
             for s in range(1, w + 1):
@@ -259,7 +259,7 @@ def check_walk(problem: Problem, tables: blocks.Tables, transposed: bool) -> Non
     visits = np.zeros(wanted.shape[::-1] if transposed else wanted.shape, dtype=int)
     rows, tiles = [], 0
     for chunk in tables.chunks():
-        c, t, u = chunk.mask.shape
+        c, _, u = chunk.mask.shape
         assert chunk.first == tiles and c == chunk.count and u == tables.blocks.box_columns
         tiles += c
         seen = chunk.mask & chunk.held[:, :, None]

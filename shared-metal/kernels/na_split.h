@@ -44,6 +44,8 @@ struct Logits {
   }
 };
 
+constant constexpr uint kMinusInfinityBits = 0xff800000u;
+
 // Slots that hold no key: causal rows near the beginning. The four lanes of a row share the work.
 template <typename C>
 METAL_FUNC void fill_empty_slots(device typename C::T* logits, const thread Tile<C::RANK>& t,
@@ -57,7 +59,7 @@ METAL_FUNC void fill_empty_slots(device typename C::T* logits, const thread Tile
       holds = holds && patch.seen[a].low + rest % t.axis[a].w < patch.seen[a].high;
       rest /= t.axis[a].w;
     }
-    if (!holds) logits[slot] = C::EMPTY_ZERO ? typename C::T(0) : typename C::T(-INFINITY);
+    if (!holds) logits[slot] = typename C::T(C::EMPTY_ZERO ? 0.0f : as_type<float>(kMinusInfinityBits));
   }
 }
 

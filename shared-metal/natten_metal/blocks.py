@@ -155,9 +155,10 @@ class Chunk:
         """Whether the chunk is kept from one call to the next, and its notes with it."""
         return self._tables.keeps_chunks
 
-    def arrays(self) -> list[Any]:
-        """The tables that the chunk holds, for a framework that computes when told to."""
-        return [*self._tile_ids, self.rows, self.columns, self.mask]
+    def settle(self, constant: Callable[[Any], Any]) -> None:
+        """Replace the chunk's tables by ``constant`` of them, see :meth:`Tables.settle`."""
+        self._tile_ids = [constant(ids) for ids in self._tile_ids]
+        self.rows, self.columns, self._mask = constant(self.rows), constant(self.columns), constant(self.mask)
 
     @property
     def held(self) -> Any:
@@ -237,6 +238,15 @@ class Tables:
     def keeps_chunks(self) -> bool:
         """Whether the walk is so small that its chunks are kept from one call to the next."""
         return self._kept is not None
+
+    def settle(self, constant: Callable[[Any], Any]) -> None:
+        """Replace every kept table by ``constant`` of it: for a framework whose arrays are not computed yet."""
+        for axis in self.axes:
+            for name, table in vars(axis).items():
+                setattr(axis, name, constant(table))
+        if self._kept is not None:
+            for chunk in self.chunks():
+                chunk.settle(constant)
 
     def chunks(self) -> Any:
         """The walk: chunks of ``step`` tiles, in order."""

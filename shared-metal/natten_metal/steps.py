@@ -4,6 +4,7 @@ A :class:`Step` is one launch as pure data. Tensors are named; a launcher binds 
 the outputs, fills in strides, and launches. The same programs serve every host.
 """
 
+import itertools
 import math
 import struct
 from collections.abc import Iterable
@@ -12,7 +13,7 @@ from functools import lru_cache
 
 from .problem import Problem
 from .source import Instance
-from .tiles import DIMS, ROWS, Tiling, padded_dim, tiling
+from .tiles import COLUMNS, DIMS, ROWS, Tiling, padded_dim, patch_count, tiling
 
 # Slots of the parameter array: name -> (first slot, how many), as kernels/params.h has them.
 SLOTS = {
@@ -64,7 +65,8 @@ class Output:
 class Step:
     """One kernel launch. grid: threadgroups; threads: of one. inputs: (argument, tensor name) pairs.
 
-    params holds every slot but the strides; ``bricks`` and ``full`` are the exact work of the launch.
+    params holds every slot but the strides; ``bricks`` and ``full`` are the launch's exact work (0 where it
+    walks no bricks).
     """
 
     instance: Instance
@@ -129,10 +131,13 @@ def _walk(
     heads = problem.kv_heads if transposed else problem.heads // chosen.heads
     grid = (heads, math.prod(chosen.tiles), problem.batch * math.prod(problem.dilation))
     times = problem.batch * problem.kv_heads
-    return Step(
-        instance, grid, 32 * chosen.simdgroups, _params(problem, {"kTiles": chosen.tiles}), tuple(inputs.items()),
-        outputs, chosen.bricks.executed * times, chosen.bricks.full * times,
-    )  # fmt: skip
+    bricks, full = chosen.bricks.executed * times, chosen.bricks.full * times
+    if instance.extra:
+        patches = patch_count(problem, chosen.patch) * problem.batch * heads
+        bricks += patches * -(-problem.additional // COLUMNS)
+        full += patches * (problem.additional // COLUMNS)
+    params = _params(problem, {"kTiles": chosen.tiles})
+    return Step(instance, grid, 32 * chosen.simdgroups, params, tuple(inputs.items()), outputs, bricks, full)
 
 
 def _sum(problem: Problem, partial: str, name: str, shape: tuple[int, ...], parts: int, dtype: str) -> Step:
@@ -221,10 +226,19 @@ def _additional_backward(p: Problem, saved: dict[str, str], most: int) -> list[S
     )
     grid = (p.kv_heads, tiles * parts, p.batch)
     return [
-        Step(instance, grid, 32 * simdgroups, params, tuple(inputs.items()), outputs),
+        Step(instance, grid, 32 * simdgroups, params, tuple(inputs.items()), outputs, *_every_bricks(p, parts)),
         _sum(p, "additional_keys_parts", "additional_keys_grad", shape, parts, p.dtype),
         _sum(p, "additional_values_parts", "additional_values_grad", shape_v, parts, p.dtype),
     ]
+
+
+def _every_bricks(p: Problem, parts: int) -> tuple[int, int]:
+    """Bricks, and full ones, of all additional keys against all queries, whose outermost axis is cut in parts."""
+    cuts = [p.query_shape[0] * part // parts for part in range(parts + 1)]
+    pieces = [after - before for before, after in itertools.pairwise(cuts)]
+    lengths = pieces if p.rank == 1 else [p.query_shape[-1]] * math.prod(p.query_shape[:-1])
+    times = p.batch * p.heads * -(-p.additional // ROWS)
+    return times * sum(-(-n // COLUMNS) for n in lengths), times * sum(n // COLUMNS for n in lengths)
 
 
 def _bias_backward(p: Problem, inputs: dict[str, str], slots: bool, most: int) -> list[Step]:
@@ -243,7 +257,16 @@ def _bias_backward(p: Problem, inputs: dict[str, str], slots: bool, most: int) -
     params = _params(p, {"kTiles": chosen.tiles, "kParts": parts})
     partial = Output("partial", "rpb_parts", (parts, p.heads, entries), "float32")
     return [
-        Step(instance, (p.heads, parts, 1), 32 * chosen.simdgroups, params, tuple(inputs.items()), (partial,)),
+        Step(
+            instance,
+            (p.heads, parts, 1),
+            32 * chosen.simdgroups,
+            params,
+            tuple(inputs.items()),
+            (partial,),
+            chosen.bricks.executed * p.batch * p.kv_heads,
+            chosen.bricks.full * p.batch * p.kv_heads,
+        ),
         _sum(p, "rpb_parts", "rpb_grad", (p.heads, *sizes), parts, "float32"),
     ]
 

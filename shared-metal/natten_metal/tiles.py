@@ -95,6 +95,15 @@ def count_bricks(problem: Problem, patch: tuple[int, int, int], heads: int, tran
     return Bricks(executed * repeat, full * repeat)
 
 
+def patch_count(problem: Problem, patch: tuple[int, int, int]) -> int:
+    """Patches of query rows that hold at least one row, of one batch item and block of heads."""
+    count = 1
+    for axis, extent in zip(problem.axes, patch[3 - problem.rank :], strict=True):
+        groups = (group_length(axis.queries, group, axis.dilation) for group in range(axis.dilation))
+        count *= sum(-(-rows // extent) for rows in groups)
+    return count
+
+
 def patches(rank: int, heads: int) -> list[tuple[int, int, int]]:
     """Shapes (z, y, x) of ``8 / heads`` rows; axes that the rank lacks are 1."""
     rows = ROWS // heads

@@ -69,6 +69,14 @@ def compute_dtype(tensor: mx.array) -> mx.Dtype:
     return mx.float64 if tensor.dtype == mx.float64 else mx.float32
 
 
+def constant(tensor: mx.array) -> mx.array:
+    """``tensor`` computed now, by its values alone: what is kept must not remember how it came about.
+
+    While MLX traces, an evaluated array may keep its graph, and a graph belongs to the stream of one thread.
+    """
+    return mx.array(memoryview(tensor))  # type: ignore[arg-type]  # it has the buffer protocol
+
+
 def exp(tensor: mx.array) -> mx.array:
     """e to the power of each element. On a CPU ``mx.exp`` computes float64 in float32, a power does not."""
     return mx.power(mx.array(math.e, mx.float64), tensor) if tensor.dtype == mx.float64 else mx.exp(tensor)

@@ -13,34 +13,22 @@ from typing import Literal
 
 import mlx.core as mx
 
-from ._arrays import MlxTables, Optional, compute_dtype
+from ._arrays import MlxTables, Optional, compute_dtype, constant
 from ._metal.blocks import Blocks, Chunk, Tables
 
 
 @lru_cache(maxsize=32)
 def tables(blocks: Blocks) -> Tables:
-    """The index tables of a walk, kept for the next call.
-
-    Kept arrays are evaluated: they are constants to whatever is being traced, and an evaluated array
-    belongs to no stream, so any thread and any device may read them.
-    """
+    """The index tables of a walk, kept for the next call."""
     made = Tables(blocks, MlxTables())
-    mx.eval([vars(axis) for axis in made.axes])
-    if made.keeps_chunks:
-        mx.eval([chunk.arrays() for chunk in made.chunks()])
+    made.settle(constant)
     return made
 
 
 def _noted(chunk: Chunk, name: object, make: Callable[[], mx.array]) -> mx.array:
     """``make()``, computed once if the chunk is kept, else a part of the graph."""
 
-    def note() -> mx.array:
-        made = make()
-        if chunk.kept:
-            mx.eval(made)
-        return made
-
-    found: mx.array = chunk.noted(name, note)
+    found: mx.array = chunk.noted(name, lambda: constant(make()) if chunk.kept else make())
     return found
 
 
@@ -165,9 +153,7 @@ def _places(blocks: Blocks, batch: int, heads: int) -> mx.array:
 
 @lru_cache(maxsize=32)
 def _remembered_places(blocks: Blocks, batch: int, heads: int) -> mx.array:
-    row = _places(blocks, batch, heads)
-    mx.eval(row)
-    return row
+    return constant(_places(blocks, batch, heads))
 
 
 def mask_logits(logits: mx.array, chunk: Chunk, rpb: Optional, groups: int, transposed: bool = False) -> mx.array:

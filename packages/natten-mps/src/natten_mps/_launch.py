@@ -16,12 +16,13 @@ from torch import Tensor
 
 from ._metal import steps as programs
 from ._metal.plan import Plan
-from ._metal.source import ITEM_SIZES, Instance, library
+from ._metal.source import ITEM_SIZES, WALKING, Instance, library
 from ._metal.steps import SLOTS, Step, stride_block
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 SIMD_WIDTH, WIDE_BYTES = 32, 16
 KEPT_PARAMS = 512
+MOST_SIMDGROUPS = 8
 
 
 class KernelFailure(RuntimeError):
@@ -80,44 +81,45 @@ def _first_lines(error: Exception, count: int = 3) -> str:
     return " | ".join(str(error).strip().splitlines()[:count])
 
 
-def run(plan: Plan, make: Callable[[int], Sequence[Step]], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def run(make: Callable[[int], Sequence[Step]], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Launch the steps of ``make(simdgroups)`` in order; all tensors by name, results included.
 
     If a kernel needs more registers than its threadgroup leaves, the steps are made anew with fewer
     simdgroups.
     """
-    host = HOST
-    most = MOST_SIMDGROUPS
+    host, most = HOST, MOST_SIMDGROUPS
+    known = {name: t if t.stride(-1) == 1 or t.dim() < 4 else t.contiguous() for name, t in tensors.items()}
     while True:
-        steps = make(most)
-        room = min(_room(host, step, tensors) for step in steps)
-        if room >= max(step.instance.simdgroups for step in steps) or most == 1:
+        steps = [_with_copies(step, known) for step in make(most)]
+        room = min(int(kernel(host, step.instance).max_threads_per_threadgroup) // SIMD_WIDTH for step in steps)
+        if most == 1 or room >= max(step.threads // SIMD_WIDTH for step in steps):
             break
         most = max(1, min(room, most - 1))
-    known = dict(tensors)
     for step in steps:
         _launch(host, step, known)
     return known
 
 
-MOST_SIMDGROUPS = 8
-
-
-def _room(host: Host, step: Step, tensors: dict[str, Tensor]) -> int:
-    """Simdgroups that the compiled kernel allows in a threadgroup."""
-    return int(kernel(host, step.instance).max_threads_per_threadgroup) // SIMD_WIDTH
+def _with_copies(step: Step, known: dict[str, Tensor]) -> Step:
+    """The step with 16-byte staging copies, if every staged token starts at a 16-byte boundary and is full."""
+    instance = step.instance
+    first, _ = SLOTS["kDim"]
+    dims = step.params[first : first + 2]
+    full = all(padded in (0, dim) for padded, dim in zip((instance.dim, instance.dim_v), dims, strict=True))
+    names = dict(step.inputs)
+    staged = [known[names[a.name]] for a in instance.arguments if a.kind == "T" and a.name in names]
+    size = ITEM_SIZES[instance.dtype]
+    aligned = all(offset * size % WIDE_BYTES == 0 for t in staged for offset in (t.storage_offset(), *t.stride()[:-1]))
+    return replace(step, instance=replace(instance, wide=instance.template in WALKING and full and aligned))
 
 
 def _launch(host: Host, step: Step, known: dict[str, Tensor]) -> None:
     device = next(iter(known.values())).device
-    bound: dict[str, Tensor] = {}
-    for argument, name in step.inputs:
-        tensor = known[name]
-        bound[argument] = tensor if tensor.stride(-1) == 1 or tensor.dim() < 4 else tensor.contiguous()
+    bound = {argument: known[name] for argument, name in step.inputs}
     for output in step.outputs:
         bound[output.argument] = torch.empty(output.shape, dtype=DTYPES[output.dtype], device=device)
         known[output.name] = bound[output.argument]
-    instance = replace(step.instance, wide=_wide(step, bound))
+    instance = step.instance
     bound["prm"] = _params_tensor(step, bound, device)
     arguments = [bound[argument.name] for argument in instance.arguments]
     threads = (step.grid[0] * step.threads, step.grid[1], step.grid[2])
@@ -125,24 +127,6 @@ def _launch(host: Host, step: Step, known: dict[str, Tensor]) -> None:
         kernel(host, instance)(*arguments, threads=threads, group_size=(step.threads, 1, 1))
     except (RuntimeError, ValueError) as error:  # what torch raises for a launch it refuses
         raise KernelFailure(f"{instance.name} does not launch: {_first_lines(error)}") from error
-
-
-def _wide(step: Step, bound: dict[str, Tensor]) -> bool:
-    """Whether every staged token starts at a 16-byte boundary and fills its padded channels."""
-    instance = step.instance
-    first, count = SLOTS["kDim"][0], 2
-    dims = step.params[first : first + count]
-    if not instance.stage or any(p not in (0, d) for p, d in zip((instance.dim, instance.dim_v), dims, strict=True)):
-        return False
-    size = ITEM_SIZES[instance.dtype]
-    for argument in instance.arguments:
-        tensor = bound.get(argument.name)
-        if tensor is None or argument.kind != "T" or argument.output:
-            continue
-        offsets = (tensor.storage_offset() * size, *(stride * size for stride in tensor.stride()[:-1]))
-        if any(offset % WIDE_BYTES for offset in offsets):
-            return False
-    return True
 
 
 def _params_tensor(step: Step, bound: dict[str, Tensor], device: torch.device) -> Tensor:
@@ -172,7 +156,7 @@ def _params_tensor(step: Step, bound: dict[str, Tensor], device: torch.device) -
 def forward(plan: Plan, tensors: dict[str, Tensor]) -> list[Tensor]:
     """The op's outputs: out and lse, or the split op's only one."""
     problem = plan.problem
-    made = run(plan, lambda most: programs.forward(problem, most), _with_float_bias(tensors))
+    made = run(lambda most: programs.forward(problem, most), _with_float_bias(tensors))
     return [made[name] for name in {"qk": ("logits",), "av": ("out",)}.get(problem.op, ("out", "lse"))]
 
 
@@ -191,7 +175,7 @@ def backward(
         given["lse"] = outputs[1]
     if has_lse_grad:
         given["lse_grad"] = _given(grads[1], outputs[1]).contiguous()
-    made = run(plan, lambda most: programs.backward(problem, has_lse_grad, most), _with_float_bias(given))
+    made = run(lambda most: programs.backward(problem, has_lse_grad, most), _with_float_bias(given))
     return [made[f"{name}_grad"].to(tensor.dtype) for name, tensor in tensors.items()]
 
 
