@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 import tolerances
 from cases import BY_NAME, CASES, DTYPES, INPUTS, Case, inputs, lse_dtype
 from frameworks import MLX, MPS, PATHS, Path, run
+
+from natten_mps._metal import reference
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -39,6 +42,33 @@ def test_the_table_is_wide() -> None:
     everywhere = frozenset().union(*(case.tags for case in CASES))
     assert everywhere >= {"single", "stride-uneven", "dilation-uneven", "causal-mixed", "mqa", "values", "scale"}
     assert {1, 3, 8, 20, 33, 64, 128} <= {case.head_dim for case in CASES}
+
+
+MISTAKES: dict[str, dict[str, Any]] = {
+    "a window one key short": {"kernel_size": (4, 3)},
+    "causal on the wrong axis": {"is_causal": (True, False)},
+    "stride ignored": {"stride": (1, 1)},
+    "dilation ignored": {"dilation": (1, 1)},
+    "the wrong kv head": {"kv_heads": 1},
+    "a scale that is off": {"scale": 0.3},
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_the_bounds_see_mistakes(mistake: str, dtype: str) -> None:
+    """Results of a slightly different problem are out of bounds, in every dtype."""
+    case = replace(BY_NAME["img-mixed"], stride=(2, 3))
+    expected = tolerances.fused(case, dtype)
+    wrong = replace(case, **MISTAKES[mistake])
+    arrays = inputs(case, dtype)
+    given = {name: arrays[name][..., : wrong.kv_heads, :] if name != "query" else arrays[name] for name in INPUTS[:3]}
+    out, lse = reference.forward(wrong.problem(dtype), **given)
+    gradients = reference.backward(wrong.problem(dtype), arrays["d_out"], arrays["d_lse"], **given)
+    for name, found in ({"out": out, "lse": lse} | gradients).items():
+        if found.shape == expected[name].truth.shape:
+            apart = tolerances.deviation(found, expected[name].truth)
+            assert apart > expected[name].bound, f"{name}: {apart:.3g} is within {expected[name].bound:.3g}"
 
 
 @pytest.mark.parametrize("path", PATHS, ids=str)

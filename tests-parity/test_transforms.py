@@ -208,7 +208,7 @@ def test_compile_for_inference_follows_the_shape() -> None:
     torch.compiler.reset()
     call = attend(BY_NAME["img"], ("query", "key", "value"))
     compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
-    for shape in ((1, 5, 6, 2, 4), (2, 7, 4, 2, 4), (1, 9, 9, 1, 3), (3, 6, 5, 2, 4)):
+    for shape in ((1, 5, 6, 2, 4), (2, 7, 4, 2, 4), (1, 9, 9, 1, 3)):
         given = torch.randn(3, *shape).unbind()
         assert torch.equal(compiled(*given), call(*given))
         with torch.no_grad():

@@ -6,10 +6,10 @@ With error = max|x - ref| / max|ref| per output tensor, the bound is
 
     2 (results) or 3 (gradients) * error of the baseline  +  4 ulp of the tensor's dtype at max|ref|
 
-and two packages may differ by the baseline's error plus the same floor. The largest deviation of one
-small problem is a matter of luck, so the baseline's error is the largest of :data:`DRAWS` draws of the
-same problem. float64 has no wider truth to be measured against: there a result may lie
-:data:`EXACT_ULP` ulp away.
+and two packages may differ by one error of the baseline less: once its error (results), twice
+(gradients), plus the same floor. The largest deviation of one small problem is a matter of luck, so the
+baseline's error is the largest of :data:`DRAWS` draws of the same problem. float64 has no wider truth
+to be measured against: there a result may lie :data:`EXACT_ULP` ulp away.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Expected:
     @property
     def cross(self) -> float:
         """How far two packages may lie apart."""
-        return self.own + self.floor
+        return (self.factor - 1) * self.own + self.floor
 
 
 def largest(array: Array) -> float:
@@ -175,12 +175,13 @@ def baseline(problem: Problem, arrays: dict[str, Array]) -> dict[str, Array]:
     weights = np.exp(logits - top)
     total = weights.sum(-1, keepdims=True)
     weights /= total
-    d_weights = _product(d_out, _t(v))
-    d_logits = weights * (d_weights - (weights * d_weights).sum(-1, keepdims=True) + d_lse)
+    out = _product(weights, v)
+    delta = (d_out * out).sum(-1, keepdims=True) - d_lse
+    d_logits = weights * (_product(d_out, _t(v)) - delta)
     scale = compute(problem.scale)
     d_k, d_v = scale * _product(_t(d_logits), q), _product(_t(weights), d_out)
     found = {
-        "out": _back(_product(weights, v), shape),
+        "out": _back(out, shape),
         "lse": _back(top + np.log(total), shape)[..., 0],
         "query": _back(scale * _product(d_logits, k), shape),
         "key": _back(d_k[:, :, :keys], shape, groups),

@@ -34,17 +34,41 @@ UPSTREAM_KNOBS = frozenset(
     }
 )
 
+# Lines of a host's words that a message quotes.
+QUOTED_LINES = 3
+
 _said: set[str] = set()
 _said_lock = threading.Lock()
 
 
-def say_once(message: str, level: int = logging.INFO) -> None:
-    """Log ``message`` the first time it is said in this process."""
+class KernelFailure(RuntimeError):
+    """A Metal kernel that did not compile or launch; the message has the host's own first lines."""
+
+
+def quoted(error: Exception) -> str:
+    """The first lines of a host's words, in one."""
+    return " | ".join(str(error).strip().splitlines()[:QUOTED_LINES])
+
+
+def say_once(message: str, level: int = logging.INFO, about: str | None = None) -> None:
+    """Log ``message`` unless it, or another message ``about`` the same thing, was said in this process."""
     with _said_lock:
-        if message in _said:
+        if (about or message) in _said:
             return
-        _said.add(message)
+        _said.add(about or message)
     log.log(level, message)
+
+
+def accept_failure(package: str, op: str, backend: str, failure: KernelFailure, planned: object) -> None:
+    """Warn, once per failure, that the pure path runs instead; raise ``failure`` if ``backend`` was asked for."""
+    if backend != "auto":
+        raise failure
+    say_once(
+        f"{op}: the Metal kernels failed on this machine and the pure path runs instead. {failure}. "
+        f"Please report this, with the output of `{package} doctor`. The plan was: {planned}",
+        logging.WARNING,
+        about=str(failure),
+    )
 
 
 def accept_knobs(op: str, knobs: dict[str, object]) -> None:

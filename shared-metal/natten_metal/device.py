@@ -8,13 +8,15 @@ class Device:
     """A place where tensors live, and which backend tiers cannot run there.
 
     kind: 'cpu' or 'gpu'. missing: (tier, reason) pairs; a tier not named there is at hand.
-    float64: whether the device computes in float64.
+    float64: whether the device computes in float64. smallest: elements of the smallest tensor that a Metal
+    kernel can be given as device memory.
     """
 
     kind: str
     name: str
     missing: tuple[tuple[str, str], ...] = ()
     float64: bool = True
+    smallest: int = 1
 
     def reason_missing(self, tier: str) -> str | None:
         """Why ``tier`` cannot run here, or None if it can."""

@@ -73,6 +73,8 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
     "av": dict(_WINDOW),
     "attention": {"is_causal": False, "scale": None},
 }
+# The arguments of faces that are tensors, besides query, key and value.
+TENSOR_ARGUMENTS = ("additional_keys", "additional_values", "rpb")
 FACES = ("neighborhood_attention", "attention", *(f"na{r}d{s}" for r in RANKS for s in ("", "_qk", "_av")))
 
 

@@ -53,7 +53,7 @@ def obstacle(problem: Problem, device: Device, tier: str) -> str | None:
         return missing
     if problem.dtype == "float64" and not device.float64:
         return f"{device.name} does not compute in float64; use a CPU stream"
-    return steps.obstacle(problem) if tier in METAL_TIERS else None
+    return steps.obstacle(problem, device.smallest) if tier in METAL_TIERS else None
 
 
 @lru_cache(maxsize=1024)
@@ -81,8 +81,13 @@ def _plan_of(problem: Problem, tier: str, why: str) -> Plan:
     if tier == "pure":
         return Plan(problem, tier, why, walk(problem, transposed=False), walk(problem, transposed=True))
     if tier in METAL_TIERS and problem.batch:
-        return Plan(problem, tier, why, forward=steps.forward(problem))
+        return Plan(problem, tier, why, forward=steps.forward(problem, most_simdgroups(problem, tier)))
     return Plan(problem, tier, why)
+
+
+def most_simdgroups(problem: Problem, tier: str) -> int:
+    """Simdgroups that a tier's threadgroups may have; the launcher of 'metal' asks each kernel and lowers it."""
+    return steps.cautious_simdgroups(problem) if tier == "fast_metal" else steps.MOST_SIMDGROUPS
 
 
 def walk(problem: Problem, transposed: bool) -> Blocks:

@@ -1,14 +1,17 @@
 """Metal source text: from an instantiation of a kernel template to what each host compiles.
 
 One flattened, ASCII text (the headers of ``kernels/`` in order, then an entry point per instantiation)
-serves ``torch.mps.compile_shader`` and the C++ primitive; ``mx.fast.metal_kernel`` takes the headers as
-its header and the entry point's body. Everything that changes the code is a template argument, gathered
+serves ``torch.mps.compile_shader`` and the C++ primitive (:func:`library`). ``mx.fast.metal_kernel`` writes
+the signature itself, and takes a header and the entry point's body (:func:`mlx_header`, :func:`mlx_body`).
+Everything that changes the code is a template argument, gathered
 in a config struct; everything that changes with the problem is in the parameter array (``params.h``).
 """
 
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+
+from .slots import EVERY_STRIDE_SLOTS, STRIDE_SLOTS
 
 KERNELS = Path(__file__).parent / "kernels"
 HEADERS = (
@@ -134,6 +137,17 @@ class Instance:
         return tuple(a for a in TEMPLATES[self.template] if not a.when or getattr(self, a.when))
 
     @property
+    def stride_slots(self) -> dict[str, str]:
+        """Argument -> the stride block that it fills."""
+        return EVERY_STRIDE_SLOTS if self.every else STRIDE_SLOTS[self.template]
+
+    @property
+    def strided(self) -> tuple[str, ...]:
+        """The inputs that may have any strides: the user's own tensors. All others are contiguous."""
+        slots = self.stride_slots
+        return tuple(a.name for a in self.arguments if a.kind == "T" and not a.output and a.name in slots)
+
+    @property
     def threadgroup_bytes(self) -> int:
         """Threadgroup memory: two staged tensors of chunk + 8 tokens, 16 bytes of padding each."""
         if self.template == "na_bias":
@@ -144,6 +158,7 @@ class Instance:
         return (self.chunk + 8) * ((self.dim + self.dim_v) * size + 32)
 
 
+OPENING = "#include <metal_stdlib>\n#include <metal_simdgroup_matrix>\nusing namespace metal;\n"
 # How kernels read a slot where the host passes every stride in the parameter array.
 PARAMS = """namespace na {
 struct Params {
@@ -157,11 +172,16 @@ struct Params {
 
 @cache
 def headers(params: str = PARAMS) -> str:
-    """The kernel headers as one text without includes, pragmas once or comments at line starts."""
-    parts = [params]
+    """The kernel headers as one text without includes, pragmas once or comments at line starts.
+
+    params: the host's ``na::Params``; it may use the names of ``params.h``.
+    """
+    parts = []
     for name in HEADERS:
         lines = (KERNELS / name).read_text(encoding="ascii").splitlines()
         parts += [line for line in lines if line.strip() != "#pragma once" and not line.lstrip().startswith("//")]
+        if name == "params.h":
+            parts.append(params)
     return "\n".join(parts) + "\n"
 
 
@@ -191,15 +211,19 @@ def _metal_type(argument: Argument, instance: Instance) -> str:
     return {"T": METAL_TYPES[instance.dtype]}.get(argument.kind, argument.kind)
 
 
-def call(instance: Instance) -> str:
-    """The statements of an entry point: staging memory, and the call of the template."""
+def call(instance: Instance, params: str = "prm", places: tuple[str, str, str] = ("tgid", "sg", "lane")) -> str:
+    """The statements of an entry point: staging memory, and the call of the template.
+
+    params: what initialises ``na::Params``. places: the names of the threadgroup's position in the grid, of the
+    simdgroup's index in the threadgroup, and of the thread's in the simdgroup.
+    """
     bound = {a.name for a in instance.arguments}
     passed = []
     for a in TEMPLATES[instance.template]:
         # A buffer that this instantiation does not have is never read: any pointer of its type will do.
         passed.append(a.name if a.name in bound else f"(const device {_metal_type(a, instance)}*)prm")
     passed = ["params" if name == "prm" else name for name in passed]
-    lines = ["const na::Params params = {prm};"]
+    lines = [f"const na::Params params = {{{params}}};"]
     if instance.template in WALKING:
         metal, size = METAL_TYPES[instance.dtype], ITEM_SIZES[instance.dtype]
         for which, dim in (("a", instance.dim), ("b", instance.dim_v)):
@@ -209,7 +233,7 @@ def call(instance: Instance) -> str:
     if instance.template == "na_bias":
         lines.append(f"threadgroup float tables[{instance.table * instance.simdgroups}];")
         passed.append("tables")
-    passed += ["tgid", "sg", "lane"]
+    passed += places
     return "\n".join(
         f"  {line}" for line in [*lines, f"na::{instance.template}<C_{instance.name}>({', '.join(passed)});"]
     )
@@ -232,5 +256,54 @@ def entry_point(instance: Instance) -> str:
 
 def library(instances: tuple[Instance, ...]) -> str:
     """One flattened source that holds an entry point for each of ``instances``."""
-    opening = "#include <metal_stdlib>\n#include <metal_simdgroup_matrix>\nusing namespace metal;\n"
-    return opening + headers() + "\n".join(entry_point(instance) for instance in instances)
+    return OPENING + headers() + "\n".join(entry_point(instance) for instance in instances)
+
+
+def _mlx_params(instance: Instance) -> str:
+    """``na::Params`` where strides of inputs are known only inside the kernel, as MLX's ``<input>_strides``.
+
+    Slots are constants once loops are unrolled, so the choice of an array costs nothing.
+    """
+    members, reads, channels = [], [], []
+    for name in instance.strided:
+        block = instance.stride_slots[name]
+        # Axes of the tensor's tokens: additional keys and values lie along one.
+        axes = 1 if block in ("kExtraKeyStride", "kExtraValueStride") else instance.rank
+        members.append(f"  const constant long* {name};")
+        reads.append(f"    if (slot >= {block} && slot < {block} + 5) return stride({name}, slot - {block}, {axes});")
+        channels.append(f"    if (block == {block}) return int({name}[{axes + 2}]);")
+    return "\n".join([
+        "namespace na {",
+        "struct Params {",
+        "  const device long* slots;",
+        *members,
+        "  METAL_FUNC long operator[](int slot) const thread {",
+        *reads,
+        "    return slots[slot];",
+        "  }",
+        "  METAL_FUNC int channel(int block) const thread {",
+        *channels,
+        "    return 1;",
+        "  }",
+        "  static METAL_FUNC long stride(const constant long* of, int i, int axes) {",
+        "    return of[i == 0 ? 0 : (i == 1 ? axes + 1 : i - 1)];",
+        "  }",
+        "};",
+        "}  // namespace na",
+        "",
+    ])  # fmt: skip
+
+
+def mlx_header(instance: Instance) -> str:
+    """What ``mx.fast.metal_kernel`` takes as its header: the kernels, and the instantiation's config."""
+    return OPENING + headers(_mlx_params(instance)) + config(instance)
+
+
+def mlx_body(instance: Instance) -> str:
+    """What ``mx.fast.metal_kernel`` takes as its source: the body of the kernel function.
+
+    MLX binds what the body names: the places of a thread, and ``<input>_strides``.
+    """
+    params = ", ".join(["prm", *(f"{name}_strides" for name in instance.strided)])
+    places = ("threadgroup_position_in_grid", "simdgroup_index_in_threadgroup", "thread_index_in_simdgroup")
+    return call(instance, params, places) + "\n"

@@ -7,48 +7,28 @@ the outputs, fills in strides, and launches. The same programs serve every host.
 import itertools
 import math
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import TypeVar
 
 from .problem import Problem
+from .slots import ITEM_SHAPES, SLOTS
 from .source import Instance
 from .tiles import COLUMNS, DIMS, ROWS, Tiling, padded_dim, patch_count, tiling
 
-# Slots of the parameter array: name -> (first slot, how many), as kernels/params.h has them.
-SLOTS = {
-    "kHeads": (0, 1), "kGroupHeads": (1, 1), "kDim": (2, 1), "kDimV": (3, 1), "kScaleBits": (4, 1),
-    "kAdditional": (5, 1), "kParts": (6, 1), "kItems": (7, 1), "kQueryShape": (8, 3), "kKeyShape": (11, 3),
-    "kWindow": (14, 3), "kStride": (17, 3), "kDilation": (20, 3), "kCausal": (23, 3), "kTiles": (26, 3),
-    "kQueryStride": (29, 5), "kKeyStride": (34, 5), "kValueStride": (39, 5), "kOutStride": (44, 5),
-    "kLseStride": (49, 5), "kOutGradStride": (54, 5), "kQueryGradStride": (59, 5), "kKeyGradStride": (64, 5),
-    "kValueGradStride": (69, 5), "kExtraKeyStride": (74, 5), "kExtraValueStride": (79, 5), "kRowCount": (84, 1),
-    "kKeyGradPart": (85, 1), "kValueGradPart": (86, 1), "kBatch": (87, 1),
-}  # fmt: skip
-ITEM_SHAPES = 88
+T = TypeVar("T")  # a framework's tensor
 
-# The stride block that each template reads for a tensor; tensors not named are contiguous and have none.
-_COMMON = {
-    "q": "kQueryStride", "k": "kKeyStride", "v": "kValueStride", "extra_k": "kExtraKeyStride",
-    "extra_v": "kExtraValueStride", "out": "kOutStride", "lse": "kLseStride", "out_grad": "kOutGradStride",
-    "query_grad": "kQueryGradStride", "key_grad": "kKeyGradStride", "value_grad": "kValueGradStride",
-}  # fmt: skip
-STRIDE_SLOTS = {
-    "na_fwd": _COMMON,
-    "na_delta": {"out_grad": "kOutGradStride"},
-    "na_bwd_dq": _COMMON,
-    "na_bwd_dkv": _COMMON,
-    "na_qk": {"q": "kQueryStride", "k": "kKeyStride", "logits": "kOutStride"},
-    "na_av": {"attn": "kQueryStride", "v": "kValueStride", "out": "kOutStride"},
-    "na_av_t": {"attn": "kQueryStride", "x": "kValueStride", "out": "kOutStride"},
-    "na_bias": _COMMON | {"d_logits": "kOutGradStride"},
-    "na_sum": {},
-}
-# na_bwd_dkv of additional keys reads them, and writes their gradients, as rank-1 tensors.
-EVERY_STRIDE_SLOTS = _COMMON | {"k": "kExtraKeyStride", "v": "kExtraValueStride"}
 # Threadgroups that share the sum over all queries or tiles.
 MOST_PARTS = 64
 MOST_TABLE = 4096
+# Simdgroups that a threadgroup may have; fewer where the kernel's registers would not fit and the host cannot tell.
+MOST_SIMDGROUPS = 8
+CAUTIOUS_SIMDGROUPS, CAUTIOUS_DIM = 4, 128
+# What each op returns, by the names in its program.
+RESULTS = {"na": ("out", "lse"), "attention": ("out", "lse"), "qk": ("logits",), "av": ("out",)}
+# Tensors that kernels read as contiguous ones (rpb in float32); all others may have any strides.
+CONTIGUOUS = frozenset({"rpb", "out", "lse", "lse_grad"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +61,7 @@ class Step:
     @property
     def stride_slots(self) -> dict[str, str]:
         """Argument -> the stride block it fills."""
-        return EVERY_STRIDE_SLOTS if self.instance.every else STRIDE_SLOTS[self.instance.template]
+        return self.instance.stride_slots
 
 
 def bits_of(scale: float) -> int:
@@ -100,7 +80,37 @@ def stride_block(strides: tuple[int, ...], channels: bool) -> tuple[int, ...]:
     return (kept[0], kept[-1], *kept[1:-1])
 
 
-def _params(problem: Problem, values: dict[str, int | Iterable[int]]) -> tuple[int, ...]:
+def with_strides(step: Step, strides: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+    """The parameter array of a step. strides: of the tensors by argument; those not named keep zeros."""
+    slots = list(step.params)
+    for argument, own in strides.items():
+        block = step.stride_slots.get(argument)
+        if block is None:
+            continue
+        if step.instance.every and argument in ("key_grad", "value_grad"):
+            own = own[1:]  # the parts lie outermost
+        values = stride_block(own, channels=argument != "lse")
+        first, _ = SLOTS[block]
+        slots[first : first + len(values)] = values
+    return tuple(slots)
+
+
+def backward_tensors(op: str, inputs: dict[str, T], grads: Sequence[T | None], outputs: Sequence[T]) -> dict[str, T]:
+    """The tensors that a gradient's program may read, by name; gradients that are None are left out."""
+    names = RESULTS[op]
+    saved = dict(zip(names, outputs, strict=True))
+    given = {f"{name}_grad": grad for name, grad in zip(names, grads, strict=True) if grad is not None}
+    return inputs | saved | given
+
+
+def cautious_simdgroups(problem: Problem) -> int:
+    """Simdgroups whose registers fit any GPU, where the host does not say how many threads a kernel allows."""
+    widest = padded_dim(max(problem.head_dim, problem.head_dim_v))
+    return CAUTIOUS_SIMDGROUPS if widest >= CAUTIOUS_DIM else MOST_SIMDGROUPS
+
+
+def parameters(problem: Problem, values: dict[str, int | Iterable[int]]) -> tuple[int, ...]:
+    """The parameter array of a launch on ``problem``, strides left out; ``values`` go before the problem's own."""
     p = problem
     slots = [0] * ITEM_SHAPES
     fixed: dict[str, int | Iterable[int]] = {
@@ -136,20 +146,20 @@ def _walk(
         patches = patch_count(problem, chosen.patch) * problem.batch * heads
         bricks += patches * -(-problem.additional // COLUMNS)
         full += patches * (problem.additional // COLUMNS)
-    params = _params(problem, {"kTiles": chosen.tiles})
+    params = parameters(problem, {"kTiles": chosen.tiles})
     return Step(instance, grid, 32 * chosen.simdgroups, params, tuple(inputs.items()), outputs, bricks, full)
 
 
 def _sum(problem: Problem, partial: str, name: str, shape: tuple[int, ...], parts: int, dtype: str) -> Step:
     count = math.prod(shape)
     instance = Instance("na_sum", dtype, 1, 0, 0, simdgroups=8, stage=False)
-    params = _params(problem, {"kParts": parts, "kRowCount": count})
+    params = parameters(problem, {"kParts": parts, "kRowCount": count})
     output = Output("out", name, shape, dtype)
     return Step(instance, (-(-count // 256), 1, 1), 256, params, (("partial", partial),), (output,))
 
 
 @lru_cache(maxsize=256)
-def forward(problem: Problem, most: int = 8) -> tuple[Step, ...]:
+def forward(problem: Problem, most: int = MOST_SIMDGROUPS) -> tuple[Step, ...]:
     """The launches of an op. most: simdgroups that a threadgroup may have."""
     p = problem
     rows = (p.batch, *p.query_shape, p.heads)
@@ -173,7 +183,7 @@ def _tensors(p: Problem) -> dict[str, str]:
 
 
 @lru_cache(maxsize=256)
-def backward(problem: Problem, has_lse_grad: bool, most: int = 8) -> tuple[Step, ...]:
+def backward(problem: Problem, has_lse_grad: bool, most: int = MOST_SIMDGROUPS) -> tuple[Step, ...]:
     """The launches of an op's gradient, from the gradients of its outputs and what the forward saved."""
     return {"qk": _qk_backward, "av": _av_backward}.get(problem.op, _fused_backward)(problem, has_lse_grad, most)
 
@@ -185,7 +195,7 @@ def _fused_backward(p: Problem, has_lse_grad: bool, most: int) -> tuple[Step, ..
     given = {"out_grad": "out_grad", "out": "out"} | ({"lse_grad": "lse_grad"} if has_lse_grad else {})
     steps = [
         Step(
-            delta, (-(-count // 4), 1, 1), 128, _params(p, {}), tuple(given.items()),
+            delta, (-(-count // 4), 1, 1), 128, parameters(p, {}), tuple(given.items()),
             (Output("delta", "delta", rows, "float32"),),
         )
     ]  # fmt: skip
@@ -218,7 +228,7 @@ def _additional_backward(p: Problem, saved: dict[str, str], most: int) -> list[S
     instance = Instance(
         "na_bwd_dkv", p.dtype, p.rank, dim, dim_v, base.patch, 1, simdgroups, base.chunk, stage=base.stage, every=True
     )
-    params = _params(p, {"kParts": parts, "kKeyGradPart": math.prod(shape), "kValueGradPart": math.prod(shape_v)})
+    params = parameters(p, {"kParts": parts, "kKeyGradPart": math.prod(shape), "kValueGradPart": math.prod(shape_v)})
     inputs = {"q": "query", "k": "additional_keys", "v": "additional_values"} | saved
     outputs = (
         Output("key_grad", "additional_keys_parts", (parts, *shape), "float32"),
@@ -254,7 +264,7 @@ def _bias_backward(p: Problem, inputs: dict[str, str], slots: bool, most: int) -
     )  # fmt: skip
     work = math.prod(chosen.tiles) * math.prod(p.dilation) * p.batch
     parts = max(1, min(MOST_PARTS, work))
-    params = _params(p, {"kTiles": chosen.tiles, "kParts": parts})
+    params = parameters(p, {"kTiles": chosen.tiles, "kParts": parts})
     partial = Output("partial", "rpb_parts", (parts, p.heads, entries), "float32")
     return [
         Step(
@@ -296,8 +306,23 @@ def _av_backward(p: Problem, has_lse_grad: bool, most: int) -> tuple[Step, ...]:
     )
 
 
-def obstacle(problem: Problem) -> str | None:
-    """Why the Metal kernels cannot take ``problem``; None if they can."""
+def smallest_tensor(problem: Problem) -> int:
+    """Elements of the smallest tensor of the problem's dtype that its programs read."""
+    p = problem
+    rows, keys = p.batch * p.queries * p.heads, p.batch * p.keys * p.kv_heads
+    extra = p.batch * p.additional * p.kv_heads
+    dims = (p.head_dim, p.head_dim_v)
+    counts = [count * dim for count in (rows, keys, extra) for dim in dims]
+    if p.op in ("qk", "av"):
+        counts.append(rows * p.slots)
+    return min((count for count in counts if count), default=0)
+
+
+def obstacle(problem: Problem, smallest: int = 1) -> str | None:
+    """Why the Metal kernels cannot take ``problem``; None if they can.
+
+    smallest: elements of the smallest tensor that the host hands to a kernel as device memory.
+    """
     if problem.dtype == "float64":
         return "Metal has no float64"
     widest = max(problem.head_dim, problem.head_dim_v)
@@ -306,4 +331,9 @@ def obstacle(problem: Problem) -> str | None:
     entries = math.prod(2 * w - 1 for w in problem.kernel_size)
     if problem.has_rpb and entries > MOST_TABLE:
         return f"a bias table of {entries} entries does not fit threadgroup memory (at most {MOST_TABLE})"
+    if problem.batch and smallest_tensor(problem) < smallest:
+        return (
+            f"kernels get tensors of fewer than {smallest} elements as constants, which they do not read; "
+            f"got one of {smallest_tensor(problem)}"
+        )
     return None

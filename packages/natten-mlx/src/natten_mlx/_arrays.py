@@ -5,6 +5,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from . import _launch_fast
 from ._metal import checks
 from ._metal.device import Device
 from ._metal.problem import TensorSpec
@@ -56,12 +57,13 @@ def stream_of(face: str, stream: Any) -> mx.Stream:
 def device_of(stream: mx.Stream) -> Device:
     """The planner's view of the device that a stream runs on."""
     cpu = stream.device == mx.cpu
-    missing = (
-        ("nanobind", "this version has no C++ extension yet"),
-        ("fast_metal", "this version has no Metal kernels yet"),
-    )
+    reasons = {
+        "nanobind": "this version has no C++ extension yet",
+        "fast_metal": _launch_fast.HOST.missing(stream),
+    }
+    missing = tuple((tier, reason) for tier, reason in reasons.items() if reason is not None)
     kind = "cpu" if cpu else "gpu"
-    return Device(kind, kind, missing, float64=cpu)
+    return Device(kind, kind, missing, float64=cpu, smallest=_launch_fast.SMALLEST)
 
 
 def compute_dtype(tensor: mx.array) -> mx.Dtype:

@@ -11,10 +11,10 @@ from typing import Any, NoReturn
 
 import mlx.core as mx
 
-from . import _pure, _pure_split
+from . import _launch_fast, _pure, _pure_split
 from ._arrays import compute_dtype, device_of
 from ._config import TIERS
-from ._metal import checks
+from ._metal import backends, checks
 from ._metal.plan import Plan, plan
 from ._metal.problem import INPUTS, OUTPUTS, Problem
 
@@ -64,11 +64,33 @@ class _Custom:
         outputs: Any = function(*arrays)
         return tuple(outputs)
 
-    def plan(self) -> Plan:
-        return plan(self.problem, device_of(self.stream), self.backend, TIERS)
-
     def launch(self, arrays: Arrays) -> Arrays:
         """What the function computes."""
+        if self.problem.batch == 0:
+            return self.launch_nothing(arrays)
+        planned = self.plan(self.backend)
+        if planned.path == "fast_metal":
+            try:
+                return self.launch_metal(planned, arrays)
+            except backends.KernelFailure as failure:
+                name = self.problem.name
+                backends.accept_failure("natten-mlx", name, self.backend, failure, planned.forward)
+                planned = self.plan("pure")
+        return self.launch_pure(planned, arrays)
+
+    def plan(self, backend: str) -> Plan:
+        return plan(self.problem, device_of(self.stream), backend, TIERS)
+
+    def launch_nothing(self, arrays: Arrays) -> Arrays:
+        """:meth:`launch` of a batch of none."""
+        raise NotImplementedError
+
+    def launch_metal(self, planned: Plan, arrays: Arrays) -> Arrays:
+        """:meth:`launch` through the Metal kernels; KernelFailure if they do not run here."""
+        raise NotImplementedError
+
+    def launch_pure(self, planned: Plan, arrays: Arrays) -> Arrays:
+        """:meth:`launch` in MLX's own operations."""
         raise NotImplementedError
 
     def differentiate(self, primals: Arrays, cotangents: Arrays, outputs: Arrays) -> Arrays:
@@ -111,15 +133,19 @@ def _fold(array: mx.array, axis: int | None, size: int) -> mx.array:
 class Forward(_Custom):
     """``Forward(...)(inputs)`` -> the op's outputs; differentiable once, in reverse."""
 
-    def launch(self, arrays: Arrays) -> Arrays:
+    def launch_nothing(self, arrays: Arrays) -> Arrays:
+        return _empty_outputs(self.problem, arrays[-1] if self.problem.op == "av" else arrays[0])
+
+    def launch_metal(self, planned: Plan, arrays: Arrays) -> Arrays:
+        return _launch_fast.forward(planned, dict(zip(self.names, arrays, strict=True)))
+
+    def launch_pure(self, planned: Plan, arrays: Arrays) -> Arrays:
         problem, named = self.problem, dict(zip(self.names, arrays, strict=True))
-        if problem.batch == 0:
-            return _empty_outputs(problem, arrays[-1] if problem.op == "av" else arrays[0])
         if problem.op == "qk":
-            return (_pure_split.qk(self.plan(), **named),)
+            return (_pure_split.qk(planned, **named),)
         if problem.op == "av":
-            return (_pure_split.av(self.plan(), **named),)
-        return _pure.forward(self.plan(), **named)
+            return (_pure_split.av(planned, **named),)
+        return _pure.forward(planned, **named)
 
     def differentiate(self, primals: Arrays, cotangents: Arrays, outputs: Arrays) -> Arrays:
         backward = Backward(self.problem, self.backend, self.stream, self.names)
@@ -135,21 +161,31 @@ class Forward(_Custom):
 class Backward(_Custom):
     """``Backward(...)((*cotangents, *inputs, *outputs))`` -> gradients of the inputs that are given."""
 
-    def launch(self, arrays: Arrays) -> Arrays:
-        problem, count = self.problem, OUTPUTS[self.problem.op]
-        grads, inputs, outputs = arrays[:count], arrays[count:-count], arrays[-count:]
-        if problem.batch == 0:
-            return tuple(mx.zeros_like(tensor) for tensor in inputs)
+    def split(self, arrays: Arrays) -> tuple[Arrays, Arrays, Arrays]:
+        """Cotangents, inputs and outputs out of the flat arguments."""
+        count = OUTPUTS[self.problem.op]
+        return arrays[:count], arrays[count:-count], arrays[-count:]
+
+    def launch_nothing(self, arrays: Arrays) -> Arrays:
+        return tuple(mx.zeros_like(tensor) for tensor in self.split(arrays)[1])
+
+    def launch_metal(self, planned: Plan, arrays: Arrays) -> Arrays:
+        grads, inputs, outputs = self.split(arrays)
+        return _launch_fast.backward(planned, grads, dict(zip(self.names, inputs, strict=True)), outputs)
+
+    def launch_pure(self, planned: Plan, arrays: Arrays) -> Arrays:
+        problem = self.problem
+        grads, inputs, outputs = self.split(arrays)
         given = dict(zip(self.names, inputs, strict=True))
         tensors: list[Any] = [given.get(name) for name in INPUTS[problem.op]]
         found: tuple[mx.array | None, ...]
         if problem.op == "qk":
-            found = _pure_split.qk_backward(self.plan(), *grads, *tensors)
+            found = _pure_split.qk_backward(planned, *grads, *tensors)
         elif problem.op == "av":
-            found = _pure_split.av_backward(self.plan(), *grads, *tensors)
+            found = _pure_split.av_backward(planned, *grads, *tensors)
         else:
             tensors += [None] * (len(INPUTS["na"]) - len(tensors))
-            found = _pure.backward(self.plan(), *grads, *tensors, *outputs)
+            found = _pure.backward(planned, *grads, *tensors, *outputs)
         return tuple(gradient for gradient in found if gradient is not None)
 
     def differentiate(self, primals: Arrays, cotangents: Arrays, outputs: Arrays) -> Arrays:

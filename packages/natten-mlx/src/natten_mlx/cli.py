@@ -6,6 +6,7 @@ from typing import Any
 
 from . import __version__
 from ._metal.demo import Host, add_demo
+from ._metal.doctor import Patient, add_doctor
 
 
 def _attend(query: Any, key: Any, value: Any, kernel_size: int, backend: str | None) -> tuple[Any, Any]:
@@ -31,6 +32,13 @@ def _explain(query: Any, key: Any, value: Any, kernel_size: int, backend: str | 
 HOST = Host("natten-mlx", ("auto", "nanobind", "fast_metal", "pure"), _attend, _explain)
 
 
+def _patient() -> Patient:
+    """The package as the doctor sees it; mlx is imported only when a command asks."""
+    from ._doctor import PATIENT
+
+    return PATIENT
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (default: the process's own) and return the exit status.
 
@@ -42,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"natten-mlx {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     add_demo(commands, HOST)
+    add_doctor(commands, "natten-mlx", _patient)
     arguments = parser.parse_args(argv)
     return int(arguments.run(arguments))
 

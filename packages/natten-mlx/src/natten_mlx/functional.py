@@ -308,6 +308,6 @@ def explain(op: str, query: mx.array, key: mx.array, value: mx.array | None = No
     chosen = BACKENDS.resolve("explain", arguments.pop("backend", None))
     device = device_of(stream_of("explain", arguments.pop("stream", None)))
     specs = [optional_spec("explain", name, t) for name, t in (("query", query), ("key", key), ("value", value))]
-    given = {n: optional_spec("explain", n, a) if isinstance(a, mx.array) else a for n, a in arguments.items()}
+    given = {n: optional_spec("explain", n, a) if n in faces.TENSOR_ARGUMENTS else a for n, a in arguments.items()}
     problem = faces.explained(op, specs, given)
     return planning.explain(planning.plan(problem, device, chosen, TIERS), device)

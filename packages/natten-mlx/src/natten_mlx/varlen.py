@@ -1,7 +1,8 @@
 """Items of different sizes in one padded batch.
 
 Each item attends within its own size, as if it were alone. Padding is never read; it gives out 0, lse
--inf and gradient 0. Items of equal size are computed together.
+-inf and gradient 0. Items of equal size are computed together. Lists of arrays ``[*shape, H, D]`` in place
+of padded batches give lists back.
 """
 
 import math
@@ -18,6 +19,8 @@ def padded_items(
     face: str, name: str, tensors: tuple[Any, ...], sizes: Any, window: tuple[Any, ...], scale: Any, return_lse: bool,
     backend: Any, stream: Any = None, rpb: mx.array | None = None,
 ) -> Any:  # fmt: skip
+    if all(isinstance(tensor, (list, tuple)) for tensor in tensors):
+        return _listed_items(face, name, tensors, sizes, window, scale, return_lse, backend, stream, rpb)
     where = stream_of(face, stream)
     q, k, v = (spec(face, which, t) for which, t in zip(("query", "key", "value"), tensors, strict=True))
     rank = checks.tensor_rank(face, "query", q, faces.rank_of(face))
@@ -44,6 +47,31 @@ def padded_items(
                 outs[item], lses[item] = own_out[place : place + 1], own_lse[place : place + 1]
         out, lse = mx.concatenate(outs), mx.concatenate(lses)
     return (out, lse) if with_lse else out
+
+
+def _listed_items(
+    face: str, name: str, tensors: tuple[Any, ...], sizes: Any, window: tuple[Any, ...], scale: Any, return_lse: bool,
+    backend: Any, stream: Any, rpb: mx.array | None,
+) -> Any:  # fmt: skip
+    """Items as arrays of their own, ``[*shape, H, D]`` each: lists of results, each as if alone."""
+    with_lse, where = checks.flag(face, "return_lse", return_lse), stream_of(face, stream)
+    specs = [
+        [spec(face, f"{which}[{i}]", item) for i, item in enumerate(items)]
+        for which, items in zip(("query", "key", "value"), tensors, strict=True)
+    ]
+    checks.listed_items(face, name, specs, faces.sizes_on_host(sizes))
+    outs, lses = [], []
+    for query, key, value in zip(*tensors, strict=True):
+        with mx.stream(where):
+            parts = (query[None], key[None], value[None])
+            if 0 in query.shape[:-2]:
+                out = mx.zeros((1, *query.shape[:-1], value.shape[-1]), query.dtype)
+                lse = mx.zeros((1, *query.shape[:-1]), compute_dtype(query))
+            else:
+                out, lse = _fused(face, (*parts, None, None, rpb), window, scale, True, backend, where, {})
+            outs.append(out[0])
+            lses.append(lse[0])
+    return (outs, lses) if with_lse else outs
 
 
 def _cut(tensor: mx.array, size: tuple[int, ...]) -> mx.array:

@@ -15,18 +15,15 @@ import torch
 from torch import Tensor
 
 from ._metal import steps as programs
+from ._metal.backends import KernelFailure, quoted
 from ._metal.plan import Plan
+from ._metal.slots import SLOTS
 from ._metal.source import ITEM_SIZES, WALKING, Instance, library
-from ._metal.steps import SLOTS, Step, stride_block
+from ._metal.steps import CONTIGUOUS, MOST_SIMDGROUPS, RESULTS, Step, with_strides
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 SIMD_WIDTH, WIDE_BYTES = 32, 16
 KEPT_PARAMS = 512
-MOST_SIMDGROUPS = 8
-
-
-class KernelFailure(RuntimeError):
-    """A kernel that did not compile or launch; the message begins with the host's own words."""
 
 
 class Host(Protocol):
@@ -72,13 +69,9 @@ def kernel(host: Host, instance: Instance) -> Any:
             try:
                 _kernels[key] = getattr(host.compile_shader(library((instance,))), instance.name)
             except (SyntaxError, RuntimeError) as error:  # what compile_shader raises for a source it rejects
-                _failures[key] = f"{instance.name} does not compile: {_first_lines(error)}"
+                _failures[key] = f"{instance.name} does not compile: {quoted(error)}"
                 raise KernelFailure(_failures[key]) from error
         return _kernels[key]
-
-
-def _first_lines(error: Exception, count: int = 3) -> str:
-    return " | ".join(str(error).strip().splitlines()[:count])
 
 
 def run(make: Callable[[int], Sequence[Step]], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -88,7 +81,7 @@ def run(make: Callable[[int], Sequence[Step]], tensors: dict[str, Tensor]) -> di
     simdgroups.
     """
     host, most = HOST, MOST_SIMDGROUPS
-    known = {name: t if t.stride(-1) == 1 or t.dim() < 4 else t.contiguous() for name, t in tensors.items()}
+    known = {name: _readable(name, tensor) for name, tensor in tensors.items()}
     while True:
         steps = [_with_copies(step, known) for step in make(most)]
         room = min(int(kernel(host, step.instance).max_threads_per_threadgroup) // SIMD_WIDTH for step in steps)
@@ -98,6 +91,13 @@ def run(make: Callable[[int], Sequence[Step]], tensors: dict[str, Tensor]) -> di
     for step in steps:
         _launch(host, step, known)
     return known
+
+
+def _readable(name: str, tensor: Tensor) -> Tensor:
+    """A tensor as the kernels read it: any strides but the channels', or contiguous; the bias in float32."""
+    if name == "rpb":
+        tensor = tensor.float()
+    return tensor if name not in CONTIGUOUS and tensor.stride(-1) == 1 else tensor.contiguous()
 
 
 def _with_copies(step: Step, known: dict[str, Tensor]) -> Step:
@@ -126,21 +126,12 @@ def _launch(host: Host, step: Step, known: dict[str, Tensor]) -> None:
     try:
         kernel(host, instance)(*arguments, threads=threads, group_size=(step.threads, 1, 1))
     except (RuntimeError, ValueError) as error:  # what torch raises for a launch it refuses
-        raise KernelFailure(f"{instance.name} does not launch: {_first_lines(error)}") from error
+        raise KernelFailure(f"{instance.name} does not launch: {quoted(error)}") from error
 
 
 def _params_tensor(step: Step, bound: dict[str, Tensor], device: torch.device) -> Tensor:
     """The parameter array with its strides, on the device; kept, because making one is a copy."""
-    slots = list(step.params)
-    for argument, block in step.stride_slots.items():
-        if argument not in bound:
-            continue
-        strides = tuple(bound[argument].stride())
-        if step.instance.every and argument in ("key_grad", "value_grad"):
-            strides = strides[1:]  # the parts lie outermost
-        values = stride_block(strides, channels=argument != "lse")
-        first = SLOTS[block][0]
-        slots[first : first + len(values)] = values
+    slots = with_strides(step, {argument: tuple(tensor.stride()) for argument, tensor in bound.items()})
     key = (device, *slots)
     with _lock:
         found = _params.get(key)
@@ -156,35 +147,16 @@ def _params_tensor(step: Step, bound: dict[str, Tensor], device: torch.device) -
 def forward(plan: Plan, tensors: dict[str, Tensor]) -> list[Tensor]:
     """The op's outputs: out and lse, or the split op's only one."""
     problem = plan.problem
-    made = run(lambda most: programs.forward(problem, most), _with_float_bias(tensors))
-    return [made[name] for name in {"qk": ("logits",), "av": ("out",)}.get(problem.op, ("out", "lse"))]
+    made = run(lambda most: programs.forward(problem, most), tensors)
+    return [made[name] for name in RESULTS[problem.op]]
 
 
 def backward(
     plan: Plan, grads: Sequence[Tensor | None], tensors: dict[str, Tensor], outputs: list[Tensor]
 ) -> list[Tensor]:
     """Gradients of the inputs that are given, in their order and dtypes."""
-    problem, given = plan.problem, dict(tensors)
-    if problem.op == "qk":
-        given["logits_grad"] = _given(grads[0], outputs[0])
-    else:
-        given["out_grad"] = _given(grads[0], outputs[0])
-        given["out"] = outputs[0].contiguous()
-    has_lse_grad = len(grads) > 1 and grads[1] is not None
-    if len(outputs) > 1:
-        given["lse"] = outputs[1]
-    if has_lse_grad:
-        given["lse_grad"] = _given(grads[1], outputs[1]).contiguous()
-    made = run(lambda most: programs.backward(problem, has_lse_grad, most), _with_float_bias(given))
+    problem, has_lse_grad = plan.problem, len(grads) > 1 and grads[1] is not None
+    first = torch.zeros_like(outputs[0]) if grads[0] is None else grads[0]
+    given = programs.backward_tensors(problem.op, tensors, [first, *grads[1:]], outputs)
+    made = run(lambda most: programs.backward(problem, has_lse_grad, most), given)
     return [made[f"{name}_grad"].to(tensor.dtype) for name, tensor in tensors.items()]
-
-
-def _given(grad: Tensor | None, output: Tensor) -> Tensor:
-    return torch.zeros_like(output) if grad is None else grad
-
-
-def _with_float_bias(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The bias as the kernels read it: float32 and contiguous."""
-    if "rpb" not in tensors:
-        return tensors
-    return tensors | {"rpb": tensors["rpb"].float().contiguous()}

@@ -6,7 +6,6 @@ their own. Two ``autograd.Function`` s carry derivatives and vmap for all of the
 and :class:`Backward`, which has no derivative (the dense path has).
 """
 
-import logging
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -70,15 +69,9 @@ def _named(call: Call, tensors: list[Any]) -> dict[str, Tensor]:
     return {name: t for name, t in zip(INPUTS[call.op], tensors, strict=True) if t is not None}
 
 
-def _fall_back(call: Call, planned: Plan, failure: _launch.KernelFailure, inputs: list[Any]) -> Plan:
+def _fall_back(call: Call, planned: Plan, failure: backends.KernelFailure, inputs: list[Any]) -> Plan:
     """The pure plan in place of a Metal plan whose kernel failed; an error if Metal was asked for."""
-    if call.backend != "auto":
-        raise failure
-    backends.say_once(
-        f"{call.name}: the Metal kernels failed on this machine and the pure path runs instead. {failure}. "
-        f"Please report this, with the output of `natten-mps doctor`. The plan was: {planned.forward}",
-        logging.WARNING,
-    )
+    backends.accept_failure("natten-mps", call.name, call.backend, failure, planned.forward)
     return _plan_for(call, inputs, "pure")
 
 
@@ -88,7 +81,7 @@ def _run_forward(call: Call, tensors: list[Any]) -> list[Tensor]:
         if planned.path == "metal" and planned.problem.batch:
             try:
                 return _launch.forward(planned, _named(call, tensors))
-            except _launch.KernelFailure as failure:
+            except backends.KernelFailure as failure:
                 planned = _fall_back(call, planned, failure, tensors)
         elif planned.path == "metal":
             planned = _plan_for(call, tensors, "pure")  # nothing to launch
@@ -105,7 +98,7 @@ def _run_backward(call: Call, grads: list[Any], inputs: list[Any], outputs: list
         if planned.path == "metal" and planned.problem.batch:
             try:
                 return _launch.backward(planned, grads, _named(call, inputs), outputs)
-            except _launch.KernelFailure as failure:
+            except backends.KernelFailure as failure:
                 planned = _fall_back(call, planned, failure, inputs)
         elif planned.path == "metal":
             planned = _plan_for(call, inputs, "pure")  # nothing to launch

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import __version__
 from ._metal.demo import Host, add_demo
+from ._metal.doctor import Patient, add_doctor
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +38,13 @@ def _explain(query: Any, key: Any, value: Any, kernel_size: int, backend: str | 
 HOST = Host("natten-mps", ("auto", "metal", "native", "pure"), _attend, _explain)
 
 
+def _patient() -> Patient:
+    """The package as the doctor sees it; torch is imported only when a command asks."""
+    from ._doctor import PATIENT
+
+    return PATIENT
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (default: the process's own) and return the exit status.
 
@@ -48,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"natten-mps {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     add_demo(commands, HOST)
+    add_doctor(commands, "natten-mps", _patient)
     arguments = parser.parse_args(argv)
     return int(arguments.run(arguments))
 

@@ -308,7 +308,7 @@ def explain(op: str, query: Tensor, key: Tensor, value: Tensor | None = None, **
     """
     chosen = BACKENDS.resolve("explain", arguments.pop("backend", None))
     specs = [optional_spec("explain", name, t) for name, t in (("query", query), ("key", key), ("value", value))]
-    given = {n: optional_spec("explain", n, a) if isinstance(a, Tensor) else a for n, a in arguments.items()}
+    given = {n: optional_spec("explain", n, a) if n in faces.TENSOR_ARGUMENTS else a for n, a in arguments.items()}
     problem = faces.explained(op, specs, given)
     device = device_of(query.device)
     return planning.explain(planning.plan(problem, device, chosen, TIERS), device)

@@ -1,0 +1,116 @@
+"""What runs on the GPU: problems, and the planner's launches for each, with variants of one choice at a time.
+
+Both ends read this: build.py where clang is, run.py where the GPU is. No framework is imported.
+"""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "shared-metal"))
+
+from natten_metal import steps as programs  # noqa: E402
+from natten_metal.problem import Problem  # noqa: E402
+from natten_metal.source import WALKING, Instance  # noqa: E402
+from natten_metal.steps import Step  # noqa: E402
+
+DTYPES = ("float16", "float32")
+# ptxas may use 255 registers a thread; with 128 twice as many simdgroups are resident.
+REGISTER_CAPS = (0, 128)
+
+
+def attention(shape: tuple[int, ...], window: tuple[int, ...], batch: int, heads: int, dim: int) -> Problem:
+    """Fused attention with stride and dilation 1, not causal, float32."""
+    one, none = (1,) * len(shape), (False,) * len(shape)
+    return Problem(
+        "na", batch, shape, shape, heads, heads, dim, dim, window, one, one, none, dim**-0.5, "float32"
+    )  # fmt: skip
+
+
+# Timed: problem by name.
+TIMED = {
+    "2-D 64x64 K7 D32": attention((64, 64), (7, 7), 1, 4, 32),
+    "2-D 56x56 K7 D32 B32": attention((56, 56), (7, 7), 32, 4, 32),
+    "2-D 128x128 K7 D64": attention((128, 128), (7, 7), 4, 8, 64),
+    "2-D 64x64 K13 D64": attention((64, 64), (13, 13), 4, 16, 64),
+    "2-D 128x128 K41 D64": attention((128, 128), (41, 41), 1, 4, 64),
+    "3-D 16x24x24 K7,9,9 D64": attention((16, 24, 24), (7, 9, 9), 1, 4, 64),
+    "1-D 32768 K1025 D64": attention((32768,), (1025,), 1, 8, 64),
+    "2-D 64x64 dense D64": attention((64, 64), (64, 64), 4, 16, 64),
+}
+
+
+def _small() -> dict[str, Problem]:
+    """Small problems that between them launch every template, also under the memory and race checkers."""
+    base = attention((13, 11), (5, 7), 2, 2, 24)
+    strided = replace(base, stride=(2, 3), is_causal=(False, True), heads=4, scale=0.3)
+    flat = replace(
+        attention((45,), (9,), 2, 4, 32), kv_heads=2, dilation=(2,), is_causal=(True,), additional=11, head_dim_v=16
+    )
+    deep = replace(attention((6, 7, 9), (3, 4, 5), 1, 2, 64), stride=(1, 2, 1), dilation=(1, 1, 2))
+    return {
+        "small 2-D bias, additional": replace(base, has_rpb=True, additional=19),
+        "small 2-D strided, grouped": strided,
+        "small 1-D dilated, causal, additional": flat,
+        "small 3-D": deep,
+        "small qk": replace(base, op="qk", head_dim_v=0, has_rpb=True, is_causal=(True, False)),
+        "small av": replace(base, op="av", head_dim=0, is_causal=(True, False)),
+        "small 3-D qk": replace(deep, op="qk", head_dim_v=0),
+        "small 3-D av": replace(deep, op="av", head_dim=0),
+    }
+
+
+SMALL = _small()
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One program to run: the launches of a problem, one choice changed. direction: 'forward' or 'backward'."""
+
+    problem: str
+    dtype: str
+    direction: str
+    variant: str = "plan"
+
+    @property
+    def posed(self) -> Problem:
+        """The problem in the job's dtype."""
+        return replace((TIMED | SMALL)[self.problem], dtype=self.dtype)
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """The planner's launches on contiguous tensors, the variant applied to those that walk."""
+        p = self.posed
+        made = programs.forward(p) if self.direction == "forward" else programs.backward(p, False)
+        return tuple(_changed(step, p, self.variant) for step in made)
+
+
+def _changed(step: Step, problem: Problem, variant: str) -> Step:
+    instance = step.instance
+    if instance.template not in WALKING:
+        return step
+    # As _launch does it: fresh contiguous tensors are aligned, so only full head dims are missing.
+    full = instance.dim in (0, problem.head_dim) and instance.dim_v in (0, problem.head_dim_v)
+    instance = replace(instance, wide=full and problem.op == "na")
+    if variant == "flip":
+        instance = replace(instance, stage=not instance.stage)
+    if variant.startswith("bricks "):
+        instance = replace(instance, bricks=int(variant.split()[1]))
+    return replace(step, instance=instance)
+
+
+def jobs(variants: tuple[str, ...] = ("plan",)) -> Iterator[Job]:
+    """All jobs: timed ones in every variant, small ones as planned."""
+    for names, kinds in ((TIMED, variants), (SMALL, ("plan",))):
+        for name in names:
+            for dtype in DTYPES:
+                for variant in kinds:
+                    yield Job(name, dtype, "forward", variant)
+                    yield Job(name, dtype, "backward", variant)
+
+
+def instances(chosen: list[Job]) -> list[Instance]:
+    """Every kernel that the jobs launch, once."""
+    return list(dict.fromkeys(step.instance for job in chosen for step in job.steps))

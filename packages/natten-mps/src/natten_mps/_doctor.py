@@ -1,0 +1,58 @@
+"""natten-mps on the doctor's table: torch tensors on the Apple GPU if there is one, else on the CPU."""
+
+import platform
+
+import torch
+from torch import Tensor
+
+from . import functional
+from ._arrays import device_of
+from ._config import TIERS
+from ._metal.doctor import Case, Patient
+
+
+def _device() -> torch.device:
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _machine() -> str:
+    return f"{platform.platform()} ({platform.machine()}), torch {torch.__version__}, device {_device().type}"
+
+
+def _tiers() -> list[tuple[str, str | None]]:
+    device = device_of(_device())
+    return [(tier, device.reason_missing(tier)) for tier in TIERS]
+
+
+def _forward(case: Case, tensors: dict[str, Tensor], backend: str) -> tuple[Tensor, ...]:
+    query, key, value = (tensors[name] for name in ("query", "key", "value"))
+    if case.op == "attention":
+        return functional.attention(query, key, value, return_lse=True, backend=backend)  # type: ignore[return-value]
+    if case.op == "na":
+        given = {**tensors, **case.arguments()}
+        return functional.neighborhood_attention(**given, return_lse=True, backend=backend)  # type: ignore[return-value]
+    rank, options = len(case.shape), {**case.arguments(), "backend": backend}
+    logits = getattr(functional, f"na{rank}d_qk")(query, key, rpb=tensors.get("rpb"), **options)
+    return logits, getattr(functional, f"na{rank}d_av")(logits.softmax(-1), value, **options)
+
+
+def _run(case: Case, backend: str) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    dtype = getattr(torch, case.dtype)
+    # Made on the CPU, so that every device gets the same numbers.
+    tensors = {name: torch.randn(shape).to(_device(), dtype).requires_grad_() for name, shape in case.shapes().items()}
+    outputs = _forward(case, tensors, backend)
+    finite = [torch.where(out == -torch.inf, 0, out) for out in outputs]
+    weights = [torch.randn(out.shape).to(out) for out in finite]
+    total = sum((out * weight).float().sum() for out, weight in zip(finite, weights, strict=True))
+    gradients = torch.autograd.grad(total, list(tensors.values()))  # type: ignore[arg-type]
+    found = {f"output {i}": out.detach() for i, out in enumerate(finite)}
+    found |= {f"gradient of {name}": gradient for name, gradient in zip(tensors, gradients, strict=True)}
+    return {name: tensor.float().cpu() for name, tensor in found.items()}
+
+
+def _error(found: Tensor, wanted: Tensor) -> float:
+    return float((found - wanted).abs().max() / wanted.abs().max().clamp(min=1e-6))
+
+
+PATIENT = Patient("natten-mps", _machine, _tiers, _run, _error)

@@ -1,0 +1,36 @@
+"""Slots of the kernels' parameter array, by name, as ``kernels/params.h`` has them.
+
+A stride block of a tensor ``[B, *shape, H(, D)]`` holds five slots: batch, head, then the axes.
+"""
+
+# Name -> (first slot, how many).
+SLOTS = {
+    "kHeads": (0, 1), "kGroupHeads": (1, 1), "kDim": (2, 1), "kDimV": (3, 1), "kScaleBits": (4, 1),
+    "kAdditional": (5, 1), "kParts": (6, 1), "kItems": (7, 1), "kQueryShape": (8, 3), "kKeyShape": (11, 3),
+    "kWindow": (14, 3), "kStride": (17, 3), "kDilation": (20, 3), "kCausal": (23, 3), "kTiles": (26, 3),
+    "kQueryStride": (29, 5), "kKeyStride": (34, 5), "kValueStride": (39, 5), "kOutStride": (44, 5),
+    "kLseStride": (49, 5), "kOutGradStride": (54, 5), "kQueryGradStride": (59, 5), "kKeyGradStride": (64, 5),
+    "kValueGradStride": (69, 5), "kExtraKeyStride": (74, 5), "kExtraValueStride": (79, 5), "kRowCount": (84, 1),
+    "kKeyGradPart": (85, 1), "kValueGradPart": (86, 1), "kBatch": (87, 1),
+}  # fmt: skip
+ITEM_SHAPES = 88
+
+# The stride block that each template reads for a tensor; tensors not named are contiguous and have none.
+_COMMON = {
+    "q": "kQueryStride", "k": "kKeyStride", "v": "kValueStride", "extra_k": "kExtraKeyStride",
+    "extra_v": "kExtraValueStride", "out": "kOutStride", "lse": "kLseStride", "out_grad": "kOutGradStride",
+    "query_grad": "kQueryGradStride", "key_grad": "kKeyGradStride", "value_grad": "kValueGradStride",
+}  # fmt: skip
+STRIDE_SLOTS = {
+    "na_fwd": _COMMON,
+    "na_delta": {"out_grad": "kOutGradStride"},
+    "na_bwd_dq": _COMMON,
+    "na_bwd_dkv": _COMMON,
+    "na_qk": {"q": "kQueryStride", "k": "kKeyStride", "logits": "kOutStride"},
+    "na_av": {"attn": "kQueryStride", "v": "kValueStride", "out": "kOutStride"},
+    "na_av_t": {"attn": "kQueryStride", "x": "kValueStride", "out": "kOutStride"},
+    "na_bias": _COMMON | {"d_logits": "kOutGradStride"},
+    "na_sum": {},
+}
+# na_bwd_dkv of additional keys reads them, and writes their gradients, as rank-1 tensors.
+EVERY_STRIDE_SLOTS = _COMMON | {"k": "kExtraKeyStride", "v": "kExtraValueStride"}

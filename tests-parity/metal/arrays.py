@@ -1,0 +1,91 @@
+"""Arrays as the kernels see them: the bits of a dtype, in a memory layout of their own."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from metal_emulator import Buffer
+
+Array = Any
+STORED = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}
+WIDE_BYTES = 16
+
+
+def encode(values: Array, dtype: str) -> Array:
+    """The stored form of float64 ``values`` that ``dtype`` can hold; bfloat16 is the upper half of float32."""
+    if dtype != "bfloat16":
+        return np.asarray(values).astype(STORED[dtype])
+    return (np.asarray(values).astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+
+
+def decode(stored: Array, dtype: str) -> Array:
+    """The values of a stored array, as float64."""
+    if dtype != "bfloat16":
+        return stored.astype(np.float64)
+    return (stored.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+
+
+@dataclass(frozen=True)
+class Laid:
+    """A tensor somewhere in a flat memory. view: the tensor itself; offset: its first element."""
+
+    memory: Array
+    view: Array
+    offset: int
+    dtype: str
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """In elements."""
+        return tuple(stride // self.memory.itemsize for stride in self.view.strides)
+
+    @property
+    def values(self) -> Array:
+        return decode(self.view, self.dtype)
+
+    def bound(self, output: bool) -> Buffer:
+        """As a host binds it."""
+        return Buffer(self.memory, self.offset * self.memory.itemsize, initialised=not output)
+
+    def counts(self, per_element: Array) -> tuple[Array, Array]:
+        """Counts of the tensor's own elements, and of the rest of its memory."""
+        own = self._place(per_element)
+        elsewhere = np.ones(len(per_element), bool)
+        self._place(elsewhere)[...] = False
+        return own, per_element[elsewhere]
+
+    def _place(self, memory: Array) -> Array:
+        strides = tuple(stride * memory.itemsize for stride in self.strides)
+        return np.lib.stride_tricks.as_strided(memory[self.offset :], self.view.shape, strides)
+
+
+def packed(values: Array, dtype: str) -> Laid:
+    """The tensor alone, row-major."""
+    stored = np.ascontiguousarray(encode(values, dtype))
+    memory = stored.reshape(-1)
+    return Laid(memory, memory.reshape(stored.shape), 0, dtype)
+
+
+def scattered(values: Array, dtype: str, wide: bool, rng: random.Random) -> Laid:
+    """The tensor with its axes in any order, gaps between tokens and an offset; only channels lie side by side.
+
+    wide: tokens start at 16-byte boundaries. The gaps hold NaN, so that whatever reads them shows.
+    """
+    stored = encode(values, dtype)
+    unit = WIDE_BYTES // stored.itemsize if wide else 1
+    order = list(range(stored.ndim - 1))
+    rng.shuffle(order)
+    strides, step = [1] * stored.ndim, stored.shape[-1] + rng.choice((0, 0, 1, 3)) * unit
+    for axis in reversed(order):
+        strides[axis] = step
+        step *= stored.shape[axis]
+    offset = rng.choice((0, 1, 5)) * unit
+    gap = encode(np.full(1, np.nan), dtype)[0]
+    memory = np.full(offset + step, gap, stored.dtype)
+    laid = Laid(memory, memory, offset, dtype)
+    view = np.lib.stride_tricks.as_strided(memory[offset:], stored.shape, [s * stored.itemsize for s in strides])
+    view[...] = stored
+    return Laid(laid.memory, view, offset, dtype)

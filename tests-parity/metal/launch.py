@@ -1,0 +1,230 @@
+"""Steps on numpy arrays: what a host does with a :class:`Step`, without any framework.
+
+Planned steps run as they are; :func:`step_of` makes the step of any instantiation, planned or not.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import metal_emulator
+import numpy as np
+from metal_emulator import Kernel, Report
+
+from natten_mps._metal.problem import Problem
+from natten_mps._metal.source import TRANSPOSED, Instance, library
+from natten_mps._metal.steps import SLOTS, Output, Step, bits_of, stride_block
+from natten_mps._metal.window import group_length
+
+from .arrays import Laid, packed, scattered
+
+SCHEDULES = ("forward", "random", "greedy")
+# Tensors that a host packs before it launches: one stride block serves lse and delta, the others have none.
+PARTS = ("additional_keys_parts", "additional_values_parts", "rpb_parts", "partial")
+FLOAT = ("lse", "delta", "lse_grad", "d_lse", "rpb", *PARTS)
+PACKED = (*FLOAT, "out")
+
+
+@cache
+def compiled(source: str, **options: Any) -> metal_emulator.Library:
+    """The library of a source; compiled once a process, and once a machine."""
+    return metal_emulator.compile_source(source, **options)
+
+
+def kernels(instances: Iterable[Instance], **options: Any) -> dict[Instance, Kernel]:
+    """The compiled kernels of some instantiations, from one source."""
+    instances = tuple(dict.fromkeys(instances))
+    built = compiled(library(instances), **options)
+    return {instance: built.kernel(instance.name) for instance in instances}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One launch and its tensors by name."""
+
+    step: Step
+    report: Report
+    inputs: dict[str, Laid]
+    outputs: dict[str, Laid]
+
+    @property
+    def bricks(self) -> tuple[int, int]:
+        """Executed bricks, and those of them without a mask."""
+        full = self.report.thread_events("full_brick")
+        return full + self.report.thread_events("partial_brick"), full
+
+    def slot(self, argument: str) -> int:
+        return [a.name for a in self.step.instance.arguments].index(argument)
+
+    def reads(self, argument: str) -> tuple[Any, Any]:
+        """How often each element of an input was read, and each element beside it."""
+        assert self.report.read_counts is not None
+        laid = self.inputs[dict(self.step.inputs)[argument]]
+        return laid.counts(self.report.read_counts[self.slot(argument)])
+
+    def assert_written_once(self) -> None:
+        """Every element of every output was written once, and nothing beside it."""
+        assert self.report.write_counts is not None
+        for output in self.step.outputs:
+            counts = self.report.write_counts[self.slot(output.argument)]
+            own, beside = self.outputs[output.name].counts(counts)
+            assert (own == 1).all(), f"{self.step.instance.name}: {output.name} is written {np.unique(own)} times"
+            assert not beside.any(), f"{self.step.instance.name} writes beside {output.name}"
+
+
+def place(name: str, values: Any, dtype: str, wide: bool, rng: random.Random | None) -> Laid:
+    """An input where a host might have it: anywhere, unless hosts pack it."""
+    if rng is None or name in PACKED:
+        return packed(values, "float32" if name in FLOAT else dtype)
+    return scattered(values, dtype, wide, rng)
+
+
+def run(
+    step: Step, kernel: Kernel, tensors: dict[str, Any], *, schedule: str = "forward", seed: int = 0,
+    layouts: random.Random | None = None,
+) -> Run:  # fmt: skip
+    """Launch ``step`` on float64 ``tensors`` by name, whose values its dtype can hold.
+
+    layouts: a source of memory layouts; None for row-major ones.
+    """
+    instance = step.instance
+    inputs = {name: place(name, tensors[name], instance.dtype, instance.wide, layouts) for _, name in step.inputs}
+    outputs = {}
+    for out in step.outputs:
+        # Only attention's own results may lie anywhere; partial sums, lse and delta are packed.
+        free = layouts is not None and out.argument not in ("lse", "delta", "partial") and not instance.every
+        free = free and instance.template != "na_sum"
+        empty = np.zeros(out.shape)
+        outputs[out.name] = scattered(empty, out.dtype, False, layouts) if free else packed(empty, out.dtype)
+    bound = {argument: inputs[name] for argument, name in step.inputs}
+    bound |= {out.argument: outputs[out.name] for out in step.outputs}
+    slots = with_strides(step, bound)
+    written = {out.argument for out in step.outputs}
+    buffers = [
+        slots if a.name == "prm" else bound[a.name].bound(output=a.name in written) for a in instance.arguments
+    ]
+    threads = (step.grid[0] * step.threads, step.grid[1], step.grid[2])
+    report = kernel.launch(buffers, threads, (step.threads, 1, 1), schedule=schedule, seed=seed)
+    return Run(step, report, inputs, outputs)
+
+
+def with_strides(step: Step, bound: dict[str, Laid]) -> Any:
+    """The parameter array of a step, strides included."""
+    slots = np.array(step.params, np.int64)
+    for argument, block in step.stride_slots.items():
+        if argument not in bound:
+            continue
+        strides = bound[argument].strides
+        if step.instance.every and argument in ("key_grad", "value_grad"):
+            strides = strides[1:]
+        values = stride_block(strides, channels=argument != "lse")
+        first, room = SLOTS[block]
+        assert len(values) <= room
+        slots[first : first + len(values)] = values
+    return slots
+
+
+def run_all(
+    steps: tuple[Step, ...], tensors: dict[str, Any], schedule: str = "forward", **options: Any
+) -> dict[str, Run]:
+    """Run planned steps in order; what one makes, later ones read. Runs by the instance's template and outputs."""
+    built = kernels((step.instance for step in steps), **options)
+    known, runs = dict(tensors), {}
+    for step in steps:
+        done = run(step, built[step.instance], known, schedule=schedule)
+        known |= {name: laid.values for name, laid in done.outputs.items()}
+        runs[step.outputs[0].name] = done
+    return runs
+
+
+# --- steps of instantiations that no planner chose ---------------------------------------------------
+
+
+def tiles_of(problem: Problem, instance: Instance) -> tuple[int, ...]:
+    """Tiles per axis, of the longest dilation group."""
+    transposed = instance.template in TRANSPOSED
+    tiles = []
+    for place_, axis in enumerate(problem.axes):
+        extent = instance.patch[3 - problem.rank + place_]
+        extent *= instance.simdgroups if place_ == problem.rank - 1 else 1
+        rows = group_length(axis.keys if transposed else axis.queries, 0, axis.dilation)
+        tiles.append(-(-rows // extent))
+    return tuple(tiles)
+
+
+def _slots(problem: Problem, changed: dict[str, Any]) -> tuple[int, ...]:
+    p = problem
+    slots = [0] * 88
+    values: dict[str, Any] = {
+        "kHeads": p.heads, "kGroupHeads": p.group_heads, "kDim": p.head_dim, "kDimV": p.head_dim_v,
+        "kScaleBits": bits_of(p.scale), "kAdditional": p.additional, "kParts": 1, "kQueryShape": p.query_shape,
+        "kKeyShape": p.key_shape, "kWindow": p.kernel_size, "kStride": p.stride, "kDilation": p.dilation,
+        "kCausal": tuple(map(int, p.is_causal)), "kBatch": p.batch, "kRowCount": p.batch * p.queries * p.heads,
+    }  # fmt: skip
+    for name, value in (values | changed).items():
+        first = SLOTS[name][0]
+        given = value if isinstance(value, tuple) else (value,)
+        slots[first : first + len(given)] = given
+    return tuple(slots)
+
+
+# The tensors of each template: argument -> name among the arrays of a case.
+TENSORS = {
+    "q": "query", "k": "key", "v": "value", "extra_k": "additional_keys", "extra_v": "additional_values",
+    "bias": "rpb", "out_grad": "d_out", "out": "out", "lse": "lse", "delta": "delta", "lse_grad": "d_lse",
+    "attn": "attn", "x": "d_out", "d_logits": "d_logits", "partial": "partial",
+}  # fmt: skip
+
+
+def step_of(instance: Instance, problem: Problem, parts: int = 1) -> Step:
+    """The launch of ``instance`` on ``problem``; parts: of a result that is summed afterwards."""
+    p, i, template = problem, instance, instance.template
+    rows = (p.batch, *p.query_shape, p.heads)
+    tiles = tiles_of(p, i)
+    groups = math.prod(p.dilation)
+    grid = (p.heads // i.heads, math.prod(tiles), p.batch * groups)
+    changed: dict[str, Any] = {"kTiles": tiles, "kParts": parts}
+    keys = (p.batch, *p.key_shape, p.kv_heads)
+    outputs: tuple[tuple[str, tuple[int, ...], str], ...]
+    if template == "na_delta":
+        grid, outputs = (-(-math.prod(rows) // 4), 1, 1), (("delta", rows, "float32"),)
+    elif template == "na_fwd":
+        outputs = (("out", (*rows, p.head_dim_v), i.dtype), ("lse", rows, "float32"))
+    elif template == "na_bwd_dq":
+        outputs = (("query_grad", (*rows, p.head_dim), i.dtype),)
+    elif template == "na_bwd_dkv" and not i.every:
+        grid = (p.kv_heads, *grid[1:])
+        outputs = (("key_grad", (*keys, p.head_dim), i.dtype), ("value_grad", (*keys, p.head_dim_v), i.dtype))
+    elif template == "na_bwd_dkv":
+        shapes = [(parts, p.batch, p.additional, p.kv_heads, d) for d in (p.head_dim, p.head_dim_v)]
+        changed |= {"kKeyGradPart": math.prod(shapes[0][1:]), "kValueGradPart": math.prod(shapes[1][1:])}
+        grid = (p.kv_heads, -(-p.additional // (8 * i.simdgroups)) * parts, p.batch)
+        outputs = (("key_grad", shapes[0], "float32"), ("value_grad", shapes[1], "float32"))
+    elif template == "na_qk":
+        outputs = (("logits", (*rows, p.slots), i.dtype),)
+    elif template == "na_av":
+        outputs = (("out", (*rows, p.head_dim_v), i.dtype),)
+    elif template == "na_av_t":
+        grid, outputs = (p.kv_heads, *grid[1:]), (("out", (*keys, p.head_dim_v), i.dtype),)
+    else:
+        assert template == "na_bias"
+        entries = math.prod(2 * w - 1 for w in p.kernel_size)
+        grid, outputs = (p.heads, parts, 1), (("partial", (parts, p.heads, entries), "float32"),)
+    names = {a.name: TENSORS[a.name] for a in i.arguments if a.name != "prm" and not a.output}
+    if i.every:
+        names |= {"k": "additional_keys", "v": "additional_values"}
+    threads = 128 if template == "na_delta" else 32 * i.simdgroups
+    made = tuple(Output(argument, argument, shape, dtype) for argument, shape, dtype in outputs)
+    return Step(i, grid, threads, _slots(p, changed), tuple(names.items()), made)
+
+
+def sum_step(instance: Instance, problem: Problem, parts: int, count: int) -> Step:
+    """The launch of na_sum over ``parts`` parts of ``count`` elements."""
+    params = _slots(problem, {"kParts": parts, "kRowCount": count})
+    out = (Output("out", "out", (count,), instance.dtype),)
+    return Step(instance, (-(-count // 256), 1, 1), 256, params, (("partial", "partial"),), out)

@@ -1,0 +1,129 @@
+"""Instantiations to draw from, and random problems that each of them takes.
+
+A kit is a config of compile-time choices and the templates that are built with it. Together the kits
+cross rank, dtype, staged, direct and wide reads, heads in rows, bias, additional keys and window slots;
+no planner has a say in them.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from cases import Case
+
+from natten_mps._metal.source import WALKING, Instance
+
+FUSED = ("na_fwd", "na_bwd_dq", "na_bwd_dkv")
+SPLIT = ("na_qk", "na_av", "na_av_t")
+# Templates whose options differ from the kit's: name here -> template and what it changes.
+SPECIAL: dict[str, tuple[str, dict[str, Any]]] = {
+    "every": ("na_bwd_dkv", {"every": True, "bias": False}),
+    "slots": ("na_bias", {"slots": True, "bias": True, "stage": False, "dim": 16, "dim_v": 16}),
+    "na_bias": ("na_bias", {"bias": True, "stage": False}),
+    "zero": ("na_qk", {"empty_zero": True, "bias": False}),
+    "na_delta": ("na_delta", {"lse_grad": True, "stage": False, "bias": False}),
+    "delta": ("na_delta", {"stage": False, "bias": False}),
+    "na_sum": ("na_sum", {"rank": 1, "dim": 0, "dim_v": 0, "stage": False, "bias": False, "simdgroups": 8}),
+}
+# Templates in which heads may share a patch, and those that meet additional keys.
+HEADS_IN_ROWS = ("na_fwd", "na_bwd_dq", "na_qk", "na_av")
+TABLE = 256
+
+
+@dataclass(frozen=True)
+class Kit:
+    """One config. patch: with ``heads``, of the templates that put heads in rows; key_patch: of the others.
+
+    reads: 'staged' or 'direct', and 'wide' if tokens are full and aligned.
+    """
+
+    name: str
+    rank: int
+    dtype: str
+    dims: tuple[int, int]
+    patch: tuple[int, int, int]
+    key_patch: tuple[int, int, int]
+    templates: tuple[str, ...]
+    heads: int = 1
+    simdgroups: int = 2
+    chunk: int = 24
+    bricks: int = 2
+    reads: str = "staged"
+    bias: bool = False
+    extra: bool = False
+
+    def __str__(self) -> str:
+        return self.name
+
+    def instance(self, name: str) -> Instance:
+        """The instantiation of one of the kit's templates."""
+        template, changed = SPECIAL.get(name, (name, {}))
+        in_rows = template in HEADS_IN_ROWS
+        options: dict[str, Any] = {
+            "patch": self.patch if in_rows else self.key_patch, "heads": self.heads if in_rows else 1,
+            "dim": self.dims[0], "dim_v": self.dims[1], "rank": self.rank,
+            "simdgroups": self.simdgroups, "chunk": self.chunk, "bricks": self.bricks,
+            "stage": "direct" not in self.reads, "wide": "wide" in self.reads and template in WALKING,
+            "bias": self.bias and template not in ("na_av", "na_av_t"),
+            "extra": self.extra and template in ("na_fwd", "na_bwd_dq"),
+            "table": TABLE if template == "na_bias" else 0,
+        }  # fmt: skip
+        return Instance(template, self.dtype, **(options | changed))
+
+    @cached_property
+    def instances(self) -> dict[str, Instance]:
+        return {name: self.instance(name) for name in self.templates}
+
+    def problem(self, name: str, rng: random.Random) -> Case:
+        """A random case that every instance of the kit takes."""
+        while True:
+            case = self._any_problem(name, rng)
+            entries = 1
+            for w in case.kernel_size:
+                entries *= 2 * w - 1
+            if not case.rpb or entries <= TABLE:
+                return case
+
+    def _any_problem(self, name: str, rng: random.Random) -> Case:
+        longest = {1: 90, 2: 14, 3: 7}[self.rank]
+        shape = tuple(rng.randint(1, longest) for _ in range(self.rank))
+        dilation = tuple(rng.randint(1, min(3, n)) for n in shape)
+        kernel = tuple(rng.randint(1, n // d) for n, d in zip(shape, dilation, strict=True))
+        if self.bias:
+            kernel = tuple(min(w, {1: 90, 2: 8, 3: 3}[self.rank]) for w in kernel)
+        stride = tuple(1 if self.bias else rng.choice((1, rng.randint(1, w))) for w in kernel)
+        kv_heads = rng.randint(1, 2)
+        dim, dim_v = (d if "wide" in self.reads else rng.randint(1, d) for d in self.dims)
+        return Case(
+            name, shape, kernel, stride, dilation, tuple(rng.random() < 0.3 for _ in shape), rng.randint(1, 2),
+            kv_heads * self.heads * rng.randint(1, 2), kv_heads, dim, dim_v,
+            rng.randint(1, 45) if self.extra else None, self.bias, rng.choice((None, None, 0.5 * dim**-0.5, -(dim**-0.5))),
+        )  # fmt: skip
+
+
+# Patches of 8 rows in one, two and three dimensions.
+LINE, WIDE2, TALL, CUBE, SLAB = (1, 1, 8), (1, 2, 4), (1, 4, 2), (2, 2, 2), (1, 2, 4)
+KITS = (
+    Kit("seq-staged", 1, "float32", (16, 32), LINE, LINE, (*FUSED, "na_delta", *SPLIT, "na_sum")),
+    Kit("seq-wide-grouped", 1, "bfloat16", (32, 16), (1, 1, 2), LINE, (*FUSED, "every"), 4, 3, 40, reads="staged wide",
+        extra=True),
+    Kit("seq-direct-bias", 1, "float16", (16, 16), (1, 1, 1), LINE, (*FUSED, "na_bias", "slots"), 8, bricks=3,
+        reads="direct", bias=True),
+    Kit("seq-one-brick", 1, "bfloat16", (16, 16), LINE, LINE, ("na_fwd", "na_bwd_dkv", *SPLIT), chunk=8, bricks=1),
+    Kit("img-staged-bias", 2, "float32", (16, 16), (1, 2, 2), WIDE2, (*FUSED, "every", "na_bias", "na_qk"), 2,
+        chunk=16, bias=True, extra=True),
+    Kit("img-direct", 2, "float16", (32, 16), WIDE2, TALL, (*FUSED, "na_delta", "zero", "na_av", "na_av_t", "na_sum"),
+        reads="direct"),
+    Kit("img-wide", 2, "float32", (64, 32), TALL, LINE, (*FUSED, "na_qk", "na_av"), simdgroups=3, chunk=32,
+        reads="staged wide"),
+    Kit("img-bias", 2, "bfloat16", (16, 16), LINE, WIDE2, (*FUSED, "na_bias", "slots", "na_sum"), simdgroups=1,
+        bias=True),
+    Kit("vol-direct-grouped", 3, "float32", (16, 16), (1, 1, 2), SLAB, (*FUSED, "every", "delta"), 4,
+        reads="direct wide", extra=True),
+    Kit("vol-wide", 3, "float16", (16, 16), CUBE, CUBE, (*FUSED, "every", "na_av_t"), chunk=8, reads="staged wide",
+        extra=True),
+    Kit("vol-staged", 3, "bfloat16", (16, 16), (2, 1, 4), CUBE, (*FUSED, "na_delta", "na_qk", "na_av")),
+)  # fmt: skip

@@ -1,0 +1,215 @@
+"""The work that a launch must do, counted from the definition: rows held, columns read, bricks visited.
+
+Everything factorises over the axes (coord.h, walk.h), so each axis is simulated alone, tile by tile, and
+the counts are multiplied. :func:`bricks_by_force` shares nothing with that: it looks at all pairs.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass, field
+from functools import reduce
+from typing import Any
+
+import numpy as np
+
+from natten_mps._metal.mask import axis_mask, NumpyTables
+from natten_mps._metal.problem import Axis, Problem
+from natten_mps._metal.source import TRANSPOSED, Instance
+from natten_mps._metal.window import group_length
+
+Array = Any
+
+
+@dataclass
+class AxisWork:
+    """One axis of a launch, summed over its tiles and dilation groups.
+
+    held: how often each token is some patch's row (rows beyond the end repeat the last one).
+    stored: how often it is a row that gets a result. read: how often staging copies it as a column.
+    steps, full: bricks along x; rows of the box on the other axes. tiles: those that are not empty.
+    """
+
+    held: Array
+    stored: Array
+    read: Array
+    steps: int = 0
+    full: int = 0
+    tiles: int = 0
+    patches: int = 0
+    by_group: list[tuple[int, int]] = field(default_factory=list)
+
+
+def seen_by(axis: Axis, transposed: bool) -> Array:
+    """``[rows, columns]`` bool: the row sees the column."""
+    mask = axis_mask(axis, NumpyTables())
+    return mask.T if transposed else mask
+
+
+def span(mask: Array) -> tuple[int, int]:
+    """``[first, last + 1)`` of the columns that any of the rows ``mask [rows, columns]`` sees."""
+    columns = np.flatnonzero(mask.any(0))
+    return int(columns[0]), int(columns[-1]) + 1
+
+
+def pieces(length: int, chunk: int) -> Array:
+    """How often staging copies each of ``length`` columns of a row: once, or twice where pieces overlap."""
+    counts = np.zeros(length, int)
+    if length <= chunk + 1:
+        return counts + 1
+    for first in range(0, length, chunk):
+        counts[first : first + chunk + 7] += 1
+    return counts
+
+
+def axis_work(axis: Axis, transposed: bool, extent: int, simdgroups: int, chunk: int, along_x: bool) -> AxisWork:
+    """Simulate an axis. extent: rows of a patch on it; simdgroups: patches side by side (1 but along x)."""
+    rows, columns = (axis.keys, axis.queries) if transposed else (axis.queries, axis.keys)
+    seen, d = seen_by(axis, transposed), axis.dilation
+    work = AxisWork(np.zeros(rows, int), np.zeros(rows, int), np.zeros(columns, int))
+    for g in range(d):
+        own = seen[g::d, g::d]
+        n = len(own)
+        held, stored, read = work.held[g::d], work.stored[g::d], work.read[g::d]
+        for corner in range(0, n, extent * simdgroups):
+            tile = own[corner : corner + extent * simdgroups]
+            low, high = span(tile)
+            read[low:high] += pieces(high - low, chunk) if along_x else 1
+            work.tiles += 1
+            for first in range(corner, corner + extent * simdgroups, extent):
+                start = min(first, n - 1)
+                for row in range(start, start + extent):
+                    held[min(row, n - 1)] += 1
+                if first >= n:
+                    continue  # an idle simdgroup: it holds a row and does nothing
+                patch = own[first : first + extent]
+                stored[first : first + extent] += 1
+                steps, full = patch_steps(patch, along_x)
+                work.steps += steps
+                work.full += full
+                work.patches += 1
+    return work
+
+
+def patch_steps(patch: Array, along_x: bool) -> tuple[int, int]:
+    """Steps of a patch's ``[rows, columns]`` on one axis, and those that all its rows see whole."""
+    low, high = span(patch)
+    if not along_x:
+        return high - low, int(patch[:, low:high].all(0).sum())
+    whole = [patch[:, x : x + 8] for x in range(low, high, 8)]
+    return len(whole), sum(brick.shape[1] == 8 and bool(brick.all()) for brick in whole)
+
+
+@dataclass(frozen=True)
+class Work:
+    """A launch of a walking template: per-axis work and what follows from it."""
+
+    problem: Problem
+    instance: Instance
+    axes: tuple[AxisWork, ...]
+
+    @property
+    def repeat(self) -> int:
+        """Walks of one row of patches: heads beside those that share a patch."""
+        p, i = self.problem, self.instance
+        return p.batch * p.kv_heads * (p.group_heads // i.heads)
+
+    @property
+    def patches(self) -> int:
+        """Patches that do something, of all batch items and heads."""
+        heads = self.problem.kv_heads if self.instance.template in TRANSPOSED else self.problem.heads
+        heads //= 1 if self.instance.template in TRANSPOSED else self.instance.heads
+        return self.problem.batch * heads * math.prod(axis.patches for axis in self.axes)
+
+    @property
+    def bricks(self) -> tuple[int, int]:
+        """Executed bricks and full ones of the launch, those of additional keys included."""
+        extra = self.problem.additional if self.instance.extra else 0
+        steps = math.prod(axis.steps for axis in self.axes) * self.repeat + self.patches * -(-extra // 8)
+        full = math.prod(axis.full for axis in self.axes) * self.repeat + self.patches * (extra // 8)
+        return steps, full
+
+    def outer(self, name: str) -> Array:
+        """``[tokens..]``: the product of a per-axis count over all tokens."""
+        return reduce(np.multiply.outer, [getattr(axis, name) for axis in self.axes])
+
+    @property
+    def extra_reads(self) -> Array:
+        """``[S]``: how often staging copies each additional key, for one key/value head of one batch item."""
+        tiles = math.prod(axis.tiles for axis in self.axes) * (self.problem.group_heads // self.instance.heads)
+        return pieces(self.problem.additional, self.instance.chunk) * tiles
+
+
+def work_of(problem: Problem, instance: Instance) -> Work:
+    """What a launch of ``instance`` on ``problem`` has to do."""
+    transposed, axes = instance.template in TRANSPOSED, []
+    for place, axis in enumerate(problem.axes):
+        along_x = place == problem.rank - 1
+        extent = instance.patch[3 - problem.rank + place]
+        simdgroups = instance.simdgroups if along_x else 1
+        axes.append(axis_work(axis, transposed, extent, simdgroups, instance.chunk, along_x))
+    return Work(problem, instance, tuple(axes))
+
+
+def every_bricks(problem: Problem, parts: int) -> tuple[int, int]:
+    """Bricks of na_bwd_dkv of additional keys: each patch of 8 keys meets every query of every head."""
+    first, *between = problem.query_shape
+    *_, x = problem.query_shape
+    patches = problem.batch * problem.heads * -(-problem.additional // 8)
+    if not between:
+        shares = [first * (part + 1) // parts - first * part // parts for part in range(parts)]
+        return patches * sum(-(-n // 8) for n in shares), patches * sum(n // 8 for n in shares)
+    rows = math.prod(problem.query_shape[:-1])
+    return patches * rows * -(-x // 8), patches * rows * (x // 8)
+
+
+def bricks_by_force(problem: Problem, patch: tuple[int, ...], heads: int, transposed: bool) -> tuple[int, int]:
+    """Bricks and full ones of one batch item and key/value head, from the mask over all pairs of tokens.
+
+    A brick is 8 columns in a row along x, from the first that its patch sees; it counts if any of its
+    pairs is seen, and is full if all are.
+    """
+    seen = [seen_by(axis, transposed) for axis in problem.axes]
+    sizes, extents = [len(own) for own in seen], patch[3 - problem.rank :]
+    executed = full = 0
+    for group in itertools.product(*(range(axis.dilation) for axis in problem.axes)):
+        own = [s[g :: a.dilation, g :: a.dilation] for s, g, a in zip(seen, group, problem.axes, strict=True)]
+        if any(not len(s) for s in own):
+            continue
+        pairs = reduce(_pairs, own)
+        rows, columns = ([s.shape[side] for s in own] for side in (0, 1))
+        pairs = pairs.reshape(*rows, *columns)
+        for corner in itertools.product(*(range(0, n, e) for n, e in zip(rows, extents, strict=True))):
+            part = pairs[tuple(slice(c, c + e) for c, e in zip(corner, extents, strict=True))]
+            part = part.reshape(-1, math.prod(columns[:-1]), columns[-1])
+            first = int(np.flatnonzero(part.any((0, 1)))[0])
+            for line in range(part.shape[1]):
+                for x in range(first, columns[-1], 8):
+                    brick = part[:, line, x : x + 8]
+                    executed += bool(brick.any())
+                    full += brick.shape[1] == 8 and bool(brick.all())
+    assert all(sizes)
+    repeat = problem.group_heads // heads
+    return executed * repeat, full * repeat
+
+
+def _pairs(a: Array, b: Array) -> Array:
+    """``[rows.., columns..]`` of two axes together, flat on either side."""
+    return (a[:, None, :, None] & b[None, :, None, :]).reshape(a.shape[0] * b.shape[0], -1)
+
+
+def dispatched_rows(problem: Problem, instance: Instance, tiles: tuple[int, ...]) -> Array:
+    """``[*rows]``: how often the grid of ``tiles`` stores each row, by coord.h's own arithmetic on whole arrays."""
+    transposed, counts = instance.template in TRANSPOSED, []
+    for place, (axis, count) in enumerate(zip(problem.axes, tiles, strict=True)):
+        length = axis.keys if transposed else axis.queries
+        extent = instance.patch[3 - problem.rank + place]
+        extent *= instance.simdgroups if place == problem.rank - 1 else 1
+        found = np.zeros(length, int)
+        for group in range(axis.dilation):
+            n = group_length(length, group, axis.dilation)
+            p = np.arange(count * extent)
+            np.add.at(found, p[p < n] * axis.dilation + group, 1)
+        counts.append(found)
+    return reduce(np.multiply.outer, counts)

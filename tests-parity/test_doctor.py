@@ -1,0 +1,88 @@
+"""``natten-mps doctor`` and ``natten-mlx doctor``: what they print, and that they can fail."""
+
+import dataclasses
+import importlib
+from typing import Any
+
+import pytest
+
+from natten_mps._metal import doctor
+
+PACKAGES = ("natten_mps", "natten_mlx")
+FEW = [case for case in doctor.CASES if case.name in ("1-D", "2-D position bias", "split 1-D half, causal")]
+
+
+def patient_of(package: str) -> doctor.Patient:
+    """The package's own patient, with its doctor's classes in natten_mps's copy of the shared code."""
+    found = importlib.import_module(f"{package}._doctor").PATIENT
+    return doctor.Patient(*(getattr(found, field.name) for field in dataclasses.fields(found)))
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_healthy_package(package: str, capsys: pytest.CaptureFixture[str]) -> None:
+    patient = patient_of(package)
+    assert doctor.examine(patient, "pure", tuple(FEW)) == 0
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[-1] == "3 of 3 within bounds"
+    rows = [line for line in printed.splitlines() if line.startswith("pure ")]
+    assert [row[12:40].strip() for row in rows] == [case.name for case in FEW]
+    for tier, reason in patient.tiers():
+        assert f"  {tier}: {reason or 'at hand'}" in printed.splitlines()
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+@pytest.mark.parametrize("name", ["output 0", "gradient of key"])
+@pytest.mark.parametrize("wrong", [1.01, float("nan")])
+def test_a_wrong_result_is_found(package: str, name: str, wrong: float, capsys: pytest.CaptureFixture[str]) -> None:
+    patient = patient_of(package)
+
+    def spoiled(case: doctor.Case, backend: str) -> dict[str, Any]:
+        found = patient.run(case, backend)
+        return found | {name: found[name] * wrong} if backend == "pure" else found
+
+    ill = dataclasses.replace(patient, run=spoiled)
+    assert doctor.examine(ill, "pure", tuple(FEW[:1])) == 1
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[-1] == "0 of 1 within bounds; 1 WRONG: please report this table"
+    assert printed[-2].endswith(f"WRONG: {name}")
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_missing_backend(package: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert doctor.examine(patient_of(package), "nothing", tuple(FEW)) == 2
+    assert capsys.readouterr().out.splitlines()[-1] == "nothing to examine: backend nothing is not at hand"
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_the_command(package: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command line reaches the examination, and its exit status is the examination's."""
+    cli = importlib.import_module(f"{package}.cli")
+    shared = importlib.import_module(f"{package}._metal.doctor")
+    monkeypatch.setattr(shared.examine, "__defaults__", (None, tuple(shared.CASES[:1])))
+    assert cli.main(["doctor", "--backend", "pure"]) == 0
+    assert "1 of 1 within bounds" in capsys.readouterr().out
+    assert cli.main(["doctor", "--backend", "nothing"]) == 2
+
+
+def test_the_cases_cover_every_kernel() -> None:
+    """Every template of the Metal path occurs in the programs of the cases."""
+    from natten_mps._metal import steps
+    from natten_mps._metal.problem import Problem
+    from natten_mps._metal.source import TEMPLATES
+
+    used, dtypes, ranks = set(), set(), set()
+    for case in doctor.CASES:
+        rank = len(case.shape)
+        window = ((case.stride,) * rank, (case.dilation,) * rank, (case.is_causal,) * rank)
+        for op in ("qk", "av") if case.op == "split" else (case.op,):
+            problem = Problem(
+                op, case.batch, case.shape, case.shape, case.heads, case.kv_heads, 0 if op == "av" else case.dim,
+                0 if op == "qk" else case.dim_v, case.kernel_size, *window, 1.0, case.dtype, case.additional,
+                case.rpb and op != "av",
+            )  # fmt: skip
+            for step in (*steps.forward(problem), *steps.backward(problem, True)):
+                used.add(step.instance.template)
+        dtypes.add(case.dtype)
+        ranks.add(rank)
+    assert used == set(TEMPLATES)
+    assert dtypes == set(doctor.BOUNDS) and ranks == {1, 2, 3}
