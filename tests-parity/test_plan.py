@@ -21,10 +21,10 @@ from natten_mps._metal.device import Device
 CPU = Device("cpu", "cpu")
 TIERS = {"mps": ("metal", "native", "pure", "dense"), "mlx": ("nanobind", "fast_metal", "pure", "dense")}
 MISSING = {
-    "metal": "this version has no Metal kernels yet",
+    "metal": "Metal kernels run on mps tensors; these are on cpu",
     "native": "this version has no CPU kernel yet",
     "nanobind": "this version has no C++ extension yet",
-    "fast_metal": "this version has no Metal kernels yet",
+    "fast_metal": "Metal kernels run on a GPU stream; this one is on the CPU",
 }
 
 
