@@ -244,12 +244,18 @@ EXTRAS: list[Bad] = [
 EXPLAINED = "neighborhood_attention, attention, na1d, na1d_qk, na1d_av, na2d, na2d_qk, na2d_av, na3d, na3d_qk, na3d_av"
 LENGTH = "kernel_size * dilation must not exceed an item's length; item"
 BETWEEN = "must lie between 0 and the padded length; item"
+LISTS = {name: [t(7, 2, 4)] for name in ("query", "key", "value")}
 TWO = dict.fromkeys(("query", "key", "value"), t(2, 7, 2, 4))
 REST: list[Bad] = [
     ("na1d", {"backend": "warp"}, ValueError, "unknown backend 'warp'; {package} has {tiers}"),
     ("na2d_qk", {"backend": "gpu"}, ValueError, "unknown backend 'gpu'; {package} has {tiers}"),
     ("na1d_av", {"backend": ""}, ValueError, "unknown backend ''; {package} has {tiers}"),
     ("attention", {"backend": 1}, TypeError, "backend must be a string or None; got int"),
+    ("na1d", {"return_lse": 1}, TypeError, "return_lse must be a bool; got 1"),
+    ("na2d_varlen", {"return_lse": "x"}, TypeError, "return_lse must be a bool; got 'x'"),
+    ("attention", {"return_lse": None}, TypeError, "return_lse must be a bool; got None"),
+    ("explain", {"query": None}, TypeError, "na1d needs query, key and value"),
+    ("explain", {"rpb": True}, TypeError, f"rpb must be {TENSOR}; got bool"),
     ("set_backend", {"backend": "warp"}, ValueError, "unknown backend 'warp'; {package} has {tiers}"),
     ("set_backend", {"backend": None}, TypeError, "backend must be a string or None; got NoneType"),
     ("use_backend", {"backend": "cuda"}, ValueError, "unknown backend 'cuda'; {package} has {tiers}"),
@@ -274,6 +280,12 @@ REST: list[Bad] = [
     ("na1d_varlen", {"seq_lens": [8]}, ValueError, f"seq_lens {BETWEEN} 0, axis 0 has 8, padded to 7"),
     ("na1d_varlen", TWO | {"seq_lens": [7, -1]}, ValueError, f"seq_lens {BETWEEN} 1, axis 0 has -1, padded to 7"),
     ("na1d_varlen", TWO | {"seq_lens": [7, 2]}, ValueError, f"{LENGTH} 1, axis 0 has 3 * 1 = 3 > 2"),
+    ("na1d_varlen", LISTS | {"key": [t(7, 2, 4)] * 2}, ValueError,
+     "query, key and value must list equally many items; got 1, 2 and 1"),
+    ("na1d_varlen", LISTS | {"seq_lens": [6]}, ValueError,
+     "seq_lens must be the items' own shapes, [(7,)], or None; got [(6,)]"),
+    ("na1d_varlen", LISTS | {"value": [1]}, TypeError, f"value[0] must be {TENSOR}; got int"),
+    ("na1d_varlen", LISTS | {"value": t(1, 7, 2, 4)}, TypeError, f"query must be {TENSOR}; got list"),
     ("na2d_varlen", {"spatial_sizes": [5]}, TypeError, "spatial_sizes must be ints of shape (1, 2); got [5]"),
     ("na2d_varlen", {"spatial_sizes": [[5, 7]]}, ValueError,
      f"spatial_sizes {BETWEEN} 0, axis 1 has 7, padded to 6"),

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from bad_calls import BAD_CALLS, BAD_MODULES, LEGAL, OMIT, Bad, BadModule, T, built
-from frameworks import FRAMEWORKS, MPS, Framework
+from frameworks import FRAMEWORKS, MPS, Framework, planned_path
 
 from natten_mps._metal.backends import UPSTREAM_BACKENDS, UPSTREAM_KNOBS
 
@@ -172,9 +172,10 @@ def test_upstreams_knobs_are_noted_once(framework: Framework, caplog: pytest.Log
 def test_upstreams_backends_mean_auto(framework: Framework, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "natten")
     assert "cutlass-fna" in UPSTREAM_BACKENDS
+    tensors = [built(LEGAL["na1d"]["query"], framework)] * 3
     for _ in range(2):
         with framework.watch() as ran:
             framework.evaluate(call(framework, "na1d", {"backend": "cutlass-fna"}))
-        assert ran == {"pure"}
+        assert ran == {planned_path(framework, "na1d", *tensors, kernel_size=3)}
     line = "na1d: backend='cutlass-fna' is upstream's CUDA kernel; accepted, 'auto' is used"
     assert [record.getMessage() for record in caplog.records] == [line]

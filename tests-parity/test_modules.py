@@ -89,7 +89,8 @@ def test_weights_travel(name: str, rank: int, arguments: dict[str, Any]) -> None
     load(ours, weights)
     load(theirs, state(ours))
     assert state(theirs).keys() == weights.keys()
-    with MPS.watch() as torch_ran, MLX.watch() as mlx_ran:
+    backends = MPS.package.use_backend("pure"), MLX.package.use_backend("pure")
+    with backends[0], backends[1], MPS.watch() as torch_ran, MLX.watch() as mlx_ran:
         found, wanted = forward(MLX, theirs, x), forward(MPS, ours, x)
         (ours(torch.tensor(x)) ** 2).sum().backward()
         gradients = mlx.nn.value_and_grad(theirs, lambda x: (theirs(x) ** 2).sum())(mx.array(x))[1]

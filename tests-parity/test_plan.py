@@ -20,12 +20,25 @@ from natten_mps._metal.device import Device
 
 CPU = Device("cpu", "cpu")
 TIERS = {"mps": ("metal", "native", "pure", "dense"), "mlx": ("nanobind", "fast_metal", "pure", "dense")}
-MISSING = {
-    "metal": "Metal kernels run on mps tensors; these are on cpu",
-    "native": "this version has no CPU kernel yet",
-    "nanobind": "this version has no C++ extension yet",
-    "fast_metal": "Metal kernels run on a GPU stream; this one is on the CPU",
-}
+
+
+def reasons(framework: Framework) -> dict[str, str | None]:
+    """For each tier why it cannot run on this machine's CPU; None if it can."""
+    device_of = framework.module("_arrays").device_of
+    if framework is MPS:
+        import torch
+
+        device = device_of(torch.device("cpu"))
+    else:
+        import mlx.core as mx
+
+        device = device_of(mx.default_stream(mx.cpu))
+    return {tier: device.reason_missing(tier) for tier in TIERS[framework.name]}
+
+
+def automatic(framework: Framework) -> str:
+    """The tier that 'auto' takes on this machine's CPU."""
+    return next(tier for tier, reason in reasons(framework).items() if reason is None)
 
 
 def tensors(framework: Framework, dtype: str = "float32", shape: tuple[int, ...] = (1, 9, 2, 4)) -> list[Any]:
@@ -79,8 +92,10 @@ def test_plans_are_bounded_for_huge_problems() -> None:
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 def test_a_forced_backend_that_cannot_says_why(framework: Framework) -> None:
-    for tier, reason in MISSING.items():
-        if tier not in TIERS[framework.name]:
+    found = reasons(framework)
+    assert found["pure"] is found["dense"] is None and any(found.values())
+    for tier, reason in found.items():
+        if reason is None:
             continue
         with pytest.raises(NotImplementedError) as caught:
             framework.face("na1d")(*tensors(framework), 3, backend=tier)
@@ -109,14 +124,12 @@ def test_float64_on_a_device_without_it() -> None:
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 def test_explain(framework: Framework) -> None:
-    explain, (first, second, *_) = framework.package.explain, TIERS[framework.name]
-    q, k, v = tensors(framework)
-    passed = f"{first}: {MISSING[first]}; {second}: {MISSING[second]}"
-    assert explain("na1d", q, k, v, kernel_size=3, dilation=2, is_causal=True) == (
+    explain, (q, k, v) = framework.package.explain, tensors(framework)
+    assert explain("na1d", q, k, v, kernel_size=3, dilation=2, is_causal=True, backend="pure") == (
         "na1d: batch 1, shape (9,), heads 2, head_dim 4, kernel_size (3,), stride (1,), dilation (2,), "
         "is_causal (True,), float32\n"
         "device: cpu\n"
-        f"path: pure ({passed})\n"
+        "path: pure (backend='pure' was asked for)\n"
         "forward and dQ: 2 tiles of (5,) queries, each with a box of (5,), 2 at a time\n"
         "dK and dV: 2 tiles of (5,) keys, each with a box of (5,), 2 at a time"
     )
@@ -150,10 +163,14 @@ def test_explain(framework: Framework) -> None:
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 def test_auto_runs_what_explain_announces(framework: Framework) -> None:
-    given = tensors(framework)
+    """And says of each tier that it passed why."""
+    given, path = tensors(framework), automatic(framework)
+    passed = [f"{tier}: {reason}" for tier, reason in reasons(framework).items() if reason is not None]
+    why = "; ".join(passed) or "the fastest path that takes this problem"
+    assert f"\npath: {path} ({why})\n" in framework.package.explain("na1d", *given, kernel_size=3) + "\n"
     with framework.watch() as ran:
         framework.evaluate(framework.face("na1d")(*given, 3))
-    assert ran == {planned_path(framework, "na1d", *given, kernel_size=3)} == {"pure"}
+    assert ran == {planned_path(framework, "na1d", *given, kernel_size=3)} == {path}
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
@@ -165,8 +182,12 @@ def test_the_support_matrix_is_true(framework: Framework) -> None:
     for tier, entry in matrix.items():
         assert set(entry) == fields
         claims = [entry[name] for name in ("available", "forward", "backward", "varlen")]
-        assert len(set(claims)) == 1 and entry["available"] == (tier in ("pure", "dense"))
-        assert entry["fusion"] == (tier == "pure")
+        assert len(set(claims)) == 1
+        # On a Mac the matrix speaks of its GPU; these tests run on the CPU.
+        if entry["available"] != (reasons(framework)[tier] is None):
+            assert package_has_gpu(framework), tier
+            continue
+        assert entry["fusion"] == (entry["available"] and tier != "dense")
         for dtype in ("float16", "bfloat16", "float32", "float64"):
             for rank in (1, 2, 3):
                 given = tensors(framework, dtype, (1, *(4,) * rank, 1, 2))
@@ -176,6 +197,10 @@ def test_the_support_matrix_is_true(framework: Framework) -> None:
                     continue
                 with pytest.raises(NotImplementedError, match=re.escape(entry["reason"])):
                     framework.face(f"na{rank}d")(*given, 3, backend=tier)
+
+
+def package_has_gpu(framework: Framework) -> bool:
+    return bool(framework.package.has_mps() if framework is MPS else framework.package.has_metal())
 
 
 def runs(path: Path, face: str, given: list[Any]) -> None:
@@ -213,7 +238,7 @@ def test_the_order_of_precedence(framework: Framework, monkeypatch: pytest.Monke
     package, own = framework.package, f"NATTEN_{framework.name.upper()}_BACKEND"
     for name in ("NATTEN_BACKEND", "NATTEN_MPS_BACKEND", "NATTEN_MLX_BACKEND"):
         monkeypatch.delenv(name, raising=False)
-    assert package.get_backend() == "auto" and ran_by(framework) == {"pure"}
+    assert package.get_backend() == "auto" and ran_by(framework) == {automatic(framework)}
     monkeypatch.setenv("NATTEN_BACKEND", "dense")
     assert package.get_backend() == "dense" and ran_by(framework) == {"dense"}
     monkeypatch.setenv(own, "pure")

@@ -123,18 +123,48 @@ def test_sizes_may_be_any_integers(path: Path) -> None:
         assert np.array_equal(other, found[0])
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float16"])
 @pytest.mark.parametrize("path", PATHS, ids=str)
-def test_a_list_of_items(path: Path) -> None:
+@pytest.mark.parametrize("batch", [BATCHES[0], BATCHES[3], BATCHES[5]], ids=str)
+def test_a_list_of_items(batch: Items, path: Path, dtype: str) -> None:
     """Tensors of their own instead of a padded batch: a list of results, each as if alone."""
-    framework, batch = path.framework, BATCHES[3]
-    kept = [item for item, size in enumerate(batch.sizes) if 0 not in size]
-    arrays = batch.arrays()
-    items = [[framework.tensor(a[inside(batch, item)][0]) for item in kept] for a in arrays[:3]]
-    sizes = [batch.argument[item] for item in kept]
-    out, lse = framework.face("na2d_varlen")(*items, sizes, **batch.window, return_lse=True, backend=path.backend)
-    assert isinstance(out, list) and isinstance(lse, list) and len(out) == len(lse) == len(kept)
-    for place, item in enumerate(kept):
-        alone = [framework.tensor(a[inside(batch, item)]) for a in arrays[:3]]
-        wanted = framework.face("na2d")(*alone, **batch.window, return_lse=True, backend=path.backend)
-        for found, own in zip((out[place], lse[place]), wanted, strict=True):
-            np.testing.assert_allclose(framework.numpy(found), framework.numpy(own)[0], atol=1e-12)
+    framework, (*arrays, _, _) = path.framework, batch.arrays()
+    face, padded = (framework.face(f"na{batch.rank}d{suffix}") for suffix in ("", "_varlen"))
+    count, options = len(batch.sizes), batch.window | {"backend": path.backend}
+    given = [[framework.tensor(a[inside(batch, i)][0], dtype) for i in range(count)] for a in arrays]
+    with framework.watch() as ran:
+        out, lse = padded(*given, None, **options, return_lse=True)
+    assert ran == {path.backend}
+    assert isinstance(out, list) and isinstance(lse, list) and len(out) == len(lse) == count
+    for item, size in enumerate(batch.sizes):
+        assert framework.dtype_of(out[item]) == dtype
+        assert framework.dtype_of(lse[item]) == ("float64" if dtype == "float64" else "float32")
+        assert tuple(out[item].shape) == (*size, batch.heads, batch.dims[1])
+        assert tuple(lse[item].shape) == (*size, batch.heads)
+        if 0 not in size:
+            wanted = face(*(tensors[item][None] for tensors in given), **options, return_lse=True)
+            for found, own in zip((out[item], lse[item]), wanted, strict=True):
+                assert np.array_equal(framework.numpy(found), framework.numpy(own)[0])
+    again = padded(*given, batch.argument, **options)
+    assert all(np.array_equal(framework.numpy(a), framework.numpy(b)) for a, b in zip(again, out, strict=True))
+
+
+@pytest.mark.parametrize("path", PATHS, ids=str)
+def test_gradients_of_a_list(path: Path) -> None:
+    """The same as those of the padded batch."""
+    batch, framework = BATCHES[4], path.framework
+    arrays, sizes = batch.arrays(), range(len(batch.sizes))
+    tensors = [framework.tensor(a[inside(batch, item)][0]) for a in arrays for item in sizes]
+    count = len(sizes)
+
+    def call(*given: Any) -> Any:
+        lists = [list(given[count * part : count * (part + 1)]) for part in range(3)]
+        out, lse = framework.face("na2d_varlen")(*lists, None, **batch.window, return_lse=True, backend=path.backend)
+        return (*out, *lse)
+
+    _, gradients = framework.vjp(call, tensors[: 3 * count], tensors[3 * count :])
+    arguments = batch.window | {"spatial_sizes": batch.argument}
+    padded = run(path, "na2d_varlen", arrays, arguments, "float64")[2:]
+    for place, gradient in enumerate(gradients):
+        whole, item = padded[place // count], place % count
+        np.testing.assert_allclose(framework.numpy(gradient), whole[inside(batch, item)][0], rtol=0, atol=1e-12)

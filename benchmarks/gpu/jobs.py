@@ -4,7 +4,6 @@ Both ends read this: build.py where clang is, run.py where the GPU is. No framew
 """
 
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,10 +12,11 @@ sys.path.insert(0, str(ROOT / "shared-metal"))
 
 from natten_metal import steps as programs  # noqa: E402
 from natten_metal.problem import Problem  # noqa: E402
-from natten_metal.source import WALKING, Instance  # noqa: E402
-from natten_metal.steps import Step  # noqa: E402
+from natten_metal.source import ITEM_SIZES, WALKING, Instance  # noqa: E402
+from natten_metal.steps import SLOTS, Step  # noqa: E402
 
 DTYPES = ("float16", "float32")
+SMALL_DTYPES = ("float16", "bfloat16", "float32")
 # ptxas may use 255 registers a thread; with 128 twice as many simdgroups are resident.
 REGISTER_CAPS = (0, 128)
 
@@ -24,9 +24,7 @@ REGISTER_CAPS = (0, 128)
 def attention(shape: tuple[int, ...], window: tuple[int, ...], batch: int, heads: int, dim: int) -> Problem:
     """Fused attention with stride and dilation 1, not causal, float32."""
     one, none = (1,) * len(shape), (False,) * len(shape)
-    return Problem(
-        "na", batch, shape, shape, heads, heads, dim, dim, window, one, one, none, dim**-0.5, "float32"
-    )  # fmt: skip
+    return Problem("na", batch, shape, shape, heads, heads, dim, dim, window, one, one, none, dim**-0.5, "float32")
 
 
 # Timed: problem by name.
@@ -80,10 +78,15 @@ class Job:
         return replace((TIMED | SMALL)[self.problem], dtype=self.dtype)
 
     @property
+    def has_lse_grad(self) -> bool:
+        """Whether the backward is given a gradient of lse: the small fused problems are."""
+        return self.problem in SMALL and self.posed.op == "na"
+
+    @property
     def steps(self) -> tuple[Step, ...]:
         """The planner's launches on contiguous tensors, the variant applied to those that walk."""
         p = self.posed
-        made = programs.forward(p) if self.direction == "forward" else programs.backward(p, False)
+        made = programs.forward(p) if self.direction == "forward" else programs.backward(p, self.has_lse_grad)
         return tuple(_changed(step, p, self.variant) for step in made)
 
 
@@ -91,9 +94,14 @@ def _changed(step: Step, problem: Problem, variant: str) -> Step:
     instance = step.instance
     if instance.template not in WALKING:
         return step
-    # As _launch does it: fresh contiguous tensors are aligned, so only full head dims are missing.
-    full = instance.dim in (0, problem.head_dim) and instance.dim_v in (0, problem.head_dim_v)
-    instance = replace(instance, wide=full and problem.op == "na")
+    first, _ = SLOTS["kDim"]
+    dims = step.params[first : first + 2]
+    # Staging moves 16 bytes at a time where head dims are full and every token starts at a 16-byte boundary. Fresh
+    # contiguous tensors with full head dims do; rows of window slots may not.
+    full = all(padded in (0, dim) for padded, dim in zip((instance.dim, instance.dim_v), dims, strict=True))
+    slotted = any(name in ("attn", "logits_grad") for _, name in step.inputs)
+    odd = slotted and problem.slots * ITEM_SIZES[problem.dtype] % 16 != 0
+    instance = replace(instance, wide=full and not odd)
     if variant == "flip":
         instance = replace(instance, stage=not instance.stage)
     if variant.startswith("bricks "):
@@ -101,16 +109,17 @@ def _changed(step: Step, problem: Problem, variant: str) -> Step:
     return replace(step, instance=instance)
 
 
-def jobs(variants: tuple[str, ...] = ("plan",)) -> Iterator[Job]:
-    """All jobs: timed ones in every variant, small ones as planned."""
-    for names, kinds in ((TIMED, variants), (SMALL, ("plan",))):
-        for name in names:
-            for dtype in DTYPES:
-                for variant in kinds:
-                    yield Job(name, dtype, "forward", variant)
-                    yield Job(name, dtype, "backward", variant)
+def chosen(problems: list[str], variants: list[str]) -> list[Job]:
+    """The jobs of some problems (none: all): timed ones also in each variant, small ones as planned."""
+    found = []
+    for name in problems or [*TIMED, *SMALL]:
+        timed = name in TIMED
+        for dtype in DTYPES if timed else SMALL_DTYPES:
+            for variant in ("plan", *variants) if timed else ("plan",):
+                found += [Job(name, dtype, direction, variant) for direction in ("forward", "backward")]
+    return found
 
 
-def instances(chosen: list[Job]) -> list[Instance]:
+def instances(of: list[Job]) -> list[Instance]:
     """Every kernel that the jobs launch, once."""
-    return list(dict.fromkeys(step.instance for job in chosen for step in job.steps))
+    return list(dict.fromkeys(step.instance for job in of for step in job.steps))

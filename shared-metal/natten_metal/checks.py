@@ -353,6 +353,8 @@ def listed_items(face: str, name: str, specs: Sequence[Sequence[TensorSpec]], si
     shapes = [spec.shape[:-2] for spec in specs[0]]
     if sizes is None:
         return
+    if not isinstance(sizes, list):
+        reject_type(face, name, sizes, "a list of the items' own shapes, or None")
     given = [tuple(size) if isinstance(size, (list, tuple)) else (size,) for size in sizes]
     if given != shapes:
         raise ValueError(f"{face}: {name} must be the items' own shapes, {shapes}, or None; got {given}")

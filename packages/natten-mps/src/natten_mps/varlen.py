@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ._arrays import optional_spec, spec
 from ._metal import checks, faces
+from ._walk import compute_dtype
 from .functional import Bools, Ints, Result, _autocast, _fused
 
 
@@ -31,8 +32,7 @@ def padded_items(
     with_lse = checks.flag(face, "return_lse", return_lse)
     items = checks.varlen_sizes(face, name, faces.sizes_on_host(sizes), q, kernel_size, dilation)
     out = query.new_zeros(*query.shape[:-1], value.shape[-1])
-    lse_dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
-    lse = query.new_full(query.shape[:-1], -torch.inf, dtype=lse_dtype)
+    lse = query.new_full(query.shape[:-1], -torch.inf, dtype=compute_dtype(query))
     # Without any item the padded shape itself, for no item at all: gradients are zero, not missing.
     for size in sorted({size for size in items if 0 not in size}) or [q.shape[1:-2]]:
         which = torch.tensor([item for item, own in enumerate(items) if own == size], device=query.device).long()
@@ -59,7 +59,8 @@ def _listed_items(
     for query, key, value in zip(*tensors, strict=True):
         parts = (query[None], key[None], value[None])
         if 0 in query.shape[:-2]:
-            out, lse = query.new_zeros(1, *query.shape[:-1], value.shape[-1]), query.new_zeros(1, *query.shape[:-1])
+            out = query.new_zeros(1, *query.shape[:-1], value.shape[-1])
+            lse = query.new_zeros(1, *query.shape[:-1], dtype=compute_dtype(query))
         else:
             out, lse = _fused(face, (*parts, None, None, rpb), window, scale, True, backend, {})
         outs.append(out[0])

@@ -1,0 +1,244 @@
+"""Runs the Metal kernels on an NVIDIA GPU: checks every result against float64 and times every launch.
+
+    python benchmarks/gpu/run.py KERNELS.zip RESULT.tsv [--variant flip] [--problem NAME] [--small] [--cap 0]
+
+KERNELS.zip is build.py's. Needs torch with CUDA, and ptxas on the PATH. Times are medians of CUDA-graph replays.
+Exit status 1 if a result is wrong.
+"""
+
+import argparse
+import ctypes
+import json
+import math
+import os
+import sys
+import time
+import zipfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from dense import dense, small
+from jobs import REGISTER_CAPS, ROOT, SMALL, TIMED, Job, chosen, instances
+from torch import Tensor
+
+from natten_metal.steps import SLOTS, Step, stride_block
+
+sys.path.insert(0, str(ROOT / "tests-parity"))
+
+from metal_emulator.to_ptx import Cubin, assemble, entry_name
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+# Most |x - reference| / max |reference|; the tests hold results to finer bounds, these catch a broken build.
+BOUNDS = {"float32": 2e-5, "float16": 4e-3, "bfloat16": 3e-2}
+COLUMNS = (
+    "problem", "dtype", "direction", "variant", "cap", "template", "microseconds", "bricks", "ns_per_brick",
+    "error", "registers", "stack_bytes", "spill_bytes", "shared_bytes", "kernel",
+)  # fmt: skip
+REPLAY_SECONDS, LAUNCH_SECONDS = 0.08, 0.004
+
+
+class Arguments(ctypes.Structure):
+    """What the entry points of to_ptx take by value."""
+
+    _fields_ = (("buffers", ctypes.c_void_p * 31), ("grid", ctypes.c_uint * 3))
+
+
+class Driver:
+    """Loads assembled kernels and launches them on torch's current stream."""
+
+    def __init__(self) -> None:
+        self.cuda = ctypes.CDLL("libcuda.so.1")
+        torch.zeros(1, device="cuda")  # makes the context that the driver calls use
+        self.functions: dict[tuple[str, int], ctypes.c_void_p] = {}
+
+    def check(self, code: int) -> None:
+        if code:
+            raise RuntimeError(f"CUDA driver error {code}")
+
+    def load(self, name: str, cap: int, code: bytes) -> None:
+        module, function = ctypes.c_void_p(), ctypes.c_void_p()
+        self.check(self.cuda.cuModuleLoadData(ctypes.byref(module), code))
+        self.check(self.cuda.cuModuleGetFunction(ctypes.byref(function), module, entry_name(name).encode()))
+        self.functions[name, cap] = function
+
+    def launcher(self, step: Step, cap: int, buffers: list[Tensor]) -> Callable[[], None]:
+        arguments = Arguments()
+        for place, tensor in enumerate(buffers):
+            arguments.buffers[place] = tensor.data_ptr()
+        pointer = (ctypes.c_void_p * 1)(ctypes.addressof(arguments))
+        function = self.functions[step.instance.name, cap]
+
+        def launch(kept: tuple[object, ...] = (arguments, buffers)) -> None:
+            stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
+            self.check(self.cuda.cuLaunchKernel(function, *step.grid, step.threads, 1, 1, 0, stream, pointer, None))
+
+        return launch
+
+
+def buffers_of(step: Step, known: dict[str, Tensor]) -> list[Tensor]:
+    """Binds a step's tensors, allocates its outputs full of NaN, and fills in strides, as a host does."""
+    bound = {argument: known[name] for argument, name in step.inputs}
+    for output in step.outputs:
+        made = torch.full(output.shape, math.nan, dtype=DTYPES[output.dtype], device="cuda")
+        bound[output.argument] = known[output.name] = made
+    slots = list(step.params)
+    for argument, block in step.stride_slots.items():
+        if argument in bound:
+            strides = tuple(bound[argument].stride())
+            if step.instance.every and argument in ("key_grad", "value_grad"):
+                strides = strides[1:]  # the parts lie outermost
+            values = stride_block(strides, channels=argument != "lse")
+            slots[SLOTS[block][0] : SLOTS[block][0] + len(values)] = values
+    bound["prm"] = torch.tensor(slots, dtype=torch.int64, device="cuda")
+    return [bound[argument.name] for argument in step.instance.arguments]
+
+
+def seconds(launch: Callable[[], None]) -> float:
+    """Median time of one launch, from replays of a graph of many."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+
+    def timed(what: Callable[[], None]) -> float:
+        start.record()
+        what()
+        end.record()
+        torch.cuda.synchronize()
+        return start.elapsed_time(end) * 1e-3
+
+    launch()
+    once = timed(launch)
+    many = int(max(1, min(200, LAUNCH_SECONDS / once)))
+    stream = torch.cuda.Stream()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        for _ in range(many):
+            launch()
+    graph.replay()
+    replays = sorted(timed(graph.replay) / many for _ in range(int(max(5, min(31, REPLAY_SECONDS / (many * once))))))
+    return replays[len(replays) // 2]
+
+
+def inputs_of(job: Job) -> dict[str, Tensor]:
+    """Seeded contiguous tensors, by the names of the program; values that half holds, so dtypes share a reference."""
+    p = job.posed
+    rows, keys = (p.batch, *p.query_shape, p.heads), (p.batch, *p.key_shape, p.kv_heads)
+    extra = (p.batch, p.additional, p.kv_heads)
+    shapes: dict[str, tuple[int, ...]] = {"query": (*rows, p.head_dim), "key": (*keys, p.head_dim)}
+    shapes |= {"value": (*keys, p.head_dim_v), "attn": (*rows, p.slots), "logits_grad": (*rows, p.slots)}
+    shapes |= {"out_grad": (*rows, p.head_dim_v)}
+    names = {"qk": ("query", "key", "logits_grad"), "av": ("attn", "value", "out_grad")}.get(
+        p.op, ("query", "key", "value", "out_grad")
+    )
+    if p.additional:
+        shapes |= {"additional_keys": (*extra, p.head_dim), "additional_values": (*extra, p.head_dim_v)}
+        names += ("additional_keys", "additional_values")
+    torch.manual_seed(0)
+    made = {name: torch.randn(shapes[name], device="cuda").half().to(DTYPES[p.dtype]) for name in names}
+    if job.has_lse_grad:
+        made["lse_grad"] = torch.randn(rows, device="cuda")
+    if p.has_rpb:
+        made["rpb"] = torch.randn(p.heads, *(2 * w - 1 for w in p.kernel_size), device="cuda")
+    return made
+
+
+def error_of(made: Tensor, wanted: Tensor) -> float:
+    """Largest error relative to the largest value; infinities must agree, NaN never passes."""
+    made = made.double().reshape(wanted.shape)
+    finite = torch.isfinite(wanted)
+    if not bool((torch.isfinite(made) == finite).all()) or bool((made[~finite] != wanted[~finite]).any()):
+        return math.inf
+    return float((made - wanted)[finite].abs().max() / wanted[finite].abs().max().clamp(min=1e-9))
+
+
+def run(
+    job: Job, cap: int, driver: Driver, known: dict[str, Tensor], wanted: dict[str, Tensor]
+) -> list[dict[str, Any]]:
+    """Launch the job's steps in order, adding their results to ``known``; one row a step."""
+    rows = []
+    for step in job.steps:
+        launch = driver.launcher(step, cap, buffers_of(step, known))
+        launch()
+        torch.cuda.synchronize()
+        errors = [error_of(known[output.name], wanted[output.name]) for output in step.outputs if output.name in wanted]
+        row = dict(zip(COLUMNS, (job.problem, job.dtype, job.direction, job.variant, cap), strict=False))
+        row |= {"template": step.instance.template, "kernel": step.instance.name, "bricks": step.bricks}
+        row |= {"error": max(errors, default=0.0)}
+        if job.problem in TIMED:
+            row["microseconds"] = seconds(launch) * 1e6
+            row["ns_per_brick"] = row["microseconds"] * 1e3 / step.bricks if step.bricks else 0.0
+        rows.append(row)
+    return rows
+
+
+def assembled(kernels: zipfile.ZipFile, jobs: list[Job], caps: tuple[int, ...], driver: Driver) -> dict[Any, Cubin]:
+    """Assemble and load every kernel of the jobs, in parallel; caps on registers for timed kernels only."""
+    timed = set(instances([job for job in jobs if job.problem in TIMED]))
+    todo = [(i.name, cap) for i in instances(jobs) for cap in (caps if i in timed else (0,))]
+    text = {name: kernels.read(f"{name}.ptx").decode() for name, _ in todo}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        cubins = list(pool.map(lambda key: assemble(text[key[0]], max_registers=key[1] or None), todo))
+    for key, cubin in zip(todo, cubins, strict=True):
+        driver.load(*key, cubin.code)
+    return dict(zip(todo, cubins, strict=True))
+
+
+def shown(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("kernels", type=Path)
+    parser.add_argument("result", type=Path)
+    parser.add_argument("--variant", action="append", default=[], help="besides the planner's choice; repeatable")
+    parser.add_argument("--problem", action="append", default=[], help="a name of jobs.py; default: all")
+    parser.add_argument("--small", action="store_true", help="only the small problems, which are not timed")
+    parser.add_argument("--cap", action="append", type=int, default=[], help="registers a thread; 0: no limit")
+    options = parser.parse_args()
+    began, driver = time.time(), Driver()
+    jobs = chosen(list(SMALL) if options.small else options.problem, options.variant)
+    caps = tuple(options.cap) or REGISTER_CAPS
+    cubins = assembled(zipfile.ZipFile(options.kernels), jobs, caps, driver)
+    print(f"{len(cubins)} kernels assembled, {time.time() - began:.0f} s", flush=True)
+    rows: list[dict[str, Any]] = []
+    wanted: dict[str, Tensor] = {}
+    place: object = None
+    for job in sorted(jobs, key=lambda job: (list(TIMED | SMALL).index(job.problem), job.dtype, job.variant != "plan")):
+        inputs = inputs_of(job)
+        # Large problems keep one reference for all dtypes: their inputs are the same numbers.
+        if job.problem in SMALL:
+            wanted = small(job, inputs)
+        elif place != job.problem:
+            wanted = dense(job.posed, inputs)
+        place = job.problem
+        for cap in caps if job.problem in TIMED else (0,):
+            known = dict(inputs)
+            if job.direction == "backward" and job.posed.op == "na":
+                forward = Job(job.problem, job.dtype, "forward", job.variant)
+                for step in forward.steps:
+                    driver.launcher(step, cap, buffers_of(step, known))()
+            for row in run(job, cap, driver, known, wanted):
+                cubin = cubins[row["kernel"], cap]
+                row |= {name: getattr(cubin, name) for name in COLUMNS if hasattr(cubin, name)}
+                rows.append(row)
+                print(f"{time.time() - began:5.0f} s", *(shown(row.get(name, "")) for name in COLUMNS), flush=True)
+        options.result.write_text(table(rows))
+    wrong = [row for row in rows if not row["error"] <= BOUNDS[row["dtype"]]]
+    print(f"{len(rows)} launches, {len(wrong)} wrong, on {torch.cuda.get_device_name()}")
+    print(json.dumps(wrong, indent=1) if wrong else "every result within its bound")
+    sys.exit(bool(wrong))
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows as tab-separated values, the machine in the first line."""
+    lines = [
+        f"# {torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}",
+        "\t".join(COLUMNS),
+    ]
+    return "\n".join([*lines, *("\t".join(shown(row.get(name, "")) for name in COLUMNS) for row in rows)]) + "\n"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""A stand-in for torch's MPS backend: compiles and launches Metal kernels on CPU tensors, in the emulator.
+
+It keeps ``torch.mps.compile_shader``'s contract, mistakes included: strides of tensors are ignored, integers
+arrive as 64 bits and floats as 32, ``threads`` counts threads and not groups, a threadgroup may not be
+larger than the kernel allows, and a source that does not compile is a SyntaxError with the compiler's words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from metal_emulator import Buffer, CompileError, EmulatorFault, Kernel, Library, Report
+
+from .launch import compiled
+
+Array = Any
+DTYPES = (
+    torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8,
+    torch.bool,
+)  # fmt: skip
+DEFAULT_THREADS = 1024
+# setBytes takes no more than this.
+MOST_BYTES = 4096
+
+
+class KernelDefect(AssertionError):
+    """What the emulator found in a launch; no error that a host would raise, so no launcher catches it."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch that happened: the kernel's name, threads of a threadgroup, bricks, and what was written.
+
+    written_once: every element of every tensor that the kernel made, and of nothing else.
+    """
+
+    name: str
+    threads: int
+    executed: int
+    full: int
+    written_once: bool
+
+
+class EmulatedKernel:
+    """A kernel as ``torch.mps`` hands it out."""
+
+    thread_execution_width = 32
+
+    def __init__(self, host: EmulatedHost, kernel: Kernel) -> None:
+        self._host, self._kernel = host, kernel
+
+    @property
+    def max_threads_per_threadgroup(self) -> int:
+        return self._host.allowed_threads(self._kernel.name)
+
+    def __call__(
+        self, *args: Any, threads: int | Sequence[int] | None = None, group_size: int | Sequence[int] | None = None
+    ) -> None:
+        host, name = self._host, self._kernel.name
+        if host.refuses:
+            raise RuntimeError(host.refuses)
+        first = next(arg for arg in args if isinstance(arg, torch.Tensor))
+        total = _sizes(first.numel() if threads is None else threads)
+        most = self.max_threads_per_threadgroup
+        if group_size is None:
+            group = [min(total[0], most) if len(total) == 1 else most, *[1] * (len(total) - 1)]
+        else:
+            group = _sizes(group_size)
+        if len(group) != len(total):
+            raise ValueError(f"threads has {len(total)} dimensions and group_size {len(group)}")
+        if int(np.prod(group)) > most:
+            raise ValueError(f"group size {group} is larger than the most that this kernel allows, {most}")
+        written = [b.index for b in self._kernel.bindings if b.source == 0 and not b.read_only]
+        buffers = [_buffer(arg, made=place in written) for place, arg in enumerate(args)]
+        try:
+            report = self._kernel.launch(buffers, total, group, schedule=host.schedule, seed=host.seed)
+        except EmulatorFault as fault:
+            raise KernelDefect(str(fault)) from fault
+        host.launches.append(_record(name, int(np.prod(group)), report, written))
+
+
+def _record(name: str, threads: int, report: Report, written: list[int]) -> Launch:
+    if report.write_counts is None:
+        once = True
+    else:
+        once = all(report.written_once(slot) for slot in written)
+    full = report.thread_events("full_brick")
+    return Launch(name, threads, full + report.thread_events("partial_brick"), full, once)
+
+
+def _sizes(given: int | Sequence[int]) -> list[int]:
+    return [given] if isinstance(given, int) else [int(size) for size in given]
+
+
+def _buffer(arg: Any, made: bool) -> Buffer:
+    """An argument as Metal gets it. made: the kernel may write it."""
+    if isinstance(arg, torch.Tensor):
+        if arg.dtype not in DTYPES:
+            raise TypeError(f"Metal has no {arg.dtype}")
+        storage = arg.untyped_storage()
+        memory = torch.empty(0, dtype=arg.dtype).set_(storage)
+        stored = {torch.bfloat16: torch.int16, torch.bool: torch.uint8}.get(arg.dtype, arg.dtype)
+        fresh = made and arg.numel() * arg.element_size() == storage.nbytes()
+        # What torch.empty made holds nothing yet, and reading it is a fault.
+        return Buffer(memory.view(stored).numpy(), arg.storage_offset() * arg.element_size(), initialised=not fresh)
+    values = list(arg) if isinstance(arg, (list, tuple)) else [arg]
+    whole = all(isinstance(value, (bool, int)) for value in values)
+    array = np.array(values, np.int64 if whole else np.float32)
+    if array.nbytes > MOST_BYTES:
+        raise ValueError(f"{array.nbytes} bytes by value; at most {MOST_BYTES}")
+    return Buffer(array)
+
+
+class EmulatedLibrary:
+    """A library as ``torch.mps.compile_shader`` returns it: kernels are its attributes."""
+
+    def __init__(self, host: EmulatedHost, library: Library) -> None:
+        self._host, self._library = host, library
+
+    def __getattr__(self, name: str) -> EmulatedKernel:
+        if name not in self._library.names:
+            raise RuntimeError(f"Failed to create function state object for: {name}")
+        return EmulatedKernel(self._host, self._library.kernel(name))
+
+    def __dir__(self) -> list[str]:
+        return list(self._library.names)
+
+
+class EmulatedHost:
+    """What ``natten_mps._launch.HOST`` is where there is an Apple GPU.
+
+    most_threads: threads of a threadgroup that any kernel allows, or a number by the kernel's name.
+    refuses: the words with which every launch fails; '' for none. options: of the emulator's compiler.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        self.most_threads: int | dict[str, int] = DEFAULT_THREADS
+        self.refuses = ""
+        self.schedule, self.seed = "forward", 0
+        self.options = options
+        self.compilations: list[str] = []
+        self.launches: list[Launch] = []
+
+    def missing(self, device: torch.device) -> str | None:
+        return None
+
+    def allowed_threads(self, name: str) -> int:
+        if isinstance(self.most_threads, int):
+            return self.most_threads
+        return self.most_threads.get(name, DEFAULT_THREADS)
+
+    def compile_shader(self, source: str) -> EmulatedLibrary:
+        self.compilations.append(source)
+        if not source.isascii():
+            raise SyntaxError("program source must be ASCII")
+        try:
+            return EmulatedLibrary(self, compiled(source, **self.options))
+        except CompileError as error:
+            raise SyntaxError(f"failed to compile source code: {error}") from error
+
+    @property
+    def names(self) -> list[str]:
+        """The kernels that ran, in order."""
+        return [launch.name for launch in self.launches]

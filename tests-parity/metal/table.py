@@ -1,0 +1,72 @@
+"""Which cases of the table run always: those that cover its features with few kernels to compile."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+from cases import CASES, Case
+
+from natten_mps._metal import steps
+from natten_mps._metal.source import Instance
+
+DTYPES = ("float32", "float16", "bfloat16")
+OPS = ("na", "qk", "av")
+# Kernels that the default run may compile for the table.
+MOST_KERNELS = 64
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A case as one op in one dtype: forward and all gradients."""
+
+    case: Case
+    dtype: str
+    op: str
+
+    def __str__(self) -> str:
+        return f"{self.case}-{self.op}-{self.dtype}"
+
+    @property
+    def program(self) -> tuple[steps.Step, ...]:
+        """The launches of the forward and of the backward, in order."""
+        problem = self.case.problem(self.dtype, self.op)
+        return (*steps.forward(problem), *steps.backward(problem, self.op == "na"))
+
+    @property
+    def instances(self) -> frozenset[Instance]:
+        return frozenset(step.instance for step in self.program)
+
+    @property
+    def features(self) -> frozenset[tuple[object, ...]]:
+        """What the entry is an example of: rank and feature of fused attention; rank, dtype and op of all."""
+        tags = [tag for tag in self.case.tags if not tag.startswith(("rank", "batch", "small"))]
+        own: list[tuple[object, ...]] = [(self.case.rank, tag) for tag in tags if self.op == "na"]
+        if self.op != "na":
+            own = [(self.op, tag) for tag in tags if tag in ("causal", "stride", "dilation", "gqa", "rpb")]
+        return frozenset([*own, (self.case.rank, self.op), (self.dtype, self.op), (self.case.rank, self.dtype)])
+
+
+def entries() -> tuple[Entry, ...]:
+    """Every case that launches something: the split ops know no additional keys."""
+    return tuple(
+        Entry(case, dtype, op)
+        for case in CASES
+        if case.batch
+        for dtype in DTYPES
+        for op in OPS
+        if op == "na" or case.additional is None or case.rpb or "everything" in case.name
+    )
+
+
+@cache
+def chosen() -> frozenset[Entry]:
+    """Greedily: most new features for each new kernel; then all that needs no further kernel."""
+    every = entries()
+    kernels = {entry: entry.instances for entry in every}
+    features = {entry: entry.features for entry in every}
+    missing, built = frozenset().union(*features.values()), frozenset[Instance]()
+    while missing:
+        best = max(every, key=lambda entry: len(features[entry] & missing) / (len(kernels[entry] - built) + 0.25))
+        missing, built = missing - features[best], built | kernels[best]
+    return frozenset(entry for entry in every if kernels[entry] <= built)
