@@ -26,10 +26,11 @@ def given_to(case: Case, dtype: str = "float64") -> dict[str, Tensor]:
 
 def attend(case: Case, names: tuple[str, ...], **options: Any) -> Attend:
     """The case's face as a function of the tensors ``names``, on the pure path."""
+    face = MPS.face(case.face)
 
     def call(*tensors: Tensor) -> Any:
         by_name = dict(zip(names, tensors, strict=True))
-        return MPS.face(case.face)(**by_name, **case.window, scale=case.scale, **({"backend": "pure"} | options))
+        return face(**by_name, **case.window, scale=case.scale, **({"backend": "pure"} | options))
 
     return call
 
@@ -233,9 +234,10 @@ def test_compile_the_split_ops() -> None:
     torch.compiler.reset()
     tensors = given_to(BY_NAME["seq-gqa"], "float32")
 
+    qk, av = MPS.face("na1d_qk"), MPS.face("na1d_av")
+
     def split(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        logits = MPS.face("na1d_qk")(query, key, 5, backend="pure")
-        return MPS.face("na1d_av")(logits.softmax(-1), value, 5, backend="pure")
+        return av(qk(query, key, 5, backend="pure").softmax(-1), value, 5, backend="pure")
 
     compiled = torch.compile(split, fullgraph=True, backend="aot_eager")
     found, wanted = (results_and_gradients(function, tensors) for function in (compiled, split))
@@ -244,7 +246,8 @@ def test_compile_the_split_ops() -> None:
 
 def test_compile_raises_what_eager_raises() -> None:
     torch.compiler.reset()
-    compiled = torch.compile(lambda q: MPS.face("na1d")(q, q, q, 3, backend="pure"), backend="aot_eager")
+    face = MPS.face("na1d")
+    compiled = torch.compile(lambda q: face(q, q, q, 3, backend="pure"), backend="aot_eager")
     with pytest.raises(ValueError, match="must not exceed the axis length"):
         compiled(torch.ones(1, 2, 1, 4))
     assert compiled(torch.ones(1, 3, 1, 4)).shape == (1, 3, 1, 4)
@@ -252,7 +255,7 @@ def test_compile_raises_what_eager_raises() -> None:
 
 @pytest.mark.all
 def test_compile_with_inductor() -> None:
-    """The default compiler, which needs a C++ compiler and half a minute."""
+    """torch's default compiler, which needs a C++ compiler."""
     torch.compiler.reset()
     tensors = given_to(BY_NAME["img-rpb-everything"], "float32")
     call = attend(BY_NAME["img-rpb-everything"], tuple(tensors), return_lse=True)

@@ -42,12 +42,16 @@ _said_lock = threading.Lock()
 
 
 class KernelFailure(RuntimeError):
-    """A Metal kernel that did not compile or launch; the message has the host's own first lines."""
+    """A Metal kernel that did not compile or launch. words: the host's own."""
+
+    def __init__(self, kernel: str, event: str, words: str) -> None:
+        super().__init__(f"{kernel} does not {event}: {words}")
+        self.words = words
 
 
 def quoted(error: Exception) -> str:
     """The first lines of a host's words, in one."""
-    return " | ".join(str(error).strip().splitlines()[:QUOTED_LINES])
+    return " | ".join(str(error).strip().splitlines()[:QUOTED_LINES]).rstrip(".")
 
 
 def say_once(message: str, level: int = logging.INFO, about: str | None = None) -> None:
@@ -60,14 +64,14 @@ def say_once(message: str, level: int = logging.INFO, about: str | None = None) 
 
 
 def accept_failure(package: str, op: str, backend: str, failure: KernelFailure, planned: object) -> None:
-    """Warn, once per failure, that the pure path runs instead; raise ``failure`` if ``backend`` was asked for."""
+    """Warn, once per reason, that the pure path runs instead; raise ``failure`` if ``backend`` was asked for."""
     if backend != "auto":
         raise failure
     say_once(
         f"{op}: the Metal kernels failed on this machine and the pure path runs instead. {failure}. "
         f"Please report this, with the output of `{package} doctor`. The plan was: {planned}",
         logging.WARNING,
-        about=str(failure),
+        about=failure.words,
     )
 
 

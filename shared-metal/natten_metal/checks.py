@@ -386,3 +386,8 @@ def reject_second_derivative(name: str) -> NoReturn:
 def reject_forward_mode(name: str) -> NoReturn:
     """The kernels differentiate once, in reverse."""
     raise NotImplementedError(f'{name}: forward-mode derivatives are not implemented; use backend="dense"')
+
+
+def reject_vmap(name: str) -> NoReturn:
+    """MLX maps no kernel that it was given as text."""
+    raise NotImplementedError(f'{name}: mx.vmap over fast_metal kernels is not implemented; use backend="pure"')

@@ -82,9 +82,9 @@ def proved_kernel(host: Host, instance: Instance) -> Any:
                 mx.eval(_launch(kernel, step, given))
                 _kernels[key] = kernel
             except (RuntimeError, ValueError) as error:  # what MLX raises for a kernel it cannot build or launch
-                _failures[key] = f"{instance.name} does not run: {quoted(error)}"
+                _failures[key] = quoted(error)
         if key in _failures:
-            raise KernelFailure(_failures[key])
+            raise KernelFailure(instance.name, "run", _failures[key])
         return _kernels[key]
 
 

@@ -71,12 +71,30 @@ class _Custom:
         planned = self.plan(self.backend)
         if planned.path == "fast_metal":
             try:
-                return self.launch_metal(planned, arrays)
+                return self.launch_metal(planned, self.not_to_be_mapped(arrays))
             except backends.KernelFailure as failure:
                 name = self.problem.name
                 backends.accept_failure("natten-mlx", name, self.backend, failure, planned.forward)
                 planned = self.plan("pure")
         return self.launch_pure(planned, arrays)
+
+    def not_to_be_mapped(self, arrays: Arrays) -> Arrays:
+        """The same arrays; vmap over them raises.
+
+        MLX also maps what a custom function does inside, whatever the function's own vmap, and would stop at the
+        kernel without a word of help.
+        """
+
+        @mx.custom_function
+        def same(*arrays: mx.array) -> Arrays:
+            return arrays
+
+        @same.vmap
+        def vmap(inputs: Arrays, axes: tuple[int | None, ...]) -> NoReturn:
+            checks.reject_vmap(self.problem.name)
+
+        outputs: Any = same(*arrays)
+        return tuple(outputs)
 
     def plan(self, backend: str) -> Plan:
         return plan(self.problem, device_of(self.stream), backend, TIERS)

@@ -64,13 +64,13 @@ def kernel(host: Host, instance: Instance) -> Any:
     key = (id(host), instance)
     with _lock:
         if key in _failures:
-            raise KernelFailure(_failures[key])
+            raise KernelFailure(instance.name, "compile", _failures[key])
         if key not in _kernels:
             try:
                 _kernels[key] = getattr(host.compile_shader(library((instance,))), instance.name)
             except (SyntaxError, RuntimeError) as error:  # what compile_shader raises for a source it rejects
-                _failures[key] = f"{instance.name} does not compile: {quoted(error)}"
-                raise KernelFailure(_failures[key]) from error
+                _failures[key] = quoted(error)
+                raise KernelFailure(instance.name, "compile", _failures[key]) from error
         return _kernels[key]
 
 
@@ -126,7 +126,7 @@ def _launch(host: Host, step: Step, known: dict[str, Tensor]) -> None:
     try:
         kernel(host, instance)(*arguments, threads=threads, group_size=(step.threads, 1, 1))
     except (RuntimeError, ValueError) as error:  # what torch raises for a launch it refuses
-        raise KernelFailure(f"{instance.name} does not launch: {quoted(error)}") from error
+        raise KernelFailure(instance.name, "launch", quoted(error)) from error
 
 
 def _params_tensor(step: Step, bound: dict[str, Tensor], device: torch.device) -> Tensor:

@@ -1,0 +1,244 @@
+"""A stand-in for ``mx.fast.metal_kernel`` that runs in the emulator, on a CPU stream.
+
+It keeps MLX's contract: the text is the very one that MLX generates around header and body (MLX prints it
+where it has no GPU, while it records a call), prelude and all; inputs of fewer than eight elements come as
+constants; an input's strides are bound where the body names them; threadgroups are clipped to the grid. The
+call is a lazy node of MLX's graph (``mlx_lazy.cpp``): nothing compiles or runs before it is evaluated, what
+fails then is raised by ``mx.eval``, and there is neither derivative nor vmap.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.machinery
+import importlib.util
+import os
+import re
+import sysconfig
+import tempfile
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import metal_emulator
+import mlx.core as mx
+import nanobind
+import numpy as np
+from metal_emulator import Buffer, CompileError, EmulatorFault
+from metal_emulator.build import build_once, shim_key
+from metal_emulator.strict import check
+from metal_emulator.toolchain import clang_version, digest, run_clang_or_raise
+
+LAZY = Path(__file__).with_name("mlx_lazy.cpp")
+MLX = Path(mx.__file__).parent
+PRELUDE = '#include "mlx/backend/metal/kernels/utils.h"\n'
+# Where a parameter of a generated kernel comes from: an input or output, or what MLX knows of an input.
+PARAMETER = re.compile(r"(?:device|constant) (?:atomic<)?(\w+)>?([*&]) (\w+) \[\[buffer\((\d+)\)\]\]")
+Memory = tuple[int, list[int], list[int]]
+
+
+@cache
+def lazy() -> ModuleType:
+    """The compiled ``mlx_lazy``."""
+    source = LAZY.read_text()
+    key = digest(clang_version(), source, mx.__version__, nanobind.__version__, sysconfig.get_path("include"))
+    flags = ["-std=c++20", "-O0", "-w", "-shared", "-fPIC", "-fvisibility=hidden", "-DPy_LIMITED_API=0x030B0000"]
+    # As nanobind's CMake has it for its split mode: its runtime is a Python package, MLX's types are in its domain.
+    flags += ["-DNB_DOMAIN=mlx", "-DNB_BACKEND_MODULE=nanobind_backend", "-DNB_BACKEND_PYPI=nanobind-backend"]
+    folders = [nanobind.include_dir(), str(MLX / "include"), sysconfig.get_path("include")]
+    libraries = [f"-L{MLX / 'lib'}", "-lmlx", f"-Wl,-rpath,{MLX / 'lib'}"]
+    includes = [f"-I{folder}" for folder in folders]
+    path = build_once(
+        f"mlx_lazy-{key}.so",
+        lambda made: run_clang_or_raise([*flags, *includes, str(LAZY), *libraries, "-o", str(made)]),
+    )
+    loader = importlib.machinery.ExtensionFileLoader("mlx_lazy", str(path))
+    spec = importlib.util.spec_from_loader("mlx_lazy", loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    return module
+
+
+_stdout = threading.Lock()
+
+
+def generated(kernel: Any, arguments: dict[str, Any]) -> str:
+    """The Metal source that MLX makes of a call, without the prelude.
+
+    kernel: what ``mx.fast.metal_kernel`` returned; arguments: of the call, with inputs as (shape, dtype) pairs.
+    """
+    kinds = arguments.pop("inputs")
+
+    def call(*arrays: mx.array) -> list[mx.array]:
+        made: list[mx.array] = kernel(inputs=list(arrays), verbose=True, **arguments)
+        return made
+
+    with _stdout, tempfile.TemporaryDirectory() as folder, open(Path(folder) / "out", "w+b") as out:
+        before = os.dup(1)
+        os.dup2(out.fileno(), 1)
+        try:
+            mx.export_function(str(Path(folder) / "call.mlxfn"), call, *(mx.zeros(*kind) for kind in kinds))
+        finally:
+            os.dup2(before, 1)
+            os.close(before)
+        out.seek(0)
+        text = re.search(r"```\n(.*?)```", out.read().decode(), re.DOTALL)
+    assert text is not None, "MLX printed no source"
+    return text[1]
+
+
+@cache
+def compiled(text: str) -> metal_emulator.Kernel:
+    """The only kernel of a generated text; RuntimeError, as MLX has it, if Metal would not compile it.
+
+    Running does not tell address spaces apart, so the strict check must find nothing either.
+    """
+    source, folders = PRELUDE + text, [str(MLX / "include")]
+    key = digest(shim_key(), source, mx.__version__)
+    strict = build_once(
+        f"strict-{key}.txt", lambda made: made.write_text("\n".join(map(str, check(source, folders))))
+    ).read_text()
+    try:
+        if strict:
+            raise CompileError(strict)
+        library = metal_emulator.compile_source(source, include_dirs=folders)
+    except CompileError as error:
+        raise RuntimeError(f"[metal::Device] Unable to build metal library from source\n{error}") from error
+    (name,) = library.names
+    return library.kernel(name)
+
+
+def poisoned_copy(memory: Memory, itemsize: int) -> Buffer:
+    """What a kernel may read of an array: its elements where they lie, and NaNs (0xFF bytes) between them."""
+    address, shape, strides = memory
+    reach = [stride * (length - 1) for stride, length in zip(strides, shape, strict=True)]
+    low, high = sum(r for r in reach if r < 0), sum(r for r in reach if r > 0) + 1
+    kind = np.dtype(f"u{itemsize}")
+    own = (ctypes.c_char * ((high - low) * itemsize)).from_address(address + low * itemsize)
+    copy = np.full(high - low, np.iinfo(kind).max, kind)
+    steps = [stride * itemsize for stride in strides]
+    there, here = (
+        np.lib.stride_tricks.as_strided(flat[-low:], shape, steps) for flat in (np.frombuffer(own, kind), copy)
+    )
+    here[...] = there
+    return Buffer(copy, -low * itemsize)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch that happened. written_once: every element of every output."""
+
+    name: str
+    written_once: bool
+
+
+@dataclass
+class Kernel:
+    """What ``metal_kernel`` returns: call it for lazy outputs."""
+
+    host: MlxHost
+    name: str
+    input_names: list[str]
+    output_names: list[str]
+    real: Any
+    sources: dict[Any, str] = field(default_factory=dict)
+
+    def __call__(
+        self, *, inputs: list[mx.array], output_shapes: Sequence[Any], output_dtypes: Sequence[mx.Dtype],
+        grid: tuple[int, int, int], threadgroup: tuple[int, int, int],
+    ) -> list[mx.array]:  # fmt: skip
+        source = self.source(inputs, output_shapes, output_dtypes, grid, threadgroup)
+        sizes = [array.itemsize for array in inputs], [dtype.size for dtype in output_dtypes]
+        clipped = tuple(min(group, all_) for group, all_ in zip(threadgroup, grid, strict=True))
+
+        def run(given: list[Memory], made: list[Memory]) -> None:
+            self.run(source, given, made, sizes, grid, clipped)
+
+        shapes = [list(shape) for shape in output_shapes]
+        stream = mx.default_stream(mx.default_device())
+        found: list[mx.array] = lazy().launch(inputs, shapes, list(output_dtypes), run, stream)
+        return found
+
+    def source(
+        self, inputs: list[mx.array], shapes: Sequence[Any], dtypes: Sequence[mx.Dtype], grid: Any, threadgroup: Any
+    ) -> str:
+        """The source that MLX would compile: it depends on the inputs' dtypes, and on which of them are small."""
+        key = tuple((array.dtype, array.ndim == 0, array.size < 8) for array in inputs), tuple(dtypes)
+        if key not in self.sources:
+            arguments = {
+                "inputs": [(tuple(array.shape), array.dtype) for array in inputs], "grid": grid,
+                "threadgroup": threadgroup, "output_shapes": list(shapes), "output_dtypes": list(dtypes),
+            }  # fmt: skip
+            self.sources[key] = generated(self.real, arguments)
+        return self.sources[key]
+
+    def run(
+        self, source: str, given: list[Memory], made: list[Memory], sizes: tuple[list[int], list[int]],
+        grid: tuple[int, int, int], threadgroup: tuple[int, int, int],
+    ) -> None:  # fmt: skip
+        """Compile, bind and launch; runs when MLX evaluates the outputs."""
+        kernel = compiled(source)
+        threads = threadgroup[0] * threadgroup[1] * threadgroup[2]
+        if threads > self.host.most_threads:
+            raise ValueError(
+                f"Thread group size ({threads}) is greater than the maximum allowed threads per threadgroup "
+                f"({self.host.most_threads})."
+            )
+        arrays: dict[str, Any] = {}
+        for name, memory, size in zip(self.input_names, given, sizes[0], strict=True):
+            arrays[name] = poisoned_copy(memory, size)
+            arrays |= {
+                f"{name}_shape": np.array(memory[1], np.int32), f"{name}_strides": np.array(memory[2], np.int64),
+                f"{name}_ndim": np.array([len(memory[1])], np.int32),
+            }  # fmt: skip
+        for name, (address, shape, _), size in zip(self.output_names, made, sizes[1], strict=True):
+            own = (ctypes.c_char * (int(np.prod(shape)) * size)).from_address(address)
+            arrays[name] = Buffer(np.frombuffer(own, np.dtype(f"u{size}")), initialised=False)
+        buffers = {int(slot): arrays[name] for _, _, name, slot in PARAMETER.findall(source)}
+        try:
+            report = kernel.launch(buffers, grid, threadgroup)
+        except EmulatorFault as fault:
+            self.host.faults.append(fault)
+            raise
+        slots = [int(slot) for _, _, name, slot in PARAMETER.findall(source) if name in self.output_names]
+        self.host.ran.append(Launch(self.name, all(report.written_once(slot) for slot in slots)))
+
+
+@dataclass(eq=False)
+class MlxHost:
+    """MLX's Metal back-end as natten_mlx sees it.
+
+    breaks: kernels whose name holds this do not compile. most_threads: what every pipeline allows in a
+    threadgroup. ran: launches in the order in which they ran; faults: what the emulator found.
+    """
+
+    breaks: str | None = None
+    most_threads: int = 1024
+    ran: list[Launch] = field(default_factory=list)
+    faults: list[EmulatorFault] = field(default_factory=list)
+
+    @property
+    def templates(self) -> list[str]:
+        """The kernel templates that ran, in order."""
+        return [launch.name.partition("_r")[0] for launch in self.ran]
+
+    def missing(self, stream: mx.Stream) -> str | None:
+        return None
+
+    def metal_kernel(
+        self, name: str, input_names: list[str], output_names: list[str], source: str, header: str,
+        ensure_row_contiguous: bool,
+    ) -> Kernel:  # fmt: skip
+        assert not ensure_row_contiguous, "the stand-in hands kernels the strides that arrays have"
+        if self.breaks is not None and self.breaks in name:
+            header += "#error planted\n"
+        real = mx.fast.metal_kernel(
+            name=name, input_names=input_names, output_names=output_names, source=source, header=header,
+            ensure_row_contiguous=False,
+        )  # fmt: skip
+        return Kernel(self, name, input_names, output_names, real)

@@ -1,0 +1,351 @@
+"""natten_mlx from its faces to its Metal kernels, on an emulated ``mx.fast.metal_kernel``."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import frameworks
+import metal_emulator
+import mlx.core as mx
+import natten_mlx
+import numpy as np
+import pytest
+import tolerances
+from cases import BY_NAME, make
+from frameworks import MLX, MPS, Path
+from metal_emulator.lint import lint
+from natten_mlx import _launch_fast
+from natten_mlx._metal import backends
+
+from natten_mps._metal.source import WALKING, Instance, mlx_body, mlx_header
+
+from .conftest import installed
+from .host import EmulatedHost
+from .mlx_host import Kernel, Launch, MlxHost, generated
+
+pytestmark = pytest.mark.usefixtures("emulator")
+
+FAST = Path(MLX, "fast_metal")
+# Every feature on some rank in some dtype; few instantiations, for each takes seconds to compile.
+FUSED = (("seq-additional-everything", "float32"), ("img-mqa-values", "float16"), ("vol-rpb", "bfloat16"))
+SPLIT = BY_NAME["img-rpb"]
+# The case of the tests that ask for something else than numbers, with the templates of forward and gradient.
+SMALL = BY_NAME["img-mqa-values"]
+FORWARD, GRADIENT = ["na_fwd"], {"na_delta", "na_bwd_dq", "na_bwd_dkv"}
+Attend = Callable[..., Any]
+
+
+@pytest.fixture
+def install(emulator: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[MlxHost], MlxHost]]:
+    """Puts a host in place of MLX's own, with nothing left over from another."""
+    MLX.package  # noqa: B018 - selects the CPU
+    hosts: list[MlxHost] = []
+
+    def put(host: MlxHost) -> MlxHost:
+        monkeypatch.setattr(_launch_fast, "HOST", host)
+        monkeypatch.setitem(frameworks.TIER_MODULES, "fast_metal", ("_launch_fast",))
+        monkeypatch.setattr(backends, "_said", set())
+        hosts.append(host)
+        return host
+
+    yield put
+    for host in hosts:
+        assert not host.faults
+        assert all(launch.written_once for launch in host.ran)
+
+
+@pytest.fixture
+def host(install: Callable[[MlxHost], MlxHost]) -> MlxHost:
+    """natten_mlx with an emulated Apple GPU behind its CPU stream."""
+    return install(MlxHost())
+
+
+def arrays(dtype: str = "float16") -> list[mx.array]:
+    """Query, key and value of :data:`SMALL`."""
+    given = frameworks.inputs(SMALL, dtype)
+    return [MLX.tensor(given[name], dtype) for name in ("query", "key", "value")]
+
+
+def attend(backend: str = "fast_metal", **options: Any) -> Attend:
+    """The face of :data:`SMALL` as a function of query, key and value."""
+
+    def call(query: mx.array, key: mx.array, value: mx.array) -> Any:
+        return natten_mlx.na2d(query, key, value, SMALL.kernel_size, backend=backend, **options)
+
+    return call
+
+
+def loss_of(call: Attend) -> Attend:
+    return lambda *given: (call(*given).astype(mx.float32) ** 2).sum()
+
+
+# --- results -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "dtype"), FUSED)
+def test_fused(host: MlxHost, name: str, dtype: str) -> None:
+    """Outputs and every gradient, within the bounds of plain code; each kernel is proved and then launched."""
+    case = BY_NAME[name]
+    found, dtypes = frameworks.run(FAST, case, dtype)
+    expected = tolerances.fused(case, dtype)
+    tolerances.assert_within(found, expected, f"{name} {dtype}")
+    assert dtypes == {tensor: wanted.dtype for tensor, wanted in expected.items()}
+    wanted = {
+        *FORWARD,
+        *GRADIENT,
+        *(["na_bias", "na_sum"] if case.rpb else []),
+        *(["na_sum"] if case.additional else []),
+    }
+    assert set(host.templates) == wanted
+    proofs = len({launch.name for launch in host.ran})
+    launches = 4 + (3 if case.additional else 0) + (2 if case.rpb else 0)
+    assert len(host.ran) == proofs + launches
+
+
+def test_split(host: MlxHost) -> None:
+    """Logits and weighted sums of window slots, and their gradients."""
+    for run, expected in ((frameworks.run_qk, tolerances.split_qk), (frameworks.run_av, tolerances.split_av)):
+        found, _ = run(FAST, SPLIT, "float32")
+        tolerances.assert_within(found, expected(SPLIT, "float32"), run.__name__)
+    assert set(host.templates) == {"na_qk", "na_av", "na_av_t", "na_bias", "na_sum"}
+
+
+@pytest.mark.parametrize(("name", "dtype"), FUSED[:1])
+def test_both_packages_agree(host: MlxHost, monkeypatch: pytest.MonkeyPatch, name: str, dtype: str) -> None:
+    case = BY_NAME[name]
+    ours, _ = frameworks.run(FAST, case, dtype)
+    monkeypatch.delitem(frameworks.TIER_MODULES, "fast_metal")  # a module that the other package does not have
+    with installed(monkeypatch, EmulatedHost()) as torch_host:
+        theirs, _ = frameworks.run(Path(MPS, "metal"), case, dtype)
+        assert torch_host.names
+    tolerances.assert_agree(ours, theirs, tolerances.fused(case, dtype), name)
+
+
+def layouts(array: mx.array) -> dict[str, mx.array]:
+    """The same values in other memory: [B, X, Y, H, D] with every axis fastest once, reversed, broken up, shared."""
+    axes = range(array.ndim)
+    found = {f"axis {axis} fastest": mx.contiguous(mx.moveaxis(array, axis, -1)).moveaxis(-1, axis) for axis in axes}
+    every = (slice(None, None, -1),) * array.ndim
+    found["reversed"] = mx.contiguous(array[every])[every]
+    found["every second"] = mx.stack([array, array * 0 + 9], axis=-1).flatten(-2)[..., ::2]
+    found["a part"] = mx.pad(array, [(1, 2)] * array.ndim, constant_values=9)[(slice(1, -2),) * array.ndim]
+    return found
+
+
+def test_any_strides_give_the_same_bits(host: MlxHost) -> None:
+    query, key, value = given = arrays()
+    wanted = attend()(*given)
+    gradients = mx.grad(loss_of(attend()), argnums=(0, 1, 2))(*given)
+    mx.eval(wanted, gradients)
+    for (name, q), k, v in zip(
+        layouts(query).items(), layouts(key).values(), layouts(value).values(), strict=True
+    ):  # fmt: skip
+        mx.eval(q, k, v)
+        assert mx.array_equal(attend()(q, k, v), wanted), name
+        found = mx.grad(loss_of(attend()), argnums=(0, 1, 2))(q, k, v)
+        assert all(mx.array_equal(a, b) for a, b in zip(found, gradients, strict=True)), name
+    whole = mx.broadcast_to(key[:, :1], key.shape)
+    assert mx.array_equal(attend()(query, whole, value), attend()(query, mx.contiguous(whole), value))
+    # A cotangent that is a broadcast scalar.
+    (ones,) = mx.grad(lambda q: attend()(q, key, value).sum(), argnums=(0,))(query)
+    dense = mx.grad(lambda q: attend("dense")(q, key, value).sum())(query)
+    assert mx.allclose(ones, dense, rtol=0, atol=0.01)
+
+
+def test_few_rows(host: MlxHost) -> None:
+    """Three rows: lse, delta and their gradients are smaller than what MLX hands out as device memory."""
+    case = make("seq-three", (3,), 2, heads=1, head_dim=16)
+    found, _ = frameworks.run(FAST, case, "float32")
+    tolerances.assert_within(found, tolerances.fused(case, "float32"), "three rows")
+
+
+def test_tensors_that_are_too_small(host: MlxHost) -> None:
+    small = mx.ones((1, 7, 1, 1))
+    with pytest.raises(NotImplementedError, match="fewer than 8 elements as constants, .* got one of 7"):
+        natten_mlx.na1d(small, small, small, 3, backend="fast_metal")
+    mx.eval(natten_mlx.na1d(small, small, small, 3))
+    assert "pure (" in natten_mlx.explain("na1d", small, small, small, kernel_size=3)
+    assert "fast_metal (" in natten_mlx.explain("na1d", *[mx.ones((1, 8, 1, 1))] * 3, kernel_size=3)
+    assert not host.ran
+
+
+def test_wide_heads_take_fewer_simdgroups(host: MlxHost) -> None:
+    def simdgroups(dim: int) -> int:
+        text = natten_mlx.explain("na1d", *[mx.ones((1, 64, 1, dim), mx.float16)] * 3, kernel_size=3)
+        found = re.search(r"_g(\d+)_", text)
+        assert found
+        return int(found[1])
+
+    assert (simdgroups(64), simdgroups(97)) == (8, 4)
+
+
+# --- MLX's transforms --------------------------------------------------------------------------------
+
+
+def test_lazy(host: MlxHost) -> None:
+    """A call computes nothing but the proof of its kernel."""
+    found = attend()(*arrays())
+    assert host.templates == FORWARD
+    mx.eval(found)
+    assert host.templates == FORWARD * 2
+
+
+@pytest.mark.parametrize("traced_first", [False, True])
+def test_compile(host: MlxHost, traced_first: bool) -> None:
+    """Compiled functions launch the same kernels, whether or not they were proved before MLX traces."""
+    given = arrays()
+    function = mx.value_and_grad(loss_of(attend()), argnums=(0, 1, 2))
+    compiled = mx.compile(function)
+    first, then = (compiled, function) if traced_first else (function, compiled)
+    found, wanted = first(*given), then(*given)
+    mx.eval(found, wanted)
+    again = compiled(*(x * 2 for x in given))
+    mx.eval(again)
+    assert set(host.templates) == {*FORWARD, *GRADIENT}
+    assert len(host.ran) == 4 + 3 * 4
+    for a, b in ((found, wanted), (again, function(*(x * 2 for x in given)))):
+        assert mx.array_equal(a[0], b[0])
+        assert all(mx.array_equal(x, y) for x, y in zip(a[1], b[1], strict=True))
+
+
+def test_compile_without_shapes_raises(host: MlxHost) -> None:
+    with pytest.raises(ValueError, match="cannot infer output shapes"):
+        mx.eval(mx.compile(attend(), shapeless=True)(*arrays()))
+
+
+@pytest.mark.parametrize("backend", ["auto", "fast_metal"])
+def test_vmap_says_what_to_do(host: MlxHost, backend: str) -> None:
+    """MLX cannot map a kernel given as text; the pure path it can."""
+    many = [mx.stack([x, x * 2]) for x in arrays()]
+    for function in (attend(backend), mx.grad(loss_of(attend(backend)))):
+        with pytest.raises(NotImplementedError, match='na2d: mx.vmap over fast_metal .* use backend="pure"'):
+            mx.vmap(function)(*many)
+    found = mx.vmap(attend("pure"))(*many)
+    assert mx.allclose(found[1], attend()(*(x[1] for x in many)), rtol=0, atol=0.01)
+
+
+def test_second_derivative_and_forward_mode_raise(host: MlxHost) -> None:
+    given = arrays("float32")
+    loss = loss_of(attend())
+    with pytest.raises(NotImplementedError, match="second derivatives"):
+        mx.grad(lambda *x: mx.grad(loss)(*x).sum())(*given)
+    with pytest.raises(NotImplementedError, match="forward-mode"):
+        mx.jvp(loss, given, given)
+
+
+# --- failures ----------------------------------------------------------------------------------------
+
+
+def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+
+
+@pytest.mark.parametrize(
+    ("broken", "words"),
+    [
+        (MlxHost(breaks="na_fwd"), r"na_fwd_r2_\w+ does not run: .*planted"),
+        (MlxHost(most_threads=32), r"na_fwd_r2_\w+ does not run: Thread group size \(96\) is greater than"),
+    ],
+)
+def test_a_failure_is_one_warning_and_the_pure_path(
+    install: Callable[[MlxHost], MlxHost], caplog: pytest.LogCaptureFixture, broken: MlxHost, words: str
+) -> None:
+    install(broken)
+    given = arrays()
+    with MLX.watch() as ran:
+        found = [attend("auto")(*given), attend("auto")(*given), attend("auto", dilation=(1, 2))(*given)]
+        mx.eval(found)
+    assert ran == {"fast_metal", "pure"} and not broken.ran
+    assert all(mx.array_equal(a, attend("pure")(*given)) for a in found[:2])
+    (said,) = warnings_of(caplog)
+    assert re.search(words, said) and "`natten-mlx doctor`" in said and "Step(instance=" in said
+    for _ in range(2):
+        with pytest.raises(backends.KernelFailure, match=words):
+            attend()(*given)
+
+
+def test_a_failure_of_the_gradient_alone(
+    install: Callable[[MlxHost], MlxHost], caplog: pytest.LogCaptureFixture
+) -> None:
+    broken, given = install(MlxHost(breaks="na_bwd_dkv")), arrays("float16")
+    found, gradient = mx.compile(mx.value_and_grad(loss_of(attend("auto"))))(*given)
+    mx.eval(found, gradient)
+    assert set(broken.templates) == {"na_fwd", "na_delta", "na_bwd_dq"}
+    assert len(warnings_of(caplog)) == 1
+    assert mx.allclose(gradient, mx.grad(loss_of(attend("dense")))(*given), rtol=0, atol=0.02)
+    with pytest.raises(backends.KernelFailure, match="planted"):
+        mx.grad(loss_of(attend()))(*given)
+
+
+def test_without_a_stand_in_the_cpu_is_told_apart() -> None:
+    """MLX's own host says why there are no kernels on a CPU stream."""
+    given = arrays()
+    with pytest.raises(NotImplementedError, match="Metal kernels run on a GPU stream; this one is on the CPU"):
+        natten_mlx.na2d(*given, 3, backend="metal", stream=mx.cpu)
+
+
+# --- the text, and the stand-in ----------------------------------------------------------------------
+
+
+def test_the_text_is_one_kernel_with_the_strides_it_reads(host: MlxHost) -> None:
+    mx.eval(mx.grad(loss_of(attend()))(*arrays()))
+    for kernel in _launch_fast._kernels.values():
+        if not isinstance(kernel, Kernel) or kernel.host is not host:
+            continue
+        (source,) = kernel.sources.values()
+        assert source.isascii() and not lint(source)
+        signature = source[source.index("[[kernel]]") :].partition(") {")[0]
+        assert re.findall(r"(\w+)_strides \[\[", signature) == [
+            name for name in ("q", "k", "v", "out_grad") if name in kernel.input_names
+        ]
+        assert "_shape" not in signature and "_ndim" not in signature
+        assert set(re.findall(r"\[\[(\w+)\]\]", signature)) - {"kernel"} == {
+            "threadgroup_position_in_grid", "simdgroup_index_in_threadgroup", "thread_index_in_simdgroup",
+        }  # fmt: skip
+        assert signature.count("constant") == signature.count("_strides [[")
+
+
+@pytest.fixture
+def doubled(host: MlxHost) -> Callable[..., Any]:
+    """Launches a kernel of the given body on ``x``, on as many threads as ``out`` has elements."""
+
+    def launch(body: str, x: mx.array, size: int = 8) -> mx.array:
+        kernel = host.metal_kernel("doubled", ["x"], ["out"], body, "", False)
+        (out,) = kernel(
+            inputs=[x], output_shapes=[(size,)], output_dtypes=[mx.float32], grid=(size, 1, 1), threadgroup=(32, 1, 1)
+        )
+        return out
+
+    return launch
+
+
+def test_the_stand_in_binds_what_mlx_binds(doubled: Callable[..., Any]) -> None:
+    x = mx.arange(16, dtype=mx.float32)
+    body = "out[thread_position_in_grid.x] = 2 * x[thread_position_in_grid.x * x_strides[0]] + x_shape[0] + x_ndim;"
+    assert doubled(body, x[::2]).tolist() == [2 * i + 9 for i in range(0, 16, 2)]
+    # A threadgroup is clipped to the grid; small inputs are constants, a scalar is a reference.
+    assert doubled("out[thread_position_in_grid.x] = threads_per_threadgroup.x;", x).tolist() == [8] * 8
+    assert doubled("const constant float* p = x; out[thread_position_in_grid.x] = p[1];", x[:7]).tolist() == [1] * 8
+    assert doubled("out[thread_position_in_grid.x] = x;", mx.array(5.0)).tolist() == [5] * 8
+
+
+@pytest.mark.parametrize(
+    ("body", "x", "words"),
+    [
+        ("const device float* p = x; out[thread_position_in_grid.x] = p[0];", 7, "Unable to build .*\\n.*constant"),
+        ("out[thread_position_in_grid.x] = undeclared;", 8, "Unable to build .*\\n.*undeclared"),
+        ("out[thread_position_in_grid.x] = x[8];", 8, "outside|bounds"),
+    ],
+)
+def test_the_stand_in_fails_late(body: str, x: int, words: str) -> None:
+    host = MlxHost()
+    kernel = host.metal_kernel("late", ["x"], ["out"], body, "", False)
+    (out,) = kernel(
+        inputs=[mx.ones(x)], output_shapes=[(8,)], output_dtypes=[mx.float32], grid=(8, 1, 1), threadgroup=(8, 1, 1)
+    )
+    with pytest.raises(RuntimeError, match=words):
+        mx.eval(out)
+    assert not host.ran

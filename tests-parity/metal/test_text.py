@@ -1,0 +1,205 @@
+"""The text of the kernels: what a front end with Metal's rules says of it, and what it shares with Python."""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import re
+import shutil
+import subprocess
+from collections import Counter
+from dataclasses import fields, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from metal_emulator.lint import lint
+from metal_emulator.strict import check
+
+from natten_mps._metal.source import (
+    HEADERS,
+    KERNELS,
+    TEMPLATES,
+    THREADGROUP_BYTES,
+    WALKING,
+    Instance,
+    entry_point,
+    headers,
+    library,
+)
+from natten_mps._metal.steps import SLOTS
+from natten_mps._metal.window import inverse, window
+
+from .pool import KITS
+from .table import DTYPES, entries
+
+Array = Any
+MOST_LINES = 400
+# Sources are checked this many instantiations at a time.
+TOGETHER = 70
+
+
+@cache
+def everything() -> tuple[Instance, ...]:
+    """Every instantiation of the case table and of the pool, in a fixed order; some with 16-byte copies too."""
+    planned = {instance for entry in entries() for instance in entry.instances}
+    one_of_each = {(i.template, i.dtype, i.rank, i.stage): i for i in planned if i.template in WALKING}
+    planned |= {replace(instance, wide=True) for instance in one_of_each.values()}
+    return tuple(sorted(planned | {i for kit in KITS for i in kit.instances.values()}, key=lambda i: i.name))
+
+
+def parts() -> list[Any]:
+    whole = everything()
+    return [whole[first : first + TOGETHER] for first in range(0, len(whole), TOGETHER)]
+
+
+@pytest.mark.usefixtures("emulator")
+@pytest.mark.parametrize("instances", parts(), ids=lambda part: f"{part[0].template}..{part[-1].template}")
+def test_strict_check_and_lint_are_clean(instances: tuple[Instance, ...]) -> None:
+    source = library(instances)
+    assert all(f" {instance.name}(" in source for instance in instances)
+    assert check(source) == []
+    assert lint(source) == []
+
+
+@pytest.mark.usefixtures("emulator")
+def test_the_checks_can_fail() -> None:
+    """A pointer that changes its address space and a literal of type double are seen amid the real text."""
+    source, before = library(everything()[:1]), "METAL_FUNC int fragment_row"
+    assert source.count(before) == 1
+    moved = "METAL_FUNC thread float* lost(device float* p) { return p; }\n"
+    assert [finding.rule for finding in check(source.replace(before, moved + before))] == ["address-space"]
+    wide = "METAL_FUNC float lost() { return 1.5; }\n"
+    assert [finding.rule for finding in lint(source.replace(before, wide + before))] == ["literal"]
+
+
+def test_every_template_is_checked() -> None:
+    found = Counter((i.template, i.dtype) for i in everything())
+    assert set(found) == {(template, dtype) for template in TEMPLATES for dtype in DTYPES}
+
+
+def test_the_source_is_ascii_and_includes_only_metal() -> None:
+    """Hosts pass it through ASCII and compile from memory."""
+    for instance in everything():
+        assert entry_point(instance).isascii()
+    source = library(everything()[:3])
+    assert source.isascii()
+    assert re.findall(r"#\s*include\s*(.*)", source) == ["<metal_stdlib>", "<metal_simdgroup_matrix>"]
+    assert "#pragma once" not in source
+
+
+def test_headers_are_short_and_all_used() -> None:
+    """Each is in the text, in an order in which nothing is used before it is defined, and within 400 lines."""
+    assert sorted(path.name for path in KERNELS.glob("*.h")) == sorted(HEADERS)
+    text = headers()
+    for name in HEADERS:
+        lines = (KERNELS / name).read_text(encoding="ascii").splitlines()
+        assert len(lines) <= MOST_LINES, name
+        assert lines[0].startswith("// "), f"{name} opens with what it is"
+        kept = [line for line in lines if not line.lstrip().startswith(("//", "#pragma once"))]
+        assert "\n".join(kept).strip() in text
+
+
+def test_slots_are_those_of_the_header() -> None:
+    """Name by name, in order, without gaps."""
+    text = (KERNELS / "params.h").read_text(encoding="ascii")
+    found = {name: int(value) for name, value in re.findall(r"^  (k\w+) = (\d+),", text, re.MULTILINE)}
+    items = found.pop("kItemShapes")
+    assert found == {name: first for name, (first, _) in SLOTS.items()}
+    ends = [first + count for first, count in SLOTS.values()]
+    assert [0, *ends] == [*found.values(), items]
+
+
+def test_a_name_says_the_whole_instance() -> None:
+    """No two instances share a name: each field changes it, and all of the table's are different."""
+    whole = everything()
+    assert len({instance.name for instance in whole}) == len(whole) > 400
+    one = Instance("na_fwd", "float32", 2, 16, 32)
+    other: dict[str, Any] = {
+        "template": "na_qk", "dtype": "float16", "rank": 3, "dim": 32, "dim_v": 16, "patch": (1, 8, 1), "heads": 2,
+        "simdgroups": 3, "chunk": 40, "bricks": 1, "table": 64,
+    }  # fmt: skip
+    changed = [
+        replace(one, **{f.name: other.get(f.name, not getattr(one, f.name))}) for f in fields(Instance)
+    ]
+    assert len({instance.name for instance in [one, *changed]}) == len(changed) + 1
+    assert all(re.fullmatch(r"[A-Za-z_]\w*", instance.name) for instance in whole)
+    # Numbers next to each other in a name stay apart.
+    near = [replace(one, dim=d, dim_v=v, simdgroups=s, chunk=c) for d, v, s, c in
+            itertools.product((1, 11), (1, 11), (1, 11), (1, 11))]  # fmt: skip
+    assert len({instance.name for instance in near}) == len(near)
+
+
+def test_threadgroup_memory_is_what_the_text_declares() -> None:
+    """The bytes that the planner counts are those of the entry point's arrays, and fit."""
+    sizes = {"uint4": 16, "float": 4}
+    for instance in everything():
+        declared = re.findall(r"threadgroup (uint4|float) \w+\[(\d+)\];", entry_point(instance))
+        found = sum(sizes[kind] * int(count) for kind, count in declared)
+        placeholder = 32 if declared and not instance.stage and instance.template != "na_bias" else 0
+        assert found == instance.threadgroup_bytes + placeholder <= THREADGROUP_BYTES, instance.name
+
+
+# --- window.h is window.py ---------------------------------------------------------------------------
+
+WINDOW_CALLS = """
+#include "window.h"
+extern "C" void windows(int n, int w, int s, int causal, int transposed, int* low, int* high) {
+  for (int p = 0; p < n; ++p) {
+    na::Span span = transposed ? na::inverse(p, n, w, s, causal) : na::window(p, n, w, s, causal);
+    low[p] = span.low;
+    high[p] = span.high;
+  }
+}
+extern "C" int group_length(int length, int group, int dilation) { return na::group_length(length, group, dilation); }
+"""
+
+
+@pytest.fixture(scope="module")
+def window_header(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """window.h, compiled as C++17 by whatever compiler there is."""
+    compiler = next((name for name in ("c++", "g++", "clang++") if shutil.which(name)), None)
+    if compiler is None:
+        pytest.skip("no C++ compiler to read window.h with")
+    folder: Path = tmp_path_factory.mktemp("window")
+    (folder / "windows.cpp").write_text(WINDOW_CALLS)
+    flags = ["-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-shared", "-fPIC"]
+    command = [compiler, *flags, f"-I{KERNELS}", str(folder / "windows.cpp"), "-o", str(folder / "windows.so")]
+    subprocess.run(command, check=True)
+    return ctypes.CDLL(str(folder / "windows.so"))
+
+
+@pytest.mark.parametrize("transposed", [False, True], ids=["window", "inverse"])
+def test_the_header_is_the_module(window_header: ctypes.CDLL, transposed: bool) -> None:
+    """Every position of every small axis, for every window and stride, causal or not; and longer axes."""
+    function, positions = inverse if transposed else window, 0
+    longer = [(n, w, s) for n in (63, 64, 100, 255) for w in (1, 2, 7, 24, 62, 63) for s in (1, 2, 5, 16, 23, 62) if s <= w]
+    small = [(n, w, s) for n in range(1, 41) for w in range(1, n + 1) for s in range(1, w + 1)]
+    for n, w, s in [*small, *longer]:
+        low, high = (np.zeros(n, np.int32) for _ in range(2))
+        pointers = [a.ctypes.data_as(ctypes.c_void_p) for a in (low, high)]
+        for causal in (False, True):
+            window_header.windows(n, w, s, causal, transposed, *pointers)
+            wanted = [np.broadcast_to(part, n) for part in function(np.arange(n), n, w, s, causal, np)]
+            assert np.array_equal(low, wanted[0]) and np.array_equal(high, wanted[1]), (n, w, s, causal)
+            positions += n
+    assert positions >= 100_000
+
+
+def test_full_attention_and_groups_in_the_header(window_header: ctypes.CDLL) -> None:
+    """A window longer than the axis, which only full attention has; lengths of dilation groups."""
+    from natten_mps._metal.window import group_length
+
+    for n, w in itertools.product(range(1, 20), range(1, 40)):
+        low, high = (np.zeros(n, np.int32) for _ in range(2))
+        pointers = [a.ctypes.data_as(ctypes.c_void_p) for a in (low, high)]
+        for transposed, causal in itertools.product((False, True), (False, True)):
+            window_header.windows(n, w, 1, causal, transposed, *pointers)
+            function = inverse if transposed else window
+            wanted = [np.broadcast_to(part, n) for part in function(np.arange(n), n, w, 1, causal, np)]
+            assert np.array_equal(low, wanted[0]) and np.array_equal(high, wanted[1]), (n, w, causal, transposed)
+    for length, dilation in itertools.product(range(1, 30), range(1, 12)):
+        for group in range(dilation):
+            assert window_header.group_length(length, group, dilation) == group_length(length, group, dilation)

@@ -1,0 +1,209 @@
+"""What the planner makes of thousands of problems: every row once, within Metal's limits, exactly counted work."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tolerances
+from cases import Case, inputs, lse_dtype
+
+from natten_mps._metal.problem import Problem
+from natten_mps._metal.source import THREADGROUP_BYTES, TRANSPOSED, WALKING, Instance
+from natten_mps._metal.steps import SLOTS, Step, backward, forward, obstacle
+from natten_mps._metal.tiles import DIMS, DIRECT_ELEMENTS, count_bricks, patches
+
+from .launch import run_all, tiles_of
+from .work import bricks_by_force, dispatched_rows, work_of
+from .work_table import NAMED, TABLE, problem, text, useful
+
+MOST_THREADS = 1024
+PROBLEMS = 2000
+
+
+def random_problem(rng: random.Random) -> Problem:
+    """Of any rank and op, as users might pose it: short and long axes, small and whole windows."""
+    rank = rng.randint(1, 3)
+    longest = {1: (9, 300, 5000), 2: (6, 40, 300), 3: (4, 14, 60)}[rank]
+    shape = tuple(rng.randint(1, rng.choice(longest)) for _ in range(rank))
+    dilation = tuple(rng.choice((1, 1, rng.randint(1, min(n, 9)))) for n in shape)
+    kernel = tuple(rng.choice((1, rng.randint(1, n // d), min(7, n // d), n // d)) for n, d in zip(shape, dilation, strict=True))
+    op = rng.choice(("na", "na", "na", "qk", "av"))
+    rpb = op != "av" and rng.random() < 0.2
+    stride = tuple(1 if rpb else rng.choice((1, rng.randint(1, w))) for w in kernel)
+    kv_heads = rng.randint(1, 3)
+    dims = [rng.choice((1, 8, 16, 24, 32, 40, 64, 80, 96, 128, 192, 256)) for _ in range(2)]
+    return Problem(
+        op, rng.randint(1, 3), shape, shape, kv_heads * rng.choice((1, 1, 2, 3, 4, 8)), kv_heads,
+        0 if op == "av" else dims[0], 0 if op == "qk" else dims[1], kernel, stride, dilation,
+        tuple(rng.random() < 0.3 for _ in shape), 0.3, rng.choice(("float32", "float16", "bfloat16")),
+        rng.choice((0, 0, 1, 30, 200)) if op == "na" else 0, rpb,
+    )  # fmt: skip
+
+
+def slot(step: Step, name: str) -> tuple[int, ...]:
+    first, count = SLOTS[name]
+    return step.params[first : first + count]
+
+
+def check_step(problem: Problem, step: Step) -> None:
+    """Limits of Metal, and a grid that reaches every row once."""
+    i, p = step.instance, problem
+    assert i.threadgroup_bytes <= THREADGROUP_BYTES
+    assert 0 < step.threads <= MOST_THREADS and step.threads % 32 == 0
+    assert min(step.grid) >= 1 and max(step.grid) < 2**31
+    if i.template in ("na_delta", "na_sum"):
+        rows, each = slot(step, "kRowCount")[0], step.threads // 32 if i.template == "na_delta" else step.threads
+        assert (step.grid[0] - 1) * each < rows <= step.grid[0] * each and step.grid[1:] == (1, 1)
+        return
+    assert step.threads == 32 * i.simdgroups and math.prod(i.patch) * i.heads == 8
+    (parts,) = slot(step, "kParts")
+    if i.every:
+        tiles, rest = divmod(step.grid[1], parts)
+        assert rest == 0 and (tiles - 1) * 8 * i.simdgroups < p.additional <= tiles * 8 * i.simdgroups
+        assert step.grid[::2] == (p.kv_heads, p.batch) and parts <= p.query_shape[0]
+        return
+    tiles = slot(step, "kTiles")[: p.rank]
+    assert tiles == tiles_of(p, i)
+    assert (dispatched_rows(p, i, tiles) == 1).all()
+    if i.template == "na_bias":
+        assert step.grid == (p.heads, parts, 1) and 1 <= parts <= math.prod(tiles) * math.prod(p.dilation) * p.batch
+        assert i.table >= math.prod(2 * w - 1 for w in p.kernel_size)
+        return
+    heads = p.kv_heads if i.template in TRANSPOSED else p.heads // i.heads
+    assert step.grid == (heads, math.prod(tiles), p.batch * math.prod(p.dilation))
+    assert p.group_heads % i.heads == 0
+    if not i.stage:
+        # Direct reads count elements of a box in 32 bits.
+        assert p.queries * p.heads * max(i.dim, i.dim_v) <= DIRECT_ELEMENTS or i.chunk <= 8
+
+
+@pytest.mark.parametrize("most", [1, 4, 8])
+def test_plans(most: int) -> None:
+    rng, planned, seen = random.Random(most), 0, set()
+    for _ in range(PROBLEMS):
+        one = random_problem(rng)
+        if obstacle(one):
+            continue
+        for step in (*forward(one, most), *backward(one, True, most)):
+            check_step(one, step)
+            assert step.instance.simdgroups <= most or step.instance.template in ("na_delta", "na_sum")
+            planned += 1
+            seen |= {(step.instance.template, step.instance.stage), step.instance.patch, step.instance.heads}
+    assert planned > 2 * PROBLEMS
+    assert seen >= {(template, stage) for template in WALKING for stage in (True, False)}
+    assert seen >= {(1, 1, 8), (1, 8, 1), (2, 2, 2), 1, 2, 4, 8}
+
+
+def small_problem(rng: random.Random) -> Problem:
+    rank = rng.randint(1, 3)
+    shape = tuple(rng.randint(1, {1: 40, 2: 10, 3: 5}[rank]) for _ in range(rank))
+    dilation = tuple(rng.randint(1, min(3, n)) for n in shape)
+    kernel = tuple(rng.randint(1, n // d) for n, d in zip(shape, dilation, strict=True))
+    stride = tuple(rng.choice((1, rng.randint(1, w))) for w in kernel)
+    causal = tuple(rng.random() < 0.4 for _ in shape)
+    heads = rng.choice((1, 2, 4, 8))
+    return Problem("na", 1, shape, shape, heads, 1, 8, 8, kernel, stride, dilation, causal, 1.0, "float32")
+
+
+def test_bricks_are_counted_exactly() -> None:
+    """Every patch of small problems: the planner's sum, the simulation of a launch, and all pairs agree."""
+    rng, full_ones = random.Random(0), 0
+    for _ in range(250):
+        one = small_problem(rng)
+        for transposed in (False, True):
+            for heads in (h for h in (1, 2, 4, 8) if one.heads % h == 0 and (h == 1 or not transposed)):
+                for patch in patches(one.rank, heads):
+                    found = count_bricks(one, patch, heads, transposed)
+                    wanted = bricks_by_force(one, patch, heads, transposed)
+                    assert (found.executed, found.full) == wanted, (one, patch, heads, transposed)
+                    template = "na_bwd_dkv" if transposed else "na_fwd"
+                    instance = Instance(template, "float32", one.rank, 16, 16, patch, heads, rng.randint(1, 3))
+                    assert work_of(one, instance).bricks == wanted
+                    full_ones += found.full
+    assert full_ones > 1000
+
+
+def test_the_planned_patch_executes_least() -> None:
+    rng = random.Random(1)
+    for _ in range(300):
+        one = small_problem(rng)
+        for step in (*forward(one), *backward(one, False)):
+            i, transposed = step.instance, step.instance.template in TRANSPOSED
+            if i.template not in WALKING:
+                continue
+            choices = [(patch, h) for h in ((1,) if transposed else (1, 2, 4, 8)) if one.heads % h == 0
+                       for patch in patches(one.rank, h)]  # fmt: skip
+            executed = [count_bricks(one, patch, h, transposed).executed for patch, h in choices]
+            assert step.bricks == min(executed) * one.batch * one.kv_heads
+
+
+# --- known problems ----------------------------------------------------------------------------------
+
+
+def test_the_committed_table_is_what_the_planner_says() -> None:
+    """After a change of the planner: ``python -m metal.work_table --write``, and look at what moved."""
+    assert TABLE.read_text(encoding="ascii") == text()
+
+
+def ratios(name: str) -> dict[str, float]:
+    """Executed work over useful work, by template."""
+    one = NAMED[name]
+    return {s.instance.template: s.bricks / useful(one) for s in (*forward(one), *backward(one, False)) if s.bricks}
+
+
+@pytest.mark.parametrize("name", ["FLUX 256x256 K80", "Hunyuan 30x48x80 K18x24x24"])
+def test_large_windows_at_stride_one_waste_little(name: str) -> None:
+    found = ratios(name)
+    assert set(found) == {"na_fwd", "na_bwd_dq", "na_bwd_dkv"}
+    assert all(1 <= ratio <= 1.2 for ratio in found.values()), found
+
+
+@pytest.mark.parametrize("name", ["FLUX 256x256 K80 s16", "Hunyuan 30x48x80 K18x24x24 s16x8x8"])
+def test_strides_that_fit_the_tiles_waste_nothing(name: str) -> None:
+    """Not a brick more than the windows hold, and not one with a mask."""
+    one = NAMED[name]
+    assert all(ratio == 1 for ratio in ratios(name).values())
+    assert all(step.full == step.bricks for step in (*forward(one), *backward(one, False)))
+
+
+SCALED = {
+    "FLUX": problem((32, 32), 10, 32, 2),
+    "FLUX, stride": problem((32, 32), 16, 32, 2, s=8),
+    "Hunyuan": problem((6, 12, 16), (4, 6, 6), 32, 1),
+    "Hunyuan, stride": problem((6, 8, 24), (4, 4, 8), 32, 1, s=(4, 4, 8)),
+    "NAT": problem((28, 28), 7, 32, 1),
+    "DiNAT, grouped": problem((20, 20), 5, 32, 4, d=(4, 2), kv_heads=1),
+    "causal": problem((200,), 64, 32, 1, causal=True),
+}
+
+
+@pytest.mark.usefixtures("emulator")
+@pytest.mark.parametrize("name", SCALED)
+def test_planned_work_is_what_runs(name: str) -> None:
+    """Scaled down and executed: the planned bricks, no more, and right results."""
+    one = SCALED[name]
+    case = Case(
+        f"scaled/{name}", one.query_shape, one.kernel_size, one.stride, one.dilation, one.is_causal, one.batch,
+        one.heads, one.kv_heads, one.head_dim, one.head_dim_v,
+    )  # fmt: skip
+    assert case.problem("float16") == replace(one, scale=case.factor)
+    arrays = inputs(case, "float16")
+    steps = (*forward(one), *backward(one, True))
+    tensors = arrays | {"out_grad": arrays["d_out"], "lse_grad": arrays["d_lse"]}
+    runs = run_all(steps, tensors)
+    found = {}
+    for done in runs.values():
+        done.assert_written_once()
+        assert done.bricks == (done.step.bricks, done.step.full)
+        found |= {output: laid.values for output, laid in done.outputs.items() if output != "delta"}
+    values = {name.removesuffix("_grad"): array for name, array in found.items()}
+    tolerances.assert_within(values, tolerances.fused(case, "float16"), name)
+    executed = {done.step.instance.template: done.step.bricks / useful(one) for done in runs.values() if done.step.bricks}
+    if "stride" in name:
+        assert set(executed.values()) == {1.0}
+    assert len(executed) == 3 and min(executed.values()) >= 1
+    assert lse_dtype("float16") == "float32" and np.isfinite(values["lse"]).all()

@@ -1,0 +1,88 @@
+"""The work of well-known problems, as a committed table: ``python -m metal.work_table --write`` makes it anew.
+
+Run it in ``tests-parity``. executed counts bricks of 8x8 pairs of one launch, useful is pairs / 64, and ratio
+their quotient: 1 is a kernel that computes nothing but what the windows hold.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from natten_mps._metal.mask import pairs
+from natten_mps._metal.problem import Problem
+from natten_mps._metal.steps import backward, forward
+
+TABLE = Path(__file__).parent / "work.tsv"
+COLUMNS = ("problem", "kernel", "patch", "heads", "simdgroups", "reads", "executed", "full", "useful", "ratio")
+
+
+def problem(shape: tuple[int, ...], window: Any, dim: int, heads: int, **given: Any) -> Problem:
+    """A float16 problem; one number stands for all axes."""
+
+    def per_axis(value: Any) -> tuple[Any, ...]:
+        return value if isinstance(value, tuple) else (value,) * len(shape)
+
+    s, d, causal = (per_axis(given.pop(name, default)) for name, default in (("s", 1), ("d", 1), ("causal", False)))
+    batch, kv_heads = given.pop("batch", 1), given.pop("kv_heads", heads)
+    assert not given
+    return Problem(
+        "na", batch, shape, shape, heads, kv_heads, dim, dim, per_axis(window), s, d, causal, dim**-0.5, "float16"
+    )
+
+
+NAMED = {
+    "NAT-T 56x56 K7": problem((56, 56), 7, 32, 2, batch=16),
+    "DiNAT 56x56 K7 d8": problem((56, 56), 7, 32, 2, batch=16, d=8),
+    "HDiT 128x128 K7": problem((128, 128), 7, 64, 8),
+    "64x64 K13": problem((64, 64), 13, 64, 16),
+    "FLUX 256x256 K80": problem((256, 256), 80, 128, 24),
+    "FLUX 256x256 K80 s16": problem((256, 256), 80, 128, 24, s=16),
+    "Hunyuan 30x48x80 K18x24x24": problem((30, 48, 80), (18, 24, 24), 128, 24),
+    "Hunyuan 30x48x80 K18x24x24 s16x8x8": problem((30, 48, 80), (18, 24, 24), 128, 24, s=(16, 8, 8)),
+    "Aurora 8x90x180 K2x12x6": problem((8, 90, 180), (2, 12, 6), 64, 8),
+    "All-in-one 8192 K5": problem((8192,), 5, 32, 4),
+    "LLM 32768 K1024 causal": problem((32768,), 1024, 128, 32, causal=True),
+    "LLM 32768 K1024 causal, 8 kv heads": problem((32768,), 1024, 128, 32, causal=True, kv_heads=8),
+    "16x16x16 K3": problem((16, 16, 16), 3, 32, 4),
+    "NAT-T 56x56 K7, 8 heads on 1": problem((56, 56), 7, 32, 8, kv_heads=1),
+}
+
+
+def useful(one: Problem) -> float:
+    """Bricks that would hold all pairs of all heads and batch items without a gap."""
+    return one.batch * one.heads * pairs(one) / 64
+
+
+def rows() -> list[tuple[str, ...]]:
+    """The table, without its head: the three walks of each problem."""
+    found = []
+    for name, one in NAMED.items():
+        steps = [step for step in (*forward(one), *backward(one, False)) if step.bricks]
+        for step in steps:
+            i = step.instance
+            patch, reads = "x".join(map(str, i.patch[3 - one.rank :])), "staged" if i.stage else "direct"
+            ratio = step.bricks / useful(one)
+            found.append((
+                name, i.template, patch, str(i.heads), str(i.simdgroups), reads, str(step.bricks), str(step.full),
+                f"{useful(one):g}", f"{ratio:.4f}",
+            ))  # fmt: skip
+    return found
+
+
+def text() -> str:
+    """The whole table, tab-separated."""
+    return "\n".join("\t".join(row) for row in [COLUMNS, *rows()]) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", action="store_true", help="replace the committed table")
+    if parser.parse_args().write:
+        TABLE.write_text(text(), encoding="ascii")
+    print(text(), end="")
+
+
+if __name__ == "__main__":
+    main()
