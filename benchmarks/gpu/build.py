@@ -1,6 +1,6 @@
 """Compiles every kernel that run.py launches from Metal to PTX, and packs them into one file.
 
-    python benchmarks/gpu/build.py KERNELS.zip [--variant flip] [--variant "bricks 1"] [--problem NAME]
+    python benchmarks/gpu/build.py KERNELS.zip [--variant plan --variant flip] [--problem NAME]
 
 Needs clang 19, no GPU; run.py assembles the PTX where the GPU is.
 """
@@ -23,7 +23,7 @@ from metal_emulator.to_ptx import to_ptx
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("target", type=Path)
-    parser.add_argument("--variant", action="append", default=[], help="besides the planner's choice; repeatable")
+    parser.add_argument("--variant", action="append", default=[], help="a key of jobs.CHANGES; default: plan")
     parser.add_argument("--problem", action="append", default=[], help="a name of jobs.py; default: all")
     parser.add_argument("--arch", default="sm_90")
     options = parser.parse_args()

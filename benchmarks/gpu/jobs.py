@@ -4,8 +4,10 @@ Both ends read this: build.py where clang is, run.py where the GPU is. No framew
 """
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "shared-metal"))
@@ -63,9 +65,18 @@ def _small() -> dict[str, Problem]:
 SMALL = _small()
 
 
+# What a variant changes of every kernel that walks a box.
+CHANGES: dict[str, Callable[[Instance], dict[str, Any]]] = {
+    "plan": lambda i: {},
+    "flip": lambda i: {"stage": not i.stage},
+    "bricks": lambda i: {"bricks": 3 - i.bricks},
+    "flip-bricks": lambda i: {"stage": not i.stage, "bricks": 3 - i.bricks},
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One program to run: the launches of a problem, one choice changed. direction: 'forward' or 'backward'."""
+    """One program to run: the launches of a problem. direction: 'forward' or 'backward'; variant: a key of CHANGES."""
 
     problem: str
     dtype: str
@@ -102,20 +113,16 @@ def _changed(step: Step, problem: Problem, variant: str) -> Step:
     slotted = any(name in ("attn", "logits_grad") for _, name in step.inputs)
     odd = slotted and problem.slots * ITEM_SIZES[problem.dtype] % 16 != 0
     instance = replace(instance, wide=full and not odd)
-    if variant == "flip":
-        instance = replace(instance, stage=not instance.stage)
-    if variant.startswith("bricks "):
-        instance = replace(instance, bricks=int(variant.split()[1]))
-    return replace(step, instance=instance)
+    return replace(step, instance=replace(instance, **CHANGES[variant](instance)))
 
 
 def chosen(problems: list[str], variants: list[str]) -> list[Job]:
-    """The jobs of some problems (none: all): timed ones also in each variant, small ones as planned."""
+    """The jobs of some problems (none: all): timed ones in each variant (none: as planned), small ones as planned."""
     found = []
     for name in problems or [*TIMED, *SMALL]:
         timed = name in TIMED
         for dtype in DTYPES if timed else SMALL_DTYPES:
-            for variant in ("plan", *variants) if timed else ("plan",):
+            for variant in (variants or ["plan"]) if timed else ["plan"]:
                 found += [Job(name, dtype, direction, variant) for direction in ("forward", "backward")]
     return found
 

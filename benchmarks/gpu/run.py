@@ -1,6 +1,6 @@
 """Runs the Metal kernels on an NVIDIA GPU: checks every result against float64 and times every launch.
 
-    python benchmarks/gpu/run.py KERNELS.zip RESULT.tsv [--variant flip] [--problem NAME] [--small] [--cap 0]
+    python benchmarks/gpu/run.py KERNELS.zip RESULT.tsv [--variant plan --variant flip] [--problem NAME] [--small] [--cap 0]
 
 KERNELS.zip is build.py's. Needs torch with CUDA, and ptxas on the PATH. Times are medians of CUDA-graph replays.
 Exit status 1 if a result is wrong.
@@ -192,7 +192,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("kernels", type=Path)
     parser.add_argument("result", type=Path)
-    parser.add_argument("--variant", action="append", default=[], help="besides the planner's choice; repeatable")
+    parser.add_argument("--variant", action="append", default=[], help="a key of jobs.CHANGES; default: plan")
     parser.add_argument("--problem", action="append", default=[], help="a name of jobs.py; default: all")
     parser.add_argument("--small", action="store_true", help="only the small problems, which are not timed")
     parser.add_argument("--cap", action="append", type=int, default=[], help="registers a thread; 0: no limit")

@@ -4,7 +4,7 @@
 // config struct that source.py generates). Blocks of 3 hold one value per axis, outermost first. A stride block
 // holds 5 element strides: batch, head, axis 0, axis 1, axis 2. Outputs are contiguous; an input's channels lie
 // Params::channel(block) elements apart, a constant 1 where the host sees to that.
-// plan.py keeps the same names in the same order, and a test compares the two.
+// slots.py keeps the same names in the same order, and a test compares the two.
 //
 // Kernels read slots through Params, which the host's adapter defines before this header's users (source.py): hosts that
 // know the tensors' strides write them into the array; MLX knows them only inside the kernel.

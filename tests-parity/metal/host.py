@@ -7,7 +7,7 @@ larger than the kernel allows, and a source that does not compile is a SyntaxErr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,12 +133,12 @@ class EmulatedLibrary:
 class EmulatedHost:
     """What ``natten_mps._launch.HOST`` is where there is an Apple GPU.
 
-    most_threads: threads of a threadgroup that any kernel allows, or a number by the kernel's name.
+    allowed_threads: threads that a threadgroup of the kernel of a name may have.
     refuses: the words with which every launch fails; '' for none. options: of the emulator's compiler.
     """
 
     def __init__(self, **options: Any) -> None:
-        self.most_threads: int | dict[str, int] = DEFAULT_THREADS
+        self.allowed_threads: Callable[[str], int] = lambda name: DEFAULT_THREADS
         self.refuses = ""
         self.schedule, self.seed = "forward", 0
         self.options = options
@@ -147,11 +147,6 @@ class EmulatedHost:
 
     def missing(self, device: torch.device) -> str | None:
         return None
-
-    def allowed_threads(self, name: str) -> int:
-        if isinstance(self.most_threads, int):
-            return self.most_threads
-        return self.most_threads.get(name, DEFAULT_THREADS)
 
     def compile_shader(self, source: str) -> EmulatedLibrary:
         self.compilations.append(source)

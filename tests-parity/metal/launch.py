@@ -67,6 +67,12 @@ class Run:
         laid = self.inputs[dict(self.step.inputs)[argument]]
         return laid.counts(self.report.read_counts[self.slot(argument)])
 
+    def assert_reads_inside(self) -> None:
+        """Nothing beside the inputs was read: no gap between tokens, nothing before or behind."""
+        for argument, name in self.step.inputs:
+            _, beside = self.reads(argument)
+            assert not beside.any(), f"{self.step.instance.name} reads beside {name}"
+
     def assert_written_once(self) -> None:
         """Every element of every output was written once, and nothing beside it."""
         assert self.report.write_counts is not None

@@ -123,7 +123,8 @@ def poisoned_copy(memory: Memory, itemsize: int) -> Buffer:
     copy = np.full(high - low, np.iinfo(kind).max, kind)
     steps = [stride * itemsize for stride in strides]
     there, here = (
-        np.lib.stride_tricks.as_strided(flat[-low:], shape, steps) for flat in (np.frombuffer(own, kind), copy)
+        np.lib.stride_tricks.as_strided(flat[-low:], shape, steps)
+        for flat in (np.frombuffer(memoryview(own), kind), copy)
     )
     here[...] = there
     return Buffer(copy, -low * itemsize)
@@ -154,10 +155,10 @@ class Kernel:
     ) -> list[mx.array]:  # fmt: skip
         source = self.source(inputs, output_shapes, output_dtypes, grid, threadgroup)
         sizes = [array.itemsize for array in inputs], [dtype.size for dtype in output_dtypes]
-        clipped = tuple(min(group, all_) for group, all_ in zip(threadgroup, grid, strict=True))
+        x, y, z = (min(group, all_) for group, all_ in zip(threadgroup, grid, strict=True))
 
         def run(given: list[Memory], made: list[Memory]) -> None:
-            self.run(source, given, made, sizes, grid, clipped)
+            self.run(source, given, made, sizes, grid, (x, y, z))
 
         shapes = [list(shape) for shape in output_shapes]
         stream = mx.default_stream(mx.default_device())
@@ -198,7 +199,7 @@ class Kernel:
             }  # fmt: skip
         for name, (address, shape, _), size in zip(self.output_names, made, sizes[1], strict=True):
             own = (ctypes.c_char * (int(np.prod(shape)) * size)).from_address(address)
-            arrays[name] = Buffer(np.frombuffer(own, np.dtype(f"u{size}")), initialised=False)
+            arrays[name] = Buffer(np.frombuffer(memoryview(own), np.dtype(f"u{size}")), initialised=False)
         buffers = {int(slot): arrays[name] for _, _, name, slot in PARAMETER.findall(source)}
         try:
             report = kernel.launch(buffers, grid, threadgroup)

@@ -89,18 +89,17 @@ class Kit:
                 return case
 
     def _any_problem(self, name: str, rng: random.Random) -> Case:
-        longest = {1: 90, 2: 14, 3: 7}[self.rank]
-        shape = tuple(rng.randint(1, longest) for _ in range(self.rank))
-        dilation = tuple(rng.randint(1, min(3, n)) for n in shape)
+        # Long along x: bricks without a mask need windows wider than a brick and a patch together.
+        x = rng.randint(1, {1: 90, 2: 34, 3: 22}[self.rank])
+        shape = (*(rng.randint(1, {2: 8, 3: 4}[self.rank]) for _ in range(self.rank - 1)), x)
+        dilation = tuple(rng.choice((1, rng.randint(1, min(3, n)))) for n in shape)
         kernel = tuple(rng.randint(1, n // d) for n, d in zip(shape, dilation, strict=True))
-        if self.bias:
-            kernel = tuple(min(w, {1: 90, 2: 8, 3: 3}[self.rank]) for w in kernel)
         stride = tuple(1 if self.bias else rng.choice((1, rng.randint(1, w))) for w in kernel)
         kv_heads = rng.randint(1, 2)
         dim, dim_v = (d if "wide" in self.reads else rng.randint(1, d) for d in self.dims)
         return Case(
             name, shape, kernel, stride, dilation, tuple(rng.random() < 0.3 for _ in shape), rng.randint(1, 2),
-            kv_heads * self.heads * rng.randint(1, 2), kv_heads, dim, dim_v,
+            kv_heads * self.heads * rng.choice((1, 1, 2)), kv_heads, dim, dim_v,
             rng.randint(1, 45) if self.extra else None, self.bias, rng.choice((None, None, 0.5 * dim**-0.5, -(dim**-0.5))),
         )  # fmt: skip
 

@@ -112,7 +112,7 @@ def small_problem(rng: random.Random) -> Problem:
 def test_bricks_are_counted_exactly() -> None:
     """Every patch of small problems: the planner's sum, the simulation of a launch, and all pairs agree."""
     rng, full_ones = random.Random(0), 0
-    for _ in range(250):
+    for _ in range(400):
         one = small_problem(rng)
         for transposed in (False, True):
             for heads in (h for h in (1, 2, 4, 8) if one.heads % h == 0 and (h == 1 or not transposed)):

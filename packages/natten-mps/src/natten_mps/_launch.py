@@ -159,4 +159,6 @@ def backward(
     first = torch.zeros_like(outputs[0]) if grads[0] is None else grads[0]
     given = programs.backward_tensors(problem.op, tensors, [first, *grads[1:]], outputs)
     made = run(lambda most: programs.backward(problem, has_lse_grad, most), given)
-    return [made[f"{name}_grad"].to(tensor.dtype) for name, tensor in tensors.items()]
+    # Of no additional keys there is no gradient to compute.
+    none = {f"{name}_grad": torch.zeros_like(tensor) for name, tensor in tensors.items() if not tensor.numel()}
+    return [(none | made)[f"{name}_grad"].to(tensor.dtype) for name, tensor in tensors.items()]

@@ -1,0 +1,226 @@
+"""Would the tests notice? Small changes of the kernels' text, and what each of them is found by.
+
+    cd tests-parity; python -m metal.mutate [--only SUBSTRING]
+
+A rule is a pattern and what takes its place; every match in a kernel header is a mutant of its own. Mutants
+are compiled for a few instantiations and run on random problems (:func:`.verify.launch`). One that nothing
+finds must be in :data:`HARMLESS` with the reason why it computes the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import random
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from metal_emulator import CompileError, EmulatorFault, compile_source
+
+from natten_mps._metal.source import HEADERS, KERNELS, Instance, library
+
+from .launch import SCHEDULES
+from .pool import KITS
+from .verify import launch, sample_of
+
+PROBLEMS = 8
+SECONDS = 240
+# name -> (pattern, replacement, files that it applies to).
+RULES: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "no threadgroup barrier": (r"threadgroup_barrier\([^;]*\);", ";", HEADERS),
+    "no simdgroup barrier": (r"simdgroup_barrier\([^;]*\);", ";", HEADERS),
+    "stores rows that are not there": (r"if \(!patch\.store\) return;", "", HEADERS),
+    "fills slots of rows that are not there": (r"if \(patch\.store\) ", "", HEADERS),
+    "no check of store": (r" && store\b", "", HEADERS),
+    "rows of a patch all exist": (r"patch\.store = patch\.store && p <= end;", "", HEADERS),
+    "rows of a patch: < for <=": (r"patch\.store && p <= end", "patch.store && p < end", HEADERS),
+    "additional rows all exist": (r"patch\.store = first \+ fragment_row < rows;", "patch.store = true;", HEADERS),
+    "idle simdgroups store": (r"patch\.store = patch\.active;", "patch.store = true;", HEADERS),
+    "idle simdgroups walk": (r"if \(!patch\.active\) continue;", "", HEADERS),
+    "all simdgroups are active": (r"patch\.active = (?:t|first)\b[^;]*;", "patch.active = true;", HEADERS),
+    "tiles beyond a group run": (r"inside = inside && [^;]*;", ";", HEADERS),
+    "mask: > for >=, low": (r"column >= seen\.low", "column > seen.low", HEADERS),
+    "mask: <= for <, high": (r"column < seen\.high", "column <= seen.high", HEADERS),
+    "mask: no row": (r"return row\[j\] && ", "return ", HEADERS),
+    "row mask: > for >=, low": (r"p >= patch\.seen\[a\]\.low", "p > patch.seen[a].low", HEADERS),
+    "row mask: <= for <, high": (r"p < patch\.seen\[a\]\.high", "p <= patch.seen[a].high", HEADERS),
+    "full: low one less": (r">= patch\.common\[(\w)\]\.low", r">= patch.common[\1].low - 1", HEADERS),
+    "full: low one more": (r">= patch\.common\[(\w)\]\.low", r"> patch.common[\1].low", HEADERS),
+    "full: <= for <, high": (r"p < patch\.common\[a\]\.high", "p <= patch.common[a].high", HEADERS),
+    "full: high one more": (r"\+ 8 <= patch\.common\[X\]\.high", "+ 7 <= patch.common[X].high", HEADERS),
+    "common: ends swapped, low": (r"common\[a\]\.low = of_last\.low", "common[a].low = of_first.low", HEADERS),
+    "common: ends swapped, high": (r"common\[a\]\.high = of_first\.high", "common[a].high = of_last.high", HEADERS),
+    "patch box: ends swapped, low": (r"patch\.x\.low = of_first\.low", "patch.x.low = of_last.low", HEADERS),
+    "patch box: ends swapped, high": (r"patch\.x\.high = of_last\.high", "patch.x.high = of_first.high", HEADERS),
+    "window: one more": (r"(span\.(?:low|high) = )([^;]+);", r"\1(\2) + 1;", ("window.h",)),
+    "window: one less": (r"(span\.(?:low|high) = )([^;]+);", r"\1(\2) - 1;", ("window.h",)),
+    "box: no row clamped": (r"patch\.row\[a\] = min\(p, end\);", "patch.row[a] = p;", HEADERS),
+    "columns not bounded": (r"span\.high = min\(span\.high, a\.columns\);", "", HEADERS),
+    "no zeros behind a chunk": (r"for \(; key < piece\.tail;", "for (; false && key < piece.tail;", HEADERS),
+    "one zero less behind a chunk": (r"key < piece\.tail;", "key < piece.tail - 1;", HEADERS),
+    "threads left over start anew": (r"key -= piece\.length;", "key = thread_id / Copy::LANES;", HEADERS),
+    "staging stays in its row": (r"(?m)^    row\.advance\(t\);", "", ("stage.h",)),
+    "bricks stay in their row": (r"next\.row\.advance\(t\);", "", HEADERS),
+    "pieces one column short": (r"C::CHUNK \+ 7", "C::CHUNK + 6", HEADERS),
+    "channels beyond D are copied": (r"c < dim \? (src\[c \* channel\]) : T\(0\)", r"\1", HEADERS),
+    "channels beyond D are loaded": (r"if \(d(?: \+ 1)? < dim\) (r\[)", r"\1", HEADERS),
+    "channels beyond D are written": (r"if \(d \+ fc(?: \+ 1)? < dim\) ", "", HEADERS),
+    "direct reads leave the box": (r"min\((c|c \+ 1|r), last\)", r"(\1)", HEADERS),
+    "scalars of columns leave the box": (r"min\(fc \+ e, b\.last\[j\]\)", "fc + e", HEADERS),
+    "direct channels beyond D": (r"if \(!WIDE && d >= dim\) return[^;]*;", "", HEADERS),
+    "direct odd channel beyond D": (r"d \+ 1 < dim \? (tokens\[i \+ channel\]) : T\(0\)", r"\1", HEADERS),
+    "unused bricks count": (r"if \(j < count\) (\{)", r"\1", HEADERS),
+    "unused bricks count in a check": (r"j < count && ", "", HEADERS),
+    "unused bricks are full": (r"b\.full\[j\] = b\.row\[j\] = false;", "b.full[j] = b.row[j] = true;", HEADERS),
+    "sums keep their old scale": (r"l \*= decay;", "", HEADERS),
+    "outputs keep their old scale": (r"out\[d\] \*= decay;", "out[d] *= 1.0f;", HEADERS),
+    "row maximum of half a row": (r"return max\(x, simd_shuffle_xor\(x, ushort\(8\)\)\);", "return x;", HEADERS),
+    "row sum of half a row": (r"return x \+ simd_shuffle_xor\(x, ushort\(8\)\);", "return x;", HEADERS),
+    "masked is minus infinity": (r"kMasked = -1\.7014117e38f", "kMasked = -__builtin_inff()", HEADERS),
+    "additional keys have a bias": (r"body\.biased = false;", "body.biased = true;", HEADERS),
+    "empty slots are not filled": (r"if \(!holds\) logits", "if (false) logits", HEADERS),
+    "bias of the wrong head": (r"place\.head \* bias_entries", "place.kv_head * bias_entries", HEADERS),
+    "head of the wrong group": (r"kv_head \* group_heads \+ h;", "kv_head * group_heads;", HEADERS),
+    "lse in base 2": (r"\(body\.m \+ log2\(total\)\) \* kLn2", "(body.m + log2(total))", HEADERS),
+    "no dLSE": (r" - \(C::LSE_GRAD \? lse_grad\[row\] : 0\.0f\)", "", HEADERS),
+    "parts overlap": (r"\* \(part \+ 1\) / parts", "* (part + 1) / parts + 1", HEADERS),
+    "tables of one simdgroup": (r"g < C::NSG; \+\+g", "g < 1; ++g", HEADERS),
+    "tables start as they are": (r"body\.sums\[e\] = 0\.0f;", ";", HEADERS),
+}
+# Mutants that compute the same, by file, rule and number of the match; and why.
+HARMLESS: dict[tuple[str, str, int], str] = {}
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One change: the ``number``-th match of a rule in a header."""
+
+    file: str
+    rule: str
+    number: int
+    line: int
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line} {self.rule}"
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        return self.file, self.rule, self.number
+
+
+def stripped(file: str) -> str:
+    """A header as it stands in the flattened source."""
+    lines = (KERNELS / file).read_text(encoding="ascii").splitlines()
+    return "\n".join(line for line in lines if not line.lstrip().startswith(("//", "#pragma once")))
+
+
+def mutants() -> Iterator[Mutant]:
+    """All of them, header by header."""
+    for file in HEADERS:
+        text, original = stripped(file), (KERNELS / file).read_text(encoding="ascii").splitlines()
+        for rule, (pattern, replacement, files) in RULES.items():
+            if file not in files:
+                continue
+            for number, match in enumerate(re.finditer(pattern, text)):
+                if rule == "no threadgroup barrier" or text[match.start() - 1] not in "_":
+                    changed = text[: match.start()] + match.expand(replacement) + text[match.end() :]
+                    around = text[text.rfind("\n", 0, match.start()) + 1 :].partition("\n")[0]
+                    yield Mutant(file, rule, number, original.index(around) + 1, changed)
+
+
+# Instantiations that meet the mutants: kit -> its templates.
+COMMON = {
+    "seq-staged": ("na_fwd",), "img-staged-bias": ("na_fwd", "na_bwd_dkv"), "vol-direct-grouped": ("na_fwd", "na_bwd_dkv"),
+}  # fmt: skip
+JURIES: dict[str, dict[str, tuple[str, ...]]] = {
+    "na_fwd.h": {"img-staged-bias": ("na_fwd",), "seq-staged": ("na_fwd",), "vol-wide": ("na_fwd",)},
+    "na_delta.h": {"seq-staged": ("na_delta",), "vol-staged": ("na_delta",)},
+    "na_bwd_dq.h": {"img-staged-bias": ("na_bwd_dq",), "seq-staged": ("na_bwd_dq",)},
+    "na_bwd_dkv.h": {"img-staged-bias": ("na_bwd_dkv", "every"), "vol-direct-grouped": ("na_bwd_dkv", "every")},
+    "na_split.h": {"img-direct": ("zero", "na_av", "na_av_t"), "seq-one-brick": ("na_qk", "na_av_t"),
+                   "img-staged-bias": ("na_qk",), "seq-staged": ("na_qk", "na_av")},
+    "na_bias.h": {"seq-direct-bias": ("na_bias", "slots"), "img-staged-bias": ("na_bias",), "seq-staged": ("na_sum",)},
+    "walk.h": COMMON | {"seq-one-brick": ("na_qk", "na_av_t")},
+}  # fmt: skip
+
+
+def jury(file: str) -> dict[str, dict[str, Instance]]:
+    """Kit -> name -> instance, for mutants of a header."""
+    kits = {kit.name: kit for kit in KITS}
+    return {kit: {name: kits[kit].instances[name] for name in names} for kit, names in JURIES.get(file, COMMON).items()}
+
+
+def verdict(mutant: Mutant) -> str:
+    """What finds the mutant, in a few words; '' if nothing does."""
+    chosen = jury(mutant.file)
+    whole = tuple(dict.fromkeys(i for instances in chosen.values() for i in instances.values()))
+    source = library(whole)
+    original = stripped(mutant.file)
+    assert source.count(original) == 1
+    try:
+        built = compile_source(source.replace(original, mutant.text))
+    except CompileError as error:
+        return f"compiler: {str(error).splitlines()[-1][:80]}"
+    kits = {kit.name: kit for kit in KITS}
+    for number in range(PROBLEMS):
+        for name, instances in chosen.items():
+            rng = random.Random(f"{name}/{number}")
+            sample = sample_of(kits[name], rng, number)
+            for instance in instances.values():
+                found = _found(sample, instance, built, rng, SCHEDULES[number % 3])
+                if found:
+                    return found
+    return ""
+
+
+def _found(sample: Any, instance: Instance, built: Any, rng: random.Random, schedule: str) -> str:
+    try:
+        launch(sample, instance, built.kernel(instance.name), rng, schedule)
+    except EmulatorFault as fault:
+        return "emulator: " + ", ".join(sorted(kind.value for kind in fault.report.kinds()))
+    except AssertionError as wrong:
+        message = str(wrong)
+        for words, kind in (("is off by", "values"), ("reads beside", "reads outside"), ("otherwise than", "staged reads"),
+                            ("written", "not written once"), ("not (", "bricks")):  # fmt: skip
+            if words in message:
+                return kind
+        return "values"
+    return ""
+
+
+def isolated(mutant: Mutant) -> str:
+    """The verdict from a process of its own, which may crash or hang."""
+    context = multiprocessing.get_context("fork")
+    queue = context.SimpleQueue()
+    process = context.Process(target=lambda: queue.put(verdict(mutant)))
+    process.start()
+    process.join(SECONDS)
+    if process.is_alive():
+        process.kill()
+        return "hangs"
+    return queue.get() if process.exitcode == 0 else f"crash: {process.exitcode}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="mutants whose name has this in it")
+    wanted = parser.parse_args().only
+    survivors = 0
+    for mutant in mutants():
+        if wanted not in str(mutant):
+            continue
+        found = isolated(mutant)
+        if not found:
+            found = f"harmless: {HARMLESS[mutant.key]}" if mutant.key in HARMLESS else "SURVIVES"
+            survivors += found == "SURVIVES"
+        print(f"{mutant}#{mutant.number}\t{found}", flush=True)
+    print(f"{survivors} mutants survive")
+    return min(survivors, 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

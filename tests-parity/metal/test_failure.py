@@ -1,0 +1,205 @@
+"""When Metal refuses: kernels that do not compile, do not launch, or allow fewer threads than planned."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+import natten_mps
+from natten_mps import _launch
+from natten_mps._metal import backends, source
+
+from .host import EmulatedHost
+
+WALKING = source.WALKING
+Record = list[logging.LogRecord]
+
+
+class Kept(logging.Handler):
+    """Keeps warnings."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.records: Record = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
+@pytest.fixture
+def warnings(monkeypatch: pytest.MonkeyPatch) -> Iterator[Record]:
+    """What the package logs as warnings, in a process that has said nothing yet."""
+    monkeypatch.setattr(backends, "_said", set())
+    handler = Kept()
+    backends.log.addHandler(handler)
+    yield handler.records
+    backends.log.removeHandler(handler)
+
+
+def tensors() -> list[Any]:
+    torch.manual_seed(0)
+    return [torch.randn(1, 13, 2, 8, requires_grad=True) for _ in range(3)]
+
+
+def results(backend: str | None, given: list[Any]) -> list[Any]:
+    out, lse = natten_mps.na1d(*given, 5, return_lse=True, backend=backend)
+    return [out, lse, *torch.autograd.grad(out.sin().sum() + lse.sum(), given)]
+
+
+def assert_pure(found: list[Any], given: list[Any]) -> None:
+    """The pure path's results, to the bit."""
+    for a, b in zip(found, results("pure", given), strict=True):
+        assert torch.equal(a, b)
+
+
+def with_broken(monkeypatch: pytest.MonkeyPatch, *templates: str) -> None:
+    """Entry points of ``templates`` call a function that is not there."""
+    working = source.entry_point
+
+    def entry_point(instance: source.Instance) -> str:
+        made = working(instance)
+        return made.replace("na::na_", "na::absent_na_") if instance.template in templates else made
+
+    monkeypatch.setattr(source, "entry_point", entry_point)
+
+
+def said(warnings: Record, face: str, what: str) -> None:
+    """Exactly one warning: the op, the compiler's first words, how to report it, and the plan."""
+    (record,) = warnings
+    message = record.getMessage()
+    start = f"{face}: the Metal kernels failed on this machine and the pure path runs instead. "
+    assert message.startswith(start), message
+    assert re.search(what, message), message
+    assert ". Please report this, with the output of `natten-mps doctor`. The plan was: " in message
+    plan = message.partition("The plan was: ")[2]
+    assert "na_fwd" in plan and "grid=" in plan
+
+
+def test_a_kernel_that_does_not_compile(
+    metal: EmulatedHost, warnings: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """auto: one warning and the pure result, forward and backward; a second call neither warns nor compiles."""
+    with_broken(monkeypatch, "na_fwd")
+    given = tensors()
+    assert "path: metal" in natten_mps.explain("na1d", *given, kernel_size=5)
+    out = natten_mps.na1d(*given, 5)
+    assert torch.equal(out, natten_mps.na1d(*given, 5, backend="pure"))
+    said(warnings, "na1d", r"na_fwd\w+ does not compile: failed to compile source code: .*absent_na_fwd")
+    tried = len(metal.compilations)
+    assert torch.equal(natten_mps.na1d(*given, 5), out)
+    assert len(warnings) == 1 and len(metal.compilations) == tried == 1 and not metal.launches
+
+
+def test_a_gradient_that_does_not_compile(
+    metal: EmulatedHost, warnings: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The forward ran on Metal, its gradients come from the pure path, and only they are warned of."""
+    with_broken(monkeypatch, "na_bwd_dkv")
+    given = tensors()
+    for _ in range(2):
+        found = results(None, given)
+        for a, b in zip(found, results("pure", given), strict=True):
+            torch.testing.assert_close(a, b, rtol=2e-5, atol=2e-5)
+    said(warnings, "na1d", r"na_bwd_dkv\w+ does not compile: failed to compile source code: .*absent_na_bwd_dkv")
+    assert [name.partition("_r1")[0] for name in metal.names] == ["na_fwd"] * 2
+
+
+def test_another_shape_does_not_warn_again(
+    metal: EmulatedHost, warnings: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is the kernel that failed, not the problem."""
+    with_broken(monkeypatch, "na_fwd")
+    for length in (9, 10, 11):
+        query = torch.randn(1, length, 1, 8)
+        natten_mps.na1d(query, query, query, 3)
+    assert len(metal.compilations) == 1
+    said(warnings, "na1d", "does not compile")
+
+
+def test_each_op_says_so_once(metal: EmulatedHost, warnings: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_broken(monkeypatch, "na_fwd", "na_qk")
+    query = torch.randn(1, 9, 1, 8)
+    for _ in range(2):
+        natten_mps.na1d(query, query, query, 3)
+        natten_mps.na1d_qk(query, query, 3)
+    assert [record.getMessage().partition(":")[0] for record in warnings] == ["na1d", "na1d_qk"]
+
+
+def test_metal_that_was_asked_for_raises(
+    metal: EmulatedHost, warnings: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same words each time, the compiler's error as the cause of the first, and no second compilation."""
+    with_broken(monkeypatch, "na_fwd")
+    given = tensors()
+    words = []
+    for _ in range(2):
+        with pytest.raises(_launch.KernelFailure, match="does not compile") as caught:
+            natten_mps.na1d(*given, 5, backend="metal")
+        words.append(str(caught.value))
+    assert words[0] == words[1] and len(metal.compilations) == 1
+    assert not warnings
+
+
+def test_a_source_that_is_not_ascii(metal: EmulatedHost, warnings: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+    working = source.entry_point
+    monkeypatch.setattr(source, "entry_point", lambda instance: working(instance) + "// \N{MICRO SIGN}\n")
+    query = torch.randn(1, 9, 1, 8)
+    natten_mps.na1d(query, query, query, 3)
+    said(warnings, "na1d", r"na_fwd\w+ does not compile: program source must be ASCII")
+
+
+@pytest.mark.parametrize("backend", [None, "metal"])
+def test_a_launch_that_is_refused(backend: str | None, metal: EmulatedHost, warnings: Record) -> None:
+    given = tensors()
+    metal.refuses = "command buffer exited with error status\nline 2\nline 3\nline 4"
+    words = r"na_fwd\w+ does not launch: command buffer exited with error status \| line 2 \| line 3"
+    if backend:
+        with pytest.raises(_launch.KernelFailure, match=f"^{words}$"):
+            natten_mps.na1d(*given, 5, backend=backend)
+        assert not warnings
+        return
+    for _ in range(2):
+        assert_pure(results(None, given), given)
+    said(warnings, "na1d", words)
+
+
+def test_what_the_emulator_finds_is_no_failure_of_metal(
+    metal: EmulatedHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A defect of a kernel is told as such, and never becomes a fallback."""
+    monkeypatch.setattr(_launch, "_params_tensor", lambda step, bound, device: torch.zeros(8, dtype=torch.int64))
+    query = torch.randn(1, 9, 1, 8)
+    with pytest.raises(AssertionError, match="out of bounds"):
+        natten_mps.na1d(query, query, query, 3)
+
+
+# --- fewer threads than planned ----------------------------------------------------------------------
+
+
+def long_tensors() -> list[Any]:
+    torch.manual_seed(1)
+    return [torch.randn(1, 64, 1, 16, requires_grad=True) for _ in range(3)]
+
+
+def test_smaller_threadgroups_are_planned_anew(metal: EmulatedHost, warnings: Record) -> None:
+    """Kernels that allow fewer simdgroups run with as many as they allow, and are right."""
+    given = long_tensors()
+    wanted = results("pure", given)
+    threads = {}
+    for most in (1024, 96, 32):
+        # Kernels that walk use many registers; the others always have room.
+        metal.allowed_threads = lambda name, most=most: most if name.startswith(WALKING) else 1024
+        metal.launches.clear()
+        _launch._kernels.clear()
+        for a, b in zip(results("metal", given), wanted, strict=True):
+            torch.testing.assert_close(a, b, rtol=2e-5, atol=2e-5)
+        walks = [launch for launch in metal.launches if launch.executed]
+        assert len(walks) == 3 and all(launch.written_once for launch in metal.launches)
+        threads[most] = max(launch.threads for launch in walks)
+    assert threads[1024] > 96 >= threads[96] > 32 == threads[32]
+    assert not warnings

@@ -1,0 +1,74 @@
+"""The same kernels compiled otherwise: fast math, sanitizers; and equal to the bit in every order of execution."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+from metal_emulator import Kernel
+
+from natten_mps._metal.source import Instance
+
+from .launch import SCHEDULES, kernels, run, step_of
+from .pool import KITS, Kit
+from .verify import launch, problem_for, sample_of
+
+pytestmark = pytest.mark.usefixtures("emulator")
+VARIANTS: dict[str, dict[str, Any]] = {
+    "fast_math": {"fast_math": True},
+    # Bounds of private arrays, overflow, shifts, alignment, conversions out of range.
+    "address": {"sanitizer": "address"},
+    "undefined": {"sanitizer": "undefined"},
+}
+# Between them: float32 and float16, staged and direct, every template, bias, additional keys, parts.
+COMPILED_ANEW = ("img-staged-bias", "img-direct")
+LAUNCHES = 24
+
+
+def parameters() -> list[Any]:
+    """Two kits always, the others with --all."""
+    found = []
+    for kit in KITS:
+        marks = [] if kit.name in COMPILED_ANEW else [pytest.mark.all]
+        found += [
+            pytest.param(kit, variant, id=f"{kit}-{variant}", marks=[*marks, pytest.mark.xdist_group(f"{kit}-{variant}")])
+            for variant in VARIANTS
+        ]
+    return found
+
+
+@pytest.mark.parametrize(("kit", "variant"), parameters())
+def test_compiled_otherwise(kit: Kit, variant: str) -> None:
+    """The same bounds, the same work, and nothing that a sanitizer finds."""
+    built = kernels(kit.instances.values(), **VARIANTS[variant])
+    rng, launches = random.Random(f"{kit}/{variant}"), 0
+    while launches < LAUNCHES:
+        sample = sample_of(kit, rng, launches)
+        for instance in kit.instances.values():
+            launch(sample, instance, built[instance], rng, SCHEDULES[launches % 3])
+            launches += 1
+
+
+def bits(sample: Any, instance: Instance, kernel: Kernel, schedule: str, seed: int) -> list[bytes]:
+    """Every output of one launch, as it lies in memory."""
+    step = step_of(instance, problem_for(instance, sample.problem), parts=2 if instance.template == "na_bias" else 1)
+    done = run(step, kernel, sample.tensors, schedule=schedule, seed=seed)
+    return [np.ascontiguousarray(laid.view).tobytes() for laid in done.outputs.values()]
+
+
+@pytest.mark.parametrize(
+    "kit", [pytest.param(kit, id=str(kit), marks=pytest.mark.xdist_group(str(kit))) for kit in KITS]
+)
+def test_equal_to_the_bit(kit: Kit) -> None:
+    """Repeated, and in whatever order threads, simdgroups and threadgroups run."""
+    built, rng = kernels(kit.instances.values()), random.Random(f"{kit}/bits")
+    orders = [("forward", 0), ("forward", 0), ("reverse", 0), ("random", 1), ("random", 2), ("greedy", 0)]
+    for number in range(2):
+        sample = sample_of(kit, rng, number)
+        for name, instance in kit.instances.items():
+            if name == "na_sum":
+                continue
+            found = [bits(sample, instance, built[instance], *order) for order in orders]
+            assert all(other == found[0] for other in found[1:]), instance.name

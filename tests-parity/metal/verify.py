@@ -1,0 +1,183 @@
+"""What is asserted of a launch: no fault, results within bounds, exactly the work that the definition asks for."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import tolerances
+from cases import Case, inputs, rounded, slot_inputs
+from metal_emulator import Kernel
+
+from natten_mps._metal import reference
+from natten_mps._metal.mask import slot_keys
+from natten_mps._metal.problem import Problem
+from natten_mps._metal.source import TRANSPOSED, WALKING, Instance
+
+from .launch import Run, run, step_of, sum_step
+from .pool import Kit
+from .work import every_bricks, work_of
+
+Array = Any
+# Templates that make the weights anew, from lse.
+RECOMPUTING = ("na_bwd_dq", "na_bwd_dkv", "na_bias")
+# Tensors that a template holds a row of in each patch, and those whose columns it stages.
+ROWS = {"na_fwd": ("q",), "na_bwd_dq": ("q", "out_grad"), "na_bwd_dkv": ("k", "v"), "na_qk": ("q",)}
+COLUMNS = {
+    "na_fwd": ("k", "v"), "na_bwd_dq": ("k", "v"), "na_bwd_dkv": ("q", "out_grad"), "na_qk": ("k",),
+    "na_av": ("v",), "na_av_t": ("x",),
+}  # fmt: skip
+
+
+class Sample:
+    """A random case: its tensors by name, and what every kernel must make of them."""
+
+    def __init__(self, case: Case, dtype: str) -> None:
+        self.case, self.dtype = case, dtype
+        self.problem = case.problem(dtype)
+        arrays = inputs(case, dtype)
+        given = {name: a for name, a in arrays.items() if name not in ("d_out", "d_lse")}
+        out, lse = reference.forward(self.problem, **given)
+        out = rounded(out, dtype)
+        delta = (arrays["d_out"] * out).sum(-1)
+        # Kernels of the backward start from what the forward's kernels would have left.
+        saved = {"out": out, "lse": rounded(lse, "float32"), "delta": rounded(delta - arrays["d_lse"], "float32")}
+        self.delta = {True: delta - arrays["d_lse"], False: delta}
+        self.tensors = arrays | saved | slot_inputs(case, dtype)
+        _, self.held = slot_keys(self.problem)
+        self.held = self.held.reshape(1, *case.shape, 1, -1)
+        # What lies in slots without a key must go nowhere.
+        for name in ("attn", "d_logits"):
+            self.tensors[name] = np.where(self.held, self.tensors[name], np.nan)
+        self._expected: dict[str, dict[str, tolerances.Expected]] = {}
+
+    def expected(self, kind: str) -> dict[str, tolerances.Expected]:
+        """The truth and bounds of fused attention or of a split op."""
+        if kind not in self._expected:
+            function = {"fused": tolerances.fused, "qk": tolerances.split_qk, "av": tolerances.split_av}[kind]
+            self._expected[kind] = function.__wrapped__(self.case, self.dtype)
+        return self._expected[kind]
+
+
+def sample_of(kit: Kit, rng: random.Random, number: int) -> Sample:
+    return Sample(kit.problem(f"{kit}/{number}/{rng.random()}", rng), kit.dtype)
+
+
+def problem_for(instance: Instance, problem: Problem) -> Problem:
+    """The problem as the template poses it: split ops scale by what their callers say."""
+    if instance.template in ("na_av", "na_av_t"):
+        return replace(problem, scale=1.0)
+    return problem
+
+
+def check_values(sample: Sample, done: Run) -> None:
+    """Every output lies within the bounds of :mod:`tolerances`."""
+    instance, found = done.step.instance, {name: laid.values for name, laid in done.outputs.items()}
+    fused = sample.expected("fused") if not instance.slots and instance.template not in ("na_qk", "na_av") else {}
+    if instance.template == "na_fwd":
+        wanted = {"out": fused["out"], "lse": fused["lse"]}
+    elif instance.template == "na_bwd_dq":
+        wanted = {"query_grad": fused["query"]}
+    elif instance.template == "na_bwd_dkv":
+        names = ("additional_keys", "additional_values") if instance.every else ("key", "value")
+        wanted = dict(zip(("key_grad", "value_grad"), (fused[name] for name in names), strict=True))
+        found = {name: values.sum(0) for name, values in found.items()} if instance.every else found
+    elif instance.template == "na_bias":
+        wanted = {"partial": sample.expected("qk")["rpb"] if instance.slots else fused["rpb"]}
+        found = {"partial": found["partial"].sum(0).reshape(wanted["partial"].truth.shape)}
+    elif instance.template == "na_qk":
+        wanted = {"logits": sample.expected("qk")["logits"]}
+        if instance.empty_zero:
+            assert (found["logits"][~np.broadcast_to(sample.held, found["logits"].shape)] == 0).all()
+            found = {"logits": np.where(sample.held, found["logits"], -np.inf)}
+    elif instance.template == "na_av":
+        wanted = {"out": sample.expected("av")["out"]}
+    else:
+        assert instance.template == "na_av_t"
+        wanted = {"out": sample.expected("av")["value"]}
+    if instance.template in RECOMPUTING and not instance.slots:
+        wanted = {name: with_lse_rounding(expected, sample) for name, expected in wanted.items()}
+    tolerances.assert_within(found, wanted, f"{instance.name}, {sample.problem}")
+
+
+def with_lse_rounding(expected: tolerances.Expected, sample: Sample) -> tolerances.Expected:
+    """The bound of what is recomputed as exp(logit - lse): lse was rounded, which a dense softmax does not do.
+
+    It matters where windows are so small that the baseline makes no error at all.
+    """
+    rounding = np.finfo(np.float32).eps * np.abs(sample.tensors["lse"]).max(initial=0.0)
+    return replace(expected, error=expected.error + rounding)
+
+
+def check_delta(sample: Sample, done: Run) -> None:
+    """rowsum(dO * O) - dLSE to within a few roundings of its terms."""
+    wanted = sample.delta[done.step.instance.lse_grad]
+    terms = np.abs(sample.tensors["d_out"] * sample.tensors["out"]).sum(-1) + np.abs(sample.tensors["d_lse"])
+    apart = np.abs(done.outputs["delta"].values - wanted)
+    assert (apart <= 8 * np.finfo(np.float32).eps * terms).all(), f"{sample.problem}: {(apart / terms).max()}"
+
+
+def check_work(problem: Problem, done: Run, parts: int) -> None:
+    """Bricks, rows held and columns staged are exactly those of the definition."""
+    instance = done.step.instance
+    products = done.bricks[0] * products_of(instance)
+    assert done.report.multiply_accumulates == products, f"{done.report.multiply_accumulates}, not {products} products"
+    if instance.every:
+        assert done.bricks == every_bricks(problem, parts)
+        return
+    work = work_of(problem, instance)
+    assert done.bricks == work.bricks, f"{instance.name}, {problem}: {done.bricks}, not {work.bricks}"
+    for argument in ROWS.get(instance.template, ()):
+        check_reads(done, argument, work.outer("held"))
+    if instance.stage:
+        # Threadgroups of different rows of heads each copy the columns of their key/value head.
+        times = 1 if instance.template in TRANSPOSED else problem.group_heads // instance.heads
+        for argument in COLUMNS[instance.template]:
+            check_reads(done, argument, work.outer("read") * times)
+        for argument in ("extra_k", "extra_v") if instance.extra else ():
+            check_reads(done, argument, work.extra_reads)
+
+
+def products_of(instance: Instance) -> int:
+    """8x8 products of one brick: each of S, dP, O, dV, dQ, dK has one for 8 of its channels."""
+    d, d_v = instance.dim // 8, instance.dim_v // 8
+    return {
+        "na_fwd": d + d_v, "na_bwd_dq": 2 * d + d_v, "na_bwd_dkv": 2 * d + 2 * d_v, "na_qk": d, "na_av": d_v,
+        "na_av_t": d_v,
+    }[instance.template]  # fmt: skip
+
+
+def check_reads(done: Run, argument: str, tokens: Array) -> None:
+    """Each channel and head of ``[B, tokens.., H, D]`` was read as often as ``tokens`` says."""
+    own, _ = done.reads(argument)
+    wanted = np.broadcast_to(tokens[None, ..., None, None], own.shape)
+    assert np.array_equal(own, wanted), f"{done.step.instance.name} reads {argument} otherwise than planned"
+
+
+def launch(sample: Sample, instance: Instance, kernel: Kernel, rng: random.Random, schedule: str) -> None:
+    """One random launch of one instance, and all that is asserted of it."""
+    seed = rng.randrange(1 << 16)
+    if instance.template == "na_sum":
+        parts, count = rng.randint(1, 9), rng.randint(1, 900)
+        values = rounded(np.random.default_rng(seed).standard_normal((parts, count)), "float32")
+        step = sum_step(instance, sample.problem, parts, count)
+        done = run(step, kernel, {"partial": values}, schedule=schedule, seed=seed)
+        done.assert_written_once()
+        bound = 2 * tolerances.ulp(1.0, instance.dtype) * np.abs(values).sum(0)
+        assert (np.abs(done.outputs["out"].values - values.sum(0)) <= bound).all()
+        return
+    parts = 1
+    if instance.every or instance.template == "na_bias":
+        parts = rng.randint(1, min(5, sample.problem.query_shape[0]) if instance.every else 5)
+    step = step_of(instance, problem_for(instance, sample.problem), parts)
+    done = run(step, kernel, sample.tensors, schedule=schedule, seed=seed, layouts=rng)
+    done.assert_written_once()
+    done.assert_reads_inside()
+    if instance.template == "na_delta":
+        check_delta(sample, done)
+        return
+    check_values(sample, done)
+    if instance.template in WALKING:
+        check_work(sample.problem, done, parts)
