@@ -111,9 +111,7 @@ def run(
     bound |= {out.argument: outputs[out.name] for out in step.outputs}
     slots = with_strides(step, bound)
     written = {out.argument for out in step.outputs}
-    buffers = [
-        slots if a.name == "prm" else bound[a.name].bound(output=a.name in written) for a in instance.arguments
-    ]
+    buffers = [slots if a.name == "prm" else bound[a.name].bound(output=a.name in written) for a in instance.arguments]
     threads = (step.grid[0] * step.threads, step.grid[1], step.grid[2])
     report = kernel.launch(buffers, threads, (step.threads, 1, 1), schedule=schedule, seed=seed)
     return Run(step, report, inputs, outputs)

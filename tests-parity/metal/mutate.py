@@ -23,8 +23,8 @@ from metal_emulator import CompileError, EmulatorFault, compile_source
 from natten_mps._metal.source import HEADERS, KERNELS, Instance, library
 
 from .launch import SCHEDULES
-from .pool import KITS
-from .verify import launch, sample_of
+from .pool import FUSED, KITS
+from .verify import attention_of, launch, sample_of
 
 PROBLEMS = 8
 SECONDS = 240
@@ -91,7 +91,14 @@ RULES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "tables start as they are": (r"body\.sums\[e\] = 0\.0f;", ";", HEADERS),
 }
 # Mutants that compute the same, by file, rule and number of the match; and why.
-HARMLESS: dict[tuple[str, str, int], str] = {}
+_UNUSED = "a brick that is not used sees nothing, whoever asks"
+HARMLESS: dict[tuple[str, str, int], str] = {
+    ("stage.h", "threads left over start anew", 0): "the same tokens, shared out among the threads less evenly",
+    ("na_bwd_dkv.h", "scalars of columns leave the box", 0): "read only where the row sees the column, so in the box",
+    ("na_split.h", "unused bricks count in a check", 0): _UNUSED,
+    ("na_bias.h", "unused bricks count in a check", 0): _UNUSED,
+    ("na_bias.h", "unused bricks count", 0): _UNUSED,
+}
 
 
 @dataclass(frozen=True)
@@ -134,7 +141,8 @@ def mutants() -> Iterator[Mutant]:
 
 # Instantiations that meet the mutants: kit -> its templates.
 COMMON = {
-    "seq-staged": ("na_fwd",), "img-staged-bias": ("na_fwd", "na_bwd_dkv"), "vol-direct-grouped": ("na_fwd", "na_bwd_dkv"),
+    "seq-staged": ("na_fwd", "na_bwd_dkv"), "img-staged-bias": ("na_fwd", "na_bwd_dkv"),
+    "img-direct": ("na_fwd", "na_bwd_dkv"), "vol-direct-grouped": ("na_fwd",), "vol-staged": ("na_bwd_dkv",),
 }  # fmt: skip
 JURIES: dict[str, dict[str, tuple[str, ...]]] = {
     "na_fwd.h": {"img-staged-bias": ("na_fwd",), "seq-staged": ("na_fwd",), "vol-wide": ("na_fwd",)},
@@ -169,7 +177,8 @@ def verdict(mutant: Mutant) -> str:
     for number in range(PROBLEMS):
         for name, instances in chosen.items():
             rng = random.Random(f"{name}/{number}")
-            sample = sample_of(kits[name], rng, number)
+            attending = name == "seq-staged" and number % 2 and set(instances) <= {*FUSED, "na_delta"}
+            sample = (attention_of if attending else sample_of)(kits[name], rng, number)
             for instance in instances.values():
                 found = _found(sample, instance, built, rng, SCHEDULES[number % 3])
                 if found:
@@ -185,7 +194,7 @@ def _found(sample: Any, instance: Instance, built: Any, rng: random.Random, sche
     except AssertionError as wrong:
         message = str(wrong)
         for words, kind in (("is off by", "values"), ("reads beside", "reads outside"), ("otherwise than", "staged reads"),
-                            ("written", "not written once"), ("not (", "bricks")):  # fmt: skip
+                            ("written", "not written once"), ("not (", "bricks"), (" products", "products")):  # fmt: skip
             if words in message:
                 return kind
         return "values"

@@ -33,7 +33,9 @@ def parameters() -> list[Any]:
     for entry in entries():
         # One worker for all that shares kernels.
         marks = [pytest.mark.xdist_group(f"table-{entry.op}-{entry.dtype}")]
-        found.append(pytest.param(entry, id=str(entry), marks=marks if entry in chosen() else [*marks, pytest.mark.all]))
+        found.append(
+            pytest.param(entry, id=str(entry), marks=marks if entry in chosen() else [*marks, pytest.mark.all])
+        )
     return found
 
 
@@ -214,7 +216,9 @@ def test_vmap_and_merging(metal: EmulatedHost) -> None:
 
 def test_float64_is_not_for_metal(metal: EmulatedHost) -> None:
     query = torch.randn(1, 9, 1, 8, dtype=torch.float64)
-    with pytest.raises(NotImplementedError, match=r"^na1d: backend='metal' cannot take this problem: Metal has no float64"):
+    with pytest.raises(
+        NotImplementedError, match=r"^na1d: backend='metal' cannot take this problem: Metal has no float64"
+    ):
         natten_mps.na1d(query, query, query, 3, backend="metal")
     assert natten_mps.na1d(query, query, query, 3).dtype == torch.float64
     assert not metal.launches

@@ -80,9 +80,7 @@ def said(warnings: Record, face: str, what: str) -> None:
     assert "na_fwd" in plan and "grid=" in plan
 
 
-def test_a_kernel_that_does_not_compile(
-    metal: EmulatedHost, warnings: Record, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_kernel_that_does_not_compile(metal: EmulatedHost, warnings: Record, monkeypatch: pytest.MonkeyPatch) -> None:
     """auto: one warning and the pure result, forward and backward; a second call neither warns nor compiles."""
     with_broken(monkeypatch, "na_fwd")
     given = tensors()
@@ -168,9 +166,7 @@ def test_a_launch_that_is_refused(backend: str | None, metal: EmulatedHost, warn
     said(warnings, "na1d", words)
 
 
-def test_what_the_emulator_finds_is_no_failure_of_metal(
-    metal: EmulatedHost, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_the_emulator_finds_is_no_failure_of_metal(metal: EmulatedHost, monkeypatch: pytest.MonkeyPatch) -> None:
     """A defect of a kernel is told as such, and never becomes a fallback."""
     monkeypatch.setattr(_launch, "_params_tensor", lambda step, bound, device: torch.zeros(8, dtype=torch.int64))
     query = torch.randn(1, 9, 1, 8)

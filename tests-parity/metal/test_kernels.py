@@ -11,14 +11,16 @@ import pytest
 from natten_mps._metal.source import WALKING
 
 from .launch import SCHEDULES, kernels
-from .pool import KITS, Kit
-from .verify import launch, sample_of
+from .pool import FUSED, KITS, Kit
+from .verify import attention_of, launch, sample_of
 from .work import work_of
 
 pytestmark = pytest.mark.usefixtures("emulator")
 # Random launches of all kits together in the default run, and with --all.
 LAUNCHES, ALL_LAUNCHES = 1000, 20_000
 SHARES = ALL_LAUNCHES // LAUNCHES
+# Kits that take full attention: sequences without bias or additional keys.
+ATTENDING = [kit for kit in KITS if kit.rank == 1 and not kit.bias and not kit.extra]
 
 
 def shares() -> list[Any]:
@@ -27,7 +29,9 @@ def shares() -> list[Any]:
     for share in range(SHARES):
         for kit in KITS:
             marks = [pytest.mark.all] if share else []
-            found.append(pytest.param(kit, share, id=f"{kit}-{share}", marks=[*marks, pytest.mark.xdist_group(str(kit))]))
+            found.append(
+                pytest.param(kit, share, id=f"{kit}-{share}", marks=[*marks, pytest.mark.xdist_group(str(kit))])
+            )
     return found
 
 
@@ -42,6 +46,18 @@ def test_random_problems(kit: Kit, share: int) -> None:
         for instance in kit.instances.values():
             launch(sample, instance, built[instance], rng, SCHEDULES[launches % 3])
             launches += 1
+
+
+@pytest.mark.parametrize("kit", [pytest.param(k, id=str(k), marks=pytest.mark.xdist_group(str(k))) for k in ATTENDING])
+def test_full_attention(kit: Kit) -> None:
+    """Windows longer than the axis, lengths that differ, keys that nobody sees."""
+    built = kernels(kit.instances.values())
+    rng = random.Random(f"{kit}/attention")
+    for number in range(12):
+        sample = attention_of(kit, rng, number)
+        for name, instance in kit.instances.items():
+            if name in (*FUSED, "na_delta"):
+                launch(sample, instance, built[instance], rng, SCHEDULES[number % 3])
 
 
 def test_the_pool_is_wide() -> None:
@@ -79,7 +95,8 @@ def test_random_problems_are_random() -> None:
                 found |= {"idle simdgroups"} if x.patches % instance.simdgroups else set()
                 found |= {"ragged patches"} if work.outer("held").max() > 1 else set()
                 executed, full = work.bricks
-                found |= {"full bricks"} if full else set()
+                found |= {f"full bricks in rank {kit.rank}"} if full else set()
                 found |= {"only full bricks"} if full == executed else set()
                 found |= {"causal"} if any(problem.is_causal) else set()
-    assert found == {"cut rows", "idle simdgroups", "ragged patches", "full bricks", "only full bricks", "causal"}
+    full_bricks = {f"full bricks in rank {rank}" for rank in (1, 2, 3)}
+    assert found == full_bricks | {"cut rows", "idle simdgroups", "ragged patches", "only full bricks", "causal"}

@@ -121,9 +121,7 @@ def test_a_name_says_the_whole_instance() -> None:
         "template": "na_qk", "dtype": "float16", "rank": 3, "dim": 32, "dim_v": 16, "patch": (1, 8, 1), "heads": 2,
         "simdgroups": 3, "chunk": 40, "bricks": 1, "table": 64,
     }  # fmt: skip
-    changed = [
-        replace(one, **{f.name: other.get(f.name, not getattr(one, f.name))}) for f in fields(Instance)
-    ]
+    changed = [replace(one, **{f.name: other.get(f.name, not getattr(one, f.name))}) for f in fields(Instance)]
     assert len({instance.name for instance in [one, *changed]}) == len(changed) + 1
     assert all(re.fullmatch(r"[A-Za-z_]\w*", instance.name) for instance in whole)
     # Numbers next to each other in a name stay apart.
@@ -175,7 +173,9 @@ def window_header(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 def test_the_header_is_the_module(window_header: ctypes.CDLL, transposed: bool) -> None:
     """Every position of every small axis, for every window and stride, causal or not; and longer axes."""
     function, positions = inverse if transposed else window, 0
-    longer = [(n, w, s) for n in (63, 64, 100, 255) for w in (1, 2, 7, 24, 62, 63) for s in (1, 2, 5, 16, 23, 62) if s <= w]
+    longer = [
+        (n, w, s) for n in (63, 64, 100, 255) for w in (1, 2, 7, 24, 62, 63) for s in (1, 2, 5, 16, 23, 62) if s <= w
+    ]
     small = [(n, w, s) for n in range(1, 41) for w in range(1, n + 1) for s in range(1, w + 1)]
     for n, w, s in [*small, *longer]:
         low, high = (np.zeros(n, np.int32) for _ in range(2))

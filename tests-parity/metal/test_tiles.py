@@ -14,7 +14,7 @@ from cases import Case, inputs, lse_dtype
 from natten_mps._metal.problem import Problem
 from natten_mps._metal.source import THREADGROUP_BYTES, TRANSPOSED, WALKING, Instance
 from natten_mps._metal.steps import SLOTS, Step, backward, forward, obstacle
-from natten_mps._metal.tiles import DIMS, DIRECT_ELEMENTS, count_bricks, patches
+from natten_mps._metal.tiles import DIRECT_ELEMENTS, count_bricks, patches
 
 from .launch import run_all, tiles_of
 from .work import bricks_by_force, dispatched_rows, work_of
@@ -30,7 +30,9 @@ def random_problem(rng: random.Random) -> Problem:
     longest = {1: (9, 300, 5000), 2: (6, 40, 300), 3: (4, 14, 60)}[rank]
     shape = tuple(rng.randint(1, rng.choice(longest)) for _ in range(rank))
     dilation = tuple(rng.choice((1, 1, rng.randint(1, min(n, 9)))) for n in shape)
-    kernel = tuple(rng.choice((1, rng.randint(1, n // d), min(7, n // d), n // d)) for n, d in zip(shape, dilation, strict=True))
+    kernel = tuple(
+        rng.choice((1, rng.randint(1, n // d), min(7, n // d), n // d)) for n, d in zip(shape, dilation, strict=True)
+    )
     op = rng.choice(("na", "na", "na", "qk", "av"))
     rpb = op != "av" and rng.random() < 0.2
     stride = tuple(1 if rpb else rng.choice((1, rng.randint(1, w))) for w in kernel)
@@ -202,7 +204,9 @@ def test_planned_work_is_what_runs(name: str) -> None:
         found |= {output: laid.values for output, laid in done.outputs.items() if output != "delta"}
     values = {name.removesuffix("_grad"): array for name, array in found.items()}
     tolerances.assert_within(values, tolerances.fused(case, "float16"), name)
-    executed = {done.step.instance.template: done.step.bricks / useful(one) for done in runs.values() if done.step.bricks}
+    executed = {
+        done.step.instance.template: done.step.bricks / useful(one) for done in runs.values() if done.step.bricks
+    }
     if "stride" in name:
         assert set(executed.values()) == {1.0}
     assert len(executed) == 3 and min(executed.values()) >= 1

@@ -33,7 +33,9 @@ def parameters() -> list[Any]:
     for kit in KITS:
         marks = [] if kit.name in COMPILED_ANEW else [pytest.mark.all]
         found += [
-            pytest.param(kit, variant, id=f"{kit}-{variant}", marks=[*marks, pytest.mark.xdist_group(f"{kit}-{variant}")])
+            pytest.param(
+                kit, variant, id=f"{kit}-{variant}", marks=[*marks, pytest.mark.xdist_group(f"{kit}-{variant}")]
+            )
             for variant in VARIANTS
         ]
     return found

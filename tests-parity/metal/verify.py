@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import numpy as np
 import tolerances
-from cases import Case, inputs, rounded, slot_inputs
+from cases import inputs, lse_dtype, rounded, slot_inputs
 from metal_emulator import Kernel
 
 from natten_mps._metal import reference
@@ -32,37 +34,89 @@ COLUMNS = {
 
 
 class Sample:
-    """A random case: its tensors by name, and what every kernel must make of them."""
+    """A random problem: its tensors by name, and what every kernel must make of them.
 
-    def __init__(self, case: Case, dtype: str) -> None:
-        self.case, self.dtype = case, dtype
-        self.problem = case.problem(dtype)
-        arrays = inputs(case, dtype)
+    expected: from the kind of op ('fused', 'qk', 'av') to truth and bounds of its results.
+    """
+
+    def __init__(
+        self, problem: Problem, arrays: dict[str, Array], slots: dict[str, Array],
+        expected: Callable[[str], dict[str, tolerances.Expected]],
+    ) -> None:  # fmt: skip
+        self.problem, self.expected = problem, cache(expected)
         given = {name: a for name, a in arrays.items() if name not in ("d_out", "d_lse")}
-        out, lse = reference.forward(self.problem, **given)
-        out = rounded(out, dtype)
+        out, lse = reference.forward(problem, **given)
+        out = rounded(out, problem.dtype)
         delta = (arrays["d_out"] * out).sum(-1)
         # Kernels of the backward start from what the forward's kernels would have left.
         saved = {"out": out, "lse": rounded(lse, "float32"), "delta": rounded(delta - arrays["d_lse"], "float32")}
         self.delta = {True: delta - arrays["d_lse"], False: delta}
-        self.tensors = arrays | saved | slot_inputs(case, dtype)
-        _, self.held = slot_keys(self.problem)
-        self.held = self.held.reshape(1, *case.shape, 1, -1)
+        self.tensors = arrays | saved
+        self.held = np.zeros(0, bool)
+        if slots:
+            _, held = slot_keys(problem)
+            self.held = held.reshape(1, *problem.query_shape, 1, -1)
         # What lies in slots without a key must go nowhere.
-        for name in ("attn", "d_logits"):
-            self.tensors[name] = np.where(self.held, self.tensors[name], np.nan)
-        self._expected: dict[str, dict[str, tolerances.Expected]] = {}
-
-    def expected(self, kind: str) -> dict[str, tolerances.Expected]:
-        """The truth and bounds of fused attention or of a split op."""
-        if kind not in self._expected:
-            function = {"fused": tolerances.fused, "qk": tolerances.split_qk, "av": tolerances.split_av}[kind]
-            self._expected[kind] = function.__wrapped__(self.case, self.dtype)
-        return self._expected[kind]
+        self.tensors |= {name: np.where(self.held, values, np.nan) for name, values in slots.items()}
 
 
 def sample_of(kit: Kit, rng: random.Random, number: int) -> Sample:
-    return Sample(kit.problem(f"{kit}/{number}/{rng.random()}", rng), kit.dtype)
+    """A random case of a kit, with the bounds that the other suites hold it to."""
+    case, dtype = kit.problem(f"{kit}/{number}/{rng.random()}", rng), kit.dtype
+
+    def expected(kind: str) -> dict[str, tolerances.Expected]:
+        function = {"fused": tolerances.fused, "qk": tolerances.split_qk, "av": tolerances.split_av}[kind]
+        return function.__wrapped__(case, dtype)
+
+    return Sample(case.problem(dtype), inputs(case, dtype), slot_inputs(case, dtype), expected)
+
+
+def attention_of(kit: Kit, rng: random.Random, number: int) -> Sample:
+    """Full attention of sequences, with as many queries as keys or not; the bounds are made the same way."""
+    queries, keys, kv_heads = rng.randint(1, 70), rng.randint(1, 70), rng.randint(1, 2)
+    heads, window, dims = kv_heads * kit.heads, max(queries, keys), [rng.randint(1, d) for d in kit.dims]
+    problem = Problem(
+        "attention", rng.randint(1, 2), (queries,), (keys,), heads, kv_heads, *dims, (window,), (1,), (1,),
+        (rng.random() < 0.6,), dims[0] ** -0.5, kit.dtype,
+    )  # fmt: skip
+    shapes = {
+        "query": (queries, heads, dims[0]), "key": (keys, kv_heads, dims[0]), "value": (keys, kv_heads, dims[1]),
+        "d_out": (queries, heads, dims[1]), "d_lse": (queries, heads),
+    }  # fmt: skip
+
+    def draw(seed: int) -> dict[str, Array]:
+        values = np.random.default_rng([seed, number, queries, keys])
+        return {
+            name: rounded(values.standard_normal((problem.batch, *shape)), lse_dtype(kit.dtype) if name == "d_lse" else kit.dtype)
+            for name, shape in shapes.items()
+        }
+
+    def expected(kind: str) -> dict[str, tolerances.Expected]:
+        assert kind == "fused"
+        return attention_bounds(problem, [draw(seed) for seed in range(tolerances.DRAWS)])
+
+    return Sample(problem, draw(0), {}, expected)
+
+
+def attention_bounds(problem: Problem, draws: list[dict[str, Array]]) -> dict[str, tolerances.Expected]:
+    """Truth of the first draw, and the baseline's largest error of all."""
+    truths, errors = [], dict.fromkeys(("out", "lse", "query", "key", "value"), 0.0)
+    for arrays in draws:
+        given = {name: arrays[name] for name in ("query", "key", "value")}
+        out, lse = reference.forward(problem, **given)
+        truth = {"out": out, "lse": lse, **reference.backward(problem, arrays["d_out"], arrays["d_lse"], **given)}
+        for name, plain in tolerances.baseline(problem, arrays).items():
+            dtype = lse_dtype(problem.dtype) if name == "lse" else problem.dtype
+            apart, top = tolerances.deviation(rounded(plain, dtype), truth[name]), tolerances.largest(truth[name])
+            errors[name] = max(errors[name], apart / top if top else 0.0)
+        truths.append(truth)
+    return {
+        name: tolerances.Expected(
+            truths[0][name], error, lse_dtype(problem.dtype) if name == "lse" else problem.dtype,
+            2 if name in ("out", "lse") else 3,
+        )
+        for name, error in errors.items()
+    }  # fmt: skip
 
 
 def problem_for(instance: Instance, problem: Problem) -> Problem:
@@ -145,7 +199,7 @@ def products_of(instance: Instance) -> int:
     d, d_v = instance.dim // 8, instance.dim_v // 8
     return {
         "na_fwd": d + d_v, "na_bwd_dq": 2 * d + d_v, "na_bwd_dkv": 2 * d + 2 * d_v, "na_qk": d, "na_av": d_v,
-        "na_av_t": d_v,
+        "na_av_t": d_v, "na_bias": 0 if instance.slots else d + d_v,
     }[instance.template]  # fmt: skip
 
 
@@ -179,5 +233,5 @@ def launch(sample: Sample, instance: Instance, kernel: Kernel, rng: random.Rando
         check_delta(sample, done)
         return
     check_values(sample, done)
-    if instance.template in WALKING:
+    if instance.template in WALKING or instance.template == "na_bias":
         check_work(sample.problem, done, parts)

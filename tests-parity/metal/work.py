@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from natten_mps._metal.mask import axis_mask, NumpyTables
+from natten_mps._metal.mask import NumpyTables, axis_mask
 from natten_mps._metal.problem import Axis, Problem
 from natten_mps._metal.source import TRANSPOSED, Instance
 from natten_mps._metal.window import group_length

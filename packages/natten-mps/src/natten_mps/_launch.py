@@ -93,11 +93,19 @@ def run(make: Callable[[int], Sequence[Step]], tensors: dict[str, Tensor]) -> di
     return known
 
 
+FARTHEST = 1 << 31
+
+
 def _readable(name: str, tensor: Tensor) -> Tensor:
-    """A tensor as the kernels read it: any strides but the channels', or contiguous; the bias in float32."""
+    """A tensor as the kernels read it: any strides but the channels', or contiguous; the bias in float32.
+
+    Kernels count elements inside a box in 32 bits, so a view that reaches further is made contiguous too.
+    """
     if name == "rpb":
         tensor = tensor.float()
-    return tensor if name not in CONTIGUOUS and tensor.stride(-1) == 1 else tensor.contiguous()
+    reach = sum((size - 1) * stride for size, stride in zip(tensor.shape[1:], tensor.stride()[1:], strict=True))
+    as_it_is = name not in CONTIGUOUS and tensor.stride(-1) == 1 and reach < FARTHEST
+    return tensor if as_it_is else tensor.contiguous()
 
 
 def _with_copies(step: Step, known: dict[str, Tensor]) -> Step:
