@@ -1,6 +1,6 @@
 """Compiles every kernel that run.py launches from Metal to PTX, and packs them into one file.
 
-    python benchmarks/gpu/build.py KERNELS.zip [--variant plan --variant flip] [--problem NAME]
+    python benchmarks/gpu/build.py KERNELS.zip [--variant plan] [--problem NAME]
 
 Needs clang 19, no GPU; run.py assembles the PTX where the GPU is.
 """

@@ -39,6 +39,8 @@ TIMED = {
     "3-D 16x24x24 K7,9,9 D64": attention((16, 24, 24), (7, 9, 9), 1, 4, 64),
     "1-D 32768 K1025 D64": attention((32768,), (1025,), 1, 8, 64),
     "2-D 64x64 dense D64": attention((64, 64), (64, 64), 4, 16, 64),
+    "2-D 48x48 K7 D32 qk": replace(attention((48, 48), (7, 7), 1, 8, 32), op="qk", head_dim_v=0),
+    "2-D 48x48 K7 D32 av": replace(attention((48, 48), (7, 7), 1, 8, 32), op="av", head_dim=0),
 }
 
 

@@ -45,8 +45,7 @@ struct KeyGradient {
         Pair<float> p;
         Pair<float> ds;
         NA_UNROLL for (int e = 0; e < 2; ++e) {
-          const int column = min(fc + e, b.last[j]);
-          const int at = b.scalar[j] + column * scalar_step;
+          const int at = b.scalar[j] + (fc + e) * scalar_step;  // read only where the row sees the column
           const bool sees = b.full[j] || b.sees(j, b.x[j] + fc + e, seen);
           float logit = s[j][e] * scale;
           if (C::BIAS && sees) logit += table[b.bias[j] - fc - e] * kLog2E;

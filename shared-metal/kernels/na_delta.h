@@ -10,15 +10,16 @@
 
 namespace na {
 
-// Element offset of flat row `at` of [B, *shape, H] in the tensor whose strides are at `slot`
-METAL_FUNC long row_offset(const thread Params& prm, int slot, int rank, long at) {
-  long offset = (at % prm[kHeads]) * prm[slot + 1];
-  at /= prm[kHeads];
+// Element offset of flat row `at` of [B, *shape, H] in the tensor whose strides are at `slot`; I holds any row
+template <typename I>
+METAL_FUNC long row_offset(const thread Params& prm, int slot, int rank, I at) {
+  long offset = long(at % I(prm[kHeads])) * prm[slot + 1];
+  at /= I(prm[kHeads]);
   for (int a = rank - 1; a >= 0; --a) {
-    offset += (at % prm[kQueryShape + a]) * prm[slot + 2 + a];
-    at /= prm[kQueryShape + a];
+    offset += long(at % I(prm[kQueryShape + a])) * prm[slot + 2 + a];
+    at /= I(prm[kQueryShape + a]);
   }
-  return offset + at * prm[slot];
+  return offset + long(at) * prm[slot];
 }
 
 template <typename C>
@@ -26,7 +27,10 @@ METAL_FUNC void na_delta(const device typename C::T* out_grad, const device type
                          const thread Params& prm, device float* delta, uint3 tgid, uint sg, uint lane) {
   const long row = long(tgid.x) * 4 + long(sg);
   if (row >= prm[kRowCount]) return;  // uniform in the simdgroup, and no barrier follows
-  const device typename C::T* grad_row = out_grad + row_offset(prm, kOutGradStride, C::RANK, row);
+  const bool few = prm[kRowCount] >> 32 == 0;  // divisions of 64 bits are dear
+  const long grad_at = few ? row_offset<uint>(prm, kOutGradStride, C::RANK, uint(row))
+                           : row_offset<ulong>(prm, kOutGradStride, C::RANK, ulong(row));
+  const device typename C::T* grad_row = out_grad + grad_at;
   const device typename C::T* out_row = out + row * prm[kDimV];
   const int channel = prm.channel(kOutGradStride);
   float sum = 0.0f;

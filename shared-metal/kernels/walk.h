@@ -212,13 +212,15 @@ METAL_FUNC void multiply_across(thread Pair<float>* s, const thread Pair<T>* row
     NA_UNROLL for (int d = 0; d < DP; d += 8) {
       NA_UNROLL for (int j = 0; j < NB; ++j) mma<T>(s[j], row[d / 8], source.across(at[j], fc, d + fr, last[j]));
     }
-    return;
-  }
-  NA_UNROLL for (int j = 0; j < NB - 1; ++j) {
-    if (j < count) {
-      NA_UNROLL for (int d = 0; d < DP; d += 8) mma<T>(s[j], row[d / 8], source.across(at[j], fc, d + fr, last[j]));
+  } else {
+    NA_UNROLL for (int j = 0; j < NB - 1; ++j) {
+      if (j < count) {
+        NA_UNROLL for (int d = 0; d < DP; d += 8) mma<T>(s[j], row[d / 8], source.across(at[j], fc, d + fr, last[j]));
+      }
     }
   }
+  // Loads of the next product stay behind this one: float fragments of both at once do not fit in registers
+  if (sizeof(T) == 4) simdgroup_barrier(mem_flags::mem_none);
 }
 
 // A row's channels from registers to device memory

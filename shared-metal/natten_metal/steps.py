@@ -15,7 +15,7 @@ from typing import TypeVar
 from .problem import Problem
 from .slots import ITEM_SHAPES, SLOTS
 from .source import Instance
-from .tiles import COLUMNS, DIMS, ROWS, Tiling, padded_dim, patch_count, tiling
+from .tiles import COLUMNS, DIMS, ROWS, SOFTMAX_BRICKS, Tiling, chunk_size, padded_dim, patch_count, tiling
 
 T = TypeVar("T")  # a framework's tensor
 
@@ -136,7 +136,7 @@ def _walk(
     chosen: Tiling = tiling(problem, transposed, dim, dim_v, most)
     instance = Instance(
         template, problem.dtype, problem.rank, dim, dim_v, chosen.patch, chosen.heads, chosen.simdgroups,
-        chosen.chunk, stage=chosen.stage, **options,  # type: ignore[arg-type]
+        chosen.chunk, SOFTMAX_BRICKS, chosen.stage, **options,  # type: ignore[arg-type]
     )  # fmt: skip
     heads = problem.kv_heads if transposed else problem.heads // chosen.heads
     grid = (heads, math.prod(chosen.tiles), problem.batch * math.prod(problem.dilation))
@@ -225,9 +225,12 @@ def _additional_backward(p: Problem, saved: dict[str, str], most: int) -> list[S
     tiles = -(-p.additional // (ROWS * simdgroups))
     parts = max(1, min(MOST_PARTS, p.query_shape[0], 256 // (tiles * p.batch * p.kv_heads) or 1))
     shape, shape_v = ((p.batch, p.additional, p.kv_heads, d) for d in (p.head_dim, p.head_dim_v))
+    # Every query is a column: the box's rows are as long as rows get, and staged if one brick fits.
+    stage = chunk_size(p.dtype, dim, dim_v) >= COLUMNS
     instance = Instance(
-        "na_bwd_dkv", p.dtype, p.rank, dim, dim_v, base.patch, 1, simdgroups, base.chunk, stage=base.stage, every=True
-    )
+        "na_bwd_dkv", p.dtype, p.rank, dim, dim_v, base.patch, 1, simdgroups, base.chunk, SOFTMAX_BRICKS, stage,
+        every=True,
+    )  # fmt: skip
     params = parameters(p, {"kParts": parts, "kKeyGradPart": math.prod(shape), "kValueGradPart": math.prod(shape_v)})
     inputs = {"q": "query", "k": "additional_keys", "v": "additional_values"} | saved
     outputs = (
@@ -259,7 +262,7 @@ def _bias_backward(p: Problem, inputs: dict[str, str], slots: bool, most: int) -
     dim, dim_v = (DIMS[0],) * 2 if slots else (padded_dim(p.head_dim), padded_dim(p.head_dim_v))
     chosen = tiling(p, False, dim, dim_v, min(most, 8192 // table), in_rows=False)
     instance = Instance(
-        "na_bias", p.dtype, p.rank, dim, dim_v, chosen.patch, 1, chosen.simdgroups, chosen.chunk, stage=False,
+        "na_bias", p.dtype, p.rank, dim, dim_v, chosen.patch, 1, chosen.simdgroups, chosen.chunk, SOFTMAX_BRICKS, False,
         bias=True, slots=slots, table=table,
     )  # fmt: skip
     work = math.prod(chosen.tiles) * math.prod(p.dilation) * p.batch

@@ -19,8 +19,11 @@ from .window import group_length
 ROWS, COLUMNS = 8, 8  # of a patch and of a brick: one 8x8 fragment
 DIMS = (16, 32, 64, 96, 128, 192, 256)  # head dims that kernels are built for
 MOST_CHUNK = 128
-# Rows longer than a chunk are read directly unless they are this long: measured on a GPU through the same kernels,
-# staging pieces of a row wins only where windows are long.
+# Bricks per softmax group. Two give independent chains of products, but twice the code and more registers: one was
+# faster on a GPU through the same kernels (benchmarks/gpu).
+SOFTMAX_BRICKS = 1
+# Measured there as well: where a row has to be cut, and in the key walk with its two sums in registers, staging wins
+# only if windows are at least this long.
 LONG_WINDOW = 56
 # A box whose tensor is larger than this is staged: direct reads count elements inside the box in 32 bits.
 DIRECT_ELEMENTS = 1 << 28
@@ -68,7 +71,8 @@ def axis_bricks(axis: Axis, transposed: bool, extent: int, along_x: bool) -> tup
             last = min(first + extent, rows) - 1
             low, common_high = row_interval(axis, transposed, first, columns)
             common_low, high = row_interval(axis, transposed, last, columns)
-            high, common_high = min(high, columns), min(common_high, columns)
+            # Keys that no query sees (causal, more keys than queries) have an empty span.
+            high, common_high = max(min(high, columns), low), min(common_high, columns)
             if not along_x:
                 steps += high - low
                 full += max(0, common_high - common_low)
@@ -143,7 +147,7 @@ def tiling(
     row = simdgroups * patch[-1] + axis.window - 1
     elements = problem.keys * max(problem.kv_heads, problem.heads if transposed else 0) * max(dim, dim_v)
     fits = row <= chunk + 1
-    direct = chunk < COLUMNS or (not fits and problem.rank > 1 and axis.window < LONG_WINDOW)
+    direct = chunk < COLUMNS or ((transposed or not fits) and problem.rank > 1 and axis.window < LONG_WINDOW)
     stage = chunk >= COLUMNS and (not direct or elements > DIRECT_ELEMENTS)
     extents = [*patch[3 - problem.rank : -1], patch[-1] * simdgroups]
     tiles = tuple(

@@ -84,10 +84,7 @@ class EmulatedKernel:
 
 
 def _record(name: str, threads: int, report: Report, written: list[int]) -> Launch:
-    if report.write_counts is None:
-        once = True
-    else:
-        once = all(report.written_once(slot) for slot in written)
+    once = all(report.written_once(slot) for slot in written)
     full = report.thread_events("full_brick")
     return Launch(name, threads, full + report.thread_events("partial_brick"), full, once)
 

@@ -50,7 +50,7 @@ class Kit:
     heads: int = 1
     simdgroups: int = 2
     chunk: int = 24
-    bricks: int = 2
+    bricks: int = 1
     reads: str = "staged"
     bias: bool = False
     extra: bool = False
@@ -95,35 +95,35 @@ class Kit:
         dilation = tuple(rng.choice((1, rng.randint(1, min(3, n)))) for n in shape)
         kernel = tuple(rng.randint(1, n // d) for n, d in zip(shape, dilation, strict=True))
         stride = tuple(1 if self.bias else rng.choice((1, rng.randint(1, w))) for w in kernel)
-        kv_heads = rng.randint(1, 2)
+        kv_heads, scales = rng.randint(1, 2), (None, None, 0.1, -0.2)
         dim, dim_v = (d if "wide" in self.reads else rng.randint(1, d) for d in self.dims)
         return Case(
             name, shape, kernel, stride, dilation, tuple(rng.random() < 0.3 for _ in shape), rng.randint(1, 2),
             kv_heads * self.heads * rng.choice((1, 1, 2)), kv_heads, dim, dim_v,
-            rng.randint(1, 45) if self.extra else None, self.bias, rng.choice((None, None, 0.5 * dim**-0.5, -(dim**-0.5))),
+            rng.randint(1, 45) if self.extra else None, self.bias, rng.choice(scales),
         )  # fmt: skip
 
 
 # Patches of 8 rows in one, two and three dimensions.
-LINE, WIDE2, TALL, CUBE, SLAB = (1, 1, 8), (1, 2, 4), (1, 4, 2), (2, 2, 2), (1, 2, 4)
+LINE, FLAT, TALL, CUBE = (1, 1, 8), (1, 2, 4), (1, 4, 2), (2, 2, 2)
 KITS = (
-    Kit("seq-staged", 1, "float32", (16, 32), LINE, LINE, (*FUSED, "na_delta", *SPLIT, "na_sum")),
+    Kit("seq-staged", 1, "float32", (16, 32), LINE, LINE, (*FUSED, "na_delta", *SPLIT, "na_sum"), bricks=2),
     Kit("seq-wide-grouped", 1, "bfloat16", (32, 16), (1, 1, 2), LINE, (*FUSED, "every"), 4, 3, 40, reads="staged wide",
         extra=True),
     Kit("seq-direct-bias", 1, "float16", (16, 16), (1, 1, 1), LINE, (*FUSED, "na_bias", "slots"), 8, bricks=3,
         reads="direct", bias=True),
-    Kit("seq-one-brick", 1, "bfloat16", (16, 16), LINE, LINE, ("na_fwd", "na_bwd_dkv", "na_qk", "na_av_t"), chunk=8, bricks=1),
-    Kit("img-staged-bias", 2, "float32", (16, 16), (1, 2, 2), WIDE2, (*FUSED, "every", "na_bias", "na_qk"), 2,
+    Kit("seq-small-chunk", 1, "bfloat16", (16, 16), LINE, LINE, ("na_fwd", "na_bwd_dkv", "na_qk", "na_av_t"), chunk=8),
+    Kit("img-staged-bias", 2, "float32", (16, 16), (1, 2, 2), FLAT, (*FUSED, "every", "na_bias", "na_qk"), 2,
         chunk=16, bias=True, extra=True),
-    Kit("img-direct", 2, "float16", (32, 16), WIDE2, TALL, (*FUSED, "na_delta", "zero", "na_av", "na_av_t", "na_sum"),
-        reads="direct"),
+    Kit("img-direct", 2, "float16", (32, 16), FLAT, TALL, (*FUSED, "na_delta", "zero", "na_av", "na_av_t", "na_sum"),
+        bricks=2, reads="direct"),
     Kit("img-wide", 2, "float32", (64, 32), TALL, LINE, (*FUSED, "na_av"), simdgroups=3, chunk=32,
         reads="staged wide"),
-    Kit("img-bias", 2, "bfloat16", (16, 16), LINE, WIDE2, (*FUSED, "na_bias", "slots"), simdgroups=1,
+    Kit("img-bias", 2, "bfloat16", (16, 16), LINE, FLAT, (*FUSED, "na_bias", "slots"), simdgroups=1,
         bias=True),
-    Kit("vol-direct-grouped", 3, "float32", (16, 16), (1, 1, 2), SLAB, (*FUSED, "every", "delta"), 4,
+    Kit("vol-direct-grouped", 3, "float32", (16, 16), (1, 1, 2), FLAT, (*FUSED, "every", "delta"), 4,
         reads="direct wide", extra=True),
-    Kit("vol-wide", 3, "float16", (16, 16), CUBE, CUBE, (*FUSED, "every", "na_av_t"), chunk=8, reads="staged wide",
-        extra=True),
+    Kit("vol-wide", 3, "float16", (16, 16), CUBE, CUBE, (*FUSED, "every", "na_av_t"), chunk=8, bricks=2,
+        reads="staged wide", extra=True),
     Kit("vol-staged", 3, "bfloat16", (16, 16), (2, 1, 4), CUBE, (*FUSED, "na_delta", "na_qk", "na_av")),
 )  # fmt: skip

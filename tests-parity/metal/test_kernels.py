@@ -67,8 +67,8 @@ def test_the_pool_is_wide() -> None:
     walks = [instance for instance in pool if instance.template in WALKING]
     for option in ({"rank": 1}, {"rank": 2}, {"rank": 3}, {"dtype": "float32"}, {"dtype": "float16"},
                    {"dtype": "bfloat16"}, {"stage": False}, {"stage": True, "wide": False}, {"wide": True},
-                   {"stage": False, "wide": True}, {"heads": 2}, {"heads": 4}, {"heads": 8}, {"bias": True}, {"extra": True}, {"every": True},
-                   {"bricks": 1}, {"bricks": 3}):  # fmt: skip
+                   {"stage": False, "wide": True}, {"heads": 2}, {"heads": 4}, {"heads": 8}, {"bias": True},
+                   {"extra": True}, {"every": True}, {"bricks": 1}, {"bricks": 2}, {"bricks": 3}):  # fmt: skip
         having = [i for i in walks if all(getattr(i, name) == value for name, value in option.items())]
         assert len(having) >= 2, option
     for rank in (1, 2, 3):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from dataclasses import replace
@@ -127,6 +128,17 @@ def test_bricks_are_counted_exactly() -> None:
                     assert work_of(one, instance).bricks == wanted
                     full_ones += found.full
     assert full_ones > 1000
+
+
+def test_bricks_of_full_attention() -> None:
+    """Lengths that differ; with more keys than queries and causal, some keys are seen by nobody."""
+    for queries, keys, causal in itertools.product((1, 9, 24, 61), (1, 8, 33, 60), (False, True)):
+        shapes, window = ((queries,), (keys,)), (max(queries, keys),)
+        one = Problem("attention", 1, *shapes, 1, 1, 8, 8, window, (1,), (1,), (causal,), 1.0, "float32")
+        for template, transposed in (("na_fwd", False), ("na_bwd_dkv", True)):
+            instance = Instance(template, "float32", 1, 16, 16)
+            found = count_bricks(one, instance.patch, 1, transposed)
+            assert (found.executed, found.full) == work_of(one, instance).bricks, (queries, keys, causal, template)
 
 
 def test_the_planned_patch_executes_least() -> None:

@@ -48,9 +48,9 @@ def seen_by(axis: Axis, transposed: bool) -> Array:
 
 
 def span(mask: Array) -> tuple[int, int]:
-    """``[first, last + 1)`` of the columns that any of the rows ``mask [rows, columns]`` sees."""
+    """``[first, last + 1)`` of the columns that any of the rows ``mask [rows, columns]`` sees; empty if none."""
     columns = np.flatnonzero(mask.any(0))
-    return int(columns[0]), int(columns[-1]) + 1
+    return (int(columns[0]), int(columns[-1]) + 1) if columns.size else (0, 0)
 
 
 def pieces(length: int, chunk: int) -> Array:
