@@ -1,6 +1,9 @@
-"""Options of the test run."""
+"""Options of the test run, and what every test leaves as it found it."""
 
 from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
 
 import hypothesis
 import pytest
@@ -26,3 +29,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if long:
         config.hook.pytest_deselected(items=long)
         items[:] = [item for item in items if not item.get_closest_marker("all")]
+
+
+@pytest.fixture(autouse=True)
+def default_backend() -> Iterator[None]:
+    """What a test made the process's default is put back, so that no test depends on its neighbours."""
+    yield
+    for package in ("natten_mps", "natten_mlx"):
+        config = sys.modules.get(f"{package}._config")
+        if config is not None:
+            config.BACKENDS._default = None

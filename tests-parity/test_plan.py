@@ -222,17 +222,7 @@ def test_varlen_uses_the_backend_that_is_asked_for(path: Path) -> None:
 # --- which backend -----------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def default_backend(request: pytest.FixtureRequest) -> Any:
-    """The process's default, put back afterwards."""
-    backends = request.getfixturevalue("framework").module("_config").BACKENDS
-    before = backends._default
-    yield
-    backends._default = before
-
-
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
-@pytest.mark.usefixtures("default_backend")
 def test_the_order_of_precedence(framework: Framework, monkeypatch: pytest.MonkeyPatch) -> None:
     """argument > use_backend > set_backend > the package's variable > NATTEN_BACKEND > auto."""
     package, own = framework.package, f"NATTEN_{framework.name.upper()}_BACKEND"
