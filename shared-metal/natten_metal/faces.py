@@ -7,7 +7,7 @@ raises the errors of :mod:`.checks` or returns the :class:`Problem`.
 from functools import lru_cache
 from typing import Any
 
-from . import checks
+from . import checks, checks_varlen
 from .device import Device
 from .plan import obstacle
 from .problem import DTYPES, RANKS, Problem, TensorSpec
@@ -63,6 +63,15 @@ def full(face: str, query: Spec, key: Spec, value: Spec, is_causal: Any, scale: 
     (causal,) = checks.bools_per_axis(face, "is_causal", is_causal, 1)
     factor = checks.scale_or_default(face, scale, query.shape[-1])
     return checks.full_problem(face, query, key, value, causal, factor)
+
+
+def packed(
+    query: Spec, key: Spec, value: Spec, lengths: tuple[Any, Any], given: tuple[Any, ...]
+) -> tuple[checks_varlen.Span, ...] | None:
+    """The sequences that a call of ``attention`` packs, or None: lengths, or the four packed arguments."""
+    lengths = (sizes_on_host(lengths[0]), sizes_on_host(lengths[1]))
+    offsets = tuple(sizes_on_host(each) for each in given[:2])
+    return checks_varlen.packed_items("attention", query, key, value, lengths, (*offsets, *given[2:]))
 
 
 _WINDOW = {"stride": 1, "dilation": 1, "is_causal": False}

@@ -18,10 +18,12 @@ _HOMES = {
         "neighborhood_attention", "na1d", "na2d", "na3d", "na1d_qk", "na2d_qk", "na3d_qk", "na1d_av", "na2d_av",
         "na3d_av", "attention", "merge_attentions", "explain",
     ),
-    "varlen": ("na1d_varlen", "na2d_varlen", "na3d_varlen"),
+    "varlen": ("na1d_varlen", "na2d_varlen", "na3d_varlen", "generate_varlen_parameters"),
     "modules": ("NeighborhoodAttention1D", "NeighborhoodAttention2D", "NeighborhoodAttention3D"),
+    "weights": ("load_weights", "save_weights"),
     "_config": ("get_backend", "set_backend", "use_backend", "get_support_matrix", "has_metal", "has_nanobind"),
 }  # fmt: skip
+_SUBPACKAGES = ("compat", "extras")
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [*_HOME_OF, "__version__"]  # noqa: PLE0604 - names are strings, gathered above
@@ -49,13 +51,16 @@ if TYPE_CHECKING:
     from .modules import NeighborhoodAttention1D as NeighborhoodAttention1D
     from .modules import NeighborhoodAttention2D as NeighborhoodAttention2D
     from .modules import NeighborhoodAttention3D as NeighborhoodAttention3D
+    from .varlen import generate_varlen_parameters as generate_varlen_parameters
     from .varlen import na1d_varlen as na1d_varlen
     from .varlen import na2d_varlen as na2d_varlen
     from .varlen import na3d_varlen as na3d_varlen
+    from .weights import load_weights as load_weights
+    from .weights import save_weights as save_weights
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES and not name.startswith("_"):
+    if name in _SUBPACKAGES or (name in _HOMES and not name.startswith("_")):
         return import_module(f".{name}", __name__)
     if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -65,4 +70,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_SUBPACKAGES})

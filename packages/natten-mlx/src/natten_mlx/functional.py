@@ -9,7 +9,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from . import _dense, _transforms
+from . import _dense, _launch_nanobind, _transforms
 from ._arrays import StreamOrDevice, compute_dtype, device_of, exp, optional_spec, spec, stream_of
 from ._config import BACKENDS, TIERS
 from ._metal import backends, checks, faces
@@ -22,13 +22,17 @@ Result = mx.array | tuple[mx.array, mx.array]
 
 
 def _run(
-    problem: Problem, backend: str, stream: mx.Stream, tensors: tuple[mx.array | None, ...]
-) -> tuple[mx.array, ...]:
-    """Plan and launch; ``tensors`` in the order of ``INPUTS[problem.op]``."""
+    problem: Problem, backend: str, stream: mx.Stream, tensors: tuple[mx.array | None, ...],
+    signature: _launch_nanobind.Signature | None = None,
+) -> tuple[mx.array, ...]:  # fmt: skip
+    """Plan and launch; ``tensors`` in the order of ``INPUTS[problem.op]``.
+
+    signature: under which the C++ extension's plan is kept for calls like this one.
+    """
     # Raises where the backend cannot take the problem; the custom function asks for the same plan when it runs.
     planned = planning.plan(problem, device_of(stream), backend, TIERS)
     if planned.path != "dense":
-        return _transforms.run(problem, backend, stream, tensors)
+        return _transforms.run(problem, backend, stream, tensors, signature)
     given: Any = tensors
     with mx.stream(stream):
         if problem.op == "qk":
@@ -45,6 +49,11 @@ def _fused(
     """The body of every fused face. tensors: query, key, value, additional keys and values, rpb."""
     backends.accept_knobs(face, upstream)
     chosen, where = BACKENDS.resolve(face, backend), stream_of(face, stream)
+    signature = _launch_nanobind.signature(face, chosen, where, tensors, (*window, scale, return_lse))
+    known = _launch_nanobind.recalled(signature)
+    if known is not None:
+        out, lse = _launch_nanobind.repeat(known, tensors[:3], where)
+        return (out, lse) if return_lse else out
     names = INPUTS["na"]
     query, key, value = (spec(face, name, t) for name, t in zip(names[:3], tensors[:3], strict=True))
     keys, values, rpb = (optional_spec(face, name, t) for name, t in zip(names[3:], tensors[3:], strict=True))
@@ -56,7 +65,7 @@ def _fused(
     if problem.additional == 0:
         # MLX gathers nothing from arrays without elements.
         tensors = (*tensors[:3], None, None, tensors[5])
-    out, lse = _run(problem, chosen, where, tensors)
+    out, lse = _run(problem, chosen, where, tensors, signature)
     return (out, lse) if with_lse else out
 
 
@@ -242,6 +251,12 @@ def attention(
     value: mx.array,
     is_causal: bool = False,
     scale: float | None = None,
+    seqlens_Q: Any = None,
+    seqlens_KV: Any = None,
+    cumulative_seqlen_Q: Any = None,
+    cumulative_seqlen_KV: Any = None,
+    max_seqlen_Q: int | None = None,
+    max_seqlen_KV: int | None = None,
     *,
     return_lse: bool = False,
     backend: str | None = None,
@@ -252,6 +267,11 @@ def attention(
 
     is_causal: query i sees keys 0..i (aligned at the top left when S != S_kv). Otherwise as
     :func:`neighborhood_attention`: output ``[B, S, H, D_v]``, and lse ``[B, S, H]`` with ``return_lse``.
+
+    Packed (B is 1): sequences behind one another, each as if alone. seqlens_Q, seqlens_KV: their lengths, ints
+    ``[n]``; or cumulative_seqlen_Q, cumulative_seqlen_KV ``[n + 1]`` with max_seqlen_Q, max_seqlen_KV, as
+    :func:`natten_mlx.generate_varlen_parameters` makes them. Tokens behind the last sequence, and queries of a
+    sequence without keys, give 0 and lse -inf. The numbers are read on the host.
     """
     backends.accept_knobs("attention", upstream)
     chosen, where = BACKENDS.resolve("attention", backend), stream_of("attention", stream)
@@ -259,7 +279,14 @@ def attention(
     q, k, v = (spec("attention", name, t) for name, t in zip(INPUTS["attention"], tensors, strict=True))
     problem = faces.full("attention", q, k, v, is_causal, scale)
     with_lse = checks.flag("attention", "return_lse", return_lse)
-    out, lse = _run(problem, chosen, where, tensors)
+    packed = (cumulative_seqlen_Q, cumulative_seqlen_KV, max_seqlen_Q, max_seqlen_KV)
+    items = faces.packed(q, k, v, (seqlens_Q, seqlens_KV), packed)
+    if items is None:
+        out, lse = _run(problem, chosen, where, tensors)
+    else:
+        from .varlen import attend_packed
+
+        out, lse = attend_packed(tensors, items, is_causal, scale, chosen, where)
     return (out, lse) if with_lse else out
 
 

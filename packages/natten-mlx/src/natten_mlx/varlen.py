@@ -11,8 +11,8 @@ from typing import Any
 import mlx.core as mx
 
 from ._arrays import StreamOrDevice, compute_dtype, optional_spec, spec, stream_of
-from ._metal import checks, faces
-from .functional import Bools, Ints, Result, _fused
+from ._metal import checks, checks_varlen, faces
+from .functional import Bools, Ints, Result, _fused, attention
 
 
 def padded_items(
@@ -84,6 +84,50 @@ def _padded(tensor: mx.array, shape: tuple[int, ...], value: float) -> mx.array:
     margins = [(0, full - own) for full, own in zip(shape, tensor.shape[1:], strict=False)]
     widths = [(0, 0), *margins, *[(0, 0)] * (tensor.ndim - 1 - len(shape))]
     return mx.pad(tensor, widths, constant_values=value)
+
+
+def attend_packed(
+    tensors: tuple[Any, ...], items: tuple[checks_varlen.Span, ...], is_causal: bool, scale: Any, backend: str,
+    stream: mx.Stream,
+) -> tuple[mx.array, mx.array]:  # fmt: skip
+    """Attention of sequences that lie behind one another in one batch item; those of equal size together."""
+    query, key, value = tensors
+    heads, total = query.shape[2], query.shape[1]
+    with mx.stream(stream):
+
+        def nothing(count: int) -> tuple[mx.array, mx.array]:
+            out = mx.zeros((1, count, heads, value.shape[-1]), query.dtype)
+            return out, mx.full((1, count, heads), -math.inf, compute_dtype(query))
+
+        parts = [nothing(item.queries) for item in items]
+        for queries, keys in sorted({(item.queries, item.keys) for item in items if item.queries and item.keys}):
+            own = [place for place, item in enumerate(items) if (item.queries, item.keys) == (queries, keys)]
+            starts = [(items[place].query, items[place].key) for place in own]
+            q = mx.concatenate([query[:, first : first + queries] for first, _ in starts])
+            k, v = (mx.concatenate([t[:, first : first + keys] for _, first in starts]) for t in (key, value))
+            out, lse = attention(q, k, v, is_causal, scale, return_lse=True, backend=backend, stream=stream)
+            for place, item in enumerate(own):
+                parts[item] = out[place : place + 1], lse[place : place + 1]
+        parts.append(nothing(total - items[-1].query - items[-1].queries))
+        return mx.concatenate([out for out, _ in parts], 1), mx.concatenate([lse for _, lse in parts], 1)
+
+
+def generate_varlen_parameters(
+    query: mx.array, key: mx.array, value: mx.array, seqlens_Q: Any = None, seqlens_KV: Any = None
+) -> tuple[mx.array | None, mx.array | None, int, int]:
+    """What packed :func:`attention` takes, made once for many calls, in upstream's order.
+
+    seqlens_Q, seqlens_KV: lengths of the packed sequences, ints ``[n]``.
+    Returns cumulative_seqlen_Q and cumulative_seqlen_KV, int32 ``[n + 1]``, max_seqlen_Q and max_seqlen_KV;
+    (None, None, 0, 0) without lengths. ValueError or TypeError for what :func:`attention` refuses.
+    """
+    batches = tuple(int(tensor.shape[0]) for tensor in (query, key, value))
+    given = (faces.sizes_on_host(seqlens_Q), faces.sizes_on_host(seqlens_KV))
+    lengths = checks_varlen.packed_lengths("generate_varlen_parameters", batches, given)
+    if lengths is None:
+        return None, None, 0, 0
+    queries, keys = (mx.array(checks_varlen.cumulative(each), dtype=mx.int32) for each in lengths)
+    return queries, keys, max(lengths[0]), max(lengths[1])
 
 
 def na1d_varlen(

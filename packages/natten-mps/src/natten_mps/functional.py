@@ -252,6 +252,12 @@ def attention(
     value: Tensor,
     is_causal: bool = False,
     scale: float | None = None,
+    seqlens_Q: Any = None,
+    seqlens_KV: Any = None,
+    cumulative_seqlen_Q: Any = None,
+    cumulative_seqlen_KV: Any = None,
+    max_seqlen_Q: int | None = None,
+    max_seqlen_KV: int | None = None,
     *,
     return_lse: bool = False,
     backend: str | None = None,
@@ -261,6 +267,11 @@ def attention(
 
     is_causal: query i sees keys 0..i (aligned at the top left when S != S_kv). Otherwise as
     :func:`neighborhood_attention`: output ``[B, S, H, D_v]``, and lse ``[B, S, H]`` with ``return_lse``.
+
+    Packed (B is 1): sequences behind one another, each as if alone. seqlens_Q, seqlens_KV: their lengths, ints
+    ``[n]``; or cumulative_seqlen_Q, cumulative_seqlen_KV ``[n + 1]`` with max_seqlen_Q, max_seqlen_KV, as
+    :func:`natten_mps.generate_varlen_parameters` makes them. Tokens behind the last sequence, and queries of a
+    sequence without keys, give 0 and lse -inf. The numbers are read on the host.
     """
     backends.accept_knobs("attention", upstream)
     chosen = BACKENDS.resolve("attention", backend)
@@ -268,7 +279,14 @@ def attention(
     q, k, v = (spec("attention", name, t) for name, t in zip(INPUTS["attention"], tensors, strict=True))
     problem = faces.full("attention", q, k, v, is_causal, scale)
     with_lse = checks.flag("attention", "return_lse", return_lse)
-    out, lse = _run(problem, chosen, tensors)
+    packed = (cumulative_seqlen_Q, cumulative_seqlen_KV, max_seqlen_Q, max_seqlen_KV)
+    items = faces.packed(q, k, v, (seqlens_Q, seqlens_KV), packed)
+    if items is None:
+        out, lse = _run(problem, chosen, tensors)
+    else:
+        from .varlen import attend_packed
+
+        out, lse = attend_packed(tensors, items, is_causal, scale, chosen)
     return (out, lse) if with_lse else out
 
 

@@ -56,32 +56,26 @@ class _NeighborhoodAttention(nn.Module):
         self.proj = nn.Linear(embed_dim, embed_dim)
         self.proj_drop = nn.Dropout(proj_drop)
 
+    def _geometry(self, shape: tuple[int, ...]) -> checks.Window:
+        """kernel_size, stride, dilation and is_causal for an input ``[B, *shape, C]``."""
+        return self.kernel_size, self.stride, self.dilation, self.is_causal
+
     def _attend_module(self, x: Tensor, sizes: Any) -> Tensor:
         """``x [B, *shape, C]`` -> ``[B, *shape, C]``; sizes as the varlen ops take them, or None."""
         face = type(self).__name__
         faces.module_input(face, tuple(x.shape), self.rank, self.embed_dim)
         query, key, value = self._project(x)
+        window = self._geometry(tuple(x.shape[1:-1]))
         dropping = self.training and self.attn_drop.p > 0
         if sizes is not None:
             if dropping:
                 faces.reject_module_dropout(face, self._sizes_name)
-            window = (self.kernel_size, self.stride, self.dilation, self.is_causal)
             op, tensors = f"na{self.rank}d_varlen", (query, key, value)
             out = varlen.padded_items(op, self._sizes_name, tensors, sizes, window, self.scale, False, None, self.rpb)
         elif dropping:
-            out = self._attend_dropping(query, key, value)
+            out = self._attend_dropping(query, key, value, window)
         else:
-            out = functional.neighborhood_attention(
-                query,
-                key,
-                value,
-                self.kernel_size,
-                self.stride,
-                self.dilation,
-                self.is_causal,
-                self.scale,
-                rpb=self.rpb,
-            )
+            out = functional.neighborhood_attention(query, key, value, *window, self.scale, rpb=self.rpb)
         return self.proj_drop(self.proj(out.flatten(-2)))
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -93,13 +87,14 @@ class _NeighborhoodAttention(nn.Module):
         key, value = self.kv_proj(x).view(*shape, 2, self.num_kv_heads, self.head_dim).unbind(-3)
         return query, key, value
 
-    def _attend_dropping(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def _attend_dropping(self, query: Tensor, key: Tensor, value: Tensor, window: checks.Window) -> Tensor:
         """Attention with dropped weights: the split ops, with all of a query's weights in between."""
         qk, av = getattr(functional, f"na{self.rank}d_qk"), getattr(functional, f"na{self.rank}d_av")
-        window = {"stride": self.stride, "is_causal": self.is_causal}
-        logits = qk(query, key, self.kernel_size, self.dilation, scale=self.scale, rpb=self.rpb, **window)
+        kernel_size, stride, dilation, is_causal = window
+        more = {"stride": stride, "is_causal": is_causal}
+        logits = qk(query, key, kernel_size, dilation, scale=self.scale, rpb=self.rpb, **more)
         weights = self.attn_drop(torch.softmax(logits, -1))
-        return av(weights, value, self.kernel_size, self.dilation, **window)
+        return av(weights, value, kernel_size, dilation, **more)
 
     def extra_repr(self) -> str:
         return (

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from ._arrays import optional_spec, spec
-from ._metal import checks, faces
+from ._metal import checks, checks_varlen, faces
 from ._walk import compute_dtype
-from .functional import Bools, Ints, Result, _autocast, _fused
+from .functional import Bools, Ints, Result, _autocast, _fused, attention
 
 
 def padded_items(
@@ -79,6 +79,48 @@ def _region(size: tuple[int, ...], device: torch.device) -> list[Tensor]:
     """Index arrays of all tokens of an item, one per axis, flat."""
     grid = torch.meshgrid(*(torch.arange(length, device=device) for length in size), indexing="ij")
     return [axis.reshape(1, -1) for axis in grid]
+
+
+def attend_packed(
+    tensors: tuple[Any, ...], items: tuple[checks_varlen.Span, ...], is_causal: bool, scale: Any, backend: str
+) -> tuple[Tensor, Tensor]:
+    """Attention of sequences that lie behind one another in one batch item; those of equal size together."""
+    query, key, value = tensors
+    out = query.new_zeros(*query.shape[:-1], value.shape[-1])
+    lse = query.new_full(query.shape[:-1], -torch.inf, dtype=compute_dtype(query))
+    sizes = sorted({(item.queries, item.keys) for item in items if item.queries and item.keys})
+    # Without any, one token of no item at all: gradients are zero, not missing.
+    for queries, keys in sizes or [(1, 1)]:
+        own = [item for item in items if (item.queries, item.keys) == (queries, keys)]
+        rows, columns = (
+            torch.tensor(starts, device=query.device).long()[:, None] + torch.arange(count, device=query.device)
+            for starts, count in (([item.query for item in own], queries), ([item.key for item in own], keys))
+        )
+        parts = (query[0, rows], key[0, columns], value[0, columns])
+        own_out, own_lse = attention(*parts, is_causal, scale, return_lse=True, backend=backend)
+        first = torch.zeros_like(rows)
+        out, lse = out.index_put((first, rows), own_out), lse.index_put((first, rows), own_lse)
+    return out, lse
+
+
+def generate_varlen_parameters(
+    query: Tensor, key: Tensor, value: Tensor, seqlens_Q: Any = None, seqlens_KV: Any = None
+) -> tuple[Tensor | None, Tensor | None, int, int]:
+    """What packed :func:`attention` takes, made once for many calls, in upstream's order.
+
+    seqlens_Q, seqlens_KV: lengths of the packed sequences, ints ``[n]``.
+    Returns cumulative_seqlen_Q and cumulative_seqlen_KV, int32 ``[n + 1]`` on the query's device, max_seqlen_Q and
+    max_seqlen_KV; (None, None, 0, 0) without lengths. ValueError or TypeError for what :func:`attention` refuses.
+    """
+    batches = tuple(int(tensor.shape[0]) for tensor in (query, key, value))
+    given = (faces.sizes_on_host(seqlens_Q), faces.sizes_on_host(seqlens_KV))
+    lengths = checks_varlen.packed_lengths("generate_varlen_parameters", batches, given)
+    if lengths is None:
+        return None, None, 0, 0
+    queries, keys = (
+        torch.tensor(checks_varlen.cumulative(each), dtype=torch.int32, device=query.device) for each in lengths
+    )
+    return queries, keys, max(lengths[0]), max(lengths[1])
 
 
 def na1d_varlen(

@@ -1,0 +1,133 @@
+"""From a generation's call forms to functions and modules over this package's own."""
+
+from typing import Any
+
+import mlx.core as mx
+
+from .. import functional, modules
+from .._metal import compat
+from .._metal.compat_context import CONTEXT, FLOPS
+from .._metal.compat_forms import Form
+
+Given = dict[str, Any]
+
+
+def has_mlx() -> bool:
+    """True: this package runs on MLX."""
+    return True
+
+
+def has_mps() -> bool:
+    """Whether MLX can compute on this machine's Apple GPU."""
+    return mx.metal.is_available()
+
+
+def generation(name: str, module: str) -> dict[str, Any]:
+    """Everything that the module of a generation defines, ``__all__`` included."""
+    made: dict[str, Any] = {}
+    for face, form in compat.forms(name).items():
+        made[face] = _module(face, form, module) if form.kind == "module" else _face(face, form, module)
+    made |= CONTEXT[name] | FLOPS | {"has_mlx": has_mlx, "has_mps": has_mps}
+    return made | {"__all__": sorted(made), "__version__": compat.LAST[name]}
+
+
+def _face(name: str, form: Form, module: str) -> Any:
+    return compat.face(name, form, module, _ADAPTERS[form.kind])
+
+
+# --- split ops: heads-first, unscaled --------------------------------------------------------------
+
+
+def _heads_last(tensor: Any) -> Any:
+    return mx.moveaxis(tensor, 1, -2) if isinstance(tensor, mx.array) else tensor
+
+
+def _heads_first(tensor: mx.array) -> mx.array:
+    return mx.moveaxis(tensor, -2, 1)
+
+
+def _qk(name: str, form: Form, given: Given) -> mx.array:
+    query, key = given["query"], given["key"]
+    compat.heads_first_rank(name, form.rank, {"query": query, "key": key})
+    kernel_size, dilation = compat.legacy_window(name, form, given)
+    logits: mx.array = getattr(functional, f"na{form.rank}d_qk")(
+        _heads_last(query), _heads_last(key), kernel_size, dilation, is_causal=given.get("is_causal", False),
+        scale=1.0, rpb=given.get("rpb", given.get("bias")),
+    )  # fmt: skip
+    logits, more = _heads_first(logits), given.get("additional_keys")
+    if more is None:
+        return logits
+    compat.additional(name, "additional_keys", more, (query.shape[0], query.shape[1], query.shape[-1]))
+    products = query.flatten(2, -2) @ more.swapaxes(-1, -2)
+    return mx.concatenate([logits, products.reshape(*logits.shape[:-1], more.shape[2])], -1)
+
+
+def _av(name: str, form: Form, given: Given) -> mx.array:
+    attn, value = given["attn"], given["value"]
+    compat.heads_first_rank(name, form.rank, {"attn": attn, "value": value})
+    kernel_size, dilation = compat.legacy_window(name, form, given)
+    own, more = attn, given.get("additional_values")
+    if more is not None:
+        compat.additional(name, "additional_values", more, (value.shape[0], attn.shape[1], value.shape[-1]))
+        own = attn[..., : compat.window_slots(name, attn, more.shape[2], kernel_size, form.rank)]
+    out: mx.array = getattr(functional, f"na{form.rank}d_av")(
+        _heads_last(own), _heads_last(value), kernel_size, dilation, is_causal=given.get("is_causal", False)
+    )
+    out = _heads_first(out)
+    if more is None:
+        return out
+    products = attn[..., own.shape[-1] :].flatten(2, -2).astype(more.dtype) @ more
+    return out + products.reshape(out.shape)
+
+
+# --- fused ops: heads-last -------------------------------------------------------------------------
+
+
+def _fused(name: str, form: Form, given: Given) -> Any:
+    op = getattr(functional, f"na{form.rank}d") if form.rank else functional.neighborhood_attention
+    return op(**compat.shared_arguments(name, form, given))
+
+
+def _attention(name: str, form: Form, given: Given) -> Any:
+    return functional.attention(**compat.shared_arguments(name, form, given))
+
+
+def _merge(name: str, form: Form, given: Given) -> Any:
+    out, lse = functional.merge_attentions(given["outputs"], given["lse_tensors"])
+    # Until 0.20 the output alone.
+    return (out, lse) if "use_autograd_fix" in form.names else out
+
+
+_ADAPTERS = {"qk": _qk, "av": _av, "fused": _fused, "attention": _attention, "merge": _merge}
+
+
+# --- modules ---------------------------------------------------------------------------------------
+
+
+def _forward(self: Any, x: mx.array) -> mx.array:
+    """``[B, *shape, C]`` -> the same."""
+    return self._attend_module(x, None)
+
+
+def _padding_forward(self: Any, x: mx.array) -> mx.array:
+    """``[B, *shape, C]`` -> the same; an axis shorter than its window gets tokens of zeros behind it."""
+    shape = tuple(x.shape[1:-1])
+    extra = compat.padding(shape, self.kernel_size, self.dilation) if len(shape) == self.rank else ()
+    if not any(extra):
+        return self._attend_module(x, None)
+    widths = [(0, 0), *((0, missing) for missing in extra), (0, 0)]
+    out: mx.array = self._attend_module(mx.pad(x, widths), None)
+    return out[(slice(None), *(slice(length) for length in shape))]
+
+
+def _geometry(self: Any, shape: tuple[int, ...]) -> tuple[Any, ...]:
+    """The window for an input of ``shape``; the first generation worked its dilation out from there."""
+    latest = (compat.latest_dilation(shape, self.kernel_size),) * self.rank
+    return self.kernel_size, self.stride, latest if self.late_dilation else self.dilation, self.is_causal
+
+
+def _module(name: str, form: Form, module: str) -> Any:
+    """A generation's module: this package's, with another constructor."""
+    base = getattr(modules, f"NeighborhoodAttention{form.rank}D")
+    forward = _padding_forward if compat.pads(form) else _forward
+    return compat.module_class(name, form, module, base, {"__call__": forward, "_geometry": _geometry})

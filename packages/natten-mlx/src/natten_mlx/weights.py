@@ -1,0 +1,44 @@
+"""Weights from NATTEN's checkpoints of every generation, from natten-mps, and back.
+
+load_weights(module, "weights.safetensors")             # or .npz, or any mapping of arrays
+load_weights(module, torch_module.state_dict())
+save_weights(module, "weights.safetensors")             # which natten_mps.load_weights reads
+"""
+
+import os
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from ._metal import weights
+
+
+def load_weights(module: nn.Module, source: Any, *, strict: bool = True) -> tuple[list[str], list[str]]:
+    """Load a module, or a whole model, with weights of any framework, in the module's own dtypes.
+
+    source: a mapping of names to arrays of MLX, torch or numpy (nested as MLX nests them, or wrapped as training
+    scripts do), or a file: .npz or .safetensors. torch's own files are natten-mps's to read and to save anew.
+    strict: every weight must be there, and every one in ``source`` wanted.
+
+    Returns the names that were missing and those that nothing wanted. ValueError where shapes differ, or strict
+    is broken (the message says how the module would have to be made); TypeError for what is no array.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        source = weights.read(source, "; natten_mps.save_weights makes one of torch's")
+    own = dict(tree_flatten(module.parameters()))
+    given = weights.named(source)
+    found = weights.fitting(
+        {name: array.shape for name, array in given.items()},
+        {name: tuple(array.shape) for name, array in own.items()},
+        strict,
+    )
+    loaded = [(name, mx.array(array).astype(own[name].dtype)) for name, array in given.items() if name in own]
+    module.load_weights(loaded, strict=False)
+    return found
+
+
+def save_weights(module: nn.Module, path: Any) -> None:
+    """Write a module's parameters as .npz or .safetensors (bfloat16 as float32); ValueError for another ending."""
+    weights.write(path, dict(tree_flatten(module.parameters())))

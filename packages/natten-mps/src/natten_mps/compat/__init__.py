@@ -1,0 +1,69 @@
+"""The call forms of NATTEN's generations: names, argument orders, defaults, layouts, modules, switches.
+
+    from natten_mps.compat import v017                          # as NATTEN 0.17
+    from natten_mps import compat
+    natten = compat.for_version("0.14.6")
+    compat.install()                                            # `import natten` finds this package from here on
+
+A module for each set of call forms: ``v0141`` (0.14.1 to 0.14.4), ``v0145``, ``v014`` (0.14.6), ``v015``, ``v017``,
+``v020`` and ``v021``. Where upstream was narrower (odd windows, no gradient of bias tables, no causal bias) these are
+not; errors are this package's. What only tunes CUDA kernels is accepted and noted once in the log.
+"""
+
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from .._metal.compat import SINCE, generation_of
+
+if TYPE_CHECKING:
+    from . import v014 as v014
+    from . import v0141 as v0141
+    from . import v0145 as v0145
+    from . import v015 as v015
+    from . import v017 as v017
+    from . import v020 as v020
+    from . import v021 as v021
+
+__all__ = [*SINCE, "for_version", "install", "uninstall"]  # noqa: PLE0604 - names are strings
+
+
+def for_version(version: str) -> ModuleType:
+    """The module with the call forms of a release: ``for_version("0.17.5")`` is :mod:`.v017`.
+
+    ``"0.14"`` means the last release of 0.14. TypeError unless version is a string; ValueError for what is no
+    version, is older than 0.14.1, or was never released.
+    """
+    return import_module(f".{generation_of(version)}", __name__)
+
+
+def install(version: str | None = None) -> ModuleType:
+    """Make ``import natten`` find this package, as the release ``version``; call it before a client is imported.
+
+    version: a release, whose call forms :func:`for_version` has; None is the newest, with every older name that
+    means nothing else there.
+
+    Returns the module. It and its submodules (``natten.functional``, ``natten.context``, ...) are in
+    ``sys.modules``, ``importlib.util.find_spec("natten")`` finds them, and ``importlib.metadata.version("natten")``
+    answers. A second call replaces the first. ImportError if NATTEN itself is installed or imported.
+    """
+    from ._install import install
+
+    return install(version)
+
+
+def uninstall() -> None:
+    """Undo :func:`install`; what clients have imported already stays with them."""
+    from ._install import uninstall
+
+    uninstall()
+
+
+def __getattr__(name: str) -> Any:
+    if name in SINCE:
+        return import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,1 @@
+"""What particular models need; nothing else imports it."""
