@@ -20,9 +20,9 @@ from cases import INPUTS, Array, Case, inputs, lse_dtype, slot_inputs
 
 Tensor = Any
 
-# The modules of each tier, and the functions of theirs that compute something.
+# The modules of the tiers that both packages have, and the functions of any tier's that compute something.
 TIER_MODULES = {"pure": ("_pure", "_pure_split"), "dense": ("_dense",)}
-LAUNCHERS = ("forward", "backward", "qk", "av", "qk_backward", "av_backward")
+LAUNCHERS = ("forward", "backward", "qk", "av", "qk_backward", "av_backward", "repeat")
 
 
 class Framework:
@@ -30,6 +30,9 @@ class Framework:
 
     name: str
     package_name: str
+    # The tier that runs the CPU kernels, and its module.
+    compiled: str
+    compiled_module: str
 
     def __str__(self) -> str:
         return self.name
@@ -71,7 +74,7 @@ class Framework:
         """The tiers whose functions run inside the context."""
         ran: set[str] = set()
         with contextlib.ExitStack() as stack:
-            for tier, modules in TIER_MODULES.items():
+            for tier, modules in (TIER_MODULES | {self.compiled: (self.compiled_module,)}).items():
                 for module in map(self.module, modules):
                     for name in LAUNCHERS:
                         if hasattr(module, name):
@@ -98,6 +101,7 @@ def _recorded(module: ModuleType, name: str, tier: str, ran: set[str]) -> Iterat
 class Torch(Framework):
     name = "mps"
     package_name = "natten_mps"
+    compiled, compiled_module = "native", "_launch_native"
 
     def tensor(self, array: Array, dtype: str = "float64") -> Tensor:
         import torch
@@ -124,6 +128,7 @@ class Torch(Framework):
 class Mlx(Framework):
     name = "mlx"
     package_name = "natten_mlx"
+    compiled, compiled_module = "nanobind", "_launch_nanobind"
 
     @cached_property
     def package(self) -> ModuleType:
@@ -179,8 +184,9 @@ class Path:
         return f"{self.framework}-{self.backend}"
 
 
-PATHS = tuple(Path(framework, backend) for framework in FRAMEWORKS for backend in ("pure", "dense"))
-PURE = tuple(path for path in PATHS if path.backend == "pure")
+PATHS = tuple(Path(framework, backend) for framework in FRAMEWORKS for backend in (framework.compiled, "pure", "dense"))
+# Those with a backward of our own, once differentiable.
+OURS = tuple(path for path in PATHS if path.backend != "dense")
 
 
 def planned_path(framework: Framework, op: str, *tensors: Tensor, **arguments: Any) -> str:

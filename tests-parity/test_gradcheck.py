@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from cases import BY_NAME, CASES, INPUTS, Case, inputs
-from frameworks import FRAMEWORKS, MLX, MPS, PURE, Framework, Path
+from frameworks import FRAMEWORKS, MLX, MPS, OURS, Framework, Path
 
 # gradcheck takes no empty tensors, and large problems need larger steps than float64 likes.
 SMALL = tuple(
@@ -131,7 +131,7 @@ def of_op(path: Path, op: str) -> Any:
 
 
 @pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize("path", PURE, ids=str)
+@pytest.mark.parametrize("path", OURS, ids=str)
 def test_a_second_derivative_is_refused(path: Path, op: str) -> None:
     with pytest.raises(NotImplementedError) as caught:
         second_derivative(path, op)
@@ -139,7 +139,7 @@ def test_a_second_derivative_is_refused(path: Path, op: str) -> None:
 
 
 @pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize("path", PURE, ids=str)
+@pytest.mark.parametrize("path", OURS, ids=str)
 def test_forward_mode_is_refused(path: Path, op: str) -> None:
     with pytest.raises(NotImplementedError) as caught:
         forward_derivative(path, op)

@@ -1,4 +1,4 @@
-"""torch's transforms of the pure path: functional gradients, vmap, compile, autocast, checkpointing.
+"""torch's transforms of the compiled and the pure path: gradients, vmap, compile, autocast, checkpointing.
 
 Each is compared with plain eager calls of the same path.
 """
@@ -25,12 +25,12 @@ def given_to(case: Case, dtype: str = "float64") -> dict[str, Tensor]:
 
 
 def attend(case: Case, names: tuple[str, ...], **options: Any) -> Attend:
-    """The case's face as a function of the tensors ``names``, on the pure path."""
+    """The case's face as a function of the tensors ``names``."""
     face = MPS.face(case.face)
 
     def call(*tensors: Tensor) -> Any:
         by_name = dict(zip(names, tensors, strict=True))
-        return face(**by_name, **case.window, scale=case.scale, **({"backend": "pure"} | options))
+        return face(**by_name, **case.window, scale=case.scale, **options)
 
     return call
 
@@ -44,12 +44,13 @@ def close(a: Any, b: Any) -> None:
     torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
 
 
-@pytest.fixture(autouse=True)
-def pure_ran() -> Any:
-    """Each test of this module runs the pure path, and no other but where it says so."""
+@pytest.fixture(autouse=True, params=["native", "pure"])
+def backend(request: pytest.FixtureRequest) -> Any:
+    """The process's default in each test of this module; it runs, and no other but where a test says so."""
+    MPS.package.set_backend(request.param)
     with MPS.watch() as ran:
-        yield
-    assert ran == {"pure"}
+        yield request.param
+    assert ran == {request.param}
 
 
 # --- functional gradients ----------------------------------------------------------------------------
@@ -161,14 +162,14 @@ def test_gradients_through_vmap() -> None:
 def test_vmap_of_the_other_ops() -> None:
     case = BY_NAME["img-mixed"]
     query, key, value = given_to(case).values()
-    window = case.window | {"backend": "pure"}
+    window = case.window
 
     def split(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         logits = MPS.face("na2d_qk")(query, key, **window)
         return MPS.face("na2d_av")(torch.softmax(logits, -1), value, **window)
 
     def full(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return MPS.face("attention")(query[:, 0], key[:, 1], value[:, 1], True, backend="pure")
+        return MPS.face("attention")(query[:, 0], key[:, 1], value[:, 1], True)
 
     def merged(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         parts = [MPS.face("na2d")(query, k, value, **window, return_lse=True) for k in (key, -key)]
@@ -237,7 +238,7 @@ def test_compile_the_split_ops() -> None:
     qk, av = MPS.face("na1d_qk"), MPS.face("na1d_av")
 
     def split(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return av(qk(query, key, 5, backend="pure").softmax(-1), value, 5, backend="pure")
+        return av(qk(query, key, 5).softmax(-1), value, 5)
 
     compiled = torch.compile(split, fullgraph=True, backend="aot_eager")
     found, wanted = (results_and_gradients(function, tensors) for function in (compiled, split))
@@ -247,7 +248,7 @@ def test_compile_the_split_ops() -> None:
 def test_compile_raises_what_eager_raises() -> None:
     torch.compiler.reset()
     face = MPS.face("na1d")
-    compiled = torch.compile(lambda q: face(q, q, q, 3, backend="pure"), backend="aot_eager")
+    compiled = torch.compile(lambda q: face(q, q, q, 3), backend="aot_eager")
     with pytest.raises(ValueError, match="must not exceed the axis length"):
         compiled(torch.ones(1, 2, 1, 4))
     assert compiled(torch.ones(1, 3, 1, 4)).shape == (1, 3, 1, 4)
@@ -271,7 +272,7 @@ def test_custom_ops_are_well_formed(name: str) -> None:
     """Schema, fake and tracing of the ops behind the faces."""
     case, ops = BY_NAME[name], torch.ops.natten_mps
     tensors, arrays = given_to(case), inputs(case)
-    static = (*map(list, case.window.values()), case.factor, "pure")
+    static = (*map(list, case.window.values()), case.factor, MPS.package.get_backend())
     fused = [tensors.get(name) for name in INPUTS]
     torch.library.opcheck(ops.na_forward.default, (fused, *static), test_utils=OPCHECKED)
     outputs = ops.na_forward(fused, *static)
@@ -314,10 +315,10 @@ def test_autocast(name: str, dtype: torch.dtype) -> None:
 def test_autocast_mends_mixed_dtypes_and_leaves_double_alone() -> None:
     query = torch.randn(1, 9, 2, 4)
     with torch.autocast("cpu", torch.bfloat16):
-        mixed = MPS.face("na1d")(query, query.bfloat16(), query.half(), 3, backend="pure")
-        double = MPS.face("na1d")(*[query.double()] * 3, 3, backend="pure")
-        logits = MPS.face("na1d_qk")(query, query, 3, backend="pure")
-        full = MPS.face("attention")(query, query, query, backend="pure")
+        mixed = MPS.face("na1d")(query, query.bfloat16(), query.half(), 3)
+        double = MPS.face("na1d")(*[query.double()] * 3, 3)
+        logits = MPS.face("na1d_qk")(query, query, 3)
+        full = MPS.face("attention")(query, query, query)
     assert {t.dtype for t in (mixed, logits, full)} == {torch.bfloat16} and double.dtype == torch.float64
     with torch.autocast("cpu", torch.bfloat16, enabled=False), pytest.raises(TypeError, match="one dtype"):
         MPS.face("na1d")(query, query.bfloat16(), query, 3)

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from . import _launch
+from . import _launch, _launch_native
 from ._metal import checks
 from ._metal.device import Device
 from ._metal.problem import TensorSpec
@@ -55,6 +55,6 @@ def optional_spec(face: str, name: str, tensor: Any) -> TensorSpec | None:
 def device_of(device: torch.device) -> Device:
     """The planner's view of a torch device."""
     kind = "cpu" if device.type == "cpu" else "gpu"
-    reasons = {"metal": _launch.HOST.missing(device), "native": "this version has no CPU kernel yet"}
+    reasons = {"metal": _launch.HOST.missing(device), "native": _launch_native.missing(device)}
     missing = tuple((tier, reason) for tier, reason in reasons.items() if reason is not None)
     return Device(kind, device.type, missing, float64=device.type != "mps")

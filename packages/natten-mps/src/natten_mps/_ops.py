@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _launch, _pure, _pure_split
+from . import _launch, _launch_native, _pure, _pure_split
 from ._arrays import device_of
 from ._config import TIERS
 from ._metal import backends, checks
@@ -78,13 +78,15 @@ def _fall_back(call: Call, planned: Plan, failure: backends.KernelFailure, input
 def _run_forward(call: Call, tensors: list[Any]) -> list[Tensor]:
     planned = _plan_for(call, tensors)
     with torch.autocast(tensors[1].device.type, enabled=False):
-        if planned.path == "metal" and planned.problem.batch:
+        if planned.path == "native":
+            return _launch_native.forward(planned, _named(call, tensors))
+        if planned.path == "metal":
             try:
-                return _launch.forward(planned, _named(call, tensors))
+                if planned.problem.batch:
+                    return _launch.forward(planned, _named(call, tensors))
+                planned = _plan_for(call, tensors, "pure")  # nothing to launch
             except backends.KernelFailure as failure:
                 planned = _fall_back(call, planned, failure, tensors)
-        elif planned.path == "metal":
-            planned = _plan_for(call, tensors, "pure")  # nothing to launch
         if call.op == "qk":
             return [_pure_split.qk(planned, *tensors)]
         if call.op == "av":
@@ -95,13 +97,15 @@ def _run_forward(call: Call, tensors: list[Any]) -> list[Tensor]:
 def _run_backward(call: Call, grads: list[Any], inputs: list[Any], outputs: list[Any]) -> list[Tensor]:
     planned = _plan_for(call, inputs)
     with torch.autocast(inputs[1].device.type, enabled=False):
-        if planned.path == "metal" and planned.problem.batch:
+        if planned.path == "native":
+            return _launch_native.backward(planned, grads, _named(call, inputs), outputs)
+        if planned.path == "metal":
             try:
-                return _launch.backward(planned, grads, _named(call, inputs), outputs)
+                if planned.problem.batch:
+                    return _launch.backward(planned, grads, _named(call, inputs), outputs)
+                planned = _plan_for(call, inputs, "pure")  # nothing to launch
             except backends.KernelFailure as failure:
                 planned = _fall_back(call, planned, failure, inputs)
-        elif planned.path == "metal":
-            planned = _plan_for(call, inputs, "pure")  # nothing to launch
         found: tuple[Any, ...]
         if call.op == "qk":
             found = _pure_split.qk_backward(planned, grads[0], *inputs)

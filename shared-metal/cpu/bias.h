@@ -1,0 +1,120 @@
+// The relative positional bias: logits[i,j] += bias[h, j - i + w - 1 per axis], and its gradient.
+//
+//   d_bias[h, offset] = sum over batch, queries i and keys j with j - i = offset of dS[i,j]
+//
+// The entry of a (lane, column) pair is a number of the lane plus a number of the column. For the gradient, the patches
+// of a head are dealt to a number of parts that depends on the problem alone; each part sums into a table of its own,
+// column by column and lane by lane, and the tables are added in order.
+#pragma once
+
+#include "launch.h"
+
+namespace natten {
+namespace NATTEN_ISA {
+
+inline int64_t bias_entries(const Problem& p) {
+  return (2 * int64_t(p.w[0]) - 1) * (2 * int64_t(p.w[1]) - 1) * (2 * int64_t(p.w[2]) - 1);
+}
+
+template <typename T>
+const T* bias_table(const Operands& op, int head) {
+  return static_cast<const T*>(op.bias) + head * bias_entries(op.problem);
+}
+
+// transposed: lanes are keys, columns queries
+template <typename C>
+void index_bias(PairIndex<C>& index, const Lanes<C>& lanes, const Problem& p, bool transposed) {
+  const int sign = transposed ? -1 : 1;
+  int64_t step = 1;
+  for (int lane = 0; lane < C::N; ++lane) index.lane[lane] = 0;
+  for (int a = 2; a >= 0; --a) {
+    index.step[a] = sign * step;
+    for (int lane = 0; lane < C::N; ++lane) index.lane[lane] += (p.w[a] - 1 - sign * lanes.row[a][lane]) * step;
+    step *= 2 * p.w[a] - 1;
+  }
+}
+
+template <typename C>
+void add_bias(const Block<C>& block, const PairIndex<C>& index, const typename C::T* table, VectorOf<C>* logits) {
+  typedef typename C::T T;
+  constexpr int V = C::V, W = C::W;
+  for (int i = block.plain; i < block.count; ++i) {
+    for (int v = 0; v < V; ++v) {
+      alignas(64) T entries[W];
+      const Mask<T> mask = block.mask[i * V + v];
+      for (int l = 0; l < W; ++l) {
+        // an unseen pair may have no entry
+        const int64_t at = block.bias[i] + index.lane[v * W + l];
+        entries[l] = table[mask[l] ? at : 0];
+      }
+      logits[i * V + v] += load(entries);
+    }
+  }
+}
+
+// The sums of one part: pairs are added one by one, so the order never changes
+template <typename C>
+void add_to_table(const Block<C>& block, const PairIndex<C>& index, const VectorOf<C>* gradients, typename C::T* table) {
+  constexpr int V = C::V, W = C::W;
+  for (int i = block.plain; i < block.count; ++i) {
+    for (int v = 0; v < V; ++v) {
+      for (int l = 0; l < W; ++l) {
+        if (block.mask[i * V + v][l]) table[block.bias[i] + index.lane[v * W + l]] += gradients[i * V + v][l];
+      }
+    }
+  }
+}
+
+// Parts of a head's patches: enough for the threads of any machine at hand, and not so many that tables fill memory
+inline int64_t bias_parts(const Walk& walk) {
+  const int64_t most = walk.batch * walk.groups * walk.patches, wanted = (63 + walk.heads) / walk.heads;
+  return most < wanted ? most : wanted;
+}
+
+// Patches of a walk as (head, part): body.patch(lanes, place, scratch, table) with the part's table
+template <typename C, typename Body>
+struct PartUnits {
+  typedef typename C::T T;
+  const Walk& walk;
+  const Body& body;
+  T* tables;  // [parts, H, entries]
+  int64_t parts, entries;
+
+  void unit(int64_t number, Scratch<C>& scratch) const {
+    const int64_t part = number / walk.heads;
+    const int64_t patches = walk.batch * walk.groups * walk.patches;
+    T* table = tables + number * entries;
+    for (int64_t i = 0; i < entries; ++i) table[i] = T(0);
+    for (int64_t at = patches * part / parts; at < patches * (part + 1) / parts; ++at) {
+      const Place place = find_place(walk, at, int(number % walk.heads));
+      if (!place.inside) continue;
+      Lanes<C> lanes;
+      lanes.find(walk, place);
+      body.patch(lanes, place, scratch, table);
+    }
+  }
+};
+
+// Runs a body over the walk by parts and adds their tables into op.bias_grad
+template <typename C, typename Body>
+int launch_parts(const Body& body, const Walk& walk, const Operands& op, int dim_a, int dim_b) {
+  typedef typename C::T T;
+  const int64_t parts = bias_parts(walk), entries = bias_entries(op.problem), all = walk.heads * entries;
+  T* gradient = static_cast<T*>(op.bias_grad);
+  for (int64_t i = 0; i < all; ++i) gradient[i] = T(0);
+  if (parts == 0) return NATTEN_OK;
+  const Memory memory(parts * all * int64_t(sizeof(T)));
+  if (!memory.data()) return NATTEN_NO_MEMORY;
+  T* tables = reinterpret_cast<T*>(memory.data());
+  const PartUnits<C, Body> units = {walk, body, tables, parts, entries};
+  const int64_t work = walk_work(walk, C::N, op.problem.additional, dim_a + dim_b);
+  const int status = launch<C>(units, parts * walk.heads, work, dim_a, dim_b, op.problem.threads);
+  if (status != NATTEN_OK) return status;
+  for (int64_t part = 0; part < parts; ++part) {
+    for (int64_t i = 0; i < all; ++i) gradient[i] += tables[part * all + i];
+  }
+  return NATTEN_OK;
+}
+
+}  // namespace NATTEN_ISA
+}  // namespace natten

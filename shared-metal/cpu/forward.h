@@ -1,0 +1,127 @@
+// Fused neighborhood attention, forward.
+//
+//   out[i] = sum_j P[i,j] v[j]     P[i,j] = exp(l[i,j] - lse[i])     lse[i] = log sum_j exp(l[i,j])
+//   l[i,j] = scale * q[i].k[j] + bias[j - i]                          j: the window of i, and the additional keys
+//
+//   q [B, *shape, H, D], k [B, *shape, H_kv, D], v [B, *shape, H_kv, D_v], out [B, *shape, H, D_v], lse [B, *shape, H]
+//   additional keys and values [B, S, H_kv, D or D_v]; bias [H, 2w - 1 per axis]
+//
+//        box of columns, 64 at a time     S = k Q^T     [64][N]   masked: the lowest finite number
+//        +----------------+               top, total    [N]       kept as in the online softmax: sums are scaled
+//        |################|   -- each --> O = O c + P^T v [D_v][N] down when the top rises
+//        |########        |
+//        +----------------+
+//
+// Source: FlashAttention (arXiv 2205.14135), online softmax (arXiv 1805.02867); windows as in kernels/window.h.
+#pragma once
+
+#include "bias.h"
+#include "launch.h"
+
+namespace natten {
+namespace NATTEN_ISA {
+
+// The running softmax of a patch
+template <typename C>
+struct OnlineSoftmax {
+  typedef typename C::T T;
+  static constexpr int V = C::V;
+  const Scratch<C>& scratch;
+  const T* bias;  // the head's table, or NULL
+  const PairIndex<C>* index;
+  int dim, dim_v;
+  Vector<T> top[V], total[V];
+  bool fresh = true;
+
+  void take(const Block<C>& block) {
+    Vector<T>* s = scratch.pairs_a;
+    dots<C>(scratch.lanes_a, block.a, block.count, dim, s);
+    if (bias) add_bias(block, *index, bias, s);
+    for (int v = 0; v < V; ++v) weigh(block, v, raise(block, v, s), s);
+    accumulate<C>(s, block.b, block.count, dim_v, scratch.sums_b, fresh);
+    fresh = false;
+  }
+
+  // Masks logits out and returns the new top. Four tops at a time: one would wait for itself.
+  Vector<T> raise(const Block<C>& block, int v, Vector<T>* s) const {
+    const Vector<T> lowest = splat<T>(Lane<T>::kLowest);
+    Vector<T> high[4] = {fresh ? lowest : top[v], lowest, lowest, lowest};
+    const int end = block.count * V;
+    for (int i = v; i < end; i += 4 * V) {
+#pragma GCC unroll 4
+      for (int u = 0; u < 4; ++u) {
+        const int at = i + u * V;
+        if (at >= end) break;
+        if (block.masked) s[at] = block.mask[at] ? s[at] : lowest;
+        high[u] = greater(high[u], s[at]);
+      }
+    }
+    return greater(greater(high[0], high[1]), greater(high[2], high[3]));
+  }
+
+  void weigh(const Block<C>& block, int v, Vector<T> high, Vector<T>* s) {
+    Vector<T> sum = {};
+    for (int i = v; i < block.count * V; i += V) {
+      Vector<T> weight = exponential(s[i] - high);
+      // where a row has seen nothing yet, its top is the mask's own value
+      if (block.masked) weight = block.mask[i] ? weight : Vector<T>{};
+      s[i] = weight;
+      sum += weight;
+    }
+    if (!fresh) {
+      const Vector<T> down = exponential(top[v] - high);
+      for (int64_t d = 0; d < dim_v; ++d) scratch.sums_b[d * V + v] *= down;
+      sum += total[v] * down;
+    }
+    top[v] = high, total[v] = sum;
+  }
+};
+
+template <typename C>
+struct ForwardBody {
+  typedef typename C::T T;
+  const Operands& op;
+  const Walk& walk;
+
+  void patch(const Lanes<C>& lanes, const Place& place, Scratch<C>& scratch) const {
+    constexpr int V = C::V;
+    const Problem& p = op.problem;
+    const int kv_head = place.head / p.group_heads;
+    lanes.read(op.query, place.batch, place.head, p.dim, T(p.scale), scratch.rows, scratch.lanes_a);
+    PairIndex<C> index;
+    Block<C> block;
+    OnlineSoftmax<C> softmax = {scratch, nullptr, &index, p.dim, p.dim_v, {}, {}, true};
+    ColumnWalk<C, OnlineSoftmax<C>> columns(lanes, block, softmax);
+    columns.expect(box_columns(lanes.box) + p.additional);
+    walk_additional(op, place.batch, kv_head, scratch, columns, block);
+    Columns<C> sides;
+    sides.a = side_of(op.key, place.batch, kv_head, lanes.group, lanes.step, p.dim, scratch.columns_a);
+    sides.b = side_of(op.value, place.batch, kv_head, lanes.group, lanes.step, p.dim_v, scratch.columns_b);
+    if (op.bias) {
+      softmax.bias = bias_table<T>(op, place.head);
+      index_bias(index, lanes, p, false);
+      sides.bias = &index;
+    }
+    columns.box(lanes.box, sides, false);
+    columns.flush();
+    Vector<T> inverse_total[V];
+    alignas(64) T lse[C::N];
+    for (int v = 0; v < V; ++v) inverse_total[v] = T(1) / softmax.total[v];
+    for (int lane = 0; lane < C::N; ++lane) {
+      const int v = lane / C::W, i = lane % C::W;
+      lse[lane] = softmax.top[v][i] + logarithm(softmax.total[v][i]);
+    }
+    lanes.write(op.out, place.batch, place.head, p.dim_v, inverse_total, scratch.rows, scratch.sums_b);
+    if (op.lse.data) lanes.write_scalars(op.lse, place.batch, place.head, lse);
+  }
+};
+
+template <typename C>
+int forward(const Operands& op) {
+  const Walk walk = plan_walk(op.problem, false, C::N);
+  const ForwardBody<C> body = {op, walk};
+  return launch_walk<C>(body, walk, op.problem, op.problem.additional, op.problem.dim, op.problem.dim_v);
+}
+
+}  // namespace NATTEN_ISA
+}  // namespace natten

@@ -1,0 +1,132 @@
+// How a walk is run: scratch memory for each worker, units of work for the pool.
+#pragma once
+
+#include "columns.h"
+#include "pool.h"
+
+namespace natten {
+namespace NATTEN_ISA {
+
+// A block of 64-byte aligned memory, freed with its owner; data is NULL if there was none to be had
+class Memory {
+ public:
+  explicit Memory(int64_t bytes) : data_(allocate(bytes > 0 ? bytes : 1)) {}
+  ~Memory() { release(data_); }
+  Memory(const Memory&) = delete;
+  Memory& operator=(const Memory&) = delete;
+  char* data() const { return static_cast<char*>(data_); }
+
+ private:
+  void* data_;
+};
+
+// Tensors of one fused or split operation
+struct Operands {
+  Problem problem;
+  Tensor query, key, value, additional_keys, additional_values, out, lse, out_grad, lse_grad;
+  Tensor query_grad, key_grad, value_grad, additional_keys_grad, additional_values_grad;
+  Tensor slots, slots_grad;  // attn or logits of the split operations
+  Tensor delta;
+  const void* bias = nullptr;
+  void* bias_grad = nullptr;
+};
+
+// One worker's memory: two tensors of the patch's rows, transposed, two of its sums, two of pairs, copies of rows
+template <typename C>
+struct Scratch {
+  typedef typename C::T T;
+  Vector<T>*lanes_a, *lanes_b, *sums_a, *sums_b, *pairs_a, *pairs_b;
+  T *rows, *columns_a, *columns_b;
+
+  static int64_t rounded(int64_t width) { return (width + C::W - 1) / C::W * C::W; }
+
+  static int64_t bytes(int dim_a, int dim_b) {
+    const int64_t a = rounded(dim_a), b = rounded(dim_b), n = C::N;
+    return int64_t(sizeof(T)) * (2 * (a + b) * n + 2 * kBlock * n + (a > b ? a : b) * n + kBlock * (a + b));
+  }
+
+  Scratch(char* memory, int dim_a, int dim_b) {
+    const int64_t a = rounded(dim_a), b = rounded(dim_b), v = C::V;
+    Vector<T>* at = reinterpret_cast<Vector<T>*>(memory);
+    lanes_a = at, lanes_b = lanes_a + a * v;
+    sums_a = lanes_b + b * v, sums_b = sums_a + a * v;
+    pairs_a = sums_b + b * v, pairs_b = pairs_a + kBlock * v;
+    rows = reinterpret_cast<T*>(pairs_b + kBlock * v);
+    columns_a = rows + (a > b ? a : b) * C::N;
+    columns_b = columns_a + kBlock * a;
+  }
+};
+
+// Multiply-accumulates below which a second thread costs more than it brings
+constexpr int64_t kSmall = 200000;
+
+// Runs body.unit(number, scratch) for number = 0 .. units-1 on the pool. work: multiply-accumulates of all units.
+template <typename C, typename Body>
+int launch(const Body& body, int64_t units, int64_t work, int dim_a, int dim_b, int threads) {
+  struct Job {
+    const Body* body;
+    char* memory;
+    int64_t bytes;
+    int dim_a, dim_b;
+    static void run(void* context, int64_t first, int64_t last, int worker) {
+      const Job& job = *static_cast<const Job*>(context);
+      Scratch<C> scratch(job.memory + worker * job.bytes, job.dim_a, job.dim_b);
+      for (int64_t unit = first; unit < last; ++unit) job.body->unit(unit, scratch);
+    }
+  };
+  if (units == 0) return NATTEN_OK;
+  const int workers = work < kSmall ? 1 : pool_workers(threads, units);
+  const int64_t bytes = (Scratch<C>::bytes(dim_a, dim_b) + 127) / 128 * 128;
+  const Memory memory(workers * bytes);
+  if (!memory.data()) return NATTEN_NO_MEMORY;
+  Job job = {&body, memory.data(), bytes, dim_a, dim_b};
+  pool_run(units, workers, Job::run, &job);
+  return NATTEN_OK;
+}
+
+// The rows of a patch of a walk: calls body.patch(lanes, place, scratch) for its unit
+template <typename C, typename Body>
+struct PatchUnits {
+  const Walk& walk;
+  const Body& body;
+
+  void unit(int64_t number, Scratch<C>& scratch) const {
+    const Place place = find_unit(walk, number);
+    if (!place.inside) return;
+    Lanes<C> lanes;
+    lanes.find(walk, place);
+    body.patch(lanes, place, scratch);
+  }
+};
+
+// Multiply-accumulates of a walk, width channels a pair
+inline int64_t walk_work(const Walk& walk, int lanes, int additional, int64_t width) {
+  double pairs = 1;
+  for (int a = 0; a < 3; ++a) pairs *= double(columns_read(walk.axis[a], walk.axis[a].patch)) * walk.axis[a].d;
+  const double work = (pairs + double(walk.patches) * walk.groups * additional) * lanes * walk.batch * walk.heads * width;
+  return work < 1e18 ? int64_t(work) : int64_t(1e18);
+}
+
+template <typename C, typename Body>
+int launch_walk(const Body& body, const Walk& walk, const Problem& p, int additional, int dim_a, int dim_b) {
+  const int64_t work = walk_work(walk, C::N, additional, dim_a + dim_b);
+  return launch<C>(PatchUnits<C, Body>{walk, body}, walk.units(), work, dim_a, dim_b, p.threads);
+}
+
+// The additional keys and values of a patch, before its box
+template <typename C, typename Walker>
+void walk_additional(const Operands& op, int batch, int kv_head, Scratch<C>& scratch, Walker& columns,
+                     Block<C>& block) {
+  const Problem& p = op.problem;
+  if (p.additional == 0) return;
+  const int group[3] = {0, 0, 0}, step[3] = {1, 1, 1};
+  const Span box[3] = {{0, 1}, {0, 1}, {0, p.additional}};
+  Columns<C> sides;
+  sides.a = side_of(op.additional_keys, batch, kv_head, group, step, p.dim, scratch.columns_a);
+  sides.b = side_of(op.additional_values, batch, kv_head, group, step, p.dim_v, scratch.columns_b);
+  columns.box(box, sides, true);
+  block.plain = block.count;
+}
+
+}  // namespace NATTEN_ISA
+}  // namespace natten

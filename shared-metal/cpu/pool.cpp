@@ -1,0 +1,223 @@
+#include "pool.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <mutex>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#if defined(__APPLE__)
+#include <sys/sysctl.h>
+#elif defined(__linux__)
+#include <sched.h>
+#endif
+
+namespace natten {
+namespace {
+
+constexpr int kMostThreads = 256;
+// A thread that has run out of work looks for more for so long before it sleeps: waking costs about as much.
+constexpr std::chrono::microseconds kSpin(30);
+
+void pause_briefly() {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// Waits until done() or until kSpin is over, and says which
+template <typename Done>
+bool spin(const Done& done) {
+  const auto end = std::chrono::steady_clock::now() + kSpin;
+  do {
+    for (int i = 0; i < 32; ++i) {
+      if (done()) return true;
+      pause_briefly();
+    }
+  } while (std::chrono::steady_clock::now() < end);
+  return false;
+}
+
+int machine_threads() {
+#if defined(__APPLE__)
+  int cores = 0;
+  size_t size = sizeof(cores);
+  if (sysctlbyname("hw.perflevel0.logicalcpu", &cores, &size, nullptr, 0) == 0 && cores > 0) return cores;
+#elif defined(__linux__)
+  cpu_set_t allowed;
+  if (sched_getaffinity(0, sizeof(allowed), &allowed) == 0) return CPU_COUNT(&allowed);
+#endif
+  return int(std::thread::hardware_concurrency());
+}
+
+int chosen_threads() {
+  if (const char* asked = getenv("NATTEN_NUM_THREADS")) {
+    char* end = nullptr;
+    errno = 0;
+    const long number = strtol(asked, &end, 10);
+    if (errno == 0 && end != asked && *end == '\0' && number > 0) return int(number < kMostThreads ? number : kMostThreads);
+  }
+  const int number = machine_threads();
+  return number < 1 ? 1 : (number < kMostThreads ? number : kMostThreads);
+}
+
+struct Task {
+  int64_t units;
+  int64_t step;  // units of a range
+  PoolJob job;
+  void* context;
+  std::atomic<int64_t> next{0};
+
+  void work(int worker) {
+    for (;;) {
+      const int64_t first = next.fetch_add(step, std::memory_order_relaxed);
+      if (first >= units) return;
+      job(context, first, first + step < units ? first + step : units, worker);
+    }
+  }
+};
+
+// A task is open while threads may join it. Its owner closes it when no range is left, and waits for those inside.
+class Pool {
+ public:
+  ~Pool() {
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      stop_ = true;
+      signal_.fetch_add(1);
+    }
+    wake_.notify_all();
+    for (std::thread& thread : threads_) thread.join();
+  }
+
+  // False if the pool is taken
+  bool try_run(Task& task, int workers) {
+    const std::unique_lock<std::mutex> owner(owner_, std::try_to_lock);
+    if (!owner.owns_lock()) return false;
+    start(workers - 1);
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      task_ = &task;
+      seats_ = workers;
+      taken_ = 1;
+      signal_.fetch_add(1);
+    }
+    wake_.notify_all();
+    task.work(0);
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      task_ = nullptr;
+    }
+    if (!spin([this] { return inside_.load() == 0; })) {
+      std::unique_lock<std::mutex> lock(mutex_);
+      done_.wait(lock, [this] { return inside_.load() == 0; });
+    }
+    // whoever left last still held the lock when it said so
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return true;
+  }
+
+ private:
+  // As many threads as asked for, or as the system gives
+  void start(int number) {
+    try {
+      while (int(threads_.size()) < number) threads_.emplace_back([this] { serve(); });
+    } catch (const std::system_error&) {
+    } catch (const std::bad_alloc&) {
+    }
+  }
+
+  void serve() {
+    uint64_t seen = 0;
+    std::unique_lock<std::mutex> lock(mutex_);
+    for (;;) {
+      while (!stop_ && task_ && taken_ < seats_ && signal_.load() != seen) {
+        seen = signal_.load();
+        Task& task = *task_;
+        const int worker = taken_++;
+        inside_.fetch_add(1);
+        lock.unlock();
+        task.work(worker);
+        lock.lock();
+        if (inside_.fetch_sub(1) == 1) done_.notify_all();
+      }
+      if (stop_) return;
+      seen = signal_.load();
+      lock.unlock();
+      spin([&] { return signal_.load() != seen; });
+      lock.lock();
+      wake_.wait(lock, [&] { return signal_.load() != seen; });
+    }
+  }
+
+  std::mutex owner_;  // held by the caller whose task runs
+  std::mutex mutex_;  // guards what follows
+  std::condition_variable wake_, done_;
+  Task* task_ = nullptr;
+  int seats_ = 0, taken_ = 0;
+  bool stop_ = false;
+  std::atomic<uint64_t> signal_{0};  // changes with every task
+  std::atomic<int> inside_{0};       // threads in a task, the owner left out
+  std::vector<std::thread> threads_;
+};
+
+std::atomic<Pool*> the_pool{nullptr};
+
+// The threads of the parent do not exist in a forked child, and its locks may be held for ever: the child lets go of
+// the parent's pool without touching it.
+void forget_pool() { the_pool.store(nullptr); }
+
+struct AtExit {
+  ~AtExit() { delete the_pool.exchange(nullptr); }
+};
+
+Pool& pool() {
+  static const int registered = pthread_atfork(nullptr, nullptr, forget_pool);
+  static const AtExit at_exit;
+  (void)registered;
+  Pool* found = the_pool.load();
+  if (found) return *found;
+  Pool* made = new Pool;
+  if (the_pool.compare_exchange_strong(found, made)) return *made;
+  delete made;
+  return *found;
+}
+
+}  // namespace
+
+int pool_threads() {
+  static const int threads = chosen_threads();
+  return threads;
+}
+
+int pool_workers(int threads, int64_t units) {
+  int64_t workers = threads <= 0 || threads > pool_threads() ? pool_threads() : threads;
+  if (workers > units) workers = units;
+  return workers < 1 ? 1 : int(workers);
+}
+
+void pool_run(int64_t units, int workers, PoolJob job, void* context) {
+  // Ranges of a few units: enough of them to even out the load, and few enough that the counter does not matter
+  const int64_t step = units / (int64_t(workers) * 16);
+  Task task = {units, step < 1 ? 1 : (step > 16 ? 16 : step), job, context};
+  if (workers > 1 && pool().try_run(task, workers)) return;
+  task.work(0);
+}
+
+void* allocate(int64_t bytes) {
+  void* memory = nullptr;
+  return posix_memalign(&memory, 64, size_t(bytes)) == 0 ? memory : nullptr;
+}
+
+void release(void* memory) { free(memory); }
+
+}  // namespace natten

@@ -1,0 +1,32 @@
+// The thread pool: a fixed number of threads that sleep until there is work.
+//
+//   pool_run(units, workers, job, context)    calls job(context, first, last, worker) for ranges that cover 0 .. units
+//
+//        units   0 1 2 3 | 4 5 6 7 | 8 9 ...     ranges are dealt one by one, by an atomic counter,
+//                caller    thread    caller      to the caller and to whichever threads wake in time
+//
+// Which worker computes which range changes from run to run, so a job must not let it matter. Calls may come from any
+// number of threads at once: one has the pool, the others compute alone. A forked child starts a pool of its own.
+// Plain functions of C types: the kernels, compiled once per instruction set, share them with nothing but these names.
+#pragma once
+
+#include <stdint.h>
+
+namespace natten {
+
+typedef void (*PoolJob)(void* context, int64_t first, int64_t last, int worker);
+
+// Workers that a call with `threads` (0: all) and so many units can use, the caller among them
+int pool_workers(int threads, int64_t units);
+
+// Threads of the pool, the caller among them: NATTEN_NUM_THREADS, else performance cores, else cores allowed
+int pool_threads();
+
+// worker is below `workers`. Returns when all units are done.
+void pool_run(int64_t units, int workers, PoolJob job, void* context);
+
+// 64-byte aligned memory, NULL if there is none
+void* allocate(int64_t bytes);
+void release(void* memory);
+
+}  // namespace natten
