@@ -169,13 +169,15 @@ def test_upstreams_knobs_are_noted_once(framework: Framework, caplog: pytest.Log
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 @pytest.mark.usefixtures("unsaid")
-def test_upstreams_backends_mean_auto(framework: Framework, caplog: pytest.LogCaptureFixture) -> None:
+def test_upstreams_backends_choose_nothing(framework: Framework, caplog: pytest.LogCaptureFixture) -> None:
+    """A client that asks for upstream's kernel gets what the user chose for the process."""
     caplog.set_level(logging.INFO, "natten")
     assert "cutlass-fna" in UPSTREAM_BACKENDS
     tensors = [built(LEGAL["na1d"]["query"], framework)] * 3
-    for _ in range(2):
-        with framework.watch() as ran:
+    automatic = planned_path(framework, "na1d", *tensors, kernel_size=3)
+    for chosen, path in (("auto", automatic), ("dense", "dense"), ("pure", "pure")):
+        with framework.package.use_backend(chosen), framework.watch() as ran:
             framework.evaluate(call(framework, "na1d", {"backend": "cutlass-fna"}))
-        assert ran == {planned_path(framework, "na1d", *tensors, kernel_size=3)}
-    line = "na1d: backend='cutlass-fna' is upstream's CUDA kernel; accepted, 'auto' is used"
+        assert ran == {path}
+    line = "na1d: backend='cutlass-fna' is upstream's CUDA kernel; accepted and ignored"
     assert [record.getMessage() for record in caplog.records] == [line]

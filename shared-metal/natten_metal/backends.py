@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 log = logging.getLogger("natten")
 
-# Upstream's own backend names select CUDA kernels; they are accepted and mean 'auto' here.
+# Upstream's own backend names select CUDA kernels; they are accepted and ignored here.
 UPSTREAM_BACKENDS = frozenset(
     f"{family}-{kind}" for family in ("cutlass", "hopper", "blackwell", "flex") for kind in ("fna", "fmha")
 )
@@ -103,8 +103,8 @@ class Backends:
         if backend is None:
             return self.get()
         if isinstance(backend, str) and backend in UPSTREAM_BACKENDS:
-            say_once(f"{op}: backend='{backend}' is upstream's CUDA kernel; accepted, 'auto' is used")
-            return "auto"
+            say_once(f"{op}: backend='{backend}' is upstream's CUDA kernel; accepted and ignored")
+            return self.get()
         return self._known(op, backend)
 
     def get(self) -> str:

@@ -1,0 +1,64 @@
+"""The reference itself, against the packages' independent one; and what clients ask before they import natten."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+from dataclasses import replace
+
+import dense
+import natten
+import natten.functional
+import numpy as np
+import pytest
+import torch
+from cases import Case
+from comparison import noise
+
+from natten_mps._metal import reference
+
+FLAT, SQUARE = ((1,), (False,)), ((1, 1), (False, False))
+CASES = (
+    Case("even", (11,), (4,), FLAT[0], (1,), FLAT[1], heads=3, kv_heads=3, scale=0.3),
+    Case("dilated", (13,), (5,), FLAT[0], (2,), FLAT[1], heads=3, kv_heads=3),
+    Case("mixed", (7, 9), (3, 4), SQUARE[0], (2, 1), SQUARE[1], batch=2),
+    Case("dilated image", (8, 11), (3, 5), SQUARE[0], (2, 2), SQUARE[1], batch=2, scale=1.0),
+    Case("volume", (4, 5, 6), (3, 2, 3), (1, 1, 1), (1, 2, 2), (False, False, False)),
+)
+
+
+@pytest.mark.parametrize("biased", [False, True], ids=["", "biased"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_dense(case: Case, biased: bool) -> None:
+    """Fused, and as its two halves: the numbers of the float64 reference, and its gradients."""
+    case = replace(case, rpb=biased)
+    shape = (case.batch, *case.shape, case.heads, case.head_dim)
+    given = {name: noise(name, shape).double().requires_grad_() for name in ("query", "key", "value")}
+    if biased:
+        table = (case.heads, *(2 * w - 1 for w in case.kernel_size))
+        given["rpb"] = noise("rpb", table).double().requires_grad_()
+    d_out, d_lse = noise("d_out", shape).double(), np.zeros(shape[:-1])
+
+    def halves(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rpb: torch.Tensor | None = None):
+        query, key, value = (tensor.movedim(-2, 1) for tensor in (query * case.factor, key, value))
+        attn = dense.logits(query, key, rpb, case.kernel_size, case.dilation).softmax(-1)
+        return dense.weighted(attn, value, case.kernel_size, case.dilation).movedim(1, -2)
+
+    def fused(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor):
+        return dense.attend(query, key, value, case.kernel_size, case.dilation, case.scale)
+
+    arrays = {name: tensor.detach().numpy() for name, tensor in given.items()}
+    truth, _ = reference.forward(case.problem(), **arrays)
+    gradients = reference.backward(case.problem(), d_out.numpy(), d_lse, **arrays)
+    for function in (halves,) if biased else (halves, fused):
+        out = function(**given)
+        np.testing.assert_allclose(out.detach().numpy(), truth, rtol=0, atol=1e-13)
+        for name, found in zip(given, torch.autograd.grad(out, list(given.values()), d_out), strict=True):
+            np.testing.assert_allclose(found.numpy(), gradients[name], rtol=0, atol=1e-12)
+
+
+def test_natten_is_there() -> None:
+    assert importlib.util.find_spec("natten") is not None
+    assert importlib.metadata.version("natten") == natten.__version__
+    assert natten.na2d is natten.functional.na2d
+    assert natten.has_fused_na()

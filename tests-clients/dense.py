@@ -1,0 +1,84 @@
+"""What the clients call, as plain masked softmax over all keys: the reference of this suite.
+
+Nothing here is shared with the packages: windows are counted out token by token, from the definition. Quadratic,
+differentiable by torch alone. :func:`attend` is heads-last and scales; :func:`logits` and :func:`weighted` are the
+two halves, heads-first and unscaled, as the older generations had them.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+from torch import Tensor
+
+Size = int | Sequence[int]
+
+
+def _per_axis(size: Size, rank: int) -> tuple[int, ...]:
+    return (size,) * rank if isinstance(size, int) else tuple(size)
+
+
+def _window(length: int, size: int, dilation: int, query: int) -> list[int]:
+    """The keys of one query on one axis: ``size`` members of its dilation group, as centred as the border allows."""
+    group = list(range(query % dilation, length, dilation))
+    start = min(max(group.index(query) - size // 2, 0), len(group) - size)
+    return group[start : start + size]
+
+
+@cache
+def _neighbors(shape: tuple[int, ...], sizes: tuple[int, ...], dilations: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """The keys of each query's window ``[N, W]``, row-major, and their entries in the flat bias table ``[N, W]``."""
+    keys, entries = [], []
+    for query in itertools.product(*map(range, shape)):
+        axes = [_window(*of, at) for *of, at in zip(shape, sizes, dilations, query, strict=True)]
+        keys.append([])
+        entries.append([])
+        for key in itertools.product(*axes):
+            token = entry = 0
+            for k, q, length, size, dilation in zip(key, query, shape, sizes, dilations, strict=True):
+                token = token * length + k
+                entry = entry * (2 * size - 1) + (k - q) // dilation + size - 1
+            keys[-1].append(token)
+            entries[-1].append(entry)
+    return torch.tensor(keys), torch.tensor(entries)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, kernel_size: Size, dilation: Size = 1, scale: float | None = None,
+           backend: str | None = None) -> Tensor:  # fmt: skip
+    """Fused attention, ``[B, *shape, H, D]``; ``backend`` is accepted, as upstream has it."""
+    shape = tuple(query.shape[1:-2])
+    rank, scale = len(shape), query.shape[-1] ** -0.5 if scale is None else scale
+    keys, _ = _neighbors(shape, _per_axis(kernel_size, rank), _per_axis(dilation, rank))
+    seen = torch.zeros(len(keys), len(keys), dtype=torch.bool).scatter(1, keys, True)
+    q, k, v = (x.flatten(1, -3).transpose(1, 2) for x in (query, key, value))
+    scores = (scale * (q @ k.mT)).masked_fill(~seen, -torch.inf)
+    return (scores.softmax(-1) @ v).transpose(1, 2).unflatten(1, shape)
+
+
+def logits(query: Tensor, key: Tensor, rpb: Tensor | None, kernel_size: Size, dilation: Size = 1) -> Tensor:
+    """``[B, H, *shape, W]``: every query against every key, of which the window's are kept; rpb ``[H, 2w-1, ...]``."""
+    shape = tuple(query.shape[2:-1])
+    keys, entries = _neighbors(shape, _per_axis(kernel_size, len(shape)), _per_axis(dilation, len(shape)))
+    every = query.flatten(2, -2) @ key.flatten(2, -2).mT
+    own = every.gather(-1, keys.expand(*every.shape[:2], -1, -1))
+    if rpb is not None:
+        own = own + rpb.flatten(1)[:, entries]
+    return own.unflatten(2, shape)
+
+
+def weighted(attn: Tensor, value: Tensor, kernel_size: Size, dilation: Size = 1) -> Tensor:
+    """``[B, H, *shape, D]``: weights spread over all keys, times values."""
+    shape = tuple(value.shape[2:-1])
+    keys, _ = _neighbors(shape, _per_axis(kernel_size, len(shape)), _per_axis(dilation, len(shape)))
+    own = attn.flatten(2, -2)
+    every = own.new_zeros(*own.shape[:2], len(keys), len(keys))
+    every = every.scatter(-1, keys.expand(*own.shape[:2], -1, -1), own)
+    return (every @ value.flatten(2, -2)).unflatten(2, shape)
+
+
+def unbiased_logits(query: Tensor, key: Tensor, kernel_size: Size, dilation: Size = 1) -> Tensor:
+    """:func:`logits` without a bias table."""
+    return logits(query, key, None, kernel_size, dilation)
