@@ -119,12 +119,12 @@ def _changed(step: Step, problem: Problem, variant: str) -> Step:
 
 
 def chosen(problems: list[str], variants: list[str]) -> list[Job]:
-    """The jobs of some problems (none: all): timed ones in each variant (none: as planned), small ones as planned."""
+    """The jobs of some problems (none: all): timed ones in each variant (none: as planned), small ones both ways."""
     found = []
     for name in problems or [*TIMED, *SMALL]:
         timed = name in TIMED
         for dtype in DTYPES if timed else SMALL_DTYPES:
-            for variant in (variants or ["plan"]) if timed else ["plan"]:
+            for variant in (variants or ["plan"]) if timed else ["plan", "flip"]:
                 found += [Job(name, dtype, direction, variant) for direction in ("forward", "backward")]
     return found
 

@@ -21,10 +21,11 @@ using Pair = vec<T, 2>;
 METAL_FUNC int fragment_row(uint lane) { return int(((lane >> 2) & 4) + ((lane >> 1) & 3)); }
 METAL_FUNC int fragment_col(uint lane) { return int(((lane >> 2) & 2) * 2 + (lane & 1) * 2); }
 
-// c += a * b, float accumulation whatever T is
-template <typename T>
-METAL_FUNC void mma(thread Pair<float>& c, Pair<T> a, Pair<T> b) {
-  simdgroup_matrix<T, 8, 8> ma;
+// c += a * b, float accumulation whatever the sides are. A: the row side; float for gradients of logits, which leave the
+// range of half, while b stays as it is
+template <typename T, typename A = T>
+METAL_FUNC void mma(thread Pair<float>& c, Pair<A> a, Pair<T> b) {
+  simdgroup_matrix<A, 8, 8> ma;
   simdgroup_matrix<T, 8, 8> mb;
   simdgroup_matrix<float, 8, 8> mc;
   ma.thread_elements()[0] = a[0];
@@ -36,12 +37,6 @@ METAL_FUNC void mma(thread Pair<float>& c, Pair<T> a, Pair<T> b) {
   simdgroup_multiply_accumulate(mc, ma, mb, mc);
   c[0] = mc.thread_elements()[0];
   c[1] = mc.thread_elements()[1];
-}
-
-// The same with a float row side: gradients of logits leave the range of half
-template <typename T>
-METAL_FUNC void mma_wide(thread Pair<float>& c, Pair<float> a, Pair<T> b) {
-  mma<float>(c, a, Pair<float>(float(b[0]), float(b[1])));
 }
 
 METAL_FUNC float row_max(float x) {

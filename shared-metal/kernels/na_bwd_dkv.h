@@ -57,7 +57,7 @@ struct KeyGradient {
           mma<T>(value_sum[d / 8], weight, out_grads.along(b.b[j], fr, d + fc, b.last[j]));
         }
         NA_UNROLL for (int d = 0; d < C::DA; d += 8) {
-          mma_wide<T>(key_sum[d / 8], ds, queries.along(b.a[j], fr, d + fc, b.last[j]));
+          mma<T, float>(key_sum[d / 8], ds, queries.along(b.a[j], fr, d + fc, b.last[j]));
         }
       }
     }

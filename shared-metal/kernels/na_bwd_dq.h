@@ -72,7 +72,7 @@ struct QueryGradient {
     NA_UNROLL for (int j = 0; j < C::NB; ++j) {
       if (j < count) {
         NA_UNROLL for (int d = 0; d < C::DA; d += 8) {
-          mma_wide<T>(sum[d / 8], ds[j], keys.along(b.a[j], fr, d + fc, b.last[j]));
+          mma<T, float>(sum[d / 8], ds[j], keys.along(b.a[j], fr, d + fc, b.last[j]));
         }
       }
     }

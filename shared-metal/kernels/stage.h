@@ -111,7 +111,8 @@ METAL_FUNC void stage(threadgroup T* dst, const thread Columns<T, RANK>& src, co
   }
 }
 
-// Fragments of staged tokens; `at` is the offset of the brick's first token
+// Fragments of staged tokens; `at` is the offset of the brick's first token. Tokens start at 16-byte boundaries and
+// `along` has an even d, so its two channels are one load; likewise below where WIDE.
 template <typename T, int DP>
 struct Staged {
   const threadgroup T* tokens;
@@ -120,8 +121,7 @@ struct Staged {
     return Pair<T>(tokens[i], tokens[i + pitch<T, DP>()]);
   }
   METAL_FUNC Pair<T> along(int at, int r, int d, int last) const thread {
-    const int i = at + r * pitch<T, DP>() + d;
-    return Pair<T>(tokens[i], tokens[i + 1]);
+    return *(const threadgroup Pair<T>*)(tokens + at + r * pitch<T, DP>() + d);
   }
 };
 
@@ -139,7 +139,7 @@ struct Direct {
   }
   METAL_FUNC Pair<T> along(int at, int r, int d, int last) const thread {
     const int i = at + min(r, last) * step + d * channel;
-    if (WIDE) return Pair<T>(tokens[i], tokens[i + 1]);
+    if (WIDE) return *(const device Pair<T>*)(tokens + i);
     return Pair<T>(d < dim ? tokens[i] : T(0), d + 1 < dim ? tokens[i + channel] : T(0));
   }
 };

@@ -22,9 +22,12 @@ MOST_CHUNK = 128
 # Bricks per softmax group. Two give independent chains of products, but twice the code and more registers: one was
 # faster on a GPU through the same kernels (benchmarks/gpu).
 SOFTMAX_BRICKS = 1
-# Measured there as well: where a row has to be cut, and in the key walk with its two sums in registers, staging wins
-# only if windows are at least this long.
-LONG_WINDOW = 56
+# Measured there as well, beyond rank 1: windows below the first are read directly, for staged ones have few bricks
+# between two barriers. Where a row has to be cut, and in the key walk with its two sums in registers, staging wins only
+# if windows are at least as long as the second.
+SHORT_WINDOW, LONG_WINDOW = 16, 56
+# Simdgroups of a threadgroup that reads directly: they share nothing, and small threadgroups fill the GPU more evenly.
+DIRECT_SIMDGROUPS = 4
 # A box whose tensor is larger than this is staged: direct reads count elements inside the box in 32 bits.
 DIRECT_ELEMENTS = 1 << 28
 
@@ -143,12 +146,14 @@ def tiling(
     axis = problem.axes[-1]
     length = group_length(axis.keys if transposed else axis.queries, 0, axis.dilation)
     chunk = chunk_size(problem.dtype, dim, dim_v)
-    simdgroups = _simdgroups(length, patch[-1], axis.window, chunk, most_simdgroups)
-    row = simdgroups * patch[-1] + axis.window - 1
+    simdgroups = _simdgroups(length, patch[-1], chunk + 2 - axis.window, most_simdgroups)
+    cut = simdgroups * patch[-1] + axis.window - 1 > chunk + 1
+    short = LONG_WINDOW if transposed or cut else SHORT_WINDOW
     elements = problem.keys * max(problem.kv_heads, problem.heads if transposed else 0) * max(dim, dim_v)
-    fits = row <= chunk + 1
-    direct = chunk < COLUMNS or ((transposed or not fits) and problem.rank > 1 and axis.window < LONG_WINDOW)
-    stage = chunk >= COLUMNS and (not direct or elements > DIRECT_ELEMENTS)
+    direct = problem.rank > 1 and axis.window < short and elements <= DIRECT_ELEMENTS
+    stage = chunk >= COLUMNS and not direct
+    if not stage:
+        simdgroups = _simdgroups(length, patch[-1], DIRECT_SIMDGROUPS * ROWS, min(most_simdgroups, DIRECT_SIMDGROUPS))
     extents = [*patch[3 - problem.rank : -1], patch[-1] * simdgroups]
     tiles = tuple(
         -(-group_length(a.keys if transposed else a.queries, 0, a.dilation) // extent)
@@ -158,12 +163,12 @@ def tiling(
     return Tiling(patch, heads, simdgroups, max(chunk, COLUMNS), stage, tiles, bricks)
 
 
-def _simdgroups(length: int, extent: int, window: int, chunk: int, most: int) -> int:
-    """Patches side by side: few idle ones, a row that fits the chunk if that costs nothing, then many."""
+def _simdgroups(length: int, extent: int, room: int, most: int) -> int:
+    """Patches side by side: few idle ones, no more than ``room`` rows if that costs nothing, then many."""
 
     def cost(count: int) -> tuple[float, int]:
         covered = -(-length // (count * extent)) * count * extent
-        crowded = 1.0 if count * extent + window - 1 <= chunk + 1 else 1.2
+        crowded = 1.0 if count * extent <= room else 1.2
         # Each threadgroup reads its box once, so more patches share it: a small preference for many.
         return covered / length * crowded * (1 + 0.5 / count), -count
 
