@@ -69,14 +69,9 @@ METAL_FUNC int patch_coord(int axis, int r) {
   return axis == C::RANK - 1 ? place % C::PX : (axis == C::RANK - 2 ? (place / C::PX) % C::PY : place / (C::PX * C::PY));
 }
 
-// The length of one axis: the launch's, or the batch item's own
-METAL_FUNC int axis_length(const thread Params& prm, int slot, int rank, int axis, int batch) {
-  return int(prm[kItems] != 0 ? prm[kItemShapes + batch * rank + axis] : prm[slot + axis]);
-}
-
-// Finds the tile of this threadgroup; false if it lies beyond its dilation group (groups and items differ in length)
+// Finds the tile of this threadgroup; false if it lies beyond its dilation group (groups differ in length)
 template <typename C>
-METAL_FUNC bool find_tile(thread Tile<C::RANK>& t, const thread Params& prm, int batch, int tile_id, int group_id) {
+METAL_FUNC bool find_tile(thread Tile<C::RANK>& t, const thread Params& prm, int tile_id, int group_id) {
   constexpr int rows_slot = C::TRANSPOSED ? int(kKeyShape) : int(kQueryShape);
   constexpr int columns_slot = C::TRANSPOSED ? int(kQueryShape) : int(kKeyShape);
   bool inside = true;
@@ -87,8 +82,8 @@ METAL_FUNC bool find_tile(thread Tile<C::RANK>& t, const thread Params& prm, int
     t.step[a] = d;
     t.group[a] = group_id % d;
     group_id /= d;
-    t.axis[a].rows = group_length(axis_length(prm, rows_slot, C::RANK, a, batch), t.group[a], d);
-    t.axis[a].columns = group_length(axis_length(prm, columns_slot, C::RANK, a, batch), t.group[a], d);
+    t.axis[a].rows = group_length(int(prm[rows_slot + a]), t.group[a], d);
+    t.axis[a].columns = group_length(int(prm[columns_slot + a]), t.group[a], d);
     t.axis[a].w = int(prm[kWindow + a]);
     t.axis[a].s = int(prm[kStride + a]);
     t.axis[a].causal = prm[kCausal + a] != 0;

@@ -78,7 +78,7 @@ METAL_FUNC void na_bias(const device typename C::T* q, const device typename C::
     const Place place = {batch, at / tiles % groups, head, head / int(prm[kGroupHeads])};
     Tile<R> tile;
     Patch<R> patch;
-    if (!find_tile<C>(tile, prm, batch, at % tiles, place.group)) continue;  // uniform
+    if (!find_tile<C>(tile, prm, at % tiles, place.group)) continue;  // uniform
     find_patch<C>(patch, tile, int(sg), body.fr);
     body.store = patch.store;
     if (C::SLOTS) {

@@ -120,7 +120,7 @@ METAL_FUNC void na_bwd_dkv(const device typename C::T* q, const device typename 
   if (C::EVERY) {
     find_every<C>(tile, patch, prm, int(tgid.y) / parts, part, int(sg), body.fr);
   } else {
-    if (!find_tile<C>(tile, prm, batch, int(tgid.y), int(tgid.z) % groups)) return;  // uniform, before any barrier
+    if (!find_tile<C>(tile, prm, int(tgid.y), int(tgid.z) % groups)) return;  // uniform, before any barrier
     find_patch<C>(patch, tile, int(sg), body.fr);
   }
   const int dim = int(prm[kDim]);

@@ -94,7 +94,7 @@ METAL_FUNC void na_bwd_dq(const device typename C::T* q, const device typename C
   const Place place = find_place<C>(prm, tgid, body.fr);
   Tile<R> tile;
   Patch<R> patch;
-  if (!find_tile<C>(tile, prm, place.batch, int(tgid.y), place.group)) return;  // uniform, before any barrier
+  if (!find_tile<C>(tile, prm, int(tgid.y), place.group)) return;  // uniform, before any barrier
   find_patch<C>(patch, tile, int(sg), body.fr);
   body.load(q, out_grad, lse, delta, bias, prm, tile, patch, place);
   NA_UNROLL for (int d = 0; d < C::DA / 8; ++d) body.sum[d] = Pair<float>(0.0f);

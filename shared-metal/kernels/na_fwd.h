@@ -85,7 +85,7 @@ METAL_FUNC void na_fwd(const device typename C::T* q, const device typename C::T
   const Place place = find_place<C>(prm, tgid, body.fr);
   Tile<R> tile;
   Patch<R> patch;
-  if (!find_tile<C>(tile, prm, place.batch, int(tgid.y), place.group)) return;  // uniform, before any barrier
+  if (!find_tile<C>(tile, prm, int(tgid.y), place.group)) return;  // uniform, before any barrier
   find_patch<C>(patch, tile, int(sg), body.fr);
   const int dim = int(prm[kDim]);
   const int channel = prm.channel(kQueryStride);

@@ -75,7 +75,7 @@ METAL_FUNC void na_qk(const device typename C::T* q, const device typename C::T*
   const Place place = find_place<C>(prm, tgid, body.fr);
   Tile<R> tile;
   Patch<R> patch;
-  if (!find_tile<C>(tile, prm, place.batch, int(tgid.y), place.group)) return;  // uniform, before any barrier
+  if (!find_tile<C>(tile, prm, int(tgid.y), place.group)) return;  // uniform, before any barrier
   find_patch<C>(patch, tile, int(sg), body.fr);
   const device T* q_row = q + token_offset<R>(prm, kQueryStride, tile, place.batch, place.head, patch.row);
   NA_UNROLL for (int d = 0; d < C::DA; d += 8) {
@@ -137,7 +137,7 @@ METAL_FUNC void na_av(const device typename C::T* attn, const device typename C:
   const Place place = find_place<C>(prm, tgid, body.fr);
   Tile<R> tile;
   Patch<R> patch;
-  if (!find_tile<C>(tile, prm, place.batch, int(tgid.y), place.group)) return;  // uniform, before any barrier
+  if (!find_tile<C>(tile, prm, int(tgid.y), place.group)) return;  // uniform, before any barrier
   find_patch<C>(patch, tile, int(sg), body.fr);
   body.channel = prm.channel(kQueryStride);
   body.weights = attn + token_offset<R>(prm, kQueryStride, tile, place.batch, place.head, patch.row);
@@ -203,7 +203,7 @@ METAL_FUNC void na_av_t(const device typename C::T* attn, const device typename 
   place.kv_head = int(tgid.x);
   Tile<R> tile;
   Patch<R> patch;
-  if (!find_tile<C>(tile, prm, place.batch, int(tgid.y), place.group)) return;  // uniform, before any barrier
+  if (!find_tile<C>(tile, prm, int(tgid.y), place.group)) return;  // uniform, before any barrier
   find_patch<C>(patch, tile, int(sg), body.fr);
   body.x = tile.axis[R - 1];
   body.row_x = patch.row[R - 1];

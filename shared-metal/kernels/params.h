@@ -20,7 +20,7 @@ enum Slot : int {
   kScaleBits = 4,     // float bits of scale * log2(e)
   kAdditional = 5,    // additional keys S; the kernels with EVERY set read their columns' length here
   kParts = 6,         // parts that share one result and are summed in order afterwards
-  kItems = 7,         // 1: every batch item has its own shape, from slot kItemShapes on (RANK slots an item)
+  kBatch = 7,         // batch items B
   kQueryShape = 8,    // 3 slots: query tokens per axis
   kKeyShape = 11,     // 3 slots: key tokens per axis
   kWindow = 14,       // 3 slots: kernel_size
@@ -42,8 +42,7 @@ enum Slot : int {
   kRowCount = 84,     // B * prod(shape) * H
   kKeyGradPart = 85,  // elements between two parts of a partial result
   kValueGradPart = 86,
-  kBatch = 87,
-  kItemShapes = 88,
+  kSlots = 87,        // how many there are
 };
 
 }  // namespace na

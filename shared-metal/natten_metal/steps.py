@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import TypeVar
 
 from .problem import Problem
-from .slots import ITEM_SHAPES, SLOTS
+from .slots import COUNT, SLOTS
 from .source import Instance
 from .tiles import COLUMNS, DIMS, ROWS, SOFTMAX_BRICKS, Tiling, chunk_size, padded_dim, patch_count, tiling
 
@@ -112,7 +112,7 @@ def cautious_simdgroups(problem: Problem) -> int:
 def parameters(problem: Problem, values: dict[str, int | Iterable[int]]) -> tuple[int, ...]:
     """The parameter array of a launch on ``problem``, strides left out; ``values`` go before the problem's own."""
     p = problem
-    slots = [0] * ITEM_SHAPES
+    slots = [0] * COUNT
     fixed: dict[str, int | Iterable[int]] = {
         "kHeads": p.heads, "kGroupHeads": p.group_heads, "kDim": p.head_dim, "kDimV": p.head_dim_v,
         "kScaleBits": bits_of(p.scale), "kAdditional": p.additional, "kParts": 1, "kQueryShape": p.query_shape,

@@ -18,6 +18,7 @@ import pytest
 from metal_emulator.lint import lint
 from metal_emulator.strict import check
 
+from natten_mps._metal.slots import COUNT, SLOTS
 from natten_mps._metal.source import (
     HEADERS,
     KERNELS,
@@ -29,7 +30,6 @@ from natten_mps._metal.source import (
     headers,
     library,
 )
-from natten_mps._metal.steps import SLOTS
 from natten_mps._metal.window import inverse, window
 
 from .pool import KITS
@@ -106,10 +106,10 @@ def test_slots_are_those_of_the_header() -> None:
     """Name by name, in order, without gaps."""
     text = (KERNELS / "params.h").read_text(encoding="ascii")
     found = {name: int(value) for name, value in re.findall(r"^  (k\w+) = (\d+),", text, re.MULTILINE)}
-    items = found.pop("kItemShapes")
+    count = found.pop("kSlots")
     assert found == {name: first for name, (first, _) in SLOTS.items()}
     ends = [first + count for first, count in SLOTS.values()]
-    assert [0, *ends] == [*found.values(), items]
+    assert [0, *ends] == [*found.values(), count] and count == COUNT
 
 
 def test_a_name_says_the_whole_instance() -> None:
