@@ -15,13 +15,16 @@ usage() {
 usage: ./dev.sh COMMAND
 
   demo [IMAGE]                 run the demo of both packages into demo-output/ and compare the results
+  demo train                   the same for the training demo: loss curves of both in one picture
   test [--all] [pytest args]   check, then every test suite; --all adds the long tests
   check                        ruff check, ruff format --check, mypy
   bench [pytest args]          the benchmarks
+  clients [pytest args]        real packages that call NATTEN, unmodified, on natten-mps
 
 Each command first sets up what it needs: uv (into .tools/ unless it is installed), the workspace
-in .venv/, and on Linux a CPU build of torch. Nothing outside this folder is touched, except that
-the Metal emulator's tests need clang-19, which `test` installs with apt-get where that is possible.
+in .venv/ (for `clients`, .venv-clients/ and .venv-clients-older/), and on Linux a CPU build of torch.
+Nothing outside this folder is touched, except that the Metal emulator's tests need clang-19, which
+`test` installs with apt-get where that is possible.
 TEXT
 }
 
@@ -52,7 +55,7 @@ install_uv() {
 
 set_up() {                         # arguments: further options of `uv sync`
   find_uv
-  [ -x "$PY" ] || say "setting up .venv/ (the first time takes a while)"
+  [ -x "$PY" ] || say "setting up $UV_PROJECT_ENVIRONMENT/ (the first time takes a while)"
   # --inexact: torch on Linux is not the workspace's own, and must stay.
   "$UV" sync --quiet --inexact "$@"
   [ "$(uname -s)" != Linux ] || add_torch_on_linux
@@ -62,17 +65,19 @@ set_up() {                         # arguments: further options of `uv sync`
 # a CPU wheel in a folder that this machine's pip is set up with; PyTorch's own CPU builds through uv.
 add_torch_on_linux() {
   "$PY" -c 'import importlib.metadata as m; m.version("torch")' 2>/dev/null && return
-  local pins=.venv/constraints.txt pip
+  local pins=$UV_PROJECT_ENVIRONMENT/constraints.txt pip
   "$PY" - >"$pins" <<'TEXT'
 import tomllib
 with open("pyproject.toml", "rb") as file:
     print(*tomllib.load(file)["tool"]["uv"]["constraint-dependencies"], sep="\n")
 TEXT
-  say "installing torch (CPU) into .venv/"
+  say "installing torch (CPU) into $UV_PROJECT_ENVIRONMENT/"
   # --no-compile: compiling all of torch ahead takes far longer than compiling what gets imported.
   for pip in .tools/bin/python python3; do
     if "$pip" -m pip --python "$PY" install --quiet --no-index --no-deps --dry-run -c "$pins" torch >/dev/null 2>&1; then
-      "$pip" -m pip --python "$PY" install --quiet --no-compile --disable-pip-version-check --retries 1 -c "$pins" torch
+      # --no-warn-conflicts: of some clients only the attention layers are wanted, without what else they ask for.
+      "$pip" -m pip --python "$PY" install --quiet --no-compile --no-warn-conflicts --disable-pip-version-check \
+        --retries 1 -c "$pins" torch
       return
     fi
   done
@@ -119,11 +124,35 @@ run_demo() {
   "$PY" scripts/compare_demo.py "$out/natten-mps.npy" "$out/natten-mlx.npy"
 }
 
+# Each group of clients has an environment of its own: they ask for different releases of the same packages.
+run_clients() {
+  local suite status=0
+  for suite in clients-older clients; do
+    UV_PROJECT_ENVIRONMENT=.venv-$suite
+    PY=$UV_PROJECT_ENVIRONMENT/bin/python
+    set_up --only-group "$suite"
+    OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" "$PY" -m pytest "tests-clients/$suite" "$@" || status=$?
+  done
+  return $status
+}
+
+run_training() {
+  local out=demo-output package
+  mkdir -p "$out"
+  for package in natten-mps natten-mlx; do
+    ".venv/bin/$package" demo train --record "$out/$package-train.json" --out "$out/$package-train.png" "$@"
+  done
+  "$PY" scripts/compare_training.py "$out/natten-mps-train.json" "$out/natten-mlx-train.json" --out "$out/train.png"
+}
+
 case "${1:-}" in
-  demo)  shift; set_up; run_demo "$@" ;;
+  demo)
+    shift; set_up
+    if [ "${1:-}" = train ]; then shift; run_training "$@"; else run_demo "$@"; fi ;;
   test)  shift; set_up; run_tests "$@" ;;
   check) set_up; check ;;
   bench) shift; set_up --group bench; exec "$PY" -m pytest benchmarks "$@" ;;
+  clients) shift; run_clients "$@" ;;
   -h | --help | help) usage ;;
   *) usage >&2; exit 2 ;;
 esac

@@ -56,7 +56,7 @@ def add_demo(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", ho
         description=f"""Add noise to a photograph and remove it again by exact non-local means, computed
             as one 2-D neighborhood attention: queries and keys are the {PATCH}x{PATCH} patches around the
             pixels, values are the pixels. Prints the time and the PSNR before and after, and writes the
-            three images side by side as a PNG.""",
+            three images side by side as a PNG. `{package} demo train` trains a classifier instead.""",
         epilog=f"example: {package} demo photo.jpg --window 31 --sigma 15 --out denoised.png",
     )
     add = parser.add_argument
@@ -66,7 +66,7 @@ def add_demo(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", ho
         help="each pixel attends to N x N pixels, N >= 2, odd or even (default: %(default)s)")  # fmt: skip
     add("--sigma", type=_sigma, default=SIGMA, metavar="S",
         help="deviation of the added noise, in grey levels of 255 (default: %(default)g)")  # fmt: skip
-    add("--seed", type=_natural, default=0, metavar="N", help="seed of the noise (default: %(default)s)")
+    add("--seed", type=natural, default=0, metavar="N", help="seed of the noise (default: %(default)s)")
     add("--max-side", type=_side, default=MAX_SIDE, metavar="N",
         help="scale larger images down to N pixels on their longer side (default: %(default)s)")  # fmt: skip
     add("--backend", choices=host.backends, help="the path to use (default: the backend in force)")
@@ -78,7 +78,8 @@ def add_demo(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", ho
     parser.set_defaults(run=lambda arguments: run(arguments, host))
 
 
-def _integer(text: str, least: int) -> int:
+def whole(text: str, least: int) -> int:
+    """A whole number of at least ``least``; argparse.ArgumentTypeError for anything else."""
     try:
         number = int(text)
     except ValueError:
@@ -89,15 +90,16 @@ def _integer(text: str, least: int) -> int:
 
 
 def _kernel_size(text: str) -> int:
-    return _integer(text, 2)
+    return whole(text, 2)
 
 
 def _side(text: str) -> int:
-    return _integer(text, 16)
+    return whole(text, 16)
 
 
-def _natural(text: str) -> int:
-    return _integer(text, 0)
+def natural(text: str) -> int:
+    """A whole number that is not negative; argparse.ArgumentTypeError for anything else."""
+    return whole(text, 0)
 
 
 def _sigma(text: str) -> float:

@@ -1,12 +1,15 @@
 """Command line: ``natten-mps COMMAND``, also ``python -m natten_mps.cli COMMAND``."""
 
 import argparse
+import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
 from ._metal.demo import Host, add_demo
 from ._metal.doctor import Patient, add_doctor
+from ._metal.train import Trainer, TrainHost, add_train, join_train
 
 if TYPE_CHECKING:
     import torch
@@ -38,6 +41,22 @@ def _explain(query: Any, key: Any, value: Any, kernel_size: int, backend: str | 
 HOST = Host("natten-mps", ("auto", "metal", "native", "pure"), _attend, _explain)
 
 
+def _trainer(weights: dict[str, Any]) -> Trainer:
+    from ._train import Trainer
+
+    return Trainer(weights)
+
+
+def _use_backend(backend: str) -> AbstractContextManager[None]:
+    from . import use_backend
+
+    return use_backend(backend)
+
+
+# Dense attention has room for the few tokens of a digit.
+TRAIN_HOST = TrainHost("natten-mps", (*HOST.backends, "dense"), _trainer, _use_backend)
+
+
 def _patient() -> Patient:
     """The package as the doctor sees it; torch is imported only when a command asks."""
     from ._doctor import PATIENT
@@ -56,8 +75,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"natten-mps {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     add_demo(commands, HOST)
+    add_train(commands, TRAIN_HOST)
     add_doctor(commands, "natten-mps", _patient)
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_args(join_train(sys.argv[1:] if argv is None else list(argv)))
     return int(arguments.run(arguments))
 
 
