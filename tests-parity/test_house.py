@@ -19,6 +19,10 @@ C_SUFFIXES = (".h", ".cpp", ".metal")
 SYMLINKS = {
     "packages/natten-mps/src/natten_mps/_metal": "../../../../shared-metal/natten_metal",
     "packages/natten-mlx/src/natten_mlx/_metal": "../../../../shared-metal/natten_metal",
+    "packages/natten-mps/csrc/cpu": "../../../shared-metal/cpu",
+    "packages/natten-mps/csrc/kernels": "../../../shared-metal/kernels",
+    "packages/natten-mlx/csrc/cpu": "../../../shared-metal/cpu",
+    "packages/natten-mlx/csrc/kernels": "../../../shared-metal/kernels",
     "shared-metal/natten_metal/kernels": "../kernels",
 }
 NAMES = house.window_functions((ROOT / WINDOW).read_text())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import configparser
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -24,8 +25,15 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT / "shared-metal" / "natten_metal"
 VERSION = "0.4.0"
 FRAMEWORK = {"natten-mps": "torch", "natten-mlx": "mlx"}
-REQUIREMENT = {"natten-mps": "torch>=2.9", "natten-mlx": "mlx>=0.32.4,<0.33"}
+REQUIREMENTS = {
+    "natten-mps": {"torch>=2.9"},
+    "natten-mlx": {"mlx>=0.32.4,<0.33", "nanobind-backend>=1.0,<2"},
+}
 COMPILED = (".so", ".dylib", ".pyd", ".a", ".o", ".metallib", ".pyc")
+# What the build adds to a wheel where there is a compiler, and the wheel's tag: every Python, one platform.
+LIBRARY = "libnatten_cpu.dylib" if sys.platform == "darwin" else "libnatten_cpu.so"
+MADE = {"natten-mps": {f"_native/{LIBRARY}"}, "natten-mlx": {"_ext.abi3.so", "_build_info.py"}}
+TAG = {"natten-mps": "py3-none", "natten-mlx": "cp311-abi3"}
 
 # One worker builds and installs; the other has better things to do.
 pytestmark = pytest.mark.xdist_group("packaging")
@@ -38,6 +46,7 @@ class Built:
     name: str
     sdist_path: Path
     wheel_path: Path
+    said: str = field(repr=False)
     sdist: dict[str, bytes] = field(repr=False)
     wheel: dict[str, bytes] = field(repr=False)
 
@@ -53,12 +62,13 @@ class Built:
         return Parser().parsestr(self.info("METADATA"))
 
 
-def run(*command: str | Path, cwd: Path) -> str:
-    """The standard output of a command that sees neither this checkout nor its settings."""
+def run(*command: str | Path, cwd: Path, told: str = "stdout", **environment: str) -> str:
+    """The standard output of a command that sees neither this checkout nor its settings; or what else is ``told``."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
-    done = subprocess.run(command, cwd=cwd, env=kept, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=cwd, env=kept | environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
+    said: str = getattr(done, told)
+    return said
 
 
 def find_uv() -> str:
@@ -82,26 +92,33 @@ def read_wheel(path: Path) -> dict[str, bytes]:
         return {name: archive.read(name) for name in archive.namelist() if not name.endswith("/")}
 
 
-def build(name: str, folder: Path) -> Built:
+def build(name: str, folder: Path, **environment: str) -> Built:
     """The sdist from this checkout, then, from a copy of it elsewhere, the wheel."""
     uv = find_uv()
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["uv"]
     pins = folder / "pins.txt"
     pins.write_text("\n".join(settings["build-constraint-dependencies"]))
-    common = ("--quiet", "--python", sys.executable, "--build-constraints", pins)
+    common = ("--python", sys.executable, "--build-constraints", pins)
     run(uv, "build", "--sdist", *common, "--out-dir", folder / "made", ROOT / "packages" / name, cwd=folder)
     (made,) = (folder / "made").glob("*.tar.gz")
     outside = folder / "outside"
     outside.mkdir()
     sdist = Path(shutil.copy(made, outside))
-    run(uv, "build", "--wheel", "--no-config", *common, "--out-dir", outside, sdist.name, cwd=outside)
+    command = (uv, "build", "--wheel", "--no-config", *common, "--out-dir", outside, sdist.name)
+    said = run(*command, cwd=outside, told="stderr", **environment)
     (wheel,) = outside.glob("*.whl")
-    return Built(name, sdist, wheel, read_sdist(sdist), read_wheel(wheel))
+    return Built(name, sdist, wheel, said, read_sdist(sdist), read_wheel(wheel))
 
 
 @pytest.fixture(scope="module")
 def all_built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Built]:
     return {name: build(name, tmp_path_factory.mktemp(name)) for name in FRAMEWORK}
+
+
+@pytest.fixture(scope="module")
+def all_pure(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Built]:
+    """The same, on a machine whose compiler fails."""
+    return {name: build(name, tmp_path_factory.mktemp(f"{name}-pure"), CXX="false") for name in FRAMEWORK}
 
 
 @pytest.fixture(params=list(FRAMEWORK))
@@ -111,11 +128,19 @@ def built(all_built: dict[str, Built], request: pytest.FixtureRequest) -> Built:
 
 @pytest.fixture(scope="module")
 def installed(all_built: dict[str, Built], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return install(all_built, tmp_path_factory.mktemp("installed"))
+
+
+@pytest.fixture(scope="module")
+def installed_pure(all_pure: dict[str, Built], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return install(all_pure, tmp_path_factory.mktemp("installed-pure"))
+
+
+def install(packages: dict[str, Built], folder: Path) -> Path:
     """The Python of a clean environment with both wheels, which borrows the frameworks from this one."""
-    folder = tmp_path_factory.mktemp("installed")
     venv.create(folder / "venv", symlinks=True)
     python = folder / "venv" / "bin" / "python"
-    wheels = [package.wheel_path for package in all_built.values()]
+    wheels = [package.wheel_path for package in packages.values()]
     run(find_uv(), "pip", "install", "--quiet", "--no-config", "--no-deps", "--no-index",
         "--python", python, *wheels, cwd=folder)  # fmt: skip
     site = Path(run(python, "-c", "import site; print(site.getsitepackages()[0])", cwd=folder).strip())
@@ -150,17 +175,37 @@ def test_both_archives_hold_every_source_of_the_package(built: Built) -> None:
     own = {
         path.relative_to(source).as_posix(): path.read_bytes()
         for path in source.rglob("*")
-        if path.is_file() and not {"_metal", "__pycache__"} & set(path.relative_to(source).parts)
+        if path.is_file() and not {"_metal", "_native", "__pycache__"} & set(path.relative_to(source).parts)
     }
     assert {"__init__.py", "cli.py", "py.typed"} <= own.keys()
-    for files, prefix in ((built.wheel, f"{built.module}/"), (built.sdist, f"src/{built.module}/")):
+    for files, prefix, made in (
+        (built.wheel, f"{built.module}/", MADE[built.name]),
+        (built.sdist, f"src/{built.module}/", set()),
+    ):
         held = {n: c for n, c in vendored(files, prefix).items() if not n.startswith("_metal/")}
-        assert held == own
+        assert {n: c for n, c in held.items() if n not in made} == own
+        assert made <= held.keys()
 
 
-def test_wheel_is_pure_and_knows_no_machine(built: Built) -> None:
-    assert built.wheel_path.name == f"{built.module}-{VERSION}-py3-none-any.whl"
-    assert not [name for name in built.wheel if PurePosixPath(name).suffix in COMPILED]
+def test_sdist_holds_what_is_compiled(built: Built) -> None:
+    """To the byte: the package's own C++ sources, and those of the CPU kernels, which lie outside it here."""
+    csrc = ROOT / "packages" / built.name / "csrc"
+    folders = (csrc, *(folder for folder in csrc.iterdir() if folder.is_dir()))
+    files = [path for folder in folders for path in folder.iterdir() if path.suffix in (".h", ".cpp", ".txt")]
+    sources = {path.relative_to(csrc).as_posix(): path.read_bytes() for path in files}
+    assert {"cpu/natten_cpu.h", "cpu/CMakeLists.txt", "kernels/window.h"} <= sources.keys()
+    held = vendored(built.sdist, "csrc/")
+    assert {name: held.get(name) for name in sources} == sources
+
+
+def test_wheel_fits_every_python_and_knows_no_machine(built: Built) -> None:
+    assert re.fullmatch(rf"{built.module}-{VERSION}-{TAG[built.name]}-(linux|macosx)_\w+\.whl", built.wheel_path.name)
+    compiled = {name for name in built.wheel if PurePosixPath(name).suffix in COMPILED}
+    assert compiled == {f"{built.module}/{name}" for name in MADE[built.name] if not name.endswith(".py")}
+    # libmlx is the one in MLX's own wheel.
+    origin = b"@loader_path" if sys.platform == "darwin" else b"$ORIGIN"
+    for name in compiled:
+        assert (origin + b"/../mlx/lib" in built.wheel[name]) == (built.name == "natten-mlx")
     folders = {str(ROOT).encode(), str(built.wheel_path.parent).encode()}
     told = [name for name, content in built.wheel.items() for folder in folders if folder in content]
     assert not told
@@ -173,7 +218,7 @@ def test_metadata(built: Built) -> None:
     assert metadata["Requires-Python"] == ">=3.11"
     required = {Requirement(r) for r in metadata.get_all("Requires-Dist", []) if "extra ==" not in r}
     # The workspace takes torch on macOS only; what is published asks for it everywhere, without a marker.
-    assert required == {Requirement(REQUIREMENT[built.name])}
+    assert required == {Requirement(required) for required in REQUIREMENTS[built.name]}
     extras = {"natten-mps": {"demo"}, "natten-mlx": {"cpu", "demo"}}[built.name]
     assert set(metadata.get_all("Provides-Extra", [])) == extras
 
@@ -211,19 +256,49 @@ import json, numpy as np, torch, mlx.core as mx, natten_mps, natten_mlx
 arrays = np.random.default_rng(0).standard_normal((3, 1, 7, 2, 4)).astype(np.float32)
 by_mps = natten_mps.na1d(*(torch.from_numpy(a) for a in arrays), kernel_size=3, dilation=2)
 by_mlx = natten_mlx.na1d(*(mx.array(a) for a in arrays), kernel_size=3, dilation=2)
+query = [np.ones((1, 7, 2, 4), np.float32)] * 3
 print(json.dumps({
     "files": [natten_mps.__file__, natten_mlx.__file__],
+    "paths": [
+        natten_mps.explain("na1d", *map(torch.from_numpy, query), kernel_size=3),
+        natten_mlx.explain("na1d", *map(mx.array, query), kernel_size=3, stream=mx.cpu),
+    ],
     "mps": by_mps.numpy().ravel().tolist(),
     "mlx": np.array(by_mlx).ravel().tolist(),
 }))
 """
 
 
-def test_installed_wheels_compute_the_same(installed: Path) -> None:
-    told = json.loads(python_says(installed, SMALL_PROBLEM))
-    environment = installed.parent.parent
+def computed(python: Path) -> list[str]:
+    """What both installed packages compute is the same; the path of each."""
+    told = json.loads(python_says(python, SMALL_PROBLEM))
+    environment = python.parent.parent
     assert all(Path(file).is_relative_to(environment) for file in told["files"])
     assert len(told["mps"]) == 7 * 2 * 4
     assert max(told["mps"]) - min(told["mps"]) > 0.1
     # Sums of at most three products of numbers of order 1, in float32.
     assert told["mlx"] == pytest.approx(told["mps"], rel=0, abs=1e-6)
+    return [text.partition("path: ")[2].partition(" ")[0] for text in told["paths"]]
+
+
+def test_installed_wheels_compute_the_same(installed: Path) -> None:
+    assert computed(installed) == ["native", "nanobind"]
+
+
+# --- where the compiler fails -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FRAMEWORK)
+def test_without_a_compiler_the_pure_wheel_is_built(all_pure: dict[str, Built], name: str) -> None:
+    """It lacks what was compiled and nothing else, and the build says so."""
+    pure = all_pure[name]
+    assert pure.wheel_path.name == f"{pure.module}-{VERSION}-py3-none-any.whl"
+    assert not [file for file in pure.wheel if PurePosixPath(file).suffix in COMPILED]
+    assert vendored(pure.wheel, f"{pure.module}/_metal/") == shared_files()
+    assert f"{name} was built WITHOUT its" in pure.said
+
+
+def test_pure_wheels_compute_the_same_and_say_what_is_missing(installed_pure: Path) -> None:
+    assert computed(installed_pure) == ["pure", "pure"]
+    told = python_says(installed_pure, "import natten_mlx; print(natten_mlx.nanobind_unavailable_reason())")
+    assert told.startswith("this installation of natten-mlx has no C++ extension: ")

@@ -1,4 +1,4 @@
-"""MLX's transforms of the pure path: grad, vmap, compile, checkpoint, streams and threads.
+"""MLX's transforms of the paths with kernels of their own: grad, vmap, compile, checkpoint, streams and threads.
 
 Each is compared with plain calls of the same path.
 """
@@ -6,7 +6,7 @@ Each is compared with plain calls of the same path.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import mlx.core as mx
@@ -26,11 +26,11 @@ def given_to(case: Case, dtype: str = "float64") -> dict[str, mx.array]:
 
 
 def attend(case: Case, names: tuple[str, ...], **options: Any) -> Attend:
-    """The case's face as a function of the arrays ``names``, on the pure path."""
+    """The case's face as a function of the arrays ``names``, on the path under test."""
 
     def call(*arrays: mx.array) -> Any:
         by_name = dict(zip(names, arrays, strict=True))
-        return MLX.face(case.face)(**by_name, **case.window, scale=case.scale, **({"backend": "pure"} | options))
+        return MLX.face(case.face)(**by_name, **case.window, scale=case.scale, **options)
 
     return call
 
@@ -59,12 +59,13 @@ def close(found: Any, wanted: Any, limit: float = 1e-12) -> None:
         np.testing.assert_allclose(MLX.numpy(a), MLX.numpy(b), rtol=0, atol=limit)
 
 
-@pytest.fixture(autouse=True)
-def pure_ran() -> Any:
-    """Each test of this module runs the pure path, and no other."""
+@pytest.fixture(autouse=True, params=["pure", "nanobind"])
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each test of this module runs one path, and no other; in every thread."""
+    MLX.package.set_backend(request.param)
     with MLX.watch() as ran:
-        yield
-    assert ran == {"pure"}
+        yield request.param
+    assert ran == {request.param}
 
 
 # --- grad --------------------------------------------------------------------------------------------
@@ -152,14 +153,14 @@ def test_gradients_through_vmap() -> None:
 def test_vmap_of_the_other_ops() -> None:
     case = BY_NAME["img-mixed"]
     query, key, value = given_to(case).values()
-    window = case.window | {"backend": "pure"}
+    window = case.window
 
     def split(query: mx.array, key: mx.array, value: mx.array) -> mx.array:
         logits = MLX.face("na2d_qk")(query, key, **window)
         return MLX.face("na2d_av")(mx.softmax(logits, -1), value, **window)
 
     def full(query: mx.array, key: mx.array, value: mx.array) -> mx.array:
-        return MLX.face("attention")(query[:, 0], key[:, 1], value[:, 1], True, backend="pure")
+        return MLX.face("attention")(query[:, 0], key[:, 1], value[:, 1], True)
 
     def merged(query: mx.array, key: mx.array, value: mx.array) -> mx.array:
         parts = [MLX.face("na2d")(query, k, value, **window, return_lse=True) for k in (key, -key)]
@@ -193,10 +194,10 @@ def test_compile(name: str) -> None:
 
 
 def test_compile_follows_the_shape() -> None:
-    compiled = mx.compile(lambda q: MLX.face("na2d")(q, q, q, 3, backend="pure"))
+    compiled = mx.compile(lambda q: MLX.face("na2d")(q, q, q, 3))
     for shape in ((1, 5, 6, 2, 4), (2, 7, 4, 2, 4)):
         query = mx.random.normal(shape, stream=mx.cpu)
-        close(compiled(query), MLX.face("na2d")(query, query, query, 3, backend="pure"), 1e-5)
+        close(compiled(query), MLX.face("na2d")(query, query, query, 3), 1e-5)
 
 
 @pytest.mark.parametrize("op", ["na1d", "na1d_qk", "attention"])
@@ -206,7 +207,7 @@ def test_shapeless_compile_raises(op: str) -> None:
     query, *_ = given_to(case, "float32").values()
     window = {} if op == "attention" else {"kernel_size": 3}
     count = 2 if op == "na1d_qk" else 3
-    call = lambda q: MLX.face(op)(*[q] * count, **window, backend="pure")  # noqa: E731
+    call = lambda q: MLX.face(op)(*[q] * count, **window)  # noqa: E731
     with pytest.raises(ValueError, match="infer"):
         mx.eval(mx.compile(call, shapeless=True)(query))
     assert call(query).shape[:3] == query.shape[:3]
@@ -217,8 +218,7 @@ def test_a_traced_function_keeps_its_backend() -> None:
     case = BY_NAME["seq"]
     arrays = given_to(case, "float32")
     compiled = mx.compile(lambda *a: MLX.face("na1d")(*a, **case.window))
-    with MLX.package.use_backend("pure"):
-        first = compiled(*arrays.values())
+    first = compiled(*arrays.values())
     with MLX.package.use_backend("dense"):
         again = compiled(*arrays.values())
     close(again, first, 0)

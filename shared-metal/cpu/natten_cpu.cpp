@@ -61,14 +61,22 @@ bool sound_axis(const natten_problem& p, int a) {
   return p.rank == 1 && s == 1 && d == 1 && w >= p.query_shape[a] && w >= p.key_shape[a];
 }
 
+int64_t most_dim(const natten_problem& p) {
+  const int64_t dim = counts(p.head_dim, 1) ? p.head_dim : 0, dim_v = counts(p.head_dim_v, 1) ? p.head_dim_v : 0;
+  return dim > dim_v ? dim : dim_v;
+}
+
 bool sound(const natten_problem* p) {
   if (!p || p->dtype < NATTEN_FLOAT16 || p->dtype > NATTEN_FLOAT64 || p->rank < 1 || p->rank > 3) return false;
   if (!counts(p->batch, 0) || !counts(p->heads, 1) || !counts(p->kv_heads, 1) || p->heads % p->kv_heads) return false;
   if (!counts(p->additional, 0) || p->threads < 0) return false;
+  // Elements of the largest tensor, tables included: offsets and sizes in bytes stay far from overflow
+  double elements = double(p->batch + 1) * double(p->heads) * double(p->additional + 1);
   for (int a = 0; a < p->rank; ++a) {
     if (!sound_axis(*p, a)) return false;
+    elements *= double(p->query_shape[a] > p->key_shape[a] ? p->query_shape[a] : p->key_shape[a]);
   }
-  return true;
+  return elements * double(1 + most_dim(*p)) < 0x1p50;
 }
 
 bool has_dims(const natten_problem* p, bool dim, bool dim_v) {

@@ -173,8 +173,9 @@ class Pool {
 std::atomic<Pool*> the_pool{nullptr};
 
 // The threads of the parent do not exist in a forked child, and its locks may be held for ever: the child lets go of
-// the parent's pool without touching it.
-void forget_pool() { the_pool.store(nullptr); }
+// the parent's pool without touching it. It stays in reach, so that no leak checker complains.
+std::atomic<Pool*> the_parents_pool{nullptr};
+void forget_pool() { the_parents_pool.store(the_pool.exchange(nullptr)); }
 
 struct AtExit {
   ~AtExit() { delete the_pool.exchange(nullptr); }

@@ -26,8 +26,10 @@ GATHER_COST = 14
 TILE_COST = 20_000
 
 
-# Tiers that launch the Metal kernels.
-METAL_TIERS = ("metal", "fast_metal")
+# Tiers that launch the Metal kernels, and those that run the CPU kernels. 'nanobind' does what its stream's device
+# asks for.
+METAL_TIERS = ("metal", "fast_metal", "nanobind")
+CPU_TIERS = ("native", "nanobind")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,14 @@ def obstacle(problem: Problem, device: Device, tier: str) -> str | None:
         return missing
     if problem.dtype == "float64" and not device.float64:
         return f"{device.name} does not compute in float64; use a CPU stream"
-    return steps.obstacle(problem, device.smallest) if tier in METAL_TIERS else None
+    if not launches_metal(tier, device):
+        return None
+    return steps.obstacle(problem, device.smallest if tier == "fast_metal" else 1)
+
+
+def launches_metal(tier: str, device: Device) -> bool:
+    """Whether ``tier`` launches the Metal kernels on ``device``; those that run the CPU kernels take every problem."""
+    return tier in METAL_TIERS and not (tier in CPU_TIERS and device.kind == "cpu")
 
 
 @lru_cache(maxsize=1024)
@@ -69,25 +78,25 @@ def plan(problem: Problem, device: Device, backend: str, tiers: tuple[str, ...])
                 f"{problem.name}: backend='{backend}' cannot take this problem: {reasons[backend]}. "
                 "backend='auto' picks a path that can"
             )
-        return _plan_of(problem, backend, f"backend='{backend}' was asked for")
+        return _plan_of(problem, device, backend, f"backend='{backend}' was asked for")
     for tier in tiers:
         if reasons[tier] is None:
             passed = [f"{other}: {reasons[other]}" for other in tiers[: tiers.index(tier)]]
-            return _plan_of(problem, tier, "; ".join(passed) or "the fastest path that takes this problem")
+            return _plan_of(problem, device, tier, "; ".join(passed) or "the fastest path that takes this problem")
     raise NotImplementedError(f"{problem.name}: no path takes this problem: " + "; ".join(map(str, reasons.values())))
 
 
-def _plan_of(problem: Problem, tier: str, why: str) -> Plan:
+def _plan_of(problem: Problem, device: Device, tier: str, why: str) -> Plan:
     if tier == "pure":
         return Plan(problem, tier, why, walk(problem, transposed=False), walk(problem, transposed=True))
-    if tier in METAL_TIERS and problem.batch:
+    if launches_metal(tier, device) and problem.batch:
         return Plan(problem, tier, why, forward=steps.forward(problem, most_simdgroups(problem, tier)))
     return Plan(problem, tier, why)
 
 
 def most_simdgroups(problem: Problem, tier: str) -> int:
     """Simdgroups that a tier's threadgroups may have; the launcher of 'metal' asks each kernel and lowers it."""
-    return steps.cautious_simdgroups(problem) if tier == "fast_metal" else steps.MOST_SIMDGROUPS
+    return steps.MOST_SIMDGROUPS if tier == "metal" else steps.cautious_simdgroups(problem)
 
 
 def walk(problem: Problem, transposed: bool) -> Blocks:

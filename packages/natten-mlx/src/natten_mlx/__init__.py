@@ -21,7 +21,10 @@ _HOMES = {
     "varlen": ("na1d_varlen", "na2d_varlen", "na3d_varlen", "generate_varlen_parameters"),
     "modules": ("NeighborhoodAttention1D", "NeighborhoodAttention2D", "NeighborhoodAttention3D"),
     "weights": ("load_weights", "save_weights"),
-    "_config": ("get_backend", "set_backend", "use_backend", "get_support_matrix", "has_metal", "has_nanobind"),
+    "_config": (
+        "get_backend", "set_backend", "use_backend", "get_support_matrix", "has_metal", "has_nanobind",
+        "nanobind_unavailable_reason",
+    ),
 }  # fmt: skip
 _SUBPACKAGES = ("compat", "extras")
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from ._config import get_support_matrix as get_support_matrix
     from ._config import has_metal as has_metal
     from ._config import has_nanobind as has_nanobind
+    from ._config import nanobind_unavailable_reason as nanobind_unavailable_reason
     from ._config import set_backend as set_backend
     from ._config import use_backend as use_backend
     from .functional import attention as attention

@@ -5,7 +5,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from . import _launch_fast
+from . import _launch_fast, _launch_nanobind
 from ._metal import checks
 from ._metal.device import Device
 from ._metal.problem import TensorSpec
@@ -58,7 +58,7 @@ def device_of(stream: mx.Stream) -> Device:
     """The planner's view of the device that a stream runs on."""
     cpu = stream.device == mx.cpu
     reasons = {
-        "nanobind": "this version has no C++ extension yet",
+        "nanobind": _launch_nanobind.missing(stream),
         "fast_metal": _launch_fast.HOST.missing(stream),
     }
     missing = tuple((tier, reason) for tier, reason in reasons.items() if reason is not None)

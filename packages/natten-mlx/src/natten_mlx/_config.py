@@ -33,8 +33,16 @@ def has_metal() -> bool:
 
 
 def has_nanobind() -> bool:
-    """Whether the C++ extension can run on this machine."""
-    return bool(get_support_matrix()["nanobind"]["available"])
+    """Whether the C++ extension can run on the default device."""
+    return nanobind_unavailable_reason() is None
+
+
+def nanobind_unavailable_reason() -> str | None:
+    """Why the C++ extension cannot run on the default device, in one sentence; None if it can."""
+    from . import _launch_nanobind
+    from ._arrays import stream_of
+
+    return _launch_nanobind.missing(stream_of("nanobind_unavailable_reason", None))
 
 
 def get_support_matrix() -> dict[str, dict[str, Any]]:

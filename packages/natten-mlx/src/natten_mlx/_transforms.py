@@ -1,17 +1,18 @@
-"""The kernels' place in MLX: custom functions that carry derivatives and vmap.
+"""The kernels' place in MLX: nodes of its graph that carry derivatives and vmap.
 
-Each call of an op is two ``mx.custom_function`` s, :class:`Forward` and :class:`Backward`. The backward
-has no derivative of its own (the dense path has). Both run on the stream of the call, wherever MLX
-transforms them. ``mx.compile(shapeless=True)`` raises on a custom function, for it cannot infer shapes.
+Each call of an op is two nodes, :class:`Forward` and :class:`Backward`: primitives of the C++ extension where it
+takes the problem, ``mx.custom_function`` s otherwise. The backward has no derivative of its own (the dense path
+has). Both run on the stream of the call, wherever MLX transforms them. ``mx.compile(shapeless=True)`` raises on
+them, for they cannot infer shapes.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 import mlx.core as mx
 
-from . import _launch_fast, _pure, _pure_split
+from . import _launch_fast, _launch_nanobind, _pure, _pure_split
 from ._arrays import compute_dtype, device_of
 from ._config import TIERS
 from ._metal import backends, checks
@@ -21,24 +22,47 @@ from ._metal.problem import INPUTS, OUTPUTS, Problem
 Arrays = tuple[mx.array, ...]
 
 
-def run(problem: Problem, backend: str, stream: mx.Stream, inputs: Sequence[mx.array | None]) -> Arrays:
-    """The op's outputs, differentiable once in reverse; inputs in the order of ``INPUTS[problem.op]``."""
+def run(
+    problem: Problem, backend: str, stream: mx.Stream, inputs: Sequence[mx.array | None],
+    signature: _launch_nanobind.Signature | None = None,
+) -> Arrays:  # fmt: skip
+    """The op's outputs, differentiable once in reverse; inputs in the order of ``INPUTS[problem.op]``.
+
+    signature: under which the C++ extension's plan is kept for calls like this one.
+    """
     names = zip(INPUTS[problem.op], inputs, strict=True)
     given = {name: tensor for name, tensor in names if tensor is not None}
-    return Forward(problem, backend, stream, tuple(given))(tuple(given.values()))
+    node = Forward(problem, backend, stream, tuple(given))
+    outputs = node(tuple(given.values()))
+    if signature is not None and problem.batch and node.planned().path == "nanobind":
+        _launch_nanobind.remember(signature, node, given)
+    return outputs
 
 
 @dataclass(frozen=True)
 class _Custom:
-    """One call, all but its arrays. names: the inputs that are given, in order."""
+    """One call, all but its arrays. names: the inputs that are given, in order.
+
+    Two calls are equal whatever their streams: MLX hands out a new object, with a hash of its own, each time.
+    """
 
     problem: Problem
     backend: str
-    stream: mx.Stream
+    stream: mx.Stream = field(compare=False)
     names: tuple[str, ...]
 
     def __call__(self, arrays: Arrays) -> Arrays:
-        """The custom function, applied."""
+        """The node's outputs."""
+        if self.problem.batch and self.planned().path == "nanobind":
+            try:
+                return self.launch_primitive(arrays)
+            except backends.KernelFailure as failure:
+                self.accept(failure)
+                return replace(self, backend="pure")(arrays)
+        return self.launch_custom_function(arrays)
+
+    def launch_custom_function(self, arrays: Arrays) -> Arrays:
+        """:meth:`launch` as a node that MLX transforms by the functions given here."""
 
         @mx.custom_function
         def function(*arrays: mx.array) -> Arrays:
@@ -57,8 +81,7 @@ class _Custom:
 
         @function.vmap
         def vmap(inputs: Arrays, axes: tuple[int | None, ...]) -> tuple[Arrays, tuple[int, ...]]:
-            with mx.stream(self.stream):
-                outputs = self.map(inputs, axes)
+            outputs = self.map(inputs, axes)
             return outputs, (0,) * len(outputs)
 
         outputs: Any = function(*arrays)
@@ -68,15 +91,19 @@ class _Custom:
         """What the function computes."""
         if self.problem.batch == 0:
             return self.launch_nothing(arrays)
-        planned = self.plan(self.backend)
+        planned = self.planned()
         if planned.path == "fast_metal":
             try:
                 return self.launch_metal(planned, self.not_to_be_mapped(arrays))
             except backends.KernelFailure as failure:
-                name = self.problem.name
-                backends.accept_failure("natten-mlx", name, self.backend, failure, planned.forward)
-                planned = self.plan("pure")
+                self.accept(failure)
+                planned = replace(self, backend="pure").planned()
         return self.launch_pure(planned, arrays)
+
+    def accept(self, failure: backends.KernelFailure) -> None:
+        """Warn that the pure path runs instead, or raise."""
+        planned = self.planned().forward
+        backends.accept_failure("natten-mlx", self.problem.name, self.backend, failure, planned)
 
     def not_to_be_mapped(self, arrays: Arrays) -> Arrays:
         """The same arrays; vmap over them raises.
@@ -96,11 +123,16 @@ class _Custom:
         outputs: Any = same(*arrays)
         return tuple(outputs)
 
-    def plan(self, backend: str) -> Plan:
-        return plan(self.problem, device_of(self.stream), backend, TIERS)
+    def planned(self) -> Plan:
+        """The call's plan."""
+        return plan(self.problem, device_of(self.stream), self.backend, TIERS)
 
     def launch_nothing(self, arrays: Arrays) -> Arrays:
         """:meth:`launch` of a batch of none."""
+        raise NotImplementedError
+
+    def launch_primitive(self, arrays: Arrays) -> Arrays:
+        """The outputs of the C++ extension's primitive; KernelFailure if its Metal kernels do not run here."""
         raise NotImplementedError
 
     def launch_metal(self, planned: Plan, arrays: Arrays) -> Arrays:
@@ -115,12 +147,32 @@ class _Custom:
         """Gradients of ``primals``."""
         raise NotImplementedError
 
+    # What the C++ primitives ask for; their stream may be another one than that of the call they were planned for.
+
+    def primitive_vjp(self, stream: mx.Stream, primals: Any, cotangents: Any, outputs: Any) -> Arrays:
+        """:meth:`differentiate` on ``stream``."""
+        return replace(self, stream=stream).differentiate(primals, cotangents, outputs)
+
+    def primitive_vmap(self, stream: mx.Stream, arrays: Any, axes: Sequence[int]) -> Arrays:
+        """:meth:`map` on ``stream``; -1 for axes that are not mapped."""
+        mapped = tuple(None if axis < 0 else axis for axis in axes)
+        return replace(self, stream=stream).map(tuple(arrays), mapped)
+
+    def primitive_jvp(self, stream: mx.Stream) -> NoReturn:
+        """Forward mode, which the kernels do not have."""
+        checks.reject_forward_mode(self.problem.name)
+
     def shares_batch(self, places_mapped: set[int]) -> bool:
         """Whether mapped problems can be one problem with a larger batch."""
         raise NotImplementedError
 
     def map(self, arrays: Arrays, axes: tuple[int | None, ...]) -> Arrays:
-        """The outputs for every index of the mapped axes, stacked first."""
+        """The outputs for every index of the mapped axes (None: not mapped), stacked first."""
+        with mx.stream(self.stream):
+            return self.map_here(arrays, axes)
+
+    def map_here(self, arrays: Arrays, axes: tuple[int | None, ...]) -> Arrays:
+        """:meth:`map` on the current stream."""
         size = next(a.shape[axis] for a, axis in zip(arrays, axes, strict=True) if axis is not None)
         if not self.shares_batch({place for place, axis in enumerate(axes) if axis is not None}):
             parts = [self(tuple(_at(a, axis, i) for a, axis in zip(arrays, axes, strict=True))) for i in range(size)]
@@ -154,6 +206,9 @@ class Forward(_Custom):
     def launch_nothing(self, arrays: Arrays) -> Arrays:
         return _empty_outputs(self.problem, arrays[-1] if self.problem.op == "av" else arrays[0])
 
+    def launch_primitive(self, arrays: Arrays) -> Arrays:
+        return tuple(_launch_nanobind.forward(self, dict(zip(self.names, arrays, strict=True))))
+
     def launch_metal(self, planned: Plan, arrays: Arrays) -> Arrays:
         return _launch_fast.forward(planned, dict(zip(self.names, arrays, strict=True)))
 
@@ -180,12 +235,17 @@ class Backward(_Custom):
     """``Backward(...)((*cotangents, *inputs, *outputs))`` -> gradients of the inputs that are given."""
 
     def split(self, arrays: Arrays) -> tuple[Arrays, Arrays, Arrays]:
-        """Cotangents, inputs and outputs out of the flat arguments."""
+        """Cotangents, inputs and outputs out of the flat arguments. A split op's primitive knows no outputs."""
         count = OUTPUTS[self.problem.op]
-        return arrays[:count], arrays[count:-count], arrays[-count:]
+        inputs = count + len(self.names)
+        return arrays[:count], arrays[count:inputs], arrays[inputs:]
 
     def launch_nothing(self, arrays: Arrays) -> Arrays:
         return tuple(mx.zeros_like(tensor) for tensor in self.split(arrays)[1])
+
+    def launch_primitive(self, arrays: Arrays) -> Arrays:
+        grads, inputs, outputs = self.split(arrays)
+        return tuple(_launch_nanobind.backward(self, grads, dict(zip(self.names, inputs, strict=True)), outputs))
 
     def launch_metal(self, planned: Plan, arrays: Arrays) -> Arrays:
         grads, inputs, outputs = self.split(arrays)

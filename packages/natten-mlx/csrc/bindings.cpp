@@ -1,0 +1,98 @@
+// The Python module `natten_mlx._ext`: plans in, lazy arrays out. Its only user is natten_mlx/_launch_nanobind.py.
+#include <memory>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/array.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include "operation.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace natten_mlx {
+namespace {
+
+using Given = std::vector<std::tuple<std::string, std::vector<int>, mx::Dtype>>;
+
+std::vector<Tensor> tensors(const Given& given) {
+  std::vector<Tensor> made;
+  for (const auto& [name, shape, dtype] : given) made.push_back({name, mx::Shape(shape.begin(), shape.end()), dtype});
+  return made;
+}
+
+Launch launch(const Kernel& kernel, std::array<int64_t, 3> grid, int64_t threads, std::vector<int64_t> params,
+              const std::vector<std::pair<int, bool>>& buffers, const std::vector<std::array<int, 3>>& strided) {
+  Launch made{kernel, grid, threads, std::move(params), {}, {}};
+  for (const auto& [tensor, written] : buffers) made.buffers.push_back({tensor, written});
+  for (const auto& [tensor, slot, channel] : strided) made.strided.push_back({tensor, slot, channel});
+  return made;
+}
+
+std::shared_ptr<Plan> plan(nb::handle problem, const std::string& function, const Given& inputs, const Given& outputs,
+                           const Given& scratch, std::vector<Launch> launches, nb::object host) {
+  return std::make_shared<Plan>(problem, function, tensors(inputs), tensors(outputs), tensors(scratch),
+                                std::move(launches), std::move(host));
+}
+
+// The device, dtypes and shapes of a call, as bytes: equal for calls that pose the same problem.
+nb::bytes likeness(const mx::array& query, const mx::array& key, const mx::array& value, const mx::Stream& stream) {
+  std::vector<int64_t> told{static_cast<int64_t>(stream.device.type)};
+  for (const mx::array* array : {&query, &key, &value}) {
+    told.push_back(static_cast<int64_t>(array->dtype().val()));
+    told.push_back(static_cast<int64_t>(array->ndim()));
+    told.insert(told.end(), array->shape().begin(), array->shape().end());
+  }
+  return nb::bytes(told.data(), told.size() * sizeof(int64_t));
+}
+
+}  // namespace
+}  // namespace natten_mlx
+
+NB_MODULE(_ext, m) {
+  using namespace natten_mlx;
+  nb::module_::import_("mlx.core");  // registers mx.array in the domain that both share
+  // With another version of nanobind's internals the domain is empty, and every call would be a TypeError.
+  if (!nb::type<mx::array>().is_valid())
+    throw nb::import_error("mlx.core.array is not visible: MLX was built with another nanobind ABI than v" NATTEN_NANOBIND_INTERNALS);
+  register_host_errors();
+  m.attr("kernels_digest") = NATTEN_KERNELS_DIGEST;
+  m.attr("sources_digest") = NATTEN_SOURCES_DIGEST;
+  m.def("instruction_set", [] { return std::string(natten_cpu_isa()); },
+        "What the CPU kernels use: 'avx512', 'avx2', 'sse' or 'neon'.");
+  m.def("threads", &natten_cpu_threads, "Threads of the CPU kernels' pool.");
+
+  m.def("likeness", &likeness, "query"_a, "key"_a, "value"_a, "stream"_a,
+        "The device, dtypes and shapes of a call, as bytes.");
+
+  nb::class_<Kernel>(m, "Kernel", "One instantiation of a Metal kernel: the entry point's name, the library's text.")
+      .def("__init__", [](Kernel* self, std::string name, std::string source) {
+        new (self) Kernel{std::move(name), std::make_shared<const std::string>(std::move(source))};
+      }, "name"_a, "source"_a);
+  nb::class_<Launch>(m, "Launch",
+                     "One launch. buffers: (the plan's tensor or -1 for the parameters, written); strided: (tensor, "
+                     "first slot of its strides, slot of its channels' stride).")
+      .def("__init__", [](Launch* self, const Kernel& kernel, std::array<int64_t, 3> grid, int64_t threads,
+                          std::vector<int64_t> params, const std::vector<std::pair<int, bool>>& buffers,
+                          const std::vector<std::array<int, 3>>& strided) {
+        new (self) Launch(launch(kernel, grid, threads, std::move(params), buffers, strided));
+      }, "kernel"_a, "grid"_a, "threads"_a, "params"_a, "buffers"_a, "strided"_a)
+      .def("parameters", &Launch::parameters, "tensors"_a,
+           "The parameter array for these arrays, which must have been evaluated: their strides are filled in.");
+  nb::class_<Plan>(m, "Plan", "What one primitive computes.")
+      .def_prop_ro("name", [](const Plan& self) { return self.name; }, "What MLX calls the primitive.");
+  m.def("plan", &plan, "problem"_a, "function"_a, "inputs"_a, "outputs"_a, "scratch"_a, "launches"_a, "host"_a,
+        "A plan. function: of the C interface; inputs, outputs, scratch: (name, shape, dtype); launches: on a GPU; "
+        "host: answers primitive_vjp, primitive_vmap and primitive_jvp.");
+  m.def("apply", [](std::shared_ptr<Plan> plan, const std::vector<mx::array>& inputs, const mx::Stream& stream) {
+    return apply(std::move(plan), inputs, stream);
+  }, "plan"_a, "inputs"_a, "stream"_a, "The plan's outputs, lazy; inputs in its order; ValueError if their shapes or dtypes are others.");
+}

@@ -1,0 +1,73 @@
+// The GPU side: the plan's launches on MLX's Metal stream. Kernels are compiled from their text at first use.
+#include <cstdlib>
+#include <limits>
+#include <stdexcept>
+#include <string>
+
+#include <mlx/allocator.h>
+#include <mlx/backend/metal/device.h>
+
+#include "operation.h"
+
+namespace natten_mlx {
+namespace {
+
+// Kernels count elements inside one batch item in 32 bits.
+void check_reach(const mx::array& tensor, const std::string& name) {
+  int64_t reach = 0;
+  for (size_t axis = 1; axis < tensor.ndim(); ++axis) reach += (tensor.shape(axis) - 1) * std::abs(tensor.strides(axis));
+  if (reach > std::numeric_limits<int32_t>::max())
+    throw std::runtime_error(name + ": a view reaches beyond 2**31 elements; call mx.contiguous on the inputs first");
+}
+
+mx::array allocated(const Tensor& tensor) {
+  mx::array made(tensor.shape, tensor.dtype, nullptr, {});
+  made.set_data(mx::allocator::malloc(made.nbytes()));
+  return made;
+}
+
+void encode(const Launch& launch, std::vector<mx::array>& tensors, mx::Stream stream) {
+  auto& device = mx::metal::device(stream.device);
+  auto& encoder = mx::metal::get_command_encoder(stream);
+  const Kernel& kernel = launch.kernel;
+  auto* library = device.get_library("natten_" NATTEN_KERNELS_DIGEST "_" + kernel.name, [&] { return *kernel.source; });
+  auto* pipeline = device.get_kernel(kernel.name, library);
+  if (pipeline->maxTotalThreadsPerThreadgroup() < static_cast<size_t>(launch.threads))
+    throw std::runtime_error(kernel.name + ": needs more registers than " + std::to_string(launch.threads) +
+                             " threads of a threadgroup have on this GPU");
+  const std::vector<int64_t> slots = launch.parameters(tensors);
+  mx::array parameters(slots.begin(), {static_cast<int>(slots.size())}, mx::int64);
+  encoder.add_temporary(parameters);
+  encoder.set_compute_pipeline_state(pipeline);
+  for (size_t place = 0; place < launch.buffers.size(); ++place) {
+    const auto [tensor, written] = launch.buffers[place];
+    const int index = static_cast<int>(place);
+    if (tensor == Buffer::PARAMETERS) {
+      encoder.set_input_array(parameters, index);
+    } else if (written) {
+      encoder.set_output_array(tensors[tensor], index);
+    } else {
+      encoder.set_input_array(tensors[tensor], index);
+    }
+  }
+  const auto size = [](int64_t count) { return static_cast<size_t>(count); };
+  encoder.dispatch_threadgroups(MTL::Size(size(launch.grid[0]), size(launch.grid[1]), size(launch.grid[2])),
+                                MTL::Size(size(launch.threads), 1, 1));
+}
+
+}  // namespace
+
+void Operation::eval_gpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {
+  auto& encoder = mx::metal::get_command_encoder(stream());
+  for (auto& output : outputs) output.set_data(mx::allocator::malloc(output.nbytes()));
+  std::vector<mx::array> tensors = inputs;
+  for (const auto& input : inputs) check_reach(input, plan_->name);
+  tensors.insert(tensors.end(), outputs.begin(), outputs.end());
+  for (const Tensor& tensor : plan_->scratch) {
+    tensors.push_back(allocated(tensor));
+    encoder.add_temporary(tensors.back());
+  }
+  for (const Launch& launch : plan_->launches) encode(launch, tensors, stream());
+}
+
+}  // namespace natten_mlx

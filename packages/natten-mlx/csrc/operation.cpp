@@ -1,0 +1,142 @@
+#include "operation.h"
+
+#include <algorithm>
+#include <new>
+#include <stdexcept>
+#include <string>
+
+#include <mlx/allocator.h>
+#include <mlx/backend/cpu/encoder.h>
+
+namespace natten_mlx {
+namespace {
+
+// [B, *shape, H(, C)] as the C interface has it. rows: without channels, as lse is.
+natten_tensor described(void* data, const mx::Strides& strides, bool rows) {
+  natten_tensor tensor{data, {}};
+  const int channels = rows ? 0 : 1, axes = static_cast<int>(strides.size()) - 2 - channels;
+  tensor.stride[0] = strides[0];
+  for (int axis = 0; axis < axes; ++axis) tensor.stride[1 + axis] = strides[1 + axis];
+  tensor.stride[4] = strides[1 + axes];
+  if (channels) tensor.stride[5] = strides[2 + axes];
+  return tensor;
+}
+
+// One call of the CPU kernels: addresses and strides by name. MLX keeps the buffers until it has run.
+class Call {
+ public:
+  Call(std::shared_ptr<const Plan> plan, const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs)
+      : plan_(std::move(plan)) {
+    for (size_t i = 0; i < inputs.size(); ++i) add(plan_->inputs[i].name, inputs[i]);
+    for (size_t i = 0; i < outputs.size(); ++i) add(plan_->outputs[i].name, outputs[i]);
+  }
+
+  void operator()() {
+    const int status = run();
+    if (status == NATTEN_NO_MEMORY) throw std::bad_alloc();
+    if (status != NATTEN_OK) throw std::runtime_error(plan_->name + ": the CPU kernel refused the problem");
+  }
+
+ private:
+  void add(const std::string& name, const mx::array& array) {
+    // A bias is contiguous and needs no strides.
+    const bool bias = name == "rpb" || name == "rpb_grad", rows = name == "lse" || name == "lse_grad";
+    void* data = const_cast<void*>(array.data<void>());
+    tensors_.push_back(bias ? natten_tensor{data, {}} : described(data, array.strides(), rows));
+    names_.push_back(name);
+  }
+
+  // The tensor of that name; nullptr if the plan has none.
+  natten_tensor* at(std::string_view name) {
+    for (size_t i = 0; i < names_.size(); ++i)
+      if (names_[i] == name) return &tensors_[i];
+    return nullptr;
+  }
+
+  int run() {
+    const natten_problem* problem = &plan_->problem;
+    switch (plan_->function) {
+      case Function::forward:
+        return natten_forward(problem, at("query"), at("key"), at("value"), at("additional_keys"),
+                              at("additional_values"), at("rpb"), at("out"), at("lse"));
+      case Function::backward:
+        return natten_backward(problem, at("out_grad"), at("lse_grad"), at("query"), at("key"), at("value"),
+                               at("additional_keys"), at("additional_values"), at("rpb"), at("out"), at("lse"),
+                               at("query_grad"), at("key_grad"), at("value_grad"), at("additional_keys_grad"),
+                               at("additional_values_grad"), at("rpb_grad"));
+      case Function::qk:
+        return natten_qk(problem, at("query"), at("key"), at("rpb"), at("logits"));
+      case Function::qk_backward:
+        return natten_qk_backward(problem, at("logits_grad"), at("query"), at("key"), at("query_grad"),
+                                  at("key_grad"), at("rpb_grad"));
+      case Function::av:
+        return natten_av(problem, at("attn"), at("value"), at("out"));
+      case Function::av_backward:
+        return natten_av_backward(problem, at("out_grad"), at("attn"), at("value"), at("attn_grad"),
+                                  at("value_grad"));
+    }
+    return NATTEN_BAD_PROBLEM;
+  }
+
+  std::shared_ptr<const Plan> plan_;
+  std::vector<std::string_view> names_;  // the plan's own
+  std::vector<natten_tensor> tensors_;
+};
+
+}  // namespace
+
+void Operation::eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {
+  auto& encoder = mx::cpu::get_command_encoder(stream());
+  for (auto& output : outputs) output.set_data(mx::allocator::malloc(output.nbytes()));
+  for (const auto& input : inputs) encoder.set_input_array(input);
+  for (auto& output : outputs) encoder.set_output_array(output);
+  encoder.dispatch(Call(plan_, inputs, outputs));
+}
+
+std::vector<mx::array> Operation::vjp(const std::vector<mx::array>& primals, const std::vector<mx::array>& cotangents,
+                                      const std::vector<int>& argnums, const std::vector<mx::array>& outputs) {
+  const auto gradients = plan_->host.vjp(stream(), primals, cotangents, outputs);
+  std::vector<mx::array> wanted;
+  for (int argument : argnums) wanted.push_back(gradients.at(argument));
+  return wanted;
+}
+
+std::vector<mx::array> Operation::jvp(const std::vector<mx::array>&, const std::vector<mx::array>&,
+                                      const std::vector<int>&) {
+  return plan_->host.jvp(stream());
+}
+
+std::pair<std::vector<mx::array>, std::vector<int>> Operation::vmap(const std::vector<mx::array>& inputs,
+                                                                    const std::vector<int>& axes) {
+  auto outputs = plan_->host.vmap(stream(), inputs, axes);
+  std::vector<int> first(outputs.size(), 0);
+  return {std::move(outputs), std::move(first)};
+}
+
+bool Operation::is_equivalent(const mx::Primitive& other) const {
+  return plan_->same_as(*static_cast<const Operation&>(other).plan_);
+}
+
+std::vector<mx::Shape> Operation::output_shapes(const std::vector<mx::array>&) {
+  throw std::invalid_argument(plan_->name + ": a plan fits one shape, so mx.compile(shapeless=True) cannot infer others");
+}
+
+std::vector<mx::array> apply(std::shared_ptr<const Plan> plan, const std::vector<mx::array>& inputs,
+                             mx::Stream stream) {
+  // The kernels read what the plan says, whatever lies there.
+  const auto fits = [](const mx::array& array, const Tensor& input) {
+    return array.shape() == input.shape && array.dtype() == input.dtype;
+  };
+  if (!std::equal(inputs.begin(), inputs.end(), plan->inputs.begin(), plan->inputs.end(), fits))
+    throw std::invalid_argument(plan->name + ": the arrays do not fit the plan");
+  std::vector<mx::Shape> shapes;
+  std::vector<mx::Dtype> dtypes;
+  for (const Tensor& output : plan->outputs) {
+    shapes.push_back(output.shape);
+    dtypes.push_back(output.dtype);
+  }
+  return mx::array::make_arrays(std::move(shapes), dtypes, std::make_shared<Operation>(stream, std::move(plan)),
+                                inputs);
+}
+
+}  // namespace natten_mlx

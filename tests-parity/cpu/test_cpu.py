@@ -1,0 +1,160 @@
+"""The CPU kernels as a C++ program: random problems against the obvious, under the sanitizers, on every instruction set.
+
+``test_cpu.cpp`` says what is compared. Without optimisation the sanitizers see every access, and the program is
+built in seconds; ``--all`` builds what ships, with every compiler at hand, and plants faults that must be found.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import build
+
+pytestmark = [
+    pytest.mark.xdist_group("cpu-kernels"),
+    pytest.mark.skipif(build.compiler() is None, reason=f"no C++ compiler: {', '.join(build.COMPILERS)}"),
+]
+ISAS = tuple(build.ISAS)
+MEMORY_ERRORS = ("-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+RACES = ("-O1", "-fsanitize=thread")
+SHIPPED = ("-O3",)
+
+
+def cpu_runs(isa: str) -> bool:
+    """What the library itself says; asked by a program, since the answer is read once per process."""
+    if isa in ("neon", "sse"):
+        return True
+    with open("/proc/cpuinfo") as file:
+        flags = next(line for line in file if line.startswith("flags")).split()
+    return {"avx2": "avx2", "avx512": "avx512bw"}[isa] in flags
+
+
+def make(cxx: str, flags: tuple[str, ...], folder: Path) -> Path:
+    objects = build.compile_objects(cxx, flags, build.SHARED, folder, ISAS)
+    return build.link(cxx, flags, [*objects, build.compile_driver(cxx, flags, folder)], folder / "test")
+
+
+def run(program: Path, isa: str, *arguments: str, threads: int = 3) -> subprocess.CompletedProcess[str]:
+    options = "allocator_may_return_null=1:halt_on_error=1"
+    settings = {"NATTEN_CPU_ISA": isa, "NATTEN_NUM_THREADS": str(threads)}
+    settings |= dict.fromkeys(("ASAN_OPTIONS", "UBSAN_OPTIONS", "TSAN_OPTIONS"), options)
+    return subprocess.run([str(program), *arguments], env=os.environ | settings, capture_output=True, text=True)
+
+
+def assert_clean(done: subprocess.CompletedProcess[str], isa: str) -> None:
+    assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    assert done.stdout.startswith(f"{isa}, 3 threads"), done.stdout
+    assert ": 0 failures" in done.stdout
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cpu")
+
+
+@pytest.fixture(scope="module")
+def checked(folder: Path) -> Path:
+    """The program with AddressSanitizer and UndefinedBehaviorSanitizer."""
+    cxx = build.compiler()
+    assert cxx is not None
+    return make(cxx, MEMORY_ERRORS, folder / "memory")
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_memory_and_undefined_behaviour(isa: str, checked: Path) -> None:
+    if not cpu_runs(isa):
+        pytest.skip(f"this machine has no {isa}")
+    assert_clean(run(checked, isa, "--problems", "24", "--seed", str(ISAS.index(isa))), isa)
+
+
+def test_races(folder: Path) -> None:
+    """One instruction set is enough: threads share nothing but the pool and the tensors."""
+    cxx = build.compiler()
+    assert cxx is not None
+    isa = [isa for isa in ISAS if cpu_runs(isa)][-1]
+    # a process with threads that forks is more than the tool can follow
+    assert_clean(run(make(cxx, RACES, folder / "races"), isa, "--problems", "16", "--no-fork"), isa)
+
+
+def test_instruction_sets_share_no_inline_function(checked: Path) -> None:
+    """The linker keeps one copy of an inline function; no kernel may bring one that another could be given."""
+    for isa in ISAS:
+        listed = build.run("nm", "--demangle", "--defined-only", checked.parent / f"{isa}.o").splitlines()
+        weak = [line.split(maxsplit=2)[2] for line in listed if line.split(maxsplit=2)[1] in "WVu"]
+        assert weak, "nothing was found"
+        shared = [name for name in weak if f"natten::{isa}::" not in name and "san_" not in name and "san." not in name]
+        assert not shared, shared
+
+
+# --- with --all ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.all
+@pytest.mark.parametrize("cxx", build.COMPILERS)
+def test_as_shipped(cxx: str, folder: Path) -> None:
+    if not shutil.which(cxx):
+        pytest.skip(f"this machine has no {cxx}")
+    program = make(cxx, SHIPPED, folder / f"shipped-{cxx}")
+    for isa in filter(cpu_runs, ISAS):
+        assert_clean(run(program, isa, "--problems", "400", "--seed", "7"), isa)
+
+
+# File, what stands there, what a fault would make of it: each must be found.
+FAULTS = (
+    ("columns.h", "(high > Integer(x))", "(high >= Integer(x))"),
+    ("lanes.h", "if (live[lane]) {", "{"),
+    ("lanes.h", "seen[count - 1].high};", "seen[0].high};"),
+    ("geometry.h", "rest % length", "rest % walk.run"),
+    ("load.h", "uint16_t(half | sign)", "uint16_t(half)"),
+    ("micro.h", "at += size;", "at += size - (size > 5);"),
+    ("forward.h", "sum += total[v] * down;", "sum += total[v];"),
+    ("backward.h", "delta -= reinterpret_cast", "delta += reinterpret_cast"),
+    ("backward.h", "* part / parts)", "* (part / 2) / parts)"),
+    ("bias.h", "step *= 2 * p.w[a] - 1", "step *= 2 * p.w[a]"),
+    ("split.h", "fill_empty(lanes, rows);", ""),
+    ("pool.cpp", "if (first >= units) return;", "if (first + step >= units) return;"),
+    ("pool.cpp", "pthread_atfork(nullptr, nullptr, forget_pool)", "0"),
+    ("natten_cpu.cpp", "s > w", "false"),
+)
+
+
+@pytest.fixture(scope="module")
+def driver(folder: Path) -> Path:
+    cxx = build.compiler()
+    assert cxx is not None
+    return build.compile_driver(cxx, ("-O1",), folder / "faults")
+
+
+@pytest.fixture(scope="module")
+def others(folder: Path) -> list[Path]:
+    """Objects of the instruction sets that have no fault."""
+    cxx = build.compiler()
+    assert cxx is not None
+    made = build.compile_objects(cxx, ("-O1",), build.SHARED, folder / "sound", ISAS)
+    return [path for path in made if path.stem in ISAS[1:]]
+
+
+@pytest.mark.all
+@pytest.mark.parametrize("fault", (None, *FAULTS), ids=lambda fault: fault and f"{fault[0]}: {fault[1]}")
+def test_planted_faults_are_found(
+    fault: tuple[str, str, str] | None, driver: Path, others: list[Path], tmp_path: Path
+) -> None:
+    cxx = build.compiler()
+    assert cxx is not None
+    for part in ("cpu", "kernels"):
+        shutil.copytree(build.SHARED / part, tmp_path / part)
+    if fault:
+        file = tmp_path / "cpu" / fault[0]
+        assert fault[1] in file.read_text()
+        file.write_text(file.read_text().replace(fault[1], fault[2], 1))
+    made = build.compile_objects(cxx, ("-O1",), tmp_path, tmp_path / "objects", ISAS[:1])
+    program = build.link(cxx, (), [*made, *others, driver], tmp_path / "test")
+    done = run(program, ISAS[0], "--problems", "120")
+    assert (done.returncode != 0) == (fault is not None), done.stdout

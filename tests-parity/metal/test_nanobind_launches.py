@@ -1,0 +1,190 @@
+"""natten_mlx's C++ primitives on a GPU stream, up to the last step: what they would launch is run by the emulator.
+
+The plans, the text that a GPU would compile and the parameters, which the extension itself fills in, are the real
+ones; only the encoding of a launch (``csrc/metal.cpp``) has a stand-in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from cases import BY_NAME, INPUTS, Case, inputs, slot_inputs
+from frameworks import MLX
+from metal_emulator import Buffer
+
+from natten_mlx import _launch_nanobind, _transforms
+from natten_mlx._metal.device import Device
+
+from .launch import compiled
+from .mlx_host import poisoned_copy
+
+pytestmark = [pytest.mark.usefixtures("emulator"), pytest.mark.xdist_group("nanobind-launches")]
+
+Tensor = tuple[str, tuple[int, ...], mx.Dtype]
+# Of float32 sums over at most a few hundred terms of order 1.
+LIMIT = 2e-5
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What the extension's own Launch is told, and that itself."""
+
+    kernel: tuple[str, str]
+    grid: tuple[int, int, int]
+    threads: int
+    params: list[int]
+    buffers: list[tuple[int, bool]]
+    strided: list[tuple[int, int, int]]
+    real: Any
+
+
+@dataclass(frozen=True)
+class Plan:
+    inputs: Sequence[Tensor]
+    outputs: Sequence[Tensor]
+    scratch: Sequence[Tensor]
+    launches: Sequence[Launch]
+
+
+@dataclass
+class Extension:
+    """The extension with an emulated GPU; it computes at once."""
+
+    real: Any
+    ran: list[str] = field(default_factory=list)
+
+    def Kernel(self, name: str, source: str) -> tuple[str, str]:
+        return name, source
+
+    def Launch(self, kernel: tuple[str, str], *rest: Any) -> Launch:
+        return Launch(kernel, *rest, self.real.Launch(self.real.Kernel(*kernel), *rest))
+
+    def plan(
+        self, problem: Any, function: str, inputs: Any, outputs: Any, scratch: Any, launches: Any, host: Any
+    ) -> Plan:
+        return Plan(inputs, outputs, scratch, launches)
+
+    def apply(self, plan: Plan, arrays: Sequence[mx.array], stream: Any) -> list[mx.array]:
+        for array, (name, shape, dtype) in zip(arrays, plan.inputs, strict=True):
+            assert (array.shape, array.dtype) == (shape, dtype), name
+        made = [np.full(shape, np.nan, str(dtype).split(".")[-1]) for _, shape, dtype in [*plan.outputs, *plan.scratch]]
+        mx.eval(*arrays)
+        tensors = [*arrays, *(mx.zeros(array.shape) for array in made)]
+        mx.eval(*tensors)
+        for launch in plan.launches:
+            self.launch(launch, arrays, tensors, made)
+        return [mx.array(array) for array in made[: len(plan.outputs)]]
+
+    def launch(self, launch: Launch, arrays: Sequence[mx.array], tensors: list[mx.array], made: list[Any]) -> None:
+        slots = np.array(launch.real.parameters(tensors), np.int64)
+        bound = []
+        for tensor, written in launch.buffers:
+            if tensor == -1:
+                bound.append(Buffer(slots))
+            elif tensor < len(arrays):
+                assert not written
+                view = np.asarray(memoryview(arrays[tensor]))
+                strides = [stride // view.itemsize for stride in view.strides]
+                bound.append(poisoned_copy((view.ctypes.data, list(view.shape), strides), view.itemsize))
+            else:
+                bound.append(Buffer(made[tensor - len(arrays)].reshape(-1), initialised=not written))
+        name, source = launch.kernel
+        x, y, z = launch.grid
+        report = compiled(source).kernel(name).launch(bound, (x * launch.threads, y, z), (launch.threads, 1, 1))
+        assert all(report.written_once(place) for place, (_, written) in enumerate(launch.buffers) if written), name
+        self.ran.append(name)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Extension]:
+    """A GPU stream's plans and launches for arrays of the CPU."""
+    MLX.package  # noqa: B018 - selects the CPU
+    extension, caches = Extension(_launch_nanobind._found()), (
+        _launch_nanobind._forward_plan, _launch_nanobind._backward_plan, _launch_nanobind._kernel,
+    )  # fmt: skip
+    monkeypatch.setattr(_launch_nanobind, "_found", lambda: extension)
+    monkeypatch.setattr(_launch_nanobind, "_on_gpu", lambda host: True)
+    monkeypatch.setattr(_launch_nanobind, "_proved", {})
+    monkeypatch.setattr(_transforms, "device_of", lambda stream: Device("gpu", "gpu", float64=False))
+    for cache in caches:
+        cache.cache_clear()
+    yield extension
+    for cache in caches:
+        cache.cache_clear()
+
+
+def apart(array: mx.array) -> mx.array:
+    """The same values, channels apart and axes in another order."""
+    spread = mx.repeat(mx.swapaxes(array, 1, -2), 2, axis=-1)
+    return mx.swapaxes(spread[..., ::2], 1, -2)
+
+
+def node(kind: Any, case: Case, op: str, names: Sequence[str]) -> Any:
+    return kind(case.problem("float32", op), "nanobind", mx.default_stream(mx.cpu), tuple(names))
+
+
+def close(found: Sequence[mx.array], wanted: Sequence[mx.array]) -> None:
+    for a, b in zip(found, wanted, strict=True):
+        values, reference = MLX.numpy(a), MLX.numpy(b)
+        held = np.isfinite(reference)
+        np.testing.assert_array_equal(values[~held], reference[~held])
+        assert np.abs(values - reference)[held].max() <= LIMIT * max(np.abs(reference[held]).max(), 1.0)
+
+
+@pytest.mark.parametrize("name", ["seq-additional-everything", "img-rpb"])
+@pytest.mark.parametrize("lay", [mx.array, apart], ids=["packed", "apart"])
+def test_fused(gpu: Extension, name: str, lay: Any) -> None:
+    case = BY_NAME[name]
+    arrays = {n: MLX.tensor(a, "float32") for n, a in inputs(case, "float32").items()}
+    given = {n: arrays[n] if n == "rpb" else lay(arrays[n]) for n in INPUTS if n in arrays}
+    forward, backward = (node(k, case, "na", given) for k in (_transforms.Forward, _transforms.Backward))
+    found = _launch_nanobind.forward(forward, given)
+    grads = [lay(arrays["d_out"]), arrays["d_lse"]]
+    gradients = _launch_nanobind.backward(backward, grads, given, found)
+    call = lambda *a: list(  # noqa: E731
+        MLX.face(case.face)(**dict(zip(given, a, strict=True)), **case.window, scale=case.scale, return_lse=True,
+                            backend="pure")
+    )  # fmt: skip
+    wanted = mx.vjp(call, [arrays[n] for n in given], [arrays["d_out"], arrays["d_lse"]])
+    close(found, wanted[0])
+    close(gradients, wanted[1])
+    templates = {"na_fwd", "na_delta", "na_bwd_dq", "na_bwd_dkv", "na_sum"} | ({"na_bias"} if case.rpb else set())
+    assert {ran.partition("_r")[0] for ran in gpu.ran} == templates
+
+
+def test_split(gpu: Extension) -> None:
+    case = BY_NAME["img-gqa"]
+    arrays = {n: MLX.tensor(a, "float32") for n, a in (inputs(case, "float32") | slot_inputs(case, "float32")).items()}
+    for op, names, cotangent in (("qk", ("query", "key"), "d_logits"), ("av", ("attn", "value"), "d_out")):
+        given = {n: apart(arrays[n]) for n in names}
+        forward, backward = (node(k, case, op, given) for k in (_transforms.Forward, _transforms.Backward))
+        found = _launch_nanobind.forward(forward, given)
+        gradients = _launch_nanobind.backward(backward, [apart(arrays[cotangent])], given, found)
+        options = {"scale": case.scale} if op == "qk" else {}
+        call = lambda *a, op=op, options=options: [  # noqa: E731
+            MLX.face(f"{case.face}_{op}")(*a, **case.window, **options, backend="pure")
+        ]
+        wanted = mx.vjp(call, [arrays[n] for n in names], [arrays[cotangent]])
+        close(found, wanted[0])
+        close(gradients, wanted[1])
+
+
+def test_a_kernel_that_does_not_run_is_found_out_first(gpu: Extension, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything of the user's is launched; the failure is kept."""
+    case, launched = BY_NAME["seq-dim3-values5"], []
+
+    def refuse(*arguments: Any) -> None:
+        launched.append(arguments)
+        raise RuntimeError("[metal::Device] no such luck")
+
+    monkeypatch.setattr(gpu, "launch", refuse)
+    given = {n: MLX.tensor(a, "float32") for n, a in inputs(case, "float32").items() if n in INPUTS}
+    for _ in range(2):
+        with pytest.raises(_launch_nanobind.KernelFailure, match="no such luck"):
+            _launch_nanobind.forward(node(_transforms.Forward, case, "na", given), given)
+    assert len(launched) == 1
