@@ -9,7 +9,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <mutex>
-#include <system_error>
+#include <new>
 #include <thread>
 #include <vector>
 
@@ -89,6 +89,8 @@ struct Task {
 // A task is open while threads may join it. Its owner closes it when no range is left, and waits for those inside.
 class Pool {
  public:
+  Pool() { threads_.reserve(kMostThreads); }
+
   ~Pool() {
     {
       const std::lock_guard<std::mutex> lock(mutex_);
@@ -96,7 +98,12 @@ class Pool {
       signal_.fetch_add(1);
     }
     wake_.notify_all();
-    for (std::thread& thread : threads_) thread.join();
+    for (const pthread_t thread : threads_) pthread_join(thread, nullptr);
+  }
+
+  bool idle() {
+    const std::unique_lock<std::mutex> owner(owner_, std::try_to_lock);
+    return owner.owns_lock();
   }
 
   // False if the pool is taken
@@ -129,11 +136,16 @@ class Pool {
  private:
   // As many threads as asked for, or as the system gives
   void start(int number) {
-    try {
-      while (int(threads_.size()) < number) threads_.emplace_back([this] { serve(); });
-    } catch (const std::system_error&) {
-    } catch (const std::bad_alloc&) {
+    while (int(threads_.size()) < number) {
+      pthread_t thread;
+      if (pthread_create(&thread, nullptr, enter, this) != 0) return;
+      threads_.push_back(thread);
     }
+  }
+
+  static void* enter(void* pool) {
+    static_cast<Pool*>(pool)->serve();
+    return nullptr;
   }
 
   void serve() {
@@ -167,7 +179,7 @@ class Pool {
   bool stop_ = false;
   std::atomic<uint64_t> signal_{0};  // changes with every task
   std::atomic<int> inside_{0};       // threads in a task, the owner left out
-  std::vector<std::thread> threads_;
+  std::vector<pthread_t> threads_;
 };
 
 std::atomic<Pool*> the_pool{nullptr};
@@ -177,20 +189,29 @@ std::atomic<Pool*> the_pool{nullptr};
 std::atomic<Pool*> the_parents_pool{nullptr};
 void forget_pool() { the_parents_pool.store(the_pool.exchange(nullptr)); }
 
+// When the library goes, its threads go; a pool that someone still uses is left to the end of the process.
 struct AtExit {
-  ~AtExit() { delete the_pool.exchange(nullptr); }
+  ~AtExit() {
+    Pool* const last = the_pool.exchange(nullptr);
+    if (last && last->idle()) delete last;
+  }
 };
 
-Pool& pool() {
+// NULL if there is no memory for one
+Pool* pool() {
   static const int registered = pthread_atfork(nullptr, nullptr, forget_pool);
   static const AtExit at_exit;
   (void)registered;
-  Pool* found = the_pool.load();
-  if (found) return *found;
-  Pool* made = new Pool;
-  if (the_pool.compare_exchange_strong(found, made)) return *made;
-  delete made;
-  return *found;
+  if (Pool* found = the_pool.load()) return found;
+  try {
+    Pool* made = new Pool;
+    Pool* found = nullptr;
+    if (the_pool.compare_exchange_strong(found, made)) return made;
+    delete made;
+    return found;
+  } catch (const std::bad_alloc&) {
+    return nullptr;
+  }
 }
 
 }  // namespace
@@ -210,7 +231,10 @@ void pool_run(int64_t units, int workers, PoolJob job, void* context) {
   // Ranges of a few units: enough of them to even out the load, and few enough that the counter does not matter
   const int64_t step = units / (int64_t(workers) * 16);
   Task task = {units, step < 1 ? 1 : (step > 16 ? 16 : step), job, context};
-  if (workers > 1 && pool().try_run(task, workers)) return;
+  if (workers > 1) {
+    Pool* const taken = pool();
+    if (taken && taken->try_run(task, workers)) return;
+  }
   task.work(0);
 }
 
