@@ -151,7 +151,7 @@ inline double pairs_visited(const Problem& p, int lanes) {
   return pairs;
 }
 
-// Bytes of a run's columns: about half of a core's second-level cache
+// Bytes of a run's columns: half of a small second-level cache
 constexpr int64_t kRunBytes = 1 << 18;
 
 inline Walk plan_walk(const Problem& p, bool transposed, int lanes) {

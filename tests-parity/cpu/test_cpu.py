@@ -112,7 +112,7 @@ FAULTS = (
     ("lanes.h", "if (live[lane]) {", "{"),
     ("lanes.h", "seen[count - 1].high};", "seen[0].high};"),
     ("geometry.h", "rest % length", "rest % walk.run"),
-    ("load.h", "uint16_t(half | sign)", "uint16_t(half)"),
+    ("load.h", "uint16_t(half | sign)", "uint16_t(half | sign >> 1)"),
     ("micro.h", "at += size;", "at += size - (size > 5);"),
     ("forward.h", "sum += total[v] * down;", "sum += total[v];"),
     ("backward.h", "delta -= reinterpret_cast", "delta += reinterpret_cast"),
@@ -120,7 +120,7 @@ FAULTS = (
     ("bias.h", "step *= 2 * p.w[a] - 1", "step *= 2 * p.w[a]"),
     ("split.h", "fill_empty(lanes, rows);", ""),
     ("pool.cpp", "if (first >= units) return;", "if (first + step >= units) return;"),
-    ("pool.cpp", "pthread_atfork(nullptr, nullptr, forget_pool)", "0"),
+    ("pool.cpp", "pthread_atfork(nullptr, nullptr, forget_pool)", "pthread_atfork(nullptr, forget_pool, nullptr)"),
     ("natten_cpu.cpp", "s > w", "false"),
 )
 
