@@ -6,7 +6,7 @@ launcher therefore evaluates this launch first, once per instantiation.
 
 from .problem import Problem
 from .source import WALKING, Instance
-from .steps import Output, Step, parameters
+from .steps import DELTA_ROWS, Output, Step, parameters
 
 # Batch items, each of one token: every tensor has at least as many elements.
 ITEMS = 8
@@ -41,8 +41,8 @@ def smallest_launch(instance: Instance) -> tuple[Step, dict[str, tuple[int, ...]
     inputs = tuple((a.name, a.name) for a in i.arguments if not a.output and a.name != "prm")
     kinds = {"T": i.dtype, "R": "float32" if i.every else i.dtype, "float": "float32"}
     outputs = tuple(Output(a.name, a.name, shapes[a.name], kinds[a.kind]) for a in i.arguments if a.output)
-    # Walks: one tile an item. na_delta: four rows a threadgroup. na_bias: one part. na_sum: one threadgroup.
-    flat = (-(-ITEMS * i.heads // 4), 1, 1) if i.template == "na_delta" else (1, 1, 1)
+    # Walks: one tile an item. na_delta: DELTA_ROWS a threadgroup. na_bias: one part. na_sum: one threadgroup.
+    flat = (-(-ITEMS * i.heads // DELTA_ROWS), 1, 1) if i.template == "na_delta" else (1, 1, 1)
     grid = (1, 1, ITEMS) if i.template in WALKING else flat
     step = Step(i, grid, 32 * i.simdgroups, params, inputs, outputs)
     return step, {argument: shapes[argument] for argument, _ in inputs}

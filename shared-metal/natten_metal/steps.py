@@ -22,6 +22,8 @@ T = TypeVar("T")  # a framework's tensor
 # Threadgroups that share the sum over all queries or tiles.
 MOST_PARTS = 64
 MOST_TABLE = 4096
+# Rows and threads of a threadgroup of na_delta.
+DELTA_ROWS, DELTA_THREADS = 16, 128
 # Simdgroups that a threadgroup may have; fewer where the kernel's registers would not fit and the host cannot tell.
 MOST_SIMDGROUPS = 8
 CAUTIOUS_SIMDGROUPS, CAUTIOUS_DIM = 4, 128
@@ -195,7 +197,7 @@ def _fused_backward(p: Problem, has_lse_grad: bool, most: int) -> tuple[Step, ..
     given = {"out_grad": "out_grad", "out": "out"} | ({"lse_grad": "lse_grad"} if has_lse_grad else {})
     steps = [
         Step(
-            delta, (-(-count // 4), 1, 1), 128, parameters(p, {}), tuple(given.items()),
+            delta, (-(-count // DELTA_ROWS), 1, 1), DELTA_THREADS, parameters(p, {}), tuple(given.items()),
             (Output("delta", "delta", rows, "float32"),),
         )
     ]  # fmt: skip

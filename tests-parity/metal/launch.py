@@ -17,8 +17,9 @@ import numpy as np
 from metal_emulator import Kernel, Report
 
 from natten_mps._metal.problem import Problem
+from natten_mps._metal.slots import COUNT, SLOTS
 from natten_mps._metal.source import TRANSPOSED, Instance, library
-from natten_mps._metal.steps import SLOTS, Output, Step, bits_of, stride_block
+from natten_mps._metal.steps import Output, Step, bits_of, stride_block
 from natten_mps._metal.window import group_length
 
 from .arrays import Laid, packed, scattered
@@ -28,6 +29,11 @@ SCHEDULES = ("forward", "random", "greedy")
 PARTS = ("additional_keys_parts", "additional_values_parts", "rpb_parts", "partial")
 FLOAT = ("lse", "delta", "lse_grad", "d_lse", "rpb", *PARTS)
 PACKED = (*FLOAT, "out")
+
+
+def schedules(turn: int, every: bool) -> tuple[str, ...]:
+    """Every schedule, or the one whose turn it is."""
+    return SCHEDULES if every else (SCHEDULES[turn % len(SCHEDULES)],)
 
 
 @cache
@@ -163,7 +169,7 @@ def tiles_of(problem: Problem, instance: Instance) -> tuple[int, ...]:
 
 def _slots(problem: Problem, changed: dict[str, Any]) -> tuple[int, ...]:
     p = problem
-    slots = [0] * 88
+    slots = [0] * COUNT
     values: dict[str, Any] = {
         "kHeads": p.heads, "kGroupHeads": p.group_heads, "kDim": p.head_dim, "kDimV": p.head_dim_v,
         "kScaleBits": bits_of(p.scale), "kAdditional": p.additional, "kParts": 1, "kQueryShape": p.query_shape,
@@ -196,7 +202,7 @@ def step_of(instance: Instance, problem: Problem, parts: int = 1) -> Step:
     keys = (p.batch, *p.key_shape, p.kv_heads)
     outputs: tuple[tuple[str, tuple[int, ...], str], ...]
     if template == "na_delta":
-        grid, outputs = (-(-math.prod(rows) // 4), 1, 1), (("delta", rows, "float32"),)
+        grid, outputs = (-(-math.prod(rows) // 16), 1, 1), (("delta", rows, "float32"),)
     elif template == "na_fwd":
         outputs = (("out", (*rows, p.head_dim_v), i.dtype), ("lse", rows, "float32"))
     elif template == "na_bwd_dq":

@@ -17,7 +17,7 @@ import natten_mps
 from natten_mps import _launch
 
 from .host import EmulatedHost
-from .launch import SCHEDULES
+from .launch import schedules
 from .table import DTYPES, MOST_KERNELS, Entry, chosen, entries
 
 Array = Any
@@ -46,27 +46,41 @@ def narrow(name: str) -> str:
 
 
 @pytest.mark.parametrize("entry", parameters())
-def test_case(entry: Entry, metal: EmulatedHost) -> None:
-    """Within bounds, as the pure path has it, through exactly the planned launches and their planned bricks."""
-    metal.schedule, metal.seed = SCHEDULES[len(str(entry)) % 3], len(str(entry))
+def test_case(entry: Entry, metal: EmulatedHost, request: pytest.FixtureRequest) -> None:
+    """Within bounds, as the pure path has it, through exactly the planned launches and their planned bricks.
+
+    In three schedules by turns; with --all in each of them, with the same bits.
+    """
     runner, expected = RUNNERS[entry.op]
-    wanted = expected(entry.case, entry.dtype)
-    values, dtypes = runner.__wrapped__(METAL, entry.case, entry.dtype)
-    tolerances.assert_within(values, wanted, str(entry))
-    assert {dtypes[name] for name in dtypes if name != "lse"} == {entry.dtype}
+    wanted, (pure, _) = expected(entry.case, entry.dtype), runner(PURE, entry.case, entry.dtype)
+    found = []
+    for schedule in schedules(len(str(entry)), every=request.config.getoption("--all")):
+        metal.launches.clear()
+        metal.schedule, metal.seed = schedule, len(str(entry))
+        values, dtypes = runner.__wrapped__(METAL, entry.case, entry.dtype)
+        assert {dtypes[name] for name in dtypes if name != "lse"} == {entry.dtype}
+        check_launches(entry, metal)
+        found.append(values)
+    for name, expected_ in wanted.items():
+        assert tolerances.deviation(found[0][name], pure[name]) <= expected_.bound, f"{entry}: {name}, pure and Metal"
+        assert all(values[name].tobytes() == found[0][name].tobytes() for values in found), (
+            f"{entry}: {name}, schedules"
+        )
+    tolerances.assert_within(found[0], wanted, str(entry))
+    if entry.op != "na":
+        slots = found[0]["logits" if entry.op == "qk" else "attn"]
+        empty = -np.inf if entry.op == "qk" else 0
+        assert (slots[~np.broadcast_to(held_slots(entry.case), slots.shape)] == empty).all()
+
+
+def check_launches(entry: Entry, metal: EmulatedHost) -> None:
+    """The planned launches ran, in order, with the planned bricks, and wrote each element once."""
     program = entry.program
     assert [narrow(name) for name in metal.names] == [step.instance.name for step in program]
     for launch, step in zip(metal.launches, program, strict=True):
         assert (launch.executed, launch.full) == (step.bricks, step.full), launch.name
         assert launch.written_once, launch.name
         assert launch.threads == step.threads
-    if entry.op != "na":
-        name = "logits" if entry.op == "qk" else "attn"
-        empty = -np.inf if entry.op == "qk" else 0
-        assert (values[name][~np.broadcast_to(held_slots(entry.case), values[name].shape)] == empty).all()
-    pure, _ = runner(PURE, entry.case, entry.dtype)
-    for name, expected_ in wanted.items():
-        assert tolerances.deviation(values[name], pure[name]) <= expected_.bound, f"{entry}: {name}, pure and Metal"
 
 
 def test_the_default_run_covers_the_table() -> None:

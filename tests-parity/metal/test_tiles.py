@@ -59,7 +59,7 @@ def check_step(problem: Problem, step: Step) -> None:
     assert 0 < step.threads <= MOST_THREADS and step.threads % 32 == 0
     assert min(step.grid) >= 1 and max(step.grid) < 2**31
     if i.template in ("na_delta", "na_sum"):
-        rows, each = slot(step, "kRowCount")[0], step.threads // 32 if i.template == "na_delta" else step.threads
+        rows, each = slot(step, "kRowCount")[0], step.threads // 8 if i.template == "na_delta" else step.threads
         assert (step.grid[0] - 1) * each < rows <= step.grid[0] * each and step.grid[1:] == (1, 1)
         return
     assert step.threads == 32 * i.simdgroups and math.prod(i.patch) * i.heads == 8
