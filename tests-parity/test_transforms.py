@@ -15,6 +15,7 @@ from cases import BY_NAME, INPUTS, Case, inputs
 from frameworks import MPS
 from torch import Tensor
 
+pytestmark = pytest.mark.usefixtures("torch_path")
 NAMES = ("seq-causal-dilated-stride", "img-rpb-everything", "vol-gqa-additional")
 Attend = Callable[..., Any]
 
@@ -42,15 +43,6 @@ def stacked(tensors: dict[str, Tensor], size: int) -> dict[str, Tensor]:
 
 def close(a: Any, b: Any) -> None:
     torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
-
-
-@pytest.fixture(autouse=True, params=["native", "pure"])
-def backend(request: pytest.FixtureRequest) -> Any:
-    """The process's default in each test of this module; it runs, and no other but where a test says so."""
-    MPS.package.set_backend(request.param)
-    with MPS.watch() as ran:
-        yield request.param
-    assert ran == {request.param}
 
 
 # --- functional gradients ----------------------------------------------------------------------------
@@ -262,32 +254,6 @@ def test_compile_with_inductor() -> None:
     call = attend(BY_NAME["img-rpb-everything"], tuple(tensors), return_lse=True)
     found = results_and_gradients(torch.compile(call, fullgraph=True), tensors)
     torch.testing.assert_close(found, results_and_gradients(call, tensors), rtol=0, atol=1e-5)
-
-
-OPCHECKED = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_custom_ops_are_well_formed(name: str) -> None:
-    """Schema, fake and tracing of the ops behind the faces."""
-    case, ops = BY_NAME[name], torch.ops.natten_mps
-    tensors, arrays = given_to(case), inputs(case)
-    static = (*map(list, case.window.values()), case.factor, MPS.package.get_backend())
-    fused = [tensors.get(name) for name in INPUTS]
-    torch.library.opcheck(ops.na_forward.default, (fused, *static), test_utils=OPCHECKED)
-    outputs = ops.na_forward(fused, *static)
-    cotangents = [MPS.tensor(arrays["d_out"]), MPS.tensor(arrays["d_lse"])]
-    for grads in (cotangents, [cotangents[0], None]):
-        torch.library.opcheck(ops.na_backward.default, (grads, fused, outputs, *static), test_utils=OPCHECKED)
-    query, key, value = fused[:3]
-    qk = [query, key, tensors.get("rpb")]
-    torch.library.opcheck(ops.qk_forward.default, (qk, *static), test_utils=OPCHECKED)
-    (logits,) = ops.qk_forward(qk, *static)
-    weights = logits.softmax(-1)
-    torch.library.opcheck(ops.qk_backward.default, ([weights], qk, [logits], *static), test_utils=OPCHECKED)
-    torch.library.opcheck(ops.av_forward.default, ([weights, value], *static), test_utils=OPCHECKED)
-    av = ([cotangents[0]], [weights, value], ops.av_forward([weights, value], *static))
-    torch.library.opcheck(ops.av_backward.default, (*av, *static), test_utils=OPCHECKED)
 
 
 # --- autocast, checkpointing, threads ----------------------------------------------------------------

@@ -81,9 +81,10 @@ def scale_or_default(face: str, scale: Any, head_dim: int) -> float:
         return float(head_dim) ** -0.5 if head_dim else 1.0
     if not isinstance(scale, numbers.Real) or isinstance(scale, bool):
         reject_type(face, "scale", scale, "a number or None")
-    if not math.isfinite(scale):
+    factor = float(scale)
+    if not abs(factor) < math.inf:  # nor NaN; torch.compile cannot follow math.isfinite
         raise ValueError(f"{face}: scale must be finite; got {scale}")
-    return float(scale)
+    return factor
 
 
 # --- how tensors must agree ----------------------------------------------------------------------
@@ -103,7 +104,9 @@ def tensor_rank(face: str, name: str, spec: TensorSpec, rank: int | None) -> int
 
 
 def _same(face: str, what: str, values: dict[str, Any], error: type[Exception] = ValueError) -> None:
-    if len(set(values.values())) > 1:
+    # Sizes may be symbols of a compiler, which can be compared and not hashed.
+    first, *others = values.values()
+    if any(other != first for other in others):
         names, found = list(values), [str(value) for value in values.values()]
         raise error(f"{face}: {_listed(names)} must share one {what}; got {_listed(found)}")
 

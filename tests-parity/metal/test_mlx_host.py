@@ -5,15 +5,18 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path as File
 from typing import Any
 
 import frameworks
 import mlx.core as mx
+import mlx.nn as nn
 import pytest
 import tolerances
 from cases import BY_NAME, make
 from frameworks import MLX, MPS, Path
 from metal_emulator.lint import lint
+from mlx.utils import tree_flatten
 
 import natten_mlx
 from natten_mlx import _launch_fast, _launch_nanobind
@@ -254,6 +257,30 @@ def test_second_derivative_and_forward_mode_raise(host: MlxHost) -> None:
         mx.grad(lambda *x: mx.grad(loss)(*x).sum())(*given)
     with pytest.raises(NotImplementedError, match="forward-mode"):
         mx.jvp(loss, given, given)
+
+
+def test_a_model(host: MlxHost, tmp_path: File) -> None:
+    """A module's gradients on the last case's kernels, and its export, which holds none of them."""
+    case, dtype = BY_NAME[FUSED[2][0]], mx.bfloat16
+    model = natten_mlx.NeighborhoodAttention3D(16, 2, case.kernel_size, rel_pos_bias=True)
+    model.set_dtype(dtype)
+    x = mx.random.normal((1, *case.shape, 16)).astype(dtype)
+    step = nn.value_and_grad(model, lambda model, x: (model(x).astype(mx.float32) ** 2).sum())
+    found = {}
+    for backend in ("fast_metal", "dense"):
+        with natten_mlx.use_backend(backend):
+            found[backend] = dict(tree_flatten(step(model, x)))
+            mx.eval(found)
+    assert set(host.templates) == {*FORWARD, *GRADIENT, "na_bias", "na_sum"}
+    for name, wanted in found["dense"].items():
+        assert mx.abs(found["fast_metal"][name] - wanted).max() <= 0.03 * mx.abs(wanted).max(), name
+    launches, file = len(host.ran), str(tmp_path / "model.mlxfn")
+    with natten_mlx.use_backend("fast_metal"):
+        natten_mlx.export_function(file, model, x)
+    (out,) = mx.import_function(file)(x)
+    with natten_mlx.use_backend("pure"):
+        assert mx.allclose(out, model(x), rtol=0, atol=0.01)
+    assert len(host.ran) == launches
 
 
 # --- failures ----------------------------------------------------------------------------------------

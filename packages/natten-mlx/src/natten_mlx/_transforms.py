@@ -6,7 +6,9 @@ has). Both run on the stream of the call, wherever MLX transforms them. ``mx.com
 them, for they cannot infer shapes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
@@ -20,6 +22,17 @@ from ._metal.plan import Plan, plan
 from ._metal.problem import INPUTS, OUTPUTS, Problem
 
 Arrays = tuple[mx.array, ...]
+_plain: ContextVar[bool] = ContextVar("plain", default=False)
+
+
+@contextmanager
+def as_plain_operations() -> Iterator[None]:
+    """Within, and in this thread only, the pure path is no node of its own: MLX sees the operations it consists of."""
+    before = _plain.set(True)
+    try:
+        yield
+    finally:
+        _plain.reset(before)
 
 
 def run(
@@ -59,17 +72,16 @@ class _Custom:
             except backends.KernelFailure as failure:
                 self.accept(failure)
                 return replace(self, backend="pure")(arrays)
-        return self.launch_custom_function(arrays)
+        with mx.stream(self.stream):  # for a custom function is a node of its own, besides what it does inside
+            return self.launch(arrays) if _plain.get() else self.launch_custom_function(arrays)
 
     def launch_custom_function(self, arrays: Arrays) -> Arrays:
-        """:meth:`launch` as a node that MLX transforms by the functions given here."""
+        """:meth:`launch` as a node, on the current stream, that MLX transforms by the functions given here."""
 
         @mx.custom_function
         def function(*arrays: mx.array) -> Arrays:
             # MLX also differentiates what a custom function does inside, unless it is cut off, and drops it.
-            cut = tuple(mx.stop_gradient(array, stream=self.stream) for array in arrays)
-            with mx.stream(self.stream):
-                return self.launch(cut)
+            return self.launch(tuple(map(mx.stop_gradient, arrays)))
 
         @function.vjp
         def vjp(primals: Arrays, cotangents: Arrays, outputs: Arrays) -> Arrays:

@@ -1,9 +1,10 @@
 """The kernels' place in torch: custom ops, and the autograd functions over them.
 
 Each op of a :class:`Problem` ('na', 'attention', 'qk', 'av') has two custom ops,
-``natten_mps::<op>_forward`` and ``natten_mps::<op>_backward``, with a fake each and no autograd of
-their own. Two ``autograd.Function`` s carry derivatives and vmap for all of them: :class:`Forward`,
-and :class:`Backward`, which has no derivative (the dense path has).
+``natten_mps::<op>_forward`` and ``natten_mps::<op>_backward``, with a fake each. Two ``autograd.Function`` s
+carry derivatives and vmap for all of them: :class:`Forward`, and :class:`Backward`, which has no derivative
+(the dense path has). Eager calls go through them to the ops; torch.compile and torch.export record the ops,
+whose own autograd and vmap lead to the same two functions.
 """
 
 from functools import lru_cache
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._functorch.utils import enable_single_level_autograd_function
 
 from . import _launch, _launch_native, _pure, _pure_split
 from ._arrays import device_of
@@ -39,9 +41,10 @@ class Call(NamedTuple):
 
 
 def call_of(problem: Problem, backend: str) -> Call:
-    """The static arguments of a problem's custom op."""
+    """The static arguments of a problem's custom op: none that follow from the tensors' sizes."""
     p = problem
-    return Call(p.op, p.kernel_size, p.stride, p.dilation, p.is_causal, p.scale, backend)
+    kernel_size = () if p.op == "attention" else p.kernel_size
+    return Call(p.op, kernel_size, p.stride, p.dilation, p.is_causal, p.scale, backend)
 
 
 @lru_cache(maxsize=1024)
@@ -50,10 +53,11 @@ def _problem(call: Call, shapes: tuple[tuple[int, ...] | None, ...], dtype: torc
     first, key = shapes[0], given.get("key") or given["value"]
     assert first is not None and key is not None
     value, extra = given.get("value"), given.get("additional_keys")
+    kernel_size = (max(first[1], key[1]),) if call.op == "attention" else call.kernel_size
     return Problem(
         call.op, first[0], first[1:-2], key[1:-2], first[-2], key[-2],
         0 if call.op == "av" else first[-1], value[-1] if value is not None else 0,
-        call.kernel_size, call.stride, call.dilation, call.is_causal, call.scale,
+        kernel_size, call.stride, call.dilation, call.is_causal, call.scale,
         str(dtype).removeprefix("torch."), extra[1] if extra is not None else 0, given.get("rpb") is not None,
     )  # fmt: skip
 
@@ -141,27 +145,51 @@ _STATIC = "int[] kernel_size, int[] stride, int[] dilation, bool[] is_causal, fl
 
 
 def _register(op: str) -> None:
-    """Define ``<op>_forward`` and ``<op>_backward`` with their fakes."""
+    """Define ``<op>_forward`` and ``<op>_backward``: what runs, what is faked, what is differentiated and mapped."""
 
     def call(ks: Any, s: Any, d: Any, c: Any, scale: float, backend: str) -> Call:
         return Call(op, tuple(ks), tuple(s), tuple(d), tuple(c), scale, backend)
 
-    _LIBRARY.define(f"{op}_forward(Tensor?[] inputs, {_STATIC}) -> Tensor[]")
-    _LIBRARY.define(f"{op}_backward(Tensor?[] grads, Tensor?[] inputs, Tensor[] outputs, {_STATIC}) -> Tensor[]")
-    _LIBRARY.impl(f"{op}_forward", lambda i, *a: _run_forward(call(*a), i), "CompositeExplicitAutograd")
-    _LIBRARY.impl(f"{op}_backward", lambda g, i, o, *a: _run_backward(call(*a), g, i, o), "CompositeExplicitAutograd")
-    torch.library.register_fake(f"natten_mps::{op}_forward", lambda i, *a: _fake_forward(call(*a), i), lib=_LIBRARY)
-    torch.library.register_fake(
-        f"natten_mps::{op}_backward", lambda g, i, o, *a: _fake_backward(call(*a), g, i, o), lib=_LIBRARY
-    )
+    forward, backward = f"{op}_forward", f"{op}_backward"
+    _LIBRARY.define(f"{forward}(Tensor?[] inputs, {_STATIC}) -> Tensor[]")
+    _LIBRARY.define(f"{backward}(Tensor?[] grads, Tensor?[] inputs, Tensor[] outputs, {_STATIC}) -> Tensor[]")
+    _LIBRARY.impl(forward, lambda i, *a: _run_forward(call(*a), i), "CompositeExplicitAutograd")
+    _LIBRARY.impl(backward, lambda g, i, o, *a: _run_backward(call(*a), g, i, o), "CompositeExplicitAutograd")
+    _LIBRARY.impl(forward, lambda i, *a: _differentiated(Forward, call(*a), *i), "Autograd")
+    _LIBRARY.impl(backward, lambda g, i, o, *a: _differentiated(Backward, call(*a), *g, *i, *o), "Autograd")
+    register_fake, register_vmap = torch.library.register_fake, torch.library.register_vmap
+    register_fake(f"natten_mps::{forward}", lambda i, *a: _fake_forward(call(*a), i), lib=_LIBRARY)
+    register_fake(f"natten_mps::{backward}", lambda g, i, o, *a: _fake_backward(call(*a), g, i, o), lib=_LIBRARY)
 
+    def mapped(function: Any) -> Any:
+        def rule(info: Any, dims: tuple[Any, ...], *arguments: Any) -> tuple[list[Tensor], list[int]]:
+            """The tensors of all lists behind one another, as the function takes them."""
+            lists = len(arguments) - len(Call._fields) + 1
+            flat = [t for tensors in arguments[:lists] for t in tensors]
+            flat_dims = [
+                d for each, tensors in zip(dims, arguments[:lists], strict=False) for d in _listed(each, tensors)
+            ]
+            results, result_dims = function.vmap(info, (None, *flat_dims), call(*arguments[lists:]), *flat)
+            return list(results), list(result_dims)
 
-for _op in INPUTS:
-    _register(_op)
+        return rule
+
+    register_vmap(f"natten_mps::{forward}", mapped(Forward), lib=_LIBRARY)
+    register_vmap(f"natten_mps::{backward}", mapped(Backward), lib=_LIBRARY)
 
 
 def _custom_op(call: Call, direction: str) -> Any:
     return getattr(torch.ops.natten_mps, f"{call.op}_{direction}").default
+
+
+def _differentiated(function: Any, *arguments: Any) -> list[Tensor]:
+    """The autograd of an op: torch.func has unwrapped its own level already, so nothing but autograd is left."""
+    with enable_single_level_autograd_function():
+        return list(super(torch.autograd.Function, function).apply(*arguments))
+
+
+def _listed(dims: Any, tensors: list[Any]) -> list[Any]:
+    return [None] * len(tensors) if dims is None else list(dims)
 
 
 class Forward(torch.autograd.Function):
@@ -169,7 +197,8 @@ class Forward(torch.autograd.Function):
 
     @staticmethod
     def forward(call: Call, *inputs: Tensor | None) -> tuple[Tensor, ...]:
-        return tuple(_custom_op(call, "forward")(list(inputs), *call[1:]))
+        with torch._C._AutoDispatchBelowAutograd():  # the op's autograd leads here
+            return tuple(_forward_op(call, inputs))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -185,19 +214,13 @@ class Forward(torch.autograd.Function):
         inputs = saved[:count]
         if all(grad is None for grad in grads):
             return (None,) * (count + 1)
-        # torch.compile traces no function inside a function's backward; it differentiates only once anyway.
-        launch = Backward.forward if torch.compiler.is_compiling() else Backward.apply
-        found = iter(launch(ctx.call, *grads, *saved))
+        found = iter(Backward.apply(ctx.call, *grads, *saved))
         return (None, *(None if tensor is None else next(found) for tensor in inputs))
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], call: Call, *inputs: Tensor | None) -> Any:
         mapped_bias = call.op in ("na", "qk") and in_dims[-1] is not None
-        return _vmap(Forward, info.batch_size, in_dims[1:], call, inputs, one_by_one=mapped_bias)
-
-
-class EagerForward(Forward):
-    """:class:`Forward` that refuses forward mode in our words; torch.compile takes no function with a jvp."""
+        return _vmap(_forward_op, info.batch_size, in_dims[1:], call, inputs, one_by_one=mapped_bias)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
@@ -206,13 +229,10 @@ class EagerForward(Forward):
 
 def run(call: Call, *inputs: Tensor | None) -> tuple[Tensor, ...]:
     """The op's outputs, differentiable once in reverse; inputs in the order of ``INPUTS[call.op]``."""
-    if not torch.compiler.is_compiling():
-        return EagerForward.apply(call, *inputs)
-    # torch.compile takes a function only where something is differentiated, and each tensor only once.
-    if not (torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs)):
-        return Forward.forward(call, *inputs)
-    own = (None if tensor is None else tensor.view_as(tensor) for tensor in inputs)
-    return Forward.apply(call, *own)
+    if torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        return tuple(_forward_op(call, inputs))
+    results: tuple[Tensor, ...] = Forward.apply(call, *inputs)
+    return results
 
 
 class Backward(torch.autograd.Function):
@@ -220,8 +240,8 @@ class Backward(torch.autograd.Function):
 
     @staticmethod
     def forward(call: Call, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-        grads, inputs, outputs = _split(call, tensors)
-        return tuple(_custom_op(call, "backward")(list(grads), list(inputs), list(outputs), *call[1:]))
+        with torch._C._AutoDispatchBelowAutograd():  # the op's autograd leads here
+            return tuple(_backward_op(call, tensors))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -235,7 +255,7 @@ class Backward(torch.autograd.Function):
     def vmap(info: Any, in_dims: tuple[Any, ...], call: Call, *tensors: Tensor | None) -> Any:
         # The bias's gradient sums over the batch, so mapped problems with a bias cannot share one.
         has_bias = call.op in ("na", "qk") and _split(call, tensors)[1][-1] is not None
-        return _vmap(Backward, info.batch_size, in_dims[1:], call, tensors, one_by_one=has_bias)
+        return _vmap(_backward_op, info.batch_size, in_dims[1:], call, tensors, one_by_one=has_bias)
 
 
 def _split(call: Call, tensors: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...], tuple[Any, ...]]:
@@ -244,16 +264,26 @@ def _split(call: Call, tensors: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple
     return tensors[:grads], tensors[grads : grads + inputs], tensors[grads + inputs :]
 
 
-def _vmap(function: Any, size: int, dims: Any, call: Call, tensors: Any, one_by_one: bool) -> tuple[Any, Any]:
+def _forward_op(call: Call, tensors: Any) -> list[Tensor]:
+    found: list[Tensor] = _custom_op(call, "forward")(list(tensors), *call[1:])
+    return found
+
+
+def _backward_op(call: Call, tensors: Any) -> list[Tensor]:
+    found: list[Tensor] = _custom_op(call, "backward")(*map(list, _split(call, tensors)), *call[1:])
+    return found
+
+
+def _vmap(launch: Any, size: int, dims: Any, call: Call, tensors: Any, one_by_one: bool) -> tuple[Any, Any]:
     """Fold the mapped axis into the batch; with a bias per mapped problem, one problem after another."""
     if one_by_one:
         parts = [
-            function.apply(call, *(t if d is None else t.select(d, i) for t, d in zip(tensors, dims, strict=True)))
+            launch(call, [t if d is None else t.select(d, i) for t, d in zip(tensors, dims, strict=True)])
             for i in range(size)
         ]
         stacked = tuple(torch.stack(part) for part in zip(*parts, strict=True))
         return stacked, (0,) * len(stacked)
-    has_bias = call.op in ("na", "qk") and function is Forward
+    has_bias = call.op in ("na", "qk") and launch is _forward_op
     folded = []
     for place, (tensor, dim) in enumerate(zip(tensors, dims, strict=True)):
         if tensor is None or (has_bias and place == len(tensors) - 1):
@@ -261,5 +291,9 @@ def _vmap(function: Any, size: int, dims: Any, call: Call, tensors: Any, one_by_
             continue
         mapped = tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
         folded.append(mapped.flatten(0, 1))
-    results = tuple(r.unflatten(0, (size, r.shape[0] // size)) for r in function.apply(call, *folded))
+    results = tuple(r.unflatten(0, (size, r.shape[0] // size)) for r in launch(call, folded))
     return results, (0,) * len(results)
+
+
+for _op in INPUTS:
+    _register(_op)

@@ -66,7 +66,7 @@ def _fused(
     kernel_size, stride, dilation, is_causal = window
     problem = faces.fused(
         face, query, key, value, kernel_size, stride, dilation, is_causal, scale, keys, values, rpb,
-        remember=not torch.compiler.is_compiling(),
+        remember=not (torch.compiler.is_compiling() or torch.compiler.is_exporting()),
     )  # fmt: skip
     with_lse = checks.flag(face, "return_lse", return_lse)
     out, lse = _run(problem, chosen, tensors)

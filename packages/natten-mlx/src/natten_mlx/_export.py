@@ -1,0 +1,39 @@
+"""Functions with neighborhood attention in them, written to a file by MLX."""
+
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+
+from ._config import get_backend, use_backend
+from ._metal import checks
+from ._transforms import as_plain_operations
+
+
+def export_function(
+    file: Any, function: Callable[..., Any], /, *arguments: Any, shapeless: bool = False, **named: Any
+) -> None:
+    """``mx.export_function`` for functions that call this package; ``mx.import_function`` reads the file.
+
+    A file holds MLX's own operations only, neither the C++ extension's primitives nor custom derivatives:
+    ``mx.export_function`` itself raises ``Unable to serialize primitive ...`` for them. Here the ops are traced as the
+    pure path's plain operations (the dense path's under ``use_backend("dense")``), so that the file needs MLX alone.
+
+    Args:
+        file, function, arguments, named: as ``mx.export_function`` takes them. ``function`` may contain ``mx.grad``;
+            that gradient is then MLX's own derivative of the pure path: equal up to rounding, but it keeps every
+            query's weights, O(N * prod(kernel_size)) memory, and has no fixed order of sums on a GPU.
+        shapeless: False, for an op computes for the sizes it is traced with.
+
+    Raises:
+        NotImplementedError: shapeless. ValueError, MLX's own: the function cannot be written, because a call in it
+            forces a backend with kernels of its own, or for another reason.
+    """
+    if checks.flag("export_function", "shapeless", shapeless):
+        raise NotImplementedError(
+            "export_function: shapeless=True is not implemented: neighborhood attention is traced for one size; "
+            "export one function per size"
+        )
+    backend = "dense" if get_backend() == "dense" else "pure"
+    with use_backend(backend), as_plain_operations():
+        mx.export_function(file, function, *arguments, **named)

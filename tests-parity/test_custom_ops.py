@@ -1,0 +1,83 @@
+"""torch's own checks of every custom op behind the faces: schema, fake, autograd, tracing with dynamic shapes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from cases import BY_NAME, INPUTS, inputs
+from frameworks import MPS
+
+NAMES = ("seq-causal-dilated-stride", "img-rpb-everything", "vol-gqa-additional")
+CHECKED = {f"{op}_{direction}" for op in ("na", "attention", "qk", "av") for direction in ("forward", "backward")}
+CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
+
+
+def registered() -> set[str]:
+    return {name.removeprefix("natten_mps::") for name in torch._C._dispatch_get_all_op_names() if "natten_mps" in name}
+
+
+def calls(name: str) -> dict[str, list[tuple[Any, ...]]]:
+    """Arguments of every op, of a case's sizes and window."""
+    case, ops = BY_NAME[name], MPS.module("_ops").torch.ops.natten_mps
+    arrays = inputs(case, "float64")
+    tensors = {n: MPS.tensor(arrays[n]) for n in INPUTS if n in arrays}
+    window = [list(each) for each in case.window.values()]
+    static = (*window, case.factor, MPS.package.get_backend())
+    found: dict[str, list[tuple[Any, ...]]] = {}
+
+    def add(op: str, given: list[Any], how: tuple[Any, ...], lacks_last: bool = False) -> list[Any]:
+        """The op's forward and backward, and what forward returns; lacks_last: also without the last cotangent."""
+        outputs = getattr(ops, f"{op}_forward")(given, *how)
+        cotangents = [torch.randn_like(each) for each in outputs]
+        found[f"{op}_forward"] = [(given, *how)]
+        found[f"{op}_backward"] = [(cotangents, given, outputs, *how)]
+        if lacks_last:
+            found[f"{op}_backward"].append(([*cotangents[:-1], None], given, outputs, *how))
+        return list(outputs)
+
+    add("na", [tensors.get(n) for n in INPUTS], static, lacks_last=True)
+    query, key, value = (tensors[n] for n in INPUTS[:3])
+    (logits,) = add("qk", [query, key, tensors.get("rpb")], static)
+    add("av", [logits.softmax(-1), value], static)
+    flat = [t.flatten(1, -3) for t in (query, key, value)]
+    add("attention", flat, ([], [1], [1], [True], case.factor, static[-1]), lacks_last=True)
+    return found
+
+
+@pytest.mark.usefixtures("torch_path")
+@pytest.mark.parametrize("name", NAMES)
+def test_every_op_is_well_formed(name: str) -> None:
+    given = calls(name)
+    assert set(given) == CHECKED
+    for op, arguments in given.items():
+        for each in arguments:
+            overload = getattr(torch.ops.natten_mps, op).default
+            assert set(torch.library.opcheck(overload, each, test_utils=CHECKS).values()) == {"SUCCESS"}
+
+
+def test_no_op_is_left_out() -> None:
+    """An op that is added must be added above, too."""
+    assert MPS.module("_ops") and registered() == CHECKED
+
+
+@pytest.mark.usefixtures("torch_path")
+@pytest.mark.parametrize("op", ["na", "attention", "qk", "av"])
+def test_ops_differentiate_and_map_as_their_faces_do(op: str) -> None:
+    """Graphs that torch.compile and torch.export make call the ops themselves."""
+    given, *static = calls("seq-gqa")[f"{op}_forward"][0]
+    forward = getattr(torch.ops.natten_mps, f"{op}_forward").default
+    tensors = [t for t in given if t is not None]
+
+    def call(*leaves: Any) -> Any:
+        left = iter(leaves)
+        return forward([None if t is None else next(left) for t in given], *static)[0]
+
+    leaves = [t.clone().requires_grad_() for t in tensors]
+    gradients = torch.autograd.grad((call(*leaves) ** 2).sum(), leaves)
+    every = tuple(range(len(tensors)))
+    mapped = torch.vmap(torch.func.grad(lambda *ts: (call(*ts) ** 2).sum(), argnums=every))
+    for found, wanted in zip(mapped(*(torch.stack([t, t]) for t in tensors)), gradients, strict=True):
+        torch.testing.assert_close(found, torch.stack([wanted, wanted]), rtol=0, atol=1e-12)
+    assert torch.autograd.gradcheck(call, leaves, fast_mode=True)
