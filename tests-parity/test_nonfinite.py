@@ -27,8 +27,8 @@ POISONED = tuple(case for case in CASES if case.batch and "everything" in case.n
         "vol-large",
     )
 )
-# Rows of the CPU kernels' patches, at most: two of the widest vectors.
-LANES = 32
+# Rows of a piece of the CPU kernels' patches, at most: one of the widest vectors.
+LANES = 16
 
 
 def touched(case: Case, backend: str, key: int) -> Array:

@@ -91,11 +91,11 @@ struct PairGradients {
   // scratch.pairs_a = P, scratch.pairs_b = dS; without `gradients` P alone
   void find(const Block<C>& block, bool gradients) const {
     Vector<T>*p = scratch.pairs_a, *ds = scratch.pairs_b;
-    dots<C>(scratch.lanes_a, block.a, block.count, dim, p);
+    dots<C>(block.on, scratch.lanes_a, block.a, block.count, dim, p);
     if (bias) add_bias(block, *index, bias, p);
-    if (gradients) dots<C>(scratch.lanes_b, block.b, block.count, dim_v, ds);
-    for (int i = 0; i < block.count; ++i) {
-      for (int v = 0; v < V; ++v) {
+    if (gradients) dots<C>(block.on, scratch.lanes_b, block.b, block.count, dim_v, ds);
+    for (int v = block.on.first; v < block.on.end(); ++v) {
+      for (int i = 0; i < block.count; ++i) {
         const int at = i * V + v;
         Vector<T> weight = exponential(p[at] - (LANES_ARE_QUERIES ? lse[v] : splat<T>(block.lse[i])));
         if (block.masked) weight = block.mask[at] ? weight : Vector<T>{};
@@ -117,13 +117,14 @@ struct QuerySum {
   PairGradients<C, true> pairs;
   T* table;   // gradient of the bias, or NULL
   bool wanted;
-  bool fresh = true;
+  Fresh<C> fresh = {};
 
   void take(const Block<C>& block) {
     pairs.find(block, true);
     if (table && pairs.bias) add_to_table(block, *pairs.index, pairs.scratch.pairs_b, table);
-    if (wanted) accumulate<C>(pairs.scratch.pairs_b, block.a, block.count, pairs.dim, pairs.scratch.sums_a, fresh);
-    fresh = false;
+    const Scratch<C>& s = pairs.scratch;
+    if (wanted) accumulate<C>(block.on, s.pairs_b, block.a, block.ranges, pairs.dim, s.sums_a, fresh[block.on]);
+    fresh.spent(block.on);
   }
 };
 
@@ -141,11 +142,11 @@ struct QueryBody {
     lanes.read(op.out_grad, batch, head, p.dim_v, T(1), scratch.rows, scratch.lanes_b);
     PairIndex<C> index;
     Block<C> block;
-    QuerySum<C> sum = {{scratch, nullptr, &index, p.dim, p.dim_v, {}, {}}, table, op.query_grad.data != nullptr, true};
+    QuerySum<C> sum = {{scratch, nullptr, &index, p.dim, p.dim_v, {}, {}}, table, op.query_grad.data != nullptr, {}};
     lanes.read_scalars(op.lse, batch, head, sum.pairs.lse);
     lanes.read_scalars(op.delta, batch, head, sum.pairs.delta);
     ColumnWalk<C, QuerySum<C>> columns(lanes, block, sum);
-    columns.expect(box_columns(lanes.box) + p.additional);
+    columns.begin(p.additional);
     walk_additional(op, batch, kv_head, scratch, columns, block);
     Columns<C> sides;
     sides.a = side_of(op.key, batch, kv_head, lanes.group, lanes.step, p.dim, scratch.columns_a);
@@ -155,12 +156,11 @@ struct QueryBody {
       index_bias(index, lanes, p, false);
       sides.bias = &index;
     }
-    columns.box(lanes.box, sides, false);
-    columns.flush();
+    columns.patch(sides);
     if (!sum.wanted) return;
     Vector<T> factor[V];
     for (int v = 0; v < V; ++v) factor[v] = splat(T(p.scale));
-    lanes.write(op.query_grad, batch, head, p.dim, factor, scratch.rows, scratch.sums_a);
+    lanes.write(op.query_grad, batch, head, p.dim, factor, scratch.sums_a);
   }
 };
 
@@ -171,22 +171,20 @@ struct KeySum {
   typedef typename C::T T;
   PairGradients<C, false> pairs;
   bool keys, values;  // which gradients are wanted
-  bool fresh = true;
+  Fresh<C> fresh = {};
 
   void take(const Block<C>& block) {
     pairs.find(block, keys);
     const Scratch<C>& s = pairs.scratch;
-    if (values) accumulate<C>(s.pairs_a, block.b, block.count, pairs.dim_v, s.sums_b, fresh);
-    if (keys) accumulate<C>(s.pairs_b, block.a, block.count, pairs.dim, s.sums_a, fresh);
-    fresh = false;
+    if (values) accumulate<C>(block.on, s.pairs_a, block.b, block.ranges, pairs.dim_v, s.sums_b, fresh[block.on]);
+    if (keys) accumulate<C>(block.on, s.pairs_b, block.a, block.ranges, pairs.dim, s.sums_a, fresh[block.on]);
+    fresh.spent(block.on);
   }
 
   // Keys that no query sees
   void settle() {
-    if (!fresh) return;
-    const Vector<T> zero = {};
-    for (int64_t i = 0; i < int64_t(pairs.dim) * C::V; ++i) pairs.scratch.sums_a[i] = zero;
-    for (int64_t i = 0; i < int64_t(pairs.dim_v) * C::V; ++i) pairs.scratch.sums_b[i] = zero;
+    clear_fresh(fresh, pairs.dim, pairs.scratch.sums_a);
+    clear_fresh(fresh, pairs.dim_v, pairs.scratch.sums_b);
   }
 };
 
@@ -218,7 +216,7 @@ struct KeyBody {
     PairIndex<C> index;
     Block<C> block;
     KeySum<C> sum = {{scratch, nullptr, &index, p.dim, p.dim_v, {}, {}}, op.key_grad.data != nullptr,
-                     op.value_grad.data != nullptr, true};
+                     op.value_grad.data != nullptr, {}};
     ColumnWalk<C, KeySum<C>> columns(lanes, block, sum);
     if (op.bias) index_bias(index, lanes, p, true);
     for (int head = place.head * p.group_heads; head < (place.head + 1) * p.group_heads; ++head) {
@@ -227,15 +225,14 @@ struct KeyBody {
         sum.pairs.bias = bias_table<T>(op, head);
         sides.bias = &index;
       }
-      columns.expect(box_columns(lanes.box));
-      columns.box(lanes.box, sides, false);
-      columns.flush();
+      columns.begin(0);
+      columns.patch(sides);
     }
     sum.settle();
     Vector<T> scale[V], one[V];
     for (int v = 0; v < V; ++v) scale[v] = splat(T(p.scale)), one[v] = splat(T(1));
-    if (sum.keys) lanes.write(op.key_grad, batch, place.head, p.dim, scale, scratch.rows, scratch.sums_a);
-    if (sum.values) lanes.write(op.value_grad, batch, place.head, p.dim_v, one, scratch.rows, scratch.sums_b);
+    if (sum.keys) lanes.write(op.key_grad, batch, place.head, p.dim, scale, scratch.sums_a);
+    if (sum.values) lanes.write(op.value_grad, batch, place.head, p.dim_v, one, scratch.sums_b);
   }
 };
 
@@ -256,24 +253,24 @@ struct AdditionalBody {
     const int batch = int(item % p.batch), part = int(item / p.batch);
     Span box[3];
     for (int a = 0; a < 3; ++a) box[a] = {0, p.query_shape[a]};
-    box[axis] = {int(int64_t(p.query_shape[axis]) * part / parts), int(int64_t(p.query_shape[axis]) * (part + 1) / parts)};
+    const int64_t length = p.query_shape[axis];
+    box[axis] = {int(length * part / parts), int(length * (part + 1) / parts)};
     Lanes<C> lanes;
     lanes.find_tokens(patch * C::N, p.additional, box);
     lanes.read(op.additional_keys, batch, kv_head, p.dim, T(p.scale), scratch.rows, scratch.lanes_a);
     lanes.read(op.additional_values, batch, kv_head, p.dim_v, T(1), scratch.rows, scratch.lanes_b);
     Block<C> block;
-    KeySum<C> sum = {{scratch, nullptr, nullptr, p.dim, p.dim_v, {}, {}}, true, true, true};
+    KeySum<C> sum = {{scratch, nullptr, nullptr, p.dim, p.dim_v, {}, {}}, true, true, {}};
     ColumnWalk<C, KeySum<C>> columns(lanes, block, sum);
     for (int head = kv_head * p.group_heads; head < (kv_head + 1) * p.group_heads; ++head) {
-      columns.expect(box_columns(box));
-      columns.box(box, query_columns(op, batch, head, lanes, scratch), true);
-      columns.flush();
+      columns.begin(0);
+      columns.patch(query_columns(op, batch, head, lanes, scratch));
     }
     sum.settle();
     Vector<T> scale[V], one[V];
     for (int v = 0; v < V; ++v) scale[v] = splat(T(p.scale)), one[v] = splat(T(1));
-    lanes.write(key_sums, int(item), kv_head, p.dim, scale, scratch.rows, scratch.sums_a);
-    lanes.write(value_sums, int(item), kv_head, p.dim_v, one, scratch.rows, scratch.sums_b);
+    lanes.write(key_sums, int(item), kv_head, p.dim, scale, scratch.sums_a);
+    lanes.write(value_sums, int(item), kv_head, p.dim_v, one, scratch.sums_b);
   }
 };
 
@@ -312,7 +309,8 @@ int additional_gradients(const Operands& op) {
   if (!memory.data()) return NATTEN_NO_MEMORY;
   const int shape[3] = {1, 1, p.additional};
   body.key_sums = contiguous_tensor(memory.data(), dtype, shape, p.kv_heads, p.dim);
-  body.value_sums = contiguous_tensor(memory.data() + rows * p.dim * int64_t(sizeof(T)), dtype, shape, p.kv_heads, p.dim_v);
+  char* const values = memory.data() + rows * p.dim * int64_t(sizeof(T));
+  body.value_sums = contiguous_tensor(values, dtype, shape, p.kv_heads, p.dim_v);
   const int64_t work = rows / body.parts * product(p.query_shape) * p.group_heads * (p.dim + p.dim_v);
   const int status = launch<C>(body, tiles * body.parts, work, p.dim, p.dim_v, p.threads);
   if (status != NATTEN_OK) return status;
@@ -336,7 +334,7 @@ int backward(const Operands& given) {
   op.delta = contiguous_tensor(memory.data(), dtype, p.query_shape, p.heads, 1);
   const int64_t units = (rows + delta.kRows - 1) / delta.kRows;
   int status = launch<C>(delta, units, rows * p.dim_v, p.dim_v, p.dim_v, p.threads);
-  const Walk queries = plan_walk(p, false, C::N);
+  const Walk queries = plan_walk<C>(p, false);
   const QueryBody<C> query = {op, queries};
   if (status == NATTEN_OK && op.bias_grad) {
     status = launch_parts<C>(query, queries, op, p.dim, p.dim_v);
@@ -344,7 +342,7 @@ int backward(const Operands& given) {
     status = launch_walk<C>(query, queries, p, p.additional, p.dim, p.dim_v);
   }
   if (status == NATTEN_OK && (op.key_grad.data || op.value_grad.data)) {
-    const Walk keys = plan_walk(p, true, C::N);
+    const Walk keys = plan_walk<C>(p, true);
     status = launch_walk<C>(KeyBody<C>{op, keys}, keys, p, 0, p.dim, p.dim_v);
   }
   if (status == NATTEN_OK && p.additional && (op.additional_keys_grad.data || op.additional_values_grad.data)) {

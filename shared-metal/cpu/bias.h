@@ -39,7 +39,7 @@ void add_bias(const Block<C>& block, const PairIndex<C>& index, const typename C
   typedef typename C::T T;
   constexpr int V = C::V, W = C::W;
   for (int i = block.plain; i < block.count; ++i) {
-    for (int v = 0; v < V; ++v) {
+    for (int v = block.on.first; v < block.on.end(); ++v) {
       alignas(64) T entries[W];
       const Mask<T> mask = block.mask[i * V + v];
       for (int l = 0; l < W; ++l) {
@@ -54,10 +54,11 @@ void add_bias(const Block<C>& block, const PairIndex<C>& index, const typename C
 
 // The sums of one part: pairs are added one by one, so the order never changes
 template <typename C>
-void add_to_table(const Block<C>& block, const PairIndex<C>& index, const VectorOf<C>* gradients, typename C::T* table) {
+void add_to_table(const Block<C>& block, const PairIndex<C>& index, const VectorOf<C>* gradients,
+                  typename C::T* table) {
   constexpr int V = C::V, W = C::W;
   for (int i = block.plain; i < block.count; ++i) {
-    for (int v = 0; v < V; ++v) {
+    for (int v = block.on.first; v < block.on.end(); ++v) {
       for (int l = 0; l < W; ++l) {
         if (block.mask[i * V + v][l]) table[block.bias[i] + index.lane[v * W + l]] += gradients[i * V + v][l];
       }
@@ -107,7 +108,7 @@ int launch_parts(const Body& body, const Walk& walk, const Operands& op, int dim
   if (!memory.data()) return NATTEN_NO_MEMORY;
   T* tables = reinterpret_cast<T*>(memory.data());
   const PartUnits<C, Body> units = {walk, body, tables, parts, entries};
-  const int64_t work = walk_work(walk, C::N, op.problem.additional, dim_a + dim_b);
+  const int64_t work = walk_work<C>(walk, op.problem.additional, dim_a + dim_b);
   const int status = launch<C>(units, parts * walk.heads, work, dim_a, dim_b, op.problem.threads);
   if (status != NATTEN_OK) return status;
   for (int64_t part = 0; part < parts; ++part) {

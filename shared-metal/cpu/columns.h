@@ -1,10 +1,12 @@
 // The columns that a patch reads: a walk over its box, in blocks of up to 64, each with its lanes' mask.
 //
-//   for z, y in the box:  for x in the box, a run of columns at a time:
-//     append their rows (read in place, or converted into scratch memory), scalars, pair indices and masks to the block
-//     when the block is full: body.take(block)
+//   for the segments of the patch: what all pieces see; what one piece alone sees (the picture is in geometry.h)
+//     for z, y in the segment:  for x in it, a run of columns at a time:
+//       append their rows (read in place, or converted into scratch memory), scalars, pair indices and masks
+//       when the block is full: body.take(block)
 //
-// A block is as large as any other of the same walk, give or take one run. It is `masked` unless all lanes see all of it.
+// A block is as large as any other of its segment, give or take a run. It belongs to the vectors `on`, those of the
+// pieces that see the segment, and is `masked` unless all of their lanes see all of it.
 #pragma once
 
 #include "lanes.h"
@@ -37,15 +39,17 @@ struct Side {
   int64_t step[3] = {0, 0, 0};
   int64_t channel = 1;
   int dtype = 0, size = 1, width = 0;
-  T* copies = nullptr;  // kBlock rows of `width`; NULL: rows are read in place
+  T* copies = nullptr;  // kBlock rows of `width`, filled up to whole vectors; NULL: rows are read in place
 
   char* at(int z, int y, int x) const { return base + (z * step[0] + y * step[1] + x * step[2]) * size; }
 
-  const T* row(const char* from, int slot) const {
-    if (!copies) return reinterpret_cast<const T*>(from);
-    T* copy = copies + int64_t(slot) * width;
-    read_row(dtype, from, channel, width, copy);
-    return copy;
+  const T* copy(const char* from, int slot) const {
+    constexpr int W = Lane<T>::W;
+    const int padded = (width + W - 1) / W * W;
+    T* to = copies + int64_t(slot) * padded;
+    read_row(dtype, from, channel, width, to);
+    for (int d = width; d < padded; ++d) to[d] = T(0);
+    return to;
   }
 };
 
@@ -65,7 +69,7 @@ Side<T> side_of(const Tensor& tensor, int batch, int head, const int* group, con
   side.base = tensor.at(at);
   side.channel = tensor.channel, side.dtype = tensor.dtype, side.width = width;
   side.size = element_size(tensor.dtype);
-  side.copies = reads_in_place<T>(tensor) ? nullptr : copies;
+  side.copies = reads_in_place<T>(tensor) && width % Lane<T>::W == 0 ? nullptr : copies;
   return side;
 }
 
@@ -83,6 +87,8 @@ struct Block {
   typedef typename C::T T;
   static constexpr int V = C::V, W = C::W;
   int count = 0, capacity = kBlock;
+  Vectors on = {0, V};             // the vectors that see the block
+  Range ranges[C::N / kLaneGroup];  // of its columns, all that a group of lanes sees
   int plain = 0;  // leading columns that are additional keys: no bias, no mask
   bool masked = false;
   const T* a[kBlock];
@@ -95,6 +101,7 @@ struct Block {
   void clear() {
     count = plain = 0;
     masked = false;
+    for (Range& range : ranges) range = {kBlock, 0};
   }
 };
 
@@ -106,6 +113,40 @@ NATTEN_INLINE MaskOf<C> sees(const Lanes<C>& lanes, int axis, int v, int x) {
   memcpy(&low, &lanes.low[axis][v * C::W], sizeof(low));
   memcpy(&high, &lanes.high[axis][v * C::W], sizeof(high));
   return (low <= Integer(x)) & (high > Integer(x));
+}
+
+// Columns of a patch that the same vectors see
+struct Segment {
+  Vectors on;
+  Span box[3], common[3];  // common: what all of these vectors' lanes see
+};
+
+inline Span both(Span a, Span b) { return {na::maximum(a.low, b.low), na::minimum(a.high, b.high)}; }
+
+// The columns that all pieces see
+template <typename C>
+Segment shared_segment(const Lanes<C>& lanes) {
+  Segment segment = {{0, C::V}, {}, {}};
+  for (int a = 0; a < 3; ++a) {
+    segment.box[a] = both(lanes.box[0][a], lanes.box[C::PIECES - 1][a]);
+    segment.common[a] = both(lanes.common[0][a], lanes.common[C::PIECES - 1][a]);
+  }
+  return segment;
+}
+
+// Those that only one of two pieces sees: windows never begin or end before those of earlier rows
+template <typename C>
+Segment own_segment(const Lanes<C>& lanes, int piece) {
+  Segment segment = {{piece * C::PIECE, C::PIECE}, {}, {}};
+  for (int a = 0; a < 3; ++a) segment.box[a] = lanes.box[piece][a], segment.common[a] = lanes.common[piece][a];
+  Span& own = segment.box[lanes.split];
+  const Span other = lanes.box[1 - piece][lanes.split];
+  if (piece == 0) {
+    own.high = na::minimum(own.high, other.low);
+  } else {
+    own.low = na::maximum(own.low, other.high);
+  }
+  return segment;
 }
 
 inline int64_t box_columns(const Span* box) {
@@ -120,28 +161,35 @@ class ColumnWalk {
   typedef typename C::T T;
   ColumnWalk(const Lanes<C>& lanes, Block<C>& block, Body& body) : lanes_(lanes), block_(block), body_(body) {}
 
-  // `total` columns are to come: blocks of equal size
-  void expect(int64_t total) {
-    const int64_t blocks = (total + kBlock - 1) / kBlock;
-    block_.clear();
-    block_.capacity = blocks ? int((total + blocks - 1) / blocks) : kBlock;
+  // Before anything else; `more` columns that all lanes see come before those of the patch
+  void begin(int64_t more) { expect(more + box_columns(shared_segment(lanes_).box)); }
+
+  // The columns of the patch
+  void patch(const Columns<C>& columns) {
+    append(shared_segment(lanes_), columns);
+    flush();
+    if constexpr (C::PIECES > 1) {
+      for (int piece = 0; piece < C::PIECES; ++piece) {
+        const Segment segment = own_segment(lanes_, piece);
+        expect(box_columns(segment.box));
+        append(segment, columns);
+        flush();
+      }
+    }
   }
 
-  // all_seen: every lane sees every column of the box
-  void box(const Span* box, const Columns<C>& columns, bool all_seen) {
-    constexpr int V = C::V;
-    for (int z = box[0].low; z < box[0].high; ++z) {
-      for (int y = box[1].low; y < box[1].high; ++y) {
-        const bool row_seen = all_seen || (lanes_.all_live && holds(0, z) && holds(1, y));
-        for (int v = 0; v < V; ++v) row_mask_[v] = row_seen ? ~Mask<T>{} : sees(lanes_, 0, v, z) & sees(lanes_, 1, v, y);
-        for (int x = box[2].low; x < box[2].high;) {
-          const int run = na::minimum(box[2].high - x, block_.capacity - block_.count);
-          const bool seen = all_seen || (row_seen && lanes_.common[2].low <= x && x + run <= lanes_.common[2].high);
-          append(columns, z, y, x, run);
-          mark(x, run, seen);
-          block_.count += run;
-          x += run;
-          if (block_.count == block_.capacity) flush();
+  // Along x a block's worth at a time, so that what the lanes see along x is found once for all z and y
+  void append(const Segment& segment, const Columns<C>& columns) {
+    const Span *box = segment.box, *common = segment.common;
+    block_.on = segment.on;
+    for (int x = box[2].low; x < box[2].high; x += kBlock) {
+      const Span part = {x, na::minimum(x + kBlock, box[2].high)};
+      find_x_masks(part);
+      for (int z = box[0].low; z < box[0].high; ++z) {
+        for (int y = box[1].low; y < box[1].high; ++y) {
+          const bool row_seen = holds(common[0], z) && holds(common[1], y);
+          find_row_masks(z, y, row_seen);
+          line(columns, z, y, part, row_seen ? common[2] : Span{0, 0});
         }
       }
     }
@@ -153,9 +201,28 @@ class ColumnWalk {
   }
 
  private:
-  bool holds(int axis, int x) const { return lanes_.common[axis].low <= x && x < lanes_.common[axis].high; }
+  // `total` columns are to come: blocks of equal size
+  void expect(int64_t total) {
+    const int64_t blocks = (total + kBlock - 1) / kBlock;
+    block_.clear();
+    block_.capacity = blocks ? int((total + blocks - 1) / blocks) : kBlock;
+  }
 
-  void append(const Columns<C>& columns, int z, int y, int x, int run) {
+  static bool holds(Span span, int x) { return span.low <= x && x < span.high; }
+
+  // seen: columns that all lanes see
+  void line(const Columns<C>& columns, int z, int y, Span part, Span seen) {
+    for (int x = part.low; x < part.high;) {
+      const int run = na::minimum(part.high - x, block_.capacity - block_.count);
+      read(columns, z, y, x, run);
+      mark(x - part.low, run, holds(seen, x) && holds(seen, x + run - 1));
+      block_.count += run;
+      x += run;
+      if (block_.count == block_.capacity) flush();
+    }
+  }
+
+  void read(const Columns<C>& columns, int z, int y, int x, int run) {
     const int at = block_.count;
     rows(columns.a, z, y, x, run, block_.a + at);
     rows(columns.b, z, y, x, run, block_.b + at);
@@ -176,7 +243,12 @@ class ColumnWalk {
   void rows(const Side<T>& side, int z, int y, int x, int run, const T** out) const {
     if (!side.base) return;
     const char* from = side.at(z, y, x);
-    for (int i = 0; i < run; ++i) out[i] = side.row(from + i * side.step[2] * side.size, block_.count + i);
+    const int64_t step = side.step[2] * side.size;
+    if (side.copies) {
+      for (int i = 0; i < run; ++i) out[i] = side.copy(from + i * step, block_.count + i);
+    } else {
+      for (int i = 0; i < run; ++i) out[i] = reinterpret_cast<const T*>(from + i * step);
+    }
   }
 
   void scalars(const Side<T>& side, int z, int y, int x, int run, T* out) const {
@@ -185,22 +257,46 @@ class ColumnWalk {
     for (int i = 0; i < run; ++i) out[i] = from[i * side.step[2]];
   }
 
-  void mark(int x, int run, bool seen) {
+  void find_x_masks(Span part) {
+    for (int v = block_.on.first; v < block_.on.end(); ++v) {
+      for (int x = part.low; x < part.high; ++x) x_mask_[(x - part.low) * C::V + v] = sees(lanes_, 2, v, x);
+    }
+  }
+
+  void find_row_masks(int z, int y, bool seen) {
+    for (int v = block_.on.first; v < block_.on.end(); ++v) {
+      row_mask_[v] = seen ? ~Mask<T>{} : sees(lanes_, 0, v, z) & sees(lanes_, 1, v, y);
+    }
+    for (int lane = block_.on.first * C::W; lane < block_.on.end() * C::W; lane += kLaneGroup) {
+      typename Lane<T>::Integer mask[kLaneGroup], any = 0;
+      memcpy(mask, reinterpret_cast<const char*>(row_mask_) + lane * sizeof(T), sizeof(mask));
+      for (int l = 0; l < kLaneGroup; ++l) any |= mask[l];
+      sees_row_[lane / kLaneGroup] = any != 0;
+    }
+  }
+
+  // at: of the x masks
+  void mark(int at, int run, bool seen) {
     constexpr int V = C::V;
-    Mask<T>* mask = block_.mask + block_.count * V;
     block_.masked = block_.masked || !seen;
-    for (int i = 0; i < run; ++i) {
-      for (int v = 0; v < V; ++v) {
-        const Mask<T> all = ~Mask<T>{};
-        mask[i * V + v] = seen ? all : sees(lanes_, 2, v, x + i) & row_mask_[v];
-      }
+    for (int g = block_.on.first * C::W / kLaneGroup; g < block_.on.end() * C::W / kLaneGroup; ++g) {
+      if (!sees_row_[g]) continue;
+      Range& range = block_.ranges[g];
+      range = {na::minimum(range.low, block_.count), block_.count + run};
+    }
+    for (int v = block_.on.first; v < block_.on.end(); ++v) {
+      const Mask<T> row = row_mask_[v], all = ~Mask<T>{};
+      const Mask<T>* from = x_mask_ + at * V + v;
+      Mask<T>* to = block_.mask + block_.count * V + v;
+      for (int i = 0; i < run; ++i) to[i * V] = seen ? all : from[i * V] & row;
     }
   }
 
   const Lanes<C>& lanes_;
   Block<C>& block_;
   Body& body_;
-  Mask<T> row_mask_[C::V];
+  Mask<T> row_mask_[C::V], x_mask_[kBlock * C::V];
+  bool sees_row_[C::N / kLaneGroup];  // whether any lane of a group sees the line
 };
 
 }  // namespace NATTEN_ISA

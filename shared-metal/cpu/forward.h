@@ -8,7 +8,7 @@
 //
 //        box of columns, 64 at a time     S = k Q^T     [64][N]   masked: the lowest finite number
 //        +----------------+               top, total    [N]       kept as in the online softmax: sums are scaled
-//        |################|   -- each --> O = O c + P^T v [D_v][N] down when the top rises
+//        |################|   -- each --> O = c O + P^T v [N][D_v] down when the top rises
 //        |########        |
 //        +----------------+
 //
@@ -31,46 +31,46 @@ struct OnlineSoftmax {
   const PairIndex<C>* index;
   int dim, dim_v;
   Vector<T> top[V], total[V];
-  bool fresh = true;
+  Fresh<C> fresh = {};
 
   void take(const Block<C>& block) {
     Vector<T>* s = scratch.pairs_a;
-    dots<C>(scratch.lanes_a, block.a, block.count, dim, s);
+    dots<C>(block.on, scratch.lanes_a, block.a, block.count, dim, s);
     if (bias) add_bias(block, *index, bias, s);
-    for (int v = 0; v < V; ++v) weigh(block, v, raise(block, v, s), s);
-    accumulate<C>(s, block.b, block.count, dim_v, scratch.sums_b, fresh);
-    fresh = false;
+    for (int v = block.on.first; v < block.on.end(); ++v) weigh(block, v);
+    accumulate<C>(block.on, s, block.b, block.ranges, dim_v, scratch.sums_b, fresh[block.on]);
+    fresh.spent(block.on);
   }
 
   // Masks logits out and returns the new top. Four tops at a time: one would wait for itself.
-  Vector<T> raise(const Block<C>& block, int v, Vector<T>* s) const {
+  Vector<T> raise(const Block<C>& block, int v, bool first, Vector<T>* s) const {
     const Vector<T> lowest = splat<T>(Lane<T>::kLowest);
-    Vector<T> high[4] = {fresh ? lowest : top[v], lowest, lowest, lowest};
+    Vector<T> high[4] = {first ? lowest : top[v], lowest, lowest, lowest};
+    const Mask<T>* mask = block.mask + v;
     const int end = block.count * V;
-    for (int i = v; i < end; i += 4 * V) {
-#pragma GCC unroll 4
-      for (int u = 0; u < 4; ++u) {
-        const int at = i + u * V;
-        if (at >= end) break;
-        if (block.masked) s[at] = block.mask[at] ? s[at] : lowest;
-        high[u] = greater(high[u], s[at]);
-      }
+    if (block.masked) {
+      for (int i = 0; i < end; i += V) s[i] = mask[i] ? s[i] : lowest;
     }
+    int i = 0;
+    for (; i + 4 * V <= end; i += 4 * V) {
+#pragma GCC unroll 4
+      for (int u = 0; u < 4; ++u) high[u] = greater(high[u], s[i + u * V]);
+    }
+    for (; i < end; i += V) high[0] = greater(high[0], s[i]);
     return greater(greater(high[0], high[1]), greater(high[2], high[3]));
   }
 
-  void weigh(const Block<C>& block, int v, Vector<T> high, Vector<T>* s) {
+  void weigh(const Block<C>& block, int v) {
+    Vector<T>* const s = scratch.pairs_a + v;
+    const bool first = fresh.of[v];
+    const Vector<T> lowest = splat<T>(Lane<T>::kLowest), high = raise(block, v, first, s);
+    // a row that has seen nothing yet has the mask's own value for its top: its weights are 0, not exp(0)
+    const Vector<T> shift = high == lowest ? Vector<T>{} : high;
     Vector<T> sum = {};
-    for (int i = v; i < block.count * V; i += V) {
-      Vector<T> weight = exponential(s[i] - high);
-      // where a row has seen nothing yet, its top is the mask's own value
-      if (block.masked) weight = block.mask[i] ? weight : Vector<T>{};
-      s[i] = weight;
-      sum += weight;
-    }
-    if (!fresh) {
+    for (int i = 0; i < block.count * V; i += V) sum += s[i] = exponential(s[i] - shift);
+    if (!first) {
       const Vector<T> down = exponential(top[v] - high);
-      for (int64_t d = 0; d < dim_v; ++d) scratch.sums_b[d * V + v] *= down;
+      scale_sums<C>(v, down, dim_v, scratch.sums_b);
       sum += total[v] * down;
     }
     top[v] = high, total[v] = sum;
@@ -90,9 +90,9 @@ struct ForwardBody {
     lanes.read(op.query, place.batch, place.head, p.dim, T(p.scale), scratch.rows, scratch.lanes_a);
     PairIndex<C> index;
     Block<C> block;
-    OnlineSoftmax<C> softmax = {scratch, nullptr, &index, p.dim, p.dim_v, {}, {}, true};
+    OnlineSoftmax<C> softmax = {scratch, nullptr, &index, p.dim, p.dim_v, {}, {}, {}};
     ColumnWalk<C, OnlineSoftmax<C>> columns(lanes, block, softmax);
-    columns.expect(box_columns(lanes.box) + p.additional);
+    columns.begin(p.additional);
     walk_additional(op, place.batch, kv_head, scratch, columns, block);
     Columns<C> sides;
     sides.a = side_of(op.key, place.batch, kv_head, lanes.group, lanes.step, p.dim, scratch.columns_a);
@@ -102,8 +102,7 @@ struct ForwardBody {
       index_bias(index, lanes, p, false);
       sides.bias = &index;
     }
-    columns.box(lanes.box, sides, false);
-    columns.flush();
+    columns.patch(sides);
     Vector<T> inverse_total[V];
     alignas(64) T lse[C::N];
     for (int v = 0; v < V; ++v) inverse_total[v] = T(1) / softmax.total[v];
@@ -111,14 +110,14 @@ struct ForwardBody {
       const int v = lane / C::W, i = lane % C::W;
       lse[lane] = softmax.top[v][i] + logarithm(softmax.total[v][i]);
     }
-    lanes.write(op.out, place.batch, place.head, p.dim_v, inverse_total, scratch.rows, scratch.sums_b);
+    lanes.write(op.out, place.batch, place.head, p.dim_v, inverse_total, scratch.sums_b);
     if (op.lse.data) lanes.write_scalars(op.lse, place.batch, place.head, lse);
   }
 };
 
 template <typename C>
 int forward(const Operands& op) {
-  const Walk walk = plan_walk(op.problem, false, C::N);
+  const Walk walk = plan_walk<C>(op.problem, false);
   const ForwardBody<C> body = {op, walk};
   return launch_walk<C>(body, walk, op.problem, op.problem.additional, op.problem.dim, op.problem.dim_v);
 }

@@ -2,17 +2,23 @@
 //
 // Every rank is computed on three axes; missing leading axes have length 1. A walk goes over ROWS (queries; keys where
 // transposed) and reads COLUMNS (the keys of their windows; the queries that see them). A patch is N rows of one
-// dilation group of one head, one per vector lane, and sees a box of columns:
+// dilation group of one head, one per vector lane, in one piece or in two side by side. A piece sees a box of columns:
 //
-//        box of the patch: every column that its rows see        patch 4 x 4 = 16 lanes, window 5 x 5
-//        +-------------------------+
-//        | . . . . . . . . . . . . |     A unit of work is (batch, dilation group, patch, head), head fastest. Each
-//        | . . . r r r r . . . . . |     output row belongs to one unit, and a unit sums in a fixed order: results do
-//        | . . . r r r r . . . . . |     not depend on the number of threads.
-//        | . . . r r r r . . . . . |
-//        | . . . r r r r . . . . . |     The patch's shape is the one of N rows that reads the fewest columns.
-//        | . . . . . . . . . . . . |
-//        +-------------------------+
+//        pieces r and s of 4 x 4 = 16 lanes, window 5 x 5
+//        +-----------------+
+//        | a a a a a a a a |     a  columns that only piece r sees      .  that both see: loaded once for both
+//        | a a a a a a a a |     b  columns that only piece s sees
+//        | a a r r r r a a |
+//        | a a r r r r a a |     The shape of a piece is the one of its lanes that reads the fewest columns; two of
+//        | . . r r r r . . |     them lie along the axis on which they share the most.
+//        | . . r r r r . . |
+//        | . . s s s s . . |     A unit of work is (batch, dilation group, patch, head), head fastest. Each output
+//        | . . s s s s . . |     row belongs to one unit, and a unit sums in a fixed order: results do not depend on
+//        | b b s s s s b b |     the number of threads.
+//        | b b s s s s b b |
+//        | b b b b b b b b |
+//        | b b b b b b b b |
+//        +-----------------+
 //
 // Sources: NATTEN (arXiv 2204.07143, 2504.16922) for the windows, kernels/window.h; FlashAttention (arXiv 2205.14135).
 #pragma once
@@ -84,16 +90,17 @@ inline Tensor contiguous_tensor(void* data, int dtype, const int* shape, int64_t
   return t;
 }
 
-// One axis of a walk, in tokens; patch: rows of a patch along it, patches: of the longest dilation group
+// One axis of a walk, in tokens; piece, patch: rows of one along it, patches: of the longest dilation group
 struct Axis {
   int rows, columns, w, s, d;
   bool causal;
-  int patch, patches;
+  int piece, patch, patches;
 };
 
 // The columns, out of n, that the row at position p of a dilation group sees
 NATTEN_INLINE Span interval(int p, const Axis& axis, int n, bool transposed) {
-  Span span = transposed ? na::inverse(p, n, axis.w, axis.s, axis.causal) : na::window(p, n, axis.w, axis.s, axis.causal);
+  Span span = transposed ? na::inverse(p, n, axis.w, axis.s, axis.causal)
+                         : na::window(p, n, axis.w, axis.s, axis.causal);
   span.high = na::minimum(span.high, n);
   return span;
 }
@@ -102,24 +109,30 @@ struct Walk {
   Axis axis[3];
   bool transposed;
   int batch, heads;
+  int split;                   // the axis along which the pieces of a patch lie
   int64_t groups, patches;     // per batch item and head
-  int64_t run;                 // patches of one head after another
   uint8_t coordinate[3][64];   // of each lane, inside the patch
 
   int64_t units() const { return batch * groups * patches * heads; }
 };
 
-// Columns that the patches of `patch` rows read along one axis, all together
-inline int64_t columns_read(const Axis& axis, int patch) {
-  const int n = na::group_length(axis.rows, 0, axis.d), m = na::group_length(axis.columns, 0, axis.d), s = axis.s;
-  int more = patch - 1;
-  if (s > 1) more = s % patch == 0 ? 0 : (patch % s == 0 ? patch - s : (patch - 1 + s - 1) / s * s);
-  const int64_t span = na::minimum(axis.w, m) + more;
-  return (n + patch - 1) / patch * (span < m ? span : m);
+// Pieces of `rows` rows in the longest dilation group
+inline int pieces(const Axis& axis, int rows) { return (na::group_length(axis.rows, 0, axis.d) + rows - 1) / rows; }
+
+// Columns that `rows` rows side by side see along one axis, from a multiple of `rows` on
+inline int64_t columns_seen(const Axis& axis, int rows) {
+  const int m = na::group_length(axis.columns, 0, axis.d), s = axis.s;
+  int more = rows - 1;
+  if (s > 1) more = s % rows == 0 ? 0 : (rows % s == 0 ? rows - s : (rows - 1 + s - 1) / s * s);
+  const int64_t span = na::minimum(axis.w, m) + int64_t(more);
+  return span < m ? span : m;
 }
 
-// Chooses the patch of `lanes` rows (a power of two), longest along x among equals
-inline void choose_patch(Walk& walk, int lanes) {
+// Columns that all pieces of `rows` rows read along one axis
+inline int64_t columns_read(const Axis& axis, int rows) { return pieces(axis, rows) * columns_seen(axis, rows); }
+
+// Chooses the piece of `lanes` rows (a power of two), longest along x among equals
+inline void choose_piece(Walk& walk, int lanes) {
   int64_t best = -1;
   for (int z = 1; z <= lanes; z *= 2) {
     for (int y = 1; y * z <= lanes; y *= 2) {
@@ -128,50 +141,65 @@ inline void choose_patch(Walk& walk, int lanes) {
       for (int a = 0; a < 3; ++a) columns *= columns_read(walk.axis[a], shape[a]);
       if (best >= 0 && columns >= best) continue;
       best = columns;
-      for (int a = 0; a < 3; ++a) walk.axis[a].patch = shape[a];
+      for (int a = 0; a < 3; ++a) walk.axis[a].piece = shape[a];
     }
   }
+}
+
+// Of the columns that the pieces of a walk read, the part that two pieces side by side along an axis share
+inline double shared_part(const Axis& axis) {
+  const int all = pieces(axis, axis.piece);
+  const double own = double(columns_seen(axis, axis.piece));
+  const double both = 2 * own - double(columns_seen(axis, 2 * axis.piece));
+  return both > 0 ? (all - all % 2) * both / (all * own) : 0;
+}
+
+// The axis along which pieces share the most. x only where it is better: columns come in runs along x.
+inline int choose_split(const Walk& walk) {
+  double shared[3];
+  for (int a = 0; a < 3; ++a) shared[a] = shared_part(walk.axis[a]);
+  const int best = shared[0] > shared[1] ? 0 : 1;
+  return shared[best] > 0 && shared[best] >= shared[2] ? best : 2;
 }
 
 inline void set_axes(Walk& walk, const Problem& p, bool transposed) {
   for (int a = 0; a < 3; ++a) {
     const int rows = transposed ? p.key_shape[a] : p.query_shape[a];
     const int columns = transposed ? p.query_shape[a] : p.key_shape[a];
-    walk.axis[a] = {rows, columns, p.w[a], p.s[a], p.d[a], p.causal[a], 1, 1};
+    walk.axis[a] = {rows, columns, p.w[a], p.s[a], p.d[a], p.causal[a], 1, 1, 1};
   }
 }
 
-// (lane, column) pairs that a walk in patches of `lanes` rows visits, dilation groups and heads apart
-inline double pairs_visited(const Problem& p, int lanes) {
+// What two pieces of `lanes` queries side by side share of the columns that they read
+inline double shared_part(const Problem& p, int lanes) {
   Walk walk;
   set_axes(walk, p, false);
-  choose_patch(walk, lanes);
-  double pairs = lanes;
-  for (int a = 0; a < 3; ++a) pairs *= double(columns_read(walk.axis[a], walk.axis[a].patch));
-  return pairs;
+  choose_piece(walk, lanes);
+  return shared_part(walk.axis[choose_split(walk)]);
 }
 
-// Bytes of a run's columns: half of a small second-level cache
-constexpr int64_t kRunBytes = 1 << 18;
-
-inline Walk plan_walk(const Problem& p, bool transposed, int lanes) {
+template <typename C>
+Walk plan_walk(const Problem& p, bool transposed) {
   Walk walk;
   walk.transposed = transposed, walk.batch = p.batch, walk.heads = transposed ? p.kv_heads : p.heads;
   set_axes(walk, p, transposed);
-  choose_patch(walk, lanes);
+  choose_piece(walk, C::PIECE_LANES);
+  walk.split = choose_split(walk);
   walk.groups = walk.patches = 1;
   for (int a = 0; a < 3; ++a) {
     Axis& axis = walk.axis[a];
-    axis.patches = (na::group_length(axis.rows, 0, axis.d) + axis.patch - 1) / axis.patch;
+    axis.patch = axis.piece * (a == walk.split ? C::PIECES : 1);
+    axis.patches = pieces(axis, axis.patch);
     walk.groups *= axis.d;
     walk.patches *= axis.patches;
   }
-  walk.run = kRunBytes / (int64_t(lanes) * (p.dim + p.dim_v) * 4) + 1;
-  for (int lane = 0; lane < lanes; ++lane) {
-    int rest = lane;
+  for (int lane = 0; lane < C::N; ++lane) {
+    int rest = lane % C::PIECE_LANES;
     for (int a = 2; a >= 0; --a) {
-      walk.coordinate[a][lane] = uint8_t(rest % walk.axis[a].patch);
-      rest /= walk.axis[a].patch;
+      const Axis& axis = walk.axis[a];
+      const int before = a == walk.split ? lane / C::PIECE_LANES * axis.piece : 0;
+      walk.coordinate[a][lane] = uint8_t(before + rest % axis.piece);
+      rest /= axis.piece;
     }
   }
   return walk;
@@ -202,14 +230,6 @@ inline Place find_place(const Walk& walk, int64_t number, int head) {
     place.inside = place.inside && place.corner[a] < na::group_length(axis.rows, place.group[a], axis.d);
   }
   return place;
-}
-
-inline Place find_unit(const Walk& walk, int64_t unit) {
-  const int64_t all = walk.patches * walk.heads, outer = unit / all, inner = unit % all;
-  const int64_t first = inner / (walk.run * walk.heads) * walk.run;  // of the run
-  const int64_t left = walk.patches - first, length = left < walk.run ? left : walk.run;
-  const int64_t rest = inner - first * walk.heads;
-  return find_place(walk, outer * walk.patches + first + rest % length, int(rest / length));
 }
 
 }  // namespace NATTEN_ISA

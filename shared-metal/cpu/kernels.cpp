@@ -12,20 +12,22 @@ int scalar_dtype(const natten_problem* p) { return p->dtype == NATTEN_FLOAT64 ? 
 
 Tensor tensor(const natten_problem* p, const natten_tensor* given) { return pad_tensor(given, p->rank, p->dtype); }
 
-Tensor scalars(const natten_problem* p, const natten_tensor* given) { return pad_tensor(given, p->rank, scalar_dtype(p)); }
+Tensor scalars(const natten_problem* p, const natten_tensor* given) {
+  return pad_tensor(given, p->rank, scalar_dtype(p));
+}
 
 Tensor tokens(const natten_problem* p, const natten_tensor* given) { return pad_tensor(given, 1, p->dtype); }
 
-// Wide patches visit more pairs; where these are less than a third more, they cost less.
+// Wide patches visit the same pairs in more and smaller blocks, which is worth it if pieces share enough columns.
 bool wide_pays(const Problem& p) {
-  constexpr int narrow = Narrow<float>::N, wide = Wide<float>::N;
-  return wide > narrow && 3 * pairs_visited(p, wide) <= 4 * pairs_visited(p, narrow);
+  return Wide<float>::PIECES > 1 && shared_part(p, Narrow<float>::N) >= 0.5;
 }
 
 // Calls the template for the dtype and the patch
-#define NATTEN_CALL(function, op)                                         \
-  ((op).problem.dtype == NATTEN_FLOAT64 ? function<Narrow<double>>(op)    \
-                                        : (wide_pays((op).problem) ? function<Wide<float>>(op) : function<Narrow<float>>(op)))
+#define NATTEN_CALL(function, op)                                             \
+  ((op).problem.dtype == NATTEN_FLOAT64 ? function<Narrow<double>>(op)        \
+   : wide_pays((op).problem)            ? function<Wide<float>>(op)           \
+                                        : function<Narrow<float>>(op))
 
 int run_forward(const natten_problem* p, const natten_tensor* query, const natten_tensor* key,
                 const natten_tensor* value, const natten_tensor* additional_keys,

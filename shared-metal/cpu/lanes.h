@@ -10,21 +10,21 @@ namespace NATTEN_ISA {
 template <typename C>
 struct Lanes {
   typedef typename C::T T;
-  static constexpr int W = C::W, V = C::V, N = C::N;
+  static constexpr int W = C::W, V = C::V, N = C::N, PIECES = C::PIECES;
   typedef typename Lane<T>::Integer Integer;
 
   alignas(64) Integer low[3][N];  // columns that the lane's row sees, per axis; none for a dead lane
   alignas(64) Integer high[3][N];
   int row[3][N];                  // position inside the dilation group
   bool live[N];                   // the row exists; a dead lane repeats the last row and stores nothing
-  bool all_live;
-  Span box[3];                    // columns that any row sees
-  Span common[3];                 // columns that every row sees, if all are live
+  int split;                      // the axis along which pieces lie
+  Span box[PIECES][3];            // columns that any row of the piece sees
+  Span common[PIECES][3];         // columns that every lane of the piece sees
   int group[3], step[3];          // token = position * step + group
 
   // Rows of a patch
   void find(const Walk& walk, const Place& place) {
-    all_live = true;
+    split = walk.split;
     for (int lane = 0; lane < N; ++lane) live[lane] = true;
     for (int a = 0; a < 3; ++a) {
       const Axis& axis = walk.axis[a];
@@ -32,13 +32,16 @@ struct Lanes {
       const int rows = na::group_length(axis.rows, group[a], axis.d);
       const int columns = na::group_length(axis.columns, group[a], axis.d);
       const int count = na::minimum(axis.patch, rows - place.corner[a]);
-      all_live = all_live && count == axis.patch;
       Span seen[N];
       for (int c = 0; c < axis.patch; ++c) {
         seen[c] = c < count ? interval(place.corner[a] + c, axis, columns, walk.transposed) : Span{0, 0};
       }
-      box[a] = {seen[0].low, seen[count - 1].high};
-      common[a] = {seen[count - 1].low, seen[0].high};
+      for (int piece = 0; piece < PIECES; ++piece) {
+        const int first = piece * (axis.patch - axis.piece), last = first + axis.piece - 1;
+        const int end = seen[na::minimum(last, count - 1)].high;
+        box[piece][a] = {first < count ? seen[first].low : end, end};
+        common[piece][a] = last < count ? Span{seen[last].low, seen[first].high} : Span{0, 0};
+      }
       for (int lane = 0; lane < N; ++lane) {
         const int c = walk.coordinate[a][lane];
         low[a][lane] = seen[c].low, high[a][lane] = seen[c].high;
@@ -46,7 +49,6 @@ struct Lanes {
         live[lane] = live[lane] && c < count;
       }
     }
-    if (all_live) return;
     for (int lane = 0; lane < N; ++lane) {
       if (!live[lane]) low[2][lane] = high[2][lane] = 0;
     }
@@ -54,9 +56,9 @@ struct Lanes {
 
   // Rows `first` .. of `count` tokens side by side (additional keys), all of which see the whole of `seen`
   void find_tokens(int first, int count, const Span* seen) {
-    all_live = true;
+    split = 2;
     for (int a = 0; a < 3; ++a) {
-      box[a] = common[a] = seen[a];
+      for (int piece = 0; piece < PIECES; ++piece) box[piece][a] = common[piece][a] = seen[a];
       group[a] = 0, step[a] = 1;
       for (int lane = 0; lane < N; ++lane) row[a][lane] = 0;
     }
@@ -112,8 +114,8 @@ struct Lanes {
       from[lane] = in_place ? reinterpret_cast<const T*>(row_at) : copy;
       const int done = in_place ? whole : 0;  // a row that is read in place ends with a copy of its last channels
       if (done < width) {
-        read_row(tensor.dtype, row_at + done * tensor.channel * element_size(tensor.dtype), tensor.channel, width - done,
-                 copy + done);
+        const char* rest = row_at + done * tensor.channel * element_size(tensor.dtype);
+        read_row(tensor.dtype, rest, tensor.channel, width - done, copy + done);
         for (int d = width; d < padded; ++d) copy[d] = T(0);
       }
     }
@@ -130,23 +132,16 @@ struct Lanes {
     }
   }
 
-  // row[lane][d] = factor[lane] * sums[d][lane], rounded once
-  void write(const Tensor& tensor, int batch, int head, int width, const Vector<T>* factor, T* rows,
-             const Vector<T>* sums) const {
+  // row[lane] = factor[lane] * sums[lane], rounded once; the sums are lost
+  void write(const Tensor& tensor, int batch, int head, int width, const Vector<T>* factor, T* sums) const {
     const int padded = (width + W - 1) / W * W;
-    for (int v = 0; v < V; ++v) {
-      for (int d = 0; d < padded; d += W) {
-        Vector<T> block[W];
-        for (int i = 0; i < W; ++i) block[i] = sums[(d + i) * V + v] * factor[v];
-        transpose<T>(block);
-        for (int i = 0; i < W; ++i) store<T>(rows + int64_t(v * W + i) * padded + d, block[i]);
-      }
-    }
     int64_t at[N];
     offsets(tensor, batch, head, at);
     for (int lane = 0; lane < N; ++lane) {
       if (live[lane]) {
-        write_row(tensor.dtype, tensor.at(at[lane]), tensor.channel, width, rows + int64_t(lane) * padded);
+        T* const row = sums + int64_t(lane) * padded;
+        for (int d = 0; d < padded; d += W) store(row + d, load(row + d) * factor[lane / W][lane % W]);
+        write_row(tensor.dtype, tensor.at(at[lane]), tensor.channel, width, row);
       }
     }
   }

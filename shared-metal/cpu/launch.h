@@ -31,12 +31,12 @@ struct Operands {
   void* bias_grad = nullptr;
 };
 
-// One worker's memory: two tensors of the patch's rows, transposed, two of its sums, two of pairs, copies of rows
+// One worker's memory: two tensors of the patch's rows, transposed, two of pairs, two of sums by rows, copies of rows
 template <typename C>
 struct Scratch {
   typedef typename C::T T;
-  Vector<T>*lanes_a, *lanes_b, *sums_a, *sums_b, *pairs_a, *pairs_b;
-  T *rows, *columns_a, *columns_b;
+  Vector<T>*lanes_a, *lanes_b, *pairs_a, *pairs_b;
+  T *sums_a, *sums_b, *rows, *columns_a, *columns_b;
 
   static int64_t rounded(int64_t width) { return (width + C::W - 1) / C::W * C::W; }
 
@@ -49,9 +49,9 @@ struct Scratch {
     const int64_t a = rounded(dim_a), b = rounded(dim_b), v = C::V;
     Vector<T>* at = reinterpret_cast<Vector<T>*>(memory);
     lanes_a = at, lanes_b = lanes_a + a * v;
-    sums_a = lanes_b + b * v, sums_b = sums_a + a * v;
-    pairs_a = sums_b + b * v, pairs_b = pairs_a + kBlock * v;
-    rows = reinterpret_cast<T*>(pairs_b + kBlock * v);
+    pairs_a = lanes_b + b * v, pairs_b = pairs_a + kBlock * v;
+    sums_a = reinterpret_cast<T*>(pairs_b + kBlock * v), sums_b = sums_a + a * C::N;
+    rows = sums_b + b * C::N;
     columns_a = rows + (a > b ? a : b) * C::N;
     columns_b = columns_a + kBlock * a;
   }
@@ -91,7 +91,7 @@ struct PatchUnits {
   const Body& body;
 
   void unit(int64_t number, Scratch<C>& scratch) const {
-    const Place place = find_unit(walk, number);
+    const Place place = find_place(walk, number / walk.heads, int(number % walk.heads));
     if (!place.inside) return;
     Lanes<C> lanes;
     lanes.find(walk, place);
@@ -100,31 +100,34 @@ struct PatchUnits {
 };
 
 // Multiply-accumulates of a walk, width channels a pair
-inline int64_t walk_work(const Walk& walk, int lanes, int additional, int64_t width) {
+template <typename C>
+int64_t walk_work(const Walk& walk, int additional, int64_t width) {
   double pairs = 1;
-  for (int a = 0; a < 3; ++a) pairs *= double(columns_read(walk.axis[a], walk.axis[a].patch)) * walk.axis[a].d;
-  const double work = (pairs + double(walk.patches) * walk.groups * additional) * lanes * walk.batch * walk.heads * width;
+  for (int a = 0; a < 3; ++a) pairs *= double(columns_read(walk.axis[a], walk.axis[a].piece)) * walk.axis[a].d;
+  pairs *= C::PIECE_LANES;
+  pairs += double(walk.patches) * double(walk.groups) * C::N * additional;
+  const double work = pairs * walk.batch * walk.heads * double(width);
   return work < 1e18 ? int64_t(work) : int64_t(1e18);
 }
 
 template <typename C, typename Body>
 int launch_walk(const Body& body, const Walk& walk, const Problem& p, int additional, int dim_a, int dim_b) {
-  const int64_t work = walk_work(walk, C::N, additional, dim_a + dim_b);
+  const int64_t work = walk_work<C>(walk, additional, dim_a + dim_b);
   return launch<C>(PatchUnits<C, Body>{walk, body}, walk.units(), work, dim_a, dim_b, p.threads);
 }
 
-// The additional keys and values of a patch, before its box
+// The additional keys and values of a patch, before its own columns
 template <typename C, typename Walker>
 void walk_additional(const Operands& op, int batch, int kv_head, Scratch<C>& scratch, Walker& columns,
                      Block<C>& block) {
   const Problem& p = op.problem;
   if (p.additional == 0) return;
   const int group[3] = {0, 0, 0}, step[3] = {1, 1, 1};
-  const Span box[3] = {{0, 1}, {0, 1}, {0, p.additional}};
+  const Segment segment = {{0, C::V}, {{0, 1}, {0, 1}, {0, p.additional}}, {{0, 1}, {0, 1}, {0, p.additional}}};
   Columns<C> sides;
   sides.a = side_of(op.additional_keys, batch, kv_head, group, step, p.dim, scratch.columns_a);
   sides.b = side_of(op.additional_values, batch, kv_head, group, step, p.dim_v, scratch.columns_b);
-  columns.box(box, sides, true);
+  columns.append(segment, sides);
   block.plain = block.count;
 }
 

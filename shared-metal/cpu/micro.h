@@ -1,16 +1,19 @@
 // The three inner loops, over lanes (one vector element per row of the patch) and columns (rows of memory).
 //
 //   dots         S[i][lane]  = sum_d A[d][lane] * a[i][d]        A: the patch, transposed; a[i]: a column, in place
-//   accumulate   O[d][lane] += sum_i P[i][lane] * b[i][d]
+//   accumulate   O[lane][d] += sum_i P[i][lane] * b[i][d]         b[i]: likewise
 //   transpose    [lane][d] <-> [d][lane], W x W at a time, in registers
 //
-//        a[i][d]  one number for all lanes          lane   0    1    2   ...  N-1
-//           |                                       A[d] [ q0   q1   q2  ...  q(N-1) ]
-//           +---- times every lane of A[d] -------> S[i] [  .    .    .  ...   .     ]
+//        dots: vectors of lanes                                   accumulate: vectors of channels
+//        a[i][d]  one number     lane   0    1   ...  N-1          P[i][lane]  one number    d    0    1   ...  W-1
+//           |                    A[d] [ q0   q1  ... q(N-1) ]         |                    b[i] [ b0   b1  ... b(W-1) ]
+//           +-- times A[d] ----> S[i] [  .    .  ...   .    ]         +-- times b[i] -> O[lane] [  .    .  ...   .    ]
 //
-// A column is read once for N rows and never rearranged. A multiply-accumulate takes its number straight from memory
-// (AVX-512 broadcast, NEON by element), so a group of g columns costs g + V loads for g * V products: groups are as
-// large as the registers allow, and a count is cut into groups of nearly equal size, since small ones wait for results.
+// A column is never rearranged. A multiply-accumulate takes its one number straight from memory (AVX-512 broadcast,
+// NEON by element), and loads are what these loops wait for: g columns times V vectors of lanes cost g + V loads for
+// g * V products, L lanes times K vectors of channels L + K. Groups are as large as the registers allow; a count is cut
+// into groups of nearly equal size, since small ones wait for results. A group of lanes skips the columns at either end
+// of a block that none of its rows sees.
 // Sources: FlashAttention (arXiv 2205.14135) for the blocks; the layout is that of outer-product matrix kernels.
 #pragma once
 
@@ -19,97 +22,143 @@
 namespace natten {
 namespace NATTEN_ISA {
 
-template <typename C, int G>
-NATTEN_INLINE void dot_group(const VectorOf<C>* lanes, const typename C::T* const* rows, int64_t width, VectorOf<C>* out) {
+template <typename C, int A, int G>
+NATTEN_INLINE void dot_group(const VectorOf<C>* lanes, const typename C::T* const* rows, int64_t width,
+                             VectorOf<C>* out) {
   constexpr int V = C::V;
-  VectorOf<C> sum[G][V];
+  VectorOf<C> sum[G][A];
   const typename C::T* row[G];
 #pragma GCC unroll 16
   for (int g = 0; g < G; ++g) {
     row[g] = rows[g];
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) sum[g][v] = VectorOf<C>{};
+    for (int v = 0; v < A; ++v) sum[g][v] = VectorOf<C>{};
   }
   for (int64_t d = 0; d < width; ++d) {
 #pragma GCC unroll 16
     for (int g = 0; g < G; ++g) {
 #pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) sum[g][v] += lanes[d * V + v] * row[g][d];
+      for (int v = 0; v < A; ++v) sum[g][v] += lanes[d * V + v] * row[g][d];
     }
   }
 #pragma GCC unroll 16
   for (int g = 0; g < G; ++g) {
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) out[g * V + v] = sum[g][v];
+    for (int v = 0; v < A; ++v) out[g * V + v] = sum[g][v];
   }
 }
 
-template <typename C, int G>
-NATTEN_INLINE void sum_group(const VectorOf<C>* weights, const typename C::T* const* rows, int count, int64_t at, VectorOf<C>* sums,
-                             bool fresh) {
-  constexpr int V = C::V;
-  VectorOf<C> sum[G][V];
-#pragma GCC unroll 16
-  for (int g = 0; g < G; ++g) {
+// L rows of sums, K vectors of each from channel `at` on; weights: of the first of these lanes
+template <typename C, int K>
+NATTEN_INLINE void sum_group(const typename C::T* weights, const typename C::T* const* rows, Range range, int64_t at,
+                             typename C::T* sums, int64_t pitch, bool fresh) {
+  typedef typename C::T T;
+  constexpr int L = kLaneGroup, W = C::W;
+  VectorOf<C> sum[L][K];
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) sum[g][v] = fresh ? VectorOf<C>{} : sums[(at + g) * V + v];
+  for (int l = 0; l < L; ++l) {
+#pragma GCC unroll 4
+    for (int k = 0; k < K; ++k) sum[l][k] = fresh ? VectorOf<C>{} : load(sums + l * pitch + at + k * W);
   }
-  for (int i = 0; i < count; ++i) {
-    const typename C::T* row = rows[i] + at;
-#pragma GCC unroll 16
-    for (int g = 0; g < G; ++g) {
+  for (int i = range.low; i < range.high; ++i) {
+    const T *row = rows[i] + at, *weight = weights + i * C::N;
+    VectorOf<C> channels[K];
 #pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) sum[g][v] += weights[i * V + v] * row[g];
+    for (int k = 0; k < K; ++k) channels[k] = load(row + k * W);
+#pragma GCC unroll 4
+    for (int l = 0; l < L; ++l) {
+#pragma GCC unroll 4
+      for (int k = 0; k < K; ++k) sum[l][k] += channels[k] * weight[l];
     }
   }
-#pragma GCC unroll 16
-  for (int g = 0; g < G; ++g) {
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) sums[(at + g) * V + v] = sum[g][v];
+  for (int l = 0; l < L; ++l) {
+#pragma GCC unroll 4
+    for (int k = 0; k < K; ++k) store<T>(sums + l * pitch + at + k * W, sum[l][k]);
   }
 }
 
 // Calls the group of the right size, G or less
-template <typename C, int G>
+template <typename C, int A, int G>
 NATTEN_INLINE void any_dot_group(int size, const VectorOf<C>* lanes, const typename C::T* const* rows, int64_t width,
                                  VectorOf<C>* out) {
   if (size == G) {
-    dot_group<C, G>(lanes, rows, width, out);
+    dot_group<C, A, G>(lanes, rows, width, out);
   } else if constexpr (G > 1) {
-    any_dot_group<C, G - 1>(size, lanes, rows, width, out);
+    any_dot_group<C, A, G - 1>(size, lanes, rows, width, out);
   }
 }
 
-template <typename C, int G>
-NATTEN_INLINE void any_sum_group(int size, const VectorOf<C>* weights, const typename C::T* const* rows, int count, int64_t at,
-                                 VectorOf<C>* sums, bool fresh) {
-  if (size == G) {
-    sum_group<C, G>(weights, rows, count, at, sums, fresh);
-  } else if constexpr (G > 1) {
-    any_sum_group<C, G - 1>(size, weights, rows, count, at, sums, fresh);
+template <typename C, int K>
+NATTEN_INLINE void any_sum_group(int size, const typename C::T* weights, const typename C::T* const* rows, Range range,
+                                 int64_t at, typename C::T* sums, int64_t pitch, bool fresh) {
+  if (size == K) {
+    sum_group<C, K>(weights, rows, range, at, sums, pitch, fresh);
+  } else if constexpr (K > 1) {
+    any_sum_group<C, K - 1>(size, weights, rows, range, at, sums, pitch, fresh);
   }
 }
 
-template <typename C>
-void dots(const VectorOf<C>* lanes, const typename C::T* const* rows, int count, int64_t width, VectorOf<C>* out) {
-  constexpr int G = C::KEYS, V = C::V;
+// As many columns at once as leave registers for the lanes and for one number, and an address per column
+constexpr int keys_at_once(int vectors) { return smaller(12, (kRegisters - vectors - 1) / vectors); }
+// As many vectors of channels at once as leave registers for themselves and for one number
+constexpr int kChannelVectors = smaller(4, (kRegisters - 1) / (kLaneGroup + 1));
+
+template <typename C, int A>
+void dots_of(const VectorOf<C>* lanes, const typename C::T* const* rows, int count, int64_t width, VectorOf<C>* out) {
+  constexpr int G = keys_at_once(A), V = C::V;
   int groups = (count + G - 1) / G;
   for (int at = 0; groups > 0; --groups) {
     const int size = (count - at + groups - 1) / groups;
-    any_dot_group<C, G>(size, lanes, rows + at, width, out + at * V);
+    any_dot_group<C, A, G>(size, lanes, rows + at, width, out + at * V);
     at += size;
   }
 }
 
-// fresh: sums hold nothing yet
 template <typename C>
-void accumulate(const VectorOf<C>* weights, const typename C::T* const* rows, int count, int64_t width, VectorOf<C>* sums, bool fresh) {
-  constexpr int G = C::CHANNELS;
-  int64_t groups = (width + G - 1) / G;
-  for (int64_t at = 0; groups > 0; --groups) {
-    const int size = int((width - at + groups - 1) / groups);
-    any_sum_group<C, G>(size, weights, rows, count, at, sums, fresh);
-    at += size;
+void dots(Vectors on, const VectorOf<C>* lanes, const typename C::T* const* rows, int count, int64_t width,
+          VectorOf<C>* out) {
+  if (on.count == C::V) return dots_of<C, C::V>(lanes, rows, count, width, out);
+  dots_of<C, C::PIECE>(lanes + on.first, rows, count, width, out + on.first);
+}
+
+// ranges: the columns that a group of lanes reads; fresh: sums hold nothing yet
+template <typename C>
+void accumulate(Vectors on, const VectorOf<C>* weights, const typename C::T* const* rows, const Range* ranges,
+                int64_t width, typename C::T* sums, bool fresh) {
+  typedef typename C::T T;
+  constexpr int G = kChannelVectors, L = kLaneGroup, W = C::W;
+  const int64_t vectors = (width + W - 1) / W, pitch = vectors * W;
+  for (int lane = on.first * W; lane < on.end() * W; lane += L) {
+    const Range range = ranges[lane / L];
+    if (range.low >= range.high && !fresh) continue;
+    const T* first = reinterpret_cast<const T*>(weights) + lane;
+    int64_t groups = (vectors + G - 1) / G;
+    for (int64_t at = 0; groups > 0; --groups) {
+      const int size = int((vectors - at + groups - 1) / groups);
+      any_sum_group<C, G>(size, first, rows, range, at * W, sums + lane * pitch, pitch, fresh);
+      at += size;
+    }
+  }
+}
+
+// Multiplies the sums of a vector's lanes
+template <typename C>
+void scale_sums(int v, VectorOf<C> factors, int64_t width, typename C::T* sums) {
+  constexpr int W = C::W;
+  const int64_t pitch = (width + W - 1) / W * W;
+  for (int l = 0; l < W; ++l) {
+    typename C::T* const row = sums + (v * W + l) * pitch;
+    for (int64_t d = 0; d < pitch; d += W) store(row + d, load(row + d) * factors[l]);
+  }
+}
+
+// Sums that nothing was added to
+template <typename C>
+void clear_fresh(const Fresh<C>& fresh, int64_t width, typename C::T* sums) {
+  const int64_t size = (width + C::W - 1) / C::W * C::W * C::W;  // of a vector's lanes
+  for (int v = 0; v < C::V; ++v) {
+    for (int64_t i = 0; i < size && fresh.of[v]; ++i) sums[v * size + i] = 0;
   }
 }
 

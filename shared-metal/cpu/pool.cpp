@@ -64,7 +64,8 @@ int chosen_threads() {
     char* end = nullptr;
     errno = 0;
     const long number = strtol(asked, &end, 10);
-    if (errno == 0 && end != asked && *end == '\0' && number > 0) return int(number < kMostThreads ? number : kMostThreads);
+    const bool sound = errno == 0 && end != asked && *end == '\0' && number > 0;
+    if (sound) return int(number < kMostThreads ? number : kMostThreads);
   }
   const int number = machine_threads();
   return number < 1 ? 1 : (number < kMostThreads ? number : kMostThreads);

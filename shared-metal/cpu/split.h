@@ -55,7 +55,7 @@ struct ReadSlots : SlotAccess<C> {
   NATTEN_INLINE void run() const {
     constexpr int V = C::V, W = C::W;
     for (int i = 0; i < this->block.count; ++i) {
-      for (int v = 0; v < V; ++v) {
+      for (int v = this->block.on.first; v < this->block.on.end(); ++v) {
         alignas(64) T values[W];
         for (int l = 0; l < W; ++l) {
           const int lane = v * W + l;
@@ -76,7 +76,7 @@ struct WriteSlots : SlotAccess<C> {
   NATTEN_INLINE void run() const {
     constexpr int V = C::V, W = C::W;
     for (int i = 0; i < this->block.count; ++i) {
-      for (int v = 0; v < V; ++v) {
+      for (int v = this->block.on.first; v < this->block.on.end(); ++v) {
         for (int l = 0; l < W; ++l) {
           const int lane = v * W + l;
           if (!this->live[lane] || !this->block.mask[i * V + v][l]) continue;
@@ -121,7 +121,7 @@ struct LogitsBody {
     const bool* live;
 
     void take(const Block<C>& block) const {
-      dots<C>(scratch.lanes_a, block.a, block.count, body.dim, scratch.pairs_a);
+      dots<C>(block.on, scratch.lanes_a, block.a, block.count, body.dim, scratch.pairs_a);
       if (bias) add_bias(block, bias_index, bias, scratch.pairs_a);
       with_element<T>(body.slots.dtype, WriteSlots<C>{{body.slots, index, block, rows, live, scratch.pairs_a}});
     }
@@ -156,15 +156,15 @@ struct LogitsBody {
     Block<C> block;
     const Sum sum = {*this, scratch, index, bias_index, bias, rows, lanes.live};
     ColumnWalk<C, const Sum> columns(lanes, block, sum);
-    columns.expect(box_columns(lanes.box));
-    columns.box(lanes.box, sides, false);
-    columns.flush();
+    columns.begin(0);
+    columns.patch(sides);
   }
 };
 
 template <typename C>
-int logits(const Operands& op, const Tensor& query, const Tensor& key, const Tensor& slots, int dim, typename C::T factor, typename C::T empty) {
-  const Walk walk = plan_walk(op.problem, false, C::N);
+int logits(const Operands& op, const Tensor& query, const Tensor& key, const Tensor& slots, int dim,
+           typename C::T factor, typename C::T empty) {
+  const Walk walk = plan_walk<C>(op.problem, false);
   const LogitsBody<C> body = {op, walk, query, key, slots, dim, factor, empty};
   return launch_walk<C>(body, walk, op.problem, 0, dim, 0);
 }
@@ -185,13 +185,13 @@ struct WeighBody {
     const Scratch<C>& scratch;
     const PairIndex<C>& index;
     char* const* lane_rows;
-    bool fresh = true;
+    Fresh<C> fresh = {};
 
     void take(const Block<C>& block) {
       char* const* rows = body.walk.transposed ? block.slots : lane_rows;
       with_element<T>(body.slots.dtype, ReadSlots<C>{{body.slots, index, block, rows, nullptr, scratch.pairs_a}});
-      accumulate<C>(scratch.pairs_a, block.b, block.count, body.dim, scratch.sums_b, fresh);
-      fresh = false;
+      accumulate<C>(block.on, scratch.pairs_a, block.b, block.ranges, body.dim, scratch.sums_b, fresh[block.on]);
+      fresh.spent(block.on);
     }
   };
 
@@ -203,7 +203,7 @@ struct WeighBody {
     index_slots(index, lanes, walk);
     if (!walk.transposed) lanes.addresses(slots, batch, place.head, rows);
     Block<C> block;
-    Sum sum = {*this, scratch, index, rows, true};
+    Sum sum = {*this, scratch, index, rows, {}};
     ColumnWalk<C, Sum> walker(lanes, block, sum);
     const int first = walk.transposed ? place.head * group : place.head / group;
     for (int head = first; head < first + (walk.transposed ? group : 1); ++head) {
@@ -211,21 +211,20 @@ struct WeighBody {
       sides.b = side_of(columns, batch, head, lanes.group, lanes.step, dim, scratch.columns_b);
       if (walk.transposed) sides.slots = side_of<T>(slots, batch, head, lanes.group, lanes.step, 0, nullptr);
       sides.slot = &index;
-      walker.expect(box_columns(lanes.box));
-      walker.box(lanes.box, sides, false);
-      walker.flush();
+      walker.begin(0);
+      walker.patch(sides);
     }
-    for (int64_t i = 0; i < int64_t(dim) * V && sum.fresh; ++i) scratch.sums_b[i] = Vector<T>{};
+    clear_fresh(sum.fresh, dim, scratch.sums_b);
     Vector<T> factors[V];
     for (int v = 0; v < V; ++v) factors[v] = splat(factor);
-    lanes.write(out, batch, place.head, dim, factors, scratch.rows, scratch.sums_b);
+    lanes.write(out, batch, place.head, dim, factors, scratch.sums_b);
   }
 };
 
 template <typename C>
 int weigh(const Operands& op, bool queries, const Tensor& slots, const Tensor& columns, const Tensor& out, int dim,
           typename C::T factor) {
-  const Walk walk = plan_walk(op.problem, queries, C::N);
+  const Walk walk = plan_walk<C>(op.problem, queries);
   const WeighBody<C> body = {op, walk, slots, columns, out, dim, factor};
   return launch_walk<C>(body, walk, op.problem, 0, 0, dim);
 }
@@ -263,9 +262,8 @@ struct SlotBiasBody {
     Block<C> block;
     const Sum sum = {*this, scratch, index, bias_index, rows, table};
     ColumnWalk<C, const Sum> columns(lanes, block, sum);
-    columns.expect(box_columns(lanes.box));
-    columns.box(lanes.box, sides, false);
-    columns.flush();
+    columns.begin(0);
+    columns.patch(sides);
   }
 };
 
@@ -289,7 +287,7 @@ int qk_backward(const Operands& op) {
     status = weigh<C>(op, true, op.slots_grad, op.query, op.key_grad, p.dim, scale);
   }
   if (status == NATTEN_OK && op.bias_grad) {
-    const Walk walk = plan_walk(p, false, C::N);
+    const Walk walk = plan_walk<C>(p, false);
     status = launch_parts<C>(SlotBiasBody<C>{op, walk}, walk, op, 0, 0);
   }
   return status;

@@ -63,13 +63,41 @@ constexpr int kRegisters = 16;
 
 constexpr int smaller(int a, int b) { return a < b ? a : b; }
 
-// A patch: V vectors of lanes. As many columns at once in a dot product, and channels at once in a sum, as leave
-// registers for the lanes and for one number; a dot product also holds an address per column.
-template <typename Number, int VECTORS>
+// A patch: V vectors of lanes in 1 or 2 pieces
+template <typename Number, int PIECE_VECTORS, int PIECES_>
 struct PatchOf {
   typedef Number T;
-  static constexpr int V = VECTORS, W = Lane<T>::W, N = V * W;
-  static constexpr int KEYS = smaller(12, (kRegisters - V - 1) / V), CHANNELS = smaller(16, (kRegisters - V - 1) / V);
+  static constexpr int PIECES = PIECES_, V = PIECE_VECTORS * PIECES, W = Lane<T>::W, N = V * W;
+  static constexpr int PIECE = PIECE_VECTORS, PIECE_LANES = PIECE * W;
+};
+
+// Vectors of a patch that a step takes: `count` from `first`
+struct Vectors {
+  int first, count;
+  int end() const { return first + count; }
+};
+
+// Lanes whose sums are held in registers at a time
+constexpr int kLaneGroup = 4;
+
+// Columns low .. high - 1 of a block
+struct Range {
+  int low, high;
+};
+
+// Vectors whose sums hold nothing yet
+template <typename C>
+struct Fresh {
+  bool of[C::V];
+
+  Fresh() {
+    for (int v = 0; v < C::V; ++v) of[v] = true;
+  }
+  // All vectors of a block are fresh or none is: the columns that all see come first
+  bool operator[](Vectors on) const { return of[on.first]; }
+  void spent(Vectors on) {
+    for (int v = on.first; v < on.end(); ++v) of[v] = false;
+  }
 };
 
 template <typename T>
@@ -81,12 +109,13 @@ using VectorOf = Vector<typename C::T>;
 template <typename C>
 using MaskOf = Mask<typename C::T>;
 
-// Patches of at least 8 lanes where the registers allow it. A wide patch does twice the work with each number that it
-// loads, and reads more columns that not all of its rows see: kernels.cpp chooses.
+// A narrow patch is one piece of at least 8 lanes where the registers allow it. A wide one is two such pieces side by
+// side; a dot product uses each number of the columns that both see twice. kernels.cpp chooses.
+constexpr bool kWidePatches = kRegisters == 32 || NATTEN_VECTOR_BYTES == 32;
 template <typename T>
-using Narrow = PatchOf<T, NATTEN_VECTOR_BYTES == 16 || (NATTEN_VECTOR_BYTES == 32 && sizeof(T) == 8) ? 2 : 1>;
+using Narrow = PatchOf<T, NATTEN_VECTOR_BYTES == 16 || (NATTEN_VECTOR_BYTES == 32 && sizeof(T) == 8) ? 2 : 1, 1>;
 template <typename T>
-using Wide = PatchOf<T, kRegisters == 32 || NATTEN_VECTOR_BYTES == 32 ? 2 * Narrow<T>::V : Narrow<T>::V>;
+using Wide = PatchOf<T, Narrow<T>::PIECE, kWidePatches ? 2 : 1>;
 
 template <typename T>
 NATTEN_INLINE Vector<T> load(const T* from) {

@@ -93,8 +93,9 @@ struct Array {
     return at;
   }
 
-  double get(int64_t index) const { return read_element(dtype, bytes.data() + offset(index) * int64_t(bytes_of(dtype))); }
-  void set(int64_t index, double x) { write_element(dtype, bytes.data() + offset(index) * int64_t(bytes_of(dtype)), x); }
+  size_t byte(int64_t index) const { return size_t(offset(index)) * bytes_of(dtype); }
+  double get(int64_t index) const { return read_element(dtype, bytes.data() + byte(index)); }
+  void set(int64_t index, double x) { write_element(dtype, bytes.data() + byte(index), x); }
 
   // Row-major index of the row (batch, token, head) of a tensor whose axes hold `tokens` tokens
   int64_t row(int64_t batch, int64_t token, int64_t head, int64_t tokens, int64_t heads) const {

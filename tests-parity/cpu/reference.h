@@ -91,7 +91,8 @@ inline double logit(const Fused& f, int64_t query_row, bool extra, int64_t key_r
   return product + (f.has_bias && entry >= 0 ? f.bias.get(entry) : 0.0);
 }
 
-inline void one_query(const Fused& f, int64_t batch, int64_t i, int64_t head, const std::vector<Pair>& pairs, Truth& t) {
+inline void one_query(const Fused& f, int64_t batch, int64_t i, int64_t head, const std::vector<Pair>& pairs,
+                      Truth& t) {
   const int64_t row = f.query.row(batch, i, head, tokens(f.p, f.p.query_shape), f.p.heads);
   double top = -INFINITY, total = 0, mean = 0;
   see(f, batch, head, pairs, [&](bool extra, int64_t key, int64_t entry) {

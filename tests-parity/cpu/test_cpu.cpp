@@ -122,8 +122,8 @@ static int run_fused(Fused& f, Results& r, int threads) {
   natten_tensor* bias = f.has_bias ? &b : nullptr;
   const int status = natten_forward(&p, &q, &k, &v, keys, values, bias, &o, &l);
   if (status != NATTEN_OK) return status;
-  return natten_backward(&p, &og, &lg, &q, &k, &v, keys, values, bias, &o, &l, &dq, &dk, &dv, p.additional ? &dak : nullptr,
-                         p.additional ? &dav : nullptr, f.has_bias ? &db : nullptr);
+  return natten_backward(&p, &og, &lg, &q, &k, &v, keys, values, bias, &o, &l, &dq, &dk, &dv,
+                         p.additional ? &dak : nullptr, p.additional ? &dav : nullptr, f.has_bias ? &db : nullptr);
 }
 
 static void compare(const natten_problem& p, const Array& found, const Values& truth, const char* what,
@@ -139,7 +139,8 @@ static void compare(const natten_problem& p, const Array& found, const Values& t
   const double allowed = (16 * rounding_of(p.dtype) + 64 * rounding_of(scalar_dtype(p))) * std::max(top, 1.0);
   closest[p.dtype] = std::max(closest[p.dtype], apart / allowed);
   char text[200];
-  snprintf(text, sizeof(text), "%s is %.3g away, %.3g allowed (dtype %d, rank %d)", what, apart, allowed, p.dtype, p.rank);
+  snprintf(text, sizeof(text), "%s is %.3g away, %.3g allowed (dtype %d, rank %d)", what, apart, allowed, p.dtype,
+           p.rank);
   check(apart <= allowed, text, where);
   check(untouched_between(found), what, "something between its elements was written");
 }
@@ -220,7 +221,9 @@ static Fused large_fused(Random& random) {
   natten_problem p = {};
   p.dtype = NATTEN_FLOAT32, p.rank = 2, p.batch = 2, p.heads = 4, p.kv_heads = 2, p.head_dim = p.head_dim_v = 16;
   p.additional = 3, p.scale = 0.25;
-  for (int a = 0; a < 2; ++a) p.query_shape[a] = p.key_shape[a] = 24, p.kernel_size[a] = 5, p.stride[a] = p.dilation[a] = 1;
+  for (int a = 0; a < 2; ++a) {
+    p.query_shape[a] = p.key_shape[a] = 24, p.kernel_size[a] = 5, p.stride[a] = p.dilation[a] = 1;
+  }
   Fused f = random_fused(random, p);
   f.has_bias = true;
   return f;
@@ -318,16 +321,34 @@ static void test_memory(Random& random) {
   f.p.batch = int64_t(1) << 24, f.p.heads = f.p.kv_heads = 4096;
   natten_problem p = f.p;
   natten_tensor t = tensor_of(f.query), s = tensor_of(f.lse_grad, false), dq = tensor_of(r.query);
-  check(natten_backward(&p, &t, &s, &t, &t, &t, nullptr, nullptr, nullptr, &t, &s, &dq, nullptr, nullptr, nullptr, nullptr,
-                        nullptr) == NATTEN_NO_MEMORY, "terabytes", "memory");
+  const int status = natten_backward(&p, &t, &s, &t, &t, &t, nullptr, nullptr, nullptr, &t, &s, &dq, nullptr, nullptr,
+                                     nullptr, nullptr, nullptr);
+  check(status == NATTEN_NO_MEMORY, "terabytes", "memory");
 }
 
-// More patches than a run holds, on several heads
+// More patches than one range of the pool holds, on several heads
 static void test_long(Random& random) {
   natten_problem p = {};
   p.dtype = NATTEN_FLOAT32, p.rank = 1, p.batch = 1, p.heads = p.kv_heads = 2, p.head_dim = p.head_dim_v = 64;
   p.query_shape[0] = p.key_shape[0] = 700, p.kernel_size[0] = 3, p.stride[0] = p.dilation[0] = 1, p.scale = 0.125;
   test_fused(random, p);
+}
+
+// Windows so large that patches of two pieces pay; lengths that leave second pieces whole, in part and without rows
+static void test_pieces(Random& random) {
+  const int64_t lengths[3][3] = {{75}, {21, 13}, {7, 9, 6}}, windows[3][3] = {{40}, {9, 7}, {3, 5, 4}};
+  for (int rank = 1; rank <= 3; ++rank) {
+    for (int stride = 1; stride <= 2; ++stride) {
+      natten_problem p = {};
+      p.dtype = NATTEN_FLOAT32, p.rank = rank, p.batch = 1, p.heads = 2, p.kv_heads = 1, p.head_dim = p.head_dim_v = 20;
+      p.additional = stride - 1, p.scale = 0.25;
+      for (int a = 0; a < rank; ++a) {
+        p.query_shape[a] = p.key_shape[a] = lengths[rank - 1][a], p.kernel_size[a] = windows[rank - 1][a];
+        p.stride[a] = stride, p.dilation[a] = 1, p.is_causal[a] = stride == 2 && a == 0;
+      }
+      test_fused(random, p), test_qk(random, p), test_av(random, p);
+    }
+  }
 }
 
 // No batch: no output, and gradients that are sums over the batch are 0
@@ -358,6 +379,7 @@ int main(int argc, char** argv) {
     if (p.query_shape[0] == p.key_shape[0]) test_qk(random, p), test_av(random, p);
   }
   test_long(random);
+  test_pieces(random);
   test_callers(random);
   if (forks) test_fork(random);
   test_nan(random);
@@ -365,7 +387,7 @@ int main(int argc, char** argv) {
   test_memory(random);
   test_no_batch(random);
   printf("%s, %d threads, %d problems, seed %d: %d failures; largest error, in parts of what is allowed: float16 %.2f, "
-         "bfloat16 %.2f, float32 %.2f, float64 %.2f\n", natten_cpu_isa(), natten_cpu_threads(), problems, seed, failures,
-         closest[0], closest[1], closest[2], closest[3]);
+         "bfloat16 %.2f, float32 %.2f, float64 %.2f\n", natten_cpu_isa(), natten_cpu_threads(), problems, seed,
+         failures, closest[0], closest[1], closest[2], closest[3]);
   return failures ? 1 : 0;
 }

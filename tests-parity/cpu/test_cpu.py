@@ -106,17 +106,22 @@ def test_as_shipped(cxx: str, folder: Path) -> None:
         assert_clean(run(program, isa, "--problems", "400", "--seed", "7"), isa)
 
 
+# Faults are planted into one instruction set: into the one that builds fastest, but for patches of two pieces.
+PLAIN, PIECES = ISAS[0], ISAS[min(1, len(ISAS) - 1)]
 # File, what stands there, what a fault would make of it: each must be found.
 FAULTS = (
     ("columns.h", "(high > Integer(x))", "(high >= Integer(x))"),
+    ("columns.h", "na::maximum(own.low, other.high)", "na::maximum(own.low, other.low)"),
+    ("columns.h", "na::minimum(own.high, other.low)", "na::minimum(own.high, other.low + 1)"),
+    ("columns.h", "{na::minimum(range.low, block_.count), ", "{block_.count, "),
     ("lanes.h", "if (live[lane]) {", "{"),
-    ("lanes.h", "seen[count - 1].high};", "seen[0].high};"),
-    ("geometry.h", "rest % length", "rest % walk.run"),
+    ("lanes.h", "seen[na::minimum(last, count - 1)].high;", "seen[0].high;"),
+    ("geometry.h", "corner[a] < na::group_length", "corner[a] <= na::group_length"),
     ("load.h", "uint16_t(half | sign)", "uint16_t(half | sign >> 1)"),
     ("micro.h", "at += size;", "at += size - (size > 5);"),
     ("forward.h", "sum += total[v] * down;", "sum += total[v];"),
     ("backward.h", "delta -= reinterpret_cast", "delta += reinterpret_cast"),
-    ("backward.h", "* part / parts)", "* (part / 2) / parts)"),
+    ("backward.h", "length * part / parts", "length * (part / 2) / parts"),
     ("bias.h", "step *= 2 * p.w[a] - 1", "step *= 2 * p.w[a]"),
     ("split.h", "fill_empty(lanes, rows);", ""),
     ("pool.cpp", "if (first >= units) return;", "if (first + step >= units) return;"),
@@ -133,18 +138,18 @@ def driver(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def others(folder: Path) -> list[Path]:
-    """Objects of the instruction sets that have no fault."""
+def sound(folder: Path) -> dict[str, Path]:
+    """Objects that have no fault."""
     cxx = build.compiler()
     assert cxx is not None
     made = build.compile_objects(cxx, ("-O1",), build.SHARED, folder / "sound", ISAS)
-    return [path for path in made if path.stem in ISAS[1:]]
+    return {path.stem: path for path in made}
 
 
 @pytest.mark.all
 @pytest.mark.parametrize("fault", (None, *FAULTS), ids=lambda fault: fault and f"{fault[0]}: {fault[1]}")
 def test_planted_faults_are_found(
-    fault: tuple[str, str, str] | None, driver: Path, others: list[Path], tmp_path: Path
+    fault: tuple[str, str, str] | None, driver: Path, sound: dict[str, Path], tmp_path: Path
 ) -> None:
     cxx = build.compiler()
     assert cxx is not None
@@ -154,7 +159,11 @@ def test_planted_faults_are_found(
         file = tmp_path / "cpu" / fault[0]
         assert fault[1] in file.read_text()
         file.write_text(file.read_text().replace(fault[1], fault[2], 1))
-    made = build.compile_objects(cxx, ("-O1",), tmp_path, tmp_path / "objects", ISAS[:1])
+    isa = PIECES if fault and fault[0] == "columns.h" else PLAIN
+    if not cpu_runs(isa):
+        pytest.skip(f"this machine has no {isa}")
+    made = build.compile_objects(cxx, ("-O1",), tmp_path, tmp_path / "objects", (isa,))
+    others = [sound[name] for name in ISAS if name != isa]
     program = build.link(cxx, (), [*made, *others, driver], tmp_path / "test")
-    done = run(program, ISAS[0], "--problems", "120")
+    done = run(program, isa, "--problems", "120")
     assert (done.returncode != 0) == (fault is not None), done.stdout
