@@ -154,11 +154,16 @@ def torchs(row: Row) -> dict[str, Callable[[], Tensor]]:
 
 
 def medians(calls: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:
-    """Median milliseconds of each call, taken in turns for ``seconds`` a contender (at least 5 rounds)."""
+    """Median milliseconds of each call, taken in turns for ``seconds`` a contender (at least 5 rounds).
+
+    In its turn each is called twice and timed once: after its last call an OpenMP thread waits at full speed for some
+    milliseconds, and would be in the next contender's way.
+    """
     times: dict[str, list[float]] = {name: [] for name in calls}
     began = time.perf_counter()
     while len(times["forward"]) < 5 or time.perf_counter() - began < seconds * len(calls):
         for name, call in calls.items():
+            call()
             start = time.perf_counter()
             call()
             times[name].append(time.perf_counter() - start)

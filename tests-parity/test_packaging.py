@@ -116,8 +116,10 @@ def build(name: str, folder: Path, **environment: str) -> Built:
 
 
 @pytest.fixture(scope="module")
-def all_built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Built]:
-    return {name: build(name, tmp_path_factory.mktemp(name)) for name in FRAMEWORK}
+def all_built(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> dict[str, Built]:
+    """As shipped with --all; otherwise the kernels are compiled in seconds, and slow."""
+    quick = {} if request.config.getoption("--all") else {"SKBUILD_CMAKE_DEFINE": "NATTEN_CPU_OPTIMIZATION=-O0"}
+    return {name: build(name, tmp_path_factory.mktemp(name), **quick) for name in FRAMEWORK}
 
 
 @pytest.fixture(scope="module")

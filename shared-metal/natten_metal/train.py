@@ -42,11 +42,11 @@ HIDDEN = 64
 BLOCKS = 2
 WINDOW = 3
 
-STEPS = 300
+STEPS = 800
 BATCH = 32
 RATE = 3e-3
 WARM_UP = 50
-# What is left of AdamW. A long memory of squared gradients (0.999) does not suit 300 steps.
+# What is left of AdamW. A long memory of squared gradients (0.999) does not suit a run this short.
 BETAS = (0.9, 0.99)
 EPSILON = 1e-8
 DECAY = 0.05

@@ -116,7 +116,7 @@ FAULTS = (
     ("columns.h", "{na::minimum(range.low, block_.count), ", "{block_.count, "),
     ("lanes.h", "if (live[lane]) {", "{"),
     ("lanes.h", "seen[na::minimum(last, count - 1)].high;", "seen[0].high;"),
-    ("geometry.h", "corner[a] < na::group_length", "corner[a] <= na::group_length"),
+    ("geometry.h", "axis.d) + rows - 1) / rows;", "axis.d)) / rows;"),
     ("load.h", "uint16_t(half | sign)", "uint16_t(half | sign >> 1)"),
     ("micro.h", "at += size;", "at += size - (size > 5);"),
     ("forward.h", "sum += total[v] * down;", "sum += total[v];"),
