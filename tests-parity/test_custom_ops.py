@@ -81,3 +81,18 @@ def test_ops_differentiate_and_map_as_their_faces_do(op: str) -> None:
     for found, wanted in zip(mapped(*(torch.stack([t, t]) for t in tensors)), gradients, strict=True):
         torch.testing.assert_close(found, torch.stack([wanted, wanted]), rtol=0, atol=1e-12)
     assert torch.autograd.gradcheck(call, leaves, fast_mode=True)
+
+
+def test_meta_tensors_have_shapes() -> None:
+    """What tools ask for that want to know sizes and nothing else: forward, gradient, split ops, a module."""
+    query = torch.empty(2, 9, 2, 8, dtype=torch.bfloat16, device="meta", requires_grad=True)
+    out, lse = MPS.package.na1d(query, query, query, 3, return_lse=True)
+    (gradient,) = torch.autograd.grad((out, lse), query, (out, lse))
+    assert [t.shape for t in (out, lse, gradient)] == [(2, 9, 2, 8), (2, 9, 2), (2, 9, 2, 8)]
+    assert (out.dtype, lse.dtype, gradient.dtype) == (torch.bfloat16, torch.float32, torch.bfloat16)
+    logits = MPS.package.na1d_qk(query, query, 3)
+    assert logits.shape == (2, 9, 2, 3)
+    module = MPS.package.NeighborhoodAttention2D(16, 2, 3, rel_pos_bias=True).to("meta")
+    made = module(torch.empty(1, 6, 7, 16, device="meta"))
+    assert made.shape == (1, 6, 7, 16)
+    assert {t.device.type for t in (out, lse, gradient, logits, made)} == {"meta"}

@@ -24,7 +24,7 @@ Result = Tensor | tuple[Tensor, Tensor]
 def _autocast(*tensors: Any) -> tuple[Any, ...]:
     """Under ``torch.autocast`` every float tensor (but float64) in the autocast dtype."""
     device = next((t.device.type for t in tensors if isinstance(t, Tensor)), "cpu")
-    if not torch.is_autocast_enabled(device):
+    if device == "meta" or not torch.is_autocast_enabled(device):  # which does not know of meta tensors
         return tensors
     dtype = torch.get_autocast_dtype(device)
 
