@@ -13,11 +13,11 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from cases import BY_NAME, INPUTS, Case, inputs
+from cases import BY_NAME
 from frameworks import MLX
+from test_transforms_mlx import NAMES, attend, given_to
 
 Call = Callable[..., Any]
-NAMES = ("seq-causal-dilated-stride", "img-rpb-everything", "vol-gqa-additional")
 SPLIT = BY_NAME["img-mixed"]
 
 
@@ -26,22 +26,6 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """The path that plain calls run; what is exported must not depend on it."""
     MLX.package.set_backend(request.param)
     yield request.param
-
-
-def given_to(case: Case, dtype: str = "float32") -> dict[str, mx.array]:
-    MLX.package  # noqa: B018 - selects the CPU
-    arrays = inputs(case, dtype)
-    return {name: MLX.tensor(arrays[name], dtype) for name in INPUTS if name in arrays}
-
-
-def attend(case: Case, names: tuple[str, ...], **options: Any) -> Call:
-    """The case's face as a function of the arrays ``names``."""
-
-    def call(*arrays: mx.array) -> Any:
-        by_name = dict(zip(names, arrays, strict=True))
-        return MLX.face(case.face)(**by_name, **case.window, scale=case.scale, return_lse=True, **options)
-
-    return call
 
 
 def gradient_of(call: Call, count: int) -> Call:
@@ -77,7 +61,7 @@ def round_trip(file: Path, call: Call, *arrays: mx.array) -> Call:
 @pytest.mark.parametrize("name", NAMES)
 def test_forward(tmp_path: Path, name: str, dtype: str) -> None:
     arrays = given_to(BY_NAME[name], dtype)
-    call = attend(BY_NAME[name], tuple(arrays))
+    call = attend(BY_NAME[name], tuple(arrays), return_lse=True)
     imported = round_trip(tmp_path / "f.mlxfn", call, *arrays.values())
     limit = {"float32": 1e-6, "bfloat16": 2**-8, "float64": 1e-14}[dtype]
     for factor in (1.0, 0.5):
@@ -89,14 +73,14 @@ def test_forward(tmp_path: Path, name: str, dtype: str) -> None:
 def test_gradient(tmp_path: Path, name: str) -> None:
     """MLX's own derivative of the exported operations, against the kernels' and the walk's."""
     arrays = given_to(BY_NAME[name], "float64")
-    gradient = gradient_of(attend(BY_NAME[name], tuple(arrays)), len(arrays))
+    gradient = gradient_of(attend(BY_NAME[name], tuple(arrays), return_lse=True), len(arrays))
     imported = round_trip(tmp_path / "g.mlxfn", gradient, *arrays.values())
     given = [a * 0.5 for a in arrays.values()]
     assert_close(imported(*given), gradient(*given), 1e-12)
 
 
 def test_the_other_ops(tmp_path: Path) -> None:
-    query, key, value = given_to(SPLIT).values()
+    query, key, value = given_to(SPLIT, "float32").values()
 
     def call(query: mx.array, key: mx.array, value: mx.array) -> tuple[mx.array, ...]:
         logits = MLX.face("na2d_qk")(query, key, **SPLIT.window)
@@ -111,9 +95,9 @@ def test_the_other_ops(tmp_path: Path) -> None:
 
 
 def test_vmap_and_compile_inside(tmp_path: Path) -> None:
-    query, key, value = given_to(SPLIT).values()
+    query, key, value = given_to(SPLIT, "float32").values()
     many = mx.stack([query, -query])
-    call = mx.vmap(attend(SPLIT, ("query", "key", "value")), in_axes=(0, None, None))
+    call = mx.vmap(attend(SPLIT, ("query", "key", "value"), return_lse=True), in_axes=(0, None, None))
     imported = round_trip(tmp_path / "f.mlxfn", mx.compile(call), many, key, value)
     assert_close(imported(many, key, value), call(many, key, value), 1e-6)
 
@@ -141,8 +125,8 @@ def test_a_model_is_read_without_this_package(tmp_path: Path) -> None:
 
 
 def test_dense_is_kept(tmp_path: Path) -> None:
-    arrays = given_to(BY_NAME["seq"])
-    call = attend(BY_NAME["seq"], tuple(arrays))
+    arrays = given_to(BY_NAME["seq"], "float32")
+    call = attend(BY_NAME["seq"], tuple(arrays), return_lse=True)
     with MLX.package.use_backend("dense"), MLX.watch() as ran:
         MLX.face("export_function")(str(tmp_path / "f.mlxfn"), call, *arrays.values())
     assert ran == {"dense"}
@@ -169,13 +153,13 @@ def test_another_size_is_refused(tmp_path: Path) -> None:
 
 def test_what_mlx_itself_says(tmp_path: Path, backend: str) -> None:
     """Of its own function, and of a call that forces the C++ primitives: nothing is written in their place."""
-    arrays = given_to(BY_NAME["seq"])
-    call = attend(BY_NAME["seq"], tuple(arrays))
+    arrays = given_to(BY_NAME["seq"], "float32")
+    call = attend(BY_NAME["seq"], tuple(arrays), return_lse=True)
     named = {"pure": "CustomTransforms", "nanobind": "na1d"}
     for function in (call, gradient_of(call, len(arrays))):
         with pytest.raises(ValueError, match=f"Unable to serialize primitive {named[backend]}"):
             mx.export_function(str(tmp_path / "f.mlxfn"), function, *arrays.values())
-    forced = attend(BY_NAME["seq"], tuple(arrays), backend="nanobind")
+    forced = attend(BY_NAME["seq"], tuple(arrays), return_lse=True, backend="nanobind")
     for _ in range(2):  # the second time the plan is remembered
         with pytest.raises(ValueError, match="Unable to serialize primitive na1d"):
             MLX.face("export_function")(str(tmp_path / "f.mlxfn"), forced, *arrays.values())
@@ -187,8 +171,8 @@ def test_nothing_stays_as_it_was_for_the_export(tmp_path: Path, backend: str) ->
     def failing(*_: mx.array) -> mx.array:
         raise RuntimeError("planted")
 
-    arrays = given_to(BY_NAME["seq"])
-    call = attend(BY_NAME["seq"], tuple(arrays))
+    arrays = given_to(BY_NAME["seq"], "float32")
+    call = attend(BY_NAME["seq"], tuple(arrays), return_lse=True)
     round_trip(tmp_path / "f.mlxfn", call, *arrays.values())
     with pytest.raises(RuntimeError, match="planted"):
         MLX.face("export_function")(str(tmp_path / "f.mlxfn"), failing, *arrays.values())
