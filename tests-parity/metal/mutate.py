@@ -42,6 +42,8 @@ RULES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "idle simdgroups walk": (r"if \(!patch\.active\) continue;", "", HEADERS),
     "all simdgroups are active": (r"patch\.active = (?:t|first)\b[^;]*;", "patch.active = true;", HEADERS),
     "tiles beyond a group run": (r"inside = inside && [^;]*;", ";", HEADERS),
+    "one end of x twice": (r"nth % 2 \* \(columns - 1\)", "0", HEADERS),
+    "an end of x for a tile between": (r"nth % \(columns - 2\) \+ 1;", "nth % (columns - 2);", HEADERS),
     "mask: > for >=, low": (r"column >= seen\.low", "column > seen.low", HEADERS),
     "mask: <= for <, high": (r"column < seen\.high", "column <= seen.high", HEADERS),
     "mask: no row": (r"return row\[j\] && ", "return ", HEADERS),
