@@ -1,6 +1,6 @@
 """What one call of natten_mlx costs beside its work: na1d on a tiny input against MLX's own fused attention.
 
-Both on the same stream, called in turns, so that whatever else the machine does strikes both alike. Prints, in
+Both on the same stream, called in short turns, so that whatever else the machine does strikes both alike. Prints, in
 microseconds, the median of the rounds: building the graph alone, and building it and waiting for the result.
 
 usage: python benchmarks/overhead.py [--rounds N] [--calls N]
@@ -17,6 +17,7 @@ import natten_mlx
 
 Call = Callable[[], mx.array]
 TOKENS, HEADS, DIM, WINDOW = 16, 2, 16, 3
+TURN = 50  # calls
 
 
 def calls() -> dict[str, Call]:
@@ -43,11 +44,15 @@ def microseconds(call: Call, count: int, evaluate: bool) -> float:
 
 
 def measure(compared: dict[str, Call], rounds: int, count: int, evaluate: bool) -> dict[str, float]:
-    """Medians by name, of ``rounds`` rounds in which each call has a turn."""
+    """Medians by name, of ``rounds`` rounds of ``count`` calls, made in turns of :data:`TURN`."""
     found: dict[str, list[float]] = {name: [] for name in compared}
     for _ in range(rounds):
-        for name, call in compared.items():
-            found[name].append(microseconds(call, count, evaluate))
+        turns: dict[str, list[float]] = {name: [] for name in compared}
+        for _ in range(max(count // TURN, 1)):
+            for name, call in compared.items():
+                turns[name].append(microseconds(call, TURN, evaluate))
+        for name, times in turns.items():
+            found[name].append(statistics.fmean(times))
     return {name: statistics.median(times) for name, times in found.items()}
 
 

@@ -228,12 +228,22 @@ def test_varlen_uses_the_backend_that_is_asked_for(path: Path) -> None:
 def test_the_order_of_precedence(framework: Framework, monkeypatch: pytest.MonkeyPatch) -> None:
     """argument > use_backend > set_backend > the package's variable > NATTEN_BACKEND > auto."""
     package, own = framework.package, f"NATTEN_{framework.name.upper()}_BACKEND"
-    for name in ("NATTEN_BACKEND", "NATTEN_MPS_BACKEND", "NATTEN_MLX_BACKEND"):
-        monkeypatch.delenv(name, raising=False)
+
+    def set_environment(**values: str) -> None:
+        # as a new process would find it
+        monkeypatch.delattr(framework.module("_config").BACKENDS, "environment", raising=False)
+        for name in ("NATTEN_BACKEND", "NATTEN_MPS_BACKEND", "NATTEN_MLX_BACKEND"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in values.items():
+            monkeypatch.setenv(name, value)
+
+    set_environment()
     assert package.get_backend() == "auto" and ran_by(framework) == {automatic(framework)}
-    monkeypatch.setenv("NATTEN_BACKEND", "dense")
+    set_environment(NATTEN_BACKEND="dense")
     assert package.get_backend() == "dense" and ran_by(framework) == {"dense"}
-    monkeypatch.setenv(own, "pure")
+    monkeypatch.setenv("NATTEN_BACKEND", "pure")
+    assert package.get_backend() == "dense", "it is read once"
+    set_environment(NATTEN_BACKEND="dense", **{own: "pure"})
     assert package.get_backend() == "pure" and ran_by(framework) == {"pure"}
     package.set_backend("dense")
     assert package.get_backend() == "dense" and ran_by(framework) == {"dense"}

@@ -91,18 +91,18 @@ struct PairGradients {
   // scratch.pairs_a = P, scratch.pairs_b = dS; without `gradients` P alone
   void find(const Block<C>& block, bool gradients) const {
     Vector<T>*p = scratch.pairs_a, *ds = scratch.pairs_b;
-    dots<C>(block.on, scratch.lanes_a, block.a, block.count, dim, p);
+    dots<C>(block.on, scratch.lanes_a, block.a, block.b, block.count, dim, p);
     if (bias) add_bias(block, *index, bias, p);
-    if (gradients) dots<C>(block.on, scratch.lanes_b, block.b, block.count, dim_v, ds);
+    if (gradients) dots<C>(block.on, scratch.lanes_b, block.b, block.b, block.count, dim_v, ds);
     for (int v = block.on.first; v < block.on.end(); ++v) {
       for (int i = 0; i < block.count; ++i) {
         const int at = i * V + v;
         Vector<T> weight = exponential(p[at] - (LANES_ARE_QUERIES ? lse[v] : splat<T>(block.lse[i])));
-        if (block.masked) weight = block.mask[at] ? weight : Vector<T>{};
+        if (block.masked) weight = block.mask(i, v) ? weight : Vector<T>{};
         p[at] = weight;
         if (!gradients) continue;
         Vector<T> gradient = weight * (ds[at] - (LANES_ARE_QUERIES ? delta[v] : splat<T>(block.delta[i])));
-        if (block.masked) gradient = block.mask[at] ? gradient : Vector<T>{};
+        if (block.masked) gradient = block.mask(i, v) ? gradient : Vector<T>{};
         ds[at] = gradient;
       }
     }
@@ -117,14 +117,12 @@ struct QuerySum {
   PairGradients<C, true> pairs;
   T* table;   // gradient of the bias, or NULL
   bool wanted;
-  Fresh<C> fresh = {};
 
   void take(const Block<C>& block) {
     pairs.find(block, true);
     if (table && pairs.bias) add_to_table(block, *pairs.index, pairs.scratch.pairs_b, table);
     const Scratch<C>& s = pairs.scratch;
-    if (wanted) accumulate<C>(block.on, s.pairs_b, block.a, block.ranges, pairs.dim, s.sums_a, fresh[block.on]);
-    fresh.spent(block.on);
+    if (wanted) accumulate<C>(block.on, s.pairs_b, block.a, block.ranges, pairs.dim, s.sums_a);
   }
 };
 
@@ -142,12 +140,12 @@ struct QueryBody {
     lanes.read(op.out_grad, batch, head, p.dim_v, T(1), scratch.rows, scratch.lanes_b);
     PairIndex<C> index;
     Block<C> block;
-    QuerySum<C> sum = {{scratch, nullptr, &index, p.dim, p.dim_v, {}, {}}, table, op.query_grad.data != nullptr, {}};
+    QuerySum<C> sum = {{scratch, nullptr, &index, p.dim, p.dim_v, {}, {}}, table, op.query_grad.data != nullptr};
+    clear<C>(p.dim, scratch.sums_a);
     lanes.read_scalars(op.lse, batch, head, sum.pairs.lse);
     lanes.read_scalars(op.delta, batch, head, sum.pairs.delta);
     ColumnWalk<C, QuerySum<C>> columns(lanes, block, sum);
-    columns.begin(p.additional);
-    walk_additional(op, batch, kv_head, scratch, columns, block);
+    walk_additional(op, batch, kv_head, scratch, columns);
     Columns<C> sides;
     sides.a = side_of(op.key, batch, kv_head, lanes.group, lanes.step, p.dim, scratch.columns_a);
     sides.b = side_of(op.value, batch, kv_head, lanes.group, lanes.step, p.dim_v, scratch.columns_b);
@@ -171,20 +169,17 @@ struct KeySum {
   typedef typename C::T T;
   PairGradients<C, false> pairs;
   bool keys, values;  // which gradients are wanted
-  Fresh<C> fresh = {};
+
+  void begin() const {
+    clear<C>(pairs.dim, pairs.scratch.sums_a);
+    clear<C>(pairs.dim_v, pairs.scratch.sums_b);
+  }
 
   void take(const Block<C>& block) {
     pairs.find(block, keys);
     const Scratch<C>& s = pairs.scratch;
-    if (values) accumulate<C>(block.on, s.pairs_a, block.b, block.ranges, pairs.dim_v, s.sums_b, fresh[block.on]);
-    if (keys) accumulate<C>(block.on, s.pairs_b, block.a, block.ranges, pairs.dim, s.sums_a, fresh[block.on]);
-    fresh.spent(block.on);
-  }
-
-  // Keys that no query sees
-  void settle() {
-    clear_fresh(fresh, pairs.dim, pairs.scratch.sums_a);
-    clear_fresh(fresh, pairs.dim_v, pairs.scratch.sums_b);
+    if (values) accumulate<C>(block.on, s.pairs_a, block.b, block.ranges, pairs.dim_v, s.sums_b);
+    if (keys) accumulate<C>(block.on, s.pairs_b, block.a, block.ranges, pairs.dim, s.sums_a);
   }
 };
 
@@ -216,7 +211,8 @@ struct KeyBody {
     PairIndex<C> index;
     Block<C> block;
     KeySum<C> sum = {{scratch, nullptr, &index, p.dim, p.dim_v, {}, {}}, op.key_grad.data != nullptr,
-                     op.value_grad.data != nullptr, {}};
+                     op.value_grad.data != nullptr};
+    sum.begin();
     ColumnWalk<C, KeySum<C>> columns(lanes, block, sum);
     if (op.bias) index_bias(index, lanes, p, true);
     for (int head = place.head * p.group_heads; head < (place.head + 1) * p.group_heads; ++head) {
@@ -225,10 +221,8 @@ struct KeyBody {
         sum.pairs.bias = bias_table<T>(op, head);
         sides.bias = &index;
       }
-      columns.begin(0);
       columns.patch(sides);
     }
-    sum.settle();
     Vector<T> scale[V], one[V];
     for (int v = 0; v < V; ++v) scale[v] = splat(T(p.scale)), one[v] = splat(T(1));
     if (sum.keys) lanes.write(op.key_grad, batch, place.head, p.dim, scale, scratch.sums_a);
@@ -244,6 +238,7 @@ struct AdditionalBody {
   const Operands& op;
   Tensor key_sums, value_sums;  // [parts * B, S, H_kv, D or D_v], the parts' sums
   int patches, parts, axis;     // queries are dealt to parts along `axis`
+  Grid tokens;
 
   void unit(int64_t number, Scratch<C>& scratch) const {
     constexpr int V = C::V;
@@ -256,17 +251,16 @@ struct AdditionalBody {
     const int64_t length = p.query_shape[axis];
     box[axis] = {int(length * part / parts), int(length * (part + 1) / parts)};
     Lanes<C> lanes;
-    lanes.find_tokens(patch * C::N, p.additional, box);
+    lanes.find_tokens(tokens, patch * C::N, p.additional, box);
     lanes.read(op.additional_keys, batch, kv_head, p.dim, T(p.scale), scratch.rows, scratch.lanes_a);
     lanes.read(op.additional_values, batch, kv_head, p.dim_v, T(1), scratch.rows, scratch.lanes_b);
     Block<C> block;
-    KeySum<C> sum = {{scratch, nullptr, nullptr, p.dim, p.dim_v, {}, {}}, true, true, {}};
+    KeySum<C> sum = {{scratch, nullptr, nullptr, p.dim, p.dim_v, {}, {}}, true, true};
+    sum.begin();
     ColumnWalk<C, KeySum<C>> columns(lanes, block, sum);
     for (int head = kv_head * p.group_heads; head < (kv_head + 1) * p.group_heads; ++head) {
-      columns.begin(0);
       columns.patch(query_columns(op, batch, head, lanes, scratch));
     }
-    sum.settle();
     Vector<T> scale[V], one[V];
     for (int v = 0; v < V; ++v) scale[v] = splat(T(p.scale)), one[v] = splat(T(1));
     lanes.write(key_sums, int(item), kv_head, p.dim, scale, scratch.sums_a);
@@ -288,7 +282,7 @@ void add_parts(const Tensor& sums, int parts, const Problem& p, int width, Tenso
           for (int d = 0; d < width; ++d) row[d] += other[d];
         }
         const int64_t at = batch * gradient.batch + token * gradient.axis[2] + head * gradient.head;
-        write_row(gradient.dtype, gradient.at(at), gradient.channel, width, row);
+        write_row(gradient.dtype, gradient.at(at), gradient.channel, width, T(1), row);
       }
     }
   }
@@ -299,7 +293,9 @@ int additional_gradients(const Operands& op) {
   typedef typename C::T T;
   const Problem& p = op.problem;
   const int dtype = sizeof(T) == 8 ? NATTEN_FLOAT64 : NATTEN_FLOAT32;
-  AdditionalBody<C> body = {op, {}, {}, (p.additional + C::N - 1) / C::N, 1, 0};
+  AdditionalBody<C> body = {op, {}, {}, (p.additional + C::N - 1) / C::N, 1, 0, {}};
+  const int piece[3] = {1, 1, C::PIECE_LANES};
+  body.tokens = make_grid<C>(piece, 2);
   while (body.axis < 2 && p.query_shape[body.axis] == 1) ++body.axis;
   const int64_t tiles = int64_t(p.batch) * p.kv_heads * body.patches;
   const int wanted = tiles ? int((63 + tiles) / tiles) : 1;

@@ -38,14 +38,13 @@ template <typename C>
 void add_bias(const Block<C>& block, const PairIndex<C>& index, const typename C::T* table, VectorOf<C>* logits) {
   typedef typename C::T T;
   constexpr int V = C::V, W = C::W;
-  for (int i = block.plain; i < block.count; ++i) {
+  for (int i = 0; i < block.count; ++i) {
     for (int v = block.on.first; v < block.on.end(); ++v) {
       alignas(64) T entries[W];
-      const Mask<T> mask = block.mask[i * V + v];
       for (int l = 0; l < W; ++l) {
         // an unseen pair may have no entry
         const int64_t at = block.bias[i] + index.lane[v * W + l];
-        entries[l] = table[mask[l] ? at : 0];
+        entries[l] = table[block.sees(i, v, l) ? at : 0];
       }
       logits[i * V + v] += load(entries);
     }
@@ -57,10 +56,10 @@ template <typename C>
 void add_to_table(const Block<C>& block, const PairIndex<C>& index, const VectorOf<C>* gradients,
                   typename C::T* table) {
   constexpr int V = C::V, W = C::W;
-  for (int i = block.plain; i < block.count; ++i) {
+  for (int i = 0; i < block.count; ++i) {
     for (int v = block.on.first; v < block.on.end(); ++v) {
       for (int l = 0; l < W; ++l) {
-        if (block.mask[i * V + v][l]) table[block.bias[i] + index.lane[v * W + l]] += gradients[i * V + v][l];
+        if (block.sees(i, v, l)) table[block.bias[i] + index.lane[v * W + l]] += gradients[i * V + v][l];
       }
     }
   }

@@ -1,6 +1,6 @@
 // The columns that a patch reads: a walk over its box, in blocks of up to 64, each with its lanes' mask.
 //
-//   for the segments of the patch: what all pieces see; what one piece alone sees (the picture is in geometry.h)
+//   for the segments of the patch, each what the same pieces see (the picture is in geometry.h):
 //     for z, y in the segment:  for x in it, a run of columns at a time:
 //       append their rows (read in place, or converted into scratch memory), scalars, pair indices and masks
 //       when the block is full: body.take(block)
@@ -89,62 +89,48 @@ struct Block {
   int count = 0, capacity = kBlock;
   Vectors on = {0, V};             // the vectors that see the block
   Range ranges[C::N / kLaneGroup];  // of its columns, all that a group of lanes sees
-  int plain = 0;  // leading columns that are additional keys: no bias, no mask
   bool masked = false;
   const T* a[kBlock];
   const T* b[kBlock];
   T lse[kBlock], delta[kBlock];
   char* slots[kBlock];
   int64_t bias[kBlock], slot[kBlock];  // the columns' parts of the pair indices
-  Mask<T> mask[kBlock * V];
+  uint32_t seen[kBlock * V];  // bit l: lane l of the vector sees the column
+
+  Mask<T> mask(int i, int v) const { return lanes_of<T>(seen[i * V + v]); }
+  bool sees(int i, int v, int lane) const { return seen[i * V + v] >> lane & 1; }
 
   void clear() {
-    count = plain = 0;
+    count = 0;
     masked = false;
     for (Range& range : ranges) range = {kBlock, 0};
   }
 };
 
-template <typename C>
-NATTEN_INLINE MaskOf<C> sees(const Lanes<C>& lanes, int axis, int v, int x) {
-  typedef typename C::T T;
-  typedef typename Lane<T>::Integer Integer;
-  Mask<T> low, high;
-  memcpy(&low, &lanes.low[axis][v * C::W], sizeof(low));
-  memcpy(&high, &lanes.high[axis][v * C::W], sizeof(high));
-  return (low <= Integer(x)) & (high > Integer(x));
-}
-
-// Columns of a patch that the same vectors see
+// Columns of a patch that the same pieces see
 struct Segment {
   Vectors on;
-  Span box[3], common[3];  // common: what all of these vectors' lanes see
+  Span box[3], common[3];  // common: what all of these pieces' lanes see
 };
 
 inline Span both(Span a, Span b) { return {na::maximum(a.low, b.low), na::minimum(a.high, b.high)}; }
 
-// The columns that all pieces see
+// The segment that begins at position `low` of the axis along which pieces lie, where some piece sees something.
+// Windows never begin or end before those of earlier rows, so the pieces that see a column follow one another.
 template <typename C>
-Segment shared_segment(const Lanes<C>& lanes) {
-  Segment segment = {{0, C::V}, {}, {}};
-  for (int a = 0; a < 3; ++a) {
-    segment.box[a] = both(lanes.box[0][a], lanes.box[C::PIECES - 1][a]);
-    segment.common[a] = both(lanes.common[0][a], lanes.common[C::PIECES - 1][a]);
-  }
-  return segment;
-}
-
-// Those that only one of two pieces sees: windows never begin or end before those of earlier rows
-template <typename C>
-Segment own_segment(const Lanes<C>& lanes, int piece) {
-  Segment segment = {{piece * C::PIECE, C::PIECE}, {}, {}};
-  for (int a = 0; a < 3; ++a) segment.box[a] = lanes.box[piece][a], segment.common[a] = lanes.common[piece][a];
-  Span& own = segment.box[lanes.split];
-  const Span other = lanes.box[1 - piece][lanes.split];
-  if (piece == 0) {
-    own.high = na::minimum(own.high, other.low);
-  } else {
-    own.low = na::maximum(own.low, other.high);
+Segment segment_at(const Lanes<C>& lanes, int low) {
+  const int axis = lanes.split;
+  Segment segment = {{0, 0}, {}, {}};
+  for (int a = 0; a < 3; ++a) segment.box[a] = lanes.box[0][a], segment.common[a] = {INT_MIN, INT_MAX};
+  segment.box[axis] = {low, INT_MAX};
+  int& high = segment.box[axis].high;
+  for (int piece = C::PIECES - 1; piece >= 0; --piece) {
+    const Span own = lanes.box[piece][axis];
+    if (own.low > low) high = na::minimum(high, own.low);
+    if (own.low > low || own.high <= low) continue;
+    high = na::minimum(high, own.high);
+    segment.on = {piece * C::PIECE, segment.on.count + C::PIECE};
+    for (int a = 0; a < 3; ++a) segment.common[a] = both(segment.common[a], lanes.common[piece][a]);
   }
   return segment;
 }
@@ -161,26 +147,20 @@ class ColumnWalk {
   typedef typename C::T T;
   ColumnWalk(const Lanes<C>& lanes, Block<C>& block, Body& body) : lanes_(lanes), block_(block), body_(body) {}
 
-  // Before anything else; `more` columns that all lanes see come before those of the patch
-  void begin(int64_t more) { expect(more + box_columns(shared_segment(lanes_).box)); }
-
   // The columns of the patch
   void patch(const Columns<C>& columns) {
-    append(shared_segment(lanes_), columns);
-    flush();
-    if constexpr (C::PIECES > 1) {
-      for (int piece = 0; piece < C::PIECES; ++piece) {
-        const Segment segment = own_segment(lanes_, piece);
-        expect(box_columns(segment.box));
-        append(segment, columns);
-        flush();
-      }
+    const int end = lanes_.box[C::PIECES - 1][lanes_.split].high;
+    for (int low = lanes_.box[0][lanes_.split].low; low < end;) {
+      const Segment segment = segment_at(lanes_, low);
+      if (segment.on.count) take(segment, columns);
+      low = segment.box[lanes_.split].high;
     }
   }
 
   // Along x a block's worth at a time, so that what the lanes see along x is found once for all z and y
-  void append(const Segment& segment, const Columns<C>& columns) {
+  void take(const Segment& segment, const Columns<C>& columns) {
     const Span *box = segment.box, *common = segment.common;
+    expect(box_columns(box));
     block_.on = segment.on;
     for (int x = box[2].low; x < box[2].high; x += kBlock) {
       const Span part = {x, na::minimum(x + kBlock, box[2].high)};
@@ -193,14 +173,15 @@ class ColumnWalk {
         }
       }
     }
+    flush();
   }
 
+ private:
   void flush() {
     if (block_.count) body_.take(block_);
     block_.clear();
   }
 
- private:
   // `total` columns are to come: blocks of equal size
   void expect(int64_t total) {
     const int64_t blocks = (total + kBlock - 1) / kBlock;
@@ -245,9 +226,9 @@ class ColumnWalk {
     const char* from = side.at(z, y, x);
     const int64_t step = side.step[2] * side.size;
     if (side.copies) {
-      for (int i = 0; i < run; ++i) out[i] = side.copy(from + i * step, block_.count + i);
+      for (int i = 0; i < run; ++i, from += step) out[i] = side.copy(from, block_.count + i);
     } else {
-      for (int i = 0; i < run; ++i) out[i] = reinterpret_cast<const T*>(from + i * step);
+      for (int i = 0; i < run; ++i, from += step) out[i] = reinterpret_cast<const T*>(from);
     }
   }
 
@@ -257,22 +238,43 @@ class ColumnWalk {
     for (int i = 0; i < run; ++i) out[i] = from[i * side.step[2]];
   }
 
+  // The coordinates that see position x of an axis: none before those that see a lower position
+  Span seeing(int axis, int x, Span lower) const {
+    const Span* seen = lanes_.seen[axis];
+    while (seen[lower.low].high <= x) ++lower.low;
+    while (seen[lower.high].low <= x) ++lower.high;
+    return lower;
+  }
+
+  // Bit l: lane l of a vector has one of these coordinates
+  uint32_t lanes_at(int axis, Span coordinates, int v) const {
+    const auto before = lanes_.grid->before[axis];
+    return before[coordinates.high][v] & ~before[coordinates.low][v];
+  }
+
   void find_x_masks(Span part) {
-    for (int v = block_.on.first; v < block_.on.end(); ++v) {
-      for (int x = part.low; x < part.high; ++x) x_mask_[(x - part.low) * C::V + v] = sees(lanes_, 2, v, x);
+    Span coordinates = {0, 0};
+    for (int x = part.low; x < part.high; ++x) {
+      coordinates = seeing(2, x, coordinates);
+      for (int v = block_.on.first; v < block_.on.end(); ++v) {
+        x_seen_[(x - part.low) * C::V + v] = lanes_at(2, coordinates, v);
+      }
     }
   }
 
   void find_row_masks(int z, int y, bool seen) {
+    const Span along_z = seeing(0, z, {0, 0}), along_y = seeing(1, y, {0, 0});
     for (int v = block_.on.first; v < block_.on.end(); ++v) {
-      row_mask_[v] = seen ? ~Mask<T>{} : sees(lanes_, 0, v, z) & sees(lanes_, 1, v, y);
+      row_seen_[v] = seen ? ~0u : lanes_at(0, along_z, v) & lanes_at(1, along_y, v);
     }
-    for (int lane = block_.on.first * C::W; lane < block_.on.end() * C::W; lane += kLaneGroup) {
-      typename Lane<T>::Integer mask[kLaneGroup], any = 0;
-      memcpy(mask, reinterpret_cast<const char*>(row_mask_) + lane * sizeof(T), sizeof(mask));
-      for (int l = 0; l < kLaneGroup; ++l) any |= mask[l];
-      sees_row_[lane / kLaneGroup] = any != 0;
-    }
+  }
+
+  // Whether any lane of a group sees the line
+  bool row_seen(int group) const {
+    constexpr int W = C::W, L = kLaneGroup;
+    uint32_t bits = 0;
+    for (int lane = group * L; lane < (group + 1) * L; lane += W) bits |= row_seen_[lane / W] >> lane % W;
+    return bits & ((1u << smaller(L, W)) - 1);
   }
 
   // at: of the x masks
@@ -280,23 +282,21 @@ class ColumnWalk {
     constexpr int V = C::V;
     block_.masked = block_.masked || !seen;
     for (int g = block_.on.first * C::W / kLaneGroup; g < block_.on.end() * C::W / kLaneGroup; ++g) {
-      if (!sees_row_[g]) continue;
+      if (!row_seen(g)) continue;
       Range& range = block_.ranges[g];
       range = {na::minimum(range.low, block_.count), block_.count + run};
     }
     for (int v = block_.on.first; v < block_.on.end(); ++v) {
-      const Mask<T> row = row_mask_[v], all = ~Mask<T>{};
-      const Mask<T>* from = x_mask_ + at * V + v;
-      Mask<T>* to = block_.mask + block_.count * V + v;
-      for (int i = 0; i < run; ++i) to[i * V] = seen ? all : from[i * V] & row;
+      const uint32_t* from = x_seen_ + at * V + v;
+      uint32_t* to = block_.seen + block_.count * V + v;
+      for (int i = 0; i < run; ++i) to[i * V] = seen ? ~0u : from[i * V] & row_seen_[v];
     }
   }
 
   const Lanes<C>& lanes_;
   Block<C>& block_;
   Body& body_;
-  Mask<T> row_mask_[C::V], x_mask_[kBlock * C::V];
-  bool sees_row_[C::N / kLaneGroup];  // whether any lane of a group sees the line
+  uint32_t row_seen_[C::V], x_seen_[kBlock * C::V];
 };
 
 }  // namespace NATTEN_ISA

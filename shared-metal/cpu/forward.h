@@ -30,50 +30,49 @@ struct OnlineSoftmax {
   const T* bias;  // the head's table, or NULL
   const PairIndex<C>* index;
   int dim, dim_v;
-  Vector<T> top[V], total[V];
-  Fresh<C> fresh = {};
+  Vector<T> top[V], total[V], down[V];
+
+  void begin() {
+    for (int v = 0; v < V; ++v) top[v] = splat<T>(Lane<T>::kLowest), total[v] = Vector<T>{};
+    clear<C>(dim_v, scratch.sums_b);
+  }
 
   void take(const Block<C>& block) {
     Vector<T>* s = scratch.pairs_a;
-    dots<C>(block.on, scratch.lanes_a, block.a, block.count, dim, s);
+    dots<C>(block.on, scratch.lanes_a, block.a, block.b, block.count, dim, s);
     if (bias) add_bias(block, *index, bias, s);
     for (int v = block.on.first; v < block.on.end(); ++v) weigh(block, v);
-    accumulate<C>(block.on, s, block.b, block.ranges, dim_v, scratch.sums_b, fresh[block.on]);
-    fresh.spent(block.on);
+    accumulate<C>(block.on, s, block.b, block.ranges, dim_v, scratch.sums_b, down);
   }
 
   // Masks logits out and returns the new top. Four tops at a time: one would wait for itself.
-  Vector<T> raise(const Block<C>& block, int v, bool first, Vector<T>* s) const {
+  template <bool MASKED>
+  Vector<T> raise(const Block<C>& block, int v) const {
     const Vector<T> lowest = splat<T>(Lane<T>::kLowest);
-    Vector<T> high[4] = {first ? lowest : top[v], lowest, lowest, lowest};
-    const Mask<T>* mask = block.mask + v;
-    const int end = block.count * V;
-    if (block.masked) {
-      for (int i = 0; i < end; i += V) s[i] = mask[i] ? s[i] : lowest;
-    }
-    int i = 0;
-    for (; i + 4 * V <= end; i += 4 * V) {
+    Vector<T> high[4] = {top[v], lowest, lowest, lowest};
+    Vector<T>* const s = scratch.pairs_a + v;
+    for (int i = 0; i < block.count; i += 4) {
 #pragma GCC unroll 4
-      for (int u = 0; u < 4; ++u) high[u] = greater(high[u], s[i + u * V]);
+      for (int u = 0; u < 4; ++u) {
+        if (u > 0 && i + u >= block.count) break;
+        Vector<T>& logit = s[(i + u) * V];
+        if (MASKED) logit = block.mask(i + u, v) ? logit : lowest;
+        high[u] = greater(high[u], logit);
+      }
     }
-    for (; i < end; i += V) high[0] = greater(high[0], s[i]);
     return greater(greater(high[0], high[1]), greater(high[2], high[3]));
   }
 
   void weigh(const Block<C>& block, int v) {
     Vector<T>* const s = scratch.pairs_a + v;
-    const bool first = fresh.of[v];
-    const Vector<T> lowest = splat<T>(Lane<T>::kLowest), high = raise(block, v, first, s);
+    const Vector<T> lowest = splat<T>(Lane<T>::kLowest);
+    const Vector<T> high = block.masked ? raise<true>(block, v) : raise<false>(block, v);
     // a row that has seen nothing yet has the mask's own value for its top: its weights are 0, not exp(0)
     const Vector<T> shift = high == lowest ? Vector<T>{} : high;
     Vector<T> sum = {};
     for (int i = 0; i < block.count * V; i += V) sum += s[i] = exponential(s[i] - shift);
-    if (!first) {
-      const Vector<T> down = exponential(top[v] - high);
-      scale_sums<C>(v, down, dim_v, scratch.sums_b);
-      sum += total[v] * down;
-    }
-    top[v] = high, total[v] = sum;
+    down[v] = exponential(top[v] - high);
+    top[v] = high, total[v] = total[v] * down[v] + sum;
   }
 };
 
@@ -91,9 +90,9 @@ struct ForwardBody {
     PairIndex<C> index;
     Block<C> block;
     OnlineSoftmax<C> softmax = {scratch, nullptr, &index, p.dim, p.dim_v, {}, {}, {}};
+    softmax.begin();
     ColumnWalk<C, OnlineSoftmax<C>> columns(lanes, block, softmax);
-    columns.begin(p.additional);
-    walk_additional(op, place.batch, kv_head, scratch, columns, block);
+    walk_additional(op, place.batch, kv_head, scratch, columns);
     Columns<C> sides;
     sides.a = side_of(op.key, place.batch, kv_head, lanes.group, lanes.step, p.dim, scratch.columns_a);
     sides.b = side_of(op.value, place.batch, kv_head, lanes.group, lanes.step, p.dim_v, scratch.columns_b);

@@ -2,15 +2,16 @@
 //
 // Every rank is computed on three axes; missing leading axes have length 1. A walk goes over ROWS (queries; keys where
 // transposed) and reads COLUMNS (the keys of their windows; the queries that see them). A patch is N rows of one
-// dilation group of one head, one per vector lane, in one piece or in two side by side. A piece sees a box of columns:
+// dilation group of one head, one per vector lane, in one piece or in several side by side. A piece sees a box of
+// columns:
 //
-//        pieces r and s of 4 x 4 = 16 lanes, window 5 x 5
+//        two pieces, r and s, of 4 x 4 = 16 lanes, window 5 x 5
 //        +-----------------+
 //        | a a a a a a a a |     a  columns that only piece r sees      .  that both see: loaded once for both
 //        | a a a a a a a a |     b  columns that only piece s sees
 //        | a a r r r r a a |
-//        | a a r r r r a a |     The shape of a piece is the one of its lanes that reads the fewest columns; two of
-//        | . . r r r r . . |     them lie along the axis on which they share the most.
+//        | a a r r r r a a |     The shape of a piece is the one of its lanes that reads the fewest columns; pieces
+//        | . . r r r r . . |     lie along the axis on which they share the most.
 //        | . . r r r r . . |
 //        | . . s s s s . . |     A unit of work is (batch, dilation group, patch, head), head fastest. Each output
 //        | . . s s s s . . |     row belongs to one unit, and a unit sums in a fixed order: results do not depend on
@@ -105,13 +106,40 @@ NATTEN_INLINE Span interval(int p, const Axis& axis, int n, bool transposed) {
   return span;
 }
 
+// The lanes of a patch: where they lie in it
+struct Grid {
+  static constexpr int kLanes = 64, kVectors = 4;  // at most
+  uint8_t coordinate[3][kLanes];
+  uint32_t before[3][kLanes + 1][kVectors];  // bit l: lane l of a vector has a lower coordinate
+};
+
+// Pieces of piece[0] x piece[1] x piece[2] lanes, along the axis `split`
+template <typename C>
+Grid make_grid(const int* piece, int split) {
+  static_assert(C::N <= Grid::kLanes && C::V <= Grid::kVectors, "patch too large");
+  Grid grid = {};
+  for (int lane = 0; lane < C::N; ++lane) {
+    int rest = lane % C::PIECE_LANES;
+    for (int a = 2; a >= 0; --a) {
+      const int c = (a == split ? lane / C::PIECE_LANES * piece[a] : 0) + rest % piece[a];
+      const int end = piece[a] * (a == split ? C::PIECES : 1);
+      grid.coordinate[a][lane] = uint8_t(c);
+      for (int higher = c + 1; higher <= end; ++higher) {
+        grid.before[a][higher][lane / C::W] |= uint32_t(1) << lane % C::W;
+      }
+      rest /= piece[a];
+    }
+  }
+  return grid;
+}
+
 struct Walk {
   Axis axis[3];
   bool transposed;
   int batch, heads;
   int split;                   // the axis along which the pieces of a patch lie
   int64_t groups, patches;     // per batch item and head
-  uint8_t coordinate[3][64];   // of each lane, inside the patch
+  Grid grid;
 
   int64_t units() const { return batch * groups * patches * heads; }
 };
@@ -193,15 +221,8 @@ Walk plan_walk(const Problem& p, bool transposed) {
     walk.groups *= axis.d;
     walk.patches *= axis.patches;
   }
-  for (int lane = 0; lane < C::N; ++lane) {
-    int rest = lane % C::PIECE_LANES;
-    for (int a = 2; a >= 0; --a) {
-      const Axis& axis = walk.axis[a];
-      const int before = a == walk.split ? lane / C::PIECE_LANES * axis.piece : 0;
-      walk.coordinate[a][lane] = uint8_t(before + rest % axis.piece);
-      rest /= axis.piece;
-    }
-  }
+  const int piece[3] = {walk.axis[0].piece, walk.axis[1].piece, walk.axis[2].piece};
+  walk.grid = make_grid<C>(piece, walk.split);
   return walk;
 }
 

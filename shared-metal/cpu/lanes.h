@@ -1,6 +1,8 @@
 // The rows of one patch, one per vector lane: where they lie, what they see, and how they come in and go out.
 #pragma once
 
+#include <limits.h>
+
 #include "geometry.h"
 #include "micro.h"
 
@@ -11,10 +13,9 @@ template <typename C>
 struct Lanes {
   typedef typename C::T T;
   static constexpr int W = C::W, V = C::V, N = C::N, PIECES = C::PIECES;
-  typedef typename Lane<T>::Integer Integer;
 
-  alignas(64) Integer low[3][N];  // columns that the lane's row sees, per axis; none for a dead lane
-  alignas(64) Integer high[3][N];
+  const Grid* grid;
+  Span seen[3][N + 1];            // columns that the rows of a coordinate see; what follows them sees nothing
   int row[3][N];                  // position inside the dilation group
   bool live[N];                   // the row exists; a dead lane repeats the last row and stores nothing
   int split;                      // the axis along which pieces lie
@@ -24,7 +25,7 @@ struct Lanes {
 
   // Rows of a patch
   void find(const Walk& walk, const Place& place) {
-    split = walk.split;
+    grid = &walk.grid, split = walk.split;
     for (int lane = 0; lane < N; ++lane) live[lane] = true;
     for (int a = 0; a < 3; ++a) {
       const Axis& axis = walk.axis[a];
@@ -32,33 +33,28 @@ struct Lanes {
       const int rows = na::group_length(axis.rows, group[a], axis.d);
       const int columns = na::group_length(axis.columns, group[a], axis.d);
       const int count = na::minimum(axis.patch, rows - place.corner[a]);
-      Span seen[N];
-      for (int c = 0; c < axis.patch; ++c) {
-        seen[c] = c < count ? interval(place.corner[a] + c, axis, columns, walk.transposed) : Span{0, 0};
-      }
+      for (int c = 0; c < count; ++c) seen[a][c] = interval(place.corner[a] + c, axis, columns, walk.transposed);
+      for (int c = count; c <= axis.patch; ++c) seen[a][c] = {INT_MAX, INT_MAX};
       for (int piece = 0; piece < PIECES; ++piece) {
-        const int first = piece * (axis.patch - axis.piece), last = first + axis.piece - 1;
-        const int end = seen[na::minimum(last, count - 1)].high;
-        box[piece][a] = {first < count ? seen[first].low : end, end};
-        common[piece][a] = last < count ? Span{seen[last].low, seen[first].high} : Span{0, 0};
+        const int first = a == split ? piece * axis.piece : 0, last = first + axis.piece - 1;
+        const int end = seen[a][na::minimum(last, count - 1)].high;
+        box[piece][a] = {first < count ? seen[a][first].low : end, end};
+        common[piece][a] = last < count ? Span{seen[a][last].low, seen[a][first].high} : Span{0, 0};
       }
       for (int lane = 0; lane < N; ++lane) {
-        const int c = walk.coordinate[a][lane];
-        low[a][lane] = seen[c].low, high[a][lane] = seen[c].high;
+        const int c = grid->coordinate[a][lane];
         row[a][lane] = place.corner[a] + na::minimum(c, count - 1);
         live[lane] = live[lane] && c < count;
       }
     }
-    for (int lane = 0; lane < N; ++lane) {
-      if (!live[lane]) low[2][lane] = high[2][lane] = 0;
-    }
   }
 
-  // Rows `first` .. of `count` tokens side by side (additional keys), all of which see the whole of `seen`
-  void find_tokens(int first, int count, const Span* seen) {
-    split = 2;
+  // Rows `first` .. of `count` tokens side by side (additional keys), all of which see the whole of `columns`
+  void find_tokens(const Grid& tokens, int first, int count, const Span* columns) {
+    grid = &tokens, split = 2;
     for (int a = 0; a < 3; ++a) {
-      for (int piece = 0; piece < PIECES; ++piece) box[piece][a] = common[piece][a] = seen[a];
+      for (int c = 0; c <= N; ++c) seen[a][c] = c < (a == split ? N : 1) ? columns[a] : Span{INT_MAX, INT_MAX};
+      for (int piece = 0; piece < PIECES; ++piece) box[piece][a] = common[piece][a] = columns[a];
       group[a] = 0, step[a] = 1;
       for (int lane = 0; lane < N; ++lane) row[a][lane] = 0;
     }
@@ -67,6 +63,9 @@ struct Lanes {
       row[2][lane] = na::minimum(first + lane, count - 1);
     }
   }
+
+  // Columns that a lane sees along an axis, if it is live
+  Span columns_of(int axis, int lane) const { return seen[axis][grid->coordinate[axis][lane]]; }
 
   // Element offset of each lane's row
   void offsets(const Tensor& tensor, int batch, int head, int64_t* out) const {
@@ -132,16 +131,15 @@ struct Lanes {
     }
   }
 
-  // row[lane] = factor[lane] * sums[lane], rounded once; the sums are lost
-  void write(const Tensor& tensor, int batch, int head, int width, const Vector<T>* factor, T* sums) const {
+  // row[lane] = factor[lane] * sums[lane], rounded once
+  void write(const Tensor& tensor, int batch, int head, int width, const Vector<T>* factor, const T* sums) const {
     const int padded = (width + W - 1) / W * W;
     int64_t at[N];
     offsets(tensor, batch, head, at);
     for (int lane = 0; lane < N; ++lane) {
       if (live[lane]) {
-        T* const row = sums + int64_t(lane) * padded;
-        for (int d = 0; d < padded; d += W) store(row + d, load(row + d) * factor[lane / W][lane % W]);
-        write_row(tensor.dtype, tensor.at(at[lane]), tensor.channel, width, row);
+        const T* const row = sums + int64_t(lane) * padded;
+        write_row(tensor.dtype, tensor.at(at[lane]), tensor.channel, width, factor[lane / W][lane % W], row);
       }
     }
   }

@@ -118,8 +118,7 @@ int launch_walk(const Body& body, const Walk& walk, const Problem& p, int additi
 
 // The additional keys and values of a patch, before its own columns
 template <typename C, typename Walker>
-void walk_additional(const Operands& op, int batch, int kv_head, Scratch<C>& scratch, Walker& columns,
-                     Block<C>& block) {
+void walk_additional(const Operands& op, int batch, int kv_head, Scratch<C>& scratch, Walker& columns) {
   const Problem& p = op.problem;
   if (p.additional == 0) return;
   const int group[3] = {0, 0, 0}, step[3] = {1, 1, 1};
@@ -127,8 +126,7 @@ void walk_additional(const Operands& op, int batch, int kv_head, Scratch<C>& scr
   Columns<C> sides;
   sides.a = side_of(op.additional_keys, batch, kv_head, group, step, p.dim, scratch.columns_a);
   sides.b = side_of(op.additional_values, batch, kv_head, group, step, p.dim_v, scratch.columns_b);
-  columns.append(segment, sides);
-  block.plain = block.count;
+  columns.take(segment, sides);
 }
 
 }  // namespace NATTEN_ISA

@@ -121,22 +121,23 @@ struct WriteRow {
   char* to;
   int64_t channel;
   int64_t count;
+  T factor;
   const T* from;
 
   template <typename E>
   NATTEN_INLINE void run() const {
     E* row = reinterpret_cast<E*>(to);
     if (channel != 1) {
-      for (int64_t d = 0; d < count; ++d) narrow(from[d], row + d * channel);
+      for (int64_t d = 0; d < count; ++d) narrow(factor * from[d], row + d * channel);
     } else {
-      for (int64_t d = 0; d < count; ++d) narrow(from[d], row + d);
+      for (int64_t d = 0; d < count; ++d) narrow(factor * from[d], row + d);
     }
   }
 };
 
 template <typename T>
-inline void write_row(int dtype, char* to, int64_t channel, int64_t count, const T* from) {
-  with_element<T>(dtype, WriteRow<T>{to, channel, count, from});
+inline void write_row(int dtype, char* to, int64_t channel, int64_t count, T factor, const T* from) {
+  with_element<T>(dtype, WriteRow<T>{to, channel, count, factor, from});
 }
 
 }  // namespace NATTEN_ISA

@@ -12,8 +12,9 @@
 // A column is never rearranged. A multiply-accumulate takes its one number straight from memory (AVX-512 broadcast,
 // NEON by element), and loads are what these loops wait for: g columns times V vectors of lanes cost g + V loads for
 // g * V products, L lanes times K vectors of channels L + K. Groups are as large as the registers allow; a count is cut
-// into groups of nearly equal size, since small ones wait for results. A group of lanes skips the columns at either end
-// of a block that none of its rows sees.
+// into groups of nearly equal size, since small ones wait for results. Products are long enough to fetch what is read
+// after them into the cache meanwhile. A group of lanes skips the columns at either end of a block that none of its rows
+// sees.
 // Sources: FlashAttention (arXiv 2205.14135) for the blocks; the layout is that of outer-product matrix kernels.
 #pragma once
 
@@ -22,8 +23,14 @@
 namespace natten {
 namespace NATTEN_ISA {
 
+// Numbers in a cache line
+template <typename C>
+constexpr int64_t kLine = 64 / sizeof(typename C::T);
+
+// next, soon: rows that are read after these, one for each; they are fetched meanwhile
 template <typename C, int A, int G>
-NATTEN_INLINE void dot_group(const VectorOf<C>* lanes, const typename C::T* const* rows, int64_t width,
+NATTEN_INLINE void dot_group(const VectorOf<C>* lanes, const typename C::T* const* rows,
+                             const typename C::T* const* next, const typename C::T* const* soon, int64_t width,
                              VectorOf<C>* out) {
   constexpr int V = C::V;
   VectorOf<C> sum[G][A];
@@ -34,11 +41,19 @@ NATTEN_INLINE void dot_group(const VectorOf<C>* lanes, const typename C::T* cons
 #pragma GCC unroll 4
     for (int v = 0; v < A; ++v) sum[g][v] = VectorOf<C>{};
   }
-  for (int64_t d = 0; d < width; ++d) {
+  for (int64_t from = 0; from < width; from += kLine<C>) {
+    const int64_t to = from + kLine<C> < width ? from + kLine<C> : width;
 #pragma GCC unroll 16
     for (int g = 0; g < G; ++g) {
+      __builtin_prefetch(next[g] + from);
+      __builtin_prefetch(soon[g] + from);
+    }
+    for (int64_t d = from; d < to; ++d) {
+#pragma GCC unroll 16
+      for (int g = 0; g < G; ++g) {
 #pragma GCC unroll 4
-      for (int v = 0; v < A; ++v) sum[g][v] += lanes[d * V + v] * row[g][d];
+        for (int v = 0; v < A; ++v) sum[g][v] += lanes[d * V + v] * row[g][d];
+      }
     }
   }
 #pragma GCC unroll 16
@@ -48,17 +63,20 @@ NATTEN_INLINE void dot_group(const VectorOf<C>* lanes, const typename C::T* cons
   }
 }
 
-// L rows of sums, K vectors of each from channel `at` on; weights: of the first of these lanes
+// L rows of sums, K vectors of each from channel `at` on; weights, before: of the first of these lanes
 template <typename C, int K>
 NATTEN_INLINE void sum_group(const typename C::T* weights, const typename C::T* const* rows, Range range, int64_t at,
-                             typename C::T* sums, int64_t pitch, bool fresh) {
+                             typename C::T* sums, int64_t pitch, const typename C::T* before) {
   typedef typename C::T T;
   constexpr int L = kLaneGroup, W = C::W;
   VectorOf<C> sum[L][K];
 #pragma GCC unroll 4
   for (int l = 0; l < L; ++l) {
 #pragma GCC unroll 4
-    for (int k = 0; k < K; ++k) sum[l][k] = fresh ? VectorOf<C>{} : load(sums + l * pitch + at + k * W);
+    for (int k = 0; k < K; ++k) {
+      sum[l][k] = load(sums + l * pitch + at + k * W);
+      if (before) sum[l][k] *= before[l];
+    }
   }
   for (int i = range.low; i < range.high; ++i) {
     const T *row = rows[i] + at, *weight = weights + i * C::N;
@@ -80,22 +98,23 @@ NATTEN_INLINE void sum_group(const typename C::T* weights, const typename C::T* 
 
 // Calls the group of the right size, G or less
 template <typename C, int A, int G>
-NATTEN_INLINE void any_dot_group(int size, const VectorOf<C>* lanes, const typename C::T* const* rows, int64_t width,
+NATTEN_INLINE void any_dot_group(int size, const VectorOf<C>* lanes, const typename C::T* const* rows,
+                                 const typename C::T* const* next, const typename C::T* const* soon, int64_t width,
                                  VectorOf<C>* out) {
   if (size == G) {
-    dot_group<C, A, G>(lanes, rows, width, out);
+    dot_group<C, A, G>(lanes, rows, next, soon, width, out);
   } else if constexpr (G > 1) {
-    any_dot_group<C, A, G - 1>(size, lanes, rows, width, out);
+    any_dot_group<C, A, G - 1>(size, lanes, rows, next, soon, width, out);
   }
 }
 
 template <typename C, int K>
 NATTEN_INLINE void any_sum_group(int size, const typename C::T* weights, const typename C::T* const* rows, Range range,
-                                 int64_t at, typename C::T* sums, int64_t pitch, bool fresh) {
+                                 int64_t at, typename C::T* sums, int64_t pitch, const typename C::T* before) {
   if (size == K) {
-    sum_group<C, K>(weights, rows, range, at, sums, pitch, fresh);
+    sum_group<C, K>(weights, rows, range, at, sums, pitch, before);
   } else if constexpr (K > 1) {
-    any_sum_group<C, K - 1>(size, weights, rows, range, at, sums, pitch, fresh);
+    any_sum_group<C, K - 1>(size, weights, rows, range, at, sums, pitch, before);
   }
 }
 
@@ -105,61 +124,54 @@ constexpr int keys_at_once(int vectors) { return smaller(12, (kRegisters - vecto
 constexpr int kChannelVectors = smaller(4, (kRegisters - 1) / (kLaneGroup + 1));
 
 template <typename C, int A>
-void dots_of(const VectorOf<C>* lanes, const typename C::T* const* rows, int count, int64_t width, VectorOf<C>* out) {
+void dots_of(const VectorOf<C>* lanes, const typename C::T* const* rows, const typename C::T* const* soon, int count,
+             int64_t width, VectorOf<C>* out) {
   constexpr int G = keys_at_once(A), V = C::V;
   int groups = (count + G - 1) / G;
   for (int at = 0; groups > 0; --groups) {
     const int size = (count - at + groups - 1) / groups;
-    any_dot_group<C, A, G>(size, lanes, rows + at, width, out + at * V);
+    const int next = smaller(at + size, count - size);
+    any_dot_group<C, A, G>(size, lanes, rows + at, rows + next, soon + at, width, out + at * V);
     at += size;
   }
 }
 
-template <typename C>
-void dots(Vectors on, const VectorOf<C>* lanes, const typename C::T* const* rows, int count, int64_t width,
-          VectorOf<C>* out) {
-  if (on.count == C::V) return dots_of<C, C::V>(lanes, rows, count, width, out);
-  dots_of<C, C::PIECE>(lanes + on.first, rows, count, width, out + on.first);
+// soon: rows that are read after these, one for each
+template <typename C, int A = C::V>
+void dots(Vectors on, const VectorOf<C>* lanes, const typename C::T* const* rows, const typename C::T* const* soon,
+          int count, int64_t width, VectorOf<C>* out) {
+  if (on.count == A) {
+    dots_of<C, A>(lanes + on.first, rows, soon, count, width, out + on.first);
+  } else if constexpr (A > C::PIECE) {
+    dots<C, A - C::PIECE>(on, lanes, rows, soon, count, width, out);
+  }
 }
 
-// ranges: the columns that a group of lanes reads; fresh: sums hold nothing yet
+// ranges: the columns that a group of lanes reads; before: what the lanes' sums are multiplied by first, or NULL
 template <typename C>
 void accumulate(Vectors on, const VectorOf<C>* weights, const typename C::T* const* rows, const Range* ranges,
-                int64_t width, typename C::T* sums, bool fresh) {
+                int64_t width, typename C::T* sums, const VectorOf<C>* before = nullptr) {
   typedef typename C::T T;
   constexpr int G = kChannelVectors, L = kLaneGroup, W = C::W;
   const int64_t vectors = (width + W - 1) / W, pitch = vectors * W;
   for (int lane = on.first * W; lane < on.end() * W; lane += L) {
     const Range range = ranges[lane / L];
-    if (range.low >= range.high && !fresh) continue;
+    if (range.low >= range.high && !before) continue;
     const T* first = reinterpret_cast<const T*>(weights) + lane;
+    const T* factors = before ? reinterpret_cast<const T*>(before) + lane : nullptr;
     int64_t groups = (vectors + G - 1) / G;
     for (int64_t at = 0; groups > 0; --groups) {
       const int size = int((vectors - at + groups - 1) / groups);
-      any_sum_group<C, G>(size, first, rows, range, at * W, sums + lane * pitch, pitch, fresh);
+      any_sum_group<C, G>(size, first, rows, range, at * W, sums + lane * pitch, pitch, factors);
       at += size;
     }
   }
 }
 
-// Multiplies the sums of a vector's lanes
+// The sums of a patch before anything is added
 template <typename C>
-void scale_sums(int v, VectorOf<C> factors, int64_t width, typename C::T* sums) {
-  constexpr int W = C::W;
-  const int64_t pitch = (width + W - 1) / W * W;
-  for (int l = 0; l < W; ++l) {
-    typename C::T* const row = sums + (v * W + l) * pitch;
-    for (int64_t d = 0; d < pitch; d += W) store(row + d, load(row + d) * factors[l]);
-  }
-}
-
-// Sums that nothing was added to
-template <typename C>
-void clear_fresh(const Fresh<C>& fresh, int64_t width, typename C::T* sums) {
-  const int64_t size = (width + C::W - 1) / C::W * C::W * C::W;  // of a vector's lanes
-  for (int v = 0; v < C::V; ++v) {
-    for (int64_t i = 0; i < size && fresh.of[v]; ++i) sums[v * size + i] = 0;
-  }
+void clear(int64_t width, typename C::T* sums) {
+  memset(sums, 0, sizeof(*sums) * C::N * ((width + C::W - 1) / C::W * C::W));
 }
 
 template <int... I>

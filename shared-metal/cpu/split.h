@@ -29,7 +29,7 @@ void index_slots(PairIndex<C>& index, const Lanes<C>& lanes, const Walk& walk) {
     index.axis[a] = walk.axis[a];
     index.length[a] = na::group_length(walk.axis[a].rows, lanes.group[a], lanes.step[a]);
     for (int lane = 0; lane < C::N; ++lane) {
-      index.lane[lane] += (walk.transposed ? lanes.row[a][lane] : -int64_t(lanes.low[a][lane])) * step;
+      index.lane[lane] += (walk.transposed ? lanes.row[a][lane] : -int64_t(lanes.columns_of(a, lane).low)) * step;
     }
     step *= walk.axis[a].w;
   }
@@ -60,9 +60,8 @@ struct ReadSlots : SlotAccess<C> {
         for (int l = 0; l < W; ++l) {
           const int lane = v * W + l;
           const int64_t slot = this->block.slot[i] + this->index.lane[lane];
-          const bool seen = this->block.mask[i * V + v][l] != 0;
           const E* row = reinterpret_cast<const E*>(this->rows[this->index.from_start ? i : lane]);
-          values[l] = seen ? widen(row[slot * this->tensor.channel]) : T(0);
+          values[l] = this->block.sees(i, v, l) ? widen(row[slot * this->tensor.channel]) : T(0);
         }
         this->pairs[i * V + v] = load(values);
       }
@@ -79,7 +78,7 @@ struct WriteSlots : SlotAccess<C> {
       for (int v = this->block.on.first; v < this->block.on.end(); ++v) {
         for (int l = 0; l < W; ++l) {
           const int lane = v * W + l;
-          if (!this->live[lane] || !this->block.mask[i * V + v][l]) continue;
+          if (!this->live[lane] || !this->block.sees(i, v, l)) continue;
           const int64_t slot = this->block.slot[i] + this->index.lane[lane];
           E* row = reinterpret_cast<E*>(this->rows[lane]);
           narrow(this->pairs[i * V + v][l], row + slot * this->tensor.channel);
@@ -121,7 +120,7 @@ struct LogitsBody {
     const bool* live;
 
     void take(const Block<C>& block) const {
-      dots<C>(block.on, scratch.lanes_a, block.a, block.count, body.dim, scratch.pairs_a);
+      dots<C>(block.on, scratch.lanes_a, block.a, block.a, block.count, body.dim, scratch.pairs_a);
       if (bias) add_bias(block, bias_index, bias, scratch.pairs_a);
       with_element<T>(body.slots.dtype, WriteSlots<C>{{body.slots, index, block, rows, live, scratch.pairs_a}});
     }
@@ -131,7 +130,10 @@ struct LogitsBody {
   void fill_empty(const Lanes<C>& lanes, char* const* rows) const {
     for (int lane = 0; lane < C::N; ++lane) {
       bool whole = true;
-      for (int a = 0; a < 3; ++a) whole = whole && lanes.high[a][lane] - lanes.low[a][lane] == walk.axis[a].w;
+      for (int a = 0; a < 3; ++a) {
+        const Span window = lanes.columns_of(a, lane);
+        whole = whole && window.high - window.low == walk.axis[a].w;
+      }
       if (!lanes.live[lane] || whole) continue;
       with_element<T>(slots.dtype, FillSlots<T>{rows[lane], slots.channel, window_slots(op.problem), empty});
     }
@@ -156,7 +158,6 @@ struct LogitsBody {
     Block<C> block;
     const Sum sum = {*this, scratch, index, bias_index, bias, rows, lanes.live};
     ColumnWalk<C, const Sum> columns(lanes, block, sum);
-    columns.begin(0);
     columns.patch(sides);
   }
 };
@@ -185,13 +186,11 @@ struct WeighBody {
     const Scratch<C>& scratch;
     const PairIndex<C>& index;
     char* const* lane_rows;
-    Fresh<C> fresh = {};
 
     void take(const Block<C>& block) {
       char* const* rows = body.walk.transposed ? block.slots : lane_rows;
       with_element<T>(body.slots.dtype, ReadSlots<C>{{body.slots, index, block, rows, nullptr, scratch.pairs_a}});
-      accumulate<C>(block.on, scratch.pairs_a, block.b, block.ranges, body.dim, scratch.sums_b, fresh[block.on]);
-      fresh.spent(block.on);
+      accumulate<C>(block.on, scratch.pairs_a, block.b, block.ranges, body.dim, scratch.sums_b);
     }
   };
 
@@ -203,7 +202,8 @@ struct WeighBody {
     index_slots(index, lanes, walk);
     if (!walk.transposed) lanes.addresses(slots, batch, place.head, rows);
     Block<C> block;
-    Sum sum = {*this, scratch, index, rows, {}};
+    Sum sum = {*this, scratch, index, rows};
+    clear<C>(dim, scratch.sums_b);
     ColumnWalk<C, Sum> walker(lanes, block, sum);
     const int first = walk.transposed ? place.head * group : place.head / group;
     for (int head = first; head < first + (walk.transposed ? group : 1); ++head) {
@@ -211,10 +211,8 @@ struct WeighBody {
       sides.b = side_of(columns, batch, head, lanes.group, lanes.step, dim, scratch.columns_b);
       if (walk.transposed) sides.slots = side_of<T>(slots, batch, head, lanes.group, lanes.step, 0, nullptr);
       sides.slot = &index;
-      walker.begin(0);
       walker.patch(sides);
     }
-    clear_fresh(sum.fresh, dim, scratch.sums_b);
     Vector<T> factors[V];
     for (int v = 0; v < V; ++v) factors[v] = splat(factor);
     lanes.write(out, batch, place.head, dim, factors, scratch.sums_b);
@@ -262,7 +260,6 @@ struct SlotBiasBody {
     Block<C> block;
     const Sum sum = {*this, scratch, index, bias_index, rows, table};
     ColumnWalk<C, const Sum> columns(lanes, block, sum);
-    columns.begin(0);
     columns.patch(sides);
   }
 };

@@ -63,7 +63,7 @@ constexpr int kRegisters = 16;
 
 constexpr int smaller(int a, int b) { return a < b ? a : b; }
 
-// A patch: V vectors of lanes in 1 or 2 pieces
+// A patch: V vectors of lanes in pieces of PIECE vectors
 template <typename Number, int PIECE_VECTORS, int PIECES_>
 struct PatchOf {
   typedef Number T;
@@ -85,37 +85,20 @@ struct Range {
   int low, high;
 };
 
-// Vectors whose sums hold nothing yet
-template <typename C>
-struct Fresh {
-  bool of[C::V];
-
-  Fresh() {
-    for (int v = 0; v < C::V; ++v) of[v] = true;
-  }
-  // All vectors of a block are fresh or none is: the columns that all see come first
-  bool operator[](Vectors on) const { return of[on.first]; }
-  void spent(Vectors on) {
-    for (int v = on.first; v < on.end(); ++v) of[v] = false;
-  }
-};
-
 template <typename T>
 using Vector = typename Lane<T>::Vector;
 template <typename T>
 using Mask = typename Lane<T>::Mask;
 template <typename C>
 using VectorOf = Vector<typename C::T>;
-template <typename C>
-using MaskOf = Mask<typename C::T>;
 
-// A narrow patch is one piece of at least 8 lanes where the registers allow it. A wide one is two such pieces side by
-// side; a dot product uses each number of the columns that both see twice. kernels.cpp chooses.
-constexpr bool kWidePatches = kRegisters == 32 || NATTEN_VECTOR_BYTES == 32;
+// A narrow patch is one piece of at least 8 lanes where the registers allow it. A wide one is several such pieces side
+// by side; a dot product uses each number of the columns that they share once for each of them. kernels.cpp chooses.
+constexpr int kWidePieces = NATTEN_VECTOR_BYTES == 64 ? 4 : (kRegisters == 32 || NATTEN_VECTOR_BYTES == 32 ? 2 : 1);
 template <typename T>
 using Narrow = PatchOf<T, NATTEN_VECTOR_BYTES == 16 || (NATTEN_VECTOR_BYTES == 32 && sizeof(T) == 8) ? 2 : 1, 1>;
 template <typename T>
-using Wide = PatchOf<T, Narrow<T>::PIECE, kWidePatches ? 2 : 1>;
+using Wide = PatchOf<T, Narrow<T>::PIECE, kWidePieces>;
 
 template <typename T>
 NATTEN_INLINE Vector<T> load(const T* from) {
@@ -132,6 +115,15 @@ NATTEN_INLINE void store(T* to, Vector<T> v) {
 template <typename T>
 NATTEN_INLINE Vector<T> splat(T x) {
   return Vector<T>{} + x;
+}
+
+// The lanes whose bit is set
+template <typename T>
+NATTEN_INLINE Mask<T> lanes_of(uint32_t bits) {
+  typedef typename Lane<T>::Integer Integer;
+  Mask<T> bit;
+  for (int l = 0; l < Lane<T>::W; ++l) bit[l] = Integer(1) << l;
+  return (bit & Integer(bits)) != 0;
 }
 
 template <typename V>

@@ -5,6 +5,7 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 
 log = logging.getLogger("natten")
 
@@ -109,10 +110,8 @@ class Backends:
 
     def get(self) -> str:
         """The backend in force where no argument is given: 'auto' or a tier."""
-        for choice in (getattr(self._local, "choice", None), self._default):
-            if choice is not None:
-                return str(choice)
-        return self._from_environment() or "auto"
+        chosen: str | None = getattr(self._local, "choice", None) or self._default or self.environment
+        return chosen or "auto"
 
     def set(self, backend: str) -> None:
         """Make ``backend`` the default of the process."""
@@ -138,7 +137,10 @@ class Backends:
             raise ValueError(f"{op}: unknown backend '{backend}'; {self.package} has {known}")
         return name
 
-    def _from_environment(self) -> str | None:
+    @cached_property
+    def environment(self) -> str | None:
+        """What the environment says, if anything. It is read once, by the first call that it decides: reading it
+        takes longer than all other checks of a call."""
         own = os.environ.get(self.variable)
         if own:
             return self._known(self.variable, own)

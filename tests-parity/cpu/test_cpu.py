@@ -110,16 +110,16 @@ def test_as_shipped(cxx: str, folder: Path) -> None:
 PLAIN, PIECES = ISAS[0], ISAS[min(1, len(ISAS) - 1)]
 # File, what stands there, what a fault would make of it: each must be found.
 FAULTS = (
-    ("columns.h", "(high > Integer(x))", "(high >= Integer(x))"),
-    ("columns.h", "na::maximum(own.low, other.high)", "na::maximum(own.low, other.low)"),
-    ("columns.h", "na::minimum(own.high, other.low)", "na::minimum(own.high, other.low + 1)"),
+    ("columns.h", "seen[lower.low].high <= x", "seen[lower.low].high < x"),
+    ("columns.h", "if (own.low > low) high = na::minimum(high, own.low);", ""),
+    ("columns.h", "segment.on = {piece * C::PIECE, segment.on.count + C::PIECE};", "segment.on = {0, C::PIECE};"),
     ("columns.h", "{na::minimum(range.low, block_.count), ", "{block_.count, "),
     ("lanes.h", "if (live[lane]) {", "{"),
-    ("lanes.h", "seen[na::minimum(last, count - 1)].high;", "seen[0].high;"),
+    ("lanes.h", "seen[a][na::minimum(last, count - 1)].high;", "seen[a][0].high;"),
     ("geometry.h", "axis.d) + rows - 1) / rows;", "axis.d)) / rows;"),
     ("load.h", "uint16_t(half | sign)", "uint16_t(half | sign >> 1)"),
     ("micro.h", "at += size;", "at += size - (size > 5);"),
-    ("forward.h", "sum += total[v] * down;", "sum += total[v];"),
+    ("forward.h", "total[v] = total[v] * down[v] + sum;", "total[v] = total[v] + sum;"),
     ("backward.h", "delta -= reinterpret_cast", "delta += reinterpret_cast"),
     ("backward.h", "length * part / parts", "length * (part / 2) / parts"),
     ("bias.h", "step *= 2 * p.w[a] - 1", "step *= 2 * p.w[a]"),

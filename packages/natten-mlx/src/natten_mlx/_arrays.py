@@ -47,11 +47,13 @@ def optional_spec(face: str, name: str, tensor: Any) -> TensorSpec | None:
 
 def stream_of(face: str, stream: Any) -> mx.Stream:
     """The stream that a call runs on: ``stream``, that device's default stream, or the default stream."""
+    if stream is None:
+        return mx.default_stream(mx.default_device())
     if isinstance(stream, mx.Stream):
         return stream
-    if stream is not None and not isinstance(stream, (mx.Device, mx.DeviceType)):
+    if not isinstance(stream, (mx.Device, mx.DeviceType)):
         checks.reject_type(face, "stream", stream, "a stream, a device or None")
-    return mx.default_stream(mx.default_device() if stream is None else stream)
+    return mx.default_stream(stream)
 
 
 def device_of(stream: mx.Stream) -> Device:

@@ -124,8 +124,8 @@ def signature(
     tensors: query, key, value, and three optional ones. arguments: all others.
     """
     extension = _found()
-    query, key, value, *optional = tensors
-    if any(tensor is not None for tensor in optional) or type(extension) is str:
+    query, key, value, keys, values, rpb = tensors
+    if keys is not None or values is not None or rpb is not None or type(extension) is str:
         return None
     kinds = tuple(map(type, arguments))
     if tuple in kinds or list in kinds:
