@@ -4,14 +4,16 @@
     python benchmarks/cpu.py --rows K13 --seconds 1
 
 Builds the library with CMake into a temporary folder, unless --library names one. Each row is measured in a
-process of its own, all contenders in turns, float32, batch 1; compiling is not timed. Wall-clock medians in
-milliseconds go to benchmarks/results/cpu-<instruction set>.tsv (--out):
+process of its own, all contenders in turns, float32, batch 1; compiling is not timed. Outputs are compared with those
+of dense attention first, gradients are not: the tests do that. Wall-clock medians in milliseconds go to
+benchmarks/results/cpu-<instruction set>.tsv (--out):
 
-    forward, backward      the library, called through ctypes on heads-last tensors
+    forward, backward      the library, called through ctypes on heads-last tensors into outputs made beforehand
     avx2, avx2 backward    the same, held to AVX2 (x86-64 only)
     flex, dense            torch's compiled flex_attention with a block mask; scaled_dot_product_attention with
                            the neighborhood as a boolean mask. Heads-first tensors, masks made beforehand
-    floor                  reading query, key and value and writing out at the speed at which this machine copies
+    floor                  reading query, key and value and writing out at the speed at which this machine copies large
+                           tensors; the rows' own may stay in its caches
     GFLOP/s                useful work of the forward: two products per (query, key) pair
 """
 
@@ -249,9 +251,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="threads of the library and of torch (default 2)")
     parser.add_argument("--seconds", type=float, default=2.0, help="time per contender and row (default 2)")
     parser.add_argument("--library", type=Path, help="a built library; default: build it")
-    parser.add_argument("--out", type=Path, help="the table (default benchmarks/results/cpu-<instruction set>.tsv)")
+    parser.add_argument(
+        "--out", type=Path, help="the table (default benchmarks/results/cpu-<instruction set>.tsv; with --rows: none)"
+    )
     parser.add_argument("--row", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if not any(arguments.rows in row.name for row in ROWS):
+        parser.error(f"no row has '{arguments.rows}' in its name; rows: {', '.join(row.name for row in ROWS)}")
     if arguments.row is not None:
         print(json.dumps(measure(ROWS[arguments.row], arguments.library, arguments.threads, arguments.seconds)))
         return
@@ -272,9 +278,10 @@ def main() -> None:
         f"float32, batch 1, wall-clock medians in ms; load average during the run {min(loads):.1f} to {max(loads):.1f}",
     ]
     text = table(found, notes)
-    out = arguments.out or ROOT / "benchmarks" / "results" / f"cpu-{isa}.tsv"
-    out.parent.mkdir(exist_ok=True)
-    out.write_text(text)
+    out = arguments.out or (None if arguments.rows else ROOT / "benchmarks" / "results" / f"cpu-{isa}.tsv")
+    if out:
+        out.parent.mkdir(exist_ok=True)
+        out.write_text(text)
     print(text)
 
 

@@ -44,7 +44,7 @@ DEFINITIONS = (
     'NATTEN_SOURCES_DIGEST="0"',
 )  # fmt: skip
 # What uv says if it cannot reach the registry, as opposed to not finding there what is asked for.
-UNREACHABLE = ("Failed to fetch", "error sending request", "dns error", "timed out", "Connection refused")
+UNREACHABLE = ("error sending request", "dns error", "timed out", "Connection refused")
 # Mangled names of the C++ standard library and run time, which macOS has.
 STANDARD = re.compile(r"__Z(T[ISV])?(N?K?St|N10__cxxabiv1)|__Z(n[wa]|d[la])")
 

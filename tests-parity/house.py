@@ -19,6 +19,7 @@ FRAMEWORKS = frozenset({"torch", "mlx"})
 FACE_FILES = frozenset({"functional", "faces", "modules", "varlen"})
 FACE_NAME = re.compile(r"na[123]d(_qk|_av|_varlen)?|NeighborhoodAttention[123]D")
 RANKED_NAME = re.compile(r"(?<!\d)[123][dD]")
+METAL_FUNCTION = re.compile(r"^[ \t]*(?:static )?(?:METAL|NA)_FUNC\b[^;{]*?(\w+)\([^;{]*\{", re.MULTILINE)
 RANKED_IDENTIFIER = re.compile(r"\b[A-Za-z_]\w*(?<!\d)[123][dD]\w*")
 
 # The words that mean window arithmetic besides what window.py itself defines.
@@ -98,6 +99,25 @@ def long_functions(source: str) -> list[str]:
         f"{_line(node)}: {node.name} has {lines} lines, at most {MAX_FUNCTION_LINES}"
         for node in _functions(ast.parse(source))
         if (lines := (node.end_lineno or node.lineno) - node.lineno + 1) > MAX_FUNCTION_LINES
+    ]
+
+
+def metal_functions(source: str) -> Iterator[tuple[str, int, int]]:
+    """Name, first line and number of lines of each function of a kernel header, up to the brace that closes it."""
+    code = _without_c_comments(source)
+    for found in METAL_FUNCTION.finditer(code):
+        end, depth = found.end(), 1
+        while depth:
+            depth += {"{": 1, "}": -1}.get(code[end], 0)
+            end += 1
+        yield found.group(1), _line_of(code, found.start()), code.count("\n", found.start(), end) + 1
+
+
+def long_functions_in_metal(source: str) -> list[str]:
+    return [
+        f"line {first}: {name} has {lines} lines, at most {MAX_FUNCTION_LINES}"
+        for name, first, lines in metal_functions(source)
+        if lines > MAX_FUNCTION_LINES
     ]
 
 

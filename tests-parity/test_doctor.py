@@ -48,6 +48,31 @@ def test_a_wrong_result_is_found(package: str, name: str, wrong: float, capsys: 
 
 
 @pytest.mark.parametrize("package", PACKAGES)
+def test_a_kernel_that_does_not_run(package: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """It costs its own row, which quotes the compiler, and no other; a wrong row is told apart from it."""
+    patient, broken, wrong = patient_of(package), FEW[0], FEW[1]
+    backends = importlib.import_module(f"{package}._metal.backends")
+    steps = importlib.import_module(f"{package}._metal.steps")
+    source = importlib.import_module(f"{package}._metal.source")
+    step = steps.Step(source.Instance("na_fwd", "float32", 1, 32, 32), (1, 1, 1), 128, (), (), ())
+
+    def run(case: doctor.Case, backend: str) -> dict[str, Any]:
+        if case == broken and backend == "pure":
+            raise backends.KernelFailure(step, "compile", "error: no such\nfunction: na\nthird line\nfourth line")
+        found = patient.run(case, backend)
+        return found | {"output 0": found["output 0"] * 2} if case == wrong and backend == "pure" else found
+
+    assert doctor.examine(dataclasses.replace(patient, run=run), "pure", tuple(FEW)) == 1
+    printed = capsys.readouterr().out.splitlines()
+    rows = [line for line in printed if line.startswith("pure  ")]
+    assert [row[12:40].strip() for row in rows] == [case.name for case in FEW]
+    words = "error: no such | function: na | third line"
+    assert rows[0].split(maxsplit=2)[2] == f"float32     FAILED: {step.instance.name} does not compile: {words}"
+    assert rows[1].endswith("WRONG: output 0") and "FAILED" not in rows[2] and "WRONG" not in rows[2]
+    assert printed[-1] == "1 of 3 within bounds; 1 WRONG, 1 FAILED: please report this table"
+
+
+@pytest.mark.parametrize("package", PACKAGES)
 def test_a_missing_backend(package: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert doctor.examine(patient_of(package), "nothing", tuple(FEW)) == 2
     assert capsys.readouterr().out.splitlines()[-1] == "nothing to examine: backend nothing is not at hand"

@@ -71,6 +71,12 @@ def test_files_are_short() -> None:
 
 def test_functions_are_short() -> None:
     assert_none(complaints(shipped(".py"), lambda source, _: house.long_functions(source)))
+    headers = [p for p in shipped(".h") if p.startswith("shared-metal/kernels/")]
+    assert_none(complaints(headers, lambda source, _: house.long_functions_in_metal(source)))
+    # Each function is seen: every word that begins one but those of the macro's own definition.
+    for header in headers:
+        code = re.sub(r"//.*|#define.*", "", (ROOT / header).read_text())
+        assert len(list(house.metal_functions(code))) == len(re.findall(r"\b(?:METAL|NA)_FUNC\b", code)), header
 
 
 def test_rank_is_a_parameter() -> None:
@@ -115,6 +121,7 @@ Rule = Callable[[str], list[str]]
 HOST = "https://" + "pypi" + ".org/simple"
 PATH = "open('" + "/ro" + "ot/data.npy')"
 LINE = "    x = 1\n"
+METAL = "  static METAL_FUNC int f(int a,\n int b) {\n"
 
 
 def ranks_in(path: str) -> Rule:
@@ -145,6 +152,8 @@ PLANTED: list[tuple[Rule, str, str]] = [
     (house.long_file, LINE * 401, LINE * 400),
     (house.long_functions, "def f():\n" + LINE * 60, "def f():\n" + LINE * 59),
     (house.long_functions, "class A:\n  async def f(self):\n" + LINE * 60, "if x:\n" + LINE * 100),
+    (house.long_functions_in_metal, METAL + "  x = {1};\n" * 58 + "}\n", METAL + "  // {\n" * 57 + "}\n" + LINE),
+    (house.long_functions_in_metal, "struct A {\n" + METAL + LINE * 58 + "}\n};", "struct A {\n" + LINE * 99 + "};"),
     (ranks_in("_pure.py"), "def _forward_2d(q): ...", "def forward(rank): ..."),
     (ranks_in("plan.py"), "tile2d = 1", "float32dtype = 'tile2d'"),
     (ranks_in("pkg/_ops.py"), "class Tile3D: ...", "class Tile: ..."),

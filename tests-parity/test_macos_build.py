@@ -55,8 +55,13 @@ def test_a_symbol_that_libmlx_lacks_is_noticed() -> None:
 
 def test_an_unreachable_registry_is_no_failure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """And nothing else is excused: a version that the registry does not have is an error."""
-    said = {"unreachable": "error: Failed to fetch: `...`\n  Caused by: dns error", "wrong": "no version of mlx==9"}
-    for kind, raised in (("unreachable", check_macos_build.UnreachableRegistry), ("wrong", SystemExit)):
+    said = {
+        "unreachable": "error: Failed to fetch: `...`\n  Caused by: dns error",
+        "wrong": "no version of mlx==9",
+        "gone": "error: Failed to fetch: `...`\n  Caused by: HTTP status client error (404 Not Found)",
+    }
+    for kind in said:
+        raised = check_macos_build.UnreachableRegistry if kind == "unreachable" else SystemExit
         uv = tmp_path / f"uv-{kind}"
         uv.write_text(f"#!/bin/sh\ncat >&2 <<'TEXT'\n{said[kind]}\nTEXT\nexit 2\n")
         uv.chmod(0o755)

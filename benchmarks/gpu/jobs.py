@@ -15,7 +15,7 @@ sys.path.insert(0, str(ROOT / "shared-metal"))
 from natten_metal import steps as programs  # noqa: E402
 from natten_metal.problem import Problem  # noqa: E402
 from natten_metal.source import ITEM_SIZES, WALKING, Instance  # noqa: E402
-from natten_metal.steps import SLOTS, Step  # noqa: E402
+from natten_metal.steps import Step, fills_words  # noqa: E402
 
 DTYPES = ("float16", "float32")
 SMALL_DTYPES = ("float16", "bfloat16", "float32")
@@ -107,14 +107,11 @@ def _changed(step: Step, problem: Problem, variant: str) -> Step:
     instance = step.instance
     if instance.template not in WALKING:
         return step
-    first, _ = SLOTS["kDim"]
-    dims = step.params[first : first + 2]
     # Staging moves 16 bytes at a time where head dims are full and every token starts at a 16-byte boundary. Fresh
     # contiguous tensors with full head dims do; rows of window slots may not.
-    full = all(padded in (0, dim) for padded, dim in zip((instance.dim, instance.dim_v), dims, strict=True))
     slotted = any(name in ("attn", "logits_grad") for _, name in step.inputs)
     odd = slotted and problem.slots * ITEM_SIZES[problem.dtype] % 16 != 0
-    instance = replace(instance, wide=full and not odd)
+    instance = replace(instance, wide=fills_words(step) and not odd)
     return replace(step, instance=replace(instance, **CHANGES[variant](instance)))
 
 

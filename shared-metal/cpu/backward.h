@@ -93,7 +93,7 @@ struct PairGradients {
     Vector<T>*p = scratch.pairs_a, *ds = scratch.pairs_b;
     dots<C>(block.on, scratch.lanes_a, block.a, block.b, block.count, dim, p);
     if (bias) add_bias(block, *index, bias, p);
-    if (gradients) dots<C>(block.on, scratch.lanes_b, block.b, block.b, block.count, dim_v, ds);
+    if (gradients) dots<C>(block.on, scratch.lanes_b, block.b, block.a, block.count, dim_v, ds);
     for (int v = block.on.first; v < block.on.end(); ++v) {
       for (int i = 0; i < block.count; ++i) {
         const int at = i * V + v;

@@ -65,10 +65,14 @@ void add_to_table(const Block<C>& block, const PairIndex<C>& index, const Vector
   }
 }
 
+// Entries of all parts' tables together: 16 MB of float
+constexpr int64_t kTables = int64_t(1) << 22;
+
 // Parts of a head's patches: enough for the threads of any machine at hand, and not so many that tables fill memory
-inline int64_t bias_parts(const Walk& walk) {
-  const int64_t most = walk.batch * walk.groups * walk.patches, wanted = (63 + walk.heads) / walk.heads;
-  return most < wanted ? most : wanted;
+inline int64_t bias_parts(const Walk& walk, int64_t entries) {
+  const int64_t patches = walk.batch * walk.groups * walk.patches, room = kTables / (walk.heads * entries) + 1;
+  const int64_t wanted = (63 + walk.heads) / walk.heads, most = wanted < room ? wanted : room;
+  return patches < most ? patches : most;
 }
 
 // Patches of a walk as (head, part): body.patch(lanes, place, scratch, table) with the part's table
@@ -99,7 +103,7 @@ struct PartUnits {
 template <typename C, typename Body>
 int launch_parts(const Body& body, const Walk& walk, const Operands& op, int dim_a, int dim_b) {
   typedef typename C::T T;
-  const int64_t parts = bias_parts(walk), entries = bias_entries(op.problem), all = walk.heads * entries;
+  const int64_t entries = bias_entries(op.problem), all = walk.heads * entries, parts = bias_parts(walk, entries);
   T* gradient = static_cast<T*>(op.bias_grad);
   for (int64_t i = 0; i < all; ++i) gradient[i] = T(0);
   if (parts == 0) return NATTEN_OK;

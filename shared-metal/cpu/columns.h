@@ -95,10 +95,10 @@ struct Block {
   T lse[kBlock], delta[kBlock];
   char* slots[kBlock];
   int64_t bias[kBlock], slot[kBlock];  // the columns' parts of the pair indices
-  uint32_t seen[kBlock * V];  // bit l: lane l of the vector sees the column
+  uint32_t sight[kBlock * V];  // bit l: lane l of the vector sees the column
 
-  Mask<T> mask(int i, int v) const { return lanes_of<T>(seen[i * V + v]); }
-  bool sees(int i, int v, int lane) const { return seen[i * V + v] >> lane & 1; }
+  Mask<T> mask(int i, int v) const { return lanes_of<T>(sight[i * V + v]); }
+  bool sees(int i, int v, int lane) const { return sight[i * V + v] >> lane & 1; }
 
   void clear() {
     count = 0;
@@ -167,9 +167,9 @@ class ColumnWalk {
       find_x_masks(part);
       for (int z = box[0].low; z < box[0].high; ++z) {
         for (int y = box[1].low; y < box[1].high; ++y) {
-          const bool row_seen = holds(common[0], z) && holds(common[1], y);
-          find_row_masks(z, y, row_seen);
-          line(columns, z, y, part, row_seen ? common[2] : Span{0, 0});
+          const bool whole = holds(common[0], z) && holds(common[1], y);
+          find_row_masks(z, y, whole);
+          line(columns, z, y, part, whole ? common[2] : Span{0, 0});
         }
       }
     }
@@ -191,12 +191,12 @@ class ColumnWalk {
 
   static bool holds(Span span, int x) { return span.low <= x && x < span.high; }
 
-  // seen: columns that all lanes see
-  void line(const Columns<C>& columns, int z, int y, Span part, Span seen) {
+  // whole: columns that all lanes see
+  void line(const Columns<C>& columns, int z, int y, Span part, Span whole) {
     for (int x = part.low; x < part.high;) {
       const int run = na::minimum(part.high - x, block_.capacity - block_.count);
       read(columns, z, y, x, run);
-      mark(x - part.low, run, holds(seen, x) && holds(seen, x + run - 1));
+      mark(x - part.low, run, holds(whole, x) && holds(whole, x + run - 1));
       block_.count += run;
       x += run;
       if (block_.count == block_.capacity) flush();
@@ -257,46 +257,47 @@ class ColumnWalk {
     for (int x = part.low; x < part.high; ++x) {
       coordinates = seeing(2, x, coordinates);
       for (int v = block_.on.first; v < block_.on.end(); ++v) {
-        x_seen_[(x - part.low) * C::V + v] = lanes_at(2, coordinates, v);
+        x_sight_[(x - part.low) * C::V + v] = lanes_at(2, coordinates, v);
       }
     }
   }
 
-  void find_row_masks(int z, int y, bool seen) {
+  // whole: all lanes see the line
+  void find_row_masks(int z, int y, bool whole) {
     const Span along_z = seeing(0, z, {0, 0}), along_y = seeing(1, y, {0, 0});
     for (int v = block_.on.first; v < block_.on.end(); ++v) {
-      row_seen_[v] = seen ? ~0u : lanes_at(0, along_z, v) & lanes_at(1, along_y, v);
+      row_sight_[v] = whole ? ~0u : lanes_at(0, along_z, v) & lanes_at(1, along_y, v);
     }
   }
 
   // Whether any lane of a group sees the line
-  bool row_seen(int group) const {
+  bool group_sees_row(int group) const {
     constexpr int W = C::W, L = kLaneGroup;
     uint32_t bits = 0;
-    for (int lane = group * L; lane < (group + 1) * L; lane += W) bits |= row_seen_[lane / W] >> lane % W;
+    for (int lane = group * L; lane < (group + 1) * L; lane += W) bits |= row_sight_[lane / W] >> lane % W;
     return bits & ((1u << smaller(L, W)) - 1);
   }
 
   // at: of the x masks
-  void mark(int at, int run, bool seen) {
+  void mark(int at, int run, bool whole) {
     constexpr int V = C::V;
-    block_.masked = block_.masked || !seen;
+    block_.masked = block_.masked || !whole;
     for (int g = block_.on.first * C::W / kLaneGroup; g < block_.on.end() * C::W / kLaneGroup; ++g) {
-      if (!row_seen(g)) continue;
+      if (!group_sees_row(g)) continue;
       Range& range = block_.ranges[g];
       range = {na::minimum(range.low, block_.count), block_.count + run};
     }
     for (int v = block_.on.first; v < block_.on.end(); ++v) {
-      const uint32_t* from = x_seen_ + at * V + v;
-      uint32_t* to = block_.seen + block_.count * V + v;
-      for (int i = 0; i < run; ++i) to[i * V] = seen ? ~0u : from[i * V] & row_seen_[v];
+      const uint32_t* from = x_sight_ + at * V + v;
+      uint32_t* to = block_.sight + block_.count * V + v;
+      for (int i = 0; i < run; ++i) to[i * V] = whole ? ~0u : from[i * V] & row_sight_[v];
     }
   }
 
   const Lanes<C>& lanes_;
   Block<C>& block_;
   Body& body_;
-  uint32_t row_seen_[C::V], x_seen_[kBlock * C::V];
+  uint32_t row_sight_[C::V], x_sight_[kBlock * C::V];
 };
 
 }  // namespace NATTEN_ISA

@@ -198,12 +198,14 @@ inline void set_axes(Walk& walk, const Problem& p, bool transposed) {
   }
 }
 
-// What two pieces of `lanes` queries side by side share of the columns that they read
-inline double shared_part(const Problem& p, int lanes) {
+// What two pieces of queries side by side share of the columns that they read; nothing if there are too few for a patch
+template <typename C>
+double shared_part(const Problem& p) {
   Walk walk;
   set_axes(walk, p, false);
-  choose_piece(walk, lanes);
-  return shared_part(walk.axis[choose_split(walk)]);
+  choose_piece(walk, C::PIECE_LANES);
+  const Axis& axis = walk.axis[choose_split(walk)];
+  return pieces(axis, axis.piece) < C::PIECES ? 0 : shared_part(axis);
 }
 
 template <typename C>

@@ -20,7 +20,7 @@ Tensor tokens(const natten_problem* p, const natten_tensor* given) { return pad_
 
 // Wide patches visit the same pairs in more and smaller blocks, which is worth it if pieces share enough columns.
 bool wide_pays(const Problem& p) {
-  return kWidePieces > 1 && shared_part(p, Narrow<float>::N) >= 0.5;
+  return kWidePieces > 1 && shared_part<Wide<float>>(p) >= 0.5;
 }
 
 // Calls the template for the dtype and the patch

@@ -54,7 +54,11 @@ struct Lanes {
     grid = &tokens, split = 2;
     for (int a = 0; a < 3; ++a) {
       for (int c = 0; c <= N; ++c) seen[a][c] = c < (a == split ? N : 1) ? columns[a] : Span{INT_MAX, INT_MAX};
-      for (int piece = 0; piece < PIECES; ++piece) box[piece][a] = common[piece][a] = columns[a];
+      for (int piece = 0; piece < PIECES; ++piece) {
+        const bool dead = a == split && first + piece * C::PIECE_LANES >= count;
+        box[piece][a] = dead ? Span{columns[a].high, columns[a].high} : columns[a];
+        common[piece][a] = dead ? Span{0, 0} : columns[a];
+      }
       group[a] = 0, step[a] = 1;
       for (int lane = 0; lane < N; ++lane) row[a][lane] = 0;
     }
@@ -64,8 +68,10 @@ struct Lanes {
     }
   }
 
-  // Columns that a lane sees along an axis, if it is live
-  Span columns_of(int axis, int lane) const { return seen[axis][grid->coordinate[axis][lane]]; }
+  // Columns that a lane sees along an axis
+  Span columns_of(int axis, int lane) const {
+    return live[lane] ? seen[axis][grid->coordinate[axis][lane]] : Span{0, 0};
+  }
 
   // Element offset of each lane's row
   void offsets(const Tensor& tensor, int batch, int head, int64_t* out) const {
@@ -138,8 +144,8 @@ struct Lanes {
     offsets(tensor, batch, head, at);
     for (int lane = 0; lane < N; ++lane) {
       if (live[lane]) {
-        const T* const row = sums + int64_t(lane) * padded;
-        write_row(tensor.dtype, tensor.at(at[lane]), tensor.channel, width, factor[lane / W][lane % W], row);
+        const T* const sum = sums + int64_t(lane) * padded;
+        write_row(tensor.dtype, tensor.at(at[lane]), tensor.channel, width, factor[lane / W][lane % W], sum);
       }
     }
   }

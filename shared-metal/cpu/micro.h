@@ -136,7 +136,7 @@ void dots_of(const VectorOf<C>* lanes, const typename C::T* const* rows, const t
   }
 }
 
-// soon: rows that are read after these, one for each
+// soon: rows that are read after these, one for each; these again if there are none
 template <typename C, int A = C::V>
 void dots(Vectors on, const VectorOf<C>* lanes, const typename C::T* const* rows, const typename C::T* const* soon,
           int count, int64_t width, VectorOf<C>* out) {

@@ -2,7 +2,7 @@
  *
  * Layout is heads-last. Tensors are described by element strides, so any view can be read and written; the kernels
  * allocate their own scratch memory, O(threads) and, for gradients, one float32 (float64) value per query row and
- * copies of the gradients of additional keys and of the bias: one of a large one, up to 64 of a small one.
+ * copies of the gradients of additional keys and of the bias: up to 64 of a small one, few of a large one.
  * Window arithmetic is kernels/window.h, the same file that the Metal kernels read.
  *
  * Every function returns NATTEN_OK or one of the codes below and writes nothing outside its outputs. Calls may come

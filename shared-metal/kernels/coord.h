@@ -69,14 +69,14 @@ METAL_FUNC int patch_coord(int axis, int r) {
   return axis == C::RANK - 1 ? place % C::PX : (axis == C::RANK - 2 ? (place / C::PX) % C::PY : place / (C::PX * C::PY));
 }
 
-// Number, row by row of tiles, of the tile that is launched nth. Those at both ends of x come first: in the key walk
+// Number, line by line along x, of the tile that is launched nth. Those at both ends of x come first: in the key walk
 // most queries see their keys, if windows are no wider than a tile, and a row may take two bricks where elsewhere it
 // takes one. A launch ends sooner if its longest threadgroups neither start last nor meet on one core.
-METAL_FUNC int ends_first(int nth, int rows, int columns) {
-  if (columns <= 2) return nth;
-  if (nth < 2 * rows) return nth / 2 * columns + nth % 2 * (columns - 1);
-  nth -= 2 * rows;
-  return nth / (columns - 2) * columns + nth % (columns - 2) + 1;
+METAL_FUNC int ends_first(int nth, int lines, int along_x) {
+  if (along_x <= 2) return nth;
+  if (nth < 2 * lines) return nth / 2 * along_x + nth % 2 * (along_x - 1);
+  nth -= 2 * lines;
+  return nth / (along_x - 2) * along_x + nth % (along_x - 2) + 1;
 }
 
 // Finds the tile of this threadgroup; false if it lies beyond its dilation group (groups differ in length)
@@ -85,9 +85,9 @@ METAL_FUNC bool find_tile(thread Tile<C::RANK>& t, const thread Params& prm, int
   constexpr int rows_slot = C::TRANSPOSED ? int(kKeyShape) : int(kQueryShape);
   constexpr int columns_slot = C::TRANSPOSED ? int(kQueryShape) : int(kKeyShape);
   if (C::TRANSPOSED) {
-    int rows = 1;
-    NA_UNROLL for (int a = 0; a < C::RANK - 1; ++a) rows *= int(prm[kTiles + a]);
-    tile_id = ends_first(tile_id, rows, int(prm[kTiles + C::RANK - 1]));
+    int lines = 1;
+    NA_UNROLL for (int a = 0; a < C::RANK - 1; ++a) lines *= int(prm[kTiles + a]);
+    tile_id = ends_first(tile_id, lines, int(prm[kTiles + C::RANK - 1]));
   }
   bool inside = true;
   NA_UNROLL for (int a = C::RANK - 1; a >= 0; --a) {
@@ -117,10 +117,10 @@ template <typename C>
 METAL_FUNC void find_patch(thread Patch<C::RANK>& patch, const thread Tile<C::RANK>& t, int sg, int fragment_row) {
   constexpr int X = C::RANK - 1;
   patch.active = t.corner[X] + sg * C::PX < t.axis[X].rows;
-  patch.store = patch.active;
+  patch.store = true;
   NA_UNROLL for (int a = 0; a < C::RANK; ++a) {
     const int end = t.axis[a].rows - 1;
-    const int first = min(t.corner[a] + (a == X ? sg * C::PX : 0), end);
+    const int first = t.corner[a] + (a == X ? sg * C::PX : 0);  // beyond the end if the patch is not active
     const int last = min(first + patch_extent<C>(a) - 1, end);
     const int p = first + patch_coord<C>(a, fragment_row);
     patch.store = patch.store && p <= end;

@@ -9,7 +9,7 @@
 //
 // The gradients are these same three: of qk, dQ is na_av of (d_logits, K) and dK is na_av_t of (d_logits, Q), with
 // factor = scale; of av, d_attn is na_qk of (dO, V) with empty slots 0, and dV is na_av_t of (attn, dO).
-// Slots that hold no key are never read, whatever they contain. attn's strides are the out tensor's slots.
+// Slots that hold no key are never read, whatever they contain. attn's strides are in the block of q (kQueryStride).
 #pragma once
 
 namespace na {
@@ -199,8 +199,7 @@ METAL_FUNC void na_av_t(const device typename C::T* attn, const device typename 
   body.fr = fragment_row(lane);
   body.fc = fragment_col(lane);
   const int group_heads = int(prm[kGroupHeads]);
-  Place place = find_place<C>(prm, tgid, body.fr);
-  place.kv_head = int(tgid.x);
+  const Place place = find_place<C>(prm, tgid, body.fr);
   Tile<R> tile;
   Patch<R> patch;
   if (!find_tile<C>(tile, prm, int(tgid.y), place.group)) return;  // uniform, before any barrier

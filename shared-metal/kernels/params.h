@@ -18,7 +18,7 @@ enum Slot : int {
   kDim = 2,           // D <= DA; channels D..DA-1 are zero padding
   kDimV = 3,          // D_v <= DB
   kScaleBits = 4,     // float bits of scale * log2(e)
-  kAdditional = 5,    // additional keys S; the kernels with EVERY set read their columns' length here
+  kAdditional = 5,    // additional keys S, which are the rows where EVERY is set
   kParts = 6,         // parts that share one result and are summed in order afterwards
   kBatch = 7,         // batch items B
   kQueryShape = 8,    // 3 slots: query tokens per axis

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 
+from .steps import Step
+
 log = logging.getLogger("natten")
 
 # Upstream's own backend names select CUDA kernels; they are accepted and ignored here.
@@ -43,10 +45,11 @@ _said_lock = threading.Lock()
 
 
 class KernelFailure(RuntimeError):
-    """A Metal kernel that did not compile or launch. words: the host's own."""
+    """A Metal kernel that did not compile or launch. step: its launch; words: the host's own."""
 
-    def __init__(self, kernel: str, event: str, words: str) -> None:
-        super().__init__(f"{kernel} does not {event}: {words}")
+    def __init__(self, step: Step, event: str, words: str) -> None:
+        super().__init__(f"{step.instance.name} does not {event}: {words}")
+        self.step = step
         self.words = words
 
 
@@ -64,13 +67,13 @@ def say_once(message: str, level: int = logging.INFO, about: str | None = None) 
     log.log(level, message)
 
 
-def accept_failure(package: str, op: str, backend: str, failure: KernelFailure, planned: object) -> None:
+def accept_failure(package: str, op: str, backend: str, failure: KernelFailure) -> None:
     """Warn, once per reason, that the pure path runs instead; raise ``failure`` if ``backend`` was asked for."""
     if backend != "auto":
         raise failure
     say_once(
         f"{op}: the Metal kernels failed on this machine and the pure path runs instead. {failure}. "
-        f"Please report this, with the output of `{package} doctor`. The plan was: {planned}",
+        f"Please report this, with the output of `{package} doctor`. The plan was: {failure.step}",
         logging.WARNING,
         about=failure.words,
     )

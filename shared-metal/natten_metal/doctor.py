@@ -2,7 +2,7 @@
 
 Runs a compact set of problems, forward and gradients, on each backend that is at hand, against a backend
 that shares no code with its kernels, and prints a table: error, bound, time, and what the first call cost
-(on Metal: compiling). The exit status is 1 if anything is out of bounds.
+(on Metal: compiling). The exit status is 1 if anything is out of bounds, or does not run at all.
 """
 
 import argparse
@@ -13,10 +13,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from .backends import quoted
+
 REPEATS = 5
 # Largest error, as a fraction of the largest reference value, that rounding explains: inputs are rounded to the dtype
 # on both sides, sums are float32, and the result is rounded once.
 BOUNDS = {"float32": 2e-5, "float16": 4e-3, "bfloat16": 3e-2}
+# What a row may say.
+GOOD, WRONG, FAILED = "", "WRONG", "FAILED"
 # Work through the same front door, but not the same kernels.
 REFERENCE = {"pure": "dense"}
 
@@ -118,7 +122,7 @@ def add_doctor(
         help="run every kernel on this machine's device against an independent path, and print a table",
         description="""Run a compact set of problems, forward and gradients, on each backend that is at hand,
             against a backend that shares no kernel with it. Prints errors, bounds and times, and exits with 1 if
-            a result is out of bounds.""",
+            a result is out of bounds or a kernel does not run.""",
         epilog=f"example: {package} doctor --backend metal",
     )
     parser.add_argument("--backend", help="examine this backend only (default: all that are at hand)")
@@ -126,7 +130,7 @@ def add_doctor(
 
 
 def examine(patient: Patient, only: str | None = None, cases: tuple[Case, ...] = CASES) -> int:
-    """Print the table; 0 if all is well, 1 if a result is out of bounds, 2 if ``only`` cannot be examined."""
+    """Print the table; 0 if all is well, 1 if a case is out of bounds or fails, 2 if ``only`` cannot be examined."""
     print(f"{patient.package} doctor on {patient.machine()}")
     tiers = patient.tiers()
     for tier, reason in tiers:
@@ -136,17 +140,27 @@ def examine(patient: Patient, only: str | None = None, cases: tuple[Case, ...] =
         print(f"nothing to examine: backend {only} is not at hand")
         return 2
     print(f"{'backend':<12}{'problem':<28}{'dtype':<10}{'worst error':>12}{'bound':>9}{'first ms':>10}{'ms':>9}")
-    ill = 0
-    for tier in examined:
-        for case in cases:
-            ill += not _examine_case(patient, tier, case)
-    total = len(examined) * len(cases)
-    print(f"{total - ill} of {total} within bounds" + ("" if ill == 0 else f"; {ill} WRONG: please report this table"))
-    return 1 if ill else 0
+    verdicts = [_examine_case(patient, tier, case) for tier in examined for case in cases]
+    counts = [f"{verdicts.count(verdict)} {verdict}" for verdict in (WRONG, FAILED) if verdict in verdicts]
+    print(
+        f"{verdicts.count(GOOD)} of {len(verdicts)} within bounds"
+        + (f"; {', '.join(counts)}: please report this table" if counts else "")
+    )
+    return 1 if counts else 0
 
 
-def _examine_case(patient: Patient, tier: str, case: Case) -> bool:
-    """One row: forward and all gradients of one problem on one backend."""
+def _examine_case(patient: Patient, tier: str, case: Case) -> str:
+    """Print one row, and say how it went: forward and all gradients of one problem on one backend."""
+    try:
+        verdict, numbers = _measure(patient, tier, case)
+    except RuntimeError as failure:  # KernelFailure, and what frameworks raise of a GPU while they wait for results
+        verdict, numbers = FAILED, f"  {FAILED}: {quoted(failure)}"
+    print(f"{tier:<12}{case.name:<28}{case.dtype:<10}{numbers}", flush=True)
+    return verdict
+
+
+def _measure(patient: Patient, tier: str, case: Case) -> tuple[str, str]:
+    """The verdict and the row's numbers; whatever ``run`` raises."""
     began = time.perf_counter()
     found = patient.run(case, tier)
     first = 1e3 * (time.perf_counter() - began)
@@ -160,10 +174,5 @@ def _examine_case(patient: Patient, tier: str, case: Case) -> bool:
         began = time.perf_counter()
         patient.run(case, tier)
         times.append(1e3 * (time.perf_counter() - began))
-    verdict = "" if good else f"  WRONG: {worst}"
-    print(
-        f"{tier:<12}{case.name:<28}{case.dtype:<10}{errors[worst]:>12.1e}{bound:>9.0e}{first:>10.1f}"
-        f"{statistics.median(times):>9.2f}{verdict}",
-        flush=True,
-    )
-    return good
+    numbers = f"{errors[worst]:>12.1e}{bound:>9.0e}{first:>10.1f}{statistics.median(times):>9.2f}"
+    return (GOOD, numbers) if good else (WRONG, f"{numbers}  {WRONG}: {worst}")

@@ -4,13 +4,16 @@ Each function takes the face's name (for messages), specs of its tensors, and th
 raises the errors of :mod:`.checks` or returns the :class:`Problem`.
 """
 
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
 from . import checks, checks_varlen
 from .device import Device
-from .plan import obstacle
-from .problem import DTYPES, RANKS, Problem, TensorSpec
+from .plan import launches_metal, obstacle
+from .problem import DTYPES, INPUTS, RANKS, Problem, TensorSpec
+from .steps import MOST_TABLE, backward
+from .tiles import DIMS
 
 Spec = TensorSpec
 
@@ -106,36 +109,76 @@ def explained(face: str, specs: list[Spec | None], arguments: dict[str, Any]) ->
     return problem
 
 
+# Problems that the support matrix asks the planner about, by the name of what they are samples of.
+_SAMPLES: dict[str, dict[str, Any]] = {
+    "na": {}, "attention": {"op": "attention"}, "qk": {"op": "qk", "head_dim_v": 0}, "av": {"op": "av", "head_dim": 0},
+    "additional_keys": {"additional": 8}, "rpb": {"has_rpb": True},
+}  # fmt: skip
+# Limits that a tier may have: the largest value that it takes then, and a problem just beyond.
+_LIMITS: dict[str, tuple[int, dict[str, Any]]] = {
+    "head_dim": (DIMS[-1], {"head_dim": DIMS[-1] + 1, "head_dim_v": DIMS[-1] + 1}),
+    "rpb_entries": (MOST_TABLE, {"has_rpb": True, "kernel_size": (MOST_TABLE // 2 + 1,)}),
+}
+
+
 def support_matrix(device: Device, tiers: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     """For each tier what it can do on ``device``, found by asking the planner.
 
-    available: some problem can run; forward, backward, fusion (no tensor of window slots), varlen:
-    what it takes; constraints: dtypes and ranks; reason: why not, or ''.
+    available: some problem can run; forward, backward: every op does, and its gradients; fusion (no tensor of window
+    slots), varlen (items are problems of 'na' and 'attention'): what it takes; constraints: ranks, dtypes, and the
+    limits that it has ('head_dim', 'rpb_entries': the largest, 'not': what it does not take); reason: why it is not
+    available, or ''.
     """
-    matrix = {}
-    for tier in tiers:
-        reasons = {(rank, dtype): obstacle(_sample(rank, dtype), device, tier) for rank in RANKS for dtype in DTYPES}
-        taken = [case for case, reason in reasons.items() if reason is None]
-        works = bool(taken)
-        matrix[tier] = {
-            "available": works,
-            "forward": works,
-            "backward": works,
-            "fusion": works and tier != "dense",
-            "varlen": works,
-            "constraints": {
-                "ranks": sorted({rank for rank, _ in taken}),
-                "dtypes": [dtype for dtype in DTYPES if any(taken_dtype == dtype for _, taken_dtype in taken)],
-            },
-            "reason": next((reason for reason in reasons.values() if reason), ""),
-        }
-    return matrix
+    return {tier: _support(device, tier) for tier in tiers}
 
 
-def _sample(rank: int, dtype: str) -> Problem:
-    """A small legal problem of that rank and dtype."""
-    shape, ones, no = (8,) * rank, (1,) * rank, (False,) * rank
-    return Problem("na", 1, shape, shape, 1, 1, 16, 16, (3,) * rank, ones, ones, no, 0.25, dtype)
+def _support(device: Device, tier: str) -> dict[str, Any]:
+    asked = {
+        (name, rank, dtype): _sample(rank, dtype, **changed)
+        for name, changed in _SAMPLES.items()
+        for rank in (RANKS if name != "attention" else (1,))
+        for dtype in DTYPES
+    }
+    reasons = {case: obstacle(problem, device, tier) for case, problem in asked.items()}
+    taken = [case for case, reason in reasons.items() if reason is None]
+    names, works = {name for name, _, _ in taken}, bool(taken)
+    constraints: dict[str, Any] = {
+        "ranks": sorted({rank for _, rank, _ in taken}),
+        "dtypes": [dtype for dtype in DTYPES if any(other == dtype for _, _, other in taken)],
+    }
+    if works:
+        dtype = taken[0][2]
+        for limit, (most, changed) in _LIMITS.items():
+            if obstacle(_sample(1, dtype, **changed), device, tier) is not None:
+                constraints[limit] = most
+    if works and names != set(_SAMPLES):
+        constraints["not"] = sorted(set(_SAMPLES) - names)
+    return {
+        "available": works,
+        "forward": names == set(_SAMPLES),
+        "backward": names == set(_SAMPLES) and all(_has_gradient(asked[case], device, tier) for case in taken),
+        "fusion": "na" in names and tier != "dense",
+        "varlen": {"na", "attention"} <= names,
+        "constraints": constraints,
+        "reason": "" if works else next(str(reason) for reason in reasons.values()),
+    }
+
+
+def _has_gradient(problem: Problem, device: Device, tier: str) -> bool:
+    """Whether the gradient's program makes one of every input; tiers without programs take both or neither."""
+    if not launches_metal(tier, device):
+        return True
+    made = {output.name for step in backward(problem, True) for output in step.outputs}
+    given = {"additional_keys": problem.additional, "additional_values": problem.additional, "rpb": problem.has_rpb}
+    return {f"{name}_grad" for name in INPUTS[problem.op] if given.get(name, True)} <= made
+
+
+def _sample(rank: int, dtype: str, **changed: Any) -> Problem:
+    """A small legal problem of that rank and dtype; ``changed``: its fields that are not as usual."""
+    window = changed.get("kernel_size", (3,) * rank)
+    shape, ones, no = tuple(max(8, w) for w in window), (1,) * rank, (False,) * rank
+    usual = Problem("na", 1, shape, shape, 1, 1, 16, 16, window, ones, ones, no, 0.25, dtype)
+    return replace(usual, **changed | ({"kernel_size": shape} if changed.get("op") == "attention" else {}))
 
 
 def module_heads(face: str, embed_dim: int, num_heads: int, num_kv_heads: int | None) -> int:

@@ -1,15 +1,15 @@
 """What will run, as frozen data: ``plan(problem, device, backend, tiers) -> Plan``.
 
 The planner decides and the launchers obey: a plan names the path, says why in one sentence, and holds
-whatever the path needs (today the walks of the pure path). A fallback is a plan too, with its reason.
+whatever the path needs: the walks of the pure path, or the launches of the Metal kernels. A fallback is a
+plan too, with its reason.
 """
 
 import itertools
-import math
 from dataclasses import dataclass
 from functools import lru_cache
 
-from . import steps
+from . import limits, steps
 from .blocks import AxisBlocks, Blocks, box_size, tiles_per_group
 from .device import Device
 from .problem import Axis, Problem, describe
@@ -57,7 +57,8 @@ def obstacle(problem: Problem, device: Device, tier: str) -> str | None:
         return f"{device.name} does not compute in float64; use a CPU stream"
     if not launches_metal(tier, device):
         return None
-    return steps.obstacle(problem, device.smallest if tier == "fast_metal" else 1)
+    smallest = device.smallest if tier == "fast_metal" else 1
+    return limits.obstacle(problem, smallest, counted=tier == "nanobind")
 
 
 def launches_metal(tier: str, device: Device) -> bool:
@@ -155,10 +156,8 @@ def explain(planned: Plan, device: Device) -> str:
                 f"{purpose}: {blocks.tiles} tiles of {tile} {name}, each with a box of {box}, {blocks.step} at a time"
             )
     for step in planned.forward:
-        instance = step.instance
         lines.append(
-            f"kernel {instance.name}: {math.prod(step.grid)} threadgroups of {step.threads} threads, "
-            f"{instance.threadgroup_bytes} bytes of threadgroup memory each, {step.bricks} bricks, "
+            f"{step}, {step.instance.threadgroup_bytes} bytes of threadgroup memory each, {step.bricks} bricks, "
             f"{step.full} of them without a mask"
         )
     return "\n".join(lines)

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from .problem import Problem
 from .slots import COUNT, SLOTS
-from .source import Instance
+from .source import TRANSPOSED, WALKING, Instance
 from .tiles import COLUMNS, DIMS, ROWS, SOFTMAX_BRICKS, Tiling, chunk_size, padded_dim, patch_count, tiling
 
 T = TypeVar("T")  # a framework's tensor
@@ -65,6 +65,11 @@ class Step:
         """Argument -> the stride block it fills."""
         return self.instance.stride_slots
 
+    def __str__(self) -> str:
+        """The launch in words, without its parameters."""
+        grid = " x ".join(map(str, self.grid))
+        return f"kernel {self.instance.name}: {grid} threadgroups of {self.threads} threads"
+
 
 def bits_of(scale: float) -> int:
     """The scale as the kernels read it: float32 bits of scale * log2(e)."""
@@ -95,6 +100,14 @@ def with_strides(step: Step, strides: Mapping[str, tuple[int, ...]]) -> tuple[in
         first, _ = SLOTS[block]
         slots[first : first + len(values)] = values
     return tuple(slots)
+
+
+def fills_words(step: Step) -> bool:
+    """Whether the channels of every staged token fill whole 16-byte words; a host must also know where tokens start."""
+    first, count = SLOTS["kDim"][0], 2
+    dims = step.params[first : first + count]
+    padded = (step.instance.dim, step.instance.dim_v)
+    return step.instance.template in WALKING and all(p in (0, dim) for p, dim in zip(padded, dims, strict=True))
 
 
 def backward_tensors(op: str, inputs: dict[str, T], grads: Sequence[T | None], outputs: Sequence[T]) -> dict[str, T]:
@@ -132,7 +145,7 @@ def _walk(
     problem: Problem, template: str, inputs: dict[str, str], outputs: tuple[Output, ...], most: int, **options: object
 ) -> Step:
     """A step of a walking template: its tiling, grid and parameters."""
-    transposed = template in ("na_bwd_dkv", "na_av_t")
+    transposed = template in TRANSPOSED
     dim = 0 if template in ("na_av", "na_av_t") else padded_dim(problem.head_dim)
     dim_v = 0 if template == "na_qk" else padded_dim(problem.head_dim_v)
     chosen: Tiling = tiling(problem, transposed, dim, dim_v, most)
@@ -309,36 +322,3 @@ def _av_backward(p: Problem, has_lse_grad: bool, most: int) -> tuple[Step, ...]:
         _walk(logits, "na_qk", {"q": "out_grad", "k": "value"}, (d_attn,), most, empty_zero=True),
         _walk(replace(p, scale=1.0), "na_av_t", {"attn": "attn", "x": "out_grad"}, (dv,), most),
     )
-
-
-def smallest_tensor(problem: Problem) -> int:
-    """Elements of the smallest tensor of the problem's dtype that its programs read."""
-    p = problem
-    rows, keys = p.batch * p.queries * p.heads, p.batch * p.keys * p.kv_heads
-    extra = p.batch * p.additional * p.kv_heads
-    dims = (p.head_dim, p.head_dim_v)
-    counts = [count * dim for count in (rows, keys, extra) for dim in dims]
-    if p.op in ("qk", "av"):
-        counts.append(rows * p.slots)
-    return min((count for count in counts if count), default=0)
-
-
-def obstacle(problem: Problem, smallest: int = 1) -> str | None:
-    """Why the Metal kernels cannot take ``problem``; None if they can.
-
-    smallest: elements of the smallest tensor that the host hands to a kernel as device memory.
-    """
-    if problem.dtype == "float64":
-        return "Metal has no float64"
-    widest = max(problem.head_dim, problem.head_dim_v)
-    if widest > DIMS[-1]:
-        return f"head dims beyond {DIMS[-1]} do not fit a simdgroup's registers; got {widest}"
-    entries = math.prod(2 * w - 1 for w in problem.kernel_size)
-    if problem.has_rpb and entries > MOST_TABLE:
-        return f"a bias table of {entries} entries does not fit threadgroup memory (at most {MOST_TABLE})"
-    if problem.batch and smallest_tensor(problem) < smallest:
-        return (
-            f"kernels get tensors of fewer than {smallest} elements as constants, which they do not read; "
-            f"got one of {smallest_tensor(problem)}"
-        )
-    return None

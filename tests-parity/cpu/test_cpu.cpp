@@ -334,14 +334,15 @@ static void test_long(Random& random) {
   test_fused(random, p);
 }
 
-// Windows so large that patches of two pieces pay; lengths that leave second pieces whole, in part and without rows
+// Windows so large that patches of several pieces pay; lengths that leave the last pieces whole, in part and without
+// rows; more additional keys than a block of columns or a patch of rows holds
 static void test_pieces(Random& random) {
-  const int64_t lengths[3][3] = {{75}, {21, 13}, {7, 9, 6}}, windows[3][3] = {{40}, {9, 7}, {3, 5, 4}};
+  const int64_t lengths[3][3] = {{75}, {21, 13}, {7, 17, 6}}, windows[3][3] = {{40}, {9, 7}, {3, 13, 4}};
   for (int rank = 1; rank <= 3; ++rank) {
     for (int stride = 1; stride <= 2; ++stride) {
       natten_problem p = {};
       p.dtype = NATTEN_FLOAT32, p.rank = rank, p.batch = 1, p.heads = 2, p.kv_heads = 1, p.head_dim = p.head_dim_v = 20;
-      p.additional = stride - 1, p.scale = 0.25;
+      p.additional = stride == 2 ? 150 : 0, p.scale = 0.25;
       for (int a = 0; a < rank; ++a) {
         p.query_shape[a] = p.key_shape[a] = lengths[rank - 1][a], p.kernel_size[a] = windows[rank - 1][a];
         p.stride[a] = stride, p.dilation[a] = 1, p.is_causal[a] = stride == 2 && a == 0;

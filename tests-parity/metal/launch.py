@@ -17,9 +17,8 @@ import numpy as np
 from metal_emulator import Kernel, Report
 
 from natten_mps._metal.problem import Problem
-from natten_mps._metal.slots import COUNT, SLOTS
 from natten_mps._metal.source import TRANSPOSED, Instance, library
-from natten_mps._metal.steps import Output, Step, bits_of, stride_block
+from natten_mps._metal.steps import Output, Step, parameters, with_strides
 from natten_mps._metal.window import group_length
 
 from .arrays import Laid, packed, scattered
@@ -115,28 +114,12 @@ def run(
         outputs[out.name] = scattered(empty, out.dtype, False, layouts) if free else packed(empty, out.dtype)
     bound = {argument: inputs[name] for argument, name in step.inputs}
     bound |= {out.argument: outputs[out.name] for out in step.outputs}
-    slots = with_strides(step, bound)
+    slots = np.array(with_strides(step, {argument: laid.strides for argument, laid in bound.items()}), np.int64)
     written = {out.argument for out in step.outputs}
     buffers = [slots if a.name == "prm" else bound[a.name].bound(output=a.name in written) for a in instance.arguments]
     threads = (step.grid[0] * step.threads, step.grid[1], step.grid[2])
     report = kernel.launch(buffers, threads, (step.threads, 1, 1), schedule=schedule, seed=seed)
     return Run(step, report, inputs, outputs)
-
-
-def with_strides(step: Step, bound: dict[str, Laid]) -> Any:
-    """The parameter array of a step, strides included."""
-    slots = np.array(step.params, np.int64)
-    for argument, block in step.stride_slots.items():
-        if argument not in bound:
-            continue
-        strides = bound[argument].strides
-        if step.instance.every and argument in ("key_grad", "value_grad"):
-            strides = strides[1:]
-        values = stride_block(strides, channels=argument != "lse")
-        first, room = SLOTS[block]
-        assert len(values) <= room
-        slots[first : first + len(values)] = values
-    return slots
 
 
 def run_all(
@@ -165,22 +148,6 @@ def tiles_of(problem: Problem, instance: Instance) -> tuple[int, ...]:
         rows = group_length(axis.keys if transposed else axis.queries, 0, axis.dilation)
         tiles.append(-(-rows // extent))
     return tuple(tiles)
-
-
-def _slots(problem: Problem, changed: dict[str, Any]) -> tuple[int, ...]:
-    p = problem
-    slots = [0] * COUNT
-    values: dict[str, Any] = {
-        "kHeads": p.heads, "kGroupHeads": p.group_heads, "kDim": p.head_dim, "kDimV": p.head_dim_v,
-        "kScaleBits": bits_of(p.scale), "kAdditional": p.additional, "kParts": 1, "kQueryShape": p.query_shape,
-        "kKeyShape": p.key_shape, "kWindow": p.kernel_size, "kStride": p.stride, "kDilation": p.dilation,
-        "kCausal": tuple(map(int, p.is_causal)), "kBatch": p.batch, "kRowCount": p.batch * p.queries * p.heads,
-    }  # fmt: skip
-    for name, value in (values | changed).items():
-        first = SLOTS[name][0]
-        given = value if isinstance(value, tuple) else (value,)
-        slots[first : first + len(given)] = given
-    return tuple(slots)
 
 
 # The tensors of each template: argument -> name among the arrays of a case.
@@ -230,11 +197,11 @@ def step_of(instance: Instance, problem: Problem, parts: int = 1) -> Step:
         names |= {"k": "additional_keys", "v": "additional_values"}
     threads = 128 if template == "na_delta" else 32 * i.simdgroups
     made = tuple(Output(argument, argument, shape, dtype) for argument, shape, dtype in outputs)
-    return Step(i, grid, threads, _slots(p, changed), tuple(names.items()), made)
+    return Step(i, grid, threads, parameters(p, changed), tuple(names.items()), made)
 
 
 def sum_step(instance: Instance, problem: Problem, parts: int, count: int) -> Step:
     """The launch of na_sum over ``parts`` parts of ``count`` elements."""
-    params = _slots(problem, {"kParts": parts, "kRowCount": count})
+    params = parameters(problem, {"kParts": parts, "kRowCount": count})
     out = (Output("out", "out", (count,), instance.dtype),)
     return Step(instance, (-(-count // 256), 1, 1), 256, params, (("partial", "partial"),), out)

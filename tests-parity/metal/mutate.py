@@ -26,7 +26,7 @@ from .launch import SCHEDULES
 from .pool import FUSED, KITS
 from .verify import attention_of, launch, sample_of
 
-PROBLEMS = 8
+PROBLEMS = 14
 SECONDS = 240
 # name -> (pattern, replacement, files that it applies to).
 RULES: dict[str, tuple[str, str, tuple[str, ...]]] = {
@@ -38,12 +38,11 @@ RULES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "rows of a patch all exist": (r"patch\.store = patch\.store && p <= end;", "", HEADERS),
     "rows of a patch: < for <=": (r"patch\.store && p <= end", "patch.store && p < end", HEADERS),
     "additional rows all exist": (r"patch\.store = first \+ fragment_row < rows;", "patch.store = true;", HEADERS),
-    "idle simdgroups store": (r"patch\.store = patch\.active;", "patch.store = true;", HEADERS),
     "idle simdgroups walk": (r"if \(!patch\.active\) continue;", "", HEADERS),
     "all simdgroups are active": (r"patch\.active = (?:t|first)\b[^;]*;", "patch.active = true;", HEADERS),
     "tiles beyond a group run": (r"inside = inside && [^;]*;", ";", HEADERS),
-    "one end of x twice": (r"nth % 2 \* \(columns - 1\)", "0", HEADERS),
-    "an end of x for a tile between": (r"nth % \(columns - 2\) \+ 1;", "nth % (columns - 2);", HEADERS),
+    "one end of x twice": (r"nth % 2 \* \(along_x - 1\)", "0", HEADERS),
+    "an end of x for a tile between": (r"nth % \(along_x - 2\) \+ 1;", "nth % (along_x - 2);", HEADERS),
     "mask: > for >=, low": (r"column >= seen\.low", "column > seen.low", HEADERS),
     "mask: <= for <, high": (r"column < seen\.high", "column <= seen.high", HEADERS),
     "mask: no row": (r"return row\[j\] && ", "return ", HEADERS),
@@ -90,11 +89,47 @@ RULES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "parts overlap": (r"\* \(part \+ 1\) / parts", "* (part + 1) / parts + 1", HEADERS),
     "tables of one simdgroup": (r"g < C::NSG; \+\+g", "g < 1; ++g", HEADERS),
     "tables start as they are": (r"body\.sums\[e\] = 0\.0f;", ";", HEADERS),
+    "tiles run past the end": (r"min\((t\.corner\[a\] \+ extent), t\.axis\[a\]\.rows\)", r"(\1)", HEADERS),
+    "patches run past the end": (r"min\((first \+ patch_extent<C>\(a\) - 1), end\)", r"(\1)", HEADERS),
+    "callers run tiles beyond a group": (r"if \(!(find_tile<C>\([^;]*\))\) (?:return|continue);", r"\1;", HEADERS),
+    "ends of x: one or two tiles": (r"if \(along_x <= 2\) return nth;", "", HEADERS),
+    "ends of x are not first": (r"if \(nth < 2 \* lines\) return [^;]*;", "", HEADERS),
+    "rows of no columns are divided by": (r"max\(box_x, 1\)", "box_x", HEADERS),
+    "bricks all lie inside": (r"patch\.x\.high - 1 - b\.x\[j\];", "7;", HEADERS),
+    "chunks run past the last row": (r"min\(cut\.per, cut\.rows - row0\)", "cut.per", HEADERS),
+    "pieces run past the row": (r"min\(cut\.length, box_x - x0\)", "cut.length", HEADERS),
+    "always seven zeros": (r"min\(7, C::CHUNK \+ 8 - n_rows \* length\)", "7", HEADERS),
+    "bricks before the patch": (r"max\(0, (\(x0 - rel \+ 7\) / 8)\)", r"\1", HEADERS),
+    "bricks behind the patch": (r"min\(\(patch\.x\.high - patch\.x\.low \+ 7\) / 8, ([^;]*)\);", r"\1;", HEADERS),
+    "bricks of the next chunk": (r"min\((\(patch\.x\.high - patch\.x\.low \+ 7\) / 8), [^;]*;", r"\1;", HEADERS),
+    "more bricks than are left": (r"min\(int\(C::NB\), total - done\)", "int(C::NB)", HEADERS),
+    "additional rows past the last": (r"min\(first \+ fragment_row, rows - 1\)", "first + fragment_row", HEADERS),
+    "delta past the last row": (r"min\(own, prm\[kRowCount\] - 1\)", "own", HEADERS),
+    "delta: lanes without a row write": (r" && own == row\b", "", HEADERS),
+    "delta: every lane writes": (r"lane % 8 == 0 && ", "", HEADERS),
+    "lse: every lane writes": (r"if \(body\.fc == 0\) \{", "{", HEADERS),
+    "sums past the last element": (r"if \(at >= prm\[kRowCount\]\) return;", "", HEADERS),
+    "unseen columns are taken": (r"\bsees \? ([^:;]+) : (?:0\.0f|T\(0\));", r"\1;", HEADERS),
+    "unseen columns have a bias": (r"C::BIAS && (biased && )?sees\b", r"C::BIAS && \1true", HEADERS),
+    "unseen columns have a bias, forward": (r"if \((?:first|second)\) (s\[j\])", r"\1", HEADERS),
+    "unseen columns are not masked": (r"(?:first|second) \? (s\[j\]\[[01]\]) : kMasked", r"\1", HEADERS),
+    "unseen columns count": (r" && \(b\.full\[j\] \|\| b\.sees\([^;]*?seen\)\)", "", HEADERS),
+    "all rows of a table at once": (r"r == fr && ", "", HEADERS),
+    "row maximum without a neighbour": (r"x = max\(x, simd_shuffle_xor\(x, ushort\(1\)\)\);", "", HEADERS),
+    "row maximum of one column": (r"max\(top, max\((s\[j\]\[0\]), s\[j\]\[1\]\)\)", r"max(top, \1)", HEADERS),
+    "planes of a box run on": (r"(\+\+pos\[RANK - 2\]) == (t\.box\[RANK - 2\]\.high)", r"\1 > \2", HEADERS),
+    "rows of bricks run on": (r"\+\+next\.x == next\.high", "++next.x > next.high", HEADERS),
+    "additional keys have a bias, where it is added": (r" && biased\b", "", HEADERS),
+    "direct even channel beyond D": (r"\bd < dim \? (tokens\[i\]) : T\(0\)", r"\1", HEADERS),
 }
 # Mutants that compute the same, by file, rule and number of the match; and why.
 _UNUSED = "a brick that is not used sees nothing, whoever asks"
+_SELECTED = "the value is selected away, and so compilers drop the load of what may not be there"
 HARMLESS: dict[tuple[str, str, int], str] = {
     ("walk.h", "no simdgroup barrier", 0): "mem_none: it keeps the compiler from loading ahead, and orders no memory",
+    ("walk.h", "rows of no columns are divided by", 0): "they exist in rank 1 only: one row, one chunk, whatever fits",
+    ("na_bwd_dq.h", "unseen columns have a bias", 0): _SELECTED,
+    ("na_bwd_dkv.h", "unseen columns have a bias", 0): _SELECTED,
     ("stage.h", "threads left over start anew", 0): "the same tokens, shared out among the threads less evenly",
     ("na_split.h", "unused bricks count in a check", 0): _UNUSED,
     ("na_bias.h", "unused bricks count in a check", 0): _UNUSED,
@@ -134,10 +169,9 @@ def mutants() -> Iterator[Mutant]:
             if file not in files:
                 continue
             for number, match in enumerate(re.finditer(pattern, text)):
-                if rule == "no threadgroup barrier" or text[match.start() - 1] not in "_":
-                    changed = text[: match.start()] + match.expand(replacement) + text[match.end() :]
-                    around = text[text.rfind("\n", 0, match.start()) + 1 :].partition("\n")[0]
-                    yield Mutant(file, rule, number, original.index(around) + 1, changed)
+                changed = text[: match.start()] + match.expand(replacement) + text[match.end() :]
+                around = text[text.rfind("\n", 0, match.start()) + 1 :].partition("\n")[0]
+                yield Mutant(file, rule, number, original.index(around) + 1, changed)
 
 
 # Words of an assertion -> what it looked at.
@@ -153,14 +187,17 @@ COMMON = {
     "img-direct": ("na_fwd", "na_bwd_dkv"), "vol-direct-grouped": ("na_fwd",), "vol-staged": ("na_bwd_dkv",),
 }  # fmt: skip
 JURIES: dict[str, dict[str, tuple[str, ...]]] = {
-    "na_fwd.h": {"img-staged-bias": ("na_fwd",), "seq-staged": ("na_fwd",), "vol-wide": ("na_fwd",)},
+    "na_fwd.h": {"img-staged-bias": ("na_fwd",), "seq-staged": ("na_fwd",), "vol-wide": ("na_fwd",),
+                 "seq-small-chunk": ("na_fwd",)},
     "na_delta.h": {"seq-staged": ("na_delta",), "vol-staged": ("na_delta",)},
     "na_bwd_dq.h": {"img-staged-bias": ("na_bwd_dq",), "seq-staged": ("na_bwd_dq",)},
-    "na_bwd_dkv.h": {"seq-staged": ("na_bwd_dkv",),
+    "na_bwd_dkv.h": {"seq-staged": ("na_bwd_dkv",), "img-96-192": ("na_bwd_dkv",),
                      "img-staged-bias": ("na_bwd_dkv", "every"), "vol-direct-grouped": ("na_bwd_dkv", "every")},
     "na_split.h": {"img-direct": ("zero", "na_av", "na_av_t"), "seq-small-chunk": ("na_qk", "na_av_t"),
-                   "img-staged-bias": ("na_qk",), "seq-staged": ("na_qk", "na_av")},
-    "na_bias.h": {"seq-direct-bias": ("na_bias", "slots"), "img-staged-bias": ("na_bias",), "seq-staged": ("na_sum",)},
+                   "img-staged-bias": ("na_qk",), "seq-staged": ("na_qk", "na_av"), "vol-staged": ("na_av",),
+                   "img-96-192": ("na_av_t",)},
+    "na_bias.h": {"seq-direct-bias": ("na_bias", "slots"), "img-staged-bias": ("na_bias",), "seq-staged": ("na_sum",),
+                  "img-bias": ("na_bias",)},
     "walk.h": COMMON | {"seq-small-chunk": ("na_qk", "na_av_t"), "seq-direct-bias": ("na_fwd",)},
 }  # fmt: skip
 

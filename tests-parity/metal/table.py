@@ -5,13 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
-from cases import CASES, Case
+from cases import CASES, Case, make
 
 from natten_mps._metal import steps
 from natten_mps._metal.source import Instance
 
 DTYPES = ("float32", "float16", "bfloat16")
 OPS = ("na", "qk", "av")
+# Head dims that no case of the table is padded to: 256, 96 and 192.
+PADDED = (
+    make("seq-dim256", (11,), 5, head_dim=256, heads=1),
+    make("img-dim90-values180", (5, 7), 3, head_dim=90, head_dim_v=180, heads=1),
+)
 # Kernels that the default run may compile for the table.
 MOST_KERNELS = 64
 
@@ -51,7 +56,7 @@ def entries() -> tuple[Entry, ...]:
     """Every case that launches something: the split ops know no additional keys."""
     return tuple(
         Entry(case, dtype, op)
-        for case in CASES
+        for case in (*CASES, *PADDED)
         if case.batch
         for dtype in DTYPES
         for op in OPS

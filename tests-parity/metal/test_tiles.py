@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -12,15 +13,19 @@ import pytest
 import tolerances
 from cases import Case, inputs, lse_dtype
 
+from natten_mps._metal.device import Device
+from natten_mps._metal.limits import item_elements, obstacle
+from natten_mps._metal.plan import plan
 from natten_mps._metal.problem import Problem
 from natten_mps._metal.source import THREADGROUP_BYTES, TRANSPOSED, WALKING, Instance
-from natten_mps._metal.steps import SLOTS, Step, backward, forward, obstacle
+from natten_mps._metal.steps import SLOTS, Step, backward, forward
 from natten_mps._metal.tiles import DIRECT_ELEMENTS, count_bricks, patches
 
 from .launch import run_all, tiles_of
 from .work import bricks_by_force, dispatched_rows, work_of
 from .work_table import NAMED, TABLE, problem, text, useful
 
+GPU = Device("gpu", "some gpu", float64=False)
 MOST_THREADS = 1024
 PROBLEMS = 2000
 
@@ -155,6 +160,56 @@ def test_the_planned_patch_executes_least() -> None:
             assert step.bricks == min(executed) * one.batch * one.kv_heads
 
 
+# --- offsets of 32 bits ------------------------------------------------------------------------------
+
+LENGTH, HEADS = 1 << 14, 512
+
+
+def wide_problem(
+    op: str, shape: tuple[int, ...], window: int, dims: tuple[int, int], dtype: str, kv_heads: int
+) -> Problem:
+    """Of :data:`HEADS` heads, and of a window that is as long on every axis."""
+    ones, no = (1,) * len(shape), (False,) * len(shape)
+    return Problem(
+        op, 1, shape, shape, HEADS, kv_heads, *dims, (window,) * len(shape), ones, ones, no, 1.0, dtype,
+    )  # fmt: skip
+
+
+# Problems of just too many heads, with the tensor of theirs whose elements are counted in 32 bits.
+COUNTED = {
+    "direct keys": (wide_problem("na", (LENGTH,), 5, (256, 200), "float32", HEADS), "key"),
+    "direct queries": (wide_problem("na", (LENGTH,), 5, (256, 200), "float32", 1), "query"),
+    "bias": (replace(wide_problem("na", (LENGTH,), 5, (256, 64), "float16", HEADS), has_rpb=True), "key"),
+    "av": (wide_problem("av", (256, 256), 8, (0, 64), "float16", 1), "attn"),
+    "qk": (wide_problem("qk", (256, 256), 8, (64, 0), "float16", 1), "logits_grad"),
+}
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_offsets_that_would_overflow_are_not_planned(name: str) -> None:
+    """One item's elements of a tensor that a kernel counts in 32 bits: fewer than 2^31, or another path."""
+    one, tensor = COUNTED[name]
+    many = item_elements(one)[tensor]
+    planned = plan(one, GPU, "auto", ("metal", "pure"))
+    assert many == 2**31 and planned.path == "pure"
+    assert planned.why == (
+        f"metal: {tensor} has {many} elements of one item: the Metal kernels count them in 32 bits here"
+    )
+    fewer = replace(one, heads=HEADS - 1, kv_heads=min(one.kv_heads, HEADS - 1))
+    assert item_elements(fewer)[tensor] < 2**31
+    assert plan(replace(fewer, batch=9), GPU, "auto", ("metal", "pure")).path == "metal"
+
+
+def test_staged_tensors_may_be_longer() -> None:
+    """Offsets of what is staged have 64 bits; the extension's primitive checks the reach of every tensor."""
+    one = Problem("na", 1, (LENGTH,), (LENGTH,), HEADS, HEADS, 256, 128, (5,), (1,), (1,), (False,), 1.0, "float32")
+    assert item_elements(one)["key"] >= 2**31
+    assert plan(one, GPU, "auto", ("metal", "pure")).path == "metal"
+    assert plan(one, GPU, "auto", ("nanobind", "pure")).path == "pure"
+    fewer = replace(one, heads=HEADS - 1, kv_heads=HEADS - 1)
+    assert plan(fewer, GPU, "auto", ("nanobind", "pure")).path == "nanobind"
+
+
 # --- known problems ----------------------------------------------------------------------------------
 
 
@@ -192,11 +247,30 @@ SCALED = {
     "NAT": problem((28, 28), 7, 32, 1),
     "DiNAT, grouped": problem((20, 20), 5, 32, 4, d=(4, 2), kv_heads=1),
     "causal": problem((200,), 64, 32, 1, causal=True),
+    # Windows of many bricks, as at full size, so that they waste as little.
+    "FLUX, large windows": problem((20, 80), (16, 64), 16, 1),
+    "FLUX, wide windows": problem((24, 80), (20, 56), 16, 1),
+    "Hunyuan, large windows": problem((5, 12, 32), (4, 10, 24), 16, 1),
 }
+# What those stand for.
+FULL_SIZE = {
+    "FLUX, large windows": "FLUX 256x256 K80",
+    "FLUX, wide windows": "FLUX 256x256 K80",
+    "Hunyuan, large windows": "Hunyuan 30x48x80 K18x24x24",
+}
+LONG = ("FLUX, wide windows", "Hunyuan, large windows")
+
+
+def query_walks(steps: Iterable[Step]) -> dict[str, bool]:
+    """Whether a template whose rows are queries stages its columns; in the key walk that depends on the size."""
+    walks = [step.instance for step in steps if step.bricks and step.instance.template not in TRANSPOSED]
+    return {instance.template: instance.stage for instance in walks}
 
 
 @pytest.mark.usefixtures("emulator")
-@pytest.mark.parametrize("name", SCALED)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.all] if name in LONG else []) for name in SCALED]
+)
 def test_planned_work_is_what_runs(name: str) -> None:
     """Scaled down and executed: the planned bricks, no more, and right results."""
     one = SCALED[name]
@@ -221,5 +295,9 @@ def test_planned_work_is_what_runs(name: str) -> None:
     }
     if "stride" in name:
         assert set(executed.values()) == {1.0}
+    if name in FULL_SIZE:
+        full = NAMED[FULL_SIZE[name]]
+        assert max(executed.values()) <= 1.2
+        assert query_walks(steps) == query_walks((*forward(full), *backward(full, True)))
     assert len(executed) == 3 and min(executed.values()) >= 1
     assert lse_dtype("float16") == "float32" and np.isfinite(values["lse"]).all()

@@ -48,7 +48,8 @@ def nanobind_unavailable_reason() -> str | None:
 def get_support_matrix() -> dict[str, dict[str, Any]]:
     """What each backend can do on the default device.
 
-    Per backend: available, forward, backward, fusion, varlen, constraints, reason.
+    Per backend: available, forward, backward, fusion, varlen, constraints, reason. constraints: ranks and dtypes, and
+    where they are limited the largest head_dim and number of rpb_entries.
     """
     from ._arrays import device_of, stream_of
     from ._metal.faces import support_matrix

@@ -69,22 +69,23 @@ _failures: dict[tuple[Host, Instance], str] = {}
 _params: OrderedDict[tuple[int, ...], mx.array] = OrderedDict()
 
 
-def proved_kernel(host: Host, instance: Instance) -> Any:
-    """The kernel, known to compile and launch; KernelFailure, the same each time, if it does not."""
+def proved_kernel(host: Host, step: Step) -> Any:
+    """The kernel of a step, known to compile and launch; KernelFailure, the same each time, if it does not."""
+    instance = step.instance
     key = (host, instance)
     with _lock:
         if key not in _kernels and key not in _failures:
             try:
                 kernel = _kernel(host, instance)
-                step, shapes = smallest_launch(instance)
+                smallest, shapes = smallest_launch(instance)
                 kinds = {a.name: instance.dtype if a.kind == "T" else "float32" for a in instance.arguments}
                 given = {name: mx.zeros(shape, DTYPES[kinds[name]]) for name, shape in shapes.items()}
-                mx.eval(_launch(kernel, step, given))
+                mx.eval(_launch(kernel, smallest, given))
                 _kernels[key] = kernel
             except (RuntimeError, ValueError) as error:  # what MLX raises for a kernel it cannot build or launch
                 _failures[key] = quoted(error)
         if key in _failures:
-            raise KernelFailure(instance.name, "run", _failures[key])
+            raise KernelFailure(step, "run", _failures[key])
         return _kernels[key]
 
 
@@ -102,7 +103,7 @@ def _kernel(host: Host, instance: Instance) -> Any:
 
 def run(steps: Sequence[Step], tensors: Mapping[str, mx.array]) -> dict[str, mx.array]:
     """Launch ``steps`` in order on the current stream; all tensors by name, results included."""
-    kernels = [proved_kernel(HOST, step.instance) for step in steps]
+    kernels = [proved_kernel(HOST, step) for step in steps]
     known = {name: _readable(name, tensor) for name, tensor in tensors.items()}
     for step, kernel in zip(steps, kernels, strict=True):
         made = _launch(kernel, step, {argument: known[name] for argument, name in step.inputs})

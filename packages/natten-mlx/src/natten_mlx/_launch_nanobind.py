@@ -247,7 +247,7 @@ def _backward_plan(host: Host, on_gpu: bool, inputs: Tensors, names: tuple[str, 
 
 def _plan(host: Host, function: str, inputs: Tensors, outputs: list[Tensor], steps: Sequence[Step]) -> Any:
     for step in steps:
-        _prove(step.instance, host.stream)
+        _prove(step, host.stream)
     launches, scratch = launches_of(steps, inputs, [name for name, *_ in outputs])
     return _found().plan(host.problem, function, inputs, outputs, scratch, launches, host)
 
@@ -258,11 +258,12 @@ _lock = threading.Lock()
 _proved: dict[Instance, str | None] = {}  # why it failed, or None
 
 
-def _prove(instance: Instance, stream: mx.Stream) -> None:
+def _prove(step: Step, stream: mx.Stream) -> None:
     """Evaluate the kernel's smallest launch, once; KernelFailure, the same each time, if it does not run.
 
     MLX is lazy: otherwise it would fail in the user's ``mx.eval``, too late to take another path.
     """
+    instance = step.instance
     with _lock:
         if instance not in _proved:
             try:
@@ -272,7 +273,7 @@ def _prove(instance: Instance, stream: mx.Stream) -> None:
                 _proved[instance] = quoted(error)
         failure = _proved[instance]
     if failure is not None:
-        raise KernelFailure(instance.name, "run", failure)
+        raise KernelFailure(step, "run", failure)
 
 
 def _launch_smallest(instance: Instance, stream: mx.Stream) -> None:

@@ -114,8 +114,7 @@ class _Custom:
 
     def accept(self, failure: backends.KernelFailure) -> None:
         """Warn that the pure path runs instead, or raise."""
-        planned = self.planned().forward
-        backends.accept_failure("natten-mlx", self.problem.name, self.backend, failure, planned)
+        backends.accept_failure("natten-mlx", self.problem.name, self.backend, failure)
 
     def not_to_be_mapped(self, arrays: Arrays) -> Arrays:
         """The same arrays; vmap over them raises.

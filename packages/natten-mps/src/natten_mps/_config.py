@@ -38,7 +38,10 @@ def has_metal() -> bool:
 
 
 def get_support_matrix() -> dict[str, dict[str, Any]]:
-    """What each backend can do on this machine: available, forward, backward, fusion, varlen, constraints, reason."""
+    """What each backend can do on this machine: available, forward, backward, fusion, varlen, constraints, reason.
+
+    constraints: ranks and dtypes, and where they are limited the largest head_dim and number of rpb_entries.
+    """
     import torch
 
     from ._arrays import device_of

@@ -17,9 +17,8 @@ from torch import Tensor
 from ._metal import steps as programs
 from ._metal.backends import KernelFailure, quoted
 from ._metal.plan import Plan
-from ._metal.slots import SLOTS
-from ._metal.source import ITEM_SIZES, WALKING, Instance, library
-from ._metal.steps import CONTIGUOUS, MOST_SIMDGROUPS, RESULTS, Step, with_strides
+from ._metal.source import ITEM_SIZES, Instance, library
+from ._metal.steps import CONTIGUOUS, MOST_SIMDGROUPS, RESULTS, Step, fills_words, with_strides
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 SIMD_WIDTH, WIDE_BYTES = 32, 16
@@ -54,23 +53,24 @@ class MpsHost:
 HOST: Host = MpsHost()
 
 _lock = threading.Lock()
-_kernels: dict[tuple[int, Instance], Any] = {}
-_failures: dict[tuple[int, Instance], str] = {}
+_kernels: dict[tuple[Host, Instance], Any] = {}
+_failures: dict[tuple[Host, Instance], str] = {}
 _params: OrderedDict[tuple[Any, ...], Tensor] = OrderedDict()
 
 
-def kernel(host: Host, instance: Instance) -> Any:
-    """The compiled kernel; KernelFailure, the same each time, if it does not compile."""
-    key = (id(host), instance)
+def kernel(host: Host, step: Step) -> Any:
+    """The compiled kernel of a step; KernelFailure, the same each time, if it does not compile."""
+    instance = step.instance
+    key = (host, instance)
     with _lock:
         if key in _failures:
-            raise KernelFailure(instance.name, "compile", _failures[key])
+            raise KernelFailure(step, "compile", _failures[key])
         if key not in _kernels:
             try:
                 _kernels[key] = getattr(host.compile_shader(library((instance,))), instance.name)
             except (SyntaxError, RuntimeError) as error:  # what compile_shader raises for a source it rejects
                 _failures[key] = quoted(error)
-                raise KernelFailure(instance.name, "compile", _failures[key]) from error
+                raise KernelFailure(step, "compile", _failures[key]) from error
         return _kernels[key]
 
 
@@ -84,7 +84,7 @@ def run(make: Callable[[int], Sequence[Step]], tensors: dict[str, Tensor]) -> di
     known = {name: _readable(name, tensor) for name, tensor in tensors.items()}
     while True:
         steps = [_with_copies(step, known) for step in make(most)]
-        room = min(int(kernel(host, step.instance).max_threads_per_threadgroup) // SIMD_WIDTH for step in steps)
+        room = min(int(kernel(host, step).max_threads_per_threadgroup) // SIMD_WIDTH for step in steps)
         if most == 1 or room >= max(step.threads // SIMD_WIDTH for step in steps):
             break
         most = max(1, min(room, most - 1))
@@ -93,13 +93,14 @@ def run(make: Callable[[int], Sequence[Step]], tensors: dict[str, Tensor]) -> di
     return known
 
 
+# Elements between the first and the last of one batch item: kernels count those inside a box in 32 bits.
 FARTHEST = 1 << 31
 
 
 def _readable(name: str, tensor: Tensor) -> Tensor:
     """A tensor as the kernels read it: any strides but the channels', or contiguous; the bias in float32.
 
-    Kernels count elements inside a box in 32 bits, so a view that reaches further is made contiguous too.
+    A view that reaches as far as :data:`FARTHEST` is made contiguous too.
     """
     if name == "rpb":
         tensor = tensor.float()
@@ -111,14 +112,11 @@ def _readable(name: str, tensor: Tensor) -> Tensor:
 def _with_copies(step: Step, known: dict[str, Tensor]) -> Step:
     """The step with 16-byte staging copies, if every staged token starts at a 16-byte boundary and is full."""
     instance = step.instance
-    first, _ = SLOTS["kDim"]
-    dims = step.params[first : first + 2]
-    full = all(padded in (0, dim) for padded, dim in zip((instance.dim, instance.dim_v), dims, strict=True))
     names = dict(step.inputs)
     staged = [known[names[a.name]] for a in instance.arguments if a.kind == "T" and a.name in names]
     size = ITEM_SIZES[instance.dtype]
     aligned = all(offset * size % WIDE_BYTES == 0 for t in staged for offset in (t.storage_offset(), *t.stride()[:-1]))
-    return replace(step, instance=replace(instance, wide=instance.template in WALKING and full and aligned))
+    return replace(step, instance=replace(instance, wide=fills_words(step) and aligned))
 
 
 def _launch(host: Host, step: Step, known: dict[str, Tensor]) -> None:
@@ -127,14 +125,13 @@ def _launch(host: Host, step: Step, known: dict[str, Tensor]) -> None:
     for output in step.outputs:
         bound[output.argument] = torch.empty(output.shape, dtype=DTYPES[output.dtype], device=device)
         known[output.name] = bound[output.argument]
-    instance = step.instance
     bound["prm"] = _params_tensor(step, bound, device)
-    arguments = [bound[argument.name] for argument in instance.arguments]
+    arguments = [bound[argument.name] for argument in step.instance.arguments]
     threads = (step.grid[0] * step.threads, step.grid[1], step.grid[2])
     try:
-        kernel(host, instance)(*arguments, threads=threads, group_size=(step.threads, 1, 1))
+        kernel(host, step)(*arguments, threads=threads, group_size=(step.threads, 1, 1))
     except (RuntimeError, ValueError) as error:  # what torch raises for a launch it refuses
-        raise KernelFailure(instance.name, "launch", quoted(error)) from error
+        raise KernelFailure(step, "launch", quoted(error)) from error
 
 
 def _params_tensor(step: Step, bound: dict[str, Tensor], device: torch.device) -> Tensor:

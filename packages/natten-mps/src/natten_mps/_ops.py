@@ -73,9 +73,9 @@ def _named(call: Call, tensors: list[Any]) -> dict[str, Tensor]:
     return {name: t for name, t in zip(INPUTS[call.op], tensors, strict=True) if t is not None}
 
 
-def _fall_back(call: Call, planned: Plan, failure: backends.KernelFailure, inputs: list[Any]) -> Plan:
+def _fall_back(call: Call, failure: backends.KernelFailure, inputs: list[Any]) -> Plan:
     """The pure plan in place of a Metal plan whose kernel failed; an error if Metal was asked for."""
-    backends.accept_failure("natten-mps", call.name, call.backend, failure, planned.forward)
+    backends.accept_failure("natten-mps", call.name, call.backend, failure)
     return _plan_for(call, inputs, "pure")
 
 
@@ -90,7 +90,7 @@ def _run_forward(call: Call, tensors: list[Any]) -> list[Tensor]:
                     return _launch.forward(planned, _named(call, tensors))
                 planned = _plan_for(call, tensors, "pure")  # nothing to launch
             except backends.KernelFailure as failure:
-                planned = _fall_back(call, planned, failure, tensors)
+                planned = _fall_back(call, failure, tensors)
         if call.op == "qk":
             return [_pure_split.qk(planned, *tensors)]
         if call.op == "av":
@@ -109,7 +109,7 @@ def _run_backward(call: Call, grads: list[Any], inputs: list[Any], outputs: list
                     return _launch.backward(planned, grads, _named(call, inputs), outputs)
                 planned = _plan_for(call, inputs, "pure")  # nothing to launch
             except backends.KernelFailure as failure:
-                planned = _fall_back(call, planned, failure, inputs)
+                planned = _fall_back(call, failure, inputs)
         found: tuple[Any, ...]
         if call.op == "qk":
             found = _pure_split.qk_backward(planned, grads[0], *inputs)
