@@ -117,10 +117,10 @@ template <typename C>
 METAL_FUNC void find_patch(thread Patch<C::RANK>& patch, const thread Tile<C::RANK>& t, int sg, int fragment_row) {
   constexpr int X = C::RANK - 1;
   patch.active = t.corner[X] + sg * C::PX < t.axis[X].rows;
-  patch.store = true;
+  patch.store = patch.active;
   NA_UNROLL for (int a = 0; a < C::RANK; ++a) {
     const int end = t.axis[a].rows - 1;
-    const int first = t.corner[a] + (a == X ? sg * C::PX : 0);  // beyond the end if the patch is not active
+    const int first = min(t.corner[a] + (a == X ? sg * C::PX : 0), end);
     const int last = min(first + patch_extent<C>(a) - 1, end);
     const int p = first + patch_coord<C>(a, fragment_row);
     patch.store = patch.store && p <= end;

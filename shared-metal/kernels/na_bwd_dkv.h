@@ -43,37 +43,19 @@ struct KeyGradient {
 
   // The lane's row: its key and value, and empty sums
   METAL_FUNC void load(const device T* k, const device T* v, const thread Params& prm, const thread Tile<C::RANK>& tile,
-                       const thread Patch<C::RANK>& patch, Place place) thread {
+                       const thread Patch<C::RANK>& patch, int batch, int kv_head, int dim, int dim_v) thread {
     // Additional keys lie along one axis; their stride blocks take the place of the keys'
     constexpr int k_slot = C::EVERY ? int(kExtraKeyStride) : int(kKeyStride);
     constexpr int v_slot = C::EVERY ? int(kExtraValueStride) : int(kValueStride);
-    const device T* k_row = k + row_at<C>(prm, k_slot, tile, place.batch, place.kv_head, patch);
-    const device T* v_row = v + row_at<C>(prm, v_slot, tile, place.batch, place.kv_head, patch);
+    const device T* k_row = k + row_at<C>(prm, k_slot, tile, batch, kv_head, patch);
+    const device T* v_row = v + row_at<C>(prm, v_slot, tile, batch, kv_head, patch);
     const int k_channel = prm.channel(k_slot);
     const int v_channel = prm.channel(v_slot);
-    NA_UNROLL for (int d = 0; d < C::DA; d += 8) key[d / 8] = load_channels(k_row, d + fc, int(prm[kDim]), k_channel);
-    NA_UNROLL for (int d = 0; d < C::DB; d += 8) value[d / 8] = load_channels(v_row, d + fc, int(prm[kDimV]), v_channel);
+    NA_UNROLL for (int d = 0; d < C::DA; d += 8) key[d / 8] = load_channels(k_row, d + fc, dim, k_channel);
+    NA_UNROLL for (int d = 0; d < C::DB; d += 8) value[d / 8] = load_channels(v_row, d + fc, dim_v, v_channel);
     NA_UNROLL for (int d = 0; d < C::DA / 8; ++d) key_sum[d] = Pair<float>(0.0f);
     NA_UNROLL for (int d = 0; d < C::DB / 8; ++d) value_sum[d] = Pair<float>(0.0f);
     scale = as_type<float>(int(prm[kScaleBits]));
-  }
-
-  // Turns to a query head: the column side of its walk, but for where it is staged
-  METAL_FUNC Sides<C, C::RANK> turn_to(int head, const device T* q, const device T* out_grads, const device float* lses,
-                                       const device float* deltas, const device float* bias, const thread Params& prm,
-                                       const thread Tile<C::RANK>& tile, int batch) thread {
-    Sides<C, C::RANK> sides;
-    sides.a = columns_of<T, C::RANK>(q, prm, kQueryStride, tile, batch, head);
-    sides.b = columns_of<T, C::RANK>(out_grads, prm, kOutGradStride, tile, batch, head);
-    const Columns<float, C::RANK> scalars = columns_of<float, C::RANK>(lses, prm, kLseStride, tile, batch, head);
-    NA_UNROLL for (int a = 0; a < C::RANK; ++a) sides.scalar_step[a] = scalars.step[a];
-    lse = scalars.box;
-    delta = deltas + (scalars.box - lses);
-    scalar_step = int(scalars.step[C::RANK - 1]);
-    if (C::BIAS) table = bias + head * bias_entries<C::RANK>(tile);
-    sides.dim_a = int(prm[kDim]);
-    sides.dim_b = int(prm[kDimV]);
-    return sides;
   }
 
   template <typename A, typename B>
@@ -139,11 +121,15 @@ METAL_FUNC void na_bwd_dkv(const device typename C::T* q, const device typename 
                            const device float* delta, const thread Params& prm, device typename C::R* key_grad,
                            device typename C::R* value_grad, threadgroup typename C::T* staged_a,
                            threadgroup typename C::T* staged_b, uint3 tgid, uint sg, uint lane) {
+  typedef typename C::T T;
   constexpr int R = C::RANK;
   KeyGradient<C> body;
   body.fr = fragment_row(lane);
   body.fc = fragment_col(lane);
-  const Place place = find_place<C>(prm, tgid, body.fr);
+  int groups = 1;
+  NA_UNROLL for (int a = 0; a < R; ++a) groups *= C::EVERY ? 1 : int(prm[kDilation + a]);
+  const int batch = int(tgid.z) / groups;
+  const int kv_head = int(tgid.x);
   const int parts = C::EVERY ? int(prm[kParts]) : 1;
   const int part = int(tgid.y) % parts;
   Tile<R> tile;
@@ -151,27 +137,39 @@ METAL_FUNC void na_bwd_dkv(const device typename C::T* q, const device typename 
   if (C::EVERY) {
     find_every<C>(tile, patch, prm, int(tgid.y) / parts, part, int(sg), body.fr);
   } else {
-    if (!find_tile<C>(tile, prm, int(tgid.y), place.group)) return;  // uniform, before any barrier
+    if (!find_tile<C>(tile, prm, int(tgid.y), int(tgid.z) % groups)) return;  // uniform, before any barrier
     find_patch<C>(patch, tile, int(sg), body.fr);
   }
-  body.load(k, v, prm, tile, patch, place);
+  const int dim = int(prm[kDim]);
+  const int dim_v = int(prm[kDimV]);
+  body.load(k, v, prm, tile, patch, batch, kv_head, dim, dim_v);
   const int group_heads = int(prm[kGroupHeads]);
   for (int h = 0; h < group_heads; ++h) {
-    const int head = place.kv_head * group_heads + h;
-    Sides<C, R> sides = body.turn_to(head, q, out_grad, lse, delta, bias, prm, tile, place.batch);
+    const int head = kv_head * group_heads + h;
+    Sides<C, R> sides;
+    sides.a = columns_of<T, R>(q, prm, kQueryStride, tile, batch, head);
+    sides.b = columns_of<T, R>(out_grad, prm, kOutGradStride, tile, batch, head);
+    const Columns<float, R> scalars = columns_of<float, R>(lse, prm, kLseStride, tile, batch, head);
+    NA_UNROLL for (int a = 0; a < R; ++a) sides.scalar_step[a] = scalars.step[a];
+    body.lse = scalars.box;
+    body.delta = delta + (scalars.box - lse);
+    body.scalar_step = int(scalars.step[R - 1]);
+    if (C::BIAS) body.table = bias + head * bias_entries<R>(tile);
     sides.staged_a = staged_a;
     sides.staged_b = staged_b;
+    sides.dim_a = dim;
+    sides.dim_b = dim_v;
     walk<C, R>(body, sides, tile, patch, int(sg), int(lane));
   }
   if (!patch.store) return;
-  long k_at = row_at<C>(prm, kKeyGradStride, tile, place.batch, place.kv_head, patch);
-  long v_at = row_at<C>(prm, kValueGradStride, tile, place.batch, place.kv_head, patch);
+  long k_at = row_at<C>(prm, kKeyGradStride, tile, batch, kv_head, patch);
+  long v_at = row_at<C>(prm, kValueGradStride, tile, batch, kv_head, patch);
   if (C::EVERY) {  // the parts of a result lie one after another
     k_at += part * prm[kKeyGradPart];
     v_at += part * prm[kValueGradPart];
   }
-  write_row<typename C::R, C::DA>(key_grad + k_at, body.key_sum, body.scale * kLn2, body.fc, int(prm[kDim]));
-  write_row<typename C::R, C::DB>(value_grad + v_at, body.value_sum, 1.0f, body.fc, int(prm[kDimV]));
+  write_row<typename C::R, C::DA>(key_grad + k_at, body.key_sum, body.scale * kLn2, body.fc, dim);
+  write_row<typename C::R, C::DB>(value_grad + v_at, body.value_sum, 1.0f, body.fc, dim_v);
 }
 
 }  // namespace na

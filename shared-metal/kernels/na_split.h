@@ -199,7 +199,8 @@ METAL_FUNC void na_av_t(const device typename C::T* attn, const device typename 
   body.fr = fragment_row(lane);
   body.fc = fragment_col(lane);
   const int group_heads = int(prm[kGroupHeads]);
-  const Place place = find_place<C>(prm, tgid, body.fr);
+  Place place = find_place<C>(prm, tgid, body.fr);
+  place.kv_head = int(tgid.x);
   Tile<R> tile;
   Patch<R> patch;
   if (!find_tile<C>(tile, prm, int(tgid.y), place.group)) return;  // uniform, before any barrier

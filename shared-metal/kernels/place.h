@@ -25,19 +25,19 @@ METAL_FUNC void every_column(thread Tile<1>& t, thread Patch<1>& patch, int coun
 struct Place {
   int batch;
   int group;    // dilation group, all axes
-  int head;     // the lane's own query head; meaningless where TRANSPOSED
+  int head;     // the lane's own query head
   int kv_head;
 };
 
 template <typename C>
 METAL_FUNC Place find_place(const thread Params& prm, uint3 tgid, int fragment_row) {
   int groups = 1;
-  NA_UNROLL for (int a = 0; a < C::RANK; ++a) groups *= C::EVERY ? 1 : int(prm[kDilation + a]);
+  NA_UNROLL for (int a = 0; a < C::RANK; ++a) groups *= int(prm[kDilation + a]);
   Place place;
   place.batch = int(tgid.z) / groups;
   place.group = int(tgid.z) % groups;
   place.head = int(tgid.x) * C::HR + fragment_row % C::HR;
-  place.kv_head = C::TRANSPOSED ? int(tgid.x) : int(tgid.x) * C::HR / int(prm[kGroupHeads]);
+  place.kv_head = int(tgid.x) * C::HR / int(prm[kGroupHeads]);
   return place;
 }
 

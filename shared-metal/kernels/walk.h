@@ -21,7 +21,7 @@ namespace na {
 
 // How the tile's rows are cut into chunks
 struct Chunks {
-  int rows;    // rows of the box; at least 1, for keys and queries that nobody sees exist in rank 1 only
+  int rows;    // rows of the box
   int per;     // rows of one chunk
   int seg;     // brick starts along x of one chunk
   int length;  // staged columns of one row
@@ -33,14 +33,14 @@ template <typename C, int RANK>
 METAL_FUNC Chunks cut_chunks(const thread Tile<RANK>& t) {
   Chunks c;
   c.rows = 1;
-  NA_UNROLL for (int a = 0; a < RANK - 1; ++a) c.rows *= t.box[a].high - t.box[a].low;
+  NA_UNROLL for (int a = 0; a < RANK - 1; ++a) c.rows *= max(t.box[a].high - t.box[a].low, 0);
   const int box_x = t.box[RANK - 1].high - t.box[RANK - 1].low;
   const bool whole = !C::STAGE || box_x <= C::CHUNK + 1;
   c.seg = whole ? box_x : C::CHUNK;
   c.length = whole ? box_x : C::CHUNK + 7;
-  const int fit = C::STAGE ? (whole ? (C::CHUNK + 1) / max(box_x, 1) : 1) : c.rows;
+  const int fit = C::STAGE ? (whole ? (C::CHUNK + 1) / max(box_x, 1) : 1) : max(c.rows, 1);
   const int chunks = (c.rows + fit - 1) / fit;
-  c.per = (c.rows + chunks - 1) / chunks;
+  c.per = (c.rows + chunks - 1) / max(chunks, 1);
   return c;
 }
 
@@ -53,7 +53,7 @@ struct Bricks {
   int bias[NB];    // entry of the bias table for the lane's row and the first column
   int slot[NB];    // window slot of the lane's row and the first column (TRANSPOSED: without the part of x)
   int x[NB];       // position of the first column
-  int last[NB];    // last column inside the patch's box; 7 or more where all 8 are
+  int last[NB];    // last column inside the patch's box, 0..7
   bool full[NB];   // uniform: no mask needed
   bool row[NB];    // the lane's row sees this row of the box
   METAL_FUNC bool sees(int j, int column, Span seen) const thread {
@@ -86,7 +86,7 @@ METAL_FUNC void take_brick(thread Bricks<NB>& b, int j, thread BrickCursor<RANK>
                            const thread Patch<RANK>& patch) {
   constexpr int X = RANK - 1;
   b.x[j] = patch.x.low + next.x * 8;
-  b.last[j] = patch.x.high - 1 - b.x[j];
+  b.last[j] = min(7, patch.x.high - 1 - b.x[j]);
   b.full[j] = b.x[j] >= patch.common[X].low && b.x[j] + 8 <= patch.common[X].high;
   b.row[j] = true;
   NA_UNROLL for (int a = 0; a < X; ++a) {
@@ -170,7 +170,7 @@ METAL_FUNC void walk(thread Body& body, const thread Sides<C, RANK>& sides, cons
       next.x = next.low;
       next.r = 0;
       next.row.set(tile, row0);
-      const int total = n_rows * (next.high - next.low);  // none if not positive
+      const int total = n_rows * max(0, next.high - next.low);
       for (int done = 0; done < total; done += C::NB) {
         Bricks<C::NB> b;
         const int count = min(int(C::NB), total - done);

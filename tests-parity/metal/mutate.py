@@ -38,6 +38,7 @@ RULES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "rows of a patch all exist": (r"patch\.store = patch\.store && p <= end;", "", HEADERS),
     "rows of a patch: < for <=": (r"patch\.store && p <= end", "patch.store && p < end", HEADERS),
     "additional rows all exist": (r"patch\.store = first \+ fragment_row < rows;", "patch.store = true;", HEADERS),
+    "idle simdgroups store": (r"patch\.store = patch\.active;", "patch.store = true;", HEADERS),
     "idle simdgroups walk": (r"if \(!patch\.active\) continue;", "", HEADERS),
     "all simdgroups are active": (r"patch\.active = (?:t|first)\b[^;]*;", "patch.active = true;", HEADERS),
     "tiles beyond a group run": (r"inside = inside && [^;]*;", ";", HEADERS),
@@ -95,7 +96,13 @@ RULES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "ends of x: one or two tiles": (r"if \(along_x <= 2\) return nth;", "", HEADERS),
     "ends of x are not first": (r"if \(nth < 2 \* lines\) return [^;]*;", "", HEADERS),
     "rows of no columns are divided by": (r"max\(box_x, 1\)", "box_x", HEADERS),
-    "bricks all lie inside": (r"patch\.x\.high - 1 - b\.x\[j\];", "7;", HEADERS),
+    "patches begin past the end": (r"first = min\(([^;]*), end\);", r"first = \1;", HEADERS),
+    "boxes have negative extents": (r"max\((t\.box\[a\]\.high - t\.box\[a\]\.low), 0\)", r"\1", HEADERS),
+    "boxes have no rows": (r"max\(c\.rows, 1\)", "c.rows", HEADERS),
+    "boxes have no chunks": (r"max\(chunks, 1\)", "chunks", HEADERS),
+    "rows have a negative number of bricks": (r"max\(0, (next\.high - next\.low)\)", r"\1", HEADERS),
+    "bricks end after their last column": (r"min\(7, (patch\.x\.high - 1 - b\.x\[j\])\);", r"\1;", HEADERS),
+    "bricks all lie inside": (r"min\(7, patch\.x\.high - 1 - b\.x\[j\]\);", "7;", HEADERS),
     "chunks run past the last row": (r"min\(cut\.per, cut\.rows - row0\)", "cut.per", HEADERS),
     "pieces run past the row": (r"min\(cut\.length, box_x - x0\)", "cut.length", HEADERS),
     "always seven zeros": (r"min\(7, C::CHUNK \+ 8 - n_rows \* length\)", "7", HEADERS),
@@ -124,10 +131,17 @@ RULES: dict[str, tuple[str, str, tuple[str, ...]]] = {
 }
 # Mutants that compute the same, by file, rule and number of the match; and why.
 _UNUSED = "a brick that is not used sees nothing, whoever asks"
+_NO_COLUMNS = "boxes without columns exist in rank 1 only, where no other axis has an extent"
 _SELECTED = "the value is selected away, and so compilers drop the load of what may not be there"
 HARMLESS: dict[tuple[str, str, int], str] = {
     ("walk.h", "no simdgroup barrier", 0): "mem_none: it keeps the compiler from loading ahead, and orders no memory",
+    ("coord.h", "patches begin past the end", 0): "only idle ones do, and their rows are held at the end",
     ("walk.h", "rows of no columns are divided by", 0): "they exist in rank 1 only: one row, one chunk, whatever fits",
+    ("walk.h", "boxes have negative extents", 0): _NO_COLUMNS,
+    ("walk.h", "boxes have no rows", 0): _NO_COLUMNS,
+    ("walk.h", "boxes have no chunks", 0): _NO_COLUMNS,
+    ("walk.h", "rows have a negative number of bricks", 0): "such a loop ends where one up to 0 does",
+    ("walk.h", "bricks end after their last column", 0): "it is compared with columns 0 to 7 only",
     ("na_bwd_dq.h", "unseen columns have a bias", 0): _SELECTED,
     ("na_bwd_dkv.h", "unseen columns have a bias", 0): _SELECTED,
     ("stage.h", "threads left over start anew", 0): "the same tokens, shared out among the threads less evenly",
