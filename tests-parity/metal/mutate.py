@@ -190,7 +190,7 @@ def mutants() -> Iterator[Mutant]:
 
 # Words of an assertion -> what it looked at.
 WORDS = {
-    "is off by": "values", "reads beside": "reads outside", "otherwise than": "staged reads",
+    "is off by": "values", "reads beside": "reads outside", "otherwise than": "reads",
     "written": "not written once", " products": "products", "not (": "bricks",
 }  # fmt: skip
 

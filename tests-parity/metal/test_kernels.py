@@ -105,7 +105,7 @@ def test_random_problems_are_random() -> None:
                     continue
                 work = work_of(problem, instance)
                 x = work.axes[-1]
-                found |= {"cut rows"} if instance.stage and x.read.max() > x.read.min() + 1 else set()
+                found |= {"cut rows"} if instance.stage and x.staged.max() > x.staged.min() + 1 else set()
                 found |= {"idle simdgroups"} if x.patches % instance.simdgroups else set()
                 found |= {"ragged patches"} if work.outer("held").max() > 1 else set()
                 executed, full = work.bricks

@@ -22,6 +22,7 @@ from natten_mps._metal.steps import SLOTS, Step, backward, forward
 from natten_mps._metal.tiles import DIRECT_ELEMENTS, count_bricks, patches
 
 from .launch import run_all, tiles_of
+from .verify import check_work
 from .work import bricks_by_force, dispatched_rows, work_of
 from .work_table import NAMED, TABLE, problem, text, useful
 
@@ -272,7 +273,7 @@ def query_walks(steps: Iterable[Step]) -> dict[str, bool]:
     "name", [pytest.param(name, marks=[pytest.mark.all] if name in LONG else []) for name in SCALED]
 )
 def test_planned_work_is_what_runs(name: str) -> None:
-    """Scaled down and executed: the planned bricks, no more, and right results."""
+    """Scaled down and executed: the planned bricks and reads, no more, and right results."""
     one = SCALED[name]
     case = Case(
         f"scaled/{name}", one.query_shape, one.kernel_size, one.stride, one.dilation, one.is_causal, one.batch,
@@ -287,6 +288,8 @@ def test_planned_work_is_what_runs(name: str) -> None:
     for done in runs.values():
         done.assert_written_once()
         assert done.bricks == (done.step.bricks, done.step.full)
+        if done.step.bricks:
+            check_work(one, done, *slot(done.step, "kParts"))
         found |= {output: laid.values for output, laid in done.outputs.items() if output != "delta"}
     values = {name.removesuffix("_grad"): array for name, array in found.items()}
     tolerances.assert_within(values, tolerances.fused(case, "float16"), name)

@@ -16,20 +16,24 @@ from metal_emulator import Kernel
 from natten_mps._metal import reference
 from natten_mps._metal.mask import slot_keys
 from natten_mps._metal.problem import Problem
-from natten_mps._metal.source import TRANSPOSED, WALKING, Instance
+from natten_mps._metal.source import WALKING, Instance
 
 from .launch import Run, run, step_of, sum_step
 from .pool import Kit
-from .work import every_bricks, work_of
+from .work import EveryWork, work_of
 
 Array = Any
 # Templates that make the weights anew, from lse.
 RECOMPUTING = ("na_bwd_dq", "na_bwd_dkv", "na_bias")
-# Tensors that a template holds a row of in each patch, and those whose columns it stages.
-ROWS = {"na_fwd": ("q",), "na_bwd_dq": ("q", "out_grad"), "na_bwd_dkv": ("k", "v"), "na_qk": ("q",)}
+# Tensors that a template holds a row of in each patch.
+ROWS = {
+    "na_fwd": ("q",), "na_bwd_dq": ("q", "out_grad"), "na_bwd_dkv": ("k", "v"), "na_qk": ("q",),
+    "na_bias": ("q", "out_grad"),
+}  # fmt: skip
+# Those whose columns it reads, and how many products of a brick each of them takes part in.
 COLUMNS = {
-    "na_fwd": ("k", "v"), "na_bwd_dq": ("k", "v"), "na_bwd_dkv": ("q", "out_grad"), "na_qk": ("k",),
-    "na_av": ("v",), "na_av_t": ("x",),
+    "na_fwd": {"k": 1, "v": 1}, "na_bwd_dq": {"k": 2, "v": 1}, "na_bwd_dkv": {"q": 2, "out_grad": 2},
+    "na_qk": {"k": 1}, "na_av": {"v": 1}, "na_av_t": {"x": 1}, "na_bias": {"k": 1, "v": 1},
 }  # fmt: skip
 # Of full attention, relative to the largest value, besides the last rounding.
 ATTENTION_ERROR = {"float32": 3e-6, "float16": 1e-3, "bfloat16": 8e-3}
@@ -166,24 +170,20 @@ def check_delta(sample: Sample, done: Run) -> None:
 
 
 def check_work(problem: Problem, done: Run, parts: int) -> None:
-    """Bricks, rows held and columns staged are exactly those of the definition."""
+    """Bricks, products, and the reads of every row and column are exactly those of the definition."""
     instance = done.step.instance
     products = done.bricks[0] * products_of(instance)
     assert done.report.multiply_accumulates == products, f"{done.report.multiply_accumulates}, not {products} products"
-    if instance.every:
-        assert done.bricks == every_bricks(problem, parts)
-        return
-    work = work_of(problem, instance)
+    work = EveryWork(problem, instance, parts) if instance.every else work_of(problem, instance)
     assert done.bricks == work.bricks, f"{instance.name}, {problem}: {done.bricks}, not {work.bricks}"
+    if instance.slots:
+        return  # its rows and columns are window slots, whose values exist once
     for argument in ROWS.get(instance.template, ()):
-        check_reads(done, argument, work.outer("held"))
-    if instance.stage:
-        # Threadgroups of different rows of heads each copy the columns of their key/value head.
-        times = 1 if instance.template in TRANSPOSED else problem.group_heads // instance.heads
-        for argument in COLUMNS[instance.template]:
-            check_reads(done, argument, work.outer("read") * times)
-        for argument in ("extra_k", "extra_v") if instance.extra else ():
-            check_reads(done, argument, work.extra_reads)
+        check_reads(done, argument, work.held)
+    for argument, count in COLUMNS[instance.template].items():
+        check_reads(done, argument, work.read(count))
+        if instance.extra:
+            check_reads(done, f"extra_{argument}", work.read_additional(count))
 
 
 def products_of(instance: Instance) -> int:

@@ -27,13 +27,15 @@ class AxisWork:
     """One axis of a launch, summed over its tiles and dilation groups.
 
     held: how often each token is some patch's row (rows beyond the end repeat the last one).
-    stored: how often it is a row that gets a result. read: how often staging copies it as a column.
+    stored: how often it is a row that gets a result. staged: how often staging copies it as a column.
+    direct: how often a product that reads device memory itself reads it as one.
     steps, full: bricks along x; rows of the box on the other axes. tiles: those that are not empty.
     """
 
     held: Array
     stored: Array
-    read: Array
+    staged: Array
+    direct: Array
     steps: int = 0
     full: int = 0
     tiles: int = 0
@@ -63,19 +65,26 @@ def pieces(length: int, chunk: int) -> Array:
     return counts
 
 
+def in_bricks(length: int) -> Array:
+    """How often direct reads read each of ``length`` columns of a row: the last also for those its brick lacks."""
+    counts = np.ones(length, int)
+    counts[-1:] += -length % 8
+    return counts
+
+
 def axis_work(axis: Axis, transposed: bool, extent: int, simdgroups: int, chunk: int, along_x: bool) -> AxisWork:
     """Simulate an axis. extent: rows of a patch on it; simdgroups: patches side by side (1 but along x)."""
     rows, columns = (axis.keys, axis.queries) if transposed else (axis.queries, axis.keys)
     seen, d = seen_by(axis, transposed), axis.dilation
-    work = AxisWork(np.zeros(rows, int), np.zeros(rows, int), np.zeros(columns, int))
+    work = AxisWork(*(np.zeros(length, int) for length in (rows, rows, columns, columns)))
     for g in range(d):
         own = seen[g::d, g::d]
         n = len(own)
-        held, stored, read = work.held[g::d], work.stored[g::d], work.read[g::d]
+        held, stored, staged, direct = (counts[g::d] for counts in (work.held, work.stored, work.staged, work.direct))
         for corner in range(0, n, extent * simdgroups):
             tile = own[corner : corner + extent * simdgroups]
             low, high = span(tile)
-            read[low:high] += pieces(high - low, chunk) if along_x else 1
+            staged[low:high] += pieces(high - low, chunk) if along_x else 1
             work.tiles += 1
             for first in range(corner, corner + extent * simdgroups, extent):
                 start = min(first, n - 1)
@@ -85,6 +94,8 @@ def axis_work(axis: Axis, transposed: bool, extent: int, simdgroups: int, chunk:
                     continue  # an idle simdgroup: it holds a row and does nothing
                 patch = own[first : first + extent]
                 stored[first : first + extent] += 1
+                low, high = span(patch)
+                direct[low:high] += in_bricks(high - low) if along_x else 1
                 steps, full = patch_steps(patch, along_x)
                 work.steps += steps
                 work.full += full
@@ -135,10 +146,23 @@ class Work:
         return reduce(np.multiply.outer, [getattr(axis, name) for axis in self.axes])
 
     @property
-    def extra_reads(self) -> Array:
-        """``[S]``: how often staging copies each additional key, for one key/value head of one batch item."""
-        tiles = math.prod(axis.tiles for axis in self.axes) * (self.problem.group_heads // self.instance.heads)
-        return pieces(self.problem.additional, self.instance.chunk) * tiles
+    def held(self) -> Array:
+        """``[tokens..]``: how often each row is read."""
+        return self.outer("held")
+
+    def read(self, products: int) -> Array:
+        """``[tokens..]``: reads of each column of one head, that ``products`` products of a brick take part in."""
+        # Rows of different heads read the columns of their key/value head for themselves.
+        times = 1 if self.instance.template in TRANSPOSED else self.problem.group_heads // self.instance.heads
+        return self.outer("staged") * times if self.instance.stage else self.outer("direct") * times * products
+
+    def read_additional(self, products: int) -> Array:
+        """``[S]``: the same of additional keys, which all patches see whole."""
+        times, i = self.problem.group_heads // self.instance.heads, self.instance
+        if i.stage:
+            return pieces(self.problem.additional, i.chunk) * math.prod(axis.tiles for axis in self.axes) * times
+        patches = math.prod(axis.patches for axis in self.axes)
+        return in_bricks(self.problem.additional) * patches * times * products
 
 
 def work_of(problem: Problem, instance: Instance) -> Work:
@@ -152,16 +176,53 @@ def work_of(problem: Problem, instance: Instance) -> Work:
     return Work(problem, instance, tuple(axes))
 
 
-def every_bricks(problem: Problem, parts: int) -> tuple[int, int]:
-    """Bricks of na_bwd_dkv of additional keys: each patch of 8 keys meets every query of every head."""
-    first, *between = problem.query_shape
-    *_, x = problem.query_shape
-    patches = problem.batch * problem.heads * -(-problem.additional // 8)
-    if not between:
-        shares = [first * (part + 1) // parts - first * part // parts for part in range(parts)]
-        return patches * sum(-(-n // 8) for n in shares), patches * sum(n // 8 for n in shares)
-    rows = math.prod(problem.query_shape[:-1])
-    return patches * rows * -(-x // 8), patches * rows * (x // 8)
+@dataclass(frozen=True)
+class EveryWork:
+    """A launch of na_bwd_dkv of additional keys: each patch of 8 of them meets every query of every head.
+
+    parts: shares of the outermost axis, each with threadgroups of its own.
+    """
+
+    problem: Problem
+    instance: Instance
+    parts: int
+
+    @property
+    def shares(self) -> list[int]:
+        """Lengths along x of the boxes that one patch meets, part by part in rank 1."""
+        *_, x = self.problem.query_shape
+        if self.problem.rank > 1:
+            return [x]
+        return [x * (part + 1) // self.parts - x * part // self.parts for part in range(self.parts)]
+
+    @property
+    def patches(self) -> int:
+        return -(-self.problem.additional // 8)
+
+    @property
+    def tiles(self) -> int:
+        return -(-self.patches // self.instance.simdgroups)
+
+    @property
+    def bricks(self) -> tuple[int, int]:
+        """Executed bricks and full ones."""
+        rows = math.prod(self.problem.query_shape[:-1]) * self.problem.batch * self.problem.heads * self.patches
+        return rows * sum(-(-n // 8) for n in self.shares), rows * sum(n // 8 for n in self.shares)
+
+    @property
+    def held(self) -> Array:
+        """``[S]``: how often each additional key is read as a row."""
+        counts = np.ones(self.problem.additional, int)
+        counts[-1] += self.tiles * self.instance.simdgroups * 8 - self.problem.additional
+        return counts * self.parts
+
+    def read(self, products: int) -> Array:
+        """``[tokens..]``: reads of each query of one head, that ``products`` products of a brick take part in."""
+        if self.instance.stage:
+            along_x = [pieces(n, self.instance.chunk) * self.tiles for n in self.shares]
+        else:
+            along_x = [in_bricks(n) * self.patches * products for n in self.shares]
+        return np.broadcast_to(np.concatenate(along_x), self.problem.query_shape)
 
 
 def bricks_by_force(problem: Problem, patch: tuple[int, ...], heads: int, transposed: bool) -> tuple[int, int]:
