@@ -23,7 +23,7 @@ from metal_emulator import CompileError, EmulatorFault, compile_source
 from natten_mps._metal.source import HEADERS, KERNELS, Instance, library
 
 from .launch import SCHEDULES
-from .pool import FUSED, KITS
+from .pool import FUSED, KITS, LONG_KITS
 from .verify import attention_of, launch, sample_of
 
 PROBLEMS = 14
@@ -218,7 +218,7 @@ JURIES: dict[str, dict[str, tuple[str, ...]]] = {
 
 def jury(file: str) -> dict[str, dict[str, Instance]]:
     """Kit -> name -> instance, for mutants of a header."""
-    kits = {kit.name: kit for kit in KITS}
+    kits = {kit.name: kit for kit in (*KITS, *LONG_KITS)}
     return {kit: {name: kits[kit].instances[name] for name in names} for kit, names in JURIES.get(file, COMMON).items()}
 
 
@@ -233,7 +233,7 @@ def verdict(mutant: Mutant) -> str:
         built = compile_source(source.replace(original, mutant.text))
     except CompileError as error:
         return f"compiler: {str(error).splitlines()[-1][:80]}"
-    kits = {kit.name: kit for kit in KITS}
+    kits = {kit.name: kit for kit in (*KITS, *LONG_KITS)}
     for number in range(PROBLEMS):
         for name, instances in chosen.items():
             rng = random.Random(f"{name}/{number}")

@@ -126,6 +126,9 @@ KITS = (
     Kit("vol-wide", 3, "float16", (16, 16), CUBE, CUBE, (*FUSED, "every", "na_av_t"), chunk=8, bricks=2,
         reads="staged wide", extra=True),
     Kit("vol-staged", 3, "bfloat16", (16, 16), (2, 1, 4), CUBE, (*FUSED, "na_delta", "na_qk", "na_av")),
+)  # fmt: skip
+# Head dims of large models; few launches of each, which are dear.
+LONG_KITS = (
     Kit("seq-256", 1, "float32", (256, 256), LINE, LINE, FUSED, reads="direct wide"),
     Kit("img-96-192", 2, "float16", (96, 192), FLAT, LINE, (*FUSED, "na_av_t"), simdgroups=1, chunk=8),
 )  # fmt: skip

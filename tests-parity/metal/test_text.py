@@ -32,7 +32,7 @@ from natten_mps._metal.source import (
 )
 from natten_mps._metal.window import inverse, window
 
-from .pool import KITS
+from .pool import KITS, LONG_KITS
 from .table import DTYPES, entries
 
 Array = Any
@@ -47,7 +47,9 @@ def everything() -> tuple[Instance, ...]:
     planned = {instance for entry in entries() for instance in entry.instances}
     one_of_each = {(i.template, i.dtype, i.rank, i.stage): i for i in planned if i.template in WALKING}
     planned |= {replace(instance, wide=True) for instance in one_of_each.values()}
-    return tuple(sorted(planned | {i for kit in KITS for i in kit.instances.values()}, key=lambda i: i.name))
+    return tuple(
+        sorted(planned | {i for kit in (*KITS, *LONG_KITS) for i in kit.instances.values()}, key=lambda i: i.name)
+    )
 
 
 def parts() -> list[Any]:

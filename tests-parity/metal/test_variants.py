@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cases import rounded
 from metal_emulator import Kernel
 
 from natten_mps._metal.source import Instance
 
-from .launch import SCHEDULES, kernels, run, step_of
-from .pool import KITS, Kit
+from .launch import SCHEDULES, kernels, run, step_of, sum_step
+from .pool import KITS, LONG_KITS, Kit
 from .verify import launch, problem_for, sample_of
 
 pytestmark = pytest.mark.usefixtures("emulator")
@@ -25,12 +26,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
 # Between them: float32 and float16, staged and direct, every template, bias, additional keys, parts.
 COMPILED_ANEW = ("img-staged-bias", "img-direct")
 LAUNCHES = 24
+# Parts and elements of the sums.
+PARTIAL = (7, 600)
 
 
 def parameters() -> list[Any]:
     """Two kits always, the others with --all."""
     found = []
-    for kit in KITS:
+    for kit in (*KITS, *LONG_KITS):
         marks = [] if kit.name in COMPILED_ANEW else [pytest.mark.all]
         found += [
             pytest.param(
@@ -55,13 +58,19 @@ def test_compiled_otherwise(kit: Kit, variant: str) -> None:
 
 def bits(sample: Any, instance: Instance, kernel: Kernel, schedule: str, seed: int) -> list[bytes]:
     """Every output of one launch, as it lies in memory."""
-    step = step_of(instance, problem_for(instance, sample.problem), parts=2 if instance.template == "na_bias" else 1)
-    done = run(step, kernel, sample.tensors, schedule=schedule, seed=seed)
+    tensors = sample.tensors
+    if instance.template == "na_sum":
+        step = sum_step(instance, sample.problem, *PARTIAL)
+        tensors = {"partial": rounded(np.random.default_rng(0).standard_normal(PARTIAL), "float32")}
+    else:
+        parts = 2 if instance.template == "na_bias" else 1
+        step = step_of(instance, problem_for(instance, sample.problem), parts)
+    done = run(step, kernel, tensors, schedule=schedule, seed=seed)
     return [np.ascontiguousarray(laid.view).tobytes() for laid in done.outputs.values()]
 
 
 @pytest.mark.parametrize(
-    "kit", [pytest.param(kit, id=str(kit), marks=pytest.mark.xdist_group(str(kit))) for kit in KITS]
+    "kit", [pytest.param(kit, id=str(kit), marks=pytest.mark.xdist_group(str(kit))) for kit in (*KITS, *LONG_KITS)]
 )
 def test_equal_to_the_bit(kit: Kit) -> None:
     """Repeated, and in whatever order threads, simdgroups and threadgroups run."""
@@ -69,8 +78,6 @@ def test_equal_to_the_bit(kit: Kit) -> None:
     orders = [("forward", 0), ("forward", 0), ("reverse", 0), ("random", 1), ("random", 2), ("greedy", 0)]
     for number in range(2):
         sample = sample_of(kit, rng, number)
-        for name, instance in kit.instances.items():
-            if name == "na_sum":
-                continue
+        for instance in kit.instances.values():
             found = [bits(sample, instance, built[instance], *order) for order in orders]
             assert all(other == found[0] for other in found[1:]), instance.name
