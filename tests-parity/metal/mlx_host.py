@@ -202,7 +202,7 @@ class Kernel:
             arrays[name] = Buffer(np.frombuffer(memoryview(own), np.dtype(f"u{size}")), initialised=False)
         buffers = {int(slot): arrays[name] for _, _, name, slot in PARAMETER.findall(source)}
         try:
-            report = kernel.launch(buffers, grid, threadgroup)
+            report = kernel.launch(buffers, grid, threadgroup, schedule=self.host.schedule, seed=len(self.host.ran))
         except EmulatorFault as fault:
             self.host.faults.append(fault)
             raise
@@ -215,11 +215,13 @@ class MlxHost:
     """MLX's Metal back-end as natten_mlx sees it.
 
     breaks: kernels whose name holds this do not compile. most_threads: what every pipeline allows in a
-    threadgroup. ran: launches in the order in which they ran; faults: what the emulator found.
+    threadgroup. schedule: of the emulator's threads. ran: launches in the order in which they ran; faults:
+    what the emulator found.
     """
 
     breaks: str | None = None
     most_threads: int = 1024
+    schedule: str = "forward"
     ran: list[Launch] = field(default_factory=list)
     faults: list[EmulatorFault] = field(default_factory=list)
 

@@ -12,6 +12,7 @@ import tolerances
 import torch
 from cases import BY_NAME, CASES, Case
 from frameworks import MPS, Found, Path, held_slots, run, run_av, run_qk
+from varlen_items import BATCHES, Items
 
 import natten_mps
 from natten_mps import _launch
@@ -25,6 +26,7 @@ METAL, PURE = Path(MPS, "metal"), Path(MPS, "pure")
 RUNNERS: dict[str, tuple[Callable[..., Found], Callable[..., dict[str, tolerances.Expected]]]] = {
     "na": (run, tolerances.fused), "qk": (run_qk, tolerances.split_qk), "av": (run_av, tolerances.split_av),
 }  # fmt: skip
+BATCHES_ALWAYS = ("dilated", "images", "volumes")
 
 
 def parameters() -> list[Any]:
@@ -182,17 +184,30 @@ def test_attention(queries: int, keys: int, causal: bool, metal: EmulatedHost) -
     compare(metal, call)
 
 
-def test_padded_items(metal: EmulatedHost) -> None:
-    torch.manual_seed(2)
-    tensors = [torch.randn(3, 11, 2, 8, requires_grad=True) for _ in range(3)]
+def batches() -> list[Any]:
+    """One of each rank always, the others with --all: every size of item has a plan of its own."""
+    return [
+        pytest.param(batch, id=batch.name, marks=[] if batch.name in BATCHES_ALWAYS else [pytest.mark.all])
+        for batch in BATCHES
+        if any(0 not in size for size in batch.sizes)
+    ]
+
+
+@pytest.mark.parametrize("batch", batches())
+def test_padded_items(batch: Items, metal: EmulatedHost) -> None:
+    """Results and gradients, that of lse included; nothing but zeros and lse -inf outside the items."""
+    *tensors, d_out, d_lse = [torch.tensor(array, dtype=torch.float32) for array in batch.arrays()]
+    leaves = [tensor.requires_grad_() for tensor in tensors]
+    face = getattr(natten_mps, f"na{batch.rank}d_varlen")
 
     def call() -> list[Any]:
-        out = natten_mps.na1d_varlen(*tensors, [11, 0, 6], 5)
-        return [out, *torch.autograd.grad(out.sin().sum(), tensors)]
+        out, lse = face(*leaves, batch.argument, **batch.window, return_lse=True)
+        return [out, lse, *torch.autograd.grad((out, lse), leaves, (d_out, d_lse))]
 
-    out, *gradients = compare(metal, call)
-    assert not out[1].any() and not out[2, 6:].any()
-    assert not any(gradient[1].any() or gradient[2, 6:].any() for gradient in gradients)
+    out, lse, *gradients = compare(metal, call)
+    outside = torch.from_numpy(batch.outside())
+    assert (lse[outside] == -torch.inf).all()
+    assert not any(tensor[outside].any() for tensor in (out, *gradients))
 
 
 @pytest.mark.parametrize("dropping", [False, True])

@@ -11,12 +11,14 @@ from typing import Any
 import frameworks
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 import pytest
 import tolerances
 from cases import BY_NAME, make
 from frameworks import MLX, MPS, Path
 from metal_emulator.lint import lint
 from mlx.utils import tree_flatten
+from varlen_items import BATCHES, Items
 
 import natten_mlx
 from natten_mlx import _launch_fast, _launch_nanobind
@@ -24,6 +26,7 @@ from natten_mlx._metal import backends
 
 from .conftest import installed
 from .host import EmulatedHost
+from .launch import SCHEDULES
 from .mlx_host import Kernel, MlxHost
 
 pytestmark = pytest.mark.usefixtures("emulator")
@@ -91,7 +94,7 @@ def loss_of(call: Attend) -> Attend:
 def test_fused(host: MlxHost, name: str, dtype: str) -> None:
     """Outputs and every gradient, within the bounds of plain code; each kernel is proved and then launched."""
     case = BY_NAME[name]
-    found, dtypes = frameworks.run(FAST, case, dtype)
+    found, dtypes = frameworks.run.__wrapped__(FAST, case, dtype)
     expected = tolerances.fused(case, dtype)
     tolerances.assert_within(found, expected, f"{name} {dtype}")
     assert dtypes == {tensor: wanted.dtype for tensor, wanted in expected.items()}
@@ -105,6 +108,38 @@ def test_fused(host: MlxHost, name: str, dtype: str) -> None:
     proofs = len({launch.name for launch in host.ran})
     launches = 4 + (3 if case.additional else 0) + (2 if case.rpb else 0)
     assert len(host.ran) == proofs + launches
+    for host.schedule in SCHEDULES[1:]:
+        again, _ = frameworks.run.__wrapped__(FAST, case, dtype)
+        assert all(again[tensor].tobytes() == found[tensor].tobytes() for tensor in found), host.schedule
+    assert len(host.ran) == proofs + launches * len(SCHEDULES)
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        pytest.param(batch, id=batch.name, marks=[pytest.mark.all] if batch.rank == 3 else [])
+        for batch in BATCHES
+        if batch.name in ("dilated", "images", "volumes")
+    ],
+)
+def test_padded_items(host: MlxHost, batch: Items) -> None:
+    """Items of different sizes, in every rank: what plain code makes of them, and the gradients."""
+    *given, d_out, d_lse = [MLX.tensor(array, "float32") for array in batch.arrays()]
+    face = getattr(natten_mlx, f"na{batch.rank}d_varlen")
+    found = {}
+    for backend in ("fast_metal", "pure"):
+
+        def call(*tensors: mx.array, backend: str = backend) -> Any:
+            return face(*tensors, batch.argument, **batch.window, return_lse=True, backend=backend)
+
+        (out, lse), gradients = mx.vjp(call, given, [d_out, d_lse])
+        found[backend] = [out, lse, *gradients]
+        mx.eval(found[backend])
+    assert set(host.templates) == {*FORWARD, *GRADIENT}
+    for ours, wanted in zip(*found.values(), strict=True):
+        assert mx.allclose(ours, wanted, rtol=2e-5, atol=2e-5)
+    outside = batch.outside()
+    assert (np.array(found["fast_metal"][1])[outside] == -np.inf).all()
 
 
 def test_split(host: MlxHost) -> None:
@@ -336,7 +371,7 @@ def test_without_a_stand_in_the_cpu_is_told_apart() -> None:
         natten_mlx.na2d(*given, 3, backend="metal", stream=mx.cpu)
 
 
-# --- the text, and the stand-in ----------------------------------------------------------------------
+# --- the text ----------------------------------------------------------------------------------------
 
 
 def test_the_text_is_one_kernel_with_the_strides_it_reads(host: MlxHost) -> None:
@@ -355,46 +390,3 @@ def test_the_text_is_one_kernel_with_the_strides_it_reads(host: MlxHost) -> None
             "threadgroup_position_in_grid", "simdgroup_index_in_threadgroup", "thread_index_in_simdgroup",
         }  # fmt: skip
         assert signature.count("constant") == signature.count("_strides [[")
-
-
-@pytest.fixture
-def doubled(host: MlxHost) -> Callable[..., Any]:
-    """Launches a kernel of the given body on ``x``, on as many threads as ``out`` has elements."""
-
-    def launch(body: str, x: mx.array, size: int = 8) -> mx.array:
-        kernel = host.metal_kernel("doubled", ["x"], ["out"], body, "", False)
-        (out,) = kernel(
-            inputs=[x], output_shapes=[(size,)], output_dtypes=[mx.float32], grid=(size, 1, 1), threadgroup=(32, 1, 1)
-        )
-        return out
-
-    return launch
-
-
-def test_the_stand_in_binds_what_mlx_binds(doubled: Callable[..., Any]) -> None:
-    x = mx.arange(16, dtype=mx.float32)
-    body = "out[thread_position_in_grid.x] = 2 * x[thread_position_in_grid.x * x_strides[0]] + x_shape[0] + x_ndim;"
-    assert doubled(body, x[::2]).tolist() == [2 * i + 9 for i in range(0, 16, 2)]
-    # A threadgroup is clipped to the grid; small inputs are constants, a scalar is a reference.
-    assert doubled("out[thread_position_in_grid.x] = threads_per_threadgroup.x;", x).tolist() == [8] * 8
-    assert doubled("const constant float* p = x; out[thread_position_in_grid.x] = p[1];", x[:7]).tolist() == [1] * 8
-    assert doubled("out[thread_position_in_grid.x] = x;", mx.array(5.0)).tolist() == [5] * 8
-
-
-@pytest.mark.parametrize(
-    ("body", "x", "words"),
-    [
-        ("const device float* p = x; out[thread_position_in_grid.x] = p[0];", 7, "Unable to build .*\\n.*constant"),
-        ("out[thread_position_in_grid.x] = undeclared;", 8, "Unable to build .*\\n.*undeclared"),
-        ("out[thread_position_in_grid.x] = x[8];", 8, "outside|bounds"),
-    ],
-)
-def test_the_stand_in_fails_late(body: str, x: int, words: str) -> None:
-    host = MlxHost()
-    kernel = host.metal_kernel("late", ["x"], ["out"], body, "", False)
-    (out,) = kernel(
-        inputs=[mx.ones(x)], output_shapes=[(8,)], output_dtypes=[mx.float32], grid=(8, 1, 1), threadgroup=(8, 1, 1)
-    )
-    with pytest.raises(RuntimeError, match=words):
-        mx.eval(out)
-    assert not host.ran
