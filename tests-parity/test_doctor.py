@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import re
 from typing import Any
 
 import pytest
@@ -74,19 +75,64 @@ def test_a_kernel_that_does_not_run(package: str, capsys: pytest.CaptureFixture[
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_a_missing_backend(package: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert doctor.examine(patient_of(package), "nothing", tuple(FEW)) == 2
-    assert capsys.readouterr().out.splitlines()[-1] == "nothing to examine: backend nothing is not at hand"
+    """Its reason is told, by its own name and by its alias; a name that the package does not have is told apart."""
+    patient = patient_of(package)
+    tiers = [tier for tier, _ in patient.tiers()]
+    ill = dataclasses.replace(patient, tiers=lambda: [(tier, "the GPU is on holiday") for tier in tiers])
+    for name in (*tiers, *patient.backends.aliases):
+        assert doctor.examine(ill, name, tuple(FEW)) == 2
+        said = f"nothing to examine: backend {name} is not at hand: the GPU is on holiday"
+        assert capsys.readouterr().out.splitlines()[-1] == said
+    assert doctor.examine(patient, "nothing", tuple(FEW)) == 2
+    known = ", ".join(["auto", *tiers, *patient.backends.aliases])
+    assert capsys.readouterr().out.splitlines()[-1] == f"unknown backend nothing; known: {known}"
+    assert "metal" in known.split(", ")
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_the_command(package: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command line reaches the examination, and its exit status is the examination's."""
-    cli = importlib.import_module(f"{package}.cli")
+@pytest.mark.parametrize("backend", ["pure", "dense", "auto"])
+def test_backends_that_are_asked_for(package: str, backend: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """All of them but the dense one, which is there to compare with, unless it is asked for by name."""
+    patient = patient_of(package)
+    assert doctor.examine(patient, backend, tuple(FEW[:1])) == 0
+    at_hand = [tier for tier, reason in patient.tiers() if reason is None and tier != "dense"]
+    rows = [line.split()[0] for line in capsys.readouterr().out.splitlines() if FEW[0].name in line]
+    assert rows == (at_hand if backend == "auto" else [backend])
+
+
+@pytest.fixture
+def one_case(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Command lines examine the first case only."""
     shared = importlib.import_module(f"{package}._metal.doctor")
     monkeypatch.setattr(shared.examine, "__defaults__", (None, tuple(shared.CASES[:1])))
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_the_command(package: str, one_case: None, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command line reaches the examination, and its exit status is the examination's."""
+    cli = importlib.import_module(f"{package}.cli")
     assert cli.main(["doctor", "--backend", "pure"]) == 0
     assert "1 of 1 within bounds" in capsys.readouterr().out
     assert cli.main(["doctor", "--backend", "nothing"]) == 2
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_the_example_of_the_help(package: str, one_case: None, capsys: pytest.CaptureFixture[str]) -> None:
+    """It names a backend that the package has: all is well, or the reason why not is told."""
+    cli = importlib.import_module(f"{package}.cli")
+    with pytest.raises(SystemExit):
+        cli.main(["doctor", "--help"])
+    (example,) = re.findall(r"^example: (.*)$", capsys.readouterr().out, re.MULTILINE)
+    program, *arguments = example.split()
+    assert program == package.replace("_", "-")
+    assert arguments == ["doctor", "--backend", "metal"]
+    status = cli.main(arguments)
+    last = capsys.readouterr().out.splitlines()[-1]
+    patient = patient_of(package)
+    tier = patient.backends.aliases.get("metal", "metal")
+    reason = dict(patient.tiers())[tier]
+    missing = f"nothing to examine: backend metal is not at hand: {reason}"
+    assert (status, last) == ((0, "1 of 1 within bounds") if reason is None else (2, missing))
 
 
 def test_the_cases_cover_every_kernel() -> None:

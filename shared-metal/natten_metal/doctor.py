@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .backends import quoted
+from .backends import Backends, quoted
 
 REPEATS = 5
 # Largest error, as a fraction of the largest reference value, that rounding explains: inputs are rounded to the dtype
@@ -98,12 +98,12 @@ CASES = (
 class Patient:
     """The package under examination.
 
-    machine: one line about it. tiers: (backend, None or why it is missing) in the order of 'auto'. run(case,
-    backend) -> outputs and gradients by name, computed and waited for. error(found, wanted) -> largest
-    difference over the largest wanted value.
+    backends: the names that it knows. machine: one line about it. tiers: (backend, None or why it is missing) in
+    the order of 'auto'. run(case, backend) -> outputs and gradients by name, computed and waited for. error(found,
+    wanted) -> largest difference over the largest wanted value.
     """
 
-    package: str
+    backends: Backends
     machine: Callable[[], str]
     tiers: Callable[[], list[tuple[str, str | None]]]
     run: Callable[[Case, str], dict[str, Any]]
@@ -131,13 +131,13 @@ def add_doctor(
 
 def examine(patient: Patient, only: str | None = None, cases: tuple[Case, ...] = CASES) -> int:
     """Print the table; 0 if all is well, 1 if a case is out of bounds or fails, 2 if ``only`` cannot be examined."""
-    print(f"{patient.package} doctor on {patient.machine()}")
-    tiers = patient.tiers()
-    for tier, reason in tiers:
+    print(f"{patient.backends.package} doctor on {patient.machine()}")
+    reasons = dict(patient.tiers())
+    for tier, reason in reasons.items():
         print(f"  {tier}: {reason or 'at hand'}")
-    examined = [tier for tier, reason in tiers if reason is None and tier != "dense" and only in (None, tier)]
-    if not examined:
-        print(f"nothing to examine: backend {only} is not at hand")
+    examined, refusal = _chosen(patient.backends, reasons, only)
+    if refusal:
+        print(refusal)
         return 2
     print(f"{'backend':<12}{'problem':<28}{'dtype':<10}{'worst error':>12}{'bound':>9}{'first ms':>10}{'ms':>9}")
     verdicts = [_examine_case(patient, tier, case) for tier in examined for case in cases]
@@ -147,6 +147,18 @@ def examine(patient: Patient, only: str | None = None, cases: tuple[Case, ...] =
         + (f"; {', '.join(counts)}: please report this table" if counts else "")
     )
     return 1 if counts else 0
+
+
+def _chosen(backends: Backends, reasons: dict[str, str | None], only: str | None) -> tuple[list[str], str]:
+    """The backends to examine, or why there is none. reasons: why each is missing."""
+    if only is None or only == "auto":
+        return [tier for tier, reason in reasons.items() if reason is None and tier != "dense"], ""
+    tier = backends.aliases.get(only, only)
+    if tier not in reasons:
+        return [], f"unknown backend {only}; known: {', '.join(('auto', *reasons, *backends.aliases))}"
+    if reasons[tier] is not None:
+        return [], f"nothing to examine: backend {only} is not at hand: {reasons[tier]}"
+    return [tier], ""
 
 
 def _examine_case(patient: Patient, tier: str, case: Case) -> str:

@@ -8,12 +8,13 @@ import mlx.core as mx
 
 from . import functional
 from ._arrays import device_of, stream_of
-from ._config import TIERS
+from ._config import BACKENDS, TIERS
 from ._metal.doctor import Case, Patient
 
 
 def _machine() -> str:
-    return f"{platform.platform()} ({platform.machine()}), mlx {version('mlx')}, {mx.default_device()}"
+    device = f"{mx.default_device()}" + ("" if mx.metal.is_available() else ": MLX finds no Apple GPU")
+    return f"{platform.platform()} ({platform.machine()}), mlx {version('mlx')}, {device}"
 
 
 def _tiers() -> list[tuple[str, str | None]]:
@@ -63,4 +64,4 @@ def _error(found: mx.array, wanted: mx.array) -> float:
     return float(ratio)
 
 
-PATIENT = Patient("natten-mlx", _machine, _tiers, _run, _error)
+PATIENT = Patient(BACKENDS, _machine, _tiers, _run, _error)

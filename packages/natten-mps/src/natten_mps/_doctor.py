@@ -7,7 +7,7 @@ from torch import Tensor
 
 from . import functional
 from ._arrays import device_of
-from ._config import TIERS
+from ._config import BACKENDS, TIERS
 from ._metal.doctor import Case, Patient
 
 
@@ -16,7 +16,8 @@ def _device() -> torch.device:
 
 
 def _machine() -> str:
-    return f"{platform.platform()} ({platform.machine()}), torch {torch.__version__}, device {_device().type}"
+    device = "device mps" if _device().type == "mps" else "device cpu: torch finds no Apple GPU"
+    return f"{platform.platform()} ({platform.machine()}), torch {torch.__version__}, {device}"
 
 
 def _tiers() -> list[tuple[str, str | None]]:
@@ -55,4 +56,4 @@ def _error(found: Tensor, wanted: Tensor) -> float:
     return float((found - wanted).abs().max() / wanted.abs().max().clamp(min=1e-6))
 
 
-PATIENT = Patient("natten-mps", _machine, _tiers, _run, _error)
+PATIENT = Patient(BACKENDS, _machine, _tiers, _run, _error)
