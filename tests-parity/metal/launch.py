@@ -30,7 +30,7 @@ FLOAT = ("lse", "delta", "lse_grad", "d_lse", "rpb", *PARTS)
 PACKED = (*FLOAT, "out")
 
 
-def schedules(turn: int, every: bool) -> tuple[str, ...]:
+def schedules(turn: int, every: bool = False) -> tuple[str, ...]:
     """Every schedule, or the one whose turn it is."""
     return SCHEDULES if every else (SCHEDULES[turn % len(SCHEDULES)],)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import random
 from typing import Any
 
@@ -12,7 +14,7 @@ from metal_emulator import Kernel
 
 from natten_mps._metal.source import Instance
 
-from .launch import SCHEDULES, kernels, run, step_of, sum_step
+from .launch import SCHEDULES, kernels, run, schedules, step_of, sum_step
 from .pool import KITS, LONG_KITS, Kit
 from .verify import launch, problem_for, sample_of
 
@@ -46,14 +48,16 @@ def parameters() -> list[Any]:
 
 @pytest.mark.parametrize(("kit", "variant"), parameters())
 def test_compiled_otherwise(kit: Kit, variant: str) -> None:
-    """The same bounds, the same work, and nothing that a sanitizer finds."""
+    """The same bounds, the same work, and nothing that a sanitizer finds; each template in three schedules."""
     built = kernels(kit.instances.values(), **VARIANTS[variant])
-    rng, launches = random.Random(f"{kit}/{variant}"), 0
-    while launches < LAUNCHES:
-        sample = sample_of(kit, rng, launches)
-        for instance in kit.instances.values():
-            launch(sample, instance, built[instance], rng, SCHEDULES[launches % 3])
-            launches += 1
+    rng, met = random.Random(f"{kit}/{variant}"), set()
+    for number in range(math.ceil(LAUNCHES / len(kit.instances))):
+        sample = sample_of(kit, rng, number)
+        for place, instance in enumerate(kit.instances.values()):
+            (schedule,) = schedules(number + place)
+            launch(sample, instance, built[instance], rng, schedule)
+            met.add((instance, schedule))
+    assert met == set(itertools.product(kit.instances.values(), SCHEDULES))
 
 
 def bits(sample: Any, instance: Instance, kernel: Kernel, schedule: str, seed: int) -> list[bytes]:
