@@ -2,12 +2,17 @@
 
 import dataclasses
 import importlib
+import itertools
 import re
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from doctor_cases import steps_of
 
-from natten_mps._metal import doctor
+from natten_mps._metal import doctor, source
+from natten_mps._metal.steps import Step, fills_words
+from natten_mps._metal.tiles import DIMS
 
 PACKAGES = ("natten_mps", "natten_mlx")
 FEW = [case for case in doctor.CASES if case.name in ("1-D", "2-D position bias", "split 1-D half, causal")]
@@ -136,24 +141,53 @@ def test_the_example_of_the_help(package: str, one_case: None, capsys: pytest.Ca
 
 
 def test_the_cases_cover_every_kernel() -> None:
-    """Every template of the Metal path occurs in the programs of the cases."""
-    from natten_mps._metal import steps
-    from natten_mps._metal.problem import Problem
-    from natten_mps._metal.source import TEMPLATES
+    """What the comment at CASES claims, of the planned launches."""
+    launched = [(case, step) for case in doctor.CASES for step in steps_of(case)]
+    used = {(step.instance.template, step.instance.dtype) for _, step in launched}
+    assert used == set(itertools.product(source.TEMPLATES, doctor.BOUNDS))
+    assert {(i.dtype, i.fused) for i in instances(launched, "na_bias")} >= {
+        *itertools.product(doctor.BOUNDS, [True]), ("float32", False),
+    }  # fmt: skip
+    assert {i.dtype for i in instances(launched, "na_bwd_dkv") if i.every} == set(doctor.BOUNDS)
+    assert any(i.empty_zero for i in instances(launched, "na_qk"))
+    for template in source.WALKING:
+        walks = [step for _, step in launched if step.instance.template == template]
+        assert {step.instance.stage for step in walks} == {True, False}, template
+        assert {fills_words(step) for step in walks} == {True, False}, template
+        assert {step.instance.rank for step in walks} == {1, 2, 3}, template
+        assert any(step.instance.heads > 1 for step in walks) == (template not in source.TRANSPOSED), template
+    for template in ("na_fwd", "na_bwd_dq", "na_bwd_dkv"):
+        staged = {(i.stage, i.rank > 1) for i in instances(launched, template)}
+        assert staged == {(True, False), (True, True), (False, True)}, template
+        assert {(i.dim, i.dim_v) for i in instances(launched, template)} >= {(128, 128), DIMS[-2:]}, template
 
-    used, dtypes, ranks = set(), set(), set()
-    for case in doctor.CASES:
-        rank = len(case.shape)
-        window = ((case.stride,) * rank, (case.dilation,) * rank, (case.is_causal,) * rank)
-        for op in ("qk", "av") if case.op == "split" else (case.op,):
-            problem = Problem(
-                op, case.batch, case.shape, case.shape, case.heads, case.kv_heads, 0 if op == "av" else case.dim,
-                0 if op == "qk" else case.dim_v, case.kernel_size, *window, 1.0, case.dtype, case.additional,
-                case.rpb and op != "av",
-            )  # fmt: skip
-            for step in (*steps.forward(problem), *steps.backward(problem, True)):
-                used.add(step.instance.template)
-        dtypes.add(case.dtype)
-        ranks.add(rank)
-    assert used == set(TEMPLATES)
-    assert dtypes == set(doctor.BOUNDS) and ranks == {1, 2, 3}
+
+def instances(launched: list[tuple[doctor.Case, Step]], template: str) -> list[source.Instance]:
+    return [step.instance for _, step in launched if step.instance.template == template]
+
+
+def test_the_cases_fit_the_table() -> None:
+    names = [case.name for case in doctor.CASES]
+    assert len(set(names)) == len(names) <= 24
+    assert max(map(len, names)) < 28
+
+
+@pytest.mark.parametrize(("seconds", "once"), [((0.5, 0.002), "498.0"), ((0.001, 0.002), "0.0")])
+def test_the_first_call_is_told_apart(
+    seconds: tuple[float, float], once: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What it took longer than the calls after it, and never less than nothing."""
+    now = 0.0
+    turns = itertools.chain(seconds[:1], itertools.repeat(seconds[1]))
+
+    def run(case: doctor.Case, backend: str) -> dict[str, Any]:
+        nonlocal now
+        now += next(turns) if backend == "pure" else 9
+        return {"output 0": 1.0}
+
+    monkeypatch.setattr(doctor, "time", SimpleNamespace(perf_counter=lambda: now))
+    patient = dataclasses.replace(patient_of("natten_mps"), run=run, error=lambda found, wanted: 0.0)
+    assert doctor.examine(patient, "pure", doctor.CASES[:1]) == 0
+    header, row, _ = capsys.readouterr().out.splitlines()[-3:]
+    assert header.split()[-3:] == ["once", "ms", "ms"]
+    assert row.split()[-2:] == [once, "2.00"]

@@ -1,0 +1,31 @@
+"""What the doctor's cases launch: their problems, and the steps of forward and gradient."""
+
+from __future__ import annotations
+
+from natten_mps._metal import steps
+from natten_mps._metal.doctor import Case
+from natten_mps._metal.problem import Problem
+from natten_mps._metal.steps import Step
+
+
+def problems_of(case: Case) -> list[Problem]:
+    """One problem, or the two of the split ops."""
+    rank = len(case.shape)
+    window = ((case.stride,) * rank, (case.dilation,) * rank, (case.is_causal,) * rank)
+    return [
+        Problem(
+            op, case.batch, case.shape, case.shape, case.heads, case.kv_heads, 0 if op == "av" else case.dim,
+            0 if op == "qk" else case.dim_v, case.kernel_size, *window, 1.0, case.dtype, case.additional,
+            case.rpb and op != "av",
+        )
+        for op in (("qk", "av") if case.op == "split" else (case.op,))
+    ]  # fmt: skip
+
+
+def steps_of(case: Case) -> list[Step]:
+    """Every launch of a case, of its gradients too."""
+    return [
+        step
+        for problem in problems_of(case)
+        for step in (*steps.forward(problem), *steps.backward(problem, problem.op in ("na", "attention")))
+    ]
