@@ -148,6 +148,19 @@ class Instance:
         return tuple(a.name for a in self.arguments if a.kind == "T" and not a.output and a.name in slots)
 
     @property
+    def products(self) -> int:
+        """8x8 products of one brick: each of S, dP, O, dV, dQ and dK has one for 8 of its channels.
+
+        Templates that multiply no matrices have none.
+        """
+        d, d_v = self.dim // 8, self.dim_v // 8
+        counts = {
+            "na_fwd": d + d_v, "na_bwd_dq": 2 * d + d_v, "na_bwd_dkv": 2 * d + 2 * d_v, "na_qk": d, "na_av": d_v,
+            "na_av_t": d_v, "na_bias": 0 if self.slots else d + d_v,
+        }  # fmt: skip
+        return counts.get(self.template, 0)
+
+    @property
     def threadgroup_bytes(self) -> int:
         """Threadgroup memory: two staged tensors of chunk + 8 tokens, 16 bytes of padding each."""
         if self.template == "na_bias":

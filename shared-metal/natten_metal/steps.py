@@ -61,6 +61,11 @@ class Step:
     full: int = 0
 
     @property
+    def products(self) -> int:
+        """8x8 products of the launch, exactly: simdgroup multiply-accumulates."""
+        return self.bricks * self.instance.products
+
+    @property
     def stride_slots(self) -> dict[str, str]:
         """Argument -> the stride block it fills."""
         return self.instance.stride_slots

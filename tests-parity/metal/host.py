@@ -33,15 +33,17 @@ class KernelDefect(AssertionError):
 
 @dataclass(frozen=True)
 class Launch:
-    """One launch that happened: the kernel's name, threads of a threadgroup, bricks, and what was written.
+    """One launch that happened: the kernel's name, threads of a threadgroup, its work, and what was written.
 
-    written_once: every element of every tensor that the kernel made, and of nothing else.
+    executed, full: bricks, and those of them without a mask. multiply_accumulates: 8x8 products, as the emulator
+    counted them. written_once: every element of every tensor that the kernel made, and of nothing else.
     """
 
     name: str
     threads: int
     executed: int
     full: int
+    multiply_accumulates: int
     written_once: bool
 
 
@@ -86,7 +88,8 @@ class EmulatedKernel:
 def _record(name: str, threads: int, report: Report, written: list[int]) -> Launch:
     once = all(report.written_once(slot) for slot in written)
     full = report.thread_events("full_brick")
-    return Launch(name, threads, full + report.thread_events("partial_brick"), full, once)
+    executed = full + report.thread_events("partial_brick")
+    return Launch(name, threads, executed, full, report.multiply_accumulates, once)
 
 
 def _sizes(given: int | Sequence[int]) -> list[int]:

@@ -49,7 +49,7 @@ def narrow(name: str) -> str:
 
 @pytest.mark.parametrize("entry", parameters())
 def test_case(entry: Entry, metal: EmulatedHost, request: pytest.FixtureRequest) -> None:
-    """Within bounds, as the pure path has it, through exactly the planned launches and their planned bricks.
+    """Within bounds, as the pure path has it, through exactly the planned launches and their planned work.
 
     In three schedules by turns; with --all in each of them, with the same bits.
     """
@@ -76,11 +76,12 @@ def test_case(entry: Entry, metal: EmulatedHost, request: pytest.FixtureRequest)
 
 
 def check_launches(entry: Entry, metal: EmulatedHost) -> None:
-    """The planned launches ran, in order, with the planned bricks, and wrote each element once."""
+    """The planned launches ran, in order, with the planned bricks and products, and wrote each element once."""
     program = entry.program
     assert [narrow(name) for name in metal.names] == [step.instance.name for step in program]
     for launch, step in zip(metal.launches, program, strict=True):
         assert (launch.executed, launch.full) == (step.bricks, step.full), launch.name
+        assert launch.multiply_accumulates == step.products, launch.name
         assert launch.written_once, launch.name
         assert launch.threads == step.threads
 
