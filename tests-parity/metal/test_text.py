@@ -7,17 +7,21 @@ import itertools
 import re
 import shutil
 import subprocess
-from collections import Counter
+from collections.abc import Callable
 from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 import pytest
+from frameworks import MLX
 from metal_emulator.lint import lint
 from metal_emulator.strict import check
 
+from natten_mlx import _launch_fast, _launch_nanobind
+from natten_mps._metal.probe import smallest_launch
 from natten_mps._metal.slots import COUNT, SLOTS
 from natten_mps._metal.source import (
     HEADERS,
@@ -26,12 +30,15 @@ from natten_mps._metal.source import (
     THREADGROUP_BYTES,
     WALKING,
     Instance,
+    config,
     entry_point,
     headers,
     library,
+    mlx_header,
 )
 from natten_mps._metal.window import inverse, window
 
+from .mlx_host import PRELUDE, MlxHost
 from .pool import KITS, LONG_KITS
 from .table import DTYPES, entries
 
@@ -39,6 +46,8 @@ Array = Any
 MOST_LINES = 400
 # Sources are checked this many instantiations at a time.
 TOGETHER = 70
+OPTIONS = ("stage", "wide", "bias", "extra", "every", "lse_grad", "slots", "empty_zero")
+INCLUDES = Path(mx.__file__).parent / "include"
 
 
 @cache
@@ -52,18 +61,87 @@ def everything() -> tuple[Instance, ...]:
     )
 
 
+@cache
+def spanning() -> tuple[Instance, ...]:
+    """Each template with each dtype, and with and without each option: if it can be, in the rank whose turn it is.
+
+    MLX's text differs with the rank and the tensors that have strides, so a rank's turn is that of certain tensors.
+    """
+    turns = {strided: turn % 3 + 1 for turn, strided in enumerate(sorted({i.strided for i in everything()}))}
+    found, met = [], set[tuple[Any, ...]]()
+    for i in sorted(everything(), key=lambda i: i.rank != turns[i.strided]):
+        if not features(i) <= met:
+            found.append(i)
+            met |= features(i)
+    return tuple(sorted(found, key=lambda i: i.name))
+
+
+def features(i: Instance) -> set[tuple[Any, ...]]:
+    """What an instantiation is an example of."""
+    return {(i.template, i.dtype), *((i.template, option, getattr(i, option)) for option in OPTIONS)}
+
+
+def torch_text(instance: Instance) -> tuple[str, str]:
+    """What ``torch.mps.compile_shader`` gets for an instantiation: the part that all share, and its own."""
+    own = entry_point(instance)
+    return library((instance,)).removesuffix(own), own
+
+
+def primitive_text(instance: Instance) -> tuple[str, str]:
+    """What the C++ primitive compiles."""
+    own = entry_point(instance)
+    return _launch_nanobind.library(instance).removesuffix(own), own
+
+
+def mlx_text(instance: Instance) -> tuple[str, str]:
+    """What MLX generates for ``mx.fast.metal_kernel``; shared by those whose tensors have strides of the same kind."""
+    MLX.package  # noqa: B018 - selects the CPU
+    kernel = _launch_fast._kernel(MlxHost(), instance)
+    step, shapes = smallest_launch(instance)
+    kinds = {a.name: instance.dtype if a.kind == "T" else "float32" for a in instance.arguments}
+    given = {name: mx.zeros(shape, _launch_fast.DTYPES[kinds[name]]) for name, shape in shapes.items()}
+    _launch_fast._launch(kernel, step, given)  # recorded, never evaluated
+    (text,) = kernel.sources.values()
+    header, own = mlx_header(instance), config(instance)
+    assert text.startswith(header)
+    return header.removesuffix(own), own + text.removeprefix(header)
+
+
+# How a kernel reads its parameters differs between hosts, and so does the text. MLX puts a prelude in front.
+FORMS: dict[str, tuple[Callable[[Instance], tuple[str, str]], str]] = {
+    "torch": (torch_text, ""), "primitive": (primitive_text, ""), "mlx": (mlx_text, PRELUDE),
+}  # fmt: skip
+
+
 def parts() -> list[Any]:
-    whole = everything()
-    return [whole[first : first + TOGETHER] for first in range(0, len(whole), TOGETHER)]
+    """Everything as torch compiles it, and what spans it in the other forms; with --all everything in all of them."""
+    found = []
+    for form in FORMS:
+        spans = spanning() if form != "torch" else ()
+        rest = tuple(instance for instance in everything() if instance not in spans)
+        for chosen, marks in ((spans, []), (rest, [pytest.mark.all] if spans else [])):
+            for first in range(0, len(chosen), TOGETHER):
+                part = chosen[first : first + TOGETHER]
+                name = f"{form}, {part[0].template}..{part[-1].template}"
+                found.append(pytest.param(form, part, id=name, marks=marks))
+    return found
 
 
 @pytest.mark.usefixtures("emulator")
-@pytest.mark.parametrize("instances", parts(), ids=lambda part: f"{part[0].template}..{part[-1].template}")
-def test_strict_check_and_lint_are_clean(instances: tuple[Instance, ...]) -> None:
-    source = library(instances)
-    assert all(f" {instance.name}(" in source for instance in instances)
-    assert check(source) == []
-    assert lint(source) == []
+@pytest.mark.parametrize(("form", "instances"), parts())
+def test_strict_check_and_lint_are_clean(form: str, instances: tuple[Instance, ...]) -> None:
+    """Texts that begin alike are checked as one."""
+    text_of, prelude = FORMS[form]
+    sources: dict[str, list[str]] = {}
+    for instance in instances:
+        shared, own = text_of(instance)
+        assert f"{instance.name}_" in own or f" {instance.name}(" in own
+        sources.setdefault(shared, []).append(own)
+    assert len(sources) == 1 or form == "mlx"
+    for shared, own in sources.items():
+        source = shared + "\n".join(own)
+        assert check(prelude + source, [str(INCLUDES)]) == []
+        assert lint(source) == []
 
 
 @pytest.mark.usefixtures("emulator")
@@ -78,8 +156,11 @@ def test_the_checks_can_fail() -> None:
 
 
 def test_every_template_is_checked() -> None:
-    found = Counter((i.template, i.dtype) for i in everything())
-    assert set(found) == {(template, dtype) for template in TEMPLATES for dtype in DTYPES}
+    """With every dtype and option, in every rank; a few instances are enough for that."""
+    assert {(i.template, i.dtype) for i in everything()} == set(itertools.product(TEMPLATES, DTYPES))
+    assert len(spanning()) < len(everything()) / 10
+    assert set().union(*map(features, spanning())) == set().union(*map(features, everything()))
+    assert {i.rank for i in spanning()} == {i.rank for i in everything()} == {1, 2, 3}
 
 
 def test_the_source_is_ascii_and_includes_only_metal() -> None:
