@@ -77,7 +77,7 @@ CASES = (
     Case("1-D", (301,), (33,)),
     Case("1-D half, causal", (257,), (64,), dtype="float16", dim=64, dim_v=64, is_causal=True),
     Case("1-D bfloat16, dilated", (130,), (9,), dtype="bfloat16", dilation=3, dim=24, dim_v=40),
-    Case("1-D long window", (700,), (600,), dim=64, dim_v=64, batch=1),
+    Case("1-D long window", (400,), (350,), dim=64, dim_v=64, batch=1),
     Case("1-D widest heads", (43,), (9,), dim=192, dim_v=256, batch=1),
     Case("1-D half, keys and bias", (50,), (7,), dtype="float16", additional=5, rpb=True),
     Case("2-D", (24, 31), (7, 7)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import frameworks
 import metal_emulator
@@ -13,6 +13,9 @@ import pytest
 from natten_mps import _launch
 
 from .host import EmulatedHost
+
+if TYPE_CHECKING:
+    from .mlx_host import MlxHost
 
 
 @pytest.fixture(scope="session")
@@ -40,4 +43,30 @@ def installed(monkeypatch: pytest.MonkeyPatch, host: EmulatedHost) -> Iterator[E
 def metal(emulator: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[EmulatedHost]:
     """natten_mps with an emulated Apple GPU behind its CPU tensors."""
     with installed(monkeypatch, EmulatedHost()) as host:
+        yield host
+
+
+@contextmanager
+def installed_mlx(monkeypatch: pytest.MonkeyPatch, host: MlxHost) -> Iterator[MlxHost]:
+    """``host`` in place of MLX's own; the emulator finds nothing in what runs there, and no output unwritten."""
+    from natten_mlx import _launch_fast, _launch_nanobind
+    from natten_mlx._metal import backends
+
+    frameworks.MLX.package  # noqa: B018 - selects the CPU
+    monkeypatch.setattr(_launch_fast, "HOST", host)
+    # Here an emulated GPU hides behind a CPU stream, where 'auto' would take the CPU kernels.
+    monkeypatch.setattr(_launch_nanobind, "_found", lambda: "the extension is left out")
+    monkeypatch.setitem(frameworks.TIER_MODULES, "fast_metal", ("_launch_fast",))
+    monkeypatch.setattr(backends, "_said", set())
+    yield host
+    assert not host.faults
+    assert all(launch.written_once for launch in host.ran)
+
+
+@pytest.fixture
+def mlx_metal(emulator: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[MlxHost]:
+    """natten_mlx with an emulated Apple GPU behind its CPU stream."""
+    from .mlx_host import MlxHost
+
+    with installed_mlx(monkeypatch, MlxHost()) as host:
         yield host

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path as File
 from typing import Any
 
@@ -21,10 +22,10 @@ from mlx.utils import tree_flatten
 from varlen_items import BATCHES, Items
 
 import natten_mlx
-from natten_mlx import _launch_fast, _launch_nanobind
+from natten_mlx import _launch_fast
 from natten_mlx._metal import backends
 
-from .conftest import installed
+from .conftest import installed, installed_mlx
 from .host import EmulatedHost
 from .launch import SCHEDULES
 from .mlx_host import Kernel, MlxHost
@@ -43,29 +44,14 @@ Attend = Callable[..., Any]
 
 @pytest.fixture
 def install(emulator: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[MlxHost], MlxHost]]:
-    """Puts a host in place of MLX's own, with nothing left over from another."""
-    MLX.package  # noqa: B018 - selects the CPU
-    hosts: list[MlxHost] = []
-
-    def put(host: MlxHost) -> MlxHost:
-        monkeypatch.setattr(_launch_fast, "HOST", host)
-        # Here an emulated GPU hides behind a CPU stream, where 'auto' would take the CPU kernels.
-        monkeypatch.setattr(_launch_nanobind, "_found", lambda: "the extension is left out")
-        monkeypatch.setitem(frameworks.TIER_MODULES, "fast_metal", ("_launch_fast",))
-        monkeypatch.setattr(backends, "_said", set())
-        hosts.append(host)
-        return host
-
-    yield put
-    for host in hosts:
-        assert not host.faults
-        assert all(launch.written_once for launch in host.ran)
+    """Puts a host in place of MLX's own."""
+    with ExitStack() as hosts:
+        yield lambda host: hosts.enter_context(installed_mlx(monkeypatch, host))
 
 
 @pytest.fixture
-def host(install: Callable[[MlxHost], MlxHost]) -> MlxHost:
-    """natten_mlx with an emulated Apple GPU behind its CPU stream."""
-    return install(MlxHost())
+def host(mlx_metal: MlxHost) -> MlxHost:
+    return mlx_metal
 
 
 def arrays(dtype: str = "float16") -> list[mx.array]:

@@ -1,0 +1,76 @@
+"""The doctor itself on emulated Metal, in both packages: what a Mac's user sees, and that it was Metal that ran."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import pytest
+from doctor_cases import steps_of
+
+from natten_mps._metal import doctor, source
+
+from .host import EmulatedHost
+from .mlx_host import MlxHost
+
+# Where the gate examines them; between them they span every template. All of the table, in both, runs with --all.
+GATE = {"1-D half, keys and bias": "torch", "split 2-D, bias": "mlx"}
+
+
+def cases_of(framework: str) -> Any:
+    """Every case's place in the table, as the parameter ``place``."""
+    marked = [
+        pytest.param(place, id=case.name, marks=[] if GATE.get(case.name) == framework else [pytest.mark.all])
+        for place, case in enumerate(doctor.CASES)
+    ]
+    return pytest.mark.parametrize("place", marked)
+
+
+TURNS = 2  # the first call and one more
+
+
+def examine(package: str, place: int, backend: str, monkeypatch: pytest.MonkeyPatch) -> int:
+    """The exit status of the package's own doctor, which examines the case at ``place`` of its table."""
+    own: Any = importlib.import_module(f"{package}._metal.doctor")
+    monkeypatch.setattr(own, "REPEATS", TURNS - 1)
+    patient = importlib.import_module(f"{package}._doctor").PATIENT
+    status: int = own.examine(patient, backend, own.CASES[place : place + 1])
+    return status
+
+
+def assert_well(printed: str, tier: str, case: doctor.Case) -> None:
+    """One row, of that case on that tier, and a verdict."""
+    *_, row, verdict = printed.splitlines()
+    assert row[:50].split() == [tier, *case.name.split(), case.dtype]
+    assert "WRONG" not in row and "FAILED" not in row
+    assert verdict == "1 of 1 within bounds"
+
+
+def test_the_gate_spans_every_kernel() -> None:
+    launched = {case.name: {step.instance.template for step in steps_of(case)} for case in doctor.CASES}
+    assert set().union(*(launched[name] for name in GATE)) == set(source.TEMPLATES)
+
+
+@cases_of("torch")
+def test_torch(
+    place: int, metal: EmulatedHost, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    case = doctor.CASES[place]
+    assert examine("natten_mps", place, "metal", monkeypatch) == 0
+    assert_well(capsys.readouterr().out, "metal", case)
+    planned = [step.instance.template for step in steps_of(case)]
+    assert sorted(name.partition("_r")[0] for name in metal.names) == sorted(planned * TURNS)
+    assert all(launch.written_once for launch in metal.launches)
+
+
+@cases_of("mlx")
+def test_mlx(
+    place: int, mlx_metal: MlxHost, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Asked for by the name that the help's example has."""
+    case = doctor.CASES[place]
+    assert examine("natten_mlx", place, "metal", monkeypatch) == 0
+    assert_well(capsys.readouterr().out, "fast_metal", case)
+    planned = [step.instance.template for step in steps_of(case)]
+    proofs = [name.partition("_r")[0] for name in {launch.name for launch in mlx_metal.ran}]
+    assert sorted(mlx_metal.templates) == sorted(planned * TURNS + proofs)
