@@ -47,6 +47,9 @@ struct Patch {
   Span seen[RANK];   // and its columns
   bool active;       // uniform: the patch begins inside the axis
   bool store;        // this lane's row exists
+
+  // Channels that the lane loads of its row, of `dim`: none of a row that does not exist, which is zero then
+  METAL_FUNC int channels(int dim) const thread { return store ? dim : 0; }
 };
 
 // The columns that the row at position p sees
@@ -66,7 +69,8 @@ METAL_FUNC int patch_extent(int axis) {
 template <typename C>
 METAL_FUNC int patch_coord(int axis, int r) {
   const int place = r / C::HR;
-  return axis == C::RANK - 1 ? place % C::PX : (axis == C::RANK - 2 ? (place / C::PX) % C::PY : place / (C::PX * C::PY));
+  if (axis == C::RANK - 1) return place % C::PX;
+  return axis == C::RANK - 2 ? (place / C::PX) % C::PY : place / (C::PX * C::PY);
 }
 
 // Number, line by line along x, of the tile that is launched nth. Those at both ends of x come first: in the key walk
@@ -112,7 +116,8 @@ METAL_FUNC bool find_tile(thread Tile<C::RANK>& t, const thread Params& prm, int
   return inside;
 }
 
-// Patches and rows beyond the axis repeat its last row and store nothing, so every simdgroup reaches every barrier
+// Patches and rows beyond the axis take its last position, hold zeros and store nothing: every simdgroup reaches every
+// barrier
 template <typename C>
 METAL_FUNC void find_patch(thread Patch<C::RANK>& patch, const thread Tile<C::RANK>& t, int sg, int fragment_row) {
   constexpr int X = C::RANK - 1;

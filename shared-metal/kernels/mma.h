@@ -21,8 +21,8 @@ using Pair = vec<T, 2>;
 METAL_FUNC int fragment_row(uint lane) { return int(((lane >> 2) & 4) + ((lane >> 1) & 3)); }
 METAL_FUNC int fragment_col(uint lane) { return int(((lane >> 2) & 2) * 2 + (lane & 1) * 2); }
 
-// c += a * b, float accumulation whatever the sides are. A: the row side; float for gradients of logits, which leave the
-// range of half, while b stays as it is
+// c += a * b, float accumulation whatever the sides are. A: the row side; float for gradients of logits, which leave
+// the range of half, while b stays as it is
 template <typename T, typename A = T>
 METAL_FUNC void mma(thread Pair<float>& c, Pair<A> a, Pair<T> b) {
   simdgroup_matrix<A, 8, 8> ma;

@@ -18,14 +18,14 @@ struct BiasGradient {
   typedef typename C::T T;
   QueryGradient<C> rows;      // logits and their gradients, as for dQ; its sum stays unused
   const device T* d_logits;   // of the lane's row (SLOTS)
-  int channel;                // elements between two of its slots
+  long channel;                // elements between two of its slots
   threadgroup float* sums;    // the simdgroup's table
   bool store;
   int fr;
   int fc;
 
-  template <typename A, typename B>
-  METAL_FUNC void take(const thread Bricks<C::NB>& b, int count, const thread A& keys, const thread B& values,
+  template <typename At, typename A, typename B>
+  METAL_FUNC void take(const thread Bricks<C::NB, At>& b, int count, const thread A& keys, const thread B& values,
                        Span seen) thread {
     Pair<float> ds[C::NB];
     if (C::SLOTS) {
@@ -42,7 +42,8 @@ struct BiasGradient {
       if (j < count) {  // uniform
         for (int r = 0; r < 8; ++r) {
           NA_UNROLL for (int e = 0; e < 2; ++e) {
-            if (r == fr && store && (b.full[j] || b.sees(j, b.x[j] + fc + e, seen))) sums[b.bias[j] + fc + e] += ds[j][e];
+            const bool sees = b.full[j] || b.sees(j, b.x[j] + fc + e, seen);
+            if (r == fr && store && sees) sums[b.bias[j] + fc + e] += ds[j][e];
           }
           simdgroup_barrier(mem_flags::mem_threadgroup);
         }

@@ -49,8 +49,8 @@ struct KeyGradient {
     constexpr int v_slot = C::EVERY ? int(kExtraValueStride) : int(kValueStride);
     const device T* k_row = k + row_at<C>(prm, k_slot, tile, batch, kv_head, patch);
     const device T* v_row = v + row_at<C>(prm, v_slot, tile, batch, kv_head, patch);
-    const int k_channel = prm.channel(k_slot);
-    const int v_channel = prm.channel(v_slot);
+    const long k_channel = prm.channel(k_slot);
+    const long v_channel = prm.channel(v_slot);
     NA_UNROLL for (int d = 0; d < C::DA; d += 8) key[d / 8] = load_channels(k_row, d + fc, dim, k_channel);
     NA_UNROLL for (int d = 0; d < C::DB; d += 8) value[d / 8] = load_channels(v_row, d + fc, dim_v, v_channel);
     NA_UNROLL for (int d = 0; d < C::DA / 8; ++d) key_sum[d] = Pair<float>(0.0f);
@@ -58,8 +58,8 @@ struct KeyGradient {
     scale = as_type<float>(int(prm[kScaleBits]));
   }
 
-  template <typename A, typename B>
-  METAL_FUNC void take(const thread Bricks<C::NB>& b, int count, const thread A& queries, const thread B& out_grads,
+  template <typename At, typename A, typename B>
+  METAL_FUNC void take(const thread Bricks<C::NB, At>& b, int count, const thread A& queries, const thread B& out_grads,
                        Span seen) thread {
     Pair<float> s[C::NB];
     Pair<float> g[C::NB];
@@ -71,7 +71,7 @@ struct KeyGradient {
         Pair<float> p;
         Pair<float> ds;
         NA_UNROLL for (int e = 0; e < 2; ++e) {
-          const int at = b.scalar[j] + (fc + e) * scalar_step;  // read only where the row sees the column
+          const long at = b.scalar[j] + (fc + e) * scalar_step;  // read only where the row sees the column
           const bool sees = b.full[j] || b.sees(j, b.x[j] + fc + e, seen);
           float logit = s[j][e] * scale;
           if (C::BIAS && sees) logit += table[b.bias[j] - fc - e] * kLog2E;
@@ -142,7 +142,7 @@ METAL_FUNC void na_bwd_dkv(const device typename C::T* q, const device typename 
   }
   const int dim = int(prm[kDim]);
   const int dim_v = int(prm[kDimV]);
-  body.load(k, v, prm, tile, patch, batch, kv_head, dim, dim_v);
+  body.load(k, v, prm, tile, patch, batch, kv_head, patch.channels(dim), patch.channels(dim_v));
   const int group_heads = int(prm[kGroupHeads]);
   for (int h = 0; h < group_heads; ++h) {
     const int head = kv_head * group_heads + h;
@@ -153,7 +153,7 @@ METAL_FUNC void na_bwd_dkv(const device typename C::T* q, const device typename 
     NA_UNROLL for (int a = 0; a < R; ++a) sides.scalar_step[a] = scalars.step[a];
     body.lse = scalars.box;
     body.delta = delta + (scalars.box - lse);
-    body.scalar_step = int(scalars.step[R - 1]);
+    body.scalar_step = int(scalars.step[R - 1]);  // lse is contiguous: H times the dilation
     if (C::BIAS) body.table = bias + head * bias_entries<R>(tile);
     sides.staged_a = staged_a;
     sides.staged_b = staged_b;

@@ -27,17 +27,19 @@ struct QueryGradient {
   int fc;
 
   // The lane's row: what it needs of its query
-  METAL_FUNC void load(const device T* q, const device T* out_grads, const device float* lses, const device float* deltas,
-                       const device float* bias, const thread Params& prm, const thread Tile<C::RANK>& tile,
-                       const thread Patch<C::RANK>& patch, Place place) thread {
+  METAL_FUNC void load(const device T* q, const device T* out_grads, const device float* lses,
+                       const device float* deltas, const device float* bias, const thread Params& prm,
+                       const thread Tile<C::RANK>& tile, const thread Patch<C::RANK>& patch, Place place) thread {
     const device T* q_row = q + token_offset<C::RANK>(prm, kQueryStride, tile, place.batch, place.head, patch.row);
     const device T* g_row =
         out_grads + token_offset<C::RANK>(prm, kOutGradStride, tile, place.batch, place.head, patch.row);
-    const int q_channel = prm.channel(kQueryStride);
-    const int g_channel = prm.channel(kOutGradStride);
+    const long q_channel = prm.channel(kQueryStride);
+    const long g_channel = prm.channel(kOutGradStride);
     const long scalar = token_offset<C::RANK>(prm, kLseStride, tile, place.batch, place.head, patch.row);
-    NA_UNROLL for (int d = 0; d < C::DA; d += 8) query[d / 8] = load_channels(q_row, d + fc, int(prm[kDim]), q_channel);
-    NA_UNROLL for (int d = 0; d < C::DB; d += 8) out_grad[d / 8] = load_channels(g_row, d + fc, int(prm[kDimV]), g_channel);
+    const int dim = patch.channels(int(prm[kDim]));
+    const int dim_v = patch.channels(int(prm[kDimV]));
+    NA_UNROLL for (int d = 0; d < C::DA; d += 8) query[d / 8] = load_channels(q_row, d + fc, dim, q_channel);
+    NA_UNROLL for (int d = 0; d < C::DB; d += 8) out_grad[d / 8] = load_channels(g_row, d + fc, dim_v, g_channel);
     lse = lses[scalar] * kLog2E;
     delta = deltas[scalar];
     scale = as_type<float>(int(prm[kScaleBits]));
@@ -46,9 +48,9 @@ struct QueryGradient {
   }
 
   // dS of a group of bricks, 0 where the row does not see the column
-  template <typename A, typename B>
-  METAL_FUNC void logit_gradients(thread Pair<float>* ds, const thread Bricks<C::NB>& b, int count, const thread A& keys,
-                                  const thread B& values, Span seen) const thread {
+  template <typename At, typename A, typename B>
+  METAL_FUNC void logit_gradients(thread Pair<float>* ds, const thread Bricks<C::NB, At>& b, int count,
+                                  const thread A& keys, const thread B& values, Span seen) const thread {
     Pair<float> s[C::NB];
     Pair<float> g[C::NB];
     NA_UNROLL for (int j = 0; j < C::NB; ++j) s[j] = g[j] = Pair<float>(0.0f);
@@ -64,8 +66,8 @@ struct QueryGradient {
     }
   }
 
-  template <typename A, typename B>
-  METAL_FUNC void take(const thread Bricks<C::NB>& b, int count, const thread A& keys, const thread B& values,
+  template <typename At, typename A, typename B>
+  METAL_FUNC void take(const thread Bricks<C::NB, At>& b, int count, const thread A& keys, const thread B& values,
                        Span seen) thread {
     Pair<float> ds[C::NB];
     logit_gradients(ds, b, count, keys, values, seen);

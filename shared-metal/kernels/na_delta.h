@@ -24,8 +24,9 @@ METAL_FUNC long row_offset(const thread Params& prm, int slot, int rank, I at) {
 }
 
 template <typename C>
-METAL_FUNC void na_delta(const device typename C::T* out_grad, const device typename C::T* out, const device float* lse_grad,
-                         const thread Params& prm, device float* delta, uint3 tgid, uint sg, uint lane) {
+METAL_FUNC void na_delta(const device typename C::T* out_grad, const device typename C::T* out,
+                         const device float* lse_grad, const thread Params& prm, device float* delta, uint3 tgid,
+                         uint sg, uint lane) {
   const long own = long(tgid.x) * 16 + long(sg) * 4 + long(lane / 8);
   const long row = min(own, prm[kRowCount] - 1);  // lanes without a row repeat the last: all of them shuffle
   const bool few = prm[kRowCount] >> 32 == 0;  // divisions of 64 bits are dear
@@ -33,7 +34,7 @@ METAL_FUNC void na_delta(const device typename C::T* out_grad, const device type
                            : row_offset<ulong>(prm, kOutGradStride, C::RANK, ulong(row));
   const device typename C::T* grad_row = out_grad + grad_at;
   const device typename C::T* out_row = out + row * prm[kDimV];
-  const int channel = prm.channel(kOutGradStride);
+  const long channel = prm.channel(kOutGradStride);
   float sum = 0.0f;
   for (int c = int(lane % 8); c < int(prm[kDimV]); c += 8) sum += float(grad_row[c * channel]) * float(out_row[c]);
   sum += simd_shuffle_xor(sum, ushort(1));

@@ -1,10 +1,10 @@
 // Fused neighborhood attention, forward.
 //
-//   out[i] = sum_j P[i,j] v[j],   P[i,:] = softmax_j(scale * q[i].k[j] + bias),   j in window(i) and all additional keys
+//   out[i] = sum_j P[i,j] v[j],  P[i,:] = softmax_j(scale * q[i].k[j] + bias),  j in window(i) and all additional keys
 //   lse[i] = log sum_j exp(scale * q[i].k[j] + bias)                             natural logarithm
 //
 //   q [B, *shape, H, D]   k [B, *shape, H_kv, D]   v [B, *shape, H_kv, D_v]   additional: [B, S, H_kv, D(_v)]
-//   out [B, *shape, H, D_v]   lse [B, *shape, H] float          any strides (params.h)   bias [H, 2w - 1 per axis] float
+//   out [B, *shape, H, D_v]   lse [B, *shape, H] float   any strides (params.h)   bias [H, 2w - 1 per axis] float
 //   grid of threadgroups: (H / HR, tiles, B * dilation groups); threads per group: NSG * 32
 //
 // Rows are queries (coord.h has the picture), columns are keys: A = K, B = V (stage.h). Additional keys come first, as
@@ -31,8 +31,8 @@ struct Forward {
   int fr;
   int fc;
 
-  template <typename A, typename B>
-  METAL_FUNC void take(const thread Bricks<C::NB>& b, int count, const thread A& keys, const thread B& values,
+  template <typename At, typename A, typename B>
+  METAL_FUNC void take(const thread Bricks<C::NB, At>& b, int count, const thread A& keys, const thread B& values,
                        Span seen) thread {
     Pair<float> s[C::NB];
     NA_UNROLL for (int j = 0; j < C::NB; ++j) s[j] = Pair<float>(0.0f);
@@ -73,8 +73,8 @@ struct Forward {
 
 template <typename C>
 METAL_FUNC void na_fwd(const device typename C::T* q, const device typename C::T* k, const device typename C::T* v,
-                       const device typename C::T* extra_k, const device typename C::T* extra_v, const device float* bias,
-                       const thread Params& prm, device typename C::T* out, device float* lse,
+                       const device typename C::T* extra_k, const device typename C::T* extra_v,
+                       const device float* bias, const thread Params& prm, device typename C::T* out, device float* lse,
                        threadgroup typename C::T* staged_a, threadgroup typename C::T* staged_b, uint3 tgid, uint sg,
                        uint lane) {
   typedef typename C::T T;
@@ -87,8 +87,8 @@ METAL_FUNC void na_fwd(const device typename C::T* q, const device typename C::T
   Patch<R> patch;
   if (!find_tile<C>(tile, prm, int(tgid.y), place.group)) return;  // uniform, before any barrier
   find_patch<C>(patch, tile, int(sg), body.fr);
-  const int dim = int(prm[kDim]);
-  const int channel = prm.channel(kQueryStride);
+  const int dim = patch.channels(int(prm[kDim]));
+  const long channel = prm.channel(kQueryStride);
   const device T* q_row = q + token_offset<R>(prm, kQueryStride, tile, place.batch, place.head, patch.row);
   NA_UNROLL for (int d = 0; d < C::DA; d += 8) body.query[d / 8] = load_channels(q_row, d + body.fc, dim, channel);
   NA_UNROLL for (int d = 0; d < C::DB / 8; ++d) body.out[d] = Pair<float>(0.0f);

@@ -27,8 +27,8 @@ struct Logits {
   int fr;
   int fc;
 
-  template <typename A, typename B>
-  METAL_FUNC void take(const thread Bricks<C::NB>& b, int count, const thread A& keys, const thread B& unused,
+  template <typename At, typename A, typename B>
+  METAL_FUNC void take(const thread Bricks<C::NB, At>& b, int count, const thread A& keys, const thread B& unused,
                        Span seen) thread {
     Pair<float> s[C::NB];
     NA_UNROLL for (int j = 0; j < C::NB; ++j) s[j] = Pair<float>(0.0f);
@@ -51,7 +51,12 @@ template <typename C>
 METAL_FUNC void fill_empty_slots(device typename C::T* logits, const thread Tile<C::RANK>& t,
                                  const thread Patch<C::RANK>& patch, int fc) {
   int slots = 1;
-  NA_UNROLL for (int a = 0; a < C::RANK; ++a) slots *= t.axis[a].w;
+  bool whole = true;
+  NA_UNROLL for (int a = 0; a < C::RANK; ++a) {
+    slots *= t.axis[a].w;
+    whole = whole && patch.seen[a].high - patch.seen[a].low == t.axis[a].w;
+  }
+  if (whole) return;
   for (int slot = fc / 2; slot < slots; slot += 4) {
     bool holds = true;
     int rest = slot;
@@ -78,8 +83,9 @@ METAL_FUNC void na_qk(const device typename C::T* q, const device typename C::T*
   if (!find_tile<C>(tile, prm, int(tgid.y), place.group)) return;  // uniform, before any barrier
   find_patch<C>(patch, tile, int(sg), body.fr);
   const device T* q_row = q + token_offset<R>(prm, kQueryStride, tile, place.batch, place.head, patch.row);
+  const int dim = patch.channels(int(prm[kDim]));
   NA_UNROLL for (int d = 0; d < C::DA; d += 8) {
-    body.query[d / 8] = load_channels(q_row, d + body.fc, int(prm[kDim]), prm.channel(kQueryStride));
+    body.query[d / 8] = load_channels(q_row, d + body.fc, dim, prm.channel(kQueryStride));
   }
   body.logits = logits + token_offset<R>(prm, kOutStride, tile, place.batch, place.head, patch.row);
   body.scale = as_type<float>(int(prm[kScaleBits])) * kLn2;
@@ -103,12 +109,12 @@ struct WeighKeys {
   typedef typename C::T T;
   Pair<float> sum[C::DB / 8];
   const device T* weights;  // of the lane's row
-  int channel;              // elements between two slots
+  long channel;              // elements between two slots
   int fr;
   int fc;
 
-  template <typename A, typename B>
-  METAL_FUNC void take(const thread Bricks<C::NB>& b, int count, const thread A& unused, const thread B& values,
+  template <typename At, typename A, typename B>
+  METAL_FUNC void take(const thread Bricks<C::NB, At>& b, int count, const thread A& unused, const thread B& values,
                        Span seen) thread {
     NA_UNROLL for (int j = 0; j < C::NB; ++j) {
       if (j < count) {
@@ -162,15 +168,15 @@ struct WeighQueries {
   typedef typename C::T T;
   Pair<float> sum[C::DB / 8];
   const device T* weights;  // of the box's first query
-  int channel;              // elements between two slots
-  int scalar_step;          // weights between queries side by side along x
+  long channel;              // elements between two slots
+  long scalar_step;         // weights between queries side by side along x
   Axis x;
   int row_x;                // the lane's key
   int fr;
   int fc;
 
-  template <typename A, typename B>
-  METAL_FUNC void take(const thread Bricks<C::NB>& b, int count, const thread A& unused, const thread B& tokens,
+  template <typename At, typename A, typename B>
+  METAL_FUNC void take(const thread Bricks<C::NB, At>& b, int count, const thread A& unused, const thread B& tokens,
                        Span seen) thread {
     NA_UNROLL for (int j = 0; j < C::NB; ++j) {
       if (j < count) {
@@ -217,7 +223,7 @@ METAL_FUNC void na_av_t(const device typename C::T* attn, const device typename 
     NA_UNROLL for (int a = 0; a < R; ++a) sides.scalar_step[a] = slots.step[a];
     body.weights = slots.box;
     body.channel = slots.channel;
-    body.scalar_step = int(slots.step[R - 1]);
+    body.scalar_step = slots.step[R - 1];
     sides.staged_a = staged_a;
     sides.staged_b = staged_b;
     sides.dim_a = 0;

@@ -6,8 +6,8 @@
 // Params::channel(block) elements apart, a constant 1 where the host sees to that.
 // slots.py keeps the same names in the same order, and a test compares the two.
 //
-// Kernels read slots through Params, which the host's adapter defines before this header's users (source.py): hosts that
-// know the tensors' strides write them into the array; MLX knows them only inside the kernel.
+// Kernels read slots through Params, which the host's adapter defines before this header's users (source.py): hosts
+// that know the tensors' strides write them into the array; MLX knows them only inside the kernel.
 #pragma once
 
 namespace na {

@@ -43,9 +43,10 @@ METAL_FUNC Place find_place(const thread Params& prm, uint3 tgid, int fragment_r
 
 // Keys and values as the column side
 template <typename C, int RANK>
-METAL_FUNC Sides<C, RANK> key_sides(const device typename C::T* k, const device typename C::T* v, const thread Params& prm,
-                                    int key_slot, int value_slot, const thread Tile<RANK>& tile, Place place,
-                                    threadgroup typename C::T* staged_a, threadgroup typename C::T* staged_b) {
+METAL_FUNC Sides<C, RANK> key_sides(const device typename C::T* k, const device typename C::T* v,
+                                    const thread Params& prm, int key_slot, int value_slot,
+                                    const thread Tile<RANK>& tile, Place place, threadgroup typename C::T* staged_a,
+                                    threadgroup typename C::T* staged_b) {
   Sides<C, RANK> sides;
   sides.a = columns_of<typename C::T, RANK>(k, prm, key_slot, tile, place.batch, place.kv_head);
   sides.b = columns_of<typename C::T, RANK>(v, prm, value_slot, tile, place.batch, place.kv_head);

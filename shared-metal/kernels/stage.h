@@ -14,7 +14,7 @@ namespace na {
 
 // Two neighbouring channels of one token, zero beyond dim; `channel`: elements between two channels
 template <typename T>
-METAL_FUNC Pair<T> load_channels(const device T* p, int d, int dim, int channel) {
+METAL_FUNC Pair<T> load_channels(const device T* p, int d, int dim, long channel) {
   Pair<T> r = Pair<T>(T(0));
   if (d < dim) r[0] = p[d * channel];
   if (d + 1 < dim) r[1] = p[(d + 1) * channel];
@@ -22,14 +22,15 @@ METAL_FUNC Pair<T> load_channels(const device T* p, int d, int dim, int channel)
 }
 
 // Copies one token's channels to threadgroup memory; LANES threads share a token, this one is `part`. Channels beyond
-// dim become 0. WIDE: dim == DP, channels lie side by side and every token starts at a 16-byte boundary, so whole 16-byte words move.
+// dim become 0. WIDE: dim == DP, channels lie side by side and every token starts at a 16-byte boundary, so whole
+// 16-byte words move.
 template <typename T, int DP, bool WIDE>
 struct TokenCopy {
   static constexpr constant int E = WIDE ? 16 / int(sizeof(T)) : 1;  // elements of one move
   static constexpr constant int MOVES = DP / E;                     // moves of one token
   static constexpr constant int LANES =
       MOVES % 32 == 0 ? 32 : (MOVES % 16 == 0 ? 16 : (MOVES % 8 == 0 ? 8 : (MOVES % 4 == 0 ? 4 : 2)));
-  static METAL_FUNC void copy(threadgroup T* dst, const device T* src, int dim, int channel, int part) {
+  static METAL_FUNC void copy(threadgroup T* dst, const device T* src, int dim, long channel, int part) {
     NA_UNROLL for (int i = 0; i < MOVES / LANES; ++i) {
       const int c = (i * LANES + part) * E;
       if (WIDE) {
@@ -56,7 +57,7 @@ template <typename T, int RANK>
 struct Columns {
   const device T* box;
   long step[RANK];
-  int channel;
+  long channel;
 };
 
 template <typename T, int RANK>
@@ -129,16 +130,16 @@ struct Staged {
 template <typename T, bool WIDE>
 struct Direct {
   const device T* tokens;
-  int step;
-  int channel;
+  long step;
+  long channel;
   int dim;
-  METAL_FUNC Pair<T> across(int at, int c, int d, int last) const thread {
+  METAL_FUNC Pair<T> across(long at, int c, int d, int last) const thread {
     if (!WIDE && d >= dim) return Pair<T>(T(0));
     at += d * channel;
     return Pair<T>(tokens[at + min(c, last) * step], tokens[at + min(c + 1, last) * step]);
   }
-  METAL_FUNC Pair<T> along(int at, int r, int d, int last) const thread {
-    const int i = at + min(r, last) * step + d * channel;
+  METAL_FUNC Pair<T> along(long at, int r, int d, int last) const thread {
+    const long i = at + min(r, last) * step + d * channel;
     if (WIDE) return *(const device Pair<T>*)(tokens + i);
     return Pair<T>(d < dim ? tokens[i] : T(0), d + 1 < dim ? tokens[i + channel] : T(0));
   }

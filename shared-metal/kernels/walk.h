@@ -44,12 +44,22 @@ METAL_FUNC Chunks cut_chunks(const thread Tile<RANK>& t) {
   return c;
 }
 
-// What one lane knows about the bricks of one group
-template <int NB>
+// What counts the elements inside a source: device memory needs 64 bits, threadgroup memory does not
+template <bool STAGE>
+struct Offset {
+  typedef int type;
+};
+template <>
+struct Offset<false> {
+  typedef long type;
+};
+
+// What one lane knows about the bricks of one group. At: Offset of the sources
+template <int NB, typename At>
 struct Bricks {
-  int a[NB];       // element offset of the first column in A's source
-  int b[NB];       // and in B's
-  int scalar[NB];  // and in the tensors of one value a token (lse, delta)
+  At a[NB];         // element offset of the first column in A's source
+  At b[NB];         // and in B's
+  long scalar[NB];  // and in the tensors of one value a token (lse, delta)
   int bias[NB];    // entry of the bias table for the lane's row and the first column
   int slot[NB];    // window slot of the lane's row and the first column (TRANSPOSED: without the part of x)
   int x[NB];       // position of the first column
@@ -73,16 +83,16 @@ struct BrickCursor {
 
 // Element offset inside the box of the column at x in the cursor's row
 template <int RANK>
-METAL_FUNC int box_offset(const thread BrickCursor<RANK>& next, const thread Tile<RANK>& t, int x,
-                          const thread long* step) {
-  int at = (x - t.box[RANK - 1].low) * int(step[RANK - 1]);
-  NA_UNROLL for (int a = 0; a < RANK - 1; ++a) at += (next.row.pos[a] - t.box[a].low) * int(step[a]);
+METAL_FUNC long box_offset(const thread BrickCursor<RANK>& next, const thread Tile<RANK>& t, int x,
+                           const thread long* step) {
+  long at = (x - t.box[RANK - 1].low) * step[RANK - 1];
+  NA_UNROLL for (int a = 0; a < RANK - 1; ++a) at += (next.row.pos[a] - t.box[a].low) * step[a];
   return at;
 }
 
 // Takes the next brick: where it lies, how much of it the patch and the lane's row see
-template <int RANK, int NB>
-METAL_FUNC void take_brick(thread Bricks<NB>& b, int j, thread BrickCursor<RANK>& next, const thread Tile<RANK>& t,
+template <int RANK, int NB, typename At>
+METAL_FUNC void take_brick(thread Bricks<NB, At>& b, int j, thread BrickCursor<RANK>& next, const thread Tile<RANK>& t,
                            const thread Patch<RANK>& patch) {
   constexpr int X = RANK - 1;
   b.x[j] = patch.x.low + next.x * 8;
@@ -146,6 +156,7 @@ template <typename C, int RANK, typename Body>
 METAL_FUNC void walk(thread Body& body, const thread Sides<C, RANK>& sides, const thread Tile<RANK>& tile,
                      const thread Patch<RANK>& patch, int sg, int lane) {
   typedef typename C::T T;
+  typedef typename Offset<C::STAGE>::type At;
   constexpr int X = RANK - 1;
   const Chunks cut = cut_chunks<C, RANK>(tile);
   const int box_x = tile.box[X].high - tile.box[X].low;
@@ -158,8 +169,9 @@ METAL_FUNC void walk(thread Body& body, const thread Sides<C, RANK>& sides, cons
         const int length = min(cut.length, box_x - x0);
         const Piece piece = {row0, n_rows, x0, length, min(7, C::CHUNK + 8 - n_rows * length)};
         const int thread_id = sg * 32 + lane;
-        if (C::DA != 0) stage<T, RANK, C::DA, C::NSG * 32, C::WIDE>(sides.staged_a, sides.a, tile, piece, sides.dim_a, thread_id);
-        if (C::DB != 0) stage<T, RANK, C::DB, C::NSG * 32, C::WIDE>(sides.staged_b, sides.b, tile, piece, sides.dim_b, thread_id);
+        constexpr int N = C::NSG * 32;  // threads
+        if (C::DA != 0) stage<T, RANK, C::DA, N, C::WIDE>(sides.staged_a, sides.a, tile, piece, sides.dim_a, thread_id);
+        if (C::DB != 0) stage<T, RANK, C::DB, N, C::WIDE>(sides.staged_b, sides.b, tile, piece, sides.dim_b, thread_id);
         threadgroup_barrier(mem_flags::mem_threadgroup);
       }
       if (!patch.active) continue;  // uniform in the simdgroup
@@ -172,7 +184,7 @@ METAL_FUNC void walk(thread Body& body, const thread Sides<C, RANK>& sides, cons
       next.row.set(tile, row0);
       const int total = n_rows * max(0, next.high - next.low);
       for (int done = 0; done < total; done += C::NB) {
-        Bricks<C::NB> b;
+        Bricks<C::NB, At> b;
         const int count = min(int(C::NB), total - done);
         NA_UNROLL for (int j = 0; j < C::NB; ++j) {
           b.full[j] = b.row[j] = false;  // an unused slot is all masked
@@ -180,8 +192,8 @@ METAL_FUNC void walk(thread Body& body, const thread Sides<C, RANK>& sides, cons
           if (j < count) {
             const int x = patch.x.low + next.x * 8;
             const int staged = next.r * cut.length + x - tile.box[X].low - x0;
-            b.a[j] = C::STAGE ? staged * pitch<T, C::DA>() : box_offset(next, tile, x, sides.a.step);
-            b.b[j] = C::STAGE ? staged * pitch<T, C::DB>() : box_offset(next, tile, x, sides.b.step);
+            b.a[j] = C::STAGE ? At(staged * pitch<T, C::DA>()) : At(box_offset(next, tile, x, sides.a.step));
+            b.b[j] = C::STAGE ? At(staged * pitch<T, C::DB>()) : At(box_offset(next, tile, x, sides.b.step));
             if (C::TRANSPOSED) b.scalar[j] = box_offset(next, tile, x, sides.scalar_step);
             if (C::SLOTS) b.slot[j] = slot_entry<C::TRANSPOSED>(next, tile, patch, x);
             if (C::BIAS) b.bias[j] = bias_entry<C::TRANSPOSED>(next, tile, patch, x);
@@ -195,8 +207,8 @@ METAL_FUNC void walk(thread Body& body, const thread Sides<C, RANK>& sides, cons
           const Staged<T, C::DB> v = {sides.staged_b};
           body.take(b, count, a, v, patch.seen[X]);
         } else {
-          const Direct<T, C::WIDE> a = {sides.a.box, int(sides.a.step[X]), sides.a.channel, sides.dim_a};
-          const Direct<T, C::WIDE> v = {sides.b.box, int(sides.b.step[X]), sides.b.channel, sides.dim_b};
+          const Direct<T, C::WIDE> a = {sides.a.box, sides.a.step[X], sides.a.channel, sides.dim_a};
+          const Direct<T, C::WIDE> v = {sides.b.box, sides.b.step[X], sides.b.channel, sides.dim_b};
           body.take(b, count, a, v, patch.seen[X]);
         }
       }
@@ -205,8 +217,8 @@ METAL_FUNC void walk(thread Body& body, const thread Sides<C, RANK>& sides, cons
 }
 
 // Logits of NB bricks: s[j] += row . column, in independent chains that share the row's fragments
-template <typename T, int DP, int NB, typename Source>
-METAL_FUNC void multiply_across(thread Pair<float>* s, const thread Pair<T>* row, const thread int* at,
+template <typename T, int DP, int NB, typename At, typename Source>
+METAL_FUNC void multiply_across(thread Pair<float>* s, const thread Pair<T>* row, const thread At* at,
                                 const thread int* last, int count, const thread Source& source, int fr, int fc) {
   if (count == NB) {  // the usual case
     NA_UNROLL for (int d = 0; d < DP; d += 8) {

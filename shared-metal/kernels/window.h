@@ -3,8 +3,8 @@
 // An axis of length L with dilation d falls into d groups; group g holds the tokens g, g + d, g + 2d, ..., and
 // everything below counts positions inside a group of n = ceil((L - g) / d) tokens:
 //
-//   not causal   leader = min((p / s) * s + s / 2, n - 1);     start = clamp(leader - w / 2, 0, n - w);   end = start + w
-//   causal       leader = min((p / s) * s + s - 1, n - 1);     start = max(leader - w + 1, 0);            end = p + 1
+//   not causal   leader = min((p / s) * s + s / 2, n - 1);   start = clamp(leader - w / 2, 0, n - w);   end = start + w
+//   causal       leader = min((p / s) * s + s - 1, n - 1);   start = max(leader - w + 1, 0);            end = p + 1
 //
 // window.py states the same lines for Python; nothing else does. Start and end never decrease with p, so for p0 .. p1
 //   all windows lie in [start(p0), end(p1))   and share   [start(p1), end(p0))

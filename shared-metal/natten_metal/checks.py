@@ -391,6 +391,9 @@ def reject_forward_mode(name: str) -> NoReturn:
     raise NotImplementedError(f'{name}: forward-mode derivatives are not implemented; use backend="dense"')
 
 
+NO_VMAP = 'mx.vmap over fast_metal kernels is not implemented; use backend="pure"'
+
+
 def reject_vmap(name: str) -> NoReturn:
     """MLX maps no kernel that it was given as text."""
-    raise NotImplementedError(f'{name}: mx.vmap over fast_metal kernels is not implemented; use backend="pure"')
+    raise NotImplementedError(f"{name}: {NO_VMAP}")

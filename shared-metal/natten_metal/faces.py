@@ -114,11 +114,21 @@ _SAMPLES: dict[str, dict[str, Any]] = {
     "na": {}, "attention": {"op": "attention"}, "qk": {"op": "qk", "head_dim_v": 0}, "av": {"op": "av", "head_dim": 0},
     "additional_keys": {"additional": 8}, "rpb": {"has_rpb": True},
 }  # fmt: skip
-# Limits that a tier may have: the largest value that it takes then, and a problem just beyond.
-_LIMITS: dict[str, tuple[int, dict[str, Any]]] = {
-    "head_dim": (DIMS[-1], {"head_dim": DIMS[-1] + 1, "head_dim_v": DIMS[-1] + 1}),
-    "rpb_entries": (MOST_TABLE, {"has_rpb": True, "kernel_size": (MOST_TABLE // 2 + 1,)}),
-}
+# What is made of them: a family of ops goes through a tier if it takes every sample of the family. Modules run the
+# split ops where they drop attention weights.
+_FAMILIES = {
+    "fused": ("na",), "additional_keys": ("additional_keys",), "rpb": ("rpb",), "attention": ("attention",),
+    "split": ("qk", "av"), "varlen": ("na", "attention"), "modules": ("na", "rpb", "qk", "av"),
+}  # fmt: skip
+# Limits that a tier may have: a problem just beyond, and the largest value that it takes where that is a number.
+_LIMITS: dict[str, tuple[dict[str, Any], int | None]] = {
+    "float64": ({"dtype": "float64"}, None),
+    "head_dim": ({"head_dim": DIMS[-1] + 1, "head_dim_v": DIMS[-1] + 1}, DIMS[-1]),
+    "rpb_entries": ({"has_rpb": True, "kernel_size": (MOST_TABLE // 2 + 1,)}, MOST_TABLE),
+    "small_tensors": (
+        {"query_shape": (1,), "key_shape": (1,), "kernel_size": (1,), "head_dim": 1, "head_dim_v": 1}, None,
+    ),
+}  # fmt: skip
 
 
 def support_matrix(device: Device, tiers: tuple[str, ...]) -> dict[str, dict[str, Any]]:
@@ -126,8 +136,9 @@ def support_matrix(device: Device, tiers: tuple[str, ...]) -> dict[str, dict[str
 
     available: some problem can run; forward, backward: every op does, and its gradients; fusion (no tensor of window
     slots), varlen (items are problems of 'na' and 'attention'): what it takes; constraints: ranks, dtypes, and the
-    limits that it has ('head_dim', 'rpb_entries': the largest, 'not': what it does not take); reason: why it is not
-    available, or ''.
+    limits that it has ('head_dim', 'rpb_entries': the largest, 'not': what it does not take); ops: by family ('fused',
+    'split', 'varlen', 'rpb', 'additional_keys', 'attention', 'modules') '' or why it does not go through; limits: in
+    words, by name, what it does not take though the ops go through; reason: why it is not available, or ''.
     """
     return {tier: _support(device, tier) for tier in tiers}
 
@@ -142,26 +153,35 @@ def _support(device: Device, tier: str) -> dict[str, Any]:
     reasons = {case: obstacle(problem, device, tier) for case, problem in asked.items()}
     taken = [case for case, reason in reasons.items() if reason is None]
     names, works = {name for name, _, _ in taken}, bool(taken)
+    lost = {name: str(reason) for (name, _, _), reason in reasons.items() if name not in names}
     constraints: dict[str, Any] = {
         "ranks": sorted({rank for _, rank, _ in taken}),
         "dtypes": [dtype for dtype in DTYPES if any(other == dtype for _, _, other in taken)],
     }
-    if works:
-        dtype = taken[0][2]
-        for limit, (most, changed) in _LIMITS.items():
-            if obstacle(_sample(1, dtype, **changed), device, tier) is not None:
-                constraints[limit] = most
-    if works and names != set(_SAMPLES):
-        constraints["not"] = sorted(set(_SAMPLES) - names)
+    words = _limits(device, tier, taken[0][2]) if works else {}
+    constraints |= {name: most for name, (_, most) in _LIMITS.items() if name in words and most is not None}
+    if works and lost:
+        constraints["not"] = sorted(lost)
     return {
         "available": works,
-        "forward": names == set(_SAMPLES),
-        "backward": names == set(_SAMPLES) and all(_has_gradient(asked[case], device, tier) for case in taken),
+        "forward": not lost,
+        "backward": not lost and all(_has_gradient(asked[case], device, tier) for case in taken),
         "fusion": "na" in names and tier != "dense",
         "varlen": {"na", "attention"} <= names,
         "constraints": constraints,
+        "ops": {family: next((lost[n] for n in needed if n in lost), "") for family, needed in _FAMILIES.items()},
+        "limits": words,
         "reason": "" if works else next(str(reason) for reason in reasons.values()),
     }
+
+
+def _limits(device: Device, tier: str, dtype: str) -> dict[str, str]:
+    """The planner's words for each limit that an available tier has, and MLX's for what it maps. dtype: one it takes."""
+    beyond = {name: {"dtype": dtype} | changed for name, (changed, _) in _LIMITS.items()}
+    reasons = {name: obstacle(_sample(1, **changed), device, tier) for name, changed in beyond.items()}
+    # Of the problem just beyond, nobody asked what it has.
+    words = {name: reason.partition("; got ")[0] for name, reason in reasons.items() if reason is not None}
+    return words | ({"vmap": checks.NO_VMAP} if tier == "fast_metal" else {})
 
 
 def _has_gradient(problem: Problem, device: Device, tier: str) -> bool:

@@ -58,7 +58,7 @@ def obstacle(problem: Problem, device: Device, tier: str) -> str | None:
     if not launches_metal(tier, device):
         return None
     smallest = device.smallest if tier == "fast_metal" else 1
-    return limits.obstacle(problem, smallest, counted=tier == "nanobind")
+    return limits.obstacle(problem, smallest)
 
 
 def launches_metal(tier: str, device: Device) -> bool:

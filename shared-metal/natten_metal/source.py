@@ -177,7 +177,7 @@ PARAMS = """namespace na {
 struct Params {
   const device long* slots;
   METAL_FUNC long operator[](int slot) const thread { return slots[slot]; }
-  METAL_FUNC int channel(int block) const thread { return 1; }
+  METAL_FUNC long channel(int block) const thread { return 1; }
 };
 }  // namespace na
 """
@@ -294,7 +294,7 @@ def _mlx_params(instance: Instance) -> str:
         *reads,
         "    return slots[slot];",
         "  }",
-        "  METAL_FUNC int channel(int block) const thread {",
+        "  METAL_FUNC long channel(int block) const thread {",
         *channels,
         "    return 1;",
         "  }",

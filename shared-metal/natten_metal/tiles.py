@@ -9,6 +9,7 @@ measured (which staging wins where) is named where it decides.
 import itertools
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import lru_cache
 
 from .blocks import row_interval
@@ -28,8 +29,6 @@ SOFTMAX_BRICKS = 1
 SHORT_WINDOW, LONG_WINDOW = 16, 56
 # Simdgroups of a threadgroup that reads directly: they share nothing, and small threadgroups fill the GPU more evenly.
 DIRECT_SIMDGROUPS = 4
-# A box whose tensor is larger than this is staged: direct reads count elements inside the box in 32 bits.
-DIRECT_ELEMENTS = 1 << 28
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +148,7 @@ def tiling(
     simdgroups = _simdgroups(length, patch[-1], chunk + 2 - axis.window, most_simdgroups)
     cut = simdgroups * patch[-1] + axis.window - 1 > chunk + 1
     short = LONG_WINDOW if transposed or cut else SHORT_WINDOW
-    elements = problem.keys * max(problem.kv_heads, problem.heads if transposed else 0) * max(dim, dim_v)
-    direct = problem.rank > 1 and axis.window < short and elements <= DIRECT_ELEMENTS
+    direct = problem.rank > 1 and axis.window < short
     stage = chunk >= COLUMNS and not direct
     if not stage:
         simdgroups = _simdgroups(length, patch[-1], DIRECT_SIMDGROUPS * ROWS, min(most_simdgroups, DIRECT_SIMDGROUPS))
@@ -164,12 +162,12 @@ def tiling(
 
 
 def _simdgroups(length: int, extent: int, room: int, most: int) -> int:
-    """Patches side by side: few idle ones, no more than ``room`` rows if that costs nothing, then many."""
+    """Patches side by side: few idle ones, no more than ``room`` rows unless that saves a fifth, then many."""
 
-    def cost(count: int) -> tuple[float, int]:
+    def cost(count: int) -> tuple[Fraction, int]:
         covered = -(-length // (count * extent)) * count * extent
-        crowded = 1.0 if count * extent <= room else 1.2
+        crowded = 5 if count * extent <= room else 6
         # Each threadgroup reads its box once, so more patches share it: a small preference for many.
-        return covered / length * crowded * (1 + 0.5 / count), -count
+        return Fraction(covered * crowded * (2 * count + 1), count), -count
 
     return min(range(1, most + 1), key=cost)

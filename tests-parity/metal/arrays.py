@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import random
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from metal_emulator import Buffer
 Array = Any
 STORED = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}
 WIDE_BYTES = 16
+MAP_NORESERVE = 0x4000  # of Linux; Python 3.13 has the name
 
 
 def encode(values: Array, dtype: str) -> Array:
@@ -30,12 +32,16 @@ def decode(stored: Array, dtype: str) -> Array:
 
 @dataclass(frozen=True)
 class Laid:
-    """A tensor somewhere in a flat memory. view: the tensor itself; offset: its first element."""
+    """A tensor somewhere in a flat memory. view: the tensor itself; offset: its first element.
+
+    in_place: too far apart for the emulator's copies.
+    """
 
     memory: Array
     view: Array
     offset: int
     dtype: str
+    in_place: bool = False
 
     @property
     def strides(self) -> tuple[int, ...]:
@@ -48,7 +54,7 @@ class Laid:
 
     def bound(self, output: bool) -> Buffer:
         """As a host binds it."""
-        return Buffer(self.memory, self.offset * self.memory.itemsize, initialised=not output)
+        return Buffer(self.memory, self.offset * self.memory.itemsize, not output, self.in_place)
 
     def counts(self, per_element: Array) -> tuple[Array, Array]:
         """Counts of the tensor's own elements, and of the rest of its memory."""
@@ -67,6 +73,19 @@ def packed(values: Array, dtype: str) -> Laid:
     stored = np.ascontiguousarray(encode(values, dtype))
     memory = stored.reshape(-1)
     return Laid(memory, memory.reshape(stored.shape), 0, dtype)
+
+
+def far(values: Array, dtype: str, axis: int, step: int) -> Laid:
+    """The tensor with ``step`` elements between two places of ``axis``: more memory than there is, mostly untouched."""
+    stored = encode(values, dtype)
+    strides = [stride // stored.itemsize for stride in stored.strides]
+    strides[axis] = step
+    reach = sum((size - 1) * stride for size, stride in zip(stored.shape, strides, strict=True)) + 1
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
+    memory = np.frombuffer(mmap.mmap(-1, reach * stored.itemsize, flags), stored.dtype)
+    view = np.lib.stride_tricks.as_strided(memory, stored.shape, [s * stored.itemsize for s in strides])
+    view[...] = stored
+    return Laid(memory, view, 0, dtype, in_place=True)
 
 
 def scattered(values: Array, dtype: str, wide: bool, rng: random.Random) -> Laid:

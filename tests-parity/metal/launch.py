@@ -97,14 +97,15 @@ def place(name: str, values: Any, dtype: str, wide: bool, rng: random.Random | N
 
 def run(
     step: Step, kernel: Kernel, tensors: dict[str, Any], *, schedule: str = "forward", seed: int = 0,
-    layouts: random.Random | None = None,
+    layouts: random.Random | None = None, laid: dict[str, Laid] | None = None,
 ) -> Run:  # fmt: skip
     """Launch ``step`` on float64 ``tensors`` by name, whose values its dtype can hold.
 
-    layouts: a source of memory layouts; None for row-major ones.
+    layouts: a source of memory layouts; None for row-major ones. laid: inputs that lie somewhere already.
     """
     instance = step.instance
     inputs = {name: place(name, tensors[name], instance.dtype, instance.wide, layouts) for _, name in step.inputs}
+    inputs |= laid or {}
     outputs = {}
     for out in step.outputs:
         # Only attention's own results may lie anywhere; partial sums, lse and delta are packed.

@@ -196,33 +196,6 @@ def test_the_doctor_of_broken_kernels(
     assert {name.partition("_r")[0] for name in metal.names} == {"na_fwd", "na_delta", "na_bwd_dq", "na_bwd_dkv"}
 
 
-# --- views that reach far ----------------------------------------------------------------------------
-
-
-def test_views_that_reach_too_far_are_copied(metal: EmulatedHost, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where elements of one item lie further apart than 32 bits count; results are the same to the bit."""
-    torch.manual_seed(2)
-    shape, every = (2, 13, 2, 8), 5
-    far = [torch.randn(*shape[:1], every * shape[1], *shape[2:])[:, ::every].requires_grad_() for _ in range(3)]
-    wanted = results("metal", far)
-    reach = far[0].stride(1) * (shape[1] - 1) + far[0].stride(2) * (shape[2] - 1) + shape[3] - 1
-    seen = []
-    working = _launch._launch
-
-    def launch(host: Any, step: Any, known: dict[str, Any]) -> None:
-        seen.append({name: known[name].stride(1) for _, name in step.inputs if name in ("query", "key", "value")})
-        working(host, step, known)
-
-    monkeypatch.setattr(_launch, "_launch", launch)
-    for farthest, copied in ((reach + 1, False), (reach, True)):
-        monkeypatch.setattr(_launch, "FARTHEST", farthest)
-        seen.clear()
-        for a, b in zip(results("metal", far), wanted, strict=True):
-            assert torch.equal(a, b)
-        strides = {stride for each in seen for stride in each.values()}
-        assert strides == {16 if copied else 16 * every}
-
-
 # --- fewer threads than planned ----------------------------------------------------------------------
 
 

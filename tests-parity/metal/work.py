@@ -1,4 +1,4 @@
-"""The work that a launch must do, counted from the definition: rows held, columns read, bricks visited.
+"""The work that a launch must do, counted from the definition: columns read, bricks visited.
 
 Everything factorises over the axes (coord.h, walk.h), so each axis is simulated alone, tile by tile, and
 the counts are multiplied. :func:`bricks_by_force` shares nothing with that: it looks at all pairs.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
@@ -26,21 +26,18 @@ Array = Any
 class AxisWork:
     """One axis of a launch, summed over its tiles and dilation groups.
 
-    held: how often each token is some patch's row (rows beyond the end repeat the last one).
-    stored: how often it is a row that gets a result. staged: how often staging copies it as a column.
-    direct: how often a product that reads device memory itself reads it as one.
-    steps, full: bricks along x; rows of the box on the other axes. tiles: those that are not empty.
+    staged: how often staging copies each token as a column. direct: how often a product that reads device memory
+    itself reads it as one. steps, full: bricks along x; rows of the box on the other axes. tiles: those that are
+    not empty. idle: rows of patches that do not exist.
     """
 
-    held: Array
-    stored: Array
     staged: Array
     direct: Array
     steps: int = 0
     full: int = 0
     tiles: int = 0
     patches: int = 0
-    by_group: list[tuple[int, int]] = field(default_factory=list)
+    idle: int = 0
 
 
 def seen_by(axis: Axis, transposed: bool) -> Array:
@@ -74,26 +71,23 @@ def in_bricks(length: int) -> Array:
 
 def axis_work(axis: Axis, transposed: bool, extent: int, simdgroups: int, chunk: int, along_x: bool) -> AxisWork:
     """Simulate an axis. extent: rows of a patch on it; simdgroups: patches side by side (1 but along x)."""
-    rows, columns = (axis.keys, axis.queries) if transposed else (axis.queries, axis.keys)
+    columns = axis.queries if transposed else axis.keys
     seen, d = seen_by(axis, transposed), axis.dilation
-    work = AxisWork(*(np.zeros(length, int) for length in (rows, rows, columns, columns)))
+    work = AxisWork(np.zeros(columns, int), np.zeros(columns, int))
     for g in range(d):
         own = seen[g::d, g::d]
         n = len(own)
-        held, stored, staged, direct = (counts[g::d] for counts in (work.held, work.stored, work.staged, work.direct))
+        staged, direct = work.staged[g::d], work.direct[g::d]
         for corner in range(0, n, extent * simdgroups):
             tile = own[corner : corner + extent * simdgroups]
             low, high = span(tile)
             staged[low:high] += pieces(high - low, chunk) if along_x else 1
             work.tiles += 1
             for first in range(corner, corner + extent * simdgroups, extent):
-                start = min(first, n - 1)
-                for row in range(start, start + extent):
-                    held[min(row, n - 1)] += 1
                 if first >= n:
-                    continue  # an idle simdgroup: it holds a row and does nothing
+                    continue  # an idle simdgroup
                 patch = own[first : first + extent]
-                stored[first : first + extent] += 1
+                work.idle += extent - len(patch)
                 low, high = span(patch)
                 direct[low:high] += in_bricks(high - low) if along_x else 1
                 steps, full = patch_steps(patch, along_x)
@@ -144,11 +138,6 @@ class Work:
     def outer(self, name: str) -> Array:
         """``[tokens..]``: the product of a per-axis count over all tokens."""
         return reduce(np.multiply.outer, [getattr(axis, name) for axis in self.axes])
-
-    @property
-    def held(self) -> Array:
-        """``[tokens..]``: how often each row is read."""
-        return self.outer("held")
 
     def read(self, products: int) -> Array:
         """``[tokens..]``: reads of each column of one head, that ``products`` products of a brick take part in."""
@@ -208,13 +197,6 @@ class EveryWork:
         """Executed bricks and full ones."""
         rows = math.prod(self.problem.query_shape[:-1]) * self.problem.batch * self.problem.heads * self.patches
         return rows * sum(-(-n // 8) for n in self.shares), rows * sum(n // 8 for n in self.shares)
-
-    @property
-    def held(self) -> Array:
-        """``[S]``: how often each additional key is read as a row."""
-        counts = np.ones(self.problem.additional, int)
-        counts[-1] += self.tiles * self.instance.simdgroups * 8 - self.problem.additional
-        return counts * self.parts
 
     def read(self, products: int) -> Array:
         """``[tokens..]``: reads of each query of one head, that ``products`` products of a brick take part in."""

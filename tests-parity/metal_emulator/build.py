@@ -91,6 +91,7 @@ class Variant:
     fast_math: bool = False
     sanitizer: str | None = None
     checked: bool = True
+    optimised: bool = True
 
     def __post_init__(self) -> None:
         if self.sanitizer not in SANITIZERS:
@@ -100,6 +101,7 @@ class Variant:
 
     def flags(self) -> tuple[str, ...]:
         flags: tuple[str, ...] = COMMON_FLAGS
+        flags += () if self.optimised else ("-O0",)
         flags += ("-ffast-math",) if self.fast_math else ("-ffp-contract=off",)
         if self.sanitizer == "address":
             flags += ADDRESS_HOOKS

@@ -28,6 +28,7 @@ class BufferIn(ctypes.Structure):
         ("read_only", ctypes.c_uint32),
         ("initialised", ctypes.c_uint32),
         ("label", ctypes.c_uint32),
+        ("in_place", ctypes.c_uint32),
         ("read_counts", ctypes.c_void_p),
         ("write_counts", ctypes.c_void_p),
         ("bytes_read", ctypes.c_uint64),
@@ -98,6 +99,7 @@ class Memory:
     read_only: bool
     initialised: bool
     checked: bool
+    in_place: bool = False
     bytes_read: int = 0
     bytes_written: int = 0
 
@@ -127,6 +129,7 @@ class Memory:
             read_only=self.read_only,
             initialised=self.initialised,
             label=self.slots[0],
+            in_place=self.in_place,
             read_counts=self.reads.ctypes.data if self.checked else None,
             write_counts=self.writes.ctypes.data if self.checked else None,
         )

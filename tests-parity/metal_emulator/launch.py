@@ -23,12 +23,15 @@ class Buffer:
     """An array bound at a byte offset, as setBuffer:offset: does; the kernel sees the array from there on.
 
     initialised=False: the contents count as never written, and start as 0xFF bytes (NaN).
+    in_place: the kernel gets the array itself, for arrays that no copy fits; nothing of them is watched, so only
+    libraries compiled with checked=False take them.
     Slots that share memory must be given the same array object's memory, with offsets.
     """
 
     array: np.ndarray
     offset: int = 0
     initialised: bool = True
+    in_place: bool = False
 
 
 Bindable = Buffer | np.ndarray | np.generic | bytes
@@ -136,6 +139,8 @@ class Kernel:
         return memories, slots
 
     def _check_buffer(self, index: int, buffer: Buffer, read_only: bool) -> None:
+        if buffer.in_place and self._variant.checked:
+            raise ValueError(f"kernel {self.name} checks every access, and buffer({index}) is bound in place")
         if not buffer.array.flags.c_contiguous:
             raise ValueError(f"kernel {self.name}: the array of buffer({index}) is not contiguous")
         if not read_only and not buffer.array.flags.writeable:
@@ -158,7 +163,8 @@ class Kernel:
             memory.read_only = memory.read_only and read_only
             memory.initialised = memory.initialised and buffer.initialised
             return number
-        memories.append(Memory(buffer.array, [index], read_only, buffer.initialised, self._variant.checked))
+        checked = self._variant.checked
+        memories.append(Memory(buffer.array, [index], read_only, buffer.initialised, checked, buffer.in_place))
         return len(memories) - 1
 
     def _argument_bytes(self, given: Mapping[int, int]) -> list[int]:

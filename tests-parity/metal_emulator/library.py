@@ -39,6 +39,7 @@ def compile_source(
     fast_math: bool = False,
     sanitizer: str | None = None,
     checked: bool = True,
+    optimised: bool = True,
     include_dirs: Sequence[str] = (),
 ) -> Library:
     """Compile Metal source as a host would get it.
@@ -46,12 +47,12 @@ def compile_source(
     kernels: the ones to compile, by host name (default: all). fast_math: clang's -ffast-math, with denormals flushed.
     sanitizer: None, "address" (bounds of private arrays too) or "undefined" (integer overflow, division by zero,
     shifts, alignment, ...). checked=False leaves the memory checks out: faster, and only divergence and crashes are
-    found.
+    found. optimised=False keeps every access of the source, those whose value goes nowhere too.
     include_dirs: folders for #include of other than Metal's own headers.
     Raises CompileError with clang's messages, Unavailable if this machine cannot run the emulator.
     """
     require()
-    variant = Variant(fast_math, sanitizer, checked)
+    variant = Variant(fast_math, sanitizer, checked, optimised)
     translation = translate(source, Mode.CPU, tuple(map(str, include_dirs)))
     available = translation.kernels()
     wanted = tuple(available) if kernels is None else tuple(kernels)

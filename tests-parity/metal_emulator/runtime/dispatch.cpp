@@ -13,8 +13,16 @@ namespace runtime {
 // ---- device buffers
 // ------------------------------------------------------------------------------------------------------- Each buffer
 // gets a mapping of its own with unmapped memory around it; the data ends where the unmapped memory begins, as nearly
-// as an alignment of 16 bytes allows.
+// as an alignment of 16 bytes allows. Those that stay in place are only known by their name.
 static Region* new_buffer(const BufferIn& in) {
+  if (in.in_place) {
+    Region* r = new Region();
+    r->begin = (char*)in.data;
+    r->end = r->begin + in.bytes;
+    r->read_only = in.read_only;
+    r->name = "buffer(" + std::to_string(in.label) + ")";
+    return r;
+  }
   size_t pages = std::max<size_t>(1, (in.bytes + kPage - 1) / kPage) * kPage;
   char* mapping =
       (char*)mmap(nullptr, pages + 2 * kGuard, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -39,6 +47,10 @@ static Region* new_buffer(const BufferIn& in) {
 }
 
 static void finish_buffer(Region* r, BufferIn& in) {
+  if (in.in_place) {
+    delete r;
+    return;
+  }
   if (!r->read_only) memcpy(in.data, r->begin, in.bytes);
   in.bytes_read = r->bytes_read;
   in.bytes_written = r->bytes_written;

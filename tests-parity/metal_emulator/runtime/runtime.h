@@ -158,6 +158,7 @@ struct BufferIn {
   uint32_t read_only;
   uint32_t initialised;
   uint32_t label;         // buffer index that messages show
+  uint32_t in_place;      // neither copied nor watched
   uint16_t* read_counts;  // one per cell, or null
   uint16_t* write_counts;
   uint64_t bytes_read;  // filled in

@@ -88,3 +88,13 @@ def test_unchecked_build_counts_work_but_not_memory():
     with pytest.raises(ValueError, match="checked=True"):
         report.written_once(1)
     assert run(library, "events")[1].simdgroup_events("all") == 4
+
+
+def test_arrays_bound_in_place():
+    x, y = np.arange(128, dtype=np.float32), np.zeros(128, np.float32)
+    given = [Buffer(x, in_place=True), Buffer(y, in_place=True)]
+    kernel = library_of(BODIES, checked=False).kernel("once")
+    kernel.launch(given, threads=128, threadgroup=64)
+    np.testing.assert_array_equal(y, x)
+    with pytest.raises(ValueError, match=r"kernel once checks every access, and buffer\(0\) is bound in place"):
+        library_of(BODIES).kernel("once").launch(given, threads=128, threadgroup=64)

@@ -48,8 +48,9 @@ def nanobind_unavailable_reason() -> str | None:
 def get_support_matrix() -> dict[str, dict[str, Any]]:
     """What each backend can do on the default device.
 
-    Per backend: available, forward, backward, fusion, varlen, constraints, reason. constraints: ranks and dtypes, and
-    where they are limited the largest head_dim and number of rpb_entries.
+    Per backend: available, forward, backward, fusion, varlen, constraints, ops, limits, reason. constraints: ranks and
+    dtypes, and where they are limited the largest head_dim and number of rpb_entries. ops: for each family of ops ''
+    or why it does not go through the backend. limits: the same in words for what single calls may ask too much of.
     """
     from ._arrays import device_of, stream_of
     from ._metal.faces import support_matrix

@@ -31,7 +31,7 @@ PARAMS = f"""namespace na {{
 struct Params {{
   const device long* slots;
   METAL_FUNC long operator[](int slot) const thread {{ return slots[slot]; }}
-  METAL_FUNC int channel(int block) const thread {{
+  METAL_FUNC long channel(int block) const thread {{
     return int(slots[kSlots + (block - kQueryStride) / {_BLOCK}]);
   }}
 }};

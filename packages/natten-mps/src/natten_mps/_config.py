@@ -38,9 +38,11 @@ def has_metal() -> bool:
 
 
 def get_support_matrix() -> dict[str, dict[str, Any]]:
-    """What each backend can do on this machine: available, forward, backward, fusion, varlen, constraints, reason.
+    """What each backend can do on this machine.
 
-    constraints: ranks and dtypes, and where they are limited the largest head_dim and number of rpb_entries.
+    Per backend: available, forward, backward, fusion, varlen, constraints, ops, limits, reason. constraints: ranks and
+    dtypes, and where they are limited the largest head_dim and number of rpb_entries. ops: for each family of ops ''
+    or why it does not go through the backend. limits: the same in words for what single calls may ask too much of.
     """
     import torch
 

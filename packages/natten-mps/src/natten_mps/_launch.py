@@ -93,19 +93,11 @@ def run(make: Callable[[int], Sequence[Step]], tensors: dict[str, Tensor]) -> di
     return known
 
 
-# Elements between the first and the last of one batch item: kernels count those inside a box in 32 bits.
-FARTHEST = 1 << 31
-
-
 def _readable(name: str, tensor: Tensor) -> Tensor:
-    """A tensor as the kernels read it: any strides but the channels', or contiguous; the bias in float32.
-
-    A view that reaches as far as :data:`FARTHEST` is made contiguous too.
-    """
+    """A tensor as the kernels read it: any strides but the channels', or contiguous; the bias in float32."""
     if name == "rpb":
         tensor = tensor.float()
-    reach = sum((size - 1) * stride for size, stride in zip(tensor.shape[1:], tensor.stride()[1:], strict=True))
-    as_it_is = name not in CONTIGUOUS and tensor.stride(-1) == 1 and reach < FARTHEST
+    as_it_is = name not in CONTIGUOUS and tensor.stride(-1) == 1
     return tensor if as_it_is else tensor.contiguous()
 
 

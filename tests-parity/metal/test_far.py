@@ -1,0 +1,59 @@
+"""Tensors whose elements lie more than 2^32 apart inside one batch item: every offset has 64 bits."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+
+from natten_mps._metal.source import Instance
+
+from .arrays import far
+from .launch import kernels, run, step_of
+from .pool import KITS
+from .verify import problem_for, sample_of
+
+pytestmark = pytest.mark.usefixtures("emulator")
+# Tensors that may have any strides, by template.
+STRIDED = {
+    "na_fwd": ("q", "k", "v"), "na_bwd_dq": ("q", "k", "v", "out_grad"), "na_bwd_dkv": ("q", "k", "v", "out_grad"),
+    "na_qk": ("q", "k"), "na_av": ("attn", "v"), "na_av_t": ("attn", "x"),
+}  # fmt: skip
+# Kits that read columns directly and staged, in rank 2.
+DIRECT, STAGED = "img-direct", "img-staged-bias"
+BEYOND = 1 << 32
+
+
+def cases() -> list[Any]:
+    kits = {kit.name: kit for kit in KITS}
+    return [
+        pytest.param(kits[name].instances[template], axis, id=f"{name}-{template}-{what}")
+        for name in (DIRECT, STAGED)
+        for template in STRIDED
+        if template in kits[name].instances
+        for axis, what in ((1, "rows"), (2, "columns"), (3, "heads"))
+    ]
+
+
+@pytest.mark.parametrize(("instance", "axis"), cases())
+def test_far_strides(instance: Instance, axis: int) -> None:
+    """The bits of packed tensors, from tensors with huge strides on one axis."""
+    name = DIRECT if not instance.stage else STAGED
+    kit = next(kit for kit in KITS if kit.name == name)
+    rng = random.Random(f"far/{instance.name}/{axis}")
+    sample = sample_of(kit, rng, 0)
+    while min(sample.problem.kernel_size) < 4 or max(sample.problem.dilation) > 1 or sample.problem.heads < 2:
+        sample = sample_of(kit, rng, 0)
+    step = step_of(instance, problem_for(instance, sample.problem))
+    # Neighbours of one window are at least half of BEYOND apart, on the axis itself and so in a box of it.
+    built = kernels([instance], checked=False)[instance]
+    moved = {}
+    for argument, tensor in step.inputs:
+        if argument in STRIDED[instance.template]:
+            values = sample.tensors[tensor]
+            moved[tensor] = far(values, instance.dtype, axis, BEYOND // max(1, min(3, values.shape[axis] - 1)))
+    wanted, found = run(step, built, sample.tensors), run(step, built, sample.tensors, laid=moved)
+    for output, laid in wanted.outputs.items():
+        assert np.array_equal(laid.view, found.outputs[output].view), output
