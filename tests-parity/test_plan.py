@@ -180,9 +180,10 @@ def test_the_support_matrix_is_true(framework: Framework) -> None:
     """What it claims is run, forward and backward, in every rank and dtype; what it denies raises its reason."""
     matrix = framework.package.get_support_matrix()
     assert tuple(matrix) == TIERS[framework.name]
-    fields = {"available", "forward", "backward", "fusion", "varlen", "constraints", "reason"}
+    fields = {"available", "forward", "backward", "fusion", "varlen", "constraints", "ops", "limits", "reason"}
     for tier, entry in matrix.items():
         assert set(entry) == fields
+        assert set(entry["ops"].values()) == {entry["reason"]}
         claims = [entry[name] for name in ("available", "forward", "backward", "varlen")]
         assert len(set(claims)) == 1
         # On a Mac the matrix speaks of its GPU; these tests run on the CPU.

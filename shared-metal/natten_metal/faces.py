@@ -176,7 +176,7 @@ def _support(device: Device, tier: str) -> dict[str, Any]:
 
 
 def _limits(device: Device, tier: str, dtype: str) -> dict[str, str]:
-    """The planner's words for each limit that an available tier has, and MLX's for what it maps. dtype: one it takes."""
+    """The planner's words for each limit of an available tier, and those for what MLX maps. dtype: one it takes."""
     beyond = {name: {"dtype": dtype} | changed for name, (changed, _) in _LIMITS.items()}
     reasons = {name: obstacle(_sample(1, **changed), device, tier) for name, changed in beyond.items()}
     # Of the problem just beyond, nobody asked what it has.
