@@ -284,7 +284,7 @@ def _mlx_params(instance: Instance) -> str:
         axes = 1 if block in ("kExtraKeyStride", "kExtraValueStride") else instance.rank
         members.append(f"  const constant long* {name};")
         reads.append(f"    if (slot >= {block} && slot < {block} + 5) return stride({name}, slot - {block}, {axes});")
-        channels.append(f"    if (block == {block}) return int({name}[{axes + 2}]);")
+        channels.append(f"    if (block == {block}) return {name}[{axes + 2}];")
     return "\n".join([
         "namespace na {",
         "struct Params {",

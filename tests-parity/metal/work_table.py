@@ -1,21 +1,29 @@
 """The work of well-known problems, as a committed table: ``python -m metal.work_table --write`` makes it anew.
 
 Run it in ``tests-parity``. executed counts bricks of 8x8 pairs of one launch, useful is pairs / 64, and ratio
-their quotient: 1 is a kernel that computes nothing but what the windows hold.
+their quotient: 1 is a kernel that computes nothing but what the windows hold. flat is the ratio that bricks would
+have that ran on from one row of a patch's box into the next, which no kernel does: what there is to gain.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
+import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from natten_mps._metal.blocks import row_interval
 from natten_mps._metal.mask import pairs
-from natten_mps._metal.problem import Problem
+from natten_mps._metal.problem import Axis, Problem
+from natten_mps._metal.source import TRANSPOSED
 from natten_mps._metal.steps import backward, forward
+from natten_mps._metal.tiles import patches
+from natten_mps._metal.window import group_length
 
 TABLE = Path(__file__).parent / "work.tsv"
-COLUMNS = ("problem", "kernel", "patch", "heads", "simdgroups", "reads", "executed", "full", "useful", "ratio")
+COLUMNS = ("problem", "kernel", "patch", "heads", "simdgroups", "reads", "executed", "full", "useful", "ratio", "flat")
 
 
 def problem(shape: tuple[int, ...], window: Any, dim: int, heads: int, **given: Any) -> Problem:
@@ -55,6 +63,32 @@ def useful(one: Problem) -> float:
     return one.batch * one.heads * pairs(one) / 64
 
 
+def box_lengths(axis: Axis, transposed: bool, extent: int) -> Counter[int]:
+    """How many patches of ``extent`` rows on an axis have boxes of each length."""
+    found: Counter[int] = Counter()
+    for group in range(axis.dilation):
+        queries, keys = (group_length(length, group, axis.dilation) for length in (axis.queries, axis.keys))
+        rows, columns = (keys, queries) if transposed else (queries, keys)
+        for first in range(0, rows, extent):
+            low, _ = row_interval(axis, transposed, first, columns)
+            _, high = row_interval(axis, transposed, min(first + extent, rows) - 1, columns)
+            found[max(min(high, columns) - low, 0)] += 1
+    return found
+
+
+def flat_bricks(one: Problem, transposed: bool) -> int:
+    """Bricks of 8 columns that follow one another in a patch's box, whatever its rows; with the best patch for them."""
+    choices = []
+    for heads in (1,) if transposed else [h for h in (1, 2, 4, 8) if one.group_heads % h == 0]:
+        for patch in patches(one.rank, heads):
+            extents = patch[3 - one.rank :]
+            lengths = [box_lengths(a, transposed, e).items() for a, e in zip(one.axes, extents, strict=True)]
+            boxes = [list(zip(*box, strict=True)) for box in itertools.product(*lengths)]
+            count = sum(math.prod(times) * -(-math.prod(size) // 8) for size, times in boxes)
+            choices.append(count * one.group_heads // heads)
+    return min(choices) * one.batch * one.kv_heads
+
+
 def rows() -> list[tuple[str, ...]]:
     """The table, without its head: the three walks of each problem."""
     found = []
@@ -66,7 +100,7 @@ def rows() -> list[tuple[str, ...]]:
             ratio = step.bricks / useful(one)
             found.append((
                 name, i.template, patch, str(i.heads), str(i.simdgroups), reads, str(step.bricks), str(step.full),
-                f"{useful(one):g}", f"{ratio:.4f}",
+                f"{useful(one):g}", f"{ratio:.4f}", f"{flat_bricks(one, i.template in TRANSPOSED) / useful(one):.4f}",
             ))  # fmt: skip
     return found
 

@@ -32,7 +32,7 @@ struct Params {{
   const device long* slots;
   METAL_FUNC long operator[](int slot) const thread {{ return slots[slot]; }}
   METAL_FUNC long channel(int block) const thread {{
-    return int(slots[kSlots + (block - kQueryStride) / {_BLOCK}]);
+    return slots[kSlots + (block - kQueryStride) / {_BLOCK}];
   }}
 }};
 }}  // namespace na
