@@ -152,6 +152,16 @@ struct Sides {
   int dim_b;
 };
 
+// Copies a piece of the box from both sources
+template <typename C, int RANK>
+METAL_FUNC void stage_sides(const thread Sides<C, RANK>& sides, const thread Tile<RANK>& t, Piece piece,
+                            int thread_id) {
+  typedef typename C::T T;
+  constexpr int THREADS = C::NSG * 32;
+  if (C::DA != 0) stage<T, RANK, C::DA, THREADS, C::WIDE>(sides.staged_a, sides.a, t, piece, sides.dim_a, thread_id);
+  if (C::DB != 0) stage<T, RANK, C::DB, THREADS, C::WIDE>(sides.staged_b, sides.b, t, piece, sides.dim_b, thread_id);
+}
+
 template <typename C, int RANK, typename Body>
 METAL_FUNC void walk(thread Body& body, const thread Sides<C, RANK>& sides, const thread Tile<RANK>& tile,
                      const thread Patch<RANK>& patch, int sg, int lane) {
@@ -168,10 +178,7 @@ METAL_FUNC void walk(thread Body& body, const thread Sides<C, RANK>& sides, cons
         threadgroup_barrier(mem_flags::mem_threadgroup);  // the previous chunk has been used
         const int length = min(cut.length, box_x - x0);
         const Piece piece = {row0, n_rows, x0, length, min(7, C::CHUNK + 8 - n_rows * length)};
-        const int thread_id = sg * 32 + lane;
-        constexpr int N = C::NSG * 32;  // threads
-        if (C::DA != 0) stage<T, RANK, C::DA, N, C::WIDE>(sides.staged_a, sides.a, tile, piece, sides.dim_a, thread_id);
-        if (C::DB != 0) stage<T, RANK, C::DB, N, C::WIDE>(sides.staged_b, sides.b, tile, piece, sides.dim_b, thread_id);
+        stage_sides<C, RANK>(sides, tile, piece, sg * 32 + lane);
         threadgroup_barrier(mem_flags::mem_threadgroup);
       }
       if (!patch.active) continue;  // uniform in the simdgroup
