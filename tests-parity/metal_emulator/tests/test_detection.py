@@ -199,3 +199,10 @@ def test_unchecked_build_still_sees_crashes_and_divergence():
     for name in names:
         _, report = run(library, name, raise_on_fault=False)
         assert report.kinds() == {PLANTED[name][1]}
+
+
+@pytest.mark.parametrize("optimised", [True, False])
+def test_an_unoptimised_build_keeps_loads_whose_value_goes_nowhere(optimised):
+    library = library_of({"selected_away": "float z = x[g + 1]; y[g] = g + 1 < 128 ? z : 0.0f;"}, optimised=optimised)
+    _, report = run(library, "selected_away", raise_on_fault=False)
+    assert report.kinds() == (set() if optimised else {FaultKind.OUT_OF_BOUNDS})
