@@ -112,12 +112,12 @@ def test_float64_on_a_device_without_it() -> None:
         plan.plan(problem, gpu, "pure", ("metal", "pure"))
     assert str(caught.value) == (
         "na2d: backend='pure' cannot take this problem: some gpu does not compute in float64; "
-        "use a CPU stream. backend='auto' picks a path that can"
+        "the CPU does. backend='auto' picks a path that can"
     )
     with pytest.raises(NotImplementedError) as caught:
         plan.plan(problem, gpu, "auto", ("metal", "pure"))
     assert str(caught.value) == (
-        "na2d: no path takes this problem: no kernels; some gpu does not compute in float64; use a CPU stream"
+        "na2d: no path takes this problem: no kernels; some gpu does not compute in float64; the CPU does"
     )
     single = BY_NAME["img"].problem("float32")
     assert plan.plan(single, gpu, "auto", ("metal", "pure")).why == "metal: no kernels"

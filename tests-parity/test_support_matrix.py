@@ -26,7 +26,7 @@ def test_the_support_matrix_of_a_gpu() -> None:
     anywhere = {"ranks": [1, 2, 3], "dtypes": ["float16", "bfloat16", "float32"]}
     limits = {"head_dim": 256, "rpb_entries": 4096}
     words = {
-        "float64": "some gpu does not compute in float64; use a CPU stream",
+        "float64": "some gpu does not compute in float64; the CPU does",
         "head_dim": "head dims beyond 256 do not fit a simdgroup's registers",
         "rpb_entries": "a bias table of 4097 entries does not fit threadgroup memory (at most 4096)",
     }

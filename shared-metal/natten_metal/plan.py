@@ -54,7 +54,7 @@ def obstacle(problem: Problem, device: Device, tier: str) -> str | None:
     if missing is not None:
         return missing
     if problem.dtype == "float64" and not device.float64:
-        return f"{device.name} does not compute in float64; use a CPU stream"
+        return f"{device.name} does not compute in float64; the CPU does"
     if not launches_metal(tier, device):
         return None
     smallest = device.smallest if tier == "fast_metal" else 1

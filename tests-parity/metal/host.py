@@ -65,15 +65,19 @@ class EmulatedKernel:
         host, name = self._host, self._kernel.name
         if host.refuses:
             raise RuntimeError(host.refuses)
-        first = next(arg for arg in args if isinstance(arg, torch.Tensor))
+        first = next((arg for arg in args if isinstance(arg, torch.Tensor)), None)
+        if threads is None and first is None:
+            raise RuntimeError("the number of threads is undefined: no argument is a tensor")
         total = _sizes(first.numel() if threads is None else threads)
+        if not 1 <= len(total) <= 3:
+            raise RuntimeError(f"threads has {len(total)} dimensions")
         most = self.max_threads_per_threadgroup
         if group_size is None:
             group = [min(total[0], most) if len(total) == 1 else most, *[1] * (len(total) - 1)]
         else:
             group = _sizes(group_size)
         if len(group) != len(total):
-            raise ValueError(f"threads has {len(total)} dimensions and group_size {len(group)}")
+            raise RuntimeError(f"threads has {len(total)} dimensions and group_size {len(group)}")
         if int(np.prod(group)) > most:
             raise ValueError(f"group size {group} is larger than the most that this kernel allows, {most}")
         written = [b.index for b in self._kernel.bindings if b.source == 0 and not b.read_only]
@@ -108,7 +112,12 @@ def _buffer(arg: Any, made: bool) -> Buffer:
         # What torch.empty made holds nothing yet, and reading it is a fault.
         return Buffer(memory.view(stored).numpy(), arg.storage_offset() * arg.element_size(), initialised=not fresh)
     values = list(arg) if isinstance(arg, (list, tuple)) else [arg]
-    whole = all(isinstance(value, (bool, int)) for value in values)
+    if not values or not isinstance(values[0], (bool, int, float)):
+        raise RuntimeError(f"neither a tensor nor numbers: {arg!r}")
+    # The first of a list says what all of it is.
+    whole = isinstance(values[0], (bool, int))
+    if not all(isinstance(value, (bool, int) if whole else (bool, int, float)) for value in values):
+        raise RuntimeError(f"not all of one kind: {arg!r}")
     array = np.array(values, np.int64 if whole else np.float32)
     if array.nbytes > MOST_BYTES:
         raise ValueError(f"{array.nbytes} bytes by value; at most {MOST_BYTES}")

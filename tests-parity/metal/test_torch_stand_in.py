@@ -122,6 +122,15 @@ def test_new_memory_holds_nothing(library: EmulatedLibrary) -> None:
         library.bytes(torch.zeros(7, dtype=torch.uint8), torch.empty(8, dtype=torch.uint8), threads=8)
 
 
+@pytest.mark.parametrize("given", [[], None, "7", [None], [1, 2.5]])
+def test_what_is_no_argument(library: EmulatedLibrary, host: EmulatedHost, given: Any) -> None:
+    """The first number of a list says what all of it is; a whole number is a float too, but not the reverse."""
+    with pytest.raises(RuntimeError, match=r"neither a tensor|not all of one kind"):
+        library.word(torch.empty(1, dtype=torch.int32), given, 0)
+    assert not host.launches
+    assert words(library, [1.0, 2], 2) == [0x3F800000, 0x40000000]
+
+
 # --- launches ----------------------------------------------------------------------------------------
 
 
@@ -177,11 +186,22 @@ def test_a_group_that_is_too_large(library: EmulatedLibrary, host: EmulatedHost,
     assert not host.launches
 
 
-@pytest.mark.parametrize(("threads", "group"), [(8, (4, 1)), ((8, 2), 4), ((8, 2), (4, 1, 1)), (None, (4, 1))])
+@pytest.mark.parametrize(
+    ("threads", "group"), [(8, (4, 1)), ((8, 2), 4), ((8, 2), (4, 1, 1)), (None, (4, 1)), ((2,) * 4, None)]
+)
 def test_dimensions_that_differ(library: EmulatedLibrary, host: EmulatedHost, threads: Any, group: Any) -> None:
-    with pytest.raises((RuntimeError, ValueError), match="dimensions"):
+    with pytest.raises(RuntimeError, match="dimensions"):
         library.places(torch.empty(16, dtype=torch.int32), threads=threads, group_size=group)
     assert not host.launches
+
+
+def test_threads_of_nothing(host: EmulatedHost) -> None:
+    """Without a tensor only the argument ``threads`` says how many there are."""
+    idle = host.compile_shader("kernel void idle(constant long& of [[buffer(0)]]) {}").idle
+    with pytest.raises(RuntimeError, match="number of threads is undefined"):
+        idle(7)
+    idle(7, threads=4)
+    assert [launch.name for launch in host.launches] == ["idle"]
 
 
 # --- compiling ---------------------------------------------------------------------------------------

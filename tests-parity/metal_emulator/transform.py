@@ -212,6 +212,8 @@ class Translator:
         if token != "kernel" and not is_attribute:
             return False
         after = after_match(tokens, self.at) if is_attribute else self.at + 1
+        if "(" not in tokens[after:]:
+            return False  # no kernel: the compiler says what it is
         open_at = tokens.index("(", after)
         head = re.sub(r"\[\[.*?\]\]", "", "".join(tokens[after:open_at]), flags=re.DOTALL)
         name = re.match(r"\s*void\s+(\w+)\s*$", head)

@@ -113,6 +113,12 @@ def test_a_compile_error_points_into_the_source():
         metal_emulator.compile_source(source)
 
 
+def test_a_kernel_without_parameters_is_a_compile_error():
+    with pytest.raises(CompileError, match=r"kernel\.metal:\d+:\d+: error"):
+        metal_emulator.compile_source(HEADER + "kernel void k;")
+
+
+
 def test_a_missing_include_is_a_compile_error(tmp_path):
     source = '#include "twice.h"\n' + HEADER + kernel("k", "y[g] = twice(x[g]);")
     with pytest.raises(CompileError, match=r"'twice\.h' file not found"):

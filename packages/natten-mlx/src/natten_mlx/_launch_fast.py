@@ -43,10 +43,10 @@ class MetalHost:
     """The Apple GPU, as MLX sees it."""
 
     def missing(self, stream: mx.Stream) -> str | None:
-        if stream.device != mx.gpu:
-            return "Metal kernels run on a GPU stream; this one is on the CPU"
         if not mx.metal.is_available():
             return "this build of MLX has no Metal back-end"
+        if stream.device != mx.gpu:
+            return "Metal kernels run on a GPU stream; this one is on the CPU"
         return None
 
     def metal_kernel(
