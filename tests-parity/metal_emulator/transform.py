@@ -213,7 +213,7 @@ class Translator:
             return False
         after = after_match(tokens, self.at) if is_attribute else self.at + 1
         if "(" not in tokens[after:]:
-            return False  # no kernel: the compiler says what it is
+            return False  # a declaration without parameters declares no kernel
         open_at = tokens.index("(", after)
         head = re.sub(r"\[\[.*?\]\]", "", "".join(tokens[after:open_at]), flags=re.DOTALL)
         name = re.match(r"\s*void\s+(\w+)\s*$", head)
