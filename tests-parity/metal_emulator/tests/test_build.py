@@ -114,7 +114,7 @@ def test_a_compile_error_points_into_the_source():
 
 
 def test_a_kernel_without_parameters_is_none():
-    with pytest.raises(ValueError, match="no kernel .*in the source; it has none"):
+    with pytest.raises(ValueError, match=r"no kernel .*in the source; it has none"):
         metal_emulator.compile_source(HEADER + "kernel void k;")
 
 
