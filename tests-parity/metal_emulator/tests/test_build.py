@@ -118,7 +118,6 @@ def test_a_kernel_without_parameters_is_none():
         metal_emulator.compile_source(HEADER + "kernel void k;")
 
 
-
 def test_a_missing_include_is_a_compile_error(tmp_path):
     source = '#include "twice.h"\n' + HEADER + kernel("k", "y[g] = twice(x[g]);")
     with pytest.raises(CompileError, match=r"'twice\.h' file not found"):
