@@ -153,9 +153,13 @@ def shim_flags() -> list[str]:
 
 
 def precompiled_shim(variant: Variant) -> Path:
-    """The shim, parsed once for all kernels of a variant."""
+    """The shim, parsed once for all kernels of a variant.
+
+    clang takes it only together with the very files that it was made of, so their places and times are in the key.
+    """
     flags = variant.flags()
-    key = digest(shim_key(), *flags)
+    headers = sorted(path for folder in ("runtime", "shim") for path in (HERE / folder).glob("*.h"))
+    key = digest(shim_key(), *flags, *(f"{path} {path.stat().st_mtime_ns}" for path in headers))
 
     def make(path: Path) -> None:
         run_clang_or_raise([*flags, *shim_flags(), "-x", "c++-header", str(HERE / "shim" / "metal.h"), "-o", str(path)])

@@ -1,6 +1,7 @@
 """Sources and the cache: which kernels a library has, what is compiled once, and what is refused."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 import metal_emulator
-from metal_emulator import CompileError, toolchain
+from metal_emulator import CompileError, build, toolchain
 
 from .kernels import HEADER, kernel
 
@@ -62,6 +63,18 @@ def test_compiled_once_and_by_content():
     assert first.path.stat().st_mtime_ns == stamp
     assert metal_emulator.compile_source(TEMPLATE.replace("T(N)", "T(N + 0)")).path != first.path
     assert metal_emulator.compile_source(TEMPLATE, fast_math=True).path != first.path
+
+
+def test_the_precompiled_shim_goes_with_its_files(empty_cache, tmp_path, monkeypatch):
+    """clang refuses it where they lie elsewhere or were written at another time."""
+    found = [build.precompiled_shim(build.Variant())]
+    for folder in ("runtime", "shim"):
+        shutil.copytree(build.HERE / folder, tmp_path / folder)
+    monkeypatch.setattr(build, "HERE", tmp_path)
+    found.append(build.precompiled_shim(build.Variant()))
+    os.utime(tmp_path / "shim" / "metal.h", (0, 0))
+    found.append(build.precompiled_shim(build.Variant()))
+    assert len(set(found)) == 3 and build.precompiled_shim(build.Variant()) == found[-1]
 
 
 def test_nothing_is_built_inside_the_package():
