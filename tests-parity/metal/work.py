@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any
 
@@ -27,17 +27,17 @@ class AxisWork:
     """One axis of a launch, summed over its tiles and dilation groups.
 
     staged: how often staging copies each token as a column. direct: how often a product that reads device memory
-    itself reads it as one. steps, full: bricks along x; rows of the box on the other axes. tiles: those that are
-    not empty. idle: rows of patches that do not exist.
+    itself reads it as one. steps, full: bricks along x; rows of the box on the other axes. boxes: columns that the
+    tiles see, tile by tile. idle: rows of patches that do not exist.
     """
 
     staged: Array
     direct: Array
     steps: int = 0
     full: int = 0
-    tiles: int = 0
     patches: int = 0
     idle: int = 0
+    boxes: list[int] = field(default_factory=list)
 
 
 def seen_by(axis: Axis, transposed: bool) -> Array:
@@ -62,6 +62,16 @@ def pieces(length: int, chunk: int) -> Array:
     return counts
 
 
+def chunks(rows: int, length: int, chunk: int) -> int:
+    """In how many chunks a box of ``rows`` rows is staged: whole rows, evenly spread, or pieces of a row."""
+    if not length:
+        return 0
+    if length > chunk + 1:
+        return rows * -(-length // chunk)
+    fewest = -(-rows // ((chunk + 1) // length))
+    return -(-rows // -(-rows // fewest))
+
+
 def in_bricks(length: int) -> Array:
     """How often direct reads read each of ``length`` columns of a row: the last also for those its brick lacks."""
     counts = np.ones(length, int)
@@ -82,7 +92,7 @@ def axis_work(axis: Axis, transposed: bool, extent: int, simdgroups: int, chunk:
             tile = own[corner : corner + extent * simdgroups]
             low, high = span(tile)
             staged[low:high] += pieces(high - low, chunk) if along_x else 1
-            work.tiles += 1
+            work.boxes.append(high - low)
             for first in range(corner, corner + extent * simdgroups, extent):
                 if first >= n:
                     continue  # an idle simdgroup
@@ -135,6 +145,16 @@ class Work:
         full = math.prod(axis.full for axis in self.axes) * self.repeat + self.patches * (extra // 8)
         return steps, full
 
+    @property
+    def chunks(self) -> int:
+        """Chunks that the launch stages, those of additional keys included."""
+        if not self.instance.stage:
+            return 0
+        boxes = list(itertools.product(*(axis.boxes for axis in self.axes)))
+        own = sum(chunks(math.prod(rows), x, self.instance.chunk) for *rows, x in boxes)
+        extra = self.problem.additional if self.instance.extra else 0
+        return (own + chunks(1, extra, self.instance.chunk) * len(boxes)) * self.repeat
+
     def outer(self, name: str) -> Array:
         """``[tokens..]``: the product of a per-axis count over all tokens."""
         return reduce(np.multiply.outer, [getattr(axis, name) for axis in self.axes])
@@ -149,7 +169,7 @@ class Work:
         """``[S]``: the same of additional keys, which all patches see whole."""
         times, i = self.problem.group_heads // self.instance.heads, self.instance
         if i.stage:
-            return pieces(self.problem.additional, i.chunk) * math.prod(axis.tiles for axis in self.axes) * times
+            return pieces(self.problem.additional, i.chunk) * math.prod(len(axis.boxes) for axis in self.axes) * times
         patches = math.prod(axis.patches for axis in self.axes)
         return in_bricks(self.problem.additional) * patches * times * products
 
@@ -177,12 +197,26 @@ class EveryWork:
     parts: int
 
     @property
+    def cuts(self) -> list[int]:
+        """Queries of the outermost axis, part by part."""
+        n = self.problem.query_shape[0]
+        return [n * (part + 1) // self.parts - n * part // self.parts for part in range(self.parts)]
+
+    @property
     def shares(self) -> list[int]:
         """Lengths along x of the boxes that one patch meets, part by part in rank 1."""
-        *_, x = self.problem.query_shape
-        if self.problem.rank > 1:
-            return [x]
-        return [x * (part + 1) // self.parts - x * part // self.parts for part in range(self.parts)]
+        return [self.problem.query_shape[-1]] if self.problem.rank > 1 else self.cuts
+
+    @property
+    def chunks(self) -> int:
+        """Chunks that the launch stages: each threadgroup those of its part, for every head."""
+        if not self.instance.stage:
+            return 0
+        shape, chunk = self.problem.query_shape, self.instance.chunk
+        rows = [n * math.prod(shape[1:-1]) for n in self.cuts] if len(shape) > 1 else [1] * self.parts
+        lengths = [shape[-1]] * self.parts if len(shape) > 1 else self.cuts
+        own = sum(chunks(n, x, chunk) for n, x in zip(rows, lengths, strict=True))
+        return own * self.tiles * self.problem.batch * self.problem.heads
 
     @property
     def patches(self) -> int:

@@ -1,0 +1,187 @@
+"""Small changes of the kernels' text.
+
+A rule is a pattern and what takes its place; every match in a kernel header is a mutant of its own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from natten_mps._metal.source import HEADERS, KERNELS
+
+# name -> (pattern, replacement, files that it applies to).
+RULES: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "no threadgroup barrier": (r"threadgroup_barrier\([^;]*\);", ";", HEADERS),
+    "no simdgroup barrier": (r"simdgroup_barrier\([^;]*\);", ";", HEADERS),
+    "stores rows that are not there": (r"if \(!patch\.store\) return;", "", HEADERS),
+    "fills slots of rows that are not there": (r"if \(patch\.store\) ", "", HEADERS),
+    "no check of store": (r" && store\b", "", HEADERS),
+    "rows of a patch all exist": (r"patch\.store = patch\.store && p <= end;", "", HEADERS),
+    "rows of a patch: < for <=": (r"patch\.store && p <= end", "patch.store && p < end", HEADERS),
+    "additional rows all exist": (r"patch\.store = first \+ fragment_row < rows;", "patch.store = true;", HEADERS),
+    "idle simdgroups store": (r"patch\.store = patch\.active;", "patch.store = true;", HEADERS),
+    "idle simdgroups walk": (r"if \(!patch\.active\) continue;", "", HEADERS),
+    "all simdgroups are active": (r"patch\.active = (?:t|first)\b[^;]*;", "patch.active = true;", HEADERS),
+    "tiles beyond a group run": (r"inside = inside && [^;]*;", ";", HEADERS),
+    "one end of x twice": (r"nth % 2 \* \(along_x - 1\)", "0", HEADERS),
+    "an end of x for a tile between": (r"nth % \(along_x - 2\) \+ 1;", "nth % (along_x - 2);", HEADERS),
+    "mask: > for >=, low": (r"column >= seen\.low", "column > seen.low", HEADERS),
+    "mask: <= for <, high": (r"column < seen\.high", "column <= seen.high", HEADERS),
+    "mask: no row": (r"return row\[j\] && ", "return ", HEADERS),
+    "row mask: > for >=, low": (r"p >= patch\.seen\[a\]\.low", "p > patch.seen[a].low", HEADERS),
+    "row mask: <= for <, high": (r"p < patch\.seen\[a\]\.high", "p <= patch.seen[a].high", HEADERS),
+    "full: low one less": (r">= patch\.common\[(\w)\]\.low", r">= patch.common[\1].low - 1", HEADERS),
+    "full: low one more": (r">= patch\.common\[(\w)\]\.low", r"> patch.common[\1].low", HEADERS),
+    "full: <= for <, high": (r"p < patch\.common\[a\]\.high", "p <= patch.common[a].high", HEADERS),
+    "full: high one more": (r"\+ 8 <= patch\.common\[X\]\.high", "+ 7 <= patch.common[X].high", HEADERS),
+    "common: ends swapped, low": (r"common\[a\]\.low = of_last\.low", "common[a].low = of_first.low", HEADERS),
+    "common: ends swapped, high": (r"common\[a\]\.high = of_first\.high", "common[a].high = of_last.high", HEADERS),
+    "patch box: ends swapped, low": (r"patch\.x\.low = of_first\.low", "patch.x.low = of_last.low", HEADERS),
+    "patch box: ends swapped, high": (r"patch\.x\.high = of_last\.high", "patch.x.high = of_first.high", HEADERS),
+    "window: one more": (r"(span\.(?:low|high) = )([^;]+);", r"\1(\2) + 1;", ("window.h",)),
+    "window: one less": (r"(span\.(?:low|high) = )([^;]+);", r"\1(\2) - 1;", ("window.h",)),
+    "box: no row clamped": (r"patch\.row\[a\] = min\(p, end\);", "patch.row[a] = p;", HEADERS),
+    "columns not bounded": (r"span\.high = min\(span\.high, a\.columns\);", "", HEADERS),
+    "no zeros behind a chunk": (r"for \(; key < piece\.tail;", "for (; false && key < piece.tail;", HEADERS),
+    "one zero less behind a chunk": (r"key < piece\.tail;", "key < piece.tail - 1;", HEADERS),
+    "threads left over start anew": (r"key -= piece\.length;", "key = thread_id / Copy::LANES;", HEADERS),
+    "staging stays in its row": (r"(?m)^    row\.advance\(t\);", "", ("stage.h",)),
+    "bricks stay in their row": (r"next\.row\.advance\(t\);", "", HEADERS),
+    "pieces one column short": (r"C::CHUNK \+ 7", "C::CHUNK + 6", HEADERS),
+    "chunks hold a column more": (r"C::CHUNK \+ 1\b", "C::CHUNK + 2", HEADERS),
+    "chunks hold a column less": (r"C::CHUNK \+ 1\b", "C::CHUNK", HEADERS),
+    "channels beyond D are copied": (r"c < dim \? (src\[c \* channel\]) : T\(0\)", r"\1", HEADERS),
+    "channels beyond D are loaded": (r"if \(d(?: \+ 1)? < dim\) (r\[)", r"\1", HEADERS),
+    "channels beyond D are written": (r"if \(d \+ fc(?: \+ 1)? < dim\) ", "", HEADERS),
+    "direct reads leave the box": (r"min\((c|c \+ 1|r), last\)", r"(\1)", HEADERS),
+    "direct channels beyond D": (r"if \(!WIDE && d >= dim\) return[^;]*;", "", HEADERS),
+    "direct odd channel beyond D": (r"d \+ 1 < dim \? (tokens\[i \+ channel\]) : T\(0\)", r"\1", HEADERS),
+    "unused bricks count": (r"if \(j < count\) (\{)", r"\1", HEADERS),
+    "unused bricks count in a check": (r"j < count && ", "", HEADERS),
+    "unused bricks are full": (r"b\.full\[j\] = b\.row\[j\] = false;", "b.full[j] = b.row[j] = true;", HEADERS),
+    "sums keep their old scale": (r"l \*= decay;", "", HEADERS),
+    "outputs keep their old scale": (r"out\[d\] \*= decay;", "out[d] *= 1.0f;", HEADERS),
+    "row maximum of half a row": (r"return max\(x, simd_shuffle_xor\(x, ushort\(8\)\)\);", "return x;", HEADERS),
+    "row sum of half a row": (r"return x \+ simd_shuffle_xor\(x, ushort\(8\)\);", "return x;", HEADERS),
+    "masked is minus infinity": (r"kMasked = -1\.7014117e38f", "kMasked = -__builtin_inff()", HEADERS),
+    "additional keys have a bias": (r"body\.biased = false;", "body.biased = true;", HEADERS),
+    "empty slots are not filled": (r"if \(!holds\) logits", "if (false) logits", HEADERS),
+    "bias of the wrong head": (r"place\.head \* bias_entries", "place.kv_head * bias_entries", HEADERS),
+    "head of the wrong group": (r"kv_head \* group_heads \+ h;", "kv_head * group_heads;", HEADERS),
+    "lse in base 2": (r"\(body\.m \+ log2\(total\)\) \* kLn2", "(body.m + log2(total))", HEADERS),
+    "no dLSE": (r" - \(C::LSE_GRAD \? lse_grad\[row\] : 0\.0f\)", "", HEADERS),
+    "parts overlap": (r"\* \(part \+ 1\) / parts", "* (part + 1) / parts + 1", HEADERS),
+    "tables of one simdgroup": (r"g < C::NSG; \+\+g", "g < 1; ++g", HEADERS),
+    "tables start as they are": (r"body\.sums\[e\] = 0\.0f;", ";", HEADERS),
+    "tiles run past the end": (r"min\((t\.corner\[a\] \+ extent), t\.axis\[a\]\.rows\)", r"(\1)", HEADERS),
+    "patches run past the end": (r"min\((first \+ patch_extent<C>\(a\) - 1), end\)", r"(\1)", HEADERS),
+    "callers run tiles beyond a group": (r"if \(!(find_tile<C>\([^;]*\))\) (?:return|continue);", r"\1;", HEADERS),
+    "ends of x: one or two tiles": (r"if \(along_x <= 2\) return nth;", "", HEADERS),
+    "ends of x are not first": (r"if \(nth < 2 \* lines\) return [^;]*;", "", HEADERS),
+    "rows of no columns are divided by": (r"max\(box_x, 1\)", "box_x", HEADERS),
+    "patches begin past the end": (r"first = min\(([^;]*), end\);", r"first = \1;", HEADERS),
+    "boxes have negative extents": (r"max\((t\.box\[a\]\.high - t\.box\[a\]\.low), 0\)", r"\1", HEADERS),
+    "boxes have no rows": (r"max\(c\.rows, 1\)", "c.rows", HEADERS),
+    "boxes have no chunks": (r"max\(chunks, 1\)", "chunks", HEADERS),
+    "rows have a negative number of bricks": (r"max\(0, (next\.high - next\.low)\)", r"\1", HEADERS),
+    "bricks end after their last column": (r"min\(7, (patch\.x\.high - 1 - b\.x\[j\])\);", r"\1;", HEADERS),
+    "bricks all lie inside": (r"min\(7, patch\.x\.high - 1 - b\.x\[j\]\);", "7;", HEADERS),
+    "chunks run past the last row": (r"min\(cut\.per, cut\.rows - row0\)", "cut.per", HEADERS),
+    "pieces run past the row": (r"min\(cut\.length, box_x - x0\)", "cut.length", HEADERS),
+    "always seven zeros": (r"min\(7, C::CHUNK \+ 8 - n_rows \* length\)", "7", HEADERS),
+    "bricks before the patch": (r"max\(0, (\(x0 - rel \+ 7\) / 8)\)", r"\1", HEADERS),
+    "bricks behind the patch": (r"min\(\(patch\.x\.high - patch\.x\.low \+ 7\) / 8, ([^;]*)\);", r"\1;", HEADERS),
+    "bricks of the next chunk": (r"min\((\(patch\.x\.high - patch\.x\.low \+ 7\) / 8), [^;]*;", r"\1;", HEADERS),
+    "more bricks than are left": (r"min\(int\(C::NB\), total - done\)", "int(C::NB)", HEADERS),
+    "additional rows past the last": (r"min\(first \+ fragment_row, rows - 1\)", "first + fragment_row", HEADERS),
+    "delta past the last row": (r"min\(own, prm\[kRowCount\] - 1\)", "own", HEADERS),
+    "delta: lanes without a row write": (r" && own == row\b", "", HEADERS),
+    "delta: every lane writes": (r"lane % 8 == 0 && ", "", HEADERS),
+    "lse: every lane writes": (r"if \(body\.fc == 0\) \{", "{", HEADERS),
+    "sums past the last element": (r"if \(at >= prm\[kRowCount\]\) return;", "", HEADERS),
+    "unseen columns are taken": (r"\bsees \? ([^:;]+) : (?:0\.0f|T\(0\));", r"\1;", HEADERS),
+    "unseen columns have a bias": (r"C::BIAS && (biased && )?sees\b", r"C::BIAS && \1true", HEADERS),
+    "unseen columns have a bias, forward": (r"if \((?:first|second)\) (s\[j\])", r"\1", HEADERS),
+    "unseen columns are not masked": (r"(?:first|second) \? (s\[j\]\[[01]\]) : kMasked", r"\1", HEADERS),
+    "unseen columns count": (r" && \(b\.full\[j\] \|\| b\.sees\([^;]*?seen\)\)", "", HEADERS),
+    "all rows of a table at once": (r"r == fr && ", "", HEADERS),
+    "row maximum without a neighbour": (r"x = max\(x, simd_shuffle_xor\(x, ushort\(1\)\)\);", "", HEADERS),
+    "row maximum of one column": (r"max\(top, max\((s\[j\]\[0\]), s\[j\]\[1\]\)\)", r"max(top, \1)", HEADERS),
+    "row maximum of the last brick": (r"top = max\(top, (max\([^;]*\))\);", r"top = (\1);", HEADERS),
+    "rows that do not exist are loaded": (r"store \? dim : 0", "dim", HEADERS),
+    "windows are whole on every axis": (r"whole = whole && [^;]*;", ";", HEADERS),
+    "planes of a box run on": (r"(\+\+pos\[RANK - 2\]) == (t\.box\[RANK - 2\]\.high)", r"\1 > \2", HEADERS),
+    "rows of bricks run on": (r"\+\+next\.x == next\.high", "++next.x > next.high", HEADERS),
+    "additional keys have a bias, where it is added": (r" && biased\b", "", HEADERS),
+    "direct even channel beyond D": (r"\bd < dim \? (tokens\[i\]) : T\(0\)", r"\1", HEADERS),
+    # Loops that are unrolled have constants for bounds, and run over registers.
+    "a loop runs once more": (r"(?<!NA_UNROLL )(for \([^;]*; \w+) < ([^;]+;)", r"\1 <= \2", HEADERS),
+    "a loop goes on below 0": (r"(?<!NA_UNROLL )(for \([^;]*; \w+) >= 0;", r"\1 >= -1;", HEADERS),
+}
+# Mutants in which nothing is to be found, by file, rule and number of the match; and why.
+_UNUSED = "a brick that is not used sees nothing, whoever asks"
+_NO_COLUMNS = "boxes without columns exist in rank 1 only, where no other axis has an extent"
+HARMLESS: dict[tuple[str, str, int], str] = {
+    ("walk.h", "no simdgroup barrier", 0): "mem_none: it keeps the compiler from loading ahead, and orders no memory",
+    ("coord.h", "patches begin past the end", 0): "only idle ones do, and their rows are held at the end",
+    ("walk.h", "boxes have negative extents", 0): _NO_COLUMNS,
+    ("walk.h", "boxes have no rows", 0): _NO_COLUMNS,
+    ("walk.h", "boxes have no chunks", 0): _NO_COLUMNS,
+    ("walk.h", "rows have a negative number of bricks", 0): "such a loop ends where one up to 0 does",
+    ("walk.h", "bricks end after their last column", 0): "it is compared with columns 0 to 7 only",
+    ("walk.h", "a loop runs once more", 2): "a group without bricks: everything in it is unused",
+    ("na_bwd_dkv.h", "additional rows past the last", 0): "rows that do not exist are neither loaded nor stored",
+    ("na_split.h", "a loop runs once more", 0): "one past the last is taken for slot 0, which holds a key in every row",
+    ("na_bias.h", "a loop runs once more", 0): "no lane has a ninth row",
+    ("na_bias.h", "a loop runs once more", 1): "entries are odd many, and tables even: nothing reads one more",
+    ("stage.h", "threads left over start anew", 0): "the same tokens, shared out among the threads less evenly",
+    ("na_split.h", "unused bricks count in a check", 0): _UNUSED,
+    ("na_bias.h", "unused bricks count in a check", 0): _UNUSED,
+    ("na_bias.h", "unused bricks count", 0): _UNUSED,
+}
+# Mutants that neither an assertion nor the emulator ends, by the same keys: how they end, and why that is a find.
+OTHERWISE: dict[tuple[str, str, int], tuple[str, str]] = {}
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One change: the ``number``-th match of a rule in a header."""
+
+    file: str
+    rule: str
+    number: int
+    line: int
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line} {self.rule}"
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        return self.file, self.rule, self.number
+
+
+def stripped(file: str) -> str:
+    """A header as it stands in the flattened source."""
+    lines = (KERNELS / file).read_text(encoding="ascii").splitlines()
+    return "\n".join(line for line in lines if not line.lstrip().startswith(("//", "#pragma once")))
+
+
+def unchanged(file: str) -> Mutant:
+    """No change at all."""
+    return Mutant(file, "unchanged", 0, 0, stripped(file))
+
+
+def mutants() -> Iterator[Mutant]:
+    """All of them, header by header."""
+    for file in HEADERS:
+        text, original = stripped(file), (KERNELS / file).read_text(encoding="ascii").splitlines()
+        for rule, (pattern, replacement, files) in RULES.items():
+            if file not in files:
+                continue
+            for number, match in enumerate(re.finditer(pattern, text)):
+                changed = text[: match.start()] + match.expand(replacement) + text[match.end() :]
+                around = text[text.rfind("\n", 0, match.start()) + 1 :].partition("\n")[0]
+                yield Mutant(file, rule, number, original.index(around) + 1, changed)
