@@ -29,7 +29,12 @@ BEYOND = 1 << 32
 def cases() -> list[Any]:
     kits = {kit.name: kit for kit in KITS}
     return [
-        pytest.param(kits[name].instances[template], axis, id=f"{name}-{template}-{what}")
+        pytest.param(
+            kits[name].instances[template],
+            axis,
+            id=f"{name}-{template}-{what}",
+            marks=[pytest.mark.all] if name == STAGED else [],
+        )
         for name in (DIRECT, STAGED)
         for template in STRIDED
         if template in kits[name].instances

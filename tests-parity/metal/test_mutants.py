@@ -61,8 +61,7 @@ def test_a_handful_is_found(key: tuple[str, str, int]) -> None:
 @pytest.mark.usefixtures("emulator")
 def test_the_kernels_themselves_are_not_found() -> None:
     """What finds mutants finds nothing in the text as it is."""
-    for file in ("walk.h", "na_bias.h"):
-        assert tried(unchanged(file), optimised=True) == NOTHING
+    assert tried(unchanged("walk.h"), optimised=True) == NOTHING
 
 
 def endless(mutant: Mutant) -> Verdict:
