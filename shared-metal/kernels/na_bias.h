@@ -18,7 +18,7 @@ struct BiasGradient {
   typedef typename C::T T;
   QueryGradient<C> rows;      // logits and their gradients, as for dQ; its sum stays unused
   const device T* d_logits;   // of the lane's row (SLOTS)
-  long channel;                // elements between two of its slots
+  long channel;               // elements between two of its slots
   threadgroup float* sums;    // the simdgroup's table
   bool store;
   int fr;

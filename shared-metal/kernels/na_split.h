@@ -109,7 +109,7 @@ struct WeighKeys {
   typedef typename C::T T;
   Pair<float> sum[C::DB / 8];
   const device T* weights;  // of the lane's row
-  long channel;              // elements between two slots
+  long channel;             // elements between two slots
   int fr;
   int fc;
 
@@ -168,7 +168,7 @@ struct WeighQueries {
   typedef typename C::T T;
   Pair<float> sum[C::DB / 8];
   const device T* weights;  // of the box's first query
-  long channel;              // elements between two slots
+  long channel;             // elements between two slots
   long scalar_step;         // weights between queries side by side along x
   Axis x;
   int row_x;                // the lane's key

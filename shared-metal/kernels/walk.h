@@ -60,12 +60,12 @@ struct Bricks {
   At a[NB];         // element offset of the first column in A's source
   At b[NB];         // and in B's
   long scalar[NB];  // and in the tensors of one value a token (lse, delta)
-  int bias[NB];    // entry of the bias table for the lane's row and the first column
-  int slot[NB];    // window slot of the lane's row and the first column (TRANSPOSED: without the part of x)
-  int x[NB];       // position of the first column
-  int last[NB];    // last column inside the patch's box, 0..7
-  bool full[NB];   // uniform: no mask needed
-  bool row[NB];    // the lane's row sees this row of the box
+  int bias[NB];     // entry of the bias table for the lane's row and the first column
+  int slot[NB];     // window slot of the lane's row and the first column (TRANSPOSED: without the part of x)
+  int x[NB];        // position of the first column
+  int last[NB];     // last column inside the patch's box, 0..7
+  bool full[NB];    // uniform: no mask needed
+  bool row[NB];     // the lane's row sees this row of the box
   METAL_FUNC bool sees(int j, int column, Span seen) const thread {
     return row[j] && column >= seen.low && column < seen.high;
   }
