@@ -157,8 +157,13 @@ def _broadcast(path: Path, tensor: Any, batch: int) -> Any:
 @pytest.mark.parametrize("path", PATHS, ids=str)
 @pytest.mark.parametrize("name", ["img-batch3"])
 def test_memory_layout_does_not_matter(name: str, path: Path) -> None:
+    """Our kernels, and the pure path's gathered rows, give the same bits. dense hands views to the framework's own
+    product, which takes another order of sums for another layout on some processors: there, up to rounding.
+    """
     case = BY_NAME[name]
+    expected = tolerances.fused(case, "float32")
     for layout, (views, packed) in layouts(path, case).items():
         found, wanted = (contiguous_run(path, case, tensors) for tensors in (views, packed))
-        for a, b in zip(found, wanted, strict=True):
-            assert np.array_equal(a, b), layout
+        for tensor, a, b in zip(("out", "lse", *packed), found, wanted, strict=True):
+            allowed = expected[tensor].cross if path.backend == "dense" else 0.0
+            assert tolerances.deviation(a, b) <= allowed, (layout, tensor)
