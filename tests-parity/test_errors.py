@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -37,7 +39,8 @@ def test_message(bad: Bad, framework: Framework) -> None:
     with pytest.raises(error) as caught:
         call(framework, face, changes)
     package = framework.package_name.replace("_", "-")
-    text = text.replace("{package}", package).replace("{tiers}", TIERS[framework.name])
+    tensor = {"mps": "Tensor", "mlx": "array"}[framework.name]
+    text = text.replace("{package}", package).replace("{tiers}", TIERS[framework.name]).replace("{tensor}", tensor)
     assert type(caught.value) is error
     assert str(caught.value) == f"{face}: {text}"
 
@@ -96,7 +99,8 @@ def test_what_is_no_stream() -> None:
 JUNK: tuple[Any, ...] = (
     None, True, -1, 0, 10**30, 2.5, float("nan"), 1j, "", "pure", b"3", (), [], [[]], {}, {3}, object(), int, len,
     (1, 2, 3, 4), [None], range(3), np.float32(2), np.array([1, 2]), np.array(3), T(()), T((0,)), T((1, 7, 2, 4)),
-    T((3,), "int32"), T((1, 7, 2, 4), "float16"), [T((1, 7, 2, 4))],
+    T((3,), "int32"), T((1, 7, 2, 4), "float16"), [T((1, 7, 2, 4))], 10**400, -(10**5000), (10**5000,), Fraction(1, 3),
+    Decimal(1), slice(3), iter([3]), ["a"], np.ones((1, 7, 2, 4), "float32"),
 )  # fmt: skip
 OPTIONAL = ("stride", "dilation", "is_causal", "scale", "rpb", "additional_keys", "backend", "return_lse", "what")
 
@@ -104,18 +108,59 @@ OPTIONAL = ("stride", "dilation", "is_causal", "scale", "rpb", "additional_keys"
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 @pytest.mark.parametrize("face", [face for face in LEGAL if face != "set_backend"])
 def test_junk_for_any_argument(face: str, framework: Framework) -> None:
-    """Every argument replaced by junk of every kind: the call is legal after all, or one of three errors."""
-    refused = 0
+    """Every argument replaced by junk of every kind: the call is legal after all, or one of three errors in our words.
+
+    explain speaks for the face that it explains; an argument that a function does not have is Python's to refuse.
+    """
+    refused, ours = 0, (f"{face}: ", "na1d: ") if face == "explain" else (f"{face}: ",)
     for name in (*LEGAL[face], *OPTIONAL):
         for junk in JUNK:
             try:
                 found = call(framework, face, {name: junk})
             except (TypeError, ValueError, NotImplementedError) as error:
                 refused += 1
-                assert str(error), (name, junk)
+                words = str(error)
+                assert words.startswith(ours) or "unexpected keyword argument" in words, (name, words)
+                assert len(words) < 300, (name, words)
             else:
                 assert found is None or evaluated(framework, found) is not None
     assert refused > len(JUNK)
+
+
+MODULE_ARGUMENTS: dict[str, Any] = {
+    "embed_dim": 8, "num_heads": 2, "kernel_size": 3, "stride": 1, "dilation": 1, "is_causal": False,
+    "num_kv_heads": None, "qkv_bias": True, "qk_scale": None, "attn_drop": 0.0, "proj_drop": 0.0, "rel_pos_bias": False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_junk_for_any_argument_of_a_module(rank: int, framework: Framework) -> None:
+    """Its constructor refuses what its ops would; its call refuses any input that is no tensor of its shape."""
+    name = f"NeighborhoodAttention{rank}D"
+    make, refused = framework.face(name), 0
+    for argument in MODULE_ARGUMENTS:
+        for junk in JUNK:
+            try:
+                make(**MODULE_ARGUMENTS | {argument: built(junk, framework)})
+            except (TypeError, ValueError, NotImplementedError) as error:
+                refused += 1
+                assert str(error).startswith(f"{name}: "), (argument, str(error))
+    assert refused > 10 * len(JUNK)
+    module = make(**MODULE_ARGUMENTS)
+    for junk in JUNK:
+        with pytest.raises((TypeError, ValueError)) as caught:
+            module(built(junk, framework))
+        assert str(caught.value).startswith(f"{name}: input must be "), str(caught.value)
+
+
+def test_explain_takes_every_argument_of_the_face() -> None:
+    """return_lse changes nothing of what runs; what it is, is checked all the same."""
+    for framework in FRAMEWORKS:
+        plain, wanted = (call(framework, "explain", more) for more in ({}, {"return_lse": True}))
+        assert plain == wanted
+        with pytest.raises(TypeError, match=r"^explain: return_lse must be a bool; got 1$"):
+            call(framework, "explain", {"return_lse": 1})
 
 
 def evaluated(framework: Framework, found: Any) -> Any:

@@ -6,85 +6,25 @@ it; the message names the alternative.
 """
 
 import math
-import numbers
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
 
+from .arguments import bools_per_axis as bools_per_axis
+from .arguments import flag as flag
+from .arguments import ints_per_axis as ints_per_axis
+from .arguments import is_int, shown
+from .arguments import reject_type as reject_type
+from .arguments import scale_or_default as scale_or_default
 from .problem import DTYPES, RANKS, Problem, TensorSpec
 
 Sizes = tuple[tuple[int, ...], ...]
-
-
-def reject_type(face: str, name: str, value: object, wanted: str) -> NoReturn:
-    """TypeError: ``name`` is not what the op takes."""
-    plain = isinstance(value, (bool, int, float, str, list, tuple, type(None)))
-    shown = repr(value) if plain and not wanted.startswith("a tensor") else type(value).__name__
-    raise TypeError(f"{face}: {name} must be {wanted}; got {shown}")
 
 
 def require_float(face: str, name: str, dtype: str) -> None:
     """Attention takes floating-point tensors only."""
     if dtype not in DTYPES:
         raise TypeError(f"{face}: {name} must be {', '.join(DTYPES[:-1])} or {DTYPES[-1]}; got {dtype}")
-
-
-# --- arguments given once or once per axis -------------------------------------------------------
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
-
-
-def _is_bool(value: object) -> bool:
-    return isinstance(value, bool) or (type(value).__module__, type(value).__name__) in (
-        ("numpy", "bool"),
-        ("numpy", "bool_"),
-    )
-
-
-def _per_axis(face: str, name: str, value: Any, rank: int, kind: str) -> tuple[Any, ...]:
-    accept, convert = (_is_int, int) if kind == "int" else (_is_bool, bool)
-    if accept(value):
-        return (convert(value),) * rank
-    listed = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
-    if not listed or not all(accept(item) for item in value):
-        article = "an" if kind == "int" else "a"
-        reject_type(face, name, value, f"{article} {kind} or a sequence of {rank} {kind}s")
-    if len(value) != rank:
-        raise ValueError(f"{face}: {name} must have one entry per axis ({rank}); got {tuple(value)}")
-    return tuple(convert(item) for item in value)
-
-
-def ints_per_axis(face: str, name: str, value: Any, rank: int) -> tuple[int, ...]:
-    """``value`` as one int per axis; an int stands for all axes, None for 1 (never a bool)."""
-    if value is None and name != "kernel_size":
-        return (1,) * rank
-    return _per_axis(face, name, value, rank, "int")
-
-
-def bools_per_axis(face: str, name: str, value: Any, rank: int) -> tuple[bool, ...]:
-    """``value`` as one bool per axis; a bool stands for all axes, None for False (never an int)."""
-    return _per_axis(face, name, False if value is None else value, rank, "bool")
-
-
-def flag(face: str, name: str, value: Any) -> bool:
-    """``value`` as a bool; an int is not one."""
-    if not _is_bool(value):
-        reject_type(face, name, value, "a bool")
-    return bool(value)
-
-
-def scale_or_default(face: str, scale: Any, head_dim: int) -> float:
-    """The factor on q.k: ``head_dim ** -0.5`` for None; 0.0 means 0.0."""
-    if scale is None:
-        return float(head_dim) ** -0.5 if head_dim else 1.0
-    if not isinstance(scale, numbers.Real) or isinstance(scale, bool):
-        reject_type(face, "scale", scale, "a number or None")
-    factor = float(scale)
-    if not abs(factor) < math.inf:  # nor NaN; torch.compile cannot follow math.isfinite
-        raise ValueError(f"{face}: scale must be finite; got {scale}")
-    return factor
 
 
 # --- how tensors must agree ----------------------------------------------------------------------
@@ -130,8 +70,13 @@ def _rpb(face: str, rpb: TensorSpec, heads: int, kernel_size: tuple[int, ...], s
     wanted = (heads, *(2 * w - 1 for w in kernel_size))
     if rpb.shape != wanted:
         raise ValueError(f"{face}: rpb must be [heads, 2 * kernel_size - 1 per axis] = {wanted}; got {rpb.shape}")
+    check_bias_stride(face, "rpb", stride)
+
+
+def check_bias_stride(face: str, name: str, stride: tuple[int, ...]) -> None:
+    """NotImplementedError: a bias table by relative position goes with stride 1."""
     if any(s > 1 for s in stride):
-        raise NotImplementedError(f"{face}: rpb is defined for stride 1 only; got stride {stride}. Use stride=1")
+        raise NotImplementedError(f"{face}: {name} is defined for stride 1 only; got stride {stride}. Use stride=1")
 
 
 def _additional(face: str, keys: TensorSpec | None, values: TensorSpec | None, problem: Problem) -> int:
@@ -159,14 +104,8 @@ def _additional(face: str, keys: TensorSpec | None, values: TensorSpec | None, p
     return keys.shape[1]
 
 
-def check_axes(
-    face: str,
-    shape: tuple[int, ...],
-    kernel_size: tuple[int, ...],
-    stride: tuple[int, ...],
-    dilation: tuple[int, ...],
-) -> None:
-    """The rules that one axis can break: w, s, d >= 1; s <= w; w * d <= L."""
+def check_window(face: str, kernel_size: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]) -> None:
+    """The rules of a window on any axis: w, s, d >= 1; s <= w."""
     for name, values in (("kernel_size", kernel_size), ("stride", stride), ("dilation", dilation)):
         for axis, value in enumerate(values):
             if value < 1:
@@ -174,6 +113,17 @@ def check_axes(
     for axis, (w, s) in enumerate(zip(kernel_size, stride, strict=True)):
         if s > w:
             raise ValueError(f"{face}: stride must not exceed kernel_size; axis {axis} has {s} > {w}")
+
+
+def check_axes(
+    face: str,
+    shape: tuple[int, ...],
+    kernel_size: tuple[int, ...],
+    stride: tuple[int, ...],
+    dilation: tuple[int, ...],
+) -> None:
+    """:func:`check_window`, and w * d <= L on each axis."""
+    check_window(face, kernel_size, stride, dilation)
     for axis, (length, w, d) in enumerate(zip(shape, kernel_size, dilation, strict=True)):
         if w * d > length:
             raise ValueError(
@@ -321,11 +271,11 @@ def varlen_sizes(
 ) -> Sizes:
     """The items' own shapes, one tuple of ``rank`` ints each, from ``[B]`` or ``[B, rank]`` host numbers."""
     batch, shape, rank = padded.shape[0], padded.shape[1:-2], len(kernel_size)
-    flat = isinstance(sizes, list) and rank == 1 and all(_is_int(size) for size in sizes)
+    flat = isinstance(sizes, list) and rank == 1 and all(is_int(size) for size in sizes)
     rows = [[size] for size in sizes] if flat else sizes
     wanted = f"ints of shape ({batch},)" if rank == 1 else f"ints of shape ({batch}, {rank})"
     if not isinstance(rows, list) or not all(
-        isinstance(row, (list, tuple)) and len(row) == rank and all(_is_int(size) for size in row) for row in rows
+        isinstance(row, (list, tuple)) and len(row) == rank and all(is_int(size) for size in row) for row in rows
     ):
         reject_type(face, name, sizes, wanted)
     if len(rows) != batch:
@@ -336,7 +286,7 @@ def varlen_sizes(
             if not 0 <= size <= shape[axis]:
                 raise ValueError(
                     f"{face}: {name} must lie between 0 and the padded length; "
-                    f"item {item}, axis {axis} has {size}, padded to {shape[axis]}"
+                    f"item {item}, axis {axis} has {shown(size)}, padded to {shape[axis]}"
                 )
             if size < w * d and 0 not in row:
                 raise ValueError(
@@ -361,6 +311,13 @@ def listed_items(face: str, name: str, specs: Sequence[Sequence[TensorSpec]], si
     given = [tuple(size) if isinstance(size, (list, tuple)) else (size,) for size in sizes]
     if given != shapes:
         raise ValueError(f"{face}: {name} must be the items' own shapes, {shapes}, or None; got {given}")
+
+
+def merge_parts(face: str, name: str, parts: Any) -> list[Any]:
+    """The tensors of ``outputs`` or ``lses``; TypeError unless they come as a list or tuple."""
+    if not isinstance(parts, (list, tuple)):
+        reject_type(face, name, parts, "a list of tensors")
+    return list(parts)
 
 
 def check_merge(face: str, outputs: Sequence[TensorSpec], lses: Sequence[TensorSpec]) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from .checks import _is_int, reject_type
+from .arguments import is_int, reject_type
 from .problem import TensorSpec
 
 PACKED = ("cumulative_seqlen_Q", "cumulative_seqlen_KV", "max_seqlen_Q", "max_seqlen_KV")
@@ -101,7 +101,7 @@ def _same_number(face: str, names: Sequence[str], offsets: Sequence[list[int]]) 
 
 
 def _integers(face: str, name: str, given: Any) -> list[int]:
-    if not isinstance(given, (list, tuple)) or not all(_is_int(number) for number in given):
+    if not isinstance(given, (list, tuple)) or not all(is_int(number) for number in given):
         reject_type(face, name, given, "ints of shape (sequences,)" if name in LENGTHS else "ints of shape (n + 1,)")
     return [int(number) for number in given]
 
@@ -129,7 +129,7 @@ def _offsets(face: str, name: str, given: Any) -> list[int]:
 
 
 def _longest(face: str, name: str, given: Any, offsets: list[int], total: int) -> None:
-    if not _is_int(given):
+    if not is_int(given):
         reject_type(face, name, given, "an int")
     longest = max(end - start for start, end in pairwise(offsets))
     if not longest <= given <= total:

@@ -92,10 +92,14 @@ FACES = ("neighborhood_attention", "attention", *(f"na{r}d{s}" for r in RANKS fo
 
 def explained(face: str, specs: list[Spec | None], arguments: dict[str, Any]) -> Problem:
     """The problem that ``explain`` is asked about; tensors among ``arguments`` are specs already."""
+    if not isinstance(face, str):
+        checks.reject_type("explain", "op", face, "the name of an op")
     if face not in FACES:
         raise ValueError(f"explain: unknown op {face!r}; it explains {', '.join(FACES)}")
     kind = face.split("_")[-1] if face.endswith(("_qk", "_av")) else ("attention" if face == "attention" else "fused")
     known = _ARGUMENTS[kind]
+    if kind in ("fused", "attention"):  # whether lse is wanted changes nothing of what runs
+        checks.flag("explain", "return_lse", arguments.pop("return_lse", False))
     unknown = sorted(set(arguments) - set(known) - ({"kernel_size"} if kind != "attention" else set()))
     if unknown:
         raise TypeError(f"explain: {face} has no argument '{unknown[0]}'")
@@ -199,30 +203,6 @@ def _sample(rank: int, dtype: str, **changed: Any) -> Problem:
     shape, ones, no = tuple(max(8, w) for w in window), (1,) * rank, (False,) * rank
     usual = Problem("na", 1, shape, shape, 1, 1, 16, 16, window, ones, ones, no, 0.25, dtype)
     return replace(usual, **changed | ({"kernel_size": shape} if changed.get("op") == "attention" else {}))
-
-
-def module_heads(face: str, embed_dim: int, num_heads: int, num_kv_heads: int | None) -> int:
-    """The key/value heads of a module; ValueError if the dims do not divide."""
-    if num_heads < 1 or embed_dim % num_heads:
-        raise ValueError(f"{face}: embed_dim must be a multiple of num_heads; got {embed_dim} and {num_heads}")
-    kv_heads = num_heads if num_kv_heads is None else num_kv_heads
-    if kv_heads < 1 or num_heads % kv_heads:
-        raise ValueError(f"{face}: num_heads must be a multiple of num_kv_heads; got {num_heads} and {kv_heads}")
-    return kv_heads
-
-
-def module_input(face: str, shape: tuple[int, ...], rank: int, embed_dim: int) -> None:
-    """ValueError unless a module's input is ``[batch, *shape, embed_dim]``."""
-    if len(shape) != rank + 2 or shape[-1] != embed_dim:
-        axes = ", ".join("XYZ"[:rank]) if rank > 1 else "L"
-        raise ValueError(f"{face}: input must be [batch, {axes}, {embed_dim}]; got {shape}")
-
-
-def reject_module_dropout(face: str, sizes: str) -> None:
-    """Dropping weights needs the split ops, which know no items of different sizes."""
-    raise NotImplementedError(
-        f"{face}: attn_drop in training does not go with {sizes}; set attn_drop=0.0 or call the items one by one"
-    )
 
 
 def sizes_on_host(sizes: Any) -> Any:

@@ -302,6 +302,7 @@ def merge_attentions(
     face = "merge_attentions"
     backends.accept_knobs(face, upstream)
     where = stream_of(face, stream)
+    outputs, lses = checks.merge_parts(face, "outputs", outputs), checks.merge_parts(face, "lses", lses)
     checks.check_merge(
         face,
         [spec(face, f"outputs[{i}]", out) for i, out in enumerate(outputs)],

@@ -299,6 +299,7 @@ def merge_attentions(outputs: list[Tensor], lses: list[Tensor], **upstream: Any)
     """
     face = "merge_attentions"
     backends.accept_knobs(face, upstream)
+    outputs, lses = checks.merge_parts(face, "outputs", outputs), checks.merge_parts(face, "lses", lses)
     checks.check_merge(
         face,
         [spec(face, f"outputs[{i}]", out) for i, out in enumerate(outputs)],

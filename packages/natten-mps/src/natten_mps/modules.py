@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from . import functional, varlen
-from ._metal import checks, faces
+from ._arrays import spec
+from ._metal import checks, checks_modules
 from .functional import Bools, Ints
 
 
@@ -37,24 +38,26 @@ class _NeighborhoodAttention(nn.Module):
         rel_pos_bias: bool = False,
     ) -> None:
         super().__init__()
-        face = type(self).__name__
-        self.num_kv_heads = faces.module_heads(face, embed_dim, num_heads, num_kv_heads)
-        self.embed_dim, self.num_heads, self.head_dim = embed_dim, num_heads, embed_dim // num_heads
-        window = checks.window_arguments(face, self.rank, kernel_size, stride, dilation, is_causal)
-        self.kernel_size, self.stride, self.dilation, self.is_causal = window
-        self.scale = checks.scale_or_default(face, qk_scale, self.head_dim)
+        given = checks_modules.constructor(
+            type(self).__name__, self.rank, embed_dim, num_heads, num_kv_heads,
+            (kernel_size, stride, dilation, is_causal), qk_scale, qkv_bias, (attn_drop, proj_drop), rel_pos_bias,
+        )  # fmt: skip
+        self.embed_dim, self.num_heads, self.num_kv_heads = given.embed_dim, given.num_heads, given.num_kv_heads
+        self.head_dim, self.scale = self.embed_dim // self.num_heads, given.scale
+        self.kernel_size, self.stride, self.dilation, self.is_causal = given.window
+        embed_dim, num_heads, qkv_bias = given.embed_dim, given.num_heads, given.qkv_bias
         if self.num_kv_heads == num_heads:
             self.qkv = nn.Linear(embed_dim, 3 * embed_dim, bias=qkv_bias)
         else:
             self.q_proj = nn.Linear(embed_dim, embed_dim, bias=qkv_bias)
             self.kv_proj = nn.Linear(embed_dim, 2 * self.num_kv_heads * self.head_dim, bias=qkv_bias)
         self.rpb: nn.Parameter | None = None
-        if rel_pos_bias:
+        if given.rel_pos_bias:
             self.rpb = nn.Parameter(torch.zeros(num_heads, *(2 * w - 1 for w in self.kernel_size)))
             nn.init.trunc_normal_(self.rpb, std=0.02)
-        self.attn_drop = nn.Dropout(attn_drop)
+        self.attn_drop = nn.Dropout(given.attn_drop)
         self.proj = nn.Linear(embed_dim, embed_dim)
-        self.proj_drop = nn.Dropout(proj_drop)
+        self.proj_drop = nn.Dropout(given.proj_drop)
 
     def _geometry(self, shape: tuple[int, ...]) -> checks.Window:
         """kernel_size, stride, dilation and is_causal for an input ``[B, *shape, C]``."""
@@ -63,13 +66,13 @@ class _NeighborhoodAttention(nn.Module):
     def _attend_module(self, x: Tensor, sizes: Any) -> Tensor:
         """``x [B, *shape, C]`` -> ``[B, *shape, C]``; sizes as the varlen ops take them, or None."""
         face = type(self).__name__
-        faces.module_input(face, tuple(x.shape), self.rank, self.embed_dim)
+        checks_modules.check_input(face, spec(face, "input", x), self.rank, self.embed_dim)
         query, key, value = self._project(x)
         window = self._geometry(tuple(x.shape[1:-1]))
         dropping = self.training and self.attn_drop.p > 0
         if sizes is not None:
             if dropping:
-                faces.reject_module_dropout(face, self._sizes_name)
+                checks_modules.reject_dropout(face, self._sizes_name)
             op, tensors = f"na{self.rank}d_varlen", (query, key, value)
             out = varlen.padded_items(op, self._sizes_name, tensors, sizes, window, self.scale, False, None, self.rpb)
         elif dropping:
