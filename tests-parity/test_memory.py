@@ -95,10 +95,9 @@ def run(framework: Any, backend: str, face: str, given: list[Any], kernel_size: 
     return found
 
 
-def measured(path: str, face: str, shape: tuple[int, ...], kernel_size: int, *passes: str) -> dict[str, Any]:
-    """:func:`measure` in a fresh process."""
-    call = f"measure({path!r}, {face!r}, {list(shape)!r}, {kernel_size!r}, {list(passes)!r})"
-    code = f"import json; from test_memory import *; print(json.dumps({call}))"
+def in_a_fresh_process(module: str, call: str) -> Any:
+    """What an expression gives in a process that knows nothing but a module of the tests."""
+    code = f"import json; from {module} import *; print(json.dumps({call}))"
     paths = os.pathsep.join([str(File(__file__).parent), *filter(None, sys.path)])
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -109,7 +108,13 @@ def measured(path: str, face: str, shape: tuple[int, ...], kernel_size: int, *pa
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
+    return json.loads(done.stdout)
+
+
+def measured(path: str, face: str, shape: tuple[int, ...], kernel_size: int, *passes: str) -> dict[str, Any]:
+    """:func:`measure` in a fresh process."""
+    call = f"measure({path!r}, {face!r}, {list(shape)!r}, {kernel_size!r}, {list(passes)!r})"
+    found: dict[str, Any] = in_a_fresh_process("test_memory", call)
     extra = ", ".join(f"{found[which]['extra'] / 2**20:.1f} MiB extra {which}" for which in passes)
     print(f"{path} {face} {shape}: {extra}, {found['seconds']:.1f} s")
     return found

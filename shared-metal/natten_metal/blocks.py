@@ -14,7 +14,7 @@ an array namespace (numpy, torch or MLX); they are plan data, no tensor of the u
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
@@ -84,17 +84,26 @@ def row_interval(axis: Axis, transposed: bool, p: Any, columns: Any, xp: ArrayNa
     return interval(p, columns, axis.window, axis.stride, axis.causal, xp)
 
 
+# Tiles of an axis that are all looked at for the widest span.
+MOST_SPANS = 16_384
+
+
 @lru_cache(maxsize=4096)
 def box_size(axis: Axis, transposed: bool, tile: int) -> int:
-    """The widest span of columns that any tile of ``tile`` rows sees."""
+    """Columns that hold the span of any tile of ``tile`` rows: the widest span, or on long axes a bound on it."""
     rows = axis.keys if transposed else axis.queries
     columns = axis.queries if transposed else axis.keys
+    # Groups have two lengths at most, those of the first and the last.
     lengths = {
-        (group_length(rows, g, axis.dilation), group_length(columns, g, axis.dilation)) for g in range(axis.dilation)
+        (group_length(rows, g, axis.dilation), group_length(columns, g, axis.dilation)) for g in (0, axis.dilation - 1)
     }
     widest = 1
     for row_count, column_count in lengths:
-        for first in range(0, row_count, tile):
+        firsts: Iterable[int] = range(0, row_count, tile)
+        if row_count > MOST_SPANS * tile:
+            firsts = _widest_at_ends(axis, tile, row_count, column_count) if transposed else ()
+            widest = max(widest, min(_inner_span(axis, transposed, tile), column_count))
+        for first in firsts:
             last = min(first + tile, row_count) - 1
             low, _ = row_interval(axis, transposed, first, column_count)
             _, high = row_interval(axis, transposed, last, column_count)
@@ -102,16 +111,41 @@ def box_size(axis: Axis, transposed: bool, tile: int) -> int:
     return widest
 
 
+def _inner_span(axis: Axis, transposed: bool, tile: int) -> int:
+    """What a tile's span does not exceed; away from the ends of the axis, if ``transposed``.
+
+    Leaders of rows ``tile - 1`` apart are as many strides apart as that distance begins, and borders only push
+    windows together. The queries that see a key begin and end at multiples of the stride, and so do those of a tile.
+    """
+    w, s = axis.window, axis.stride
+    if axis.causal:
+        return tile + w - 1
+    return (tile + w - 2) // s * s + s if transposed else w + (tile + s - 2) // s * s
+
+
+def _widest_at_ends(axis: Axis, tile: int, rows: int, columns: int) -> set[int]:
+    """First keys of the tiles that, among those at either end of the axis, the most queries see.
+
+    The keys before ``window`` are seen from the first query on, so spans grow up to the last tile that begins
+    there; those from ``columns - window`` on are seen up to the last query, so spans shrink from the first tile
+    that ends there.
+    """
+    w = axis.window
+    left = min(w, rows) - 1
+    right = min(max(columns - w, 0), rows - 1)
+    return {left // tile * tile, right // tile * tile}
+
+
 class AxisTables:
-    """The index tables of one axis, ``[tiles, tile]`` for rows and ``[tiles, box]`` for columns.
+    """The index tables of one axis for tiles ``[n]``: ``[n, tile]`` for rows and ``[n, box]`` for columns.
 
     row, column: positions inside the group. row_token, column_token: positions on the axis; beyond
     the end of a group they repeat its last token, which is masked (columns) or dropped (rows).
     """
 
-    def __init__(self, blocks: AxisBlocks, xp: TableNamespace) -> None:
+    def __init__(self, blocks: AxisBlocks, xp: TableNamespace, tiles: Any) -> None:
         axis, d = blocks.axis, blocks.axis.dilation
-        index = xp.arange(blocks.tiles)[:, None]
+        index = tiles[:, None]
         group = index % d
         rows = group_length(blocks.rows, group, d)
         columns = group_length(blocks.columns, group, d)
@@ -129,26 +163,31 @@ class AxisTables:
 
 
 class Chunk:
-    """The tables of some consecutive tiles: ``c`` tiles of ``T`` rows and ``U`` columns over all axes."""
+    """The tables of some consecutive tiles: ``c`` tiles of ``T`` rows and ``U`` columns over all axes.
+
+    Threads share the chunks that are kept. What a chunk keeps is therefore read and written in single operations on
+    a dict, which are atomic: two threads may make the same array, none finds half of one, and no lock is held where
+    the process forks.
+    """
 
     MOST_NOTES = 32
 
     def __init__(self, tables: "Tables", first: int, count: int) -> None:
         self._tables = tables
-        self._tile_ids = tables.split(first, count)
+        self._axes, self._tile_ids = tables.axes_of(tables.split(first, count))
         self.first, self.count = first, count
-        self.rows = tables.tokens(self._tile_ids, rows=True)
-        self.columns = tables.tokens(self._tile_ids, rows=False)
+        self.rows, self.columns = self._tokens(rows=True), self._tokens(rows=False)
         self._mask: Any = None
         self._notes: dict[Any, Any] = {}
 
     def noted(self, name: Any, make: Callable[[], Any]) -> Any:
         """What ``make`` returned the first time for ``name``: index arrays in the framework's own form."""
-        if name not in self._notes:
+        found = self._notes.get(name)
+        if found is None:
             if len(self._notes) >= self.MOST_NOTES:
                 self._notes.clear()
-            self._notes[name] = make()
-        return self._notes[name]
+            found = self._notes[name] = make()
+        return found
 
     @property
     def kept(self) -> bool:
@@ -163,9 +202,9 @@ class Chunk:
     @property
     def held(self) -> Any:
         """``[c, T]`` bool: the row is a token and not a repetition past the end of its group."""
-        tables, rank, total = self._tables, len(self._tile_ids), None
-        for axis, table in enumerate(tables.axes):
-            part = table.row_held[self._tile_ids[axis]]
+        rank, total = len(self._axes), None
+        for axis, (table, ids) in enumerate(zip(self._axes, self._tile_ids, strict=True)):
+            part = table.row_held[ids]
             part = part.reshape(_spread(part.shape, rank, [axis]))
             total = part if total is None else total & part
         assert total is not None
@@ -175,29 +214,69 @@ class Chunk:
     def mask(self) -> Any:
         """``[c, T, U]`` bool: the row sees the column."""
         if self._mask is None:
-            self._mask = self._tables.pairs(self._tile_ids, _sees, lambda a, b: a & b)
+            self._mask = self._pairs(_sees, lambda a, b: a & b)
         return self._mask
 
     def slots(self) -> Any:
         """``[c, T, U]``: the window slot that the pair has; meaningless where masked."""
-        strides = self._tables.slot_strides
-        slots = self._tables.pairs(self._tile_ids, _slot, lambda a, b: a + b, strides)
+        slots = self._pairs(_slot, lambda a, b: a + b, self._tables.slot_strides)
         return self._tables.xp.where(self.mask, slots, 0)
 
     def offsets(self) -> Any:
         """``[c, T, U]``: the pair's index into a flattened bias table; 0 where masked."""
-        strides = self._tables.bias_strides
-        offsets = self._tables.pairs(self._tile_ids, _offset, lambda a, b: a + b, strides)
+        offsets = self._pairs(_offset, lambda a, b: a + b, self._tables.bias_strides)
         return self._tables.xp.where(self.mask, offsets, 0)
-
-    def columns_of_slots(self) -> tuple[Any, Any]:
-        """``[c, T, W]``: the column of each window slot, and whether the slot holds a key (rows: queries)."""
-        return self._tables.columns_of_slots(self._tile_ids)
 
     def axis_shifts(self, axis: int) -> Any:
         """``[c]``: first column minus first row of each tile on one axis."""
-        table = self._tables.axes[axis]
+        table = self._axes[axis]
         return (table.column[:, 0] - table.row[:, 0])[self._tile_ids[axis]]
+
+    def _tokens(self, rows: bool) -> Any:
+        """Flat token numbers: ``[c, T]`` for rows, ``[c, U]`` for columns."""
+        sizes = [axis.rows if rows else axis.columns for axis in self._tables.blocks.axes]
+        rank: int = len(sizes)
+        total: Any = 0
+        for axis, (table, ids, stride) in enumerate(zip(self._axes, self._tile_ids, _strides(sizes), strict=True)):
+            token = (table.row_token if rows else table.column_token)[ids] * stride
+            total = token.reshape(_spread(token.shape, rank, [axis])) + total
+        return total.reshape(self.count, -1)
+
+    def _pairs(
+        self,
+        of_axis: Callable[[AxisTables, AxisBlocks, Any], Any],
+        combine: Callable[[Any, Any], Any],
+        strides: list[int] | None = None,
+    ) -> Any:
+        """Combine ``[c, T_a, U_a]`` of each axis into ``[c, T, U]``."""
+        blocks = self._tables.blocks
+        rank, total = len(blocks.axes), None
+        for axis, (table, ids) in enumerate(zip(self._axes, self._tile_ids, strict=True)):
+            part = of_axis(table, blocks.axes[axis], ids)
+            if strides is not None:
+                part = part * strides[axis]
+            part = part.reshape(_spread(part.shape, 2 * rank, [axis, rank + axis]))
+            total = part if total is None else combine(total, part)
+        assert total is not None
+        return total.reshape(self.count, blocks.tile_rows, blocks.box_columns)
+
+    def columns_of_slots(self) -> tuple[Any, Any]:
+        """``[c, T, W]``: the column of each window slot, and whether the slot holds a key (rows: queries)."""
+        xp, blocks = self._tables.xp, self._tables.blocks
+        rank, columns, held = len(blocks.axes), None, None
+        box_strides = _strides([axis.box for axis in blocks.axes])
+        for axis, (table, ids) in enumerate(zip(self._axes, self._tile_ids, strict=True)):
+            sizes = blocks.axes[axis]
+            low, high = table.low[ids][:, :, None], table.high[ids][:, :, None]
+            key = low + xp.arange(sizes.axis.window)[None, None, :]
+            column = xp.minimum(key - table.column[ids][:, :1, None], sizes.box - 1) * box_strides[axis]
+            shape = _spread(column.shape, 2 * rank, [axis, rank + axis])
+            column, inside = column.reshape(shape), (key < high).reshape(shape)
+            columns = column if columns is None else columns + column
+            held = inside if held is None else held & inside
+        assert columns is not None and held is not None
+        joined = (self.count, blocks.tile_rows, -1)
+        return columns.reshape(joined), held.reshape(joined)
 
 
 def _sees(table: AxisTables, blocks: AxisBlocks, ids: Any) -> Any:
@@ -217,22 +296,27 @@ def _offset(table: AxisTables, blocks: AxisBlocks, ids: Any) -> Any:
 
 
 class Tables:
-    """All index tables of a walk, on the device of ``xp``; chunks of tiles are cut from them."""
+    """The index tables of a walk, on the device of ``xp``; chunks of tiles are cut from them.
+
+    They are made of a few numbers per tile, and kept only where they are small: of a long axis with large boxes they
+    would outgrow the tensors.
+    """
 
     # A walk with at most this many (row, column) pairs keeps its chunks, so small problems do not
     # build their masks again at each call.
     KEEP_PAIRS = 1 << 19
+    # And one whose axes have at most this many rows and columns in all of their tiles keeps the tables of the axes.
+    KEEP_PLACES = 1 << 18
 
     def __init__(self, blocks: Blocks, xp: TableNamespace) -> None:
         self.blocks, self.xp = blocks, xp
-        self.axes = [AxisTables(axis, xp) for axis in blocks.axes]
+        keep = blocks.tiles * blocks.tile_rows * blocks.box_columns <= self.KEEP_PAIRS
+        self._kept: dict[int, Chunk] | None = {} if keep else None
+        small = keep or all(axis.tiles * (axis.tile + axis.box) <= self.KEEP_PLACES for axis in blocks.axes)
+        self._axes = [AxisTables(axis, xp, xp.arange(axis.tiles)) for axis in blocks.axes] if small else None
         windows = [axis.axis.window for axis in blocks.axes]
         self.slot_strides = _strides(windows)
         self.bias_strides = _strides([2 * w - 1 for w in windows])
-        self._row_strides = _strides([axis.rows for axis in blocks.axes])
-        self._column_strides = _strides([axis.columns for axis in blocks.axes])
-        keep = blocks.tiles * blocks.tile_rows * blocks.box_columns <= self.KEEP_PAIRS
-        self._kept: dict[int, Chunk] | None = {} if keep else None
 
     @property
     def keeps_chunks(self) -> bool:
@@ -241,22 +325,22 @@ class Tables:
 
     def settle(self, constant: Callable[[Any], Any]) -> None:
         """Replace every kept table by ``constant`` of it: for a framework whose arrays are not computed yet."""
-        for axis in self.axes:
+        for axis in self._axes or ():
             for name, table in vars(axis).items():
                 setattr(axis, name, constant(table))
         if self._kept is not None:
             for chunk in self.chunks():
                 chunk.settle(constant)
 
-    def chunks(self) -> Any:
+    def chunks(self) -> Iterator[Chunk]:
         """The walk: chunks of ``step`` tiles, in order."""
         for first in range(0, self.blocks.tiles, self.blocks.step):
             count = min(self.blocks.step, self.blocks.tiles - first)
             chunk = None if self._kept is None else self._kept.get(first)
             if chunk is None:
                 chunk = Chunk(self, first, count)
-            if self._kept is not None:
-                self._kept[first] = chunk
+                if self._kept is not None:
+                    chunk = self._kept.setdefault(first, chunk)
             yield chunk
 
     def split(self, first: int, count: int) -> list[Any]:
@@ -265,55 +349,18 @@ class Tables:
         sizes = [axis.tiles for axis in self.blocks.axes]
         return [flat // stride % size for stride, size in zip(_strides(sizes), sizes, strict=True)]
 
-    def tokens(self, ids: list[Any], rows: bool) -> Any:
-        """Flat token numbers: ``[c, T]`` for rows, ``[c, U]`` for columns."""
-        strides = self._row_strides if rows else self._column_strides
-        rank: int = len(self.axes)
-        total: Any = 0
-        for axis, (table, stride) in enumerate(zip(self.axes, strides, strict=True)):
-            token = (table.row_token if rows else table.column_token)[ids[axis]] * stride
-            total = token.reshape(_spread(token.shape, rank, [axis])) + total
-        return total.reshape(ids[0].shape[0], -1)
-
-    def pairs(
-        self,
-        ids: list[Any],
-        of_axis: Callable[[AxisTables, AxisBlocks, Any], Any],
-        combine: Callable[[Any, Any], Any],
-        strides: list[int] | None = None,
-    ) -> Any:
-        """Combine ``[c, T_a, U_a]`` of each axis into ``[c, T, U]``."""
-        rank, total = len(self.axes), None
-        for axis, (table, blocks) in enumerate(zip(self.axes, self.blocks.axes, strict=True)):
-            part = of_axis(table, blocks, ids[axis])
-            if strides is not None:
-                part = part * strides[axis]
-            part = part.reshape(_spread(part.shape, 2 * rank, [axis, rank + axis]))
-            total = part if total is None else combine(total, part)
-        assert total is not None
-        return total.reshape(ids[0].shape[0], self.blocks.tile_rows, self.blocks.box_columns)
-
-    def columns_of_slots(self, ids: list[Any]) -> tuple[Any, Any]:
-        xp, rank = self.xp, len(self.axes)
-        box_strides = _strides([axis.box for axis in self.blocks.axes])
-        columns, held = None, None
-        for axis, (table, blocks) in enumerate(zip(self.axes, self.blocks.axes, strict=True)):
-            low, high = table.low[ids[axis]][:, :, None], table.high[ids[axis]][:, :, None]
-            key = low + xp.arange(blocks.axis.window)[None, None, :]
-            column = xp.minimum(key - table.column[ids[axis]][:, :1, None], blocks.box - 1) * box_strides[axis]
-            shape = _spread(column.shape, 2 * rank, [axis, rank + axis])
-            column, inside = column.reshape(shape), (key < high).reshape(shape)
-            columns = column if columns is None else columns + column
-            held = inside if held is None else held & inside
-        assert columns is not None and held is not None
-        joined = (ids[0].shape[0], self.blocks.tile_rows, -1)
-        return columns.reshape(joined), held.reshape(joined)
+    def axes_of(self, ids: list[Any]) -> tuple[list[AxisTables], list[Any]]:
+        """Tables that hold the tiles ``ids`` of each axis, and where in them: kept ones, or ones of these tiles alone."""
+        if self._axes is not None:
+            return self._axes, ids
+        axes = [AxisTables(axis, self.xp, of_axis) for axis, of_axis in zip(self.blocks.axes, ids, strict=True)]
+        return axes, [slice(None)] * len(ids)
 
     def places(self) -> Any:
         """``[tokens]``: where each token's row lies among the ``tiles * tile_rows`` rows of the walk."""
         tile_strides = _strides([axis.tiles for axis in self.blocks.axes])
         slot_strides = _strides([axis.tile for axis in self.blocks.axes])
-        rank: int = len(self.axes)
+        rank: int = len(self.blocks.axes)
         total: Any = 0
         for axis, blocks in enumerate(self.blocks.axes):
             d, token = blocks.axis.dilation, self.xp.arange(blocks.rows)

@@ -14,8 +14,10 @@ from .blocks import AxisBlocks, Blocks, box_size, tiles_per_group
 from .device import Device
 from .problem import Axis, Problem, describe
 
-# Bytes of logits that one step of a walk may hold, and the most that a single tile may.
+# Bytes of logits that one step of a walk may hold, of what it gathers for them, and of logits in a single tile. A
+# tile of one row is taken whatever it holds: less than all keys of all heads.
 STEP_BYTES = 4 << 20
+GATHER_BYTES = 64 << 20
 TILE_BYTES = 64 << 20
 TILES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 
@@ -113,8 +115,7 @@ def walk(problem: Problem, transposed: bool) -> Blocks:
         )
         blocks = Blocks(axes, 1, 1)
         rows, columns = blocks.tile_rows, blocks.box_columns + (0 if transposed else problem.additional)
-        smallest = max(tiles) == 1
-        if rows * columns * heads * size > TILE_BYTES and not smallest:
+        if rows * columns * heads * size > TILE_BYTES and max(tiles) > 1:
             continue
         pairs = group * rows * columns
         # Grouped heads ride with the queries: rows of the one walk, columns of the other.
@@ -122,26 +123,26 @@ def walk(problem: Problem, transposed: bool) -> Blocks:
         cost = blocks.tiles * (pairs * (width + PAIR_COST) + gathered * width * GATHER_COST + TILE_COST)
         if best is None or cost < best[0]:
             best = (cost, axes)
-    assert best is not None
+    assert best is not None, "a tile of one row is taken whatever it holds"
     blocks = Blocks(best[1], 1, 1)
-    columns = blocks.box_columns + (0 if transposed else problem.additional)
-    per_tile = blocks.tile_rows * columns * heads * size
-    batch_step = max(1, min(problem.batch, STEP_BYTES // per_tile))
-    step = max(1, min(blocks.tiles, STEP_BYTES // (per_tile * batch_step)))
-    return Blocks(best[1], step, batch_step)
+    rows, columns = blocks.tile_rows, blocks.box_columns
+    gathered = (columns + group * rows if not transposed else rows + group * columns) * problem.kv_heads * width * size
+    per_tile = rows * (columns + (0 if transposed else problem.additional)) * heads * size
+    most = min(STEP_BYTES // per_tile, GATHER_BYTES // gathered)
+    batch_step = max(1, min(problem.batch, most))
+    return Blocks(best[1], max(1, min(blocks.tiles, most // batch_step)), batch_step)
 
 
 def _tiles(axis: Axis, transposed: bool) -> list[int]:
     """Candidate tiles of an axis: a fixed table, whole axes, and multiples of the stride."""
     rows = axis.keys if transposed else axis.queries
     longest = tiles_per_group(rows, axis.dilation, 1)
-    # Very long axes skip tiny tiles: they never win there, and their exact box takes a pass over all tiles.
-    tiles = {tile for tile in TILES if tile <= longest and longest // tile <= 16_384}
+    tiles = {tile for tile in TILES if tile <= longest}
     if longest <= TILES[-1]:
         tiles.add(longest)
     if axis.stride > 1:
         tiles |= {m * axis.stride for m in (1, 2, 4, 8) if m * axis.stride <= longest}
-    return sorted(tiles | {1} if longest <= 16_384 else tiles)
+    return sorted(tiles)
 
 
 def explain(planned: Plan, device: Device) -> str:
