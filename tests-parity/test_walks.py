@@ -160,7 +160,7 @@ def test_any_legal_problem_has_a_plan(problem: Problem) -> None:
 
 
 def test_the_bound_of_long_axes_holds_and_is_close(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Against the widest span itself, which a pass over all tiles finds: never below, and beyond by a stride at most."""
+    """Against the widest span itself, which a pass over all tiles finds."""
     exact = {}
     for most in (1 << 30, 0):
         monkeypatch.setattr(blocks, "MOST_SPANS", most)
@@ -200,7 +200,7 @@ def test_tables_of_single_tiles_are_those_of_all(transposed: bool, monkeypatch: 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 @pytest.mark.parametrize("name", ["seq-additional-everything", "img-rpb-everything", "vol-causal"])
 def test_a_walk_of_single_rows_runs(name: str, framework: Framework, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What an extreme problem asks for, of a small one: budgets so small that each tile is a row and nothing is kept."""
+    """What an extreme problem asks for, of a small one: each tile is a row, and nothing is kept."""
     for holder, constant, value in (
         (plan, "TILE_BYTES", 64),
         (plan, "STEP_BYTES", 64),

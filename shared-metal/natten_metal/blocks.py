@@ -120,7 +120,7 @@ def _inner_span(axis: Axis, transposed: bool, tile: int) -> int:
     w, s = axis.window, axis.stride
     if axis.causal:
         return tile + w - 1
-    return (tile + w - 2) // s * s + s if transposed else w + (tile + s - 2) // s * s
+    return s * ((tile + w - 2) // s + 1) if transposed else w + s * ((tile + s - 2) // s)
 
 
 def _widest_at_ends(axis: Axis, tile: int, rows: int, columns: int) -> set[int]:
@@ -350,7 +350,7 @@ class Tables:
         return [flat // stride % size for stride, size in zip(_strides(sizes), sizes, strict=True)]
 
     def axes_of(self, ids: list[Any]) -> tuple[list[AxisTables], list[Any]]:
-        """Tables that hold the tiles ``ids`` of each axis, and where in them: kept ones, or ones of these tiles alone."""
+        """Tables that hold the tiles ``ids`` of each axis, and where in them: kept ones, or of these tiles alone."""
         if self._axes is not None:
             return self._axes, ids
         axes = [AxisTables(axis, self.xp, of_axis) for axis, of_axis in zip(self.blocks.axes, ids, strict=True)]
