@@ -115,8 +115,8 @@ UPSTREAM = {
     },
     "v020": {
         **CLASS_20,
-        **ranks("na{}d", ALL, FUSED),
-        "neighborhood_attention_generic": FUSED,
+        **ranks("na{}d", ALL, f"{FUSED}, try_fuse_additional_kv=False"),
+        "neighborhood_attention_generic": f"{FUSED}, try_fuse_additional_kv=False",
         "attention": f"query, key, value, scale=None, {TILES.format('size')}, return_lse=False",
         "merge_attentions": "outputs, lse_tensors, torch_compile=True",
     },

@@ -6,9 +6,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
-from frameworks import FRAMEWORKS, Framework
+from frameworks import FRAMEWORKS, MPS, Framework
 
 from natten_mps import compat
 
@@ -17,7 +19,8 @@ from natten_mps import compat
 VERSIONS = {
     "0.14.1": "v0141", "0.14.4": "v0141", "0.14.5": "v0145", "0.14.6": "v014", "0.14": "v014", "v0.14": "v014",
     "0.15.0": "v015", "0.15.1": "v015", "0.17.0": "v017", "0.17.5": "v017", "0.17.5+torch260cu124": "v017",
-    "0.17": "v017", "0.20.0": "v020", "0.20.1": "v020", "0.20": "v020", "0.21.0": "v021", "0.21.7": "v021",
+    "0.17": "v017", "0.20.0": "v020", "0.20.1": "v020", "0.20": "v020", "0.21.0": "v020", "0.21.1": "v020",
+    "0.21": "v021", "0.21.5": "v021", "0.21.7": "v021",
     "0.22.0": "v021",
 }  # fmt: skip
 
@@ -107,7 +110,23 @@ def test_what_there_is(framework: Framework) -> None:
     assert natten.has_fused_na() and natten.has_fna() and natten.has_half() and natten.has_bfloat(0)
     assert not (natten.has_cuda() or natten.has_gemm() or natten.has_tf32_gemm() or natten.has_fp64_gemm())
     assert natten.get_configs_for_cutlass_fna(1, 2, 3) == natten.get_bwd_configs_for_cutlass_hopper_fmha(1) == []
-    assert natten.add_natten_handle("counter") == "counter"
+    counter = Counter()
+    assert natten.add_natten_handle(counter) is counter
+    if framework is MPS:
+        handle = counter.handles["prim::PythonOp.NATTEN2DQKRPBFunction"]
+        query, logits = np.zeros((2, 3, 5, 7, 4)), np.zeros((2, 3, 5, 7, 9))
+        assert handle([query, query, None], [logits]) == 2 * 3 * 5 * 7 * 9 * (4 + 1)
+
+
+class Counter:
+    """fvcore's counter, as far as a handle is added to it."""
+
+    def __init__(self) -> None:
+        self.handles: dict[str, Any] = {}
+
+    def set_op_handle(self, **handles: Any) -> Counter:
+        self.handles |= handles
+        return self
 
 
 # --- install -----------------------------------------------------------------------------------------

@@ -10,7 +10,9 @@ from collections.abc import Callable
 from typing import Any
 
 from .backends import say_once
-from .compat_forms import ADDED, FORMS, Form, Forms
+from .compat_forms import ADDED as ADDED
+from .compat_forms import FORMS, Form, Forms
+from .problem import RANKS
 
 # The first release of each generation, oldest first; and the last, which is what a module is when none is named.
 SINCE = {
@@ -20,7 +22,7 @@ SINCE = {
     "v015": (0, 15, 0),
     "v017": (0, 17, 0),
     "v020": (0, 20, 0),
-    "v021": (0, 21, 0),
+    "v021": (0, 21, 5),
 }
 LAST = {
     "v0141": "0.14.4",
@@ -31,6 +33,8 @@ LAST = {
     "v020": "0.20.1",
     "v021": "0.21.7",
 }
+# Other names of classes.
+RENAMED_CLASSES = {"v0141": {"NeighborhoodAttention": "NeighborhoodAttention2D"}}
 SKIPPED: dict[tuple[int, ...], str] = {
     (0, 16): "0.16 was never released",
     (0, 18): "0.18 was never released",
@@ -59,9 +63,9 @@ def generation_of(version: str) -> str:
     return older[-1]
 
 
-def forms(generation: str) -> Forms:
-    """The call forms of a generation's module: upstream's, and what natten-mps and natten-mlx 0.3 had there."""
-    return ADDED[generation] | FORMS[generation]
+def forms(generation: str, added: bool = True) -> Forms:
+    """The call forms of a generation: upstream's, and if ``added`` what natten-mps and natten-mlx 0.3 had there."""
+    return (ADDED[generation] if added else {}) | FORMS[generation]
 
 
 # --- faces -----------------------------------------------------------------------------------------
@@ -76,6 +80,7 @@ def face(name: str, form: Form, module: str, run: Callable[[str, Form, dict[str,
     bound.__name__ = bound.__qualname__ = name
     bound.__module__ = module
     bound.__signature__ = form.signature  # type: ignore[attr-defined]
+    bound.form = form  # type: ignore[attr-defined]
     bound.__doc__ = f"NATTEN's ``{name}{form.signature}``. {_LAYOUT[form.kind]}"
     return bound
 
@@ -94,13 +99,22 @@ def module_class(name: str, form: Form, module: str, base: Any, methods: dict[st
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         given = form.bind(name, args, kwargs)
+        if not form.rank:
+            self.rank = module_rank(name, given["na_dim"])
         base.__init__(self, **module_arguments(name, form, given))
         self.late_dilation = form.defaults.get("dilation", 1) is given["dilation"] is None
 
     text = f"NATTEN's ``{name}{form.signature}``; state dict as :class:`{base.__name__}`."
-    own = {"__init__": __init__, "__module__": module, "__doc__": text, "__signature__": form.signature}
+    own = {"__init__": __init__, "__module__": module, "__doc__": text, "__signature__": form.signature, "form": form}
     made: type = type(name, (base,), own | methods)
     return made
+
+
+def module_rank(name: str, na_dim: Any) -> int:
+    """The rank of a module of any rank; ValueError for what is none."""
+    if type(na_dim) is not int or na_dim not in RANKS:
+        raise ValueError(f"{name}: na_dim must be one of {', '.join(map(str, RANKS))}; got {na_dim!r}")
+    return na_dim
 
 
 def module_arguments(name: str, form: Form, given: dict[str, Any]) -> dict[str, Any]:
@@ -119,7 +133,9 @@ def module_arguments(name: str, form: Form, given: dict[str, Any]) -> dict[str, 
         "rel_pos_bias": given.get("rel_pos_bias", given.get("bias", always)),
     }
     same = ("stride", "is_causal", "qkv_bias", "qk_scale", "attn_drop", "proj_drop")
-    return made | {argument: given[argument] for argument in same if argument in given}
+    made |= {argument: given[argument] for argument in same if argument in given}
+    # Public models pass False for None, as upstream's `qk_scale or ...` took it.
+    return made | ({"qk_scale": None} if made["qk_scale"] is False else {})
 
 
 # --- arguments -------------------------------------------------------------------------------------
@@ -215,7 +231,7 @@ def shared_arguments(name: str, form: Form, given: dict[str, Any]) -> dict[str, 
         if argument not in _SHARED and value is not form.defaults[argument]:
             _ignore(name, argument)
     kept = {argument: value for argument, value in given.items() if argument in _SHARED}
-    # From 0.20 to 0.21.4 scale stood where is_causal stands since.
+    # From 0.20 to 0.21.1 scale stood where is_causal stands since.
     if form.kind == "attention" and type(kept.get("is_causal")) is float:
         kept |= {"is_causal": False, "scale": kept["is_causal"]}
     return kept

@@ -21,53 +21,35 @@ class MemoryUsagePreference(Enum):
 _DEFAULTS: dict[str, Any] = {
     "is_deterministic_mode_enabled": False,
     "is_fused_na_enabled": False,
-    "is_kv_parallelism_enabled": True,
     "is_tiled_na_enabled": True,
     "is_gemm_na_enabled": True,
     "is_gemm_tf32_enabled": True,
-    "is_autotuner_enabled_for_forward": False,
-    "is_autotuner_enabled_for_backward": False,
-    "is_autotuner_thorough_for_forward": False,
-    "is_autotuner_thorough_for_backward": False,
-    "is_flex_attention_enabled": False,
+    "use_flex_attention": False,
+    "force_flex_attention": False,
     "flex_compile_allowed": False,
     "flex_compile_backprop_allowed": False,
     "training_memory_preference": MemoryUsagePreference.Default,
 }
+# Upstream's names of what is remembered, each with that of its question.
+_TUNING = {
+    "enabled_for_forward": "is_autotuner_enabled_for_forward",
+    "enabled_for_backward": "is_autotuner_enabled_for_backward",
+    "thorough_mode_forward": "is_autotuner_thorough_for_forward",
+    "thorough_mode_backward": "is_autotuner_thorough_for_backward",
+}
+Names = dict[str, Any]
 
 
-class NattenContext:
-    """The settings, one for the process; :meth:`reset` makes them what they are at the start."""
+def _settings(name: str, defaults: Names) -> Any:
+    """A class that is the process's settings; its ``reset()`` makes them what they are at the start."""
 
-    is_deterministic_mode_enabled: bool
-    is_kv_parallelism_enabled: bool
-    training_memory_preference: MemoryUsagePreference
-    flex_compile_allowed: bool
-    flex_compile_backprop_allowed: bool
-
-    @staticmethod
     def reset() -> None:
-        for name, value in _DEFAULTS.items():
-            setattr(NattenContext, name, value)
+        for setting, value in defaults.items():
+            setattr(made, setting, value)
 
-
-NattenContext.reset()
-
-
-def _switch(setting: str) -> Callable[..., None]:
-    def switch(mode: bool = True) -> None:
-        setattr(NattenContext, setting, bool(mode))
-
-    switch.__doc__ = f"Remember whether {setting!r} is wanted; it changes nothing here."
-    return switch
-
-
-def _question(setting: str) -> Callable[[], Any]:
-    def question() -> Any:
-        return getattr(NattenContext, setting)
-
-    question.__doc__ = f"What {setting!r} was last set to."
-    return question
+    text = f"Upstream's ``{name}``: settings of the process. ``reset()`` makes them what they are at the start."
+    made = type(name, (), defaults | {"reset": staticmethod(reset), "__doc__": text})
+    return made
 
 
 def _answer(value: bool, why: str) -> Callable[..., bool]:
@@ -78,91 +60,166 @@ def _answer(value: bool, why: str) -> Callable[..., bool]:
     return answer
 
 
-def _preference_is(preference: MemoryUsagePreference) -> Callable[[], bool]:
-    def question() -> bool:
-        return NattenContext.training_memory_preference is preference
-
-    question.__doc__ = f"Whether the preference is {preference.name.lower()!r}."
-    return question
-
-
-def _set_and_tell(setting: str, value: bool) -> Callable[[], bool]:
-    def switch() -> bool:
-        setattr(NattenContext, setting, value)
-        return value
-
-    switch.__doc__ = f"Set {setting!r} to {value} and return it."
-    return switch
-
-
-def set_memory_usage_preference(pref: str = "default") -> None:
-    """Remember 'default', 'strict' or 'unrestricted'; ValueError for anything else."""
-    names = {preference.name.lower(): preference for preference in MemoryUsagePreference}
-    if pref not in names:
-        raise ValueError(f"set_memory_usage_preference: pref must be one of {', '.join(names)}; got {pref!r}")
-    NattenContext.training_memory_preference = names[pref]
-
-
-def use_fused_na(mode: bool = True, kv_parallel: bool = True, use_flex_attention: bool = False) -> None:
-    """Remember whether modules should use the fused op; here they always do, unless dropout needs the weights."""
-    setattr(NattenContext, "is_fused_na_enabled", bool(mode))  # noqa: B010 - not an attribute of the type
-    NattenContext.is_kv_parallelism_enabled = bool(mode and kv_parallel)
-    setattr(NattenContext, "is_flex_attention_enabled", bool(mode and use_flex_attention))  # noqa: B010
-
-
-def use_autotuner(
-    forward_pass: bool | None = None, backward_pass: bool | None = None, thorough_mode_forward: bool | None = None,
-    thorough_mode_backward: bool | None = None, warmup_steps_forward: int | None = None,
-    warmup_steps_backward: int | None = None, steps_forward: int | None = None, steps_backward: int | None = None,
-) -> None:  # fmt: skip
-    """Remember what was asked of the auto-tuner, which is not there: plans are made from the problem alone."""
-    asked = {
-        "is_autotuner_enabled_for_forward": forward_pass,
-        "is_autotuner_enabled_for_backward": backward_pass,
-        "is_autotuner_thorough_for_forward": thorough_mode_forward,
-        "is_autotuner_thorough_for_backward": thorough_mode_backward,
-    }
-    for setting, mode in asked.items():
-        if mode is not None:
-            setattr(NattenContext, setting, bool(mode))
-
-
-def disable_autotuner() -> None:
-    """Forget what was asked of the auto-tuner."""
-    for setting in _DEFAULTS:
-        if setting.startswith("is_autotuner"):
-            setattr(NattenContext, setting, False)
-
-
-def is_autotuner_enabled() -> bool:
-    """Whether it was asked for in either direction."""
-    return any(getattr(NattenContext, f"is_autotuner_enabled_for_{way}") for way in ("forward", "backward"))
-
-
-def allow_flex_compile(mode: bool = True, backprop: bool = False) -> None:
-    """Remember the guard of compiled flex_attention; backprop is allowed only with mode."""
-    NattenContext.flex_compile_allowed = bool(mode)
-    NattenContext.flex_compile_backprop_allowed = bool(mode and backprop)
-
-
-def allow_flex_compile_backprop(mode: bool = True) -> None:
-    """Remember the guard of its gradients, allowed only where compilation is."""
-    allow_flex_compile(NattenContext.flex_compile_allowed, mode)
-
-
-def disable_flex_compile() -> None:
-    """Both guards off."""
-    allow_flex_compile(False)
-
-
-def disable_flex_compile_backprop() -> None:
-    """The guard of the gradients off."""
-    allow_flex_compile(NattenContext.flex_compile_allowed, False)
-
-
 def no_configs(*tensors: Any, **arguments: Any) -> list[Any]:
     """Tile configurations of upstream's CUDA kernels for these tensors: none."""
     return []
+
+
+class _Switches:
+    """Switches and questions over one set of settings. kv_parallel: whether KV parallelism is on at the start."""
+
+    def __init__(self, kv_parallel: bool) -> None:
+        self.context = _settings("NattenContext", _DEFAULTS | {"is_kv_parallelism_enabled": kv_parallel})
+        self.tuner = _settings("AutotunerContext", dict.fromkeys(_TUNING, False))
+
+    def switch(self, setting: str) -> Callable[..., None]:
+        def switch(mode: bool = True) -> None:
+            setattr(self.context, setting, bool(mode))
+
+        switch.__doc__ = f"Remember whether {setting!r} is wanted; it changes nothing here."
+        return switch
+
+    def question(self, setting: str, tuner: bool = False) -> Callable[[], Any]:
+        settings = self.tuner if tuner else self.context
+
+        def question() -> Any:
+            return getattr(settings, setting)
+
+        question.__doc__ = f"What {setting!r} was last set to."
+        return question
+
+    def set_and_tell(self, setting: str, value: bool) -> Callable[[], bool]:
+        def switch() -> bool:
+            setattr(self.context, setting, value)
+            return value
+
+        switch.__doc__ = f"Set {setting!r} to {value} and return it."
+        return switch
+
+    def preference_is(self, preference: MemoryUsagePreference) -> Callable[[], bool]:
+        def question() -> bool:
+            return self.context.training_memory_preference is preference
+
+        question.__doc__ = f"Whether the preference is {preference.name.lower()!r}."
+        return question
+
+    def set_memory_usage_preference(self, pref: str = "default") -> None:
+        """Remember 'default', 'strict' or 'unrestricted'; ValueError for anything else."""
+        names = {preference.name.lower(): preference for preference in MemoryUsagePreference}
+        if pref not in names:
+            raise ValueError(f"set_memory_usage_preference: pref must be one of {', '.join(names)}; got {pref!r}")
+        self.context.training_memory_preference = names[pref]
+
+    def use_fused_na(
+        self, mode: bool = True, kv_parallel: bool = True, use_flex_attention: bool = False,
+        force_flex_attention: bool = False,
+    ) -> None:  # fmt: skip
+        """Remember whether modules should use the fused op; here they always do, unless dropout needs the weights."""
+        self.context.is_fused_na_enabled = bool(mode)
+        self.context.is_kv_parallelism_enabled = bool(mode and kv_parallel)
+        self.context.use_flex_attention = bool(mode and use_flex_attention)
+        self.context.force_flex_attention = bool(mode and force_flex_attention)
+
+    def use_flex_attention(self, mode: bool = True) -> None:
+        """Remember whether flex_attention should run the fused op; it never does here."""
+        self.use_fused_na(mode, use_flex_attention=True)
+
+    def force_flex_attention(self) -> None:
+        """Remember that flex_attention is wanted wherever it can run; it never runs here."""
+        self.use_fused_na(True, use_flex_attention=True, force_flex_attention=True)
+
+    def use_autotuner(
+        self, forward_pass: bool | None = None, backward_pass: bool | None = None,
+        thorough_mode_forward: bool | None = None, thorough_mode_backward: bool | None = None,
+        warmup_steps_forward: int | None = None, warmup_steps_backward: int | None = None,
+        steps_forward: int | None = None, steps_backward: int | None = None,
+    ) -> None:  # fmt: skip
+        """Remember what was asked of the auto-tuner, which is not there: plans are made from the problem alone."""
+        asked = (forward_pass, backward_pass, thorough_mode_forward, thorough_mode_backward)
+        for setting, mode in zip(_TUNING, asked, strict=True):
+            if mode is not None:
+                setattr(self.tuner, setting, bool(mode))
+
+    def disable_autotuner(self) -> None:
+        """Forget what was asked of the auto-tuner."""
+        self.tuner.reset()
+
+    def is_autotuner_enabled(self) -> bool:
+        """Whether it was asked for in either direction."""
+        return self.tuner.enabled_for_forward or self.tuner.enabled_for_backward
+
+    def allow_flex_compile(self, mode: bool = True, backprop: bool = False) -> None:
+        """Remember the guard of compiled flex_attention; backprop is allowed only with mode."""
+        self.context.flex_compile_allowed = bool(mode)
+        self.context.flex_compile_backprop_allowed = bool(mode and backprop)
+
+    def allow_flex_compile_backprop(self, mode: bool = True) -> None:
+        """Remember the guard of its gradients, allowed only where compilation is."""
+        self.allow_flex_compile(self.context.flex_compile_allowed, mode)
+
+    def disable_flex_compile(self) -> None:
+        """Both guards off."""
+        self.allow_flex_compile(False)
+
+    def disable_flex_compile_backprop(self) -> None:
+        """The guard of the gradients off."""
+        self.allow_flex_compile(self.context.flex_compile_allowed, False)
+
+    def common(self) -> Names:
+        """What every generation since 0.17 has."""
+        return {
+            "MemoryUsagePreference": MemoryUsagePreference,
+            "NattenContext": self.context,
+            "use_kv_parallelism_in_fused_na": self.switch("is_kv_parallelism_enabled"),
+            "is_kv_parallelism_in_fused_na_enabled": self.question("is_kv_parallelism_enabled"),
+            "set_memory_usage_preference": self.set_memory_usage_preference,
+            "get_memory_usage_preference": self.question("training_memory_preference"),
+            **{f"is_memory_usage_{each.name.lower()}": self.preference_is(each) for each in MemoryUsagePreference},
+            "use_deterministic_algorithms": self.switch("is_deterministic_mode_enabled"),
+            "are_deterministic_algorithms_enabled": self.question("is_deterministic_mode_enabled"),
+        }
+
+    def kernels(self) -> Names:
+        """Which of 0.15's and 0.17's unfused CUDA kernels run."""
+        made: Names = {}
+        settings = {"tiled_na": "is_tiled_na_enabled", "gemm_na": "is_gemm_na_enabled"}
+        for name, setting in settings.items():
+            made |= {f"use_{name}": self.switch(setting), f"is_{name}_enabled": self.question(setting)}
+        made["use_tf32_in_gemm_na"] = self.switch("is_gemm_tf32_enabled")
+        made["is_tf32_in_gemm_na_enabled"] = self.question("is_gemm_tf32_enabled")
+        for name, setting in {**settings, "tf32": "is_gemm_tf32_enabled"}.items():
+            made |= {f"enable_{name}": self.set_and_tell(setting, True)}
+            made |= {f"disable_{name}": self.set_and_tell(setting, False)}
+        return made
+
+    def fused(self) -> Names:
+        """0.17's fused op and its auto-tuner."""
+        named = (
+            self.use_fused_na, self.use_flex_attention, self.force_flex_attention, self.use_autotuner,
+            self.disable_autotuner, self.is_autotuner_enabled,
+        )  # fmt: skip
+        return {
+            **{each.__name__: each for each in named},
+            "AutotunerContext": self.tuner,
+            "use_fna": self.use_fused_na,
+            "is_fused_na_enabled": self.question("is_fused_na_enabled"),
+            "is_fna_enabled": self.question("is_fused_na_enabled"),
+            "should_use_flex_attention": self.question("use_flex_attention"),
+            "should_force_flex_attention": self.question("force_flex_attention"),
+            **{question: self.question(name, tuner=True) for name, question in _TUNING.items()},
+        }
+
+    def flex(self) -> Names:
+        """0.20's guards of flex_attention."""
+        named = (
+            self.allow_flex_compile, self.allow_flex_compile_backprop, self.disable_flex_compile,
+            self.disable_flex_compile_backprop,
+        )  # fmt: skip
+        return {
+            **{each.__name__: each for each in named},
+            "is_flex_compile_allowed": self.question("flex_compile_allowed"),
+            "is_flex_compile_backprop_allowed": self.question("flex_compile_backprop_allowed"),
+        }
 
 
 _NO_CUDA, _ALWAYS = "there is no CUDA here", "every backend has it"
@@ -178,76 +235,27 @@ _DEVICE = {
     "has_fna": _answer(True, "the fused op is always there"),
     "has_fused_na": _answer(True, "the fused op is always there"),
 }
-_COMMON = {
-    "MemoryUsagePreference": MemoryUsagePreference,
-    "NattenContext": NattenContext,
-    "use_kv_parallelism_in_fused_na": _switch("is_kv_parallelism_enabled"),
-    "is_kv_parallelism_in_fused_na_enabled": _question("is_kv_parallelism_enabled"),
-    "set_memory_usage_preference": set_memory_usage_preference,
-    "get_memory_usage_preference": _question("training_memory_preference"),
-    "is_memory_usage_default": _preference_is(MemoryUsagePreference.Default),
-    "is_memory_usage_strict": _preference_is(MemoryUsagePreference.Strict),
-    "is_memory_usage_unrestricted": _preference_is(MemoryUsagePreference.Unrestricted),
-    "use_deterministic_algorithms": _switch("is_deterministic_mode_enabled"),
-    "are_deterministic_algorithms_enabled": _question("is_deterministic_mode_enabled"),
-}
-_KERNEL_SWITCHES = {
-    "use_tiled_na": _switch("is_tiled_na_enabled"),
-    "is_tiled_na_enabled": _question("is_tiled_na_enabled"),
-    "use_gemm_na": _switch("is_gemm_na_enabled"),
-    "is_gemm_na_enabled": _question("is_gemm_na_enabled"),
-    "use_tf32_in_gemm_na": _switch("is_gemm_tf32_enabled"),
-    "is_tf32_in_gemm_na_enabled": _question("is_gemm_tf32_enabled"),
-    "enable_tiled_na": _set_and_tell("is_tiled_na_enabled", True),
-    "disable_tiled_na": _set_and_tell("is_tiled_na_enabled", False),
-    "enable_gemm_na": _set_and_tell("is_gemm_na_enabled", True),
-    "disable_gemm_na": _set_and_tell("is_gemm_na_enabled", False),
-    "enable_tf32": _set_and_tell("is_gemm_tf32_enabled", True),
-    "disable_tf32": _set_and_tell("is_gemm_tf32_enabled", False),
-}
-_FUSED_SWITCHES = {
-    "use_fused_na": use_fused_na,
-    "use_fna": use_fused_na,
-    "is_fused_na_enabled": _question("is_fused_na_enabled"),
-    "is_fna_enabled": _question("is_fused_na_enabled"),
-    "use_autotuner": use_autotuner,
-    "disable_autotuner": disable_autotuner,
-    "is_autotuner_enabled": is_autotuner_enabled,
-    **{
-        f"is_autotuner_{what}_for_{way}": _question(f"is_autotuner_{what}_for_{way}")
-        for what in ("enabled", "thorough")
-        for way in ("forward", "backward")
-    },
-    "use_flex_attention": _switch("is_flex_attention_enabled"),
-}
-_FLEX_SWITCHES = {
-    "allow_flex_compile": allow_flex_compile,
-    "allow_flex_compile_backprop": allow_flex_compile_backprop,
-    "disable_flex_compile": disable_flex_compile,
-    "disable_flex_compile_backprop": disable_flex_compile_backprop,
-    "is_flex_compile_allowed": _question("flex_compile_allowed"),
-    "is_flex_compile_backprop_allowed": _question("flex_compile_backprop_allowed"),
-}
-_CONFIGS: dict[str, Any] = {
+_CONFIGS: Names = {
     f"get_{way}configs_for_{kernels}_{op}": no_configs
     for way in ("", "bwd_")
     for kernels in ("cutlass", "cutlass_hopper", "cutlass_blackwell")
     for op in ("fna", "fmha")
 } | {"get_configs_for_flex_fna": no_configs, "get_configs_for_flex_fmha": no_configs}
 
-_SEVENTEEN: dict[str, Any] = {**_COMMON, **_DEVICE, **_KERNEL_SWITCHES, **_FUSED_SWITCHES}
-_TWENTY: dict[str, Any] = {**_COMMON, **_FLEX_SWITCHES, **_CONFIGS, "HAS_LIBNATTEN": True}
+# KV parallelism was off at the start in 0.17, and has been on since.
+_OLD, _NEW = _Switches(kv_parallel=False), _Switches(kv_parallel=True)
 # The switches and questions of each generation. 0.3's modules had has_* everywhere, so 0.20 and 0.21 keep them;
 # 0.21 keeps the switches of 0.17 too, none of which has another meaning there.
-CONTEXT: dict[str, dict[str, Any]] = {
+CONTEXT: dict[str, Names] = {
     "v0141": {},
     "v0145": {},
     "v014": {},
-    "v015": {**_DEVICE, **_KERNEL_SWITCHES},
-    "v017": _SEVENTEEN,
-    "v020": {**_DEVICE, **_TWENTY},
-    "v021": {**_SEVENTEEN, **_TWENTY},
-}
+    "v015": {**_DEVICE, **_OLD.kernels()},
+    "v017": {**_OLD.common(), **_DEVICE, **_OLD.kernels(), **_OLD.fused()},
+    "v020": {**_DEVICE, **_NEW.common(), **_NEW.flex(), **_CONFIGS, "HAS_LIBNATTEN": True},
+    "v021": {**_NEW.common(), **_DEVICE, **_NEW.kernels(), **_NEW.fused(), **_NEW.flex(), **_CONFIGS,
+             "HAS_LIBNATTEN": True},
+}  # fmt: skip
 
 
 class _FlopHandler:
@@ -257,9 +265,4 @@ class _FlopHandler:
         return 0
 
 
-def add_natten_handle(flop_counter: Any) -> Any:
-    """fvcore's counter as it came: neighborhood attention is not among what it counts."""
-    return flop_counter
-
-
-FLOPS = {"add_natten_handle": add_natten_handle, "_FlopHandler": _FlopHandler}
+FLOP_HANDLER = {"_FlopHandler": _FlopHandler}

@@ -5,7 +5,7 @@ Source: upstream NATTEN's releases 0.14.1 to 0.21.7. A generation is the release
 
 import inspect
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -18,21 +18,24 @@ class Form:
 
     kind: what it computes: 'qk', 'av', 'fused', 'attention', 'merge' or 'module'. rank: number of axes, 0 for any.
     names: the parameters in order, all of which may be given by position; defaults: those of the last of them.
+    aliases: other words for some of them, that some releases had.
     """
 
     kind: str
     rank: int
     names: tuple[str, ...]
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict)
 
     def bind(self, face: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """Every parameter's value by name; TypeError where the call does not fit, as Python's own."""
         if len(args) > len(self.names):
             raise TypeError(f"{face}: takes at most {len(self.names)} arguments; got {len(args)}")
         given = dict(zip(self.names, args, strict=False))
-        for name, value in kwargs.items():
+        for word, value in kwargs.items():
+            name = self.aliases.get(word, word)
             if name not in self.names:
-                raise TypeError(f"{face}: got an unexpected keyword argument '{name}'")
+                raise TypeError(f"{face}: got an unexpected keyword argument '{word}'{_elsewhere(face, word)}")
             if name in given:
                 raise TypeError(f"{face}: got multiple values for argument '{name}'")
             given[name] = value
@@ -155,19 +158,25 @@ _FUSED = {
     "attention_kwargs": None, **_TILE_SHAPES, "backward_use_pt_reduction": False, **_KNOBS,
 }  # fmt: skip
 _ATTENTION = {**_TILE_SIZES, "backward_use_pt_reduction": False, **_KNOBS, "return_lse": False}
-_MODERN_MODULE: Forms = per_rank(
-    MODULE, "module", RANKS, "embed_dim num_heads kernel_size", stride=1, dilation=1, is_causal=False, qkv_bias=True,
-    qk_scale=None, proj_drop=0.0,
-)  # fmt: skip
-# 0.20: fused ops only, with stride where 0.17 had dilation.
+_MODERN = {
+    "stride": 1, "dilation": 1, "is_causal": False, "qkv_bias": True, "qk_scale": None, "proj_drop": 0.0
+}  # fmt: skip
+_MODERN_MODULE: Forms = {
+    **per_rank(MODULE, "module", RANKS, "embed_dim num_heads kernel_size", **_MODERN),
+    "NeighborhoodAttentionGeneric": form("module", 0, "na_dim embed_dim num_heads kernel_size", **_MODERN),
+}
+# In 0.20.0 alone the modules' first argument was still called 'dim'.
+_TWENTY_MODULE = {name: replace(its, aliases={"dim": "embed_dim"}) for name, its in _MODERN_MODULE.items()}
+_FUSED_TWENTY = {**_FUSED, "try_fuse_additional_kv": False}
+# 0.20 to 0.21.1: fused ops only, with stride where 0.17 had dilation.
 _TWENTY: Forms = {
-    **_MODERN_MODULE,
-    **per_rank("na{}d", "fused", RANKS, "query key value kernel_size", **_FUSED),
-    "neighborhood_attention_generic": form("fused", 0, "query key value kernel_size", **_FUSED),
+    **_TWENTY_MODULE,
+    **per_rank("na{}d", "fused", RANKS, "query key value kernel_size", **_FUSED_TWENTY),
+    "neighborhood_attention_generic": form("fused", 0, "query key value kernel_size", **_FUSED_TWENTY),
     "attention": form("attention", 1, "query key value", scale=None, **_ATTENTION),
     "merge_attentions": form("merge", 0, "outputs lse_tensors", torch_compile=True),
 }
-# 0.21: the log-sum-exp everywhere; from 0.21.5 on causal and packed attention.
+# From 0.21.5 on: the log-sum-exp everywhere, causal and packed attention.
 _LSE = {**_FUSED, "return_lse": False}
 _TWENTY_ONE: Forms = {
     **_MODERN_MODULE,
@@ -187,6 +196,19 @@ FORMS: dict[str, Forms] = {
     "v020": _TWENTY,
     "v021": _TWENTY_ONE,
 }
+
+
+def _elsewhere(face: str, word: str) -> str:
+    """Which generations' form of a name has an argument, and what it is called in the newest, for an error."""
+    having = [generation for generation, forms in FORMS.items() if face in forms and word in forms[face].names]
+    if not having:
+        return ""
+    new = f"it is '{RENAMED[word]}' here, and " if word in RENAMED else ""
+    return f"; {new}'{word}' is of the call forms {', '.join(having)}, which compat.for_version and compat.install know"
+
+
+# Arguments that the newest form calls something else.
+RENAMED = {"dim": "embed_dim"}
 # What natten-mps and natten-mlx 0.3 had in a module that upstream did not, in the form of 0.17.
 _ALL_SPLIT = tuple(name for name, its in _SEVENTEEN.items() if its.kind in ("qk", "av"))
 _FUSED_NAMES = tuple(name for name, its in _SEVENTEEN.items() if its.kind == "fused")

@@ -1,13 +1,18 @@
 """From a generation's call forms to functions and modules over this package's own."""
 
+import sys
 from typing import Any
 
 import mlx.core as mx
 
-from .. import functional, modules
-from .._metal import compat
-from .._metal.compat_context import CONTEXT, FLOPS
-from .._metal.compat_forms import Form
+from .. import functional, modules, varlen
+from .._arrays import device_of, spec, stream_of
+from .._config import TIERS
+from .._metal import compat, compat_modules, plan
+from .._metal.compat_context import CONTEXT, FLOP_HANDLER
+from .._metal.compat_forms import Form, Forms
+from .._metal.compat_tensors import TensorHelpers
+from .._metal.problem import Problem
 
 Given = dict[str, Any]
 
@@ -22,13 +27,29 @@ def has_mps() -> bool:
     return mx.metal.is_available()
 
 
+def add_natten_handle(flop_ctr: Any) -> Any:
+    """The counter as it came: there is none of MLX's."""
+    return flop_ctr
+
+
 def generation(name: str, module: str) -> dict[str, Any]:
-    """Everything that the module of a generation defines, ``__all__`` included."""
-    made: dict[str, Any] = {}
-    for face, form in compat.forms(name).items():
-        made[face] = _module(face, form, module) if form.kind == "module" else _face(face, form, module)
-    made |= CONTEXT[name] | FLOPS | {"has_mlx": has_mlx, "has_mps": has_mps}
-    return made | {"__all__": sorted(made), "__version__": compat.LAST[name]}
+    """Everything that the module of a generation defines, ``__all__`` included; its submodules are imported."""
+    made = _faces(compat.forms(name), module)
+    made |= {old: made[new] for old, new in compat.RENAMED_CLASSES.get(name, {}).items()}
+    found = compat_modules.submodules(name, made, module, PARTS)
+    made |= CONTEXT[name] | FLOP_HANDLER
+    made |= {"has_mlx": has_mlx, "has_mps": has_mps, "add_natten_handle": add_natten_handle}
+    made |= {"__all__": sorted(made), "__version__": compat.LAST[name]}
+    inside = compat_modules.as_modules(module, f"Part of {module}.", found)
+    sys.modules.update({f"{module}.{each}": it for each, it in inside.items()})
+    return {each: it for each, it in inside.items() if "." not in each} | made
+
+
+def _faces(forms: Forms, module: str) -> dict[str, Any]:
+    return {
+        name: _module(name, form, module) if form.kind == "module" else _face(name, form, module)
+        for name, form in forms.items()
+    }
 
 
 def _face(name: str, form: Form, module: str) -> Any:
@@ -94,11 +115,20 @@ def _attention(name: str, form: Form, given: Given) -> Any:
 
 def _merge(name: str, form: Form, given: Given) -> Any:
     out, lse = functional.merge_attentions(given["outputs"], given["lse_tensors"])
-    # Until 0.20 the output alone.
+    # Until 0.21.1 the output alone.
     return (out, lse) if "use_autograd_fix" in form.names else out
 
 
 _ADAPTERS = {"qk": _qk, "av": _av, "fused": _fused, "attention": _attention, "merge": _merge}
+
+
+def _tiers(problem: Problem, tensor: mx.array) -> list[str]:
+    device = device_of(stream_of("get_compatible_backends", None))
+    return [tier for tier in TIERS if plan.obstacle(problem, device, tier) is None]
+
+
+_HELPERS = TensorHelpers(spec, _tiers, varlen.generate_varlen_parameters)
+PARTS = compat_modules.Parts(_faces, _HELPERS, flops={"add_natten_handle": add_natten_handle})
 
 
 # --- modules ---------------------------------------------------------------------------------------
@@ -128,6 +158,6 @@ def _geometry(self: Any, shape: tuple[int, ...]) -> tuple[Any, ...]:
 
 def _module(name: str, form: Form, module: str) -> Any:
     """A generation's module: this package's, with another constructor."""
-    base = getattr(modules, f"NeighborhoodAttention{form.rank}D")
+    base = getattr(modules, f"NeighborhoodAttention{form.rank}D") if form.rank else modules._NeighborhoodAttention
     forward = _padding_forward if compat.pads(form) else _forward
     return compat.module_class(name, form, module, base, {"__call__": forward, "_geometry": _geometry})

@@ -1,5 +1,6 @@
 """From a generation's call forms to functions and modules over this package's own."""
 
+import sys
 from typing import Any
 
 import torch
@@ -7,24 +8,49 @@ from torch import Tensor, nn
 
 from .. import functional, modules
 from .._config import has_mps
-from .._metal import compat
-from .._metal.compat_context import CONTEXT, FLOPS
-from .._metal.compat_forms import Form
+from .._metal import compat, compat_modules
+from .._metal.compat_context import CONTEXT, FLOP_HANDLER
+from .._metal.compat_forms import Form, Forms
+from .._metal.compat_inner import FUNCTIONS
+from . import _helpers
+from ._functions import function_class
+from ._nested import over_nested
+from ._tokens import TOKENS
 
 Given = dict[str, Any]
+_submodules: dict[str, compat_modules.Submodules] = {}
 
 
 def generation(name: str, module: str) -> dict[str, Any]:
-    """Everything that the module of a generation defines, ``__all__`` included."""
-    made: dict[str, Any] = {}
-    for face, form in compat.forms(name).items():
-        made[face] = _module(face, form, module) if form.kind == "module" else _face(face, form, module)
-    made |= CONTEXT[name] | FLOPS | {"has_mps": has_mps}
-    return made | {"__all__": sorted(made), "__version__": compat.LAST[name]}
+    """Everything that the module of a generation defines, ``__all__`` included; its submodules are imported."""
+    made = _faces(compat.forms(name), module)
+    made |= {old: made[new] for old, new in compat.RENAMED_CLASSES.get(name, {}).items()}
+    found = _submodules[name] = compat_modules.submodules(name, made, module, PARTS)
+    made |= CONTEXT[name] | FLOP_HANDLER | {"has_mps": has_mps, "add_natten_handle": _helpers.add_natten_handle}
+    made |= {"__all__": sorted(made), "__version__": compat.LAST[name]}
+    inside = compat_modules.as_modules(module, f"Part of {module}.", found)
+    sys.modules.update({f"{module}.{each}": it for each, it in inside.items()})
+    return {each: it for each, it in inside.items() if "." not in each} | made
+
+
+def submodules(name: str) -> compat_modules.Submodules:
+    """What each submodule of a generation holds, once its module is imported."""
+    return _submodules[name]
+
+
+def _faces(forms: Forms, module: str) -> dict[str, Any]:
+    return {
+        name: _module(name, form, module) if form.kind == "module" else _face(name, form, module)
+        for name, form in forms.items()
+    }
 
 
 def _face(name: str, form: Form, module: str) -> Any:
     return compat.face(name, form, module, _ADAPTERS[form.kind])
+
+
+def _functions(name: str, module: str) -> dict[str, Any]:
+    return {each: function_class(each, form, module, _ADAPTERS[form.kind]) for each, form in FUNCTIONS[name].items()}
 
 
 # --- split ops: heads-first, unscaled --------------------------------------------------------------
@@ -86,11 +112,18 @@ def _attention(name: str, form: Form, given: Given) -> Any:
 
 def _merge(name: str, form: Form, given: Given) -> Any:
     out, lse = functional.merge_attentions(given["outputs"], given["lse_tensors"])
-    # Until 0.20 the output alone.
+    # Until 0.21.1 the output alone.
     return (out, lse) if "use_autograd_fix" in form.names else out
 
 
-_ADAPTERS = {"qk": _qk, "av": _av, "fused": _fused, "attention": _attention, "merge": _merge}
+_ADAPTERS = {
+    "qk": over_nested(_qk), "av": over_nested(_av), "fused": over_nested(_fused), "attention": _attention,
+    "merge": _merge,
+}  # fmt: skip
+PARTS = compat_modules.Parts(
+    _faces, _helpers.HELPERS, _functions, _helpers.DEVICE, _helpers.DTYPE, _helpers.TENSOR, _helpers.OPS,
+    _helpers.ATTN_MERGE, _helpers.FLOPS, _helpers.ENVIRONMENT, TOKENS, nested=True,
+)  # fmt: skip
 
 
 # --- modules ---------------------------------------------------------------------------------------
@@ -120,6 +153,6 @@ def _geometry(self: Any, shape: tuple[int, ...]) -> tuple[Any, ...]:
 
 def _module(name: str, form: Form, module: str) -> Any:
     """A generation's module: this package's, with another constructor."""
-    base = getattr(modules, f"NeighborhoodAttention{form.rank}D")
+    base = getattr(modules, f"NeighborhoodAttention{form.rank}D") if form.rank else modules._NeighborhoodAttention
     forward = _padding_forward if compat.pads(form) else _forward
     return compat.module_class(name, form, module, base, {"forward": forward, "_geometry": _geometry})

@@ -4,22 +4,18 @@ import importlib.metadata
 import importlib.util
 import sys
 from collections.abc import Iterable
-from importlib.machinery import ModuleSpec
+from importlib import import_module
 from pathlib import Path
-from types import ModuleType, NoneType
+from types import ModuleType
 from typing import Any
 
-from .._metal import compat
-from .._metal.compat_context import CONTEXT, FLOPS
+from .._metal import compat, compat_modules
 from .._metal.problem import RANKS
+from . import _build
 
 NAME = "natten"
 _installed: dict[str, ModuleType] = {}
 _finders: list["_Finder"] = []
-
-_SINCE_CONTEXT = ("v017", "v020", "v021")
-_SINCE_FUSED = ("v020", "v021")
-
 
 _ANY = importlib.metadata.DistributionFinder.Context()
 
@@ -71,50 +67,17 @@ def _refuse_beside_natten() -> None:
     raise ImportError(f"natten_mps.compat.install: natten {version} is installed; {advice}")
 
 
-def _types() -> dict[str, Any]:
-    """Upstream's names for arguments, as annotations use them."""
-    made: dict[str, Any] = {"NoneType": NoneType}
-    for rank in ("", *(f"{rank}D" for rank in RANKS)):
-        for what, kind in (("Dimension", int), ("CausalArg", bool)):
-            count = int(rank[0]) if rank else 0
-            several: Any = tuple[(kind,) * count] if count else tuple[kind, ...]  # type: ignore[misc,valid-type]
-            made |= {f"{what}{rank}Type": several, f"{what}{rank}TypeOrDed": kind | several}
-    return made
-
-
-def _contents(generation: str, made: dict[str, Any], version: str) -> dict[str, dict[str, Any]]:
-    """What each submodule holds."""
-    forms = compat.forms(generation)
-    classes = {name: made[name] for name, form in forms.items() if form.kind == "module"}
-    functions = {name: made[name] for name, form in forms.items() if form.kind != "module"}
-    found = {"functional": functions, "flops": FLOPS, "version": {"__version__": version}}
-    if generation in _SINCE_CONTEXT:
-        found |= {"context": CONTEXT[generation], "types": _types()}
-    if generation in _SINCE_FUSED:
-        from .. import varlen
-
-        configs = {name: value for name, value in made.items() if "configs_for" in name}
-        found |= {"modules": classes, "backends": configs, "utils": {}}
-        found["utils.varlen"] = {"generate_varlen_parameters": varlen.generate_varlen_parameters}
-    # Modules and ops of one rank had a home of their own until 0.17, under two names.
-    if generation != "v020":
-        for rank in RANKS:
-            own = {name: value for name, value in (classes | functions).items() if f"{rank}d" in name.lower()}
-            if own:
-                found |= {f"natten{rank}d": own, f"na{rank}d": own}
+def _every_submodule(newest: dict[str, Any]) -> compat_modules.Submodules:
+    """Each generation's, where a name of the newest, or of its module, means what it means there."""
+    found: compat_modules.Submodules = {}
+    for generation in compat.SINCE:
+        import_module(f".{generation}", __package__)
+        for name, its in _build.submodules(generation).items():
+            found[name] = found.get(name, {}) | its
+    ranked = {f"{stem}{rank}d" for stem in ("natten", "na") for rank in RANKS}
+    for name in ("functional", *ranked):
+        found[name] |= {each: newest[each] for each in found[name] if each in newest}
     return found
-
-
-def _module(name: str, version: str, contents: dict[str, Any]) -> ModuleType:
-    """A module that looks imported."""
-    module = ModuleType(name, f"NATTEN's call forms ({version}) by natten-mps.")
-    # Every one a package, so that an unknown submodule is "No module named ...".
-    module.__spec__ = ModuleSpec(name, None, origin="natten_mps.compat", is_package=True)
-    module.__path__ = []
-    module.__package__ = name
-    for each, value in contents.items():
-        setattr(module, each, value)
-    return module
 
 
 def install(version: str | None = None) -> ModuleType:
@@ -125,19 +88,21 @@ def install(version: str | None = None) -> ModuleType:
         told = version.removeprefix("v")
     uninstall()
     _refuse_beside_natten()
-    from importlib import import_module
-
     made = vars(import_module(f".{generation}", __package__))
-    public = {name: made[name] for name in made["__all__"]} | {"__version__": told, "__all__": made["__all__"]}
-    root = _module(NAME, told, public)
+    # A release has what it had. Without one, what 0.3 had in its modules besides is there too.
+    extra = set() if version is None else set(compat.ADDED[generation])
+    names = [name for name in made["__all__"] if name not in extra]
+    public = {name: made[name] for name in names} | {"__version__": told, "__all__": names}
+    found = _every_submodule(public) if version is None else dict(_build.submodules(generation))
+    found["version"] = {"__version__": told}
+    text = f"NATTEN's call forms ({told}) by natten-mps."
+    root = compat_modules.new_module(NAME, text, public)
     _installed[NAME] = root
-    for name, contents in _contents(generation, made, told).items():
-        module = _module(f"{NAME}.{name}", told, contents)
+    for name, module in compat_modules.as_modules(NAME, text, found).items():
         _installed[module.__name__] = module
-        parent, _, child = module.__name__.rpartition(".")
         # natten.na1d is the function where the generation has it at the top; importing from the submodule works.
-        if child not in public:
-            setattr(_installed[parent], child, module)
+        if "." not in name and name not in public:
+            setattr(root, name, module)
     sys.modules.update(_installed)
     _finders.append(_Finder(told))
     sys.meta_path.extend(_finders)

@@ -1,0 +1,168 @@
+"""Upstream's helpers that are torch's own affair: devices, dtypes, buffers, counters."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import functional, varlen
+from .._arrays import device_of, spec
+from .._config import TIERS
+from .._metal import plan
+from .._metal.compat_checks import get_device_cc
+from .._metal.compat_flops import COUNTS, HANDLES
+from .._metal.compat_inner import FUNCTIONS
+from .._metal.compat_tensors import TensorHelpers
+from .._metal.problem import Problem
+
+
+def _tiers(problem: Problem, tensor: Tensor) -> list[str]:
+    device = device_of(tensor.device)
+    return [tier for tier in TIERS if plan.obstacle(problem, device, tier) is None]
+
+
+HELPERS = TensorHelpers(spec, _tiers, varlen.generate_varlen_parameters)
+
+# --- devices and dtypes ----------------------------------------------------------------------------
+
+
+def is_cuda(device: torch.device) -> bool:
+    """Whether a device is a CUDA one; none of this package's kernels run there."""
+    return device.type == "cuda" and torch.version.hip is None
+
+
+def is_rocm(device: torch.device) -> bool:
+    """Whether a device is a ROCm one; none of this package's kernels run there."""
+    return device.type == "cuda" and torch.version.hip is not None
+
+
+def is_cpu(device: torch.device) -> bool:
+    """Whether a device is the CPU."""
+    return device.type == "cpu"
+
+
+def is_fp8(dtype: torch.dtype) -> bool:
+    """Whether a dtype has 8 bits; no op here takes one."""
+    return dtype in (torch.float8_e4m3fn, torch.float8_e5m2)
+
+
+def is_half(dtype: torch.dtype) -> bool:
+    """Whether a dtype is float16 or bfloat16."""
+    return dtype in (torch.float16, torch.bfloat16)
+
+
+def is_full(dtype: torch.dtype) -> bool:
+    """Whether a dtype is float32."""
+    return dtype == torch.float32
+
+
+def is_torch_compiling() -> bool:
+    """Whether torch.compile is tracing."""
+    return torch.compiler.is_compiling()
+
+
+# --- buffers ---------------------------------------------------------------------------------------
+
+
+def make_attn_tensor_from_input(input_tensor: Tensor, attention_dim: int) -> Tensor:
+    """An uninitialised tensor of weights: the input's shape with ``attention_dim`` in place of the last."""
+    return input_tensor.new_empty(
+        (*input_tensor.shape[:-1], attention_dim), requires_grad=input_tensor.requires_grad
+    )  # fmt: skip
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    """``[batch, heads, *shape, dim]`` -> a view ``[batch, heads, tokens, dim]``."""
+    return tensor.view(*tensor.shape[:2], -1, tensor.shape[-1])
+
+
+def qk_cross_forward(query: Tensor, key: Tensor, out: Tensor) -> None:
+    """Logits of every query and key, heads-first, written into ``out [batch, heads, *shape, keys]``."""
+    _flat(out).copy_(_flat(query) @ _flat(key).mT)
+
+
+def qk_cross_backward(query: Tensor, d_attn: Tensor, key: Tensor, d_query: Tensor, d_key: Tensor) -> None:
+    """Gradients of :func:`qk_cross_forward`, written into d_query and d_key."""
+    _flat(d_query).copy_(_flat(d_attn) @ _flat(key))
+    _flat(d_key).copy_(_flat(d_attn).mT @ _flat(query))
+
+
+def av_cross_forward(attn: Tensor, value: Tensor, output: Tensor) -> None:
+    """Weights times every value, heads-first, written into ``output``."""
+    _flat(output).copy_(_flat(attn) @ _flat(value))
+
+
+def av_cross_backward(d_out: Tensor, value: Tensor, attn: Tensor, d_attn: Tensor, d_value: Tensor) -> None:
+    """Gradients of :func:`av_cross_forward`, written into d_attn and d_value."""
+    _flat(d_attn).copy_(_flat(d_out) @ _flat(value).mT)
+    _flat(d_value).copy_(_flat(attn).mT @ _flat(d_out))
+
+
+def additional_sdpa(
+    query: Tensor, key: Tensor, value: Tensor, scale: float | None = None, attn_kwargs: dict[str, Any] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Every query ``[B, *shape, H, D]`` on keys ``[B, S, H, D]``: out ``[B, tokens, H, D]``, lse ``[B, H, tokens]``."""
+    out, lse = functional.attention(
+        query.flatten(1, -3), key, value, scale=(attn_kwargs or {}).get("scale", scale), return_lse=True
+    )
+    return out, lse.mT
+
+
+def merge_two(output_fna: Tensor, output_sdpa: Tensor, lse_fna: Tensor, lse_sdpa: Tensor) -> Tensor:
+    """0.17's merge of the fused op's result, heads-last, with :func:`additional_sdpa`'s, whose lse is heads-first."""
+    shape = output_sdpa.shape
+    parts = [output_fna.reshape(shape), output_sdpa]
+    merged, _ = functional.merge_attentions(parts, [lse_fna.reshape(shape[:-1]), lse_sdpa.mT])
+    return merged.reshape(output_fna.shape)
+
+
+def maybe_torch_compile(*args: Any, **kwargs: Any) -> Any:
+    """A decorator that leaves a function as it is: upstream compiles where its CUDA kernels run."""
+    return lambda function: function
+
+
+def merge_attentions_fn(outputs: list[Tensor], lse_tensors: list[Tensor]) -> Tensor:
+    """The merged output alone."""
+    return functional.merge_attentions(outputs, lse_tensors)[0]
+
+
+# --- counters --------------------------------------------------------------------------------------
+
+
+def add_natten_handle(flop_ctr: Any) -> Any:
+    """fvcore's counter with a handle for each of upstream's autograd functions, under which the ops are traced."""
+    handles = {}
+    for forms in FUNCTIONS.values():
+        for name, form in forms.items():
+            handle = COUNTS["fna_generic_flops"]
+            if form.kind != "fused":
+                stem = f"qk_{form.rank}d_rpb_flop" if form.kind == "qk" else f"av_{form.rank}d_flop"
+                handle = HANDLES[stem]
+            handles[f"prim::PythonOp.{name}"] = handle
+    return flop_ctr.set_op_handle(**handles)
+
+
+def get_flops(model: Any, input: Any, disable_warnings: bool = False) -> int:  # noqa: A002 - upstream's name
+    """Multiply-accumulates of a model on an input, counted by fvcore; ImportError without it."""
+    from fvcore.nn import FlopCountAnalysis  # type: ignore[import-not-found]  # optional, as upstream's
+
+    counter = add_natten_handle(FlopCountAnalysis(model, input))
+    if disable_warnings:
+        counter = counter.unsupported_ops_warnings(False)
+    total: int = counter.total()
+    return total
+
+
+def _named(*functions: Any) -> dict[str, Any]:
+    return {function.__name__: function for function in functions}
+
+
+DEVICE = _named(get_device_cc, is_cuda, is_rocm, is_cpu)
+DTYPE = _named(is_fp8, is_half, is_full)
+TENSOR = _named(make_attn_tensor_from_input)
+OPS = _named(
+    qk_cross_forward, qk_cross_backward, av_cross_forward, av_cross_backward, additional_sdpa, maybe_torch_compile
+) | {"merge_attentions": merge_two}  # fmt: skip
+ATTN_MERGE = _named(maybe_torch_compile, merge_attentions_fn) | {"merge_attentions_compile": merge_attentions_fn}
+ENVIRONMENT = _named(is_torch_compiling) | {"DISABLE_TORCH_OPS": False}
+FLOPS = _named(add_natten_handle, get_flops)

@@ -1,0 +1,42 @@
+"""Nested tensors in 0.15's and 0.17's forms: each item by itself, as if it were alone."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._metal.compat_forms import Form
+
+Given = dict[str, Any]
+Run = Callable[[str, Form, Given], Any]
+
+
+def _nested(given: Given) -> dict[str, tuple[Tensor, ...]]:
+    """The items of each nested tensor among the arguments."""
+    return {name: each.unbind() for name, each in given.items() if isinstance(each, Tensor) and each.is_nested}
+
+
+def over_nested(run: Run) -> Run:
+    """``run``, and for nested tensors a nested tensor of its results, differentiable as the items are.
+
+    Forms since 0.20 refuse nested tensors, as upstream's do: the op's own error names the varlen ops.
+    """
+
+    def each(name: str, form: Form, given: Given) -> Any:
+        items = {} if "stride" in form.names else _nested(given)
+        if not items:
+            return run(name, form, given)
+        plain = {*items, "rpb", "bias"}
+        flat = [which for which, it in given.items() if isinstance(it, Tensor) and which not in plain]
+        counts = {which: len(its) for which, its in items.items()}
+        if flat or len(set(counts.values())) > 1:
+            found = counts | dict.fromkeys(flat, "not nested")
+            raise ValueError(f"{name}: all tensors but the bias must be nested, with equally many items; got {found}")
+        results = []
+        for own in zip(*items.values(), strict=True):
+            alone = {which: it[None] for which, it in zip(items, own, strict=True)}
+            results.append(run(name, form, given | alone)[0])
+        return torch.nested.as_nested_tensor(results)
+
+    return each
