@@ -5,63 +5,76 @@ Every generation of NATTEN, and both packages, call a module's weights the same:
 wrapped in, and the file. Everything passes through numpy; bfloat16, which numpy lacks, through float32, exactly.
 """
 
-import json
 import sys
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 Arrays = dict[str, Any]
 Shapes = Mapping[str, tuple[int, ...]]
 
-# What training scripts wrap a state dict in, and what parallel training puts before every name.
+# What training scripts wrap a state dict in.
 WRAPPERS = ("state_dict", "model", "model_state_dict")
-PREFIXES = ("module.", "_orig_mod.")
-# safetensors' names of dtypes, as numpy's; bfloat16 is read as 16-bit integers and widened.
-SAFETENSORS = {
-    "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "|i1",
-    "U8": "|u1", "BOOL": "|b1",
-}  # fmt: skip
-FILES = (".npz", ".safetensors")
+# What torch puts into names: torch.compile, FSDP and activation checkpointing anywhere, parallel training and
+# averaged models before all of them.
+INSERTED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+PREFIX, COUNTER = "module.", "n_averaged"
 
 
-def to_numpy(name: str, tensor: Any) -> Any:
+def to_numpy(name: str, tensor: Any, face: str = "load_weights") -> Any:
     """An array of numpy, torch or MLX as numpy's own; TypeError for anything else."""
     import numpy
 
-    home = type(tensor).__module__.split(".")[0]
-    if home == "torch":
+    torch, mlx = sys.modules.get("torch"), sys.modules.get("mlx.core")
+    if torch is not None and isinstance(tensor, torch.Tensor):
         plain = tensor.detach().cpu()
-        return (plain.float() if str(plain.dtype) == "torch.bfloat16" else plain).numpy()
-    if home == "mlx":
-        framework = sys.modules["mlx.core"]
-        return numpy.array(tensor.astype(framework.float32) if tensor.dtype == framework.bfloat16 else tensor)
+        plain = plain.dequantize() if plain.is_quantized else plain
+        # numpy has no bfloat16 and no float8; float32 holds both exactly.
+        narrow = plain.is_floating_point() and plain.dtype not in (torch.float16, torch.float32, torch.float64)
+        return (plain.float() if narrow else plain).numpy()
+    if mlx is not None and isinstance(tensor, mlx.array):
+        return numpy.array(tensor.astype(mlx.float32) if tensor.dtype == mlx.bfloat16 else tensor)
     if not isinstance(tensor, (numpy.ndarray, numpy.generic)):
-        raise TypeError(f"load_weights: {name} must be an array of numpy, torch or MLX; got {type(tensor).__name__}")
+        packed = "._packed_params" in name
+        hint = ". torch packed these weights when it quantised the module: take the ones from before" if packed else ""
+        raise TypeError(f"{face}: {name} must be an array of numpy, torch or MLX; got {type(tensor).__name__}{hint}")
     return numpy.asarray(tensor)
 
 
-def named(state: Any) -> Arrays:
-    """The weights of a checkpoint by full name: unwrapped, flat, without the prefixes of parallel training."""
+def bare(names: Iterable[str]) -> dict[str, str]:
+    """Each name without what wrappers of torch put into it: ``{name: bare name}``."""
+    parts = {name: [part for part in name.split(".") if part not in INSERTED] for name in names}
+    found = {name: ".".join(own) for name, own in parts.items()}
+    while any(own.startswith(PREFIX) for own in found.values()):
+        if not all(own.startswith(PREFIX) or own == COUNTER for own in found.values()):
+            break
+        found = {name: own.removeprefix(PREFIX) for name, own in found.items() if own != COUNTER}
+    return found
+
+
+def named(state: Any, wanted: Iterable[str]) -> Arrays:
+    """The weights of a checkpoint by bare name: flat, and out of what training scripts wrap them in.
+
+    wanted: the module's own bare names. Where none is at hand in ``state`` itself, and a wrapper is there, the wrapper
+    is opened: a model may have a layer called 'model'.
+    """
     if not isinstance(state, Mapping):
         raise TypeError(f"load_weights: weights must be a mapping of names to arrays; got {type(state).__name__}")
-    for wrapper in WRAPPERS:
-        inner = state.get(wrapper)
-        # A model may have a layer called 'model': a wrapper holds names with dots, or arrays, at once.
-        if isinstance(inner, Mapping) and any(not isinstance(value, (Mapping, list)) for value in inner.values()):
-            return named(inner)
+    own = set(wanted)
     flat = dict(_flattened("", state))
-    for prefix in PREFIXES:
-        while flat and all(name.startswith(prefix) for name in flat):
-            flat = {name.removeprefix(prefix): value for name, value in flat.items()}
-    return {name: to_numpy(name, value) for name, value in flat.items()}
+    short = bare(flat)
+    if own.isdisjoint(short.values()):
+        for wrapper in WRAPPERS:
+            inner = state.get(wrapper)
+            if isinstance(inner, Mapping) and inner:
+                return named(inner, own)
+    return {short[name]: to_numpy(name, value) for name, value in flat.items() if name in short}
 
 
 def _flattened(path: str, state: Any) -> Iterator[tuple[str, Any]]:
     """Names with dots for what MLX keeps in dicts and lists."""
     if isinstance(state, Mapping):
         parts: Any = state.items()
-    elif isinstance(state, (list, tuple)):
+    elif isinstance(state, (list, tuple)) and not path.endswith("_packed_params"):
         parts = enumerate(state)
     else:
         yield path, state
@@ -75,15 +88,16 @@ def fitting(given: Shapes, wanted: Shapes, strict: bool) -> tuple[list[str], lis
 
     ValueError where shapes differ, and with ``strict`` where either list is not empty.
     """
-    for name, shape in wanted.items():
-        if name in given and tuple(given[name]) != tuple(shape):
-            raise ValueError(f"load_weights: {name} must have shape {tuple(shape)}; got {tuple(given[name])}")
     missing = [name for name in wanted if name not in given]
     unexpected = [name for name in given if name not in wanted]
+    hint = _hint(missing, unexpected)
+    for name, shape in wanted.items():
+        if name in given and tuple(given[name]) != tuple(shape):
+            raise ValueError(f"load_weights: {name} must have shape {tuple(shape)}; got {tuple(given[name])}{hint}")
     if strict and (missing or unexpected):
         parts = [("missing", missing), ("not in the module", unexpected)]
         listed = "; ".join(f"{what}: {', '.join(names)}" for what, names in parts if names)
-        raise ValueError(f"load_weights: {listed}{_hint(missing, unexpected)}")
+        raise ValueError(f"load_weights: {listed}{hint}")
     return missing, unexpected
 
 
@@ -93,6 +107,10 @@ def _hint(missing: list[str], unexpected: list[str]) -> str:
     def ends(names: list[str], what: str) -> bool:
         return any(what in name.split(".") for name in names)
 
+    if ends(missing, "scales"):
+        return ". The module is quantised: load the weights first, and quantise it then"
+    if ends(unexpected, "scales"):
+        return ". The weights are quantised: quantise the module alike before it is loaded"
     if ends(unexpected, "rpb"):
         return ". The weights have a bias table: make the module with rel_pos_bias=True"
     if ends(missing, "rpb"):
@@ -102,69 +120,3 @@ def _hint(missing: list[str], unexpected: list[str]) -> str:
     if ends(missing, "kv_proj") and ends(unexpected, "qkv"):
         return ". The weights have as many key/value heads as heads: make the module without num_kv_heads"
     return ""
-
-
-# --- files -----------------------------------------------------------------------------------------
-
-
-def _kind(path: Path, face: str, more: str = "") -> str:
-    if path.suffix not in FILES:
-        raise ValueError(f"{face}: a file of weights ends in {' or '.join(FILES)}{more}; got {path.name!r}")
-    return path.suffix
-
-
-def read(path: Any, more: str = "") -> Arrays:
-    """The arrays of an .npz or .safetensors file. more: what else the caller reads, for the message."""
-    import numpy
-
-    path = Path(path)
-    if _kind(path, "load_weights", more) == ".npz":
-        with numpy.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    return _read_safetensors(path)
-
-
-def write(path: Any, arrays: Mapping[str, Any]) -> None:
-    """``arrays`` of any framework as an .npz or .safetensors file; bfloat16 becomes float32."""
-    import numpy
-
-    path = Path(path)
-    plain = {name: to_numpy(name, array) for name, array in arrays.items()}
-    if _kind(path, "save_weights") == ".npz":
-        numpy.savez(path, **plain)
-        return
-    names = {kind: name for name, kind in SAFETENSORS.items() if name != "BF16"}
-    header, blobs, end = {}, [], 0
-    for name, array in plain.items():
-        array = array.astype(array.dtype.newbyteorder("<"), copy=False)
-        start, end = end, end + array.nbytes
-        if array.dtype.str not in names:
-            raise TypeError(f"save_weights: .safetensors files hold no {array.dtype}, which {name} is")
-        header[name] = {"dtype": names[array.dtype.str], "shape": list(array.shape), "data_offsets": [start, end]}
-        blobs.append(array.tobytes())
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    path.write_bytes(b"".join([len(text).to_bytes(8, "little"), text, *blobs]))
-
-
-def _read_safetensors(path: Path) -> Arrays:
-    """A .safetensors file: the length of a JSON header in 8 bytes, the header, and the arrays' bytes."""
-    import numpy
-
-    content = path.read_bytes()
-    length = int.from_bytes(content[:8], "little")
-    if len(content) < 8 + length:
-        raise ValueError(f"load_weights: {path.name} is no .safetensors file, or not all of it is there")
-    header, data = json.loads(content[8 : 8 + length]), content[8 + length :]
-    found = {}
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        start, end = entry["data_offsets"]
-        if entry["dtype"] not in SAFETENSORS or end > len(data):
-            raise ValueError(f"load_weights: {path.name} has no readable {name} of dtype {entry['dtype']}")
-        array = numpy.frombuffer(data[start:end], SAFETENSORS[entry["dtype"]])
-        if entry["dtype"] == "BF16":
-            array = (array.astype("<u4") << 16).view("<f4")
-        found[name] = array.reshape(entry["shape"])
-    return found

@@ -12,7 +12,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from ._metal import weights
+from ._metal import weight_files, weights
 
 
 def load_weights(module: nn.Module, source: Any, *, strict: bool = True) -> tuple[list[str], list[str]]:
@@ -26,9 +26,9 @@ def load_weights(module: nn.Module, source: Any, *, strict: bool = True) -> tupl
     is broken (the message says how the module would have to be made); TypeError for what is no array.
     """
     if isinstance(source, (str, os.PathLike)):
-        source = weights.read(source, "; natten_mps.save_weights makes one of torch's")
+        source = weight_files.read(source, "; natten_mps.save_weights makes one of torch's")
     own = dict(tree_flatten(module.parameters()))
-    given = weights.named(source)
+    given = weights.named(source, own)
     found = weights.fitting(
         {name: array.shape for name, array in given.items()},
         {name: tuple(array.shape) for name, array in own.items()},
@@ -41,4 +41,4 @@ def load_weights(module: nn.Module, source: Any, *, strict: bool = True) -> tupl
 
 def save_weights(module: nn.Module, path: Any) -> None:
     """Write a module's parameters as .npz or .safetensors (bfloat16 as float32); ValueError for another ending."""
-    weights.write(path, dict(tree_flatten(module.parameters())))
+    weight_files.write(path, dict(tree_flatten(module.parameters())))

@@ -6,14 +6,19 @@ save_weights(module, "weights.safetensors")             # which natten_mlx.load_
 """
 
 import os
+import pickle
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ._metal import weights
+from ._metal import weight_files, weights
 
 TORCH_FILES = (".pt", ".pth", ".bin")
+# What torch.load raises for a file that is cut short, or that holds more than weights.
+UNREADABLE = (
+    RuntimeError, EOFError, OSError, pickle.UnpicklingError, ValueError, TypeError, LookupError, AttributeError,
+)  # fmt: skip
 
 
 def load_weights(module: nn.Module, source: Any, *, strict: bool = True) -> tuple[list[str], list[str]]:
@@ -28,19 +33,43 @@ def load_weights(module: nn.Module, source: Any, *, strict: bool = True) -> tupl
     """
     if isinstance(source, (str, os.PathLike)):
         if os.fspath(source).endswith(TORCH_FILES):
-            source = torch.load(source, map_location="cpu", weights_only=True)
+            source = _torch_file(source)
         else:
-            source = weights.read(source, f" (or {', '.join(TORCH_FILES)})")
-    given, own = weights.named(source), module.state_dict()
+            source = weight_files.read(source, f" (or {', '.join(TORCH_FILES)})")
+    own = module.state_dict()
+    full = {short: name for name, short in weights.bare(own).items()}
+    given = weights.named(source, full)
     found = weights.fitting(
         {name: array.shape for name, array in given.items()},
-        {name: tuple(tensor.shape) for name, tensor in own.items()},
+        {short: _shape(short, own[name]) for short, name in full.items()},
         strict,
     )
-    module.load_state_dict({name: torch.tensor(array) for name, array in given.items() if name in own}, strict=False)
+    tensors = {full[name]: torch.tensor(array) for name, array in given.items() if name in full}
+    module.load_state_dict(tensors, strict=False)
     return found
 
 
+def _torch_file(path: Any) -> Any:
+    """A file of torch.save, of which only weights are read."""
+    with open(path, "rb") as file:
+        try:
+            return torch.load(file, map_location="cpu", weights_only=True)
+        except UNREADABLE as error:
+            raise weight_files.broken(path, error) from error
+
+
+def _shape(name: str, tensor: Any) -> tuple[int, ...]:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(
+            f"load_weights: the module keeps {name} as {type(tensor).__name__}, which no array fills; "
+            "load the weights first, and quantise the module then"
+        )
+    return tuple(tensor.shape)
+
+
 def save_weights(module: nn.Module, path: Any) -> None:
-    """Write a module's state dict as .npz or .safetensors (bfloat16 as float32); ValueError for another ending."""
-    weights.write(path, module.state_dict())
+    """Write a module's state dict as .npz or .safetensors (bfloat16 as float32), by names without what
+    torch.compile and parallel training put into them; ValueError for another ending.
+    """
+    own = module.state_dict()
+    weight_files.write(path, {short: own[name] for name, short in weights.bare(own).items()})
