@@ -35,7 +35,7 @@ STUBS = {
     ),
     "IOSurface/IOSurfaceRef.h": "typedef struct __IOSurface* IOSurfaceRef;\n",
 }
-EXTENSION = ("bindings.cpp", "metal.cpp", "operation.cpp", "plan.cpp")
+EXTENSION = ("bindings.cpp", "host.cpp", "metal.cpp", "operation.cpp", "plan.cpp")
 KERNELS = ("cpu/kernels.cpp", "cpu/natten_cpu.cpp", "cpu/pool.cpp")
 # As CMakeLists.txt and nanobind's own CMake functions have them.
 DEFINITIONS = (

@@ -65,7 +65,7 @@ class Extension:
         return Launch(kernel, *rest, self.real.Launch(self.real.Kernel(*kernel), *rest))
 
     def plan(
-        self, problem: Any, function: str, inputs: Any, outputs: Any, scratch: Any, launches: Any, host: Any
+        self, problem: Any, function: str, inputs: Any, outputs: Any, scratch: Any, launches: Any, call: bytes
     ) -> Plan:
         return Plan(inputs, outputs, scratch, launches)
 

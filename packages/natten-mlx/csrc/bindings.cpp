@@ -1,5 +1,6 @@
 // The Python module `natten_mlx._ext`: plans in, lazy arrays out. Its only user is natten_mlx/_launch_nanobind.py.
 #include <memory>
+#include <stdexcept>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -13,6 +14,7 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include "host.h"
 #include "operation.h"
 
 namespace nb = nanobind;
@@ -20,6 +22,42 @@ using namespace nb::literals;
 
 namespace natten_mlx {
 namespace {
+
+template <typename T>
+void read_axes(nb::handle problem, const char* name, T (&axes)[3], T padding) {
+  auto values = nb::cast<std::vector<T>>(problem.attr(name));
+  for (size_t axis = 0; axis < 3; ++axis) axes[axis] = axis < values.size() ? values[axis] : padding;
+}
+
+int32_t dtype_of(const std::string& name) {
+  if (name == "float16") return NATTEN_FLOAT16;
+  if (name == "bfloat16") return NATTEN_BFLOAT16;
+  if (name == "float32") return NATTEN_FLOAT32;
+  if (name == "float64") return NATTEN_FLOAT64;
+  throw std::invalid_argument("no such dtype: " + name);
+}
+
+// The planner's Problem, field by field.
+natten_problem read_problem(nb::handle from) {
+  auto number = [&](const char* name) { return nb::cast<int64_t>(from.attr(name)); };
+  natten_problem p{};
+  p.dtype = dtype_of(nb::cast<std::string>(from.attr("dtype")));
+  p.rank = static_cast<int32_t>(number("rank"));
+  p.batch = number("batch");
+  p.heads = number("heads");
+  p.kv_heads = number("kv_heads");
+  p.head_dim = number("head_dim");
+  p.head_dim_v = number("head_dim_v");
+  p.additional = number("additional");
+  read_axes<int64_t>(from, "query_shape", p.query_shape, 1);
+  read_axes<int64_t>(from, "key_shape", p.key_shape, 1);
+  read_axes<int64_t>(from, "kernel_size", p.kernel_size, 1);
+  read_axes<int64_t>(from, "stride", p.stride, 1);
+  read_axes<int64_t>(from, "dilation", p.dilation, 1);
+  read_axes<int32_t>(from, "is_causal", p.is_causal, 0);
+  p.scale = nb::cast<double>(from.attr("scale"));
+  return p;
+}
 
 using Given = std::vector<std::tuple<std::string, std::vector<int>, mx::Dtype>>;
 
@@ -38,9 +76,17 @@ Launch launch(const Kernel& kernel, std::array<int64_t, 3> grid, int64_t threads
 }
 
 std::shared_ptr<Plan> plan(nb::handle problem, const std::string& function, const Given& inputs, const Given& outputs,
-                           const Given& scratch, std::vector<Launch> launches, nb::object host) {
-  return std::make_shared<Plan>(problem, function, tensors(inputs), tensors(outputs), tensors(scratch),
-                                std::move(launches), std::move(host));
+                           const Given& scratch, std::vector<Launch> launches, nb::bytes call) {
+  auto made = std::make_shared<Plan>();
+  made->name = nb::cast<std::string>(problem.attr("name")) + " " + function;
+  made->function = function_of(function);
+  made->problem = read_problem(problem);
+  made->inputs = tensors(inputs);
+  made->outputs = tensors(outputs);
+  made->scratch = tensors(scratch);
+  made->launches = std::move(launches);
+  made->call = std::string(call.c_str(), call.size());
+  return made;
 }
 
 // The device, dtypes and shapes of a call, as bytes: equal for calls that pose the same problem.
@@ -63,7 +109,7 @@ NB_MODULE(_ext, m) {
   // With another version of nanobind's internals the domain is empty, and every call would be a TypeError.
   if (!nb::type<mx::array>().is_valid())
     throw nb::import_error("mlx.core.array is not visible: MLX was built with another nanobind ABI than v" NATTEN_NANOBIND_INTERNALS);
-  register_host_errors();
+  host::register_errors();
   m.attr("kernels_digest") = NATTEN_KERNELS_DIGEST;
   m.attr("sources_digest") = NATTEN_SOURCES_DIGEST;
   m.def("instruction_set", [] { return std::string(natten_cpu_isa()); },
@@ -89,9 +135,9 @@ NB_MODULE(_ext, m) {
            "The parameter array for these arrays, which must have been evaluated: their strides are filled in.");
   nb::class_<Plan>(m, "Plan", "What one primitive computes.")
       .def_prop_ro("name", [](const Plan& self) { return self.name; }, "What MLX calls the primitive.");
-  m.def("plan", &plan, "problem"_a, "function"_a, "inputs"_a, "outputs"_a, "scratch"_a, "launches"_a, "host"_a,
+  m.def("plan", &plan, "problem"_a, "function"_a, "inputs"_a, "outputs"_a, "scratch"_a, "launches"_a, "call"_a,
         "A plan. function: of the C interface; inputs, outputs, scratch: (name, shape, dtype); launches: on a GPU; "
-        "host: answers primitive_vjp, primitive_vmap and primitive_jvp.");
+        "call: by which natten_mlx._transforms knows it, for its derivatives and mapping.");
   m.def("apply", [](std::shared_ptr<Plan> plan, const std::vector<mx::array>& inputs, const mx::Stream& stream) {
     return apply(std::move(plan), inputs, stream);
   }, "plan"_a, "inputs"_a, "stream"_a, "The plan's outputs, lazy; inputs in its order; ValueError if their shapes or dtypes are others.");

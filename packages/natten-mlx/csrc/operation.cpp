@@ -8,6 +8,8 @@
 #include <mlx/allocator.h>
 #include <mlx/backend/cpu/encoder.h>
 
+#include "host.h"
+
 namespace natten_mlx {
 namespace {
 
@@ -95,7 +97,7 @@ void Operation::eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::a
 
 std::vector<mx::array> Operation::vjp(const std::vector<mx::array>& primals, const std::vector<mx::array>& cotangents,
                                       const std::vector<int>& argnums, const std::vector<mx::array>& outputs) {
-  const auto gradients = plan_->host.vjp(stream(), primals, cotangents, outputs);
+  const auto gradients = host::vjp(plan_->call, stream(), primals, cotangents, outputs);
   std::vector<mx::array> wanted;
   for (int argument : argnums) wanted.push_back(gradients.at(argument));
   return wanted;
@@ -103,12 +105,12 @@ std::vector<mx::array> Operation::vjp(const std::vector<mx::array>& primals, con
 
 std::vector<mx::array> Operation::jvp(const std::vector<mx::array>&, const std::vector<mx::array>&,
                                       const std::vector<int>&) {
-  return plan_->host.jvp(stream());
+  return host::jvp(plan_->call, stream());
 }
 
 std::pair<std::vector<mx::array>, std::vector<int>> Operation::vmap(const std::vector<mx::array>& inputs,
                                                                     const std::vector<int>& axes) {
-  auto outputs = plan_->host.vmap(stream(), inputs, axes);
+  auto outputs = host::vmap(plan_->call, stream(), inputs, axes);
   std::vector<int> first(outputs.size(), 0);
   return {std::move(outputs), std::move(first)};
 }

@@ -1,4 +1,8 @@
-// What one primitive computes, as the Python planner decided it: frozen data, and whom to ask for its derivatives.
+// What one primitive computes, as the Python planner decided it: frozen data.
+//
+// Plans and the primitives around them end wherever MLX drops its last reference: on the thread of a stream, while the
+// main thread waits for that one with the interpreter's lock in its hand, or after the interpreter has ended. So they
+// own no Python objects, and this header knows nothing of Python.
 #pragma once
 
 #include <array>
@@ -8,8 +12,6 @@
 #include <string_view>
 #include <vector>
 
-#include <nanobind/nanobind.h>
-
 #include <mlx/array.h>
 #include <mlx/stream.h>
 
@@ -18,7 +20,6 @@
 namespace natten_mlx {
 
 namespace mx = mlx::core;
-namespace nb = nanobind;
 
 // A tensor that a plan reads or makes.
 struct Tensor {
@@ -64,29 +65,7 @@ struct Launch {
 // Functions of the C interface.
 enum class Function { forward, backward, qk, qk_backward, av, av_backward };
 
-// A Python object that a plan keeps. Plans may end on any thread, and after the interpreter has.
-class Host {
- public:
-  explicit Host(nb::object object) : object_(std::move(object)) {}
-  ~Host();
-  Host(const Host&) = delete;
-  Host& operator=(const Host&) = delete;
-
-  // What its methods return. An error of Python's crosses MLX and comes out as it was.
-  std::vector<mx::array> vjp(const mx::Stream& stream, const std::vector<mx::array>& primals,
-                             const std::vector<mx::array>& cotangents, const std::vector<mx::array>& outputs) const;
-  std::vector<mx::array> vmap(const mx::Stream& stream, const std::vector<mx::array>& inputs,
-                              const std::vector<int>& axes) const;
-  std::vector<mx::array> jvp(const mx::Stream& stream) const;
-
- private:
-  nb::object object_;
-};
-
 struct Plan : std::enable_shared_from_this<Plan> {
-  Plan(nb::handle problem, const std::string& function, std::vector<Tensor> inputs, std::vector<Tensor> outputs,
-       std::vector<Tensor> scratch, std::vector<Launch> launches, nb::object host);
-
   // Whether another plan computes the same from the same inputs.
   bool same_as(const Plan& other) const;
 
@@ -95,10 +74,10 @@ struct Plan : std::enable_shared_from_this<Plan> {
   natten_problem problem;
   std::vector<Tensor> inputs, outputs, scratch;
   std::vector<Launch> launches;  // on a GPU
-  Host host;
+  std::string call;              // by which the host knows the call: host.h
 };
 
-// Registers how Python errors that crossed MLX are raised again.
-void register_host_errors();
+// The function of that name; std::invalid_argument if there is none.
+Function function_of(const std::string& name);
 
 }  // namespace natten_mlx

@@ -1,8 +1,10 @@
 """Runs the kernels as C++ primitives: the CPU kernels on a CPU stream, the Metal kernels on a GPU stream.
 
 The extension (``csrc/``, the module ``_ext``) only launches. What runs is decided by the planner and told to it as
-an ``_ext.Plan``; derivatives and mapping come back as calls of the plan's host (:mod:`._transforms`). The extension
-fits one release of MLX and one version of the sources: it is loaded only where they match.
+an ``_ext.Plan``; for derivatives and mapping the primitive asks :mod:`._transforms`. Plans are plain data and own
+nothing of Python's, for MLX may drop the last reference on a stream's thread while the main thread waits for that one
+with the interpreter's lock in its hand. The extension fits one release of MLX and one version of the sources: it is
+loaded only where they match.
 """
 
 import threading
@@ -56,14 +58,8 @@ class Host(Hashable, Protocol):
     def planned(self) -> Plan:
         """Its plan."""
 
-    def primitive_vjp(self, stream: mx.Stream, primals: Any, cotangents: Any, outputs: Any) -> Any:
-        """Gradients of ``primals``."""
-
-    def primitive_vmap(self, stream: mx.Stream, arrays: Any, axes: Any) -> Any:
-        """The outputs for every index of the mapped axes (-1: not mapped), stacked first."""
-
-    def primitive_jvp(self, stream: mx.Stream) -> Any:
-        """Raises."""
+    def told(self) -> bytes:
+        """What the primitive says of it when it asks :mod:`._transforms` for a derivative, on any stream."""
 
 
 # --- the extension -----------------------------------------------------------------------------------
@@ -249,7 +245,7 @@ def _plan(host: Host, function: str, inputs: Tensors, outputs: list[Tensor], ste
     for step in steps:
         _prove(step, host.stream)
     launches, scratch = launches_of(steps, inputs, [name for name, *_ in outputs])
-    return _found().plan(host.problem, function, inputs, outputs, scratch, launches, host)
+    return _found().plan(host.problem, function, inputs, outputs, scratch, launches, host.told())
 
 
 # --- launches on a GPU -------------------------------------------------------------------------------
@@ -285,7 +281,7 @@ def _launch_smallest(instance: Instance, stream: mx.Stream) -> None:
     # Any problem will do: a GPU's launch carries its own.
     one = (1,)
     problem = Problem("na", 1, one, one, 1, 1, 1, 1, one, one, one, (False,), 1.0, instance.dtype)
-    plan = _found().plan(problem, "forward", _told(given), outputs, [], launches, None)
+    plan = _found().plan(problem, "forward", _told(given), outputs, [], launches, b"")
     mx.eval(_apply(plan, given, stream))
 
 

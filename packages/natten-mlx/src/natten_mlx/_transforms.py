@@ -6,6 +6,7 @@ has). Both run on the stream of the call, wherever MLX transforms them. ``mx.com
 them, for they cannot infer shapes.
 """
 
+import pickle
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -158,20 +159,9 @@ class _Custom:
         """Gradients of ``primals``."""
         raise NotImplementedError
 
-    # What the C++ primitives ask for; their stream may be another one than that of the call they were planned for.
-
-    def primitive_vjp(self, stream: mx.Stream, primals: Any, cotangents: Any, outputs: Any) -> Arrays:
-        """:meth:`differentiate` on ``stream``."""
-        return replace(self, stream=stream).differentiate(primals, cotangents, outputs)
-
-    def primitive_vmap(self, stream: mx.Stream, arrays: Any, axes: Sequence[int]) -> Arrays:
-        """:meth:`map` on ``stream``; -1 for axes that are not mapped."""
-        mapped = tuple(None if axis < 0 else axis for axis in axes)
-        return replace(self, stream=stream).map(tuple(arrays), mapped)
-
-    def primitive_jvp(self, stream: mx.Stream) -> NoReturn:
-        """Forward mode, which the kernels do not have."""
-        checks.reject_forward_mode(self.problem.name)
+    def told(self) -> bytes:
+        """The call in bytes, all but its stream: what a primitive of the C++ extension keeps of it."""
+        return pickle.dumps((type(self), self.problem, self.backend, self.names))
 
     def shares_batch(self, places_mapped: set[int]) -> bool:
         """Whether mapped problems can be one problem with a larger batch."""
@@ -199,6 +189,30 @@ class _Custom:
     def is_bias(self, place: int) -> bool:
         """Whether the array at ``place`` is the bias table, which has no batch."""
         raise NotImplementedError
+
+
+# --- what the C++ primitives ask for: the call in bytes, and on which stream it is now -------------------
+
+
+def _call(told: bytes, stream: mx.Stream) -> _Custom:
+    kind, problem, backend, names = pickle.loads(told)
+    call: _Custom = kind(problem, backend, stream, names)
+    return call
+
+
+def primitive_vjp(told: bytes, stream: mx.Stream, primals: Any, cotangents: Any, outputs: Any) -> Arrays:
+    """:meth:`_Custom.differentiate`."""
+    return _call(told, stream).differentiate(primals, cotangents, outputs)
+
+
+def primitive_vmap(told: bytes, stream: mx.Stream, arrays: Any, axes: Sequence[int]) -> Arrays:
+    """:meth:`_Custom.map`; -1 for axes that are not mapped."""
+    return _call(told, stream).map(tuple(arrays), tuple(None if axis < 0 else axis for axis in axes))
+
+
+def primitive_jvp(told: bytes, stream: mx.Stream) -> NoReturn:
+    """Forward mode, which the kernels do not have."""
+    checks.reject_forward_mode(_call(told, stream).problem.name)
 
 
 def _at(array: mx.array, axis: int | None, index: int) -> mx.array:
