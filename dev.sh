@@ -20,6 +20,9 @@ usage: ./dev.sh COMMAND
   check                        ruff check, ruff format --check, mypy
   bench [pytest args]          the benchmarks
   clients [pytest args]        real packages that call NATTEN, unmodified, on natten-mps
+  upstream [VERSION...] [pytest args]
+                               NATTEN's own tests of its releases, unmodified, on natten-mps and a CPU (long)
+  upstream signatures          read every release's parameters anew, and compare with the committed table
 
 Each command first sets up what it needs: uv (into .tools/ unless it is installed), the workspace
 in .venv/ (for `clients`, .venv-clients/ and .venv-clients-older/), and on Linux a CPU build of torch.
@@ -136,6 +139,43 @@ run_clients() {
   return $status
 }
 
+# The tests of a release, from NATTEN's repository: source distributions have none.
+fetch_upstream_tests() {
+  local repository=${NATTEN_REPOSITORY:-https://github.com/SHI-Labs/NATTEN} clone=.upstream/repository
+  [ ! -d ".upstream/$1/tests" ] || return 0
+  mkdir -p .upstream
+  [ -d "$clone" ] || git clone --quiet --bare --filter=blob:none "$repository" "$clone"
+  git -C "$clone" rev-parse --quiet --verify "v$1^{commit}" >/dev/null || die "NATTEN's repository has no release $1"
+  mkdir -p ".upstream/$1"
+  git -C "$clone" archive "v$1" tests | tar -x -C ".upstream/$1"
+}
+
+run_upstream() {
+  local version status=0 versions=()
+  while [[ ${1:-} =~ ^[0-9]+\.[0-9]+\.[0-9]+$ ]]; do versions+=("$1"); shift; done
+  [ ${#versions[@]} -gt 0 ] || versions=(0.14.6 0.15.1 0.17.5 0.20.1 0.21.6)
+  mkdir -p .upstream
+  export NATTEN_UPSTREAM_RESULTS=$PWD/.upstream/results.tsv
+  printf 'release\tpassed\tfailed\terrors\tskipped\ttime\n' >"$NATTEN_UPSTREAM_RESULTS"
+  for version in "${versions[@]}"; do
+    fetch_upstream_tests "$version"
+    say "NATTEN $version's tests"
+    NATTEN_UPSTREAM_VERSION=$version PYTHONPATH=tests-upstream "$PY" -m pytest -p natten_upstream -c /dev/null \
+      --rootdir ".upstream/$version" ".upstream/$version/tests" -v --tb=short --show-capture=no -p no:cacheprovider "$@" || status=$?
+  done
+  column -t -s "$(printf '\t')" "$NATTEN_UPSTREAM_RESULTS"
+  return $status
+}
+
+compare_signatures() {
+  local table=tests-parity/upstream_signatures.tsv folders
+  folders=$("$PY" scripts/fetch_sdists.py .upstream/sdists "$UV" tool run --quiet pip)
+  # shellcheck disable=SC2086 - one folder a line, without spaces
+  "$PY" scripts/read_signatures.py $folders >.upstream/signatures.tsv
+  diff "$table" .upstream/signatures.tsv || die "$table differs from the releases' source distributions"
+  say "$table is what the source distributions say"
+}
+
 run_training() {
   local out=demo-output package
   mkdir -p "$out"
@@ -153,6 +193,9 @@ case "${1:-}" in
   check) set_up; check ;;
   bench) shift; set_up --group bench; exec "$PY" -m pytest benchmarks "$@" ;;
   clients) shift; run_clients "$@" ;;
+  upstream)
+    shift; set_up
+    if [ "${1:-}" = signatures ]; then compare_signatures; else run_upstream "$@"; fi ;;
   -h | --help | help) usage ;;
   *) usage >&2; exit 2 ;;
 esac

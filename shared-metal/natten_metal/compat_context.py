@@ -37,6 +37,7 @@ _TUNING = {
     "thorough_mode_forward": "is_autotuner_thorough_for_forward",
     "thorough_mode_backward": "is_autotuner_thorough_for_backward",
 }
+_STEPS = ("warmup_steps_forward", "warmup_steps_backward", "steps_forward", "steps_backward")
 Names = dict[str, Any]
 
 
@@ -70,7 +71,7 @@ class _Switches:
 
     def __init__(self, kv_parallel: bool) -> None:
         self.context = _settings("NattenContext", _DEFAULTS | {"is_kv_parallelism_enabled": kv_parallel})
-        self.tuner = _settings("AutotunerContext", dict.fromkeys(_TUNING, False))
+        self.tuner = _settings("AutotunerContext", dict.fromkeys(_TUNING, False) | dict.fromkeys(_STEPS, 5))
 
     def switch(self, setting: str) -> Callable[..., None]:
         def switch(mode: bool = True) -> None:
@@ -134,11 +135,20 @@ class _Switches:
         warmup_steps_forward: int | None = None, warmup_steps_backward: int | None = None,
         steps_forward: int | None = None, steps_backward: int | None = None,
     ) -> None:  # fmt: skip
-        """Remember what was asked of the auto-tuner, which is not there: plans are made from the problem alone."""
+        """Remember what was asked of the auto-tuner, which is not there: plans are made from the problem alone.
+
+        TypeError for numbers of steps that are no ints.
+        """
         asked = (forward_pass, backward_pass, thorough_mode_forward, thorough_mode_backward)
         for setting, mode in zip(_TUNING, asked, strict=True):
             if mode is not None:
                 setattr(self.tuner, setting, bool(mode))
+        steps = (warmup_steps_forward, warmup_steps_backward, steps_forward, steps_backward)
+        for setting, count in zip(_STEPS, steps, strict=True):
+            if count is not None and type(count) is not int:
+                raise TypeError(f"use_autotuner: {setting} must be an int; got {type(count).__name__}")
+            if count is not None:
+                setattr(self.tuner, setting, count)
 
     def disable_autotuner(self) -> None:
         """Forget what was asked of the auto-tuner."""

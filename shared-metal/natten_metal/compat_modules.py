@@ -53,9 +53,13 @@ def submodules(generation: str, made: Names, module: str, parts: Parts) -> Submo
     functions = {name: it for name, it in public.items() if not isinstance(it, type)}
     found: Submodules = {"functional": functions | parts.functions(generation, f"{module}.functional")}
     own = _old if generation < "v020" else _new
-    inner = {name: parts.faces(its, f"{module}.{name}") for name, its in INNER[generation].items()}
-    if not parts.nested:
-        inner.pop("nested", None)
+    inner: Submodules = {}
+    # Children first: a package holds the very functions of its modules.
+    for name, its in sorted(INNER[generation].items(), reverse=True):
+        if name != "nested" or parts.nested:
+            known = {n: f for child, names in inner.items() if child.startswith(f"{name}.") for n, f in names.items()}
+            inner[name] = {n: known[n] for n in its if n in known}
+            inner[name] |= parts.faces({n: form for n, form in its.items() if n not in known}, f"{module}.{name}")
     for part in (own(generation, public, parts), inner):
         for name, its in part.items():
             found[name] = found.get(name, {}) | its

@@ -6,7 +6,8 @@
     compat.install()                                            # `import natten` finds this package from here on
 
 A module for each set of call forms: ``v0141`` (0.14.1 to 0.14.4), ``v0145``, ``v014`` (0.14.6), ``v015``, ``v017``,
-``v020`` and ``v021``. Where upstream was narrower (odd windows, no gradient of bias tables, no causal bias) these are
+``v020`` (0.20 to 0.21.1) and ``v021``. Each has the submodules of its releases (``v021.utils.checks``, ``v017.flops``).
+Where upstream was narrower (odd windows, no gradient of bias tables, no causal bias) these are
 not; errors are this package's. What only tunes CUDA kernels is accepted and noted once in the log.
 """
 
@@ -40,8 +41,8 @@ def for_version(version: str) -> ModuleType:
 def install(version: str | None = None) -> ModuleType:
     """Make ``import natten`` find this package, as the release ``version``; call it before a client is imported.
 
-    version: a release, whose call forms :func:`for_version` has; None is the newest, with every older name that
-    means nothing else there.
+    version: a release, which it is then, without what is younger; None is the newest, with every older name that means
+    nothing else there.
 
     Returns the module. It and its submodules (``natten.functional``, ``natten.context``, ...) are in
     ``sys.modules``, ``importlib.util.find_spec("natten")`` finds them, and ``importlib.metadata.version("natten")``

@@ -12,6 +12,7 @@ from .._metal import compat, compat_modules
 from .._metal.compat_context import CONTEXT, FLOP_HANDLER
 from .._metal.compat_forms import Form, Forms
 from .._metal.compat_inner import FUNCTIONS
+from . import _flops as _flops  # torch's counter knows the ops from here on
 from . import _helpers
 from ._functions import function_class
 from ._nested import over_nested

@@ -35,8 +35,11 @@ def over_nested(run: Run) -> Run:
             raise ValueError(f"{name}: all tensors but the bias must be nested, with equally many items; got {found}")
         results = []
         for own in zip(*items.values(), strict=True):
-            alone = {which: it[None] for which, it in zip(items, own, strict=True)}
-            results.append(run(name, form, given | alone)[0])
+            # Items have a batch of their own, as upstream's kernels want them, or none.
+            bare = own[0].dim() == form.rank + 2
+            alone = {which: it[None] if bare else it for which, it in zip(items, own, strict=True)}
+            result = run(name, form, given | alone)
+            results.append(result[0] if bare else result)
         return torch.nested.as_nested_tensor(results)
 
     return each

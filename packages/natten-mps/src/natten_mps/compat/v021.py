@@ -1,4 +1,4 @@
-"""NATTEN 0.21: names, argument orders, layouts and modules.
+"""NATTEN 0.21.5 and later: names, argument orders, layouts and modules.
 
 The log-sum-exp from every op; causal and packed ``attention``. Every older name that means nothing else here is
 here too: the split ops, heads-first, and the switches of 0.17.
