@@ -58,7 +58,8 @@ NOTHING = ("empty_cache", "synchronize", "manual_seed", "manual_seed_all", "rese
 def translate_devices() -> None:
     """Replace torch's ways to name a device; this process runs NATTEN's tests and nothing else."""
     with torch.autograd.forward_ad.dual_level():
-        pass  # torch compiles its derivatives when they are first used, and must not find replaced functions then
+        # torch compiles its derivatives when they are first used, and must not find replaced functions then.
+        torch.autograd.forward_ad.make_dual(torch.zeros(1), torch.zeros(1))
     for name in FACTORIES:
         setattr(torch, name, translated(getattr(torch, name)))
     for owner in (torch.Tensor, torch.nn.Module):
@@ -118,19 +119,35 @@ ENVIRONMENT = {
 }
 
 
-def one_tile(query: torch.Tensor, *arguments: Any, **options: Any) -> list[Any]:
-    """One pair of tile shapes, for tests that go through all that a CUDA kernel has; accepted and ignored."""
-    tile = (8,) * (query.dim() - 3)
-    return [(tile, tile)]
+def configs(splits: bool, schedule: bool) -> dict[str, Callable[..., list[Any]]]:
+    """One tile shape wherever tests go through all that a CUDA kernel has; it is accepted and ignored.
+
+    splits: whether a backward's has key/value splits and a reduction; schedule: whether a forward's has a schedule.
+    """
+
+    def forward(tile: Any) -> list[Any]:
+        return [((tile, tile), None)] if schedule else [(tile, tile)]
+
+    def backward(tile: Any, ones: Any) -> list[Any]:
+        return [(tile, tile, ones, False)] if splits else [(tile, tile)]
+
+    def sizes(query: torch.Tensor, size: int) -> tuple[int, ...]:
+        return (size,) * (query.dim() - 3)
+
+    return {
+        "get_all_forward_configs": lambda query, *rest: forward(sizes(query, 8)),
+        "get_all_backward_configs": lambda query, *rest: backward(sizes(query, 8), sizes(query, 1)),
+        "get_all_fmha_forward_configs": lambda query, *rest: forward(64),
+        "get_all_fmha_backward_configs": lambda query, *rest: backward(64, 1),
+    }
 
 
-def one_backward_tile(query: torch.Tensor, *arguments: Any, **options: Any) -> list[Any]:
-    """The same with key/value splits and a reduction."""
-    ones = (1,) * (query.dim() - 3)
-    return [(*one_tile(query)[0], ones, False)]
-
-
-CONFIGS = {"get_all_forward_configs": one_tile, "get_all_backward_configs": one_backward_tile}
+CONFIGS = {
+    "cutlass": configs(splits=True, schedule=False),
+    "cutlass_hopper": configs(splits=False, schedule=True),
+    "cutlass_blackwell": configs(splits=False, schedule=False),
+    "flex": configs(splits=False, schedule=False),
+}
 
 
 def add_module(name: str, contents: dict[str, Any]) -> None:
@@ -154,8 +171,8 @@ def install() -> None:
         add_module("_environment", ENVIRONMENT)
         add_module("_libnatten", {"HAS_LIBNATTEN": True})
         add_module("backends.configs", {})
-        for kernels in ("cutlass", "cutlass_hopper", "cutlass_blackwell", "flex"):
-            add_module(f"backends.configs.{kernels}", CONFIGS)
+        for kernels, contents in CONFIGS.items():
+            add_module(f"backends.configs.{kernels}", contents)
 
 
 install()
