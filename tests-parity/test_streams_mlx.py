@@ -127,3 +127,32 @@ def test_several_streams_at_once() -> None:
     mx.eval(found, apart)
     assert all(mx.array_equal(a, b) for a, b in zip(found, wanted, strict=True))
     assert all(mx.array_equal(a, wanted[0]) for a in apart)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_a_thread_local_stream(op: str, backend: str) -> None:
+    """It stands for a stream of each thread's own; all of the op runs there."""
+    stream, resolve = mx.new_thread_local_stream(mx.cpu), MLX.module("_arrays").stream_of
+    given = arguments_of(op)
+    cotangents = [mx.ones(out.shape, out.dtype) for out in called(op, mx.cpu, given, [])]
+    wanted = called(op, mx.cpu, given, cotangents)
+    mx.eval(cotangents, wanted)
+    found: list[tuple[mx.Stream, list[mx.array]]] = []
+
+    def work() -> None:
+        own = resolve(op, stream)
+        with mx.stream(stream):
+            assert mx.default_stream(mx.cpu) == own
+        outs = called(op, stream, given, cotangents)
+        mx.eval(outs)
+        found.append((own, outs))
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    with MLX.watch() as ran:
+        work()
+        for thread in threads:
+            thread.start()
+            thread.join()
+    assert ran == (set() if op == "merge_attentions" else {backend})
+    assert len({str(own) for own, _ in found}) == 3
+    assert all(mx.array_equal(a, b) for _, outs in found for a, b in zip(outs, wanted, strict=True))

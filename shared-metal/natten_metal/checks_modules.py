@@ -63,6 +63,22 @@ def check_input(face: str, given: TensorSpec, rank: int, embed_dim: int) -> None
         raise ValueError(f"{face}: input must be [batch, {axes}, {embed_dim}]; got {given.shape}")
 
 
+def check_projection(
+    face: str, layer: str, width: int, parts: int, heads: tuple[str, int], head_dim: int
+) -> None:  # fmt: skip
+    """ValueError unless a projection gives as many channels as the module's heads have, whoever changed either.
+
+    heads: the name of their number, and the number. parts: of query, key and value, those in the projection.
+    """
+    name, count = heads
+    if width != parts * count * head_dim:
+        factors = f"{parts} * {count} * {head_dim}" if parts > 1 else f"{count} * {head_dim}"
+        raise ValueError(
+            f"{face}: {layer} gives {width} channels, but {name}={count} with head_dim {head_dim} needs {factors}; "
+            f"where heads are pruned or sharded, set {name} to those that stay"
+        )
+
+
 def reject_dropout(face: str, sizes: str) -> None:
     """Dropping weights needs the split ops, which know no items of different sizes."""
     raise NotImplementedError(

@@ -1,7 +1,7 @@
 """MLX's side of the shared index arithmetic, and the shared description of an array and a stream."""
 
 import math
-from typing import Any
+from typing import Any, TypeAlias
 
 import mlx.core as mx
 
@@ -12,7 +12,10 @@ from ._metal.problem import TensorSpec
 
 Optional = mx.array | None
 # What a public op takes as ``stream``; None is the thread's default stream.
-StreamOrDevice = mx.Stream | mx.Device | mx.DeviceType | None
+StreamOrDevice: TypeAlias = "mx.Stream | mx.ThreadLocalStream | mx.Device | mx.DeviceType | None"
+_ThreadLocalStream: Any = getattr(mx, "ThreadLocalStream", ())  # not every release of MLX has them
+# MLX's shapes are 32-bit ints.
+LONGEST = 2**31 - 1
 
 
 class MlxTables:
@@ -46,11 +49,15 @@ def optional_spec(face: str, name: str, tensor: Any) -> TensorSpec | None:
 
 
 def stream_of(face: str, stream: Any) -> mx.Stream:
-    """The stream that a call runs on: ``stream``, that device's default stream, or the default stream."""
+    """The stream that a call runs on: ``stream`` (a thread-local one's for this thread), that device's default stream,
+    or the default stream."""
     if stream is None:
         return mx.default_stream(mx.default_device())
     if isinstance(stream, mx.Stream):
         return stream
+    if isinstance(stream, _ThreadLocalStream):
+        with mx.stream(stream):  # the only public way to this thread's stream
+            return mx.default_stream(stream.device)
     if not isinstance(stream, (mx.Device, mx.DeviceType)):
         checks.reject_type(face, "stream", stream, "a stream, a device or None")
     return mx.default_stream(stream)
@@ -65,7 +72,7 @@ def device_of(stream: mx.Stream) -> Device:
     }
     missing = tuple((tier, reason) for tier, reason in reasons.items() if reason is not None)
     kind = "cpu" if cpu else "gpu"
-    return Device(kind, kind, missing, float64=cpu, smallest=_launch_fast.SMALLEST)
+    return Device(kind, kind, missing, float64=cpu, smallest=_launch_fast.SMALLEST, longest=LONGEST)
 
 
 def compute_dtype(tensor: mx.array) -> mx.Dtype:
@@ -79,6 +86,22 @@ def constant(tensor: mx.array) -> mx.array:
     While MLX traces, an evaluated array may keep its graph, and a graph belongs to the stream of one thread.
     """
     return mx.array(memoryview(tensor))  # type: ignore[arg-type]  # it has the buffer protocol
+
+
+def fixed_shape(tensor: mx.array) -> mx.array:
+    """``tensor`` itself, by a detour for which ``mx.compile(shapeless=True)`` cannot infer a shape.
+
+    What is made for the sizes of a traced call fits no others; MLX then raises instead of computing a wrong size.
+    """
+    return mx.pad(tensor, [*[(0, 0)] * (tensor.ndim - 1), (0, 1)])[..., :-1]
+
+
+def made_for(tensor: mx.array, constant: mx.array) -> mx.array:
+    """``constant``, whose shape was taken from ``tensor``, as something that follows from it: see :func:`fixed_shape`.
+
+    No element of ``tensor`` is read, and its gradient is 0.
+    """
+    return constant + fixed_shape(tensor[..., :0]).sum().astype(constant.dtype)
 
 
 def exp(tensor: mx.array) -> mx.array:

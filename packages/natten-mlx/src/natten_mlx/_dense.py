@@ -8,17 +8,9 @@ import math
 
 import mlx.core as mx
 
-from ._arrays import MlxTables, Optional, compute_dtype, exp
+from ._arrays import MlxTables, Optional, compute_dtype, exp, fixed_shape
 from ._metal.mask import bias_offsets, neighborhood_mask, slot_keys
 from ._metal.problem import Problem
-
-
-def _fixed_shape(tensor: mx.array) -> mx.array:
-    """``tensor`` itself, by a detour for which ``mx.compile(shapeless=True)`` cannot infer a shape.
-
-    The masks of a traced call fit one shape only; MLX then raises instead of computing a wrong size.
-    """
-    return mx.pad(tensor, [*[(0, 0)] * (tensor.ndim - 1), (0, 1)])[..., :-1]
 
 
 def _heads_first(tensor: mx.array, groups: int = 1) -> mx.array:
@@ -35,7 +27,7 @@ def _heads_last(tensor: mx.array, shape: tuple[int, ...], dtype: mx.Dtype) -> mx
 
 def _logits(problem: Problem, query: mx.array, key: mx.array, rpb: Optional) -> mx.array:
     """``[B, H, queries, keys]`` before the mask."""
-    query = _heads_first(_fixed_shape(query))
+    query = _heads_first(fixed_shape(query))
     logits = problem.scale * (query @ _heads_first(key, problem.group_heads).swapaxes(-1, -2))
     if rpb is None:
         return logits
@@ -92,7 +84,7 @@ def qk(problem: Problem, query: mx.array, key: mx.array, rpb: Optional = None) -
 
 def av(problem: Problem, attn: mx.array, value: mx.array) -> mx.array:
     """Window slots times the values they stand for: ``[B, *shape, H, D_v]`` in the value's dtype."""
-    slots = _heads_first(_fixed_shape(attn))
+    slots = _heads_first(fixed_shape(attn))
     dense = mx.zeros((*slots.shape[:-1], problem.keys + 1), slots.dtype)
     dense = mx.put_along_axis(dense, _slots(problem), slots, axis=-1)[..., : problem.keys]
     return _heads_last(dense @ _heads_first(value, problem.group_heads), problem.query_shape, value.dtype)

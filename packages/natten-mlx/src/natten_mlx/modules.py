@@ -11,7 +11,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from . import functional, varlen
-from ._arrays import spec
+from ._arrays import StreamOrDevice, spec, stream_of
+from ._config import BACKENDS
 from ._metal import checks, checks_modules
 from .functional import Bools, Ints
 
@@ -36,6 +37,8 @@ class _NeighborhoodAttention(nn.Module):
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
         rel_pos_bias: bool = False,
+        *,
+        backend: str | None = None,
     ) -> None:
         super().__init__()
         given = checks_modules.constructor(
@@ -43,6 +46,8 @@ class _NeighborhoodAttention(nn.Module):
             (kernel_size, stride, dilation, is_causal), qk_scale, qkv_bias, (attn_drop, proj_drop), rel_pos_bias,
         )  # fmt: skip
         self.embed_dim, self.num_heads, self.num_kv_heads = given.embed_dim, given.num_heads, given.num_kv_heads
+        BACKENDS.resolve(type(self).__name__, backend)
+        self.backend = backend
         self.head_dim, self.scale = self.embed_dim // self.num_heads, given.scale
         self.kernel_size, self.stride, self.dilation, self.is_causal = given.window
         embed_dim, num_heads, qkv_bias = given.embed_dim, given.num_heads, given.qkv_bias
@@ -54,7 +59,6 @@ class _NeighborhoodAttention(nn.Module):
         self.rpb: mx.array | None = None
         if given.rel_pos_bias:
             self.rpb = mx.random.normal((num_heads, *(2 * w - 1 for w in self.kernel_size)), scale=0.02)
-        self.drops_weights = given.attn_drop > 0
         self.attn_drop = nn.Dropout(given.attn_drop)
         self.proj = nn.Linear(embed_dim, embed_dim)
         self.proj_drop = nn.Dropout(given.proj_drop)
@@ -63,40 +67,56 @@ class _NeighborhoodAttention(nn.Module):
         """kernel_size, stride, dilation and is_causal for an input ``[B, *shape, C]``."""
         return self.kernel_size, self.stride, self.dilation, self.is_causal
 
-    def _attend_module(self, x: mx.array, sizes: Any) -> mx.array:
+    def _attend_module(
+        self, x: mx.array, sizes: Any, backend: str | None = None, stream: StreamOrDevice = None
+    ) -> mx.array:
         """``x [B, *shape, C]`` -> ``[B, *shape, C]``; sizes as the varlen ops take them, or None."""
         face = type(self).__name__
+        if stream is not None:
+            with mx.stream(stream_of(face, stream)):
+                return self._attend_module(x, sizes, backend)
         checks_modules.check_input(face, spec(face, "input", x), self.rank, self.embed_dim)
+        chosen = self.backend if backend is None else backend
         query, key, value = self._project(x)
         window = self._geometry(tuple(x.shape[1:-1]))
-        dropping = self.training and self.drops_weights
+        dropping = self.training and _drops(self.attn_drop)
         if sizes is not None:
             if dropping:
                 checks_modules.reject_dropout(face, self._sizes_name)
             op, tensors = f"na{self.rank}d_varlen", (query, key, value)
             out = varlen.padded_items(
-                op, self._sizes_name, tensors, sizes, window, self.scale, False, None, rpb=self.rpb
+                op, self._sizes_name, tensors, sizes, window, self.scale, False, chosen, rpb=self.rpb
             )
         elif dropping:
-            out = self._attend_dropping(query, key, value, window)
+            out = self._attend_dropping(query, key, value, window, chosen)
         else:
-            out = functional.neighborhood_attention(query, key, value, *window, self.scale, rpb=self.rpb)
-        return self.proj_drop(self.proj(out.reshape(x.shape)))
+            out = functional.neighborhood_attention(
+                query, key, value, *window, self.scale, rpb=self.rpb, backend=chosen
+            )
+        return self.proj_drop(self.proj(out.flatten(-2)))
 
     def _project(self, x: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-        shape = x.shape[:-1]
-        if self.num_kv_heads == self.num_heads:
-            qkv = self.qkv(x).reshape(*shape, 3, self.num_heads, self.head_dim)
-            return qkv[..., 0, :, :], qkv[..., 1, :, :], qkv[..., 2, :, :]
-        query = self.q_proj(x).reshape(*shape, self.num_heads, self.head_dim)
-        kv = self.kv_proj(x).reshape(*shape, 2, self.num_kv_heads, self.head_dim)
-        return query, kv[..., 0, :, :], kv[..., 1, :, :]
+        """Query, key and value ``[B, *shape, heads, head_dim]``, with the heads that the module has now."""
+        if hasattr(self, "qkv"):
+            query, key, value = self._heads("qkv", self.qkv(x), 3, "num_heads")
+            return query, key, value
+        key, value = self._heads("kv_proj", self.kv_proj(x), 2, "num_kv_heads")
+        return self._heads("q_proj", self.q_proj(x), 1, "num_heads")[0], key, value
 
-    def _attend_dropping(self, query: mx.array, key: mx.array, value: mx.array, window: checks.Window) -> mx.array:
+    def _heads(self, layer: str, projected: mx.array, parts: int, heads: str) -> list[mx.array]:
+        """``[B, *shape, parts * heads * head_dim]`` apart. heads: the name of their number."""
+        count, width = getattr(self, heads), projected.shape[-1]
+        checks_modules.check_projection(type(self).__name__, layer, width, parts, (heads, count), self.head_dim)
+        projected = projected.reshape(*projected.shape[:-1], parts, count, self.head_dim)
+        return [projected[..., part, :, :] for part in range(parts)]
+
+    def _attend_dropping(
+        self, query: mx.array, key: mx.array, value: mx.array, window: checks.Window, backend: str | None
+    ) -> mx.array:
         """Attention with dropped weights: the split ops, with all of a query's weights in between."""
         qk, av = getattr(functional, f"na{self.rank}d_qk"), getattr(functional, f"na{self.rank}d_av")
         kernel_size, stride, dilation, is_causal = window
-        more = {"stride": stride, "is_causal": is_causal}
+        more = {"stride": stride, "is_causal": is_causal, "backend": backend}
         logits = qk(query, key, kernel_size, dilation, scale=self.scale, rpb=self.rpb, **more)
         weights = self.attn_drop(mx.softmax(logits, -1, precise=True))
         return av(weights, value, kernel_size, dilation, **more)
@@ -107,6 +127,11 @@ class _NeighborhoodAttention(nn.Module):
             f"kernel_size={self.kernel_size}, stride={self.stride}, dilation={self.dilation}, "
             f"is_causal={self.is_causal}, rel_pos_bias={self.rpb is not None}"
         )
+
+
+def _drops(dropout: Any) -> bool:
+    """Whether the layer in the place of ``attn_drop`` changes anything in training. MLX's has no public probability."""
+    return not isinstance(dropout, nn.Identity) and getattr(dropout, "_p_1", 0.0) != 1
 
 
 class NeighborhoodAttention1D(_NeighborhoodAttention):
@@ -121,6 +146,11 @@ class NeighborhoodAttention1D(_NeighborhoodAttention):
         attn_drop: probability of dropping an attention weight, in training only.
         proj_drop: dropout after the output projection.
         rel_pos_bias: learn a relative positional bias ``rpb [num_heads, 2 * kernel_size - 1 per axis]``.
+        backend: the path of every call, as the functional ops take it; None follows ``use_backend``.
+
+    Heads may be pruned, or shared out among machines, after construction: replace the projections (and ``rpb``) by
+    those of the heads that stay, and set ``num_heads`` (and ``num_kv_heads``) to their number. ``head_dim`` stays.
+    ``attn_drop`` and ``proj_drop`` may be replaced by other layers.
 
     Raises ValueError or TypeError with the module's name for dims or windows that are illegal.
     """
@@ -128,9 +158,14 @@ class NeighborhoodAttention1D(_NeighborhoodAttention):
     rank = 1
     _sizes_name = "seq_lens"
 
-    def __call__(self, x: mx.array, seq_lens: Any = None) -> mx.array:
-        """``[B, L, C]`` -> ``[B, L, C]``; seq_lens ``[B]`` ints make x a padded batch."""
-        return self._attend_module(x, seq_lens)
+    def __call__(
+        self, x: mx.array, seq_lens: Any = None, *, backend: str | None = None, stream: StreamOrDevice = None
+    ) -> mx.array:
+        """``[B, L, C]`` -> ``[B, L, C]``; seq_lens ``[B]`` ints make x a padded batch.
+
+        backend: of this call. stream: of the whole module; None is the default.
+        """
+        return self._attend_module(x, seq_lens, backend, stream)
 
 
 class NeighborhoodAttention2D(_NeighborhoodAttention):
@@ -138,9 +173,11 @@ class NeighborhoodAttention2D(_NeighborhoodAttention):
 
     rank = 2
 
-    def __call__(self, x: mx.array, spatial_sizes: Any = None) -> mx.array:
+    def __call__(
+        self, x: mx.array, spatial_sizes: Any = None, *, backend: str | None = None, stream: StreamOrDevice = None
+    ) -> mx.array:
         """``[B, X, Y, C]`` -> the same; spatial_sizes ``[B, 2]`` ints make x a padded batch."""
-        return self._attend_module(x, spatial_sizes)
+        return self._attend_module(x, spatial_sizes, backend, stream)
 
 
 class NeighborhoodAttention3D(_NeighborhoodAttention):
@@ -148,6 +185,8 @@ class NeighborhoodAttention3D(_NeighborhoodAttention):
 
     rank = 3
 
-    def __call__(self, x: mx.array, spatial_sizes: Any = None) -> mx.array:
+    def __call__(
+        self, x: mx.array, spatial_sizes: Any = None, *, backend: str | None = None, stream: StreamOrDevice = None
+    ) -> mx.array:
         """``[B, X, Y, Z, C]`` -> the same; spatial_sizes ``[B, 3]`` ints make x a padded batch."""
-        return self._attend_module(x, spatial_sizes)
+        return self._attend_module(x, spatial_sizes, backend, stream)
