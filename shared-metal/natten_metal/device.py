@@ -9,7 +9,8 @@ class Device:
 
     kind: 'cpu' or 'gpu'. missing: (tier, reason) pairs; a tier not named there is at hand.
     float64: whether the device computes in float64. smallest: elements of the smallest tensor that a Metal
-    kernel can be given as device memory.
+    kernel can be given as device memory. longest: the most elements that a tensor's dimension may have; None if only
+    memory says.
     """
 
     kind: str
@@ -17,6 +18,7 @@ class Device:
     missing: tuple[tuple[str, str], ...] = ()
     float64: bool = True
     smallest: int = 1
+    longest: int | None = None
 
     def reason_missing(self, tier: str) -> str | None:
         """Why ``tier`` cannot run here, or None if it can."""

@@ -57,6 +57,10 @@ def obstacle(problem: Problem, device: Device, tier: str) -> str | None:
         return missing
     if problem.dtype == "float64" and not device.float64:
         return f"{device.name} does not compute in float64; the CPU does"
+    if device.longest is not None and (reason := limits.too_long(problem, tier, device.longest)):
+        return reason
+    if tier in METAL_TIERS + CPU_TIERS and (reason := limits.too_large(problem)):
+        return reason
     if not launches_metal(tier, device):
         return None
     smallest = device.smallest if tier == "fast_metal" else 1
