@@ -10,7 +10,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from ._arrays import StreamOrDevice, compute_dtype, optional_spec, spec, stream_of
+from ._arrays import StreamOrDevice, compute_dtype, made_for, optional_spec, spec, stream_of
 from ._metal import checks, checks_varlen, faces
 from .functional import Bools, Ints, Result, _fused, attention
 
@@ -30,8 +30,8 @@ def padded_items(
     with_lse = checks.flag(face, "return_lse", return_lse)
     shape, heads = q.shape[1:-2], q.shape[-2]
     with mx.stream(where):
-        out = mx.zeros((1, *shape, heads, v.shape[-1]), tensors[0].dtype)
-        lse = mx.full((1, *shape, heads), -math.inf, compute_dtype(tensors[0]))
+        out = made_for(tensors[0], mx.zeros((1, *shape, heads, v.shape[-1]), tensors[0].dtype))
+        lse = made_for(tensors[0], mx.full((1, *shape, heads), -math.inf, compute_dtype(tensors[0])))
         if not items:
             return (out[:0], lse[:0]) if with_lse else out[:0]
         # What an item of size 0 gives; the others are replaced below.
@@ -65,8 +65,8 @@ def _listed_items(
         with mx.stream(where):
             parts = (query[None], key[None], value[None])
             if 0 in query.shape[:-2]:
-                out = mx.zeros((1, *query.shape[:-1], value.shape[-1]), query.dtype)
-                lse = mx.zeros((1, *query.shape[:-1]), compute_dtype(query))
+                out = made_for(query, mx.zeros((1, *query.shape[:-1], value.shape[-1]), query.dtype))
+                lse = made_for(query, mx.zeros((1, *query.shape[:-1]), compute_dtype(query)))
             else:
                 out, lse = _fused(face, (*parts, None, None, rpb), window, scale, True, backend, where, {})
             outs.append(out[0])
@@ -96,8 +96,8 @@ def attend_packed(
     with mx.stream(stream):
 
         def nothing(count: int) -> tuple[mx.array, mx.array]:
-            out = mx.zeros((1, count, heads, value.shape[-1]), query.dtype)
-            return out, mx.full((1, count, heads), -math.inf, compute_dtype(query))
+            out = made_for(query, mx.zeros((1, count, heads, value.shape[-1]), query.dtype))
+            return out, made_for(query, mx.full((1, count, heads), -math.inf, compute_dtype(query)))
 
         parts = [nothing(item.queries) for item in items]
         for queries, keys in sorted({(item.queries, item.keys) for item in items if item.queries and item.keys}):
