@@ -94,8 +94,33 @@ def test_each_guard_says_why_and_another_path_runs(
         package.na1d(query, query, query, 3)
 
 
+@pytest.mark.parametrize("provoke", GUARDS, ids=lambda provoke: provoke.__name__)
+def test_the_slow_path_is_told_once(
+    provoke: Provoke, afresh: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where a call under 'auto' takes it, and nobody asked for it."""
+    package, query = MLX.package, mx.ones((1, 9, 2, 4))
+    provoke(monkeypatch, tmp_path)
+    monkeypatch.setattr(MLX.module("_metal.backends"), "_said", set())
+    package.get_support_matrix()
+    package.na1d(query, query, query, 3, backend="pure")
+    with package.use_backend("dense"):
+        package.na1d(query, query, query, 3)
+    assert not caplog.records
+    for _ in range(2):
+        package.na1d(query, query, query, 3)
+        package.na1d_qk(query, query, 3)
+        package.attention(query, query, query)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING" and record.message == (
+        f"na1d: the pure path runs on this CPU, many times slower than the C++ kernels: {GUARDS[provoke]}. Where a "
+        "C++20 compiler is at hand, `pip install --force-reinstall --no-deps --no-cache-dir natten-mlx` builds them "
+        "anew; backend='pure' asks for this path and spares this warning"
+    )
+
+
 def test_without_a_reason_it_runs(afresh: None) -> None:
-    """The guards let through what matches."""
+    """The guards let through what matches, in silence."""
     assert MLX.package.nanobind_unavailable_reason() is None
     assert MLX.package.has_nanobind()
 
@@ -135,6 +160,7 @@ def test_without_nanobind_s_runtime_another_path_runs() -> None:
         import natten_mlx
         print(natten_mlx.nanobind_unavailable_reason())
     """)
+    assert not done.stderr, "said on import"
     assert done.stdout.startswith("the C++ extension does not load: ") and "nanobind" in done.stdout, done
 
 

@@ -175,6 +175,25 @@ def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("fresh_search")
+def test_the_slow_path_is_told_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Where a call under 'auto' takes it, and nobody asked for it."""
+    monkeypatch.setattr(_launch_native, "FILE", "no_such_library.so")
+    monkeypatch.setattr(natten_mps._metal.backends, "_said", set())
+    with_gradients(tensors(1), backend="pure")
+    with_gradients(tensors(1), backend="dense")
+    assert not caplog.records
+    for _ in range(2):
+        with_gradients(tensors(1))
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert record.message.startswith(
+        "na2d: the pure path runs on this CPU, many times slower than the C++ kernels: this install of natten-mps has "
+        "no compiled CPU kernel for "
+    )
+    assert "`pip install --force-reinstall --no-deps --no-cache-dir natten-mps` builds them anew" in record.message
+
+
+@pytest.mark.usefixtures("fresh_search")
 def test_a_library_that_does_not_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / cpu_library.FOLDER
     folder.mkdir()

@@ -47,6 +47,8 @@ def run(
     names = zip(INPUTS[problem.op], inputs, strict=True)
     given = {name: tensor for name, tensor in names if tensor is not None}
     node = Forward(problem, backend, stream, tuple(given))
+    if backend == "auto" and stream.device == mx.cpu and (reason := _launch_nanobind.missing(stream)):
+        backends.warn_of_missing_kernels("natten-mlx", problem.name, reason)
     outputs = node(tuple(given.values()))
     if signature is not None and problem.batch and node.planned().path == "nanobind":
         _launch_nanobind.remember(signature, node, given)

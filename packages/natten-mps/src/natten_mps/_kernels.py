@@ -29,6 +29,9 @@ def run_forward(call: Call, tensors: list[Any]) -> list[Tensor]:
                 planned = plan_for(call, tensors, "pure")  # nothing to launch
             except backends.KernelFailure as failure:
                 planned = _fall_back(call, failure, tensors)
+        on_cpu = tensors[1].device.type == "cpu"
+        if call.backend == "auto" and on_cpu and (reason := _launch_native.missing(tensors[1].device)):
+            backends.warn_of_missing_kernels("natten-mps", call.name, reason)
         if call.op == "qk":
             return [_pure_split.qk(planned, *tensors)]
         if call.op == "av":
