@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .command_line import CommandError, backend_in_force, check_places, end, write
 from .denoise import PATCH, add_noise, bands, non_local_means, patches, psnr, query_and_key
 from .picture import Panel, busiest_pixel, draw_picture
 
@@ -27,22 +28,19 @@ MODULES = {"numpy": "numpy", "PIL": "pillow", "tqdm": "tqdm", "sklearn": "scikit
 SAMPLE = "china.jpg"
 
 
-class DemoError(Exception):
-    """A message for the user; the command ends with exit status 1."""
-
-
 @dataclass(frozen=True, slots=True)
 class Host:
     """The package that runs the demo.
 
-    package: its name, 'natten-mps'. backends: those that can attend to a whole band; 'dense' cannot, its
-    memory is quadratic in the pixels. attend(query, key, value, kernel_size, backend) -> output, lse and
-    explain(query, key, value, kernel_size, backend) -> str: on numpy arrays, at scale 1; shapes as in
+    package: its name, 'natten-mps'. backends: those that can attend to a whole band; 'dense' cannot, its memory is
+    quadratic in the pixels. get_backend: the package's function. attend(query, key, value, kernel_size, backend) ->
+    output, lse and explain(query, key, value, kernel_size, backend) -> str: on numpy arrays, at scale 1; shapes as in
     :data:`denoise.Attend`. backend None means the backend in force.
     """
 
     package: str
     backends: tuple[str, ...]
+    get_backend: Callable[[], str]
     attend: Callable[["Array", "Array", "Array", int, str | None], tuple["Array", "Array"]]
     explain: Callable[["Array", "Array", "Array", int, str | None], str]
 
@@ -75,7 +73,7 @@ def add_demo(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", ho
     add("--array", type=Path, metavar="FILE",
         help="also save the denoised image, float32 [height, width, 3] in [0, 1] units, as .npy")  # fmt: skip
     add("--progress", action="store_true", help="show the progress bar even if stderr is not a terminal")
-    parser.set_defaults(run=lambda arguments: run(arguments, host))
+    parser.set_defaults(run=lambda arguments: end(f"{package} demo", lambda: run(arguments, host)))
 
 
 def whole(text: str, least: int) -> int:
@@ -113,14 +111,14 @@ def _sigma(text: str) -> float:
 
 
 def require(modules: list[str], package: str) -> None:
-    """Raise :class:`DemoError` with the command that installs them if ``modules`` are not there."""
+    """Raise :class:`CommandError` with the command that installs them if ``modules`` are not there."""
     for name in modules:
         try:
             importlib.import_module(name)
         except ModuleNotFoundError as error:
             if error.name != name:
                 raise
-            raise DemoError(
+            raise CommandError(
                 f'the demo needs {MODULES[name]}, which is not installed: pip install "{package}[demo]"'
             ) from None
 
@@ -141,14 +139,14 @@ def load_image(path: Path | None, max_side: int) -> tuple["Array", str, str]:
         try:
             with Image.open(path) as opened:
                 if opened.mode[0] in "IF":
-                    raise DemoError(f"{path}: pixels of mode {opened.mode}; save it with 8 bits per channel")
+                    raise CommandError(f"{path}: pixels of mode {opened.mode}; save it with 8 bits per channel")
                 picture, name = ImageOps.exif_transpose(opened).convert("RGB"), path.name
         except FileNotFoundError:
-            raise DemoError(f"{path}: no such file") from None
+            raise CommandError(f"{path}: no such file") from None
         except UnidentifiedImageError:
-            raise DemoError(f"{path}: not an image that Pillow can read") from None
+            raise CommandError(f"{path}: not an image that Pillow can read") from None
         except (OSError, Image.DecompressionBombError) as error:
-            raise DemoError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+            raise CommandError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     width, height = picture.size
     note = ""
     if max(width, height) > max_side:
@@ -185,7 +183,7 @@ def denoise(noisy: "Array", args: argparse.Namespace, host: Host) -> tuple["Arra
 def explain(noisy: "Array", args: argparse.Namespace, host: Host) -> str:
     """The package's own words on how it computes the first band, indented to stand behind a label.
 
-    Raises :class:`DemoError` with the package's reason if the chosen backend cannot take the problem.
+    Raises :class:`CommandError` with the package's reason if the chosen backend cannot take the problem.
     """
     band = next(bands(noisy.shape[0], noisy.shape[1], args.window))
     query, key = query_and_key(patches(noisy, band.low, band.high), 1.0)
@@ -193,40 +191,22 @@ def explain(noisy: "Array", args: argparse.Namespace, host: Host) -> str:
     try:
         return host.explain(query, key, value, args.window, args.backend).replace("\n", "\n         ")
     except NotImplementedError as error:
-        raise DemoError(str(error)) from None
-
-
-def check_places(places: list[Path | None]) -> None:
-    """Raise :class:`DemoError` before the work rather than after it if a file cannot be written."""
-    for path in places:
-        if path is None:
-            continue
-        if path.is_dir():
-            raise DemoError(f"{path}: is a folder")
-        if not path.parent.is_dir():
-            raise DemoError(f"{path}: there is no folder {path.parent}")
+        raise CommandError(str(error)) from None
 
 
 def run(args: argparse.Namespace, host: Host) -> int:
     """Run the demo; returns the exit status. Messages go to stderr, results to stdout."""
-    try:
-        _run(args, host)
-    except DemoError as error:
-        print(f"{host.package} demo: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-def _run(args: argparse.Namespace, host: Host) -> None:
     require(["numpy", "PIL", "tqdm"] + (["sklearn"] if args.image is None else []), host.package)
     import numpy as np
 
-    check_places([args.out, args.array])
+    check_places([args.out, args.array], args.image)
+    if args.backend is None:
+        backend_in_force(host.get_backend, host.backends)
     image, name, note = load_image(args.image, args.max_side)
     height, width, _ = image.shape
     window = args.window
     if min(height, width) < max(window, PATCH):
-        raise DemoError(f"{name}: {width} x {height} pixels are too few for a window of {window} x {window}")
+        raise CommandError(f"{name}: {width} x {height} pixels are too few for a window of {window} x {window}")
     noisy = add_noise(image, args.sigma / 255, args.seed)
     print(f"image    {name}, {width} x {height}" + (f" ({note})" if note else ""))
     print(f"noise    sigma {args.sigma:g} of 255, seed {args.seed}")
@@ -244,11 +224,8 @@ def _run(args: argparse.Namespace, host: Host) -> None:
     ]
     header = f"{host.package}: exact non-local means as one neighborhood attention, window {window}x{window}"
     picture = draw_picture(header, panels, busiest_pixel(image, window), window)
-    try:
-        picture.save(args.out, format="PNG")
-        if args.array is not None:
-            with args.array.open("wb") as file:
-                np.save(file, denoised)
-    except OSError as error:
-        raise DemoError(f"{error.filename}: cannot be written: {error.strerror}") from None
+    write(args.out, lambda file: picture.save(file, format="PNG"))
+    if args.array is not None:
+        write(args.array, lambda file: np.save(file, denoised))
     print(f"wrote    {args.out}" + (f", {args.array}" if args.array is not None else ""))
+    return 0

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .backends import Backends, quoted
+from .command_line import end
 
 REPEATS = 5
 # Largest error, as a fraction of the largest reference value, that rounding explains: inputs are rounded to the dtype
@@ -133,7 +134,7 @@ def add_doctor(
         epilog=f"example: {package} doctor --backend metal",
     )
     parser.add_argument("--backend", help="examine this backend only (default: all that are at hand)")
-    parser.set_defaults(run=lambda arguments: examine(patient(), arguments.backend))
+    parser.set_defaults(run=lambda arguments: end(f"{package} doctor", lambda: examine(patient(), arguments.backend)))
 
 
 def examine(patient: Patient, only: str | None = None, cases: tuple[Case, ...] = CASES) -> int:

@@ -21,8 +21,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from .command_line import CommandError, backend_in_force, check_places, end, write
 from .curves import Curve, draw_curves
-from .demo import DemoError, check_places, natural, require, whole
+from .demo import natural, require, whole
 
 if TYPE_CHECKING:
     import numpy as np
@@ -82,11 +83,12 @@ class TrainHost:
     """The package that trains.
 
     package: its name, 'natten-mps'. backends: those that can train. trainer(weights) -> a :class:`Trainer` that
-    starts from :func:`initial_weights`. use_backend: the package's context that sets the backend.
+    starts from :func:`initial_weights`. get_backend, use_backend: the package's functions.
     """
 
     package: str
     backends: tuple[str, ...]
+    get_backend: Callable[[], str]
     trainer: Callable[[dict[str, "Array"]], Trainer]
     use_backend: Callable[[str], AbstractContextManager[None]]
 
@@ -200,7 +202,7 @@ def add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", h
     add("--record", type=Path, metavar="FILE",
         help="also save the losses, the accuracies and the digits read, as JSON")  # fmt: skip
     add("--progress", action="store_true", help="show the progress bar even if stderr is not a terminal")
-    parser.set_defaults(run=lambda arguments: run(arguments, host))
+    parser.set_defaults(run=lambda arguments: end(f"{host.package} demo train", lambda: run(arguments, host)))
 
 
 def join_train(argv: list[str]) -> list[str]:
@@ -224,7 +226,7 @@ def train(trainer: Trainer, digits: Digits, args: argparse.Namespace) -> list[fl
         for (images, labels), rate in zip(batches(digits, args.steps, args.seed), rates(args.steps), strict=True):
             loss = trainer.step(images, labels, rate)
             if not math.isfinite(loss):
-                raise DemoError(f"the loss became {loss} in step {len(losses) + 1}")
+                raise CommandError(f"the loss became {loss} in step {len(losses) + 1}")
             losses.append(loss)
             bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
             bar.update()
@@ -233,18 +235,15 @@ def train(trainer: Trainer, digits: Digits, args: argparse.Namespace) -> list[fl
 
 def run(args: argparse.Namespace, host: TrainHost) -> int:
     """Run the command; returns the exit status. Messages go to stderr, results to stdout."""
-    try:
-        with nullcontext() if args.backend is None else host.use_backend(args.backend):
-            _run(args, host)
-    except DemoError as error:
-        print(f"{host.package} demo train: {error}", file=sys.stderr)
-        return 1
+    with nullcontext() if args.backend is None else host.use_backend(args.backend):
+        _run(args, host)
     return 0
 
 
 def _run(args: argparse.Namespace, host: TrainHost) -> None:
     require(["numpy", "PIL", "tqdm", "sklearn"], host.package)
     check_places([args.out, args.record])
+    backend_in_force(host.get_backend, host.backends)
     digits, weights = load_patches(), initial_weights(args.seed)
     trainer = host.trainer(weights)
     print(f"digits   {SIDE} x {SIDE} pixels: {len(digits.labels)} to learn from, {len(digits.test_labels)} held out")
@@ -253,7 +252,7 @@ def _run(args: argparse.Namespace, host: TrainHost) -> None:
     try:
         print("plan     " + trainer.explain().replace("\n", "\n         "), flush=True)
     except NotImplementedError as error:
-        raise DemoError(str(error)) from None
+        raise CommandError(str(error)) from None
     before, _ = accuracy(trainer, digits)
     start = time.perf_counter()
     losses = train(trainer, digits, args)
@@ -273,10 +272,7 @@ def curve_of(record: Record) -> Curve:
 def _write(record: Record, args: argparse.Namespace) -> None:
     """The loss curve, and the record if it is wanted."""
     picture = draw_curves("Neighborhood attention learns to read digits: loss by step", [curve_of(record)])
-    try:
-        picture.save(args.out, format="PNG")
-        if args.record is not None:
-            args.record.write_text(json.dumps(asdict(record)) + "\n")
-    except OSError as error:
-        raise DemoError(f"{error.filename}: cannot be written: {error.strerror}") from None
+    write(args.out, lambda file: picture.save(file, format="PNG"))
+    if args.record is not None:
+        write(args.record, lambda file: file.write(f"{json.dumps(asdict(record))}\n".encode()))
     print(f"wrote    {args.out}" + (f", {args.record}" if args.record is not None else ""))

@@ -1,4 +1,4 @@
-"""Command line: ``natten-mlx COMMAND``, also ``python -m natten_mlx.cli COMMAND``."""
+"""Command line: ``natten-mlx COMMAND``, also ``python -m natten_mlx COMMAND``."""
 
 import argparse
 import sys
@@ -32,7 +32,13 @@ def _explain(query: Any, key: Any, value: Any, kernel_size: int, backend: str | 
     return explain("na2d", query, key, value, kernel_size=kernel_size, scale=1.0, backend=backend)
 
 
-HOST = Host("natten-mlx", ("auto", "nanobind", "fast_metal", "pure"), _attend, _explain)
+def _get_backend() -> str:
+    from . import get_backend
+
+    return get_backend()
+
+
+HOST = Host("natten-mlx", ("auto", "nanobind", "fast_metal", "pure"), _get_backend, _attend, _explain)
 
 
 def _trainer(weights: dict[str, Any]) -> Trainer:
@@ -48,7 +54,7 @@ def _use_backend(backend: str) -> AbstractContextManager[None]:
 
 
 # Dense attention has room for the few tokens of a digit.
-TRAIN_HOST = TrainHost("natten-mlx", (*HOST.backends, "dense"), _trainer, _use_backend)
+TRAIN_HOST = TrainHost("natten-mlx", (*HOST.backends, "dense"), _get_backend, _trainer, _use_backend)
 
 
 def _patient() -> Patient:
@@ -73,7 +79,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_doctor(commands, "natten-mlx", _patient)
     arguments = parser.parse_args(join_train(sys.argv[1:] if argv is None else list(argv)))
     return int(arguments.run(arguments))
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

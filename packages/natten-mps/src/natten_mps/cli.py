@@ -1,4 +1,4 @@
-"""Command line: ``natten-mps COMMAND``, also ``python -m natten_mps.cli COMMAND``."""
+"""Command line: ``natten-mps COMMAND``, also ``python -m natten_mps COMMAND``."""
 
 import argparse
 import sys
@@ -38,7 +38,13 @@ def _explain(query: Any, key: Any, value: Any, kernel_size: int, backend: str | 
     return explain("na2d", query, key, value, kernel_size=kernel_size, scale=1.0, backend=backend)
 
 
-HOST = Host("natten-mps", ("auto", "metal", "native", "pure"), _attend, _explain)
+def _get_backend() -> str:
+    from . import get_backend
+
+    return get_backend()
+
+
+HOST = Host("natten-mps", ("auto", "metal", "native", "pure"), _get_backend, _attend, _explain)
 
 
 def _trainer(weights: dict[str, Any]) -> Trainer:
@@ -54,7 +60,7 @@ def _use_backend(backend: str) -> AbstractContextManager[None]:
 
 
 # Dense attention has room for the few tokens of a digit.
-TRAIN_HOST = TrainHost("natten-mps", (*HOST.backends, "dense"), _trainer, _use_backend)
+TRAIN_HOST = TrainHost("natten-mps", (*HOST.backends, "dense"), _get_backend, _trainer, _use_backend)
 
 
 def _patient() -> Patient:
@@ -79,7 +85,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_doctor(commands, "natten-mps", _patient)
     arguments = parser.parse_args(join_train(sys.argv[1:] if argv is None else list(argv)))
     return int(arguments.run(arguments))
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
