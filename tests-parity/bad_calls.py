@@ -253,7 +253,14 @@ EXTRAS: list[Bad] = [
 EXPLAINED = "neighborhood_attention, attention, na1d, na1d_qk, na1d_av, na2d, na2d_qk, na2d_av, na3d, na3d_qk, na3d_av"
 LENGTH = "kernel_size * dilation must not exceed an item's length; item"
 BETWEEN = "must lie between 0 and the padded length; item"
+
+
+def _lists(*items: T) -> dict[str, Any]:
+    return {name: list(items) for name in ("query", "key", "value")}
+
+
 LISTS = {name: [t(7, 2, 4)] for name in ("query", "key", "value")}
+ALONE = {"seq_lens": None}
 TWO = dict.fromkeys(("query", "key", "value"), t(2, 7, 2, 4))
 REST: list[Bad] = [
     ("na1d", {"backend": "warp"}, ValueError, "unknown backend 'warp'; {package} has {tiers}"),
@@ -289,8 +296,8 @@ REST: list[Bad] = [
     ("merge_attentions", {"lses": [t(1, 7, 2), t(1, 7)]}, ValueError,
      "lses[1] must be outputs[1] without its last axis, (1, 7, 2); got (1, 7)"),
     ("na1d_varlen", {"seq_lens": "x"}, TypeError, "seq_lens must be ints of shape (1,); got 'x'"),
-    ("na1d_varlen", {"seq_lens": [7.0]}, TypeError, "seq_lens must be ints of shape (1,); got [7.0]"),
-    ("na1d_varlen", {"seq_lens": [True]}, TypeError, "seq_lens must be ints of shape (1,); got [True]"),
+    ("na1d_varlen", {"seq_lens": [7.0]}, TypeError, "seq_lens must be ints of shape (1,); item 0 is 7.0"),
+    ("na1d_varlen", {"seq_lens": [True]}, TypeError, "seq_lens must be ints of shape (1,); item 0 is True"),
     ("na1d_varlen", {"seq_lens": [7, 7]}, ValueError, "seq_lens must have one entry per batch item (1); got 2"),
     ("na1d_varlen", {"seq_lens": [8]}, ValueError, f"seq_lens {BETWEEN} 0, axis 0 has 8, padded to 7"),
     ("na1d_varlen", TWO | {"seq_lens": [7, -1]}, ValueError, f"seq_lens {BETWEEN} 1, axis 0 has -1, padded to 7"),
@@ -298,10 +305,28 @@ REST: list[Bad] = [
     ("na1d_varlen", LISTS | {"key": [t(7, 2, 4)] * 2}, ValueError,
      "query, key and value must list equally many items; got 1, 2 and 1"),
     ("na1d_varlen", LISTS | {"seq_lens": [6]}, ValueError,
-     "seq_lens must be the items' own shapes, [(7,)], or None; got [(6,)]"),
+     "seq_lens must be the items' own shapes; item 0 has (7,), not (6,)"),
+    ("na1d_varlen", LISTS | {"seq_lens": [7, 7]}, ValueError, "seq_lens must have one entry per item (1); got 2"),
+    ("na1d_varlen", LISTS | {"seq_lens": "x"}, TypeError, "seq_lens must be the items' own shapes, or None; got 'x'"),
+    ("na1d_varlen", LISTS | {"value": [t(6, 2, 4)]}, ValueError,
+     "item 0: query, key and value must share one shape; got (7,), (7,) and (6,)"),
+    ("na1d_varlen", LISTS | {"value": [t(1, 7, 2, 4)]}, ValueError,
+     "item 0: value must be [L, heads, dim] (3-D); got (1, 7, 2, 4)"),
+    ("na1d_varlen", _lists(t(7, 2, 4), t(2, 2, 4)) | ALONE, ValueError,
+     "item 1: kernel_size * dilation must not exceed the axis length; axis 0 has 3 * 1 = 3 > 2"),
+    ("na1d_varlen", _lists(t(7, 2, 4)) | ALONE | {"value": [t(7, 2, 4, dtype="float16")]}, TypeError,
+     "item 0: query, key and value must share one dtype; got float32, float32 and float16"),
+    ("na1d_varlen", _lists(t(7, 2, 4), t(0, 2, 0)) | ALONE, ValueError, "item 1: head_dim must not be zero; got 0"),
+    ("na1d_varlen", {n: [t(7, 2, 4), t(0, 2, 4 + (n == "key"))] for n in ("query", "key", "value")} | ALONE, ValueError,
+     "item 1: query and key must share one head_dim; got 4 and 5"),
     ("na1d_varlen", LISTS | {"value": [1]}, TypeError, f"value[0] must be {TENSOR}; got int"),
     ("na1d_varlen", LISTS | {"value": t(1, 7, 2, 4)}, TypeError, f"query must be {TENSOR}; got list"),
-    ("na2d_varlen", {"spatial_sizes": [5]}, TypeError, "spatial_sizes must be ints of shape (1, 2); got [5]"),
+    ("na2d_varlen", {"spatial_sizes": [5]}, ValueError, "spatial_sizes must be ints of shape (1, 2); item 0 is 5"),
+    ("na2d_varlen", {"spatial_sizes": [[5, 6, 1]]}, ValueError,
+     "spatial_sizes must be ints of shape (1, 2); item 0 is [5, 6, 1]"),
+    ("na1d_varlen", {"seq_lens": None}, TypeError, "seq_lens must be ints of shape (1,); got None"),
+    ("na1d_varlen", {"seq_lens": [2**70]}, ValueError,
+     f"seq_lens {BETWEEN} 0, axis 0 has an int of 71 bits, padded to 7"),
     ("na2d_varlen", {"spatial_sizes": [[5, 7]]}, ValueError,
      f"spatial_sizes {BETWEEN} 0, axis 1 has 7, padded to 6"),
     ("na3d_varlen", {"spatial_sizes": [[3, 3, 4]], "dilation": (1, 1, 1), "kernel_size": (3, 4, 3)}, ValueError,

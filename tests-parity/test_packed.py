@@ -125,8 +125,39 @@ def test_dtypes_and_by_position(framework: Framework, dtype: str) -> None:
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 def test_without_lengths(framework: Framework) -> None:
-    query = framework.tensor(np.ones((2, 3, 1, 4)), "float32")
-    assert framework.face("generate_varlen_parameters")(query, query, query) == (None, None, 0, 0)
+    """Nothing is packed, and what says so is taken."""
+    query = framework.tensor(np.random.default_rng(0).random((2, 3, 1, 4)), "float32")
+    made = framework.face("generate_varlen_parameters")(query, query, query, None, None)
+    assert made == (None, None, 0, 0)
+    attention = framework.face("attention")
+    assert np.array_equal(
+        framework.numpy(attention(query, query, query, False, None, None, None, *made)),
+        framework.numpy(attention(query, query, query)),
+    )
+    one = framework.tensor(np.ones((1, 3, 1, 4)), "float32")
+    with pytest.raises(ValueError, match="cumulative_seqlen_Q is missing"):
+        attention(one, one, one, max_seqlen_Q=3, max_seqlen_KV=0)
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
+def test_lengths_win(framework: Framework) -> None:
+    """Over cumulative lengths that say something else."""
+    tensor = framework.tensor(np.random.default_rng(0).random((1, 7, 2, 4)), "float32")
+    attention = framework.face("attention")
+    both = attention(tensor, tensor, tensor, **{**OFFSETS, **LENGTHS, "cumulative_seqlen_Q": [0, 1, 7]})
+    assert np.array_equal(framework.numpy(both), framework.numpy(attention(tensor, tensor, tensor, **LENGTHS)))
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
+def test_parameters_of_what_is_no_tensor(framework: Framework) -> None:
+    query = framework.tensor(np.ones((1, 7, 1, 4)), "float32")
+    generate = framework.face("generate_varlen_parameters")
+    with pytest.raises(TypeError, match=r"^generate_varlen_parameters: key must be a tensor of this package's"):
+        generate(query, [query], query, [7], [7])
+    with pytest.raises(
+        ValueError, match=r"^generate_varlen_parameters: seqlens_KV must not be negative; item 1 has -1"
+    ):
+        generate(query, query, query, [3, 4], [3, -1])
 
 
 LENGTHS = {"seqlens_Q": [3, 4], "seqlens_KV": [2, 5]}
@@ -135,20 +166,24 @@ FOUR = "cumulative_seqlen_Q, cumulative_seqlen_KV, max_seqlen_Q and max_seqlen_K
 BROKEN = (
     (LENGTHS | {"seqlens_KV": None}, ValueError, "seqlens_Q and seqlens_KV come together; seqlens_KV is missing"),
     (OFFSETS | {"max_seqlen_Q": None}, ValueError, f"{FOUR} come together; max_seqlen_Q is missing"),
-    (LENGTHS | OFFSETS, ValueError, f"give seqlens_Q and seqlens_KV, or {FOUR}"),
     (LENGTHS | {"seqlens_KV": [7]}, ValueError,
      "seqlens_Q and seqlens_KV must hold equally many sequences; got 2 and 1"),
-    (LENGTHS | {"seqlens_Q": [3, 5]}, ValueError, "seqlens_Q must not exceed the packed length 7; they end at 8"),
+    (LENGTHS | {"seqlens_Q": [3, 5]}, ValueError,
+     "seqlens_Q must not exceed the packed length 7; they end at 8, and item 1 at 8"),
     (LENGTHS | {"seqlens_Q": [3, -1]}, ValueError, "seqlens_Q must not be negative; item 1 has -1"),
     (LENGTHS | {"seqlens_Q": []}, ValueError, "seqlens_Q must hold at least one sequence"),
-    (LENGTHS | {"seqlens_Q": [3, 4.0]}, TypeError, "seqlens_Q must be ints of shape (sequences,); got [3, 4.0]"),
+    (LENGTHS | {"seqlens_Q": [3, 4.0]}, TypeError, "seqlens_Q must be ints of shape (sequences,); item 1 is 4.0"),
+    (LENGTHS | {"seqlens_Q": [[3], [4]]}, ValueError,
+     "seqlens_Q must be ints of shape (sequences,); got lists in a list"),
+    (LENGTHS | {"seqlens_Q": np.array([3.0, 4.0])}, TypeError,
+     "seqlens_Q must be ints of shape (sequences,); item 0 is 3.0"),
     (LENGTHS | {"seqlens_Q": 7}, TypeError, "seqlens_Q must be ints of shape (sequences,); got 7"),
     (OFFSETS | {"cumulative_seqlen_Q": [1, 3, 7]}, ValueError,
      "cumulative_seqlen_Q must begin with 0 and hold at least one sequence; got [1, 3, 7]"),
     (OFFSETS | {"cumulative_seqlen_KV": [0, 8, 7]}, ValueError,
      "cumulative_seqlen_KV must not decrease; item 1 goes from 8 to 7"),
     (OFFSETS | {"cumulative_seqlen_KV": [0, 8, 9]}, ValueError,
-     "cumulative_seqlen_KV must not exceed the packed length 7; they end at 9"),
+     "cumulative_seqlen_KV must not exceed the packed length 7; they end at 9, and item 0 at 8"),
     (OFFSETS | {"max_seqlen_Q": 3}, ValueError,
      "max_seqlen_Q must lie between the longest sequence, 4, and the packed length 7; got 3"),
     (OFFSETS | {"max_seqlen_KV": 8}, ValueError,
@@ -172,7 +207,7 @@ def test_more_than_one_batch_item(framework: Framework) -> None:
     tensor = framework.tensor(np.ones((2, 7, 2, 4)), "float32")
     with pytest.raises(ValueError, match=r"^attention: query must have one batch item, the packed one; got 2$"):
         framework.face("attention")(tensor, tensor, tensor, **LENGTHS)
-    with pytest.raises(ValueError, match=r"key and value must have one batch item, the packed one; got \(2, 2, 2\)$"):
+    with pytest.raises(ValueError, match=r"parameters: query must have one batch item, the packed one; got 2$"):
         framework.face("generate_varlen_parameters")(tensor, tensor, tensor, **LENGTHS)
     with pytest.raises(ValueError, match=r"^generate_varlen_parameters: seqlens_Q and seqlens_KV come together"):
         framework.face("generate_varlen_parameters")(tensor, tensor, tensor, [1])

@@ -13,7 +13,6 @@ from typing import Any, NoReturn
 from .arguments import bools_per_axis as bools_per_axis
 from .arguments import flag as flag
 from .arguments import ints_per_axis as ints_per_axis
-from .arguments import is_int, shown
 from .arguments import reject_type as reject_type
 from .arguments import scale_or_default as scale_or_default
 from .problem import DTYPES, RANKS, Problem, TensorSpec
@@ -258,59 +257,7 @@ def _heads_last(
     )  # fmt: skip
 
 
-# --- varlen and merging --------------------------------------------------------------------------
-
-
-def varlen_sizes(
-    face: str,
-    name: str,
-    sizes: Any,
-    padded: TensorSpec,
-    kernel_size: tuple[int, ...],
-    dilation: tuple[int, ...],
-) -> Sizes:
-    """The items' own shapes, one tuple of ``rank`` ints each, from ``[B]`` or ``[B, rank]`` host numbers."""
-    batch, shape, rank = padded.shape[0], padded.shape[1:-2], len(kernel_size)
-    flat = isinstance(sizes, list) and rank == 1 and all(is_int(size) for size in sizes)
-    rows = [[size] for size in sizes] if flat else sizes
-    wanted = f"ints of shape ({batch},)" if rank == 1 else f"ints of shape ({batch}, {rank})"
-    if not isinstance(rows, list) or not all(
-        isinstance(row, (list, tuple)) and len(row) == rank and all(is_int(size) for size in row) for row in rows
-    ):
-        reject_type(face, name, sizes, wanted)
-    if len(rows) != batch:
-        raise ValueError(f"{face}: {name} must have one entry per batch item ({batch}); got {len(rows)}")
-    for item, row in enumerate(rows):
-        for axis, size in enumerate(row):
-            w, d = kernel_size[axis], dilation[axis]
-            if not 0 <= size <= shape[axis]:
-                raise ValueError(
-                    f"{face}: {name} must lie between 0 and the padded length; "
-                    f"item {item}, axis {axis} has {shown(size)}, padded to {shape[axis]}"
-                )
-            if size < w * d and 0 not in row:
-                raise ValueError(
-                    f"{face}: kernel_size * dilation must not exceed an item's length; "
-                    f"item {item}, axis {axis} has {w} * {d} = {w * d} > {size}"
-                )
-    return tuple(tuple(int(size) for size in row) for row in rows)
-
-
-def listed_items(face: str, name: str, specs: Sequence[Sequence[TensorSpec]], sizes: Any) -> None:
-    """Items given as lists: equally many queries, keys and values, and sizes (or None) that agree with them."""
-    counts = [len(items) for items in specs]
-    if len(set(counts)) > 1:
-        raise ValueError(
-            f"{face}: query, key and value must list equally many items; got {_listed([*map(str, counts)])}"
-        )
-    shapes = [spec.shape[:-2] for spec in specs[0]]
-    if sizes is None:
-        return
-    if not isinstance(sizes, list):
-        reject_type(face, name, sizes, "a list of the items' own shapes, or None")
-    given = [tuple(size) if isinstance(size, (list, tuple)) else (size,) for size in sizes]
-    if given != shapes:
-        raise ValueError(f"{face}: {name} must be the items' own shapes, {shapes}, or None; got {given}")
+# --- merging -------------------------------------------------------------------------------------
 
 
 def merge_parts(face: str, name: str, parts: Any) -> list[Any]:

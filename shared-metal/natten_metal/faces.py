@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-from . import checks, checks_varlen
+from . import checks
 from .device import Device
 from .plan import launches_metal, obstacle
 from .problem import DTYPES, INPUTS, RANKS, Problem, TensorSpec
@@ -66,15 +66,6 @@ def full(face: str, query: Spec, key: Spec, value: Spec, is_causal: Any, scale: 
     (causal,) = checks.bools_per_axis(face, "is_causal", is_causal, 1)
     factor = checks.scale_or_default(face, scale, query.shape[-1])
     return checks.full_problem(face, query, key, value, causal, factor)
-
-
-def packed(
-    query: Spec, key: Spec, value: Spec, lengths: tuple[Any, Any], given: tuple[Any, ...]
-) -> tuple[checks_varlen.Span, ...] | None:
-    """The sequences that a call of ``attention`` packs, or None: lengths, or the four packed arguments."""
-    lengths = (sizes_on_host(lengths[0]), sizes_on_host(lengths[1]))
-    offsets = tuple(sizes_on_host(each) for each in given[:2])
-    return checks_varlen.packed_items("attention", query, key, value, lengths, (*offsets, *given[2:]))
 
 
 _WINDOW = {"stride": 1, "dilation": 1, "is_causal": False}
@@ -203,10 +194,3 @@ def _sample(rank: int, dtype: str, **changed: Any) -> Problem:
     shape, ones, no = tuple(max(8, w) for w in window), (1,) * rank, (False,) * rank
     usual = Problem("na", 1, shape, shape, 1, 1, 16, 16, window, ones, ones, no, 0.25, dtype)
     return replace(usual, **changed | ({"kernel_size": shape} if changed.get("op") == "attention" else {}))
-
-
-def sizes_on_host(sizes: Any) -> Any:
-    """``[B]`` or ``[B, rank]`` numbers of any framework as Python lists, read once."""
-    if isinstance(sizes, (list, tuple)):
-        return [sizes_on_host(size) if isinstance(size, (list, tuple)) else size for size in sizes]
-    return sizes.tolist() if hasattr(sizes, "tolist") else sizes

@@ -36,6 +36,11 @@ def as_plain_operations() -> Iterator[None]:
         _plain.reset(before)
 
 
+def seen_through() -> bool:
+    """Whether :func:`as_plain_operations` is in force."""
+    return _plain.get()
+
+
 def run(
     problem: Problem, backend: str, stream: mx.Stream, inputs: Sequence[mx.array | None],
     signature: _launch_nanobind.Signature | None = None,

@@ -12,7 +12,7 @@ import mlx.core as mx
 from . import _dense, _launch_nanobind, _transforms
 from ._arrays import StreamOrDevice, compute_dtype, device_of, exp, optional_spec, spec, stream_of
 from ._config import BACKENDS, TIERS
-from ._metal import backends, checks, faces
+from ._metal import backends, checks, checks_varlen, faces
 from ._metal import plan as planning
 from ._metal.problem import INPUTS, Problem
 
@@ -271,7 +271,7 @@ def attention(
     Packed (B is 1): sequences behind one another, each as if alone. seqlens_Q, seqlens_KV: their lengths, ints
     ``[n]``; or cumulative_seqlen_Q, cumulative_seqlen_KV ``[n + 1]`` with max_seqlen_Q, max_seqlen_KV, as
     :func:`natten_mlx.generate_varlen_parameters` makes them. Tokens behind the last sequence, and queries of a
-    sequence without keys, give 0 and lse -inf. The numbers are read on the host.
+    sequence without keys, give 0 and lse -inf. The numbers are read on the host. Lengths win over cumulative ones.
     """
     backends.accept_knobs("attention", upstream)
     chosen, where = BACKENDS.resolve("attention", backend), stream_of("attention", stream)
@@ -280,13 +280,13 @@ def attention(
     problem = faces.full("attention", q, k, v, is_causal, scale)
     with_lse = checks.flag("attention", "return_lse", return_lse)
     packed = (cumulative_seqlen_Q, cumulative_seqlen_KV, max_seqlen_Q, max_seqlen_KV)
-    items = faces.packed(q, k, v, (seqlens_Q, seqlens_KV), packed)
-    if items is None:
-        out, lse = _run(problem, chosen, where, tensors)
-    else:
+    lengths = (seqlens_Q, seqlens_KV)
+    if checks_varlen.packs(lengths, packed):
         from .varlen import attend_packed
 
-        out, lse = attend_packed(tensors, items, is_causal, scale, chosen, where)
+        out, lse = attend_packed(problem, tensors, lengths, packed, chosen, where)
+    else:
+        out, lse = _run(problem, chosen, where, tensors)
     return (out, lse) if with_lse else out
 
 

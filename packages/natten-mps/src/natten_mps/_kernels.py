@@ -17,11 +17,12 @@ def _fall_back(call: Call, failure: backends.KernelFailure, inputs: list[Any]) -
     return plan_for(call, inputs, "pure")
 
 
-def run_forward(call: Call, tensors: list[Any]) -> list[Tensor]:
+def run_forward(call: Call, tensors: list[Any], into: list[Tensor] | None = None) -> list[Tensor]:
+    """The op's outputs; in ``into`` itself where the path can write there."""
     planned = plan_for(call, tensors)
     with torch.autocast(tensors[1].device.type, enabled=False):
         if planned.path == "native":
-            return _launch_native.forward(planned, named(call, tensors))
+            return _launch_native.forward(planned, named(call, tensors), into)
         if planned.path == "metal":
             try:
                 if planned.problem.batch:
@@ -39,11 +40,14 @@ def run_forward(call: Call, tensors: list[Any]) -> list[Tensor]:
         return list(_pure.forward(planned, *tensors))
 
 
-def run_backward(call: Call, grads: list[Any], inputs: list[Any], outputs: list[Any]) -> list[Tensor]:
+def run_backward(
+    call: Call, grads: list[Any], inputs: list[Any], outputs: list[Any], into: list[Tensor] | None = None
+) -> list[Tensor]:
+    """Gradients of the inputs that are given; the first in ``into`` itself where the path can write there."""
     planned = plan_for(call, inputs)
     with torch.autocast(inputs[1].device.type, enabled=False):
         if planned.path == "native":
-            return _launch_native.backward(planned, grads, named(call, inputs), outputs)
+            return _launch_native.backward(planned, grads, named(call, inputs), outputs, into)
         if planned.path == "metal":
             try:
                 if planned.problem.batch:

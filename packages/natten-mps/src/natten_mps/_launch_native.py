@@ -65,29 +65,34 @@ def _prepared(plan: Plan, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {n: t.to(_accumulated(plan)).contiguous() if n == "rpb" else t for n, t in tensors.items()}
 
 
-def forward(plan: Plan, tensors: dict[str, Tensor]) -> list[Tensor]:
-    """The op's outputs: out and lse, or the split op's only one."""
+def forward(plan: Plan, tensors: dict[str, Tensor], into: list[Tensor] | None = None) -> list[Tensor]:
+    """The op's outputs: out and lse, or the split op's only one. into: where to write them, of any strides."""
     problem, first = plan.problem, next(iter(tensors.values()))
     rows = (problem.batch, *problem.query_shape, problem.heads)
     shapes = {"out": (*rows, problem.head_dim_v), "lse": rows, "logits": (*rows, problem.slots)}
-    made = {
-        name: first.new_empty(shapes[name], dtype=_accumulated(plan) if name == "lse" else None)
-        for name in RESULTS[problem.op]
-    }
+    names = RESULTS[problem.op]
+    if into is not None:
+        made = dict(zip(names, into, strict=True))
+    else:
+        made = {
+            name: first.new_empty(shapes[name], dtype=_accumulated(plan) if name == "lse" else None) for name in names
+        }
     _run("forward" if "lse" in made else problem.op, plan, _prepared(plan, tensors) | made)
     return list(made.values())
 
 
 def backward(
-    plan: Plan, grads: Sequence[Tensor | None], tensors: dict[str, Tensor], outputs: list[Tensor]
-) -> list[Tensor]:
-    """Gradients of the inputs that are given, in their order and dtypes."""
+    plan: Plan, grads: Sequence[Tensor | None], tensors: dict[str, Tensor], outputs: list[Tensor],
+    into: list[Tensor] | None = None,
+) -> list[Tensor]:  # fmt: skip
+    """Gradients of the inputs that are given, in their order and dtypes. into: where to write those of the first."""
     op = plan.problem.op
     first = torch.zeros_like(outputs[0]) if grads[0] is None else grads[0]
     given = backward_tensors(op, _prepared(plan, tensors), [first, *grads[1:]], outputs)
     made = {
         f"{name}_grad": torch.empty(t.shape, dtype=_accumulated(plan) if name == "rpb" else t.dtype)
-        for name, t in tensors.items()
+        for name, t in list(tensors.items())[len(into or ()) :]
     }
+    made = {f"{name}_grad": t for name, t in zip(tensors, into or (), strict=False)} | made
     _run("backward" if "lse" in RESULTS[op] else f"{op}_backward", plan, given | made)
     return [made[f"{name}_grad"].to(tensor.dtype) for name, tensor in tensors.items()]

@@ -1,105 +1,127 @@
-"""Items of different sizes in one padded batch.
+"""Items of different sizes in one call: padded batches, lists, and items packed behind one another.
 
-Each item attends within its own size, as if it were alone. Padding is never read; it gives out 0, lse
--inf and gradient 0. Items of equal size are computed together. Lists of tensors ``[*shape, H, D]`` in place
-of padded batches give lists back.
+Each item attends within its own size, as if it were alone. Padding is never read; it gives out 0, lse -inf and
+gradient 0. Items of equal size are computed together where that is faster. Time and memory grow with the number of
+tokens. Lists of tensors ``[*shape, H, D]`` in place of padded batches give lists back.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from . import _varlen_dense, _varlen_ops
 from ._arrays import optional_spec, spec
-from ._metal import checks, checks_varlen, faces
-from ._walk import compute_dtype
-from .functional import Bools, Ints, Result, _autocast, _fused, attention
+from ._config import BACKENDS
+from ._metal import backends, checks, checks_varlen, faces, ragged
+from ._metal.problem import Problem
+from .functional import Bools, Ints, Result, _autocast
+
+Listed = tuple[list[Tensor], list[Tensor]]
+
+
+def _tracing(*given: Any) -> bool:
+    """Whether numbers on tensors are known only when a traced graph runs."""
+    traced = torch.compiler.is_compiling() or torch.compiler.is_exporting()
+    return any(isinstance(each, Tensor) for each in given) and (
+        traced or any(isinstance(each, torch._subclasses.FakeTensor) for each in given)
+    )
+
+
+def _attend(
+    kind: str, face: str, problem: Problem, backend: str, table: ragged.Table | Tensor, tensors: tuple[Any, ...],
+    rpb: Tensor | None = None,
+) -> Listed:  # fmt: skip
+    """Outs and lses. tensors: queries, keys and values, lists of one tensor each or of one per item.
+
+    problem: what all items share. table: as a tensor if its numbers are not known yet.
+    """
+    rank = len(problem.query_shape)
+    call = _varlen_ops.Ragged(kind, problem.op, rank, problem.is_causal, problem.scale, backend, face)
+    if backend == "dense":
+        if isinstance(table, Tensor):
+            if _tracing(table):
+                checks_varlen.reject_traced(face, "sizes")
+            table = _varlen_ops.read(call, table, tensors[0])
+        return _varlen_dense.attend(kind, table, problem, tensors, rpb)
+    if not isinstance(table, Tensor):
+        table = _varlen_ops.as_tensor(table, rank)
+    found = _varlen_ops.run(call, table, *(tensor for each in tensors for tensor in each), rpb)
+    return list(found[: len(found) // 2]), list(found[len(found) // 2 :])
 
 
 def padded_items(
     face: str, name: str, tensors: tuple[Any, ...], sizes: Any, window: tuple[Any, ...], scale: Any, return_lse: bool,
     backend: Any, rpb: Tensor | None = None,
 ) -> Any:  # fmt: skip
+    """The body of ``na{1,2,3}d_varlen``. name: that of ``sizes`` in the face."""
+    chosen = BACKENDS.resolve(face, backend)
     if all(isinstance(tensor, (list, tuple)) for tensor in tensors):
-        return _listed_items(face, name, tensors, sizes, window, scale, return_lse, backend, rpb)
+        return _listed_items(face, name, tensors, sizes, window, scale, return_lse, chosen, rpb)
     query, key, value, rpb = _autocast(*tensors, rpb)
-    tensors = (query, key, value)
-    q, k, v = (spec(face, which, t) for which, t in zip(("query", "key", "value"), tensors, strict=True))
+    q, k, v = (spec(face, which, t) for which, t in zip(("query", "key", "value"), (query, key, value), strict=True))
     rank = checks.tensor_rank(face, "query", q, faces.rank_of(face))
-    kernel_size, stride, dilation, is_causal = given = checks.window_arguments(face, rank, *window)
-    bias = optional_spec(face, "rpb", rpb)
-    faces.fused(face, q, k, v, kernel_size, stride, dilation, is_causal, scale, rpb=bias)
+    given = checks.window_arguments(face, rank, *window)
+    problem = faces.fused(face, q, k, v, *given, scale, rpb=optional_spec(face, "rpb", rpb), remember=False)
     with_lse = checks.flag(face, "return_lse", return_lse)
-    items = checks.varlen_sizes(face, name, faces.sizes_on_host(sizes), q, kernel_size, dilation)
-    out = query.new_zeros(*query.shape[:-1], value.shape[-1])
-    lse = query.new_full(query.shape[:-1], -torch.inf, dtype=compute_dtype(query))
-    # Without any item the padded shape itself, for no item at all: gradients are zero, not missing.
-    for size in sorted({size for size in items if 0 not in size}) or [q.shape[1:-2]]:
-        which = torch.tensor([item for item, own in enumerate(items) if own == size], device=query.device).long()
-        region = (which[:, None], *_region(size, query.device))
-        parts = tuple(_cut(tensor.index_select(0, which), size) for tensor in tensors)
-        own_out, own_lse = _fused(face, (*parts, None, None, rpb), given, scale, True, backend, {})
-        out = out.index_put(region, own_out.flatten(1, rank))
-        lse = lse.index_put(region, own_lse.flatten(1, rank))
+    table: Any
+    if _tracing(sizes):
+        flat = [number for each in given[:3] for number in each]
+        table = torch.ops.natten_mps.varlen_table([sizes], face, name, q.shape[: 1 + rank], flat)
+    else:
+        host = checks_varlen.on_host(face, name, sizes)
+        table = checks_varlen.padded_table(face, name, host, q.shape[0], q.shape[1:-2], given)
+    (out,), (lse,) = _attend("padded", face, problem, chosen, table, ([query], [key], [value]), rpb)
     return (out, lse) if with_lse else out
 
 
 def _listed_items(
     face: str, name: str, tensors: tuple[Any, ...], sizes: Any, window: tuple[Any, ...], scale: Any, return_lse: bool,
-    backend: Any, rpb: Tensor | None,
+    backend: str, rpb: Tensor | None,
 ) -> Any:  # fmt: skip
     """Items as tensors of their own, ``[*shape, H, D]`` each: lists of results, each as if alone."""
     with_lse = checks.flag(face, "return_lse", return_lse)
+    (rpb,) = _autocast(rpb)
+    lists = tuple(list(_autocast(*items)) for items in tensors)
     specs = [
         [spec(face, f"{which}[{i}]", item) for i, item in enumerate(items)]
-        for which, items in zip(("query", "key", "value"), tensors, strict=True)
+        for which, items in zip(("query", "key", "value"), lists, strict=True)
     ]
-    checks.listed_items(face, name, specs, faces.sizes_on_host(sizes))
-    outs, lses = [], []
-    for query, key, value in zip(*tensors, strict=True):
-        parts = (query[None], key[None], value[None])
-        if 0 in query.shape[:-2]:
-            out = query.new_zeros(1, *query.shape[:-1], value.shape[-1])
-            lse = query.new_zeros(1, *query.shape[:-1], dtype=compute_dtype(query))
-        else:
-            out, lse = _fused(face, (*parts, None, None, rpb), window, scale, True, backend, {})
-        outs.append(out[0])
-        lses.append(lse[0])
-    return (outs, lses) if with_lse else outs
-
-
-def _cut(tensor: Tensor, size: tuple[int, ...]) -> Tensor:
-    """The first ``size`` tokens of each axis."""
-    for axis, length in enumerate(size):
-        tensor = tensor.narrow(1 + axis, 0, length)
-    return tensor
-
-
-def _region(size: tuple[int, ...], device: torch.device) -> list[Tensor]:
-    """Index arrays of all tokens of an item, one per axis, flat."""
-    grid = torch.meshgrid(*(torch.arange(length, device=device) for length in size), indexing="ij")
-    return [axis.reshape(1, -1) for axis in grid]
+    rank = faces.rank_of(face)
+    assert rank is not None
+    given = checks.window_arguments(face, rank, *window)
+    host, bias = checks_varlen.on_host(face, name, sizes), optional_spec(face, "rpb", rpb)
+    outs: dict[int, Tensor] = {}
+    lses: dict[int, Tensor] = {}
+    for problem, places, table in checks_varlen.listed_problems(face, name, specs, host, rank, given, scale, bias):
+        alike = tuple([items[place] for place in places] for items in lists)
+        found = _attend("listed", face, problem, backend, table, alike, rpb)
+        outs |= zip(places, found[0], strict=True)
+        lses |= zip(places, found[1], strict=True)
+    out, lse = ([each[place] for place in range(len(each))] for each in (outs, lses))
+    return (out, lse) if with_lse else out
 
 
 def attend_packed(
-    tensors: tuple[Any, ...], items: tuple[checks_varlen.Span, ...], is_causal: bool, scale: Any, backend: str
+    problem: Problem, tensors: tuple[Any, ...], lengths: tuple[Any, Any], packed: tuple[Any, ...], backend: str
 ) -> tuple[Tensor, Tensor]:
-    """Attention of sequences that lie behind one another in one batch item; those of equal size together."""
-    query, key, value = tensors
-    out = query.new_zeros(*query.shape[:-1], value.shape[-1])
-    lse = query.new_full(query.shape[:-1], -torch.inf, dtype=compute_dtype(query))
-    sizes = sorted({(item.queries, item.keys) for item in items if item.queries and item.keys})
-    # Without any, one token of no item at all: gradients are zero, not missing.
-    for queries, keys in sizes or [(1, 1)]:
-        own = [item for item in items if (item.queries, item.keys) == (queries, keys)]
-        rows, columns = (
-            torch.tensor(starts, device=query.device).long()[:, None] + torch.arange(count, device=query.device)
-            for starts, count in (([item.query for item in own], queries), ([item.key for item in own], keys))
-        )
-        parts = (query[0, rows], key[0, columns], value[0, columns])
-        own_out, own_lse = attention(*parts, is_causal, scale, return_lse=True, backend=backend)
-        first = torch.zeros_like(rows)
-        out, lse = out.index_put((first, rows), own_out), lse.index_put((first, rows), own_lse)
+    """``attention`` of sequences that lie behind one another in one batch item."""
+    face, shapes = "attention", [tuple(tensor.shape) for tensor in tensors]
+    by_length = any(each is not None for each in lengths)
+    numbers = lengths if by_length else packed[:2]
+    table: Any
+    if _tracing(*numbers):
+        checks_varlen.one_batch_item(face, shapes)
+        names = checks_varlen.LENGTHS if by_length else checks_varlen.PACKED
+        checks_varlen.together(face, names, numbers if by_length else packed)
+        limits = [shapes[0][1], shapes[1][1], *(() if by_length else packed[2:])]
+        kind = "lengths" if by_length else "cumulative"
+        table = torch.ops.natten_mps.varlen_table([torch.as_tensor(each) for each in numbers], face, kind, limits, [])
+    else:
+        table = checks_varlen.packed_call(face, shapes, lengths, packed)
+    lists = tuple([tensor] for tensor in tensors)
+    (out,), (lse,) = _attend("packed", face, problem, backend, table, lists)
     return out, lse
 
 
@@ -112,15 +134,111 @@ def generate_varlen_parameters(
     Returns cumulative_seqlen_Q and cumulative_seqlen_KV, int32 ``[n + 1]`` on the query's device, max_seqlen_Q and
     max_seqlen_KV; (None, None, 0, 0) without lengths. ValueError or TypeError for what :func:`attention` refuses.
     """
-    batches = tuple(int(tensor.shape[0]) for tensor in (query, key, value))
-    given = (faces.sizes_on_host(seqlens_Q), faces.sizes_on_host(seqlens_KV))
-    lengths = checks_varlen.packed_lengths("generate_varlen_parameters", batches, given)
+    face, names = "generate_varlen_parameters", ("query", "key", "value")
+    shapes = [spec(face, name, t).shape for name, t in zip(names, (query, key, value), strict=True)]
+    for name, given in zip(checks_varlen.LENGTHS, (seqlens_Q, seqlens_KV), strict=True):
+        if _tracing(given):
+            checks_varlen.reject_traced(face, name)
+    pairs = zip(checks_varlen.LENGTHS, (seqlens_Q, seqlens_KV), strict=True)
+    lengths = checks_varlen.packed_lengths(face, shapes, tuple(checks_varlen.on_host(face, *pair) for pair in pairs))
     if lengths is None:
         return None, None, 0, 0
     queries, keys = (
         torch.tensor(checks_varlen.cumulative(each), dtype=torch.int32, device=query.device) for each in lengths
     )
     return queries, keys, max(lengths[0]), max(lengths[1])
+
+
+def configure_varlen(
+    token_layout_list: Any,
+    head_dim: int | None = None,
+    device: Any = None,
+    dtype: Any = None,
+    requires_grad: bool = False,
+    head_dim_v: int | None = None,
+    kernel_size: Ints | None = None,
+    stride: Ints = 1,
+    dilation: Ints = 1,
+    is_causal: Bools = False,
+    kernel_size_list: Any = None,
+    stride_list: Any = None,
+    dilation_list: Any = None,
+    backend: str | None = None,
+    **upstream: Any,
+) -> dict[str, Any]:
+    """What :func:`neighborhood_attention_varlen` takes as ``metadata``: checked once, for many calls.
+
+    token_layout_list: the shapes of the packed items, tuples of 1, 2 or 3 ints, all of one rank; 0 is legal.
+    kernel_size, stride, dilation: of all items, or lists of one per item, which win. head_dim, device, dtype,
+    requires_grad, head_dim_v: by them upstream chooses its kernel; nothing depends on them here.
+    The dict goes through ``torch.compile`` as an argument: other layouts need no other compilation.
+    """
+    face = "configure_varlen"
+    backends.accept_knobs(face, upstream)
+    BACKENDS.resolve(face, backend)
+    hosts = [
+        checks_varlen.on_host(face, name, each)
+        for name, each in (
+            ("token_layout_list", token_layout_list), ("kernel_size_list", kernel_size_list),
+            ("stride_list", stride_list), ("dilation_list", dilation_list),
+        )
+    ]  # fmt: skip
+    table = checks_varlen.layouts_table(face, hosts[0], (kernel_size, stride, dilation), tuple(hosts[1:]))
+    rank = len(table[0]) // 5
+    causal = checks.bools_per_axis(face, "is_causal", is_causal, rank)
+    return {"table": _varlen_ops.as_tensor(table, rank), "rank": rank, "is_causal": causal, "backend": backend}
+
+
+def neighborhood_attention_varlen(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    metadata: dict[str, Any] | None = None,
+    token_layout_list: Any = None,
+    kernel_size: Ints | None = None,
+    stride: Ints = 1,
+    dilation: Ints = 1,
+    is_causal: Bools = False,
+    kernel_size_list: Any = None,
+    stride_list: Any = None,
+    dilation_list: Any = None,
+    scale: float | None = None,
+    backend: str | None = None,
+    *,
+    return_lse: bool = False,
+    **upstream: Any,
+) -> Result:
+    """Neighborhood attention of items that lie behind one another, each with its own shape, and window if wanted.
+
+    query ``[1, tokens, H, D]``, key ``[1, tokens, H_kv, D]``, value ``[1, tokens, H_kv, D_v]``: item by item, each
+    row-major over its shape. metadata: of :func:`configure_varlen`, and then layouts and window are read from it
+    alone; or token_layout_list and the window as configure_varlen takes them.
+
+    Returns output ``[1, tokens, H, D_v]``; with ``return_lse`` also lse ``[1, tokens, H]``. Tokens behind the last
+    item give 0 and -inf. ValueError or TypeError for a broken rule, naming the item.
+    """
+    face = "neighborhood_attention_varlen"
+    backends.accept_knobs(face, upstream)
+    if metadata is None:
+        if _tracing(token_layout_list, kernel_size_list, stride_list, dilation_list):
+            checks_varlen.reject_traced(face, "token_layout_list")
+        metadata = configure_varlen(
+            token_layout_list, None, None, None, False, None, kernel_size, stride, dilation, is_causal,
+            kernel_size_list, stride_list, dilation_list,
+        )  # fmt: skip
+    elif token_layout_list is not None:
+        raise ValueError(f"{face}: give metadata or token_layout_list, not both")
+    table, rank, causal, made_for = checks_varlen.metadata_parts(face, metadata)
+    chosen = BACKENDS.resolve(face, made_for if backend is None else backend)
+    query, key, value = _autocast(query, key, value)
+    names = ("query", "key", "value")
+    q, k, v = (spec(face, name, tensor) for name, tensor in zip(names, (query, key, value), strict=True))
+    with_lse = checks.flag(face, "return_lse", return_lse)
+    checks_varlen.one_batch_item(face, (q.shape, k.shape, v.shape))
+    shared = faces.fused(face, q, k, v, 1, 1, 1, False, scale, remember=False)
+    problem = replace(shared, query_shape=(shared.query_shape[0],) * rank, is_causal=causal)
+    (out,), (lse,) = _attend("packed", face, problem, chosen, table, ([query], [key], [value]))
+    return (out, lse) if with_lse else out
 
 
 def na1d_varlen(

@@ -1,0 +1,61 @@
+"""The items of a call in its arrays: brought together for a launch, put back where they belong."""
+
+import math
+from collections.abc import Sequence
+
+import mlx.core as mx
+
+from ._metal.ragged import Group
+
+QUERIES, KEYS = 0, 1
+
+
+def cut(array: mx.array, shape: tuple[int, ...]) -> mx.array:
+    """The first tokens of each axis of ``[B, *padded, ...]``."""
+    return array[(slice(None), *(slice(length) for length in shape))]
+
+
+def _index(group: Group, side: int, kind: str) -> mx.array:
+    """Where a group's items are on the first axis: batch items of a padded array, tokens of a packed one."""
+    starts = mx.array([start[side] for start in group.starts], mx.int64)
+    if kind == "padded":
+        return starts
+    return (starts[:, None] + mx.arange(math.prod((group.queries, group.keys)[side]), dtype=mx.int64)).flatten()
+
+
+def take(kind: str, arrays: Sequence[mx.array], group: Group, side: int) -> mx.array:
+    """A group's items as a batch ``[n, *shape, ...]``: a view where they lie behind one another."""
+    shape, count = (group.queries, group.keys)[side], len(group.starts)
+    first = group.starts[0][side]
+    if kind == "listed":
+        return arrays[first][None] if count == 1 else mx.stack([arrays[start[side]] for start in group.starts])
+    if kind == "padded":
+        own = cut(arrays[0], shape)
+        return own[first : first + count] if group.adjacent else mx.take(own, _index(group, side, kind), 0)
+    own = arrays[0][0]
+    end = first + count * math.prod(shape)
+    own = own[first:end] if group.adjacent else mx.take(own, _index(group, side, kind), 0)
+    return own.reshape(count, *shape, *own.shape[1:])
+
+
+def put(kind: str, arrays: list[mx.array], group: Group, side: int, items: mx.array) -> None:
+    """Replace what :func:`take` would read; MLX writes into an array that nothing else needs."""
+    shape, count = (group.queries, group.keys)[side], len(group.starts)
+    first = group.starts[0][side]
+    if kind == "listed":
+        for place, start in enumerate(group.starts):
+            arrays[start[side]] = items[place]
+    elif kind == "padded" and items.shape == arrays[0].shape:
+        arrays[0] = items
+    elif kind == "padded" and group.adjacent:
+        arrays[0][(slice(first, first + count), *(slice(length) for length in shape))] = items
+    elif kind == "padded":
+        index = _index(group, side, kind)
+        inner = tuple(slice(length) for length in shape)
+        rows = mx.take(arrays[0], index, 0)
+        rows[(slice(None), *inner)] = items
+        arrays[0][index] = rows
+    else:
+        tokens = items.reshape(1, -1, *items.shape[1 + len(shape) :])
+        where = slice(first, first + tokens.shape[1]) if group.adjacent else _index(group, side, kind)
+        arrays[0][:, where] = tokens

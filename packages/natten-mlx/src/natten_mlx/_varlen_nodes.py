@@ -1,0 +1,204 @@
+"""Items of different sizes as one node of MLX's graph: one launch per kind of item, forward and backward.
+
+The node has a derivative of its own, so that MLX does not add up a whole array of zeros for every slice. Lists,
+and calls that MLX must see through (the dense path, exported graphs), are made of plain operations in
+:mod:`._varlen_plain`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any, NamedTuple, NoReturn
+
+import mlx.core as mx
+
+from . import _launch_nanobind, _transforms, functional
+from ._arrays import compute_dtype
+from ._items import KEYS, QUERIES, put, take
+from ._metal import checks, ragged
+from ._metal.problem import Problem
+
+Arrays = tuple[mx.array, ...]
+# On a CPU: as ragged.TOGETHER. MLX launches faster than it gathers and scatters, so items that lie apart stay so.
+TOGETHER = 0
+
+
+class Launch(NamedTuple):
+    """What launches on arrays of like shapes differ in."""
+
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    is_causal: tuple[bool, ...]
+    scale: float
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """One call, all but its arrays. face: for messages. problem: what all items share."""
+
+    face: str
+    kind: str
+    problem: Problem
+    backend: str
+    stream: mx.Stream = field(compare=False)
+    table: ragged.Table
+    has_rpb: bool
+
+    @property
+    def groups(self) -> tuple[ragged.Group, ...]:
+        """The launches."""
+        together = None if self.stream.device != mx.cpu else TOGETHER
+        return ragged.groups(self.table, len(self.problem.query_shape), self.kind, together)
+
+    def split(self, arrays: Arrays) -> tuple[Arrays, Arrays, Arrays, Arrays]:
+        """Queries, keys, values, and the bias table or nothing."""
+        count = len(arrays) // 3
+        return arrays[:count], arrays[count : 2 * count], arrays[2 * count : 3 * count], arrays[3 * count :]
+
+    def given(self, group: ragged.Group, arrays: Arrays) -> Arrays:
+        """The inputs of one launch."""
+        queries, keys, values, rpb = self.split(arrays)
+        own = take(self.kind, queries, group, QUERIES)
+        return (own, *(take(self.kind, each, group, KEYS) for each in (keys, values)), *rpb)
+
+    def __call__(self, *arrays: mx.array) -> tuple[Arrays, Arrays]:
+        """Outs and lses. arrays: queries, keys, values, and the bias table if there is one."""
+
+        @mx.custom_function
+        def function(*arrays: mx.array) -> Arrays:
+            # MLX also differentiates what a custom function does inside, unless it is cut off, and drops it.
+            return self.forward(tuple(map(mx.stop_gradient, arrays)))
+
+        @function.vjp
+        def vjp(primals: Any, cotangents: Any, outputs: Any) -> Arrays:
+            return self.backward(*map(_listed, (primals, cotangents, outputs)))
+
+        @function.jvp
+        def jvp(primals: Any, tangents: Any) -> NoReturn:
+            checks.reject_forward_mode(self.problem.name)
+
+        @function.vmap
+        def vmap(inputs: Any, axes: Any) -> tuple[Arrays, tuple[int, ...]]:
+            return _mapped(lambda own: sum(self(*own), ()), _listed(inputs), _axes(axes))
+
+        with mx.stream(self.stream):
+            found = _listed(function(*arrays))
+        return found[: len(found) // 2], found[len(found) // 2 :]
+
+    def forward(self, arrays: Arrays) -> Arrays:
+        """What the node computes."""
+        queries, _, values, _ = self.split(arrays)
+        with mx.stream(self.stream):
+            outs, lses = blank_outputs(queries, values)
+            for group in self.groups:
+                out, lse = self.launch(group, self.given(group, arrays))
+                put(self.kind, outs, group, QUERIES, out)
+                put(self.kind, lses, group, QUERIES, lse)
+            return (*outs, *lses)
+
+    def launch(self, group: ragged.Group, given: Arrays) -> Arrays:
+        """Out and lse of one launch; launches that came before skip the plan, as in the fused faces."""
+        rpb = given[3] if self.has_rpb else None
+        inputs = (*given[:3], None, None, rpb)
+        kind = Launch(group.kernel_size, group.stride, group.dilation, self.problem.is_causal, self.problem.scale)
+        signature = _launch_nanobind.signature(self.face, self.backend, self.stream, inputs, (kind,))
+        known = _launch_nanobind.recalled(signature)
+        if known is not None:
+            return tuple(_launch_nanobind.repeat(known, given[:3], self.stream))
+        problem = problem_of(self.problem, group, self.has_rpb)
+        inputs = inputs[:3] if problem.op == "attention" else inputs
+        return functional._run(problem, self.backend, self.stream, inputs, signature)
+
+    def backward(self, arrays: Arrays, cotangents: Arrays, outputs: Arrays) -> Arrays:
+        """Gradients of the inputs, through a node without a derivative."""
+        counts = len(arrays), len(cotangents)
+
+        @mx.custom_function
+        def function(*flat: mx.array) -> Arrays:
+            cut = tuple(map(mx.stop_gradient, flat))
+            return self.gradients(cut[: counts[0]], cut[counts[0] : sum(counts)], cut[sum(counts) :])
+
+        @function.vjp
+        def vjp(primals: Any, cotangents: Any, outputs: Any) -> NoReturn:
+            checks.reject_second_derivative(self.problem.name)
+
+        @function.vmap
+        def vmap(inputs: Any, axes: Any) -> tuple[Arrays, tuple[int, ...]]:
+            def one(own: Arrays) -> Arrays:
+                return self.backward(own[: counts[0]], own[counts[0] : sum(counts)], own[sum(counts) :])
+
+            return _mapped(one, _listed(inputs), _axes(axes))
+
+        with mx.stream(self.stream):
+            return _listed(function(*arrays, *cotangents, *outputs))
+
+    def gradients(self, arrays: Arrays, cotangents: Arrays, outputs: Arrays) -> Arrays:
+        """What the backward node computes."""
+        *parts, rpb = self.split(arrays)
+        half = len(outputs) // 2
+        with mx.stream(self.stream):
+            made = [[mx.zeros(array.shape, array.dtype) for array in each] for each in parts]
+            # Summed over the launches in the dtype of sums, and rounded once.
+            bias = tuple(each.astype(compute_dtype(each)) for each in rpb)
+            totals = [mx.zeros_like(each) for each in bias]
+            inputs = (*arrays[: len(arrays) - len(rpb)], *bias)
+            for group in self.groups:
+                backward = _transforms.Backward(
+                    problem_of(self.problem, group, self.has_rpb), self.backend, self.stream, self.names
+                )
+                around = [
+                    take(self.kind, each, group, QUERIES)
+                    for each in (cotangents[:half], cotangents[half:], outputs[:half], outputs[half:])
+                ]
+                found = backward((*around[:2], *self.given(group, inputs), *around[2:]))
+                for targets, side, gradient in zip(made, (QUERIES, KEYS, KEYS), found, strict=False):
+                    put(self.kind, targets, group, side, gradient)
+                totals = [total + gradient for total, gradient in zip(totals, found[3:], strict=True)]
+            flat = [array for each in made for array in each]
+            return (*flat, *(total.astype(each.dtype) for total, each in zip(totals, rpb, strict=True)))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The inputs of a launch."""
+        return ("query", "key", "value", *(("rpb",) if self.has_rpb else ()))
+
+
+@lru_cache(maxsize=4096)
+def _problem(problem: Problem, count: int, shapes: Any, window: Any, has_rpb: bool) -> Problem:
+    item = replace(problem, batch=count, query_shape=shapes[0], key_shape=shapes[1], has_rpb=has_rpb)
+    if problem.op == "attention":
+        return replace(item, kernel_size=(max(*shapes[0], *shapes[1]),))
+    return replace(item, kernel_size=window[0], stride=window[1], dilation=window[2])
+
+
+def problem_of(problem: Problem, group: ragged.Group, has_rpb: bool) -> Problem:
+    """The problem of one launch."""
+    window = (group.kernel_size, group.stride, group.dilation)
+    return _problem(problem, len(group.starts), (group.queries, group.keys), window, has_rpb)
+
+
+def blank_outputs(queries: Sequence[mx.array], values: Sequence[mx.array]) -> tuple[list[mx.array], list[mx.array]]:
+    """Out and lse where no item is: 0 and -inf."""
+    outs = [mx.zeros((*q.shape[:-1], v.shape[-1]), q.dtype) for q, v in zip(queries, values, strict=True)]
+    return outs, [mx.full(q.shape[:-1], -mx.inf, compute_dtype(q)) for q in queries]
+
+
+def _listed(found: Any) -> Arrays:
+    """MLX gives a single array where it could give a tuple of one."""
+    return (found,) if isinstance(found, mx.array) else tuple(found)
+
+
+def _axes(axes: Any) -> tuple[int | None, ...]:
+    return tuple(axes) if isinstance(axes, (list, tuple)) else (axes,)
+
+
+def _mapped(one: Any, arrays: Arrays, axes: tuple[int | None, ...]) -> tuple[Arrays, tuple[int, ...]]:
+    """One mapped problem after another, for each may have a bias of its own."""
+    size = next(array.shape[axis] for array, axis in zip(arrays, axes, strict=True) if axis is not None)
+    parts = [
+        one(tuple(a if axis is None else mx.take(a, i, axis) for a, axis in zip(arrays, axes, strict=True)))
+        for i in range(size)
+    ]
+    stacked = tuple(mx.stack(list(part)) for part in zip(*parts, strict=True))
+    return stacked, (0,) * len(stacked)

@@ -1,0 +1,267 @@
+"""Items of different sizes as one custom op, forward and backward: one launch per kind of item, results in place.
+
+``natten_mps::varlen_forward`` takes queries, keys and values (one tensor each, or lists), a bias table or None, and
+the table of :mod:`._metal.ragged` as a tensor on the CPU, which it reads when it runs: torch.compile need not know
+the sizes. ``natten_mps::varlen_table`` makes the table of tensors that only then have values.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ._autodiff import Backward, Forward, differentiated
+from ._call import Call
+from ._items import KEYS, QUERIES, blank_outputs, put, take, targets
+from ._kernels import run_backward, run_forward
+from ._metal import checks_varlen, ragged
+from ._walk import compute_dtype
+
+
+class Ragged(NamedTuple):
+    """What the ops are told besides their tensors. op: 'na' or 'attention'; name: the face, for messages."""
+
+    kind: str
+    op: str
+    rank: int
+    is_causal: tuple[bool, ...]
+    scale: float
+    backend: str
+    name: str
+
+    def of(self, group: ragged.Group) -> Call:
+        """The call of one launch."""
+        window = (group.kernel_size, group.stride, group.dilation)
+        if self.op == "attention":
+            window = ((), (1,), (1,))
+        return Call(self.op, *window, self.is_causal, self.scale, self.backend)
+
+
+def groups_of(call: Ragged, table: ragged.Table, device: torch.device) -> tuple[ragged.Group, ...]:
+    """The launches of a call on ``device``."""
+    return ragged.groups(table, call.rank, call.kind, ragged.TOGETHER if device.type == "cpu" else None)
+
+
+def read(call: Ragged, table: Tensor, queries: list[Tensor]) -> ragged.Table:
+    """The table's numbers. What was made without the packed tensors is held against them now."""
+    rows = tuple(map(tuple, table.tolist()))
+    if call.kind == "packed" and call.op == "na":
+        checks_varlen.packed_total(call.name, rows, call.rank, queries[0].shape[1])
+    return rows
+
+
+def _inputs(inputs: list[Any]) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor | None]:
+    """Queries, keys, values and the bias table out of the op's list."""
+    count = (len(inputs) - 1) // 3
+    return inputs[:count], inputs[count : 2 * count], inputs[2 * count : -1], inputs[-1]
+
+
+def _given(call: Ragged, group: ragged.Group, inputs: list[Any]) -> list[Any]:
+    """The inputs of one launch."""
+    queries, keys, values, rpb = _inputs(inputs)
+    own: list[Any] = [take(call.kind, queries, group, QUERIES)]
+    own += [take(call.kind, each, group, KEYS) for each in (keys, values)]
+    return own if call.op == "attention" else [*own, None, None, rpb]
+
+
+def _run_forward(call: Ragged, table: Tensor, inputs: list[Any]) -> list[Tensor]:
+    queries, _, values, _ = _inputs(inputs)
+    outs, lses = blank_outputs(queries, values)
+    for group in groups_of(call, read(call, table, queries), queries[0].device):
+        into = targets(call.kind, group, (outs, QUERIES), (lses, QUERIES))
+        found = run_forward(call.of(group), _given(call, group, inputs), into)
+        _put_all(call, group, into, found, (outs, QUERIES), (lses, QUERIES))
+    return outs + lses
+
+
+def _put_all(
+    call: Ragged, group: ragged.Group, into: list[Tensor] | None, found: list[Tensor], *made: tuple[list[Tensor], int]
+) -> None:
+    """The results of a launch to where they belong, unless it wrote them there."""
+    for place, (tensors, side) in enumerate(made):
+        if into is None or found[place] is not into[place]:
+            put(call.kind, tensors, group, side, found[place])
+
+
+def _run_backward(
+    call: Ragged, table: Tensor, grads: list[Any], inputs: list[Any], outputs: list[Tensor]
+) -> list[Tensor]:
+    queries, keys, values, rpb = _inputs(inputs)
+    made = [
+        [torch.zeros_like(tensor, memory_format=torch.contiguous_format) for tensor in each]
+        for each in (queries, keys, values)
+    ]
+    grads = [torch.zeros_like(like) if grad is None else grad for grad, like in zip(grads, outputs, strict=True)]
+    # Summed over the launches in the dtype of sums, and rounded once.
+    bias = None if rpb is None else rpb.to(compute_dtype(rpb))
+    total = None if bias is None else torch.zeros_like(bias)
+    inputs, half = [*inputs[:-1], bias], len(outputs) // 2
+    for group in groups_of(call, read(call, table, queries), queries[0].device):
+        given = _given(call, group, inputs)
+        d_out, d_lse, out, lse = (
+            take(call.kind, each, group, QUERIES)
+            for each in (grads[:half], grads[half:], outputs[:half], outputs[half:])
+        )
+        sided = list(zip(made, (QUERIES, KEYS, KEYS), strict=True))
+        into = targets(call.kind, group, *sided)
+        found = run_backward(call.of(group), [d_out, d_lse], given, [out, lse], into)
+        _put_all(call, group, into, found, *sided)
+        if total is not None:
+            total += found[3]
+    flat = [tensor for tensors in made for tensor in tensors]
+    return flat if rpb is None or total is None else [*flat, total.to(rpb.dtype)]
+
+
+def _fake_forward(inputs: list[Any]) -> list[Tensor]:
+    queries, _, values, _ = _inputs(inputs)
+    outs = [q.new_empty((*q.shape[:-1], v.shape[-1])) for q, v in zip(queries, values, strict=True)]
+    return outs + [q.new_empty(q.shape[:-1], dtype=compute_dtype(q)) for q in queries]
+
+
+def _fake_backward(inputs: list[Any]) -> list[Tensor]:
+    return [tensor.new_empty(tensor.shape) for tensor in inputs if tensor is not None]
+
+
+def _make_table(numbers: list[Tensor], face: str, kind: str, limits: list[int], window: list[int]) -> Tensor:
+    """The table from numbers that are read now. kind: what they are, or the name of the sizes of a padded batch."""
+    host = [checks_varlen.on_host(face, kind, each) for each in numbers]
+    if kind in ("lengths", "cumulative"):
+        given = (tuple(host), (None,) * 4) if kind == "lengths" else ((None, None), (*host, *limits[2:]))
+        return as_tensor(checks_varlen.packed_table(face, (limits[0], limits[1]), *given))
+    rank = len(limits) - 1
+    ks, s, d = (tuple(window[rank * part : rank * (part + 1)]) for part in range(3))
+    rows = checks_varlen.padded_table(face, kind, host[0], limits[0], tuple(limits[1:]), (ks, s, d, (False,) * rank))
+    return as_tensor(rows, rank)
+
+
+def as_tensor(table: ragged.Table, rank: int = 1) -> Tensor:
+    """A table as the ops take it."""
+    if torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        return torch.tensor([number for row in table for number in row], dtype=torch.int64).view(
+            -1, ragged.columns(rank)
+        )
+    if not table:
+        return torch.empty((0, ragged.columns(rank)), dtype=torch.int64)
+    return torch.frombuffer(ragged.flat(table), dtype=torch.int64).view(-1, ragged.columns(rank))
+
+
+_LIBRARY = torch.library.Library("natten_mps", "FRAGMENT")
+_STATIC = "str kind, str op, int rank, bool[] is_causal, float scale, str backend, str name"
+
+
+def _call(kind: str, op: str, rank: int, is_causal: Any, *rest: Any) -> Ragged:
+    return Ragged(kind, op, rank, tuple(is_causal), *rest)
+
+
+class VarlenForward(Forward):
+    """``apply(call, table, *inputs)`` -> outs and lses."""
+
+    @staticmethod
+    def forward(call: Ragged, table: Tensor, *inputs: Tensor | None) -> tuple[Tensor, ...]:  # type: ignore[override]
+        with torch._C._AutoDispatchBelowAutograd():  # the op's autograd leads here
+            return tuple(_forward_op(call, table, list(inputs)))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        saved = ctx.saved_tensors
+        inputs = saved[1 : len(saved) - len(grads)]
+        if all(grad is None for grad in grads):
+            return (None,) * (2 + len(inputs))
+        found = iter(VarlenBackward.apply(ctx.call, len(grads), *grads, *saved))
+        return (None, None, *(None if tensor is None else next(found) for tensor in inputs))
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], call: Ragged, table: Tensor, *inputs: Tensor | None) -> Any:  # type: ignore[override]
+        return _mapped(lambda own: _forward_op(call, table, own), info.batch_size, in_dims[2:], inputs)
+
+
+class VarlenBackward(Backward):
+    """``apply(call, outputs, *grads, table, *inputs, *outs and lses)`` -> gradients of the inputs that are given."""
+
+    @staticmethod
+    def forward(call: Ragged, outputs: int, *tensors: Tensor | None) -> tuple[Tensor, ...]:  # type: ignore[override]
+        with torch._C._AutoDispatchBelowAutograd():  # the op's autograd leads here
+            return tuple(_backward_op(call, outputs, list(tensors)))
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], call: Ragged, outputs: int, *tensors: Tensor | None) -> Any:  # type: ignore[override]
+        return _mapped(lambda own: _backward_op(call, outputs, own), info.batch_size, in_dims[2:], tensors)
+
+
+def _mapped(launch: Any, size: int, dims: tuple[Any, ...], tensors: tuple[Any, ...]) -> tuple[Any, Any]:
+    """One mapped problem after another, for each may have a bias of its own."""
+    parts = [
+        launch([t if d is None else t.select(d, i) for t, d in zip(tensors, dims, strict=True)]) for i in range(size)
+    ]
+    stacked = tuple(torch.stack(part) for part in zip(*parts, strict=True))
+    return stacked, (0,) * len(stacked)
+
+
+def _forward_op(call: Ragged, table: Tensor, inputs: list[Any]) -> list[Tensor]:
+    found: list[Tensor] = torch.ops.natten_mps.varlen_forward.default(inputs, table, *call)
+    return found
+
+
+def _backward_op(call: Ragged, outputs: int, tensors: list[Any]) -> list[Tensor]:
+    grads, table, rest = tensors[:outputs], tensors[outputs], tensors[outputs + 1 :]
+    found: list[Tensor] = torch.ops.natten_mps.varlen_backward.default(
+        grads, table, rest[: len(rest) - outputs], rest[len(rest) - outputs :], *call
+    )
+    return found
+
+
+def run(call: Ragged, table: Tensor, *inputs: Tensor | None) -> tuple[Tensor, ...]:
+    """Outs and lses, differentiable once in reverse. inputs: queries, keys, values, and a bias table or None."""
+    if torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        return tuple(_forward_op(call, table, list(inputs)))
+    results: tuple[Tensor, ...] = VarlenForward.apply(call, table, *inputs)
+    return results
+
+
+def _register() -> None:
+    define, implement = _LIBRARY.define, _LIBRARY.impl
+    define("varlen_table(Tensor[] numbers, str face, str kind, SymInt[] limits, int[] window) -> Tensor")
+    define(f"varlen_forward(Tensor?[] inputs, Tensor table, {_STATIC}) -> Tensor[]")
+    define(f"varlen_backward(Tensor?[] grads, Tensor table, Tensor?[] inputs, Tensor[] outputs, {_STATIC}) -> Tensor[]")
+    eager, autograd = "CompositeExplicitAutograd", "Autograd"
+    implement("varlen_table", _make_table, eager)
+    implement("varlen_forward", lambda i, t, *a: _run_forward(_call(*a), t, i), eager)
+    implement("varlen_backward", lambda g, t, i, o, *a: _run_backward(_call(*a), t, g, i, o), eager)
+    implement("varlen_forward", lambda i, t, *a: differentiated(VarlenForward, _call(*a), t, *i), autograd)
+    implement(
+        "varlen_backward",
+        lambda g, t, i, o, *a: differentiated(VarlenBackward, _call(*a), len(g), *g, t, *i, *o),
+        autograd,
+    )
+
+    def fake_table(numbers: Any, face: str, kind: str, limits: Any, window: Any) -> Tensor:
+        rank = 1 if kind in ("lengths", "cumulative") else len(limits) - 1
+        return torch.empty((numbers[0].shape[0] - (kind == "cumulative"), ragged.columns(rank)), dtype=torch.int64)
+
+    torch.library.register_fake("natten_mps::varlen_table", fake_table, lib=_LIBRARY)
+    torch.library.register_fake("natten_mps::varlen_forward", lambda i, *_: _fake_forward(i), lib=_LIBRARY)
+    torch.library.register_fake("natten_mps::varlen_backward", lambda g, t, i, *_: _fake_backward(i), lib=_LIBRARY)
+    torch.library.register_vmap("natten_mps::varlen_forward", _map_forward, lib=_LIBRARY)
+    torch.library.register_vmap("natten_mps::varlen_backward", _map_backward, lib=_LIBRARY)
+
+
+def _dims(dims: Any, tensors: list[Any]) -> list[Any]:
+    return [None] * len(tensors) if dims is None else list(dims)
+
+
+def _map_forward(info: Any, dims: tuple[Any, ...], inputs: Any, table: Tensor, *static: Any) -> Any:
+    call = _call(*static)
+    results, places = VarlenForward.vmap(info, (None, None, *_dims(dims[0], inputs)), call, table, *inputs)
+    return list(results), list(places)
+
+
+def _map_backward(
+    info: Any, dims: tuple[Any, ...], grads: Any, table: Tensor, inputs: Any, outputs: Any, *static: Any
+) -> Any:  # fmt: skip
+    call, tensors = _call(*static), (*grads, table, *inputs, *outputs)
+    places = (*_dims(dims[0], grads), None, *_dims(dims[2], inputs), *_dims(dims[3], outputs))
+    results, found = VarlenBackward.vmap(info, (None, None, *places), call, len(grads), *tensors)
+    return list(results), list(found)
+
+
+_register()

@@ -1,0 +1,124 @@
+"""Items of different sizes in one call: which of them make one problem, and where each lies.
+
+A call's table has one row of ints per item: where its queries and its keys begin, the shapes of both, and its window
+(kernel_size, stride, dilation; zeros for full attention), ``2 + 5 * rank`` columns. What a beginning counts depends on
+how the items come:
+
+    padded   batch items of one tensor ``[B, *shape, H, D]``, each with its tokens first on every axis
+    packed   tokens of one tensor ``[1, tokens, H, D]``, items behind one another
+    listed   tensors of a list, ``[*shape, H, D]`` each
+"""
+
+import math
+from array import array
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+
+Row = tuple[int, ...]
+Table = tuple[Row, ...]
+# Items of at most so many tokens are brought together where they lie apart; of larger ones a copy costs more than a
+# launch of their own (measured on a CPU with 4 heads of 32).
+TOGETHER = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Items that make one problem: the shapes of their queries and keys, their window, and where each begins.
+
+    adjacent: they lie behind one another, so that all of them are one view.
+    """
+
+    queries: tuple[int, ...]
+    keys: tuple[int, ...]
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    starts: tuple[tuple[int, int], ...]
+    adjacent: bool
+
+
+def padded_table(sizes: Iterable[Row], kernel_size: Row, stride: Row, dilation: Row) -> Table:
+    """Items that are batch items, or members of a list, of ``sizes``; one window."""
+    window = (*kernel_size, *stride, *dilation)
+    return tuple((item, item, *size, *size, *window) for item, size in enumerate(sizes))
+
+
+def packed_table(queries: Sequence[int], keys: Sequence[int]) -> Table:
+    """Sequences behind one another for full attention, from cumulative lengths ``[n + 1]``."""
+    return tuple(
+        (q, k, q_end - q, k_end - k, 0, 0, 0)
+        for q, q_end, k, k_end in zip(queries, queries[1:], keys, keys[1:], strict=False)
+    )
+
+
+def layouts_table(layouts: Iterable[Row], windows: Iterable[tuple[Row, Row, Row]]) -> Table:
+    """Items behind one another, each with a window of its own."""
+    rows, start = [], 0
+    for layout, window in zip(layouts, windows, strict=True):
+        rows.append((start, start, *layout, *layout, *window[0], *window[1], *window[2]))
+        start += math.prod(layout)
+    return tuple(rows)
+
+
+def columns(rank: int) -> int:
+    """Columns of a table."""
+    return 2 + 5 * rank
+
+
+def flat(table: Table) -> "array[int]":
+    """A table's numbers, row after row, as 64-bit integers in one buffer."""
+    numbers = array("q")
+    for row in table:
+        numbers.extend(row)
+    return numbers
+
+
+@lru_cache(maxsize=64)
+def groups(table: Table, rank: int, kind: str, together: int | None) -> tuple[Group, ...]:
+    """The launches of a call: items of equal problems, but none without queries or keys.
+
+    together: as :data:`TOGETHER`; None for all of a kind in one launch.
+    """
+    found: dict[Row, list[tuple[int, int]]] = {}
+    for row in table:
+        problem = row[2:]
+        if 0 not in problem[: 2 * rank]:
+            found.setdefault(problem, []).append((row[0], row[1]))
+    return tuple(group for problem, starts in found.items() for group in _parts(problem, starts, rank, kind, together))
+
+
+def _parts(
+    problem: Row, starts: list[tuple[int, int]], rank: int, kind: str, together: int | None
+) -> Iterable[Group]:  # fmt: skip
+    queries, keys, w, s, d = (problem[rank * part : rank * (part + 1)] for part in range(5))
+    tokens = math.prod(queries), math.prod(keys)
+    steps = {"padded": (1, 1), "packed": tokens, "listed": (0, 0)}[kind]
+    runs = [[starts[0]]]
+    for before, start in pairwise(starts):
+        if (start[0] - before[0], start[1] - before[1]) == steps:
+            runs[-1].append(start)
+        else:
+            runs.append([start])
+    if together is None or max(tokens) <= together:
+        return [Group(queries, keys, w, s, d, tuple(starts), len(runs) == 1)]
+    return [Group(queries, keys, w, s, d, tuple(run), True) for run in runs]
+
+
+def tokens_of(group: Group, side: int, kind: str, padded: tuple[int, ...]) -> "array[int]":
+    """The tokens of a group's items, item after item, counted through the whole of a padded or packed tensor.
+
+    side: 0 queries, 1 keys. padded: the shape that a batch item of a padded tensor has.
+    """
+    shape, found = (group.queries, group.keys)[side], array("q")
+    for start in group.starts:
+        if kind == "packed":
+            found.extend(range(start[side], start[side] + math.prod(shape)))
+            continue
+        for row in range(math.prod(shape[:-1])):
+            place, rest, pitch = start[side] * math.prod(padded), row, padded[-1]
+            for length, full in zip(shape[-2::-1], padded[-2::-1], strict=True):
+                place, rest, pitch = place + rest % length * pitch, rest // length, pitch * full
+            found.extend(range(place, place + shape[-1]))
+    return found
