@@ -16,6 +16,8 @@ from ._metal import backends, checks, checks_varlen, faces
 from ._metal import plan as planning
 from ._metal.problem import INPUTS, Problem
 
+backends.tracing = torch.compiler.is_compiling
+
 Ints = int | tuple[int, ...] | list[int]
 Bools = bool | tuple[bool, ...] | list[bool]
 Result = Tensor | tuple[Tensor, Tensor]
