@@ -137,6 +137,8 @@ def test_torchs_own_counter() -> None:
     module = v017.NeighborhoodAttention2D(12, 3, 3)
     projections = 2 * 70 * (12 * 36 + 12 * 12)
     assert count(lambda: module(torch.randn(2, 5, 7, 12))) == projections + 2 * product
+    x = torch.randn(2, 5, 7, 12)
+    assert v017.flops.get_flops(module, x) == v017.flops.get_flops(module, (x,)) == (projections + 2 * product) // 2
 
 
 # --- autograd functions -------------------------------------------------------------------------------

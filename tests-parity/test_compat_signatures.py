@@ -49,7 +49,7 @@ LEFT_OUT = {
 TORCH_ALONE = {
     "*/*Function": "an autograd function of torch",
     "*/FusedNeighborhoodAttention?D": "an autograd function of torch",
-    "flops/get_flops": "counts a torch module with fvcore",
+    "flops/get_flops": "counts a module of torch",
     "nested*": "nested tensors of torch",
     "ops/*": "writes into buffers of torch",
     "token_permute*": "reorders tensors of torch for CUDA kernels",

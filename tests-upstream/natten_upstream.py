@@ -8,7 +8,6 @@ the modules besides that only NATTEN's tests import. A device called "cuda" is t
 from __future__ import annotations
 
 import functools
-import importlib.util
 import os
 import sys
 import time
@@ -96,13 +95,13 @@ TESTING: dict[str, Any] = {
             "skip_if_flex_is_not_supported", "skip_if_flex_compile_is_not_supported", "skip_if_nested_is_not_supported",
             "skip_if_torch_compile_is_not_supported", "skip_if_experimental_ops_are_not_supported",
             "skip_if_torch_flop_count_is_not_supported", "skip_if_triton_is_not_supported",
+            "skip_if_fvcore_is_not_available",
         ),
         runs,
     ),
     "skip_if_gemm_is_not_supported": skips("has_gemm() is False: it asks for kernels of one kind"),
     "skip_if_gemm_does_not_support_double_precision": skips("has_gemm() is False: it asks for kernels of one kind"),
     "skip_if_not_running_extended_tests": runs if EXTENDED else skips("NATTEN_RUN_EXTENDED_TESTS=1 runs it"),
-    "skip_if_fvcore_is_not_available": runs if importlib.util.find_spec("fvcore") else skips("fvcore is not installed"),
     "supports_float16": lambda device: True,
     "supports_bfloat16": lambda device: True,
     "fna_supports_additional_kv": lambda *arguments, **options: True,
