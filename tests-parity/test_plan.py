@@ -232,7 +232,7 @@ def test_the_order_of_precedence(framework: Framework, monkeypatch: pytest.Monke
 
     def set_environment(**values: str) -> None:
         # as a new process would find it
-        monkeypatch.delattr(framework.module("_config").BACKENDS, "environment", raising=False)
+        monkeypatch.setattr(framework.module("_config").BACKENDS, "_environment", None)
         for name in ("NATTEN_BACKEND", "NATTEN_MPS_BACKEND", "NATTEN_MLX_BACKEND"):
             monkeypatch.delenv(name, raising=False)
         for name, value in values.items():

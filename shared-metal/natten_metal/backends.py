@@ -5,7 +5,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cached_property
+from contextvars import ContextVar
 
 from .steps import Step
 
@@ -109,20 +109,39 @@ def accept_knobs(op: str, knobs: dict[str, object]) -> None:
         say_once(f"{op}: '{name}' tunes upstream's CUDA kernels; accepted and ignored")
 
 
+class _Choice:
+    """One ``use_backend`` that is in force. ended: it was left where it was not in force, in another context."""
+
+    def __init__(self, backend: str) -> None:
+        self.backend = backend
+        self.ended = False
+
+
 class Backends:
-    """The choice of backend of one package: a process default and a thread-local override.
+    """The choice of backend of one package: a process default, and overrides of one context each.
 
     tiers: the package's tiers in the order in which 'auto' tries them.
     aliases: other words for them ('metal' for natten-mlx's 'fast_metal').
+    traced: whether a compiler reads along that cannot read context variables, but guards on plain attributes. It
+    sees what this thread chose last: the same, unless tasks that chose differently take turns in one thread.
     """
 
-    def __init__(self, package: str, tiers: tuple[str, ...], aliases: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        package: str,
+        tiers: tuple[str, ...],
+        aliases: dict[str, str] | None = None,
+        traced: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.package = package
         self.tiers = tiers
         self.aliases = aliases or {}
         self.variable = package.upper().replace("-", "_") + "_BACKEND"
+        self.traced = traced
         self._default: str | None = None
-        self._local = threading.local()
+        self._environment: str | None = None  # 'auto' if it says nothing; None: it was not read yet
+        self._choices: ContextVar[tuple[_Choice, ...]] = ContextVar(f"{package} backends", default=())
+        self._seen_by_tracer = threading.local()
 
     def resolve(self, op: str, backend: object) -> str:
         """The tier, or 'auto', that a call with the argument ``backend`` uses."""
@@ -135,8 +154,12 @@ class Backends:
 
     def get(self) -> str:
         """The backend in force where no argument is given: 'auto' or a tier."""
-        chosen: str | None = getattr(self._local, "choice", None) or self._default or self.environment
-        return chosen or "auto"
+        if self.traced():
+            chosen = getattr(self._seen_by_tracer, "backend", None)
+        else:
+            choices = self._choices.get()
+            chosen = _innermost(choices) if choices else None
+        return chosen or self._default or self._environment or self._read_environment()
 
     def set(self, backend: str) -> None:
         """Make ``backend`` the default of the process."""
@@ -144,14 +167,29 @@ class Backends:
 
     @contextmanager
     def use(self, backend: str) -> Iterator[None]:
-        """Within the context, and in this thread only, ``backend`` is the default."""
-        chosen = self._known("use_backend", backend)
-        before = getattr(self._local, "choice", None)
-        self._local.choice = chosen
+        """Within, ``backend`` is the default: in this thread, and in this task of an event loop, only."""
+        chosen, seen = self._known("use_backend", backend), self._seen_by_tracer
+        if self.traced():
+            before = getattr(seen, "backend", None)
+            seen.backend = chosen
+            try:
+                yield
+            finally:
+                seen.backend = before
+            return
+        choice = _Choice(chosen)
+        self._choose((*self._choices.get(), choice))
         try:
             yield
         finally:
-            self._local.choice = before
+            # Whatever was chosen since and is still in force stays: generators may end in any order.
+            choices = self._choices.get()
+            choice.ended = choice not in choices
+            self._choose(tuple(other for other in choices if other is not choice))
+
+    def _choose(self, choices: tuple[_Choice, ...]) -> None:
+        self._choices.set(choices)
+        self._seen_by_tracer.backend = _innermost(choices)
 
     def _known(self, op: str, backend: object) -> str:
         if not isinstance(backend, str):
@@ -162,10 +200,13 @@ class Backends:
             raise ValueError(f"{op}: unknown backend '{backend}'; {self.package} has {known}")
         return name
 
-    @cached_property
-    def environment(self) -> str | None:
-        """What the environment says, if anything. It is read once, by the first call that it decides: reading it
+    def _read_environment(self) -> str:
+        """What the environment says, or 'auto'. It is read once, by the first call that it decides: reading it
         takes longer than all other checks of a call."""
+        self._environment = self._of_environment() or "auto"
+        return self._environment
+
+    def _of_environment(self) -> str | None:
         own = os.environ.get(self.variable)
         if own:
             return self._known(self.variable, own)
@@ -177,3 +218,8 @@ class Backends:
             say_once(f"NATTEN_BACKEND={shared} names a tier that {self.package} does not have; ignored")
             return None
         return self._known("NATTEN_BACKEND", shared)
+
+
+def _innermost(choices: tuple[_Choice, ...]) -> str | None:
+    """The backend that was chosen last among those that are in force."""
+    return next((choice.backend for choice in reversed(choices) if not choice.ended), None)

@@ -21,7 +21,11 @@ def set_backend(backend: str) -> None:
 
 
 def use_backend(backend: str) -> AbstractContextManager[None]:
-    """``with use_backend("pure"): ...`` - the default within, in this thread only."""
+    """``with use_backend("pure"): ...`` - the default within: in this thread, or this asyncio task, only.
+
+    A generator shares its caller's context: between its steps, what it chose holds for the caller too. A function
+    that mx.compile has traced keeps the backend that it was traced with.
+    """
     return BACKENDS.use(backend)
 
 

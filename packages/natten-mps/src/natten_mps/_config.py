@@ -3,11 +3,13 @@
 from contextlib import AbstractContextManager
 from typing import Any
 
+import torch
+
 from ._metal.backends import Backends
 
 # 'auto' tries them in this order.
 TIERS = ("metal", "native", "pure", "dense")
-BACKENDS = Backends("natten-mps", TIERS)
+BACKENDS = Backends("natten-mps", TIERS, traced=torch.compiler.is_dynamo_compiling)
 
 
 def get_backend() -> str:
@@ -21,14 +23,17 @@ def set_backend(backend: str) -> None:
 
 
 def use_backend(backend: str) -> AbstractContextManager[None]:
-    """``with use_backend("pure"): ...`` - the default within, in this thread only."""
+    """``with use_backend("pure"): ...`` - the default within: in this thread, or this asyncio task, only.
+
+    A generator shares its caller's context: between its steps, what it chose holds for the caller too. A function
+    compiled by torch.compile is compiled again where the backend changes, as far as the thread's last choice shows:
+    tasks that take turns in one thread pass ``backend=`` to what they compile.
+    """
     return BACKENDS.use(backend)
 
 
 def has_mps() -> bool:
     """Whether torch can compute on this machine's Apple GPU."""
-    import torch
-
     return torch.backends.mps.is_available()
 
 
@@ -44,8 +49,6 @@ def get_support_matrix() -> dict[str, dict[str, Any]]:
     dtypes, and where they are limited the largest head_dim and number of rpb_entries. ops: for each family of ops ''
     or why it does not go through the backend. limits: the same in words for what single calls may ask too much of.
     """
-    import torch
-
     from ._arrays import device_of
     from ._metal.faces import support_matrix
 
