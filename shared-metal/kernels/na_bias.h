@@ -54,9 +54,9 @@ struct BiasGradient {
 
 template <typename C>
 METAL_FUNC void na_bias(const device typename C::T* q, const device typename C::T* k, const device typename C::T* v,
-                        const device float* bias, const device typename C::T* out_grad, const device float* lse,
-                        const device float* delta, const device typename C::T* d_logits, const thread Params& prm,
-                        device float* partial, threadgroup float* tables, uint3 tgid, uint sg, uint lane) {
+                        const device float* bias, const device typename C::T* out_grad, const device float* stats,
+                        const device typename C::T* d_logits, const thread Params& prm, device float* partial,
+                        threadgroup float* tables, uint3 tgid, uint sg, uint lane) {
   typedef typename C::T T;
   constexpr int R = C::RANK;
   BiasGradient<C> body;
@@ -86,7 +86,12 @@ METAL_FUNC void na_bias(const device typename C::T* q, const device typename C::
       body.channel = prm.channel(kOutGradStride);
       body.d_logits = d_logits + token_offset<R>(prm, kOutGradStride, tile, batch, head, patch.row);
     } else {
-      body.rows.load(q, out_grad, lse, delta, bias, prm, tile, patch, place);
+      body.rows.load(q, out_grad, bias, prm, tile, patch, place);
+      const long own_at = token_offset<R>(prm, kLseStride, tile, batch, head, patch.row);
+      const Stats own = *(const device Stats*)(stats + own_at);
+      body.rows.lse = own[0];
+      body.rows.factor = own[1];
+      body.rows.delta = own[2];
     }
     const Sides<C, R> sides = key_sides<C, R>(k, v, prm, kKeyStride, kValueStride, tile, place, nullptr, nullptr);
     walk<C, R>(body, sides, tile, patch, int(sg), int(lane));

@@ -1,9 +1,9 @@
 // Fused neighborhood attention, gradients of the keys and values.
 //
 //   dV[j] = sum_i P[i,j] dO[i]          dK[j] = scale * sum_i dS[i,j] q[i]        i: the queries whose windows hold j
-//   P[i,j] = exp(scale * q[i].k[j] + bias - lse[i])      dS[i,j] = P[i,j] * (dO[i].v[j] - delta[i])
+//   P[i,j] = exp(scale * q[i].k[j] + bias - lse[i]) / (their sum over j)      dS[i,j] = P[i,j] * (dO[i].v[j] - delta[i])
 //
-//   shapes as in na_fwd.h and na_bwd_dq.h; dK like k, dV like v
+//   shapes, and stats with lse, the sums and delta, as in na_fwd.h and na_bwd_dq.h; dK like k, dV like v
 //   grid of threadgroups: (H_kv, tiles, B * dilation groups); threads per group: NSG * 32
 //
 // Rows are keys, columns the queries that see them: by the closed-form inverse window they are a box too, so the walk
@@ -31,10 +31,10 @@ struct KeyGradient {
   typedef typename C::T T;
   Pair<T> key[C::DA / 8];
   Pair<T> value[C::DB / 8];
-  Pair<float> key_sum[C::DA / 8];
-  Pair<float> value_sum[C::DB / 8];
-  const device float* lse;    // of the box's first query
-  const device float* delta;
+  Sums<C::DA / 8, C::PART> key_sum;
+  Sums<C::DB / 8, C::PART> value_sum;
+  Parts<C::PART> parts;
+  const device float* stats;  // of the box's first query
   int scalar_step;            // between queries side by side along x
   float scale;
   const device float* table;  // the query head's bias
@@ -53,8 +53,9 @@ struct KeyGradient {
     const long v_channel = prm.channel(v_slot);
     NA_UNROLL for (int d = 0; d < C::DA; d += 8) key[d / 8] = load_channels(k_row, d + fc, dim, k_channel);
     NA_UNROLL for (int d = 0; d < C::DB; d += 8) value[d / 8] = load_channels(v_row, d + fc, dim_v, v_channel);
-    NA_UNROLL for (int d = 0; d < C::DA / 8; ++d) key_sum[d] = Pair<float>(0.0f);
-    NA_UNROLL for (int d = 0; d < C::DB / 8; ++d) value_sum[d] = Pair<float>(0.0f);
+    key_sum.clear();
+    value_sum.clear();
+    parts.bricks = 0;
     scale = as_type<float>(int(prm[kScaleBits]));
   }
 
@@ -73,19 +74,25 @@ struct KeyGradient {
         NA_UNROLL for (int e = 0; e < 2; ++e) {
           const long at = b.scalar[j] + (fc + e) * scalar_step;  // read only where the row sees the column
           const bool sees = b.full[j] || b.sees(j, b.x[j] + fc + e, seen);
-          float logit = s[j][e] * scale;
-          if (C::BIAS && sees) logit += table[b.bias[j] - fc - e] * kLog2E;
-          p[e] = sees ? exp2(logit - lse[at] * kLog2E) : 0.0f;
-          ds[e] = sees ? p[e] * (g[j][e] - delta[at]) : 0.0f;
+          Stats query = Stats(0.0f);
+          if (sees) query = *(const device Stats*)(stats + at);
+          float entry = 0.0f;
+          if (C::BIAS && sees) entry = table[b.bias[j] - fc - e];
+          p[e] = sees ? weight_of<C::BIAS>(s[j][e], scale, entry, query[0]) * query[1] : 0.0f;
+          ds[e] = sees ? p[e] * (g[j][e] - query[2]) : 0.0f;
         }
         const Pair<T> weight = Pair<T>(T(p[0]), T(p[1]));
         NA_UNROLL for (int d = 0; d < C::DB; d += 8) {
-          mma<T>(value_sum[d / 8], weight, out_grads.along(b.b[j], fr, d + fc, b.last[j]));
+          mma<T>(value_sum.part[d / 8], weight, out_grads.along(b.b[j], fr, d + fc, b.last[j]));
         }
         NA_UNROLL for (int d = 0; d < C::DA; d += 8) {
-          mma<T, float>(key_sum[d / 8], ds, queries.along(b.a[j], fr, d + fc, b.last[j]));
+          mma<T, float>(key_sum.part[d / 8], ds, queries.along(b.a[j], fr, d + fc, b.last[j]));
         }
       }
+    }
+    if (parts.end(count)) {
+      key_sum.end_part(1.0f);
+      value_sum.end_part(1.0f);
     }
   }
 };
@@ -117,10 +124,10 @@ METAL_FUNC void find_every(thread Tile<C::RANK>& t, thread Patch<C::RANK>& patch
 
 template <typename C>
 METAL_FUNC void na_bwd_dkv(const device typename C::T* q, const device typename C::T* k, const device typename C::T* v,
-                           const device float* bias, const device typename C::T* out_grad, const device float* lse,
-                           const device float* delta, const thread Params& prm, device typename C::R* key_grad,
-                           device typename C::R* value_grad, threadgroup typename C::T* staged_a,
-                           threadgroup typename C::T* staged_b, uint3 tgid, uint sg, uint lane) {
+                           const device float* bias, const device typename C::T* out_grad, const device float* stats,
+                           const thread Params& prm, device typename C::R* key_grad, device typename C::R* value_grad,
+                           threadgroup typename C::T* staged_a, threadgroup typename C::T* staged_b, uint3 tgid,
+                           uint sg, uint lane) {
   typedef typename C::T T;
   constexpr int R = C::RANK;
   KeyGradient<C> body;
@@ -149,11 +156,10 @@ METAL_FUNC void na_bwd_dkv(const device typename C::T* q, const device typename 
     Sides<C, R> sides;
     sides.a = columns_of<T, R>(q, prm, kQueryStride, tile, batch, head);
     sides.b = columns_of<T, R>(out_grad, prm, kOutGradStride, tile, batch, head);
-    const Columns<float, R> scalars = columns_of<float, R>(lse, prm, kLseStride, tile, batch, head);
+    const Columns<float, R> scalars = columns_of<float, R>(stats, prm, kLseStride, tile, batch, head);
     NA_UNROLL for (int a = 0; a < R; ++a) sides.scalar_step[a] = scalars.step[a];
-    body.lse = scalars.box;
-    body.delta = delta + (scalars.box - lse);
-    body.scalar_step = int(scalars.step[R - 1]);  // lse is contiguous: H times the dilation
+    body.stats = scalars.box;
+    body.scalar_step = int(scalars.step[R - 1]);  // stats are contiguous: 4 H times the dilation
     if (C::BIAS) body.table = bias + head * bias_entries<R>(tile);
     sides.staged_a = staged_a;
     sides.staged_b = staged_b;
@@ -161,6 +167,8 @@ METAL_FUNC void na_bwd_dkv(const device typename C::T* q, const device typename 
     sides.dim_b = dim_v;
     walk<C, R>(body, sides, tile, patch, int(sg), int(lane));
   }
+  body.key_sum.finish(1.0f);
+  body.value_sum.finish(1.0f);
   if (!patch.store) return;
   long k_at = row_at<C>(prm, kKeyGradStride, tile, batch, kv_head, patch);
   long v_at = row_at<C>(prm, kValueGradStride, tile, batch, kv_head, patch);
@@ -168,8 +176,8 @@ METAL_FUNC void na_bwd_dkv(const device typename C::T* q, const device typename 
     k_at += part * prm[kKeyGradPart];
     v_at += part * prm[kValueGradPart];
   }
-  write_row<typename C::R, C::DA>(key_grad + k_at, body.key_sum, body.scale * kLn2, body.fc, dim);
-  write_row<typename C::R, C::DB>(value_grad + v_at, body.value_sum, 1.0f, body.fc, dim_v);
+  write_row<typename C::R, C::DA>(key_grad + k_at, body.key_sum.part, body.scale * kLn2, body.fc, dim);
+  write_row<typename C::R, C::DB>(value_grad + v_at, body.value_sum.part, 1.0f, body.fc, dim_v);
 }
 
 }  // namespace na

@@ -1,24 +1,37 @@
 // Fused neighborhood attention, gradient of the queries.
 //
-//   P[i,j] = exp(scale * q[i].k[j] + bias - lse[i])      dS[i,j] = P[i,j] * (dO[i].v[j] - delta[i])
-//   dQ[i]  = scale * sum_j dS[i,j] k[j]                   j in window(i) and all additional keys
+//   W[i,j] = exp(scale * q[i].k[j] + bias - lse[i])      P[i,j] = W[i,j] / sum_j W[i,j]
+//   dS[i,j] = P[i,j] * (dO[i].v[j] - delta[i])           j in window(i) and all additional keys
+//   dQ[i]  = scale * sum_j dS[i,j] k[j]
+//   stats[i] = (lse[i] in base 2, 1 / sum_j W[i,j], delta[i], 0)      for na_bwd_dkv.h and na_bias.h
 //
-//   dO like out, lse and delta [B, *shape, H] float (na_delta.h), dQ like q; the other shapes as in na_fwd.h
+//   dO like out, lse and delta [B, *shape, H] float (na_delta.h), dQ like q, stats [B, *shape, H, 4] float; the other
+//   shapes as in na_fwd.h
 //   grid and threads as in na_fwd.h: rows are queries, columns keys, A = K, B = V
 //
 // Three products a brick: S = Q K^T, dP = dO V^T, dQ += dS K. dS leaves the range of half, so its product is float.
 // Every dQ row is written once; nothing is summed across threadgroups. Source: FlashAttention-2 (arXiv 2307.08691).
+//
+// The sum of W would be 1 if lse were exact. It is a float: next to logits of 1e5 it is off by up to 0.004, and so would
+// be every weight. So the weights are summed again, which costs an addition, and what depends on them is divided.
+// lse -inf, of rows without weights, stands in stats as a number so large that W is 0.
 #pragma once
 
 namespace na {
+
+typedef vec<float, 4> Stats;
 
 template <typename C>
 struct QueryGradient {
   typedef typename C::T T;
   Pair<T> query[C::DA / 8];
   Pair<T> out_grad[C::DB / 8];
-  Pair<float> sum[C::DA / 8];
-  float lse;  // base 2
+  Sums<C::DA / 8, C::PART> sum;
+  Parts<C::PART> parts;
+  float weights;        // this lane's part of the sum of W
+  float weights_total;  // of the parts before
+  float lse;            // base 2
+  float factor;         // 1 / sum of W, where it is known
   float delta;
   float scale;
   const device float* table;
@@ -27,30 +40,27 @@ struct QueryGradient {
   int fc;
 
   // The lane's row: what it needs of its query
-  METAL_FUNC void load(const device T* q, const device T* out_grads, const device float* lses,
-                       const device float* deltas, const device float* bias, const thread Params& prm,
-                       const thread Tile<C::RANK>& tile, const thread Patch<C::RANK>& patch, Place place) thread {
+  METAL_FUNC void load(const device T* q, const device T* out_grads, const device float* bias,
+                       const thread Params& prm, const thread Tile<C::RANK>& tile, const thread Patch<C::RANK>& patch,
+                       Place place) thread {
     const device T* q_row = q + token_offset<C::RANK>(prm, kQueryStride, tile, place.batch, place.head, patch.row);
     const device T* g_row =
         out_grads + token_offset<C::RANK>(prm, kOutGradStride, tile, place.batch, place.head, patch.row);
     const long q_channel = prm.channel(kQueryStride);
     const long g_channel = prm.channel(kOutGradStride);
-    const long scalar = token_offset<C::RANK>(prm, kLseStride, tile, place.batch, place.head, patch.row);
     const int dim = patch.channels(int(prm[kDim]));
     const int dim_v = patch.channels(int(prm[kDimV]));
     NA_UNROLL for (int d = 0; d < C::DA; d += 8) query[d / 8] = load_channels(q_row, d + fc, dim, q_channel);
     NA_UNROLL for (int d = 0; d < C::DB; d += 8) out_grad[d / 8] = load_channels(g_row, d + fc, dim_v, g_channel);
-    lse = lses[scalar] * kLog2E;
-    delta = deltas[scalar];
     scale = as_type<float>(int(prm[kScaleBits]));
     biased = true;
     if (C::BIAS) table = bias + place.head * bias_entries<C::RANK>(tile);
   }
 
-  // dS of a group of bricks, 0 where the row does not see the column
+  // dS of a group of bricks, times what 1 / factor is besides the sum of W; 0 where the row does not see the column
   template <typename At, typename A, typename B>
   METAL_FUNC void logit_gradients(thread Pair<float>* ds, const thread Bricks<C::NB, At>& b, int count,
-                                  const thread A& keys, const thread B& values, Span seen) const thread {
+                                  const thread A& keys, const thread B& values, Span seen) thread {
     Pair<float> s[C::NB];
     Pair<float> g[C::NB];
     NA_UNROLL for (int j = 0; j < C::NB; ++j) s[j] = g[j] = Pair<float>(0.0f);
@@ -59,9 +69,11 @@ struct QueryGradient {
     NA_UNROLL for (int j = 0; j < C::NB; ++j) {
       NA_UNROLL for (int e = 0; e < 2; ++e) {
         const bool sees = b.full[j] || b.sees(j, b.x[j] + fc + e, seen);
-        float logit = s[j][e] * scale;
-        if (C::BIAS && biased && sees) logit += table[b.bias[j] + fc + e] * kLog2E;
-        ds[j][e] = sees ? exp2(logit - lse) * (g[j][e] - delta) : 0.0f;
+        float entry = 0.0f;
+        if (C::BIAS && biased && sees) entry = table[b.bias[j] + fc + e];
+        const float weight = sees ? weight_of<C::BIAS>(s[j][e], scale, entry, lse) * factor : 0.0f;
+        weights += weight;
+        ds[j][e] = sees ? weight * (g[j][e] - delta) : 0.0f;
       }
     }
   }
@@ -74,9 +86,14 @@ struct QueryGradient {
     NA_UNROLL for (int j = 0; j < C::NB; ++j) {
       if (j < count) {
         NA_UNROLL for (int d = 0; d < C::DA; d += 8) {
-          mma<T, float>(sum[d / 8], ds[j], keys.along(b.a[j], fr, d + fc, b.last[j]));
+          mma<T, float>(sum.part[d / 8], ds[j], keys.along(b.a[j], fr, d + fc, b.last[j]));
         }
       }
+    }
+    if (parts.end(count)) {
+      sum.end_part(1.0f);
+      weights_total += weights;
+      weights = 0.0f;
     }
   }
 };
@@ -86,8 +103,8 @@ METAL_FUNC void na_bwd_dq(const device typename C::T* q, const device typename C
                           const device typename C::T* extra_k, const device typename C::T* extra_v,
                           const device float* bias, const device typename C::T* out_grad, const device float* lse,
                           const device float* delta, const thread Params& prm, device typename C::T* query_grad,
-                          threadgroup typename C::T* staged_a, threadgroup typename C::T* staged_b, uint3 tgid, uint sg,
-                          uint lane) {
+                          device float* stats, threadgroup typename C::T* staged_a,
+                          threadgroup typename C::T* staged_b, uint3 tgid, uint sg, uint lane) {
   typedef typename C::T T;
   constexpr int R = C::RANK;
   QueryGradient<C> body;
@@ -98,8 +115,14 @@ METAL_FUNC void na_bwd_dq(const device typename C::T* q, const device typename C
   Patch<R> patch;
   if (!find_tile<C>(tile, prm, int(tgid.y), place.group)) return;  // uniform, before any barrier
   find_patch<C>(patch, tile, int(sg), body.fr);
-  body.load(q, out_grad, lse, delta, bias, prm, tile, patch, place);
-  NA_UNROLL for (int d = 0; d < C::DA / 8; ++d) body.sum[d] = Pair<float>(0.0f);
+  body.load(q, out_grad, bias, prm, tile, patch, place);
+  const long scalar = token_offset<R>(prm, kLseStride, tile, place.batch, place.head, patch.row);
+  body.lse = as_type<uint>(lse[scalar]) == kMinusInfinityBits ? -kMasked : lse[scalar] * kLog2E;
+  body.delta = delta[scalar];
+  body.factor = 1.0f;
+  body.sum.clear();
+  body.weights = body.weights_total = 0.0f;
+  body.parts.bricks = 0;
   body.biased = false;
   if (C::EXTRA) {
     walk_additional<C>(body, extra_k, extra_v, prm, place, patch.active, staged_a, staged_b, int(sg), int(lane));
@@ -107,9 +130,16 @@ METAL_FUNC void na_bwd_dq(const device typename C::T* q, const device typename C
   body.biased = true;
   const Sides<C, R> sides = key_sides<C, R>(k, v, prm, kKeyStride, kValueStride, tile, place, staged_a, staged_b);
   walk<C, R>(body, sides, tile, patch, int(sg), int(lane));
+  if (C::PART != 0) {
+    body.sum.finish(1.0f);
+    body.weights += body.weights_total;
+  }
+  const float total = row_sum(body.weights);
+  const float factor = as_type<uint>(total) == 0u ? 0.0f : 1.0f / total;
   if (!patch.store) return;
   device T* to = query_grad + token_offset<R>(prm, kQueryGradStride, tile, place.batch, place.head, patch.row);
-  write_row<T, C::DA>(to, body.sum, body.scale * kLn2, body.fc, int(prm[kDim]));
+  write_row<T, C::DA>(to, body.sum.part, body.scale * kLn2 * factor, body.fc, int(prm[kDim]));
+  if (body.fc == 0) ((device Stats*)stats)[scalar] = Stats(body.lse, factor, body.delta, 0.0f);
 }
 
 }  // namespace na

@@ -10,22 +10,29 @@
 // Rows are queries (coord.h has the picture), columns are keys: A = K, B = V (stage.h). Additional keys come first, as
 // a box of rank 1. Per group of NB bricks: S = Q K^T, mask where partial, online softmax, O += P V.
 //
-// Masked logits are kMasked, a finite number: exp2(kMasked - m) is 0 once a row has met a key, and whatever a row
-// collected before that is wiped by the factor exp2(kMasked - m) = 0. Nothing is ever -inf or NaN of our making, so
-// fast math is safe. Source: FlashAttention (arXiv 2205.14135) for the online softmax.
+// The maximum is one of q.k before it is scaled, unless a bias is added: the largest weight is then 1 to the bit,
+// however large the logits, and none suffers from their rounding. (The query takes a minus sign from the scale.)
+// The maximum of a row starts at kMasked, a finite number, and so do the logits of columns that it does not see; their
+// weights are 0. Nothing is ever -inf or NaN of our making, so fast math is safe. A row whose logits are all -inf (its
+// bias is) has the sum 0: out 0, lse -inf. Source: FlashAttention (arXiv 2205.14135) for the online softmax.
 #pragma once
 
 namespace na {
 
-// One patch: its query rows, un-normalised outputs, row maximum (base 2), this lane's part of the row sum
+// One patch: its query rows, un-normalised outputs, row maximum (`unit` times it: in base 2), this lane's part of the
+// row sum
 template <typename C>
 struct Forward {
   typedef typename C::T T;
   Pair<T> query[C::DA / 8];
-  Pair<float> out[C::DB / 8];
+  Sums<C::DB / 8, C::PART> out;
   float m;
   float l;
+  Parts<C::PART> parts;
+  float m_total;  // maximum and row sum when the last part ended
+  float l_total;
   float scale;
+  float unit;
   const device float* table;  // the row's head's bias
   bool biased;                // uniform: off for additional keys
   int fr;
@@ -37,36 +44,43 @@ struct Forward {
     Pair<float> s[C::NB];
     NA_UNROLL for (int j = 0; j < C::NB; ++j) s[j] = Pair<float>(0.0f);
     multiply_across<T, C::DA, C::NB>(s, query, b.a, b.last, count, keys, fr, fc);
+    Pair<float> entry[C::NB];  // of the bias table
     float top = m;
     NA_UNROLL for (int j = 0; j < C::NB; ++j) {
-      s[j] *= scale;
-      const bool first = b.full[j] || b.sees(j, b.x[j] + fc, seen);
-      const bool second = b.full[j] || b.sees(j, b.x[j] + fc + 1, seen);
-      if (C::BIAS && biased) {
-        if (first) s[j][0] += table[b.bias[j] + fc] * kLog2E;
-        if (second) s[j][1] += table[b.bias[j] + fc + 1] * kLog2E;
+      NA_UNROLL for (int e = 0; e < 2; ++e) {
+        const bool sees = b.full[j] || b.sees(j, b.x[j] + fc + e, seen);
+        entry[j][e] = 0.0f;
+        if (C::BIAS && biased && sees) entry[j][e] = table[b.bias[j] + fc + e];
+        const float logit = C::BIAS ? fma(s[j][e], scale, entry[j][e] * kLog2E) : s[j][e];
+        top = max(top, sees ? logit : kMasked);
       }
-      if (!b.full[j]) {  // uniform
-        s[j][0] = first ? s[j][0] : kMasked;
-        s[j][1] = second ? s[j][1] : kMasked;
-      }
-      top = max(top, max(s[j][0], s[j][1]));
     }
     top = row_max(top);
-    const float decay = exp2(m - top);
+    const float decay = exp2((m - top) * unit);
     m = top;
     l *= decay;
-    NA_UNROLL for (int d = 0; d < C::DB / 8; ++d) out[d] *= decay;
+    NA_UNROLL for (int d = 0; d < C::DB / 8; ++d) out.part[d] *= decay;
     NA_UNROLL for (int j = 0; j < C::NB; ++j) {
       if (j < count) {
-        const float p0 = exp2(s[j][0] - m);
-        const float p1 = exp2(s[j][1] - m);
-        l += p0 + p1;
-        const Pair<T> p = Pair<T>(T(p0), T(p1));
+        Pair<T> p;
+        NA_UNROLL for (int e = 0; e < 2; ++e) {
+          const bool sees = b.full[j] || b.sees(j, b.x[j] + fc + e, seen);
+          const float own = C::BIAS ? weight_of<true>(s[j][e], scale, entry[j][e], m) : exp2((s[j][e] - m) * scale);
+          const float weight = sees ? own : 0.0f;
+          l += weight;
+          p[e] = T(weight);
+        }
         NA_UNROLL for (int d = 0; d < C::DB; d += 8) {
-          mma<T>(out[d / 8], p, values.along(b.b[j], fr, d + fc, b.last[j]));
+          mma<T>(out.part[d / 8], p, values.along(b.b[j], fr, d + fc, b.last[j]));
         }
       }
+    }
+    if (parts.end(count)) {
+      const float since = exp2((m_total - m) * unit);
+      out.end_part(since);
+      l_total = l_total * since + l;
+      l = 0.0f;
+      m_total = m;
     }
   }
 };
@@ -90,11 +104,17 @@ METAL_FUNC void na_fwd(const device typename C::T* q, const device typename C::T
   const int dim = patch.channels(int(prm[kDim]));
   const long channel = prm.channel(kQueryStride);
   const device T* q_row = q + token_offset<R>(prm, kQueryStride, tile, place.batch, place.head, patch.row);
-  NA_UNROLL for (int d = 0; d < C::DA; d += 8) body.query[d / 8] = load_channels(q_row, d + body.fc, dim, channel);
-  NA_UNROLL for (int d = 0; d < C::DB / 8; ++d) body.out[d] = Pair<float>(0.0f);
-  body.m = kMasked;
-  body.l = 0.0f;
-  body.scale = as_type<float>(int(prm[kScaleBits]));
+  const float scale = as_type<float>(int(prm[kScaleBits]));
+  NA_UNROLL for (int d = 0; d < C::DA; d += 8) {
+    const Pair<T> loaded = load_channels(q_row, d + body.fc, dim, channel);
+    body.query[d / 8] = scale < 0.0f ? -loaded : loaded;
+  }
+  body.out.clear();
+  body.m = body.m_total = kMasked;
+  body.l = body.l_total = 0.0f;
+  body.parts.bricks = 0;
+  body.scale = abs(scale);
+  body.unit = C::BIAS ? 1.0f : body.scale;
   if (C::BIAS) body.table = bias + place.head * bias_entries<R>(tile);
   body.biased = false;
   if (C::EXTRA) {
@@ -104,12 +124,19 @@ METAL_FUNC void na_fwd(const device typename C::T* q, const device typename C::T
   const Sides<C, R> sides = key_sides<C, R>(k, v, prm, kKeyStride, kValueStride, tile, place, staged_a, staged_b);
   walk<C, R>(body, sides, tile, patch, int(sg), int(lane));
   // Addresses only now: held over the loop they would cost registers.
+  if (C::PART != 0) {
+    const float since = exp2((body.m_total - body.m) * body.unit);
+    body.out.finish(since);
+    body.l += body.l_total * since;
+  }
   const float total = row_sum(body.l);
+  const bool empty = as_type<uint>(total) == 0u;  // bits, which fast math leaves alone: NaN is not empty
   if (!patch.store) return;
   device T* to = out + token_offset<R>(prm, kOutStride, tile, place.batch, place.head, patch.row);
-  write_row<T, C::DB>(to, body.out, 1.0f / total, body.fc, int(prm[kDimV]));
+  write_row<T, C::DB>(to, body.out.part, empty ? 0.0f : 1.0f / total, body.fc, int(prm[kDimV]));
   if (body.fc == 0) {
-    lse[token_offset<R>(prm, kLseStride, tile, place.batch, place.head, patch.row)] = (body.m + log2(total)) * kLn2;
+    lse[token_offset<R>(prm, kLseStride, tile, place.batch, place.head, patch.row)] =
+        empty ? as_type<float>(kMinusInfinityBits) : (body.m * body.unit + log2(total)) * kLn2;
   }
 }
 

@@ -44,8 +44,6 @@ struct Logits {
   }
 };
 
-constant constexpr uint kMinusInfinityBits = 0xff800000u;
-
 // Slots that hold no key: causal rows near the beginning. The four lanes of a row share the work.
 template <typename C>
 METAL_FUNC void fill_empty_slots(device typename C::T* logits, const thread Tile<C::RANK>& t,
@@ -107,7 +105,8 @@ METAL_FUNC void na_qk(const device typename C::T* q, const device typename C::T*
 template <typename C>
 struct WeighKeys {
   typedef typename C::T T;
-  Pair<float> sum[C::DB / 8];
+  Sums<C::DB / 8, C::PART> sum;
+  Parts<C::PART> parts;
   const device T* weights;  // of the lane's row
   long channel;             // elements between two slots
   int fr;
@@ -124,10 +123,11 @@ struct WeighKeys {
           p[e] = sees ? weights[(b.slot[j] + fc + e) * channel] : T(0);
         }
         NA_UNROLL for (int d = 0; d < C::DB; d += 8) {
-          mma<T>(sum[d / 8], p, values.along(b.b[j], fr, d + fc, b.last[j]));
+          mma<T>(sum.part[d / 8], p, values.along(b.b[j], fr, d + fc, b.last[j]));
         }
       }
     }
+    if (parts.end(count)) sum.end_part(1.0f);
   }
 };
 
@@ -147,7 +147,8 @@ METAL_FUNC void na_av(const device typename C::T* attn, const device typename C:
   find_patch<C>(patch, tile, int(sg), body.fr);
   body.channel = prm.channel(kQueryStride);
   body.weights = attn + token_offset<R>(prm, kQueryStride, tile, place.batch, place.head, patch.row);
-  NA_UNROLL for (int d = 0; d < C::DB / 8; ++d) body.sum[d] = Pair<float>(0.0f);
+  body.sum.clear();
+  body.parts.bricks = 0;
   Sides<C, R> sides;
   sides.b = columns_of<T, R>(v, prm, kValueStride, tile, place.batch, place.kv_head);
   sides.a = sides.b;
@@ -156,9 +157,10 @@ METAL_FUNC void na_av(const device typename C::T* attn, const device typename C:
   sides.dim_a = 0;
   sides.dim_b = int(prm[kDimV]);
   walk<C, R>(body, sides, tile, patch, int(sg), int(lane));
+  body.sum.finish(1.0f);
   if (!patch.store) return;
   device T* to = out + token_offset<R>(prm, kOutStride, tile, place.batch, place.head, patch.row);
-  write_row<T, C::DB>(to, body.sum, as_type<float>(int(prm[kScaleBits])) * kLn2, body.fc, int(prm[kDimV]));
+  write_row<T, C::DB>(to, body.sum.part, as_type<float>(int(prm[kScaleBits])) * kLn2, body.fc, int(prm[kDimV]));
 }
 
 // --- weights times queries ---------------------------------------------------------------------------------
@@ -166,7 +168,8 @@ METAL_FUNC void na_av(const device typename C::T* attn, const device typename C:
 template <typename C>
 struct WeighQueries {
   typedef typename C::T T;
-  Pair<float> sum[C::DB / 8];
+  Sums<C::DB / 8, C::PART> sum;
+  Parts<C::PART> parts;
   const device T* weights;  // of the box's first query
   long channel;             // elements between two slots
   long scalar_step;         // weights between queries side by side along x
@@ -188,10 +191,11 @@ struct WeighQueries {
           p[e] = sees ? weights[b.scalar[j] + (fc + e) * scalar_step + (b.slot[j] + slot) * channel] : T(0);
         }
         NA_UNROLL for (int d = 0; d < C::DB; d += 8) {
-          mma<T>(sum[d / 8], p, tokens.along(b.b[j], fr, d + fc, b.last[j]));
+          mma<T>(sum.part[d / 8], p, tokens.along(b.b[j], fr, d + fc, b.last[j]));
         }
       }
     }
+    if (parts.end(count)) sum.end_part(1.0f);
   }
 };
 
@@ -213,7 +217,8 @@ METAL_FUNC void na_av_t(const device typename C::T* attn, const device typename 
   find_patch<C>(patch, tile, int(sg), body.fr);
   body.x = tile.axis[R - 1];
   body.row_x = patch.row[R - 1];
-  NA_UNROLL for (int d = 0; d < C::DB / 8; ++d) body.sum[d] = Pair<float>(0.0f);
+  body.sum.clear();
+  body.parts.bricks = 0;
   for (int h = 0; h < group_heads; ++h) {
     const int head = place.kv_head * group_heads + h;
     Sides<C, R> sides;
@@ -230,9 +235,10 @@ METAL_FUNC void na_av_t(const device typename C::T* attn, const device typename 
     sides.dim_b = int(prm[kDimV]);
     walk<C, R>(body, sides, tile, patch, int(sg), int(lane));
   }
+  body.sum.finish(1.0f);
   if (!patch.store) return;
   device T* to = out + token_offset<R>(prm, kOutStride, tile, place.batch, place.kv_head, patch.row);
-  write_row<T, C::DB>(to, body.sum, as_type<float>(int(prm[kScaleBits])) * kLn2, body.fc, int(prm[kDimV]));
+  write_row<T, C::DB>(to, body.sum.part, as_type<float>(int(prm[kScaleBits])) * kLn2, body.fc, int(prm[kDimV]));
 }
 
 }  // namespace na

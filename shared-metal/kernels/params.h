@@ -32,7 +32,7 @@ enum Slot : int {
   kKeyStride = 34,
   kValueStride = 39,
   kOutStride = 44,
-  kLseStride = 49,    // lse and delta alike
+  kLseStride = 49,    // lse and delta alike; stats, where they take their place
   kOutGradStride = 54,
   kQueryGradStride = 59,
   kKeyGradStride = 64,

@@ -6,6 +6,15 @@ namespace na {
 constant constexpr float kMasked = -1.7014117e38f;  // -FLT_MAX / 2
 constant constexpr float kLog2E = 1.44269504f;
 constant constexpr float kLn2 = 0.693147181f;
+constant constexpr uint kMinusInfinityBits = 0xff800000u;
+
+// The weight of a pair before it is divided by the sum of its row: exp2(s * scale + bias * log2(e) - top), with scale and
+// top in base 2. s is a float sum over the channels in their order, the same in every kernel. An fma rounds its result
+// only, whatever a compiler would like to fuse: next to logits of 1e5 a rounded s * scale is off by 0.004.
+template <bool BIAS>
+METAL_FUNC float weight_of(float s, float scale, float bias, float top) {
+  return exp2(fma(s, scale, BIAS ? fma(bias, kLog2E, -top) : -top));
+}
 
 // The additional keys of a batch item as a box of rank 1 that every row sees whole
 METAL_FUNC void every_column(thread Tile<1>& t, thread Patch<1>& patch, int count, bool active) {

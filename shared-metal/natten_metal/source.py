@@ -15,7 +15,7 @@ from .slots import EVERY_STRIDE_SLOTS, STRIDE_SLOTS
 
 KERNELS = Path(__file__).parent / "kernels"
 HEADERS = (
-    "params.h", "window.h", "mma.h", "coord.h", "stage.h", "walk.h", "place.h",
+    "params.h", "window.h", "mma.h", "sums.h", "coord.h", "stage.h", "walk.h", "place.h",
     "na_fwd.h", "na_delta.h", "na_bwd_dq.h", "na_bwd_dkv.h", "na_split.h", "na_bias.h",
 )  # fmt: skip
 METAL_TYPES = {"float32": "float", "float16": "half", "bfloat16": "bfloat"}
@@ -43,7 +43,7 @@ def _inputs(names: str) -> tuple[Argument, ...]:
 _PRM = (Argument("prm", "long"),)
 _EXTRA = (Argument("extra_k", "T", when="extra"), Argument("extra_v", "T", when="extra"))
 _BIAS = (Argument("bias", "float", when="bias"),)
-_ROWS = (Argument("out_grad", "T"), Argument("lse", "float"), Argument("delta", "float"))
+_ROWS = (Argument("out_grad", "T"), Argument("stats", "float"))
 
 # The templates and their buffers, in the order of the Metal function's parameters.
 TEMPLATES: dict[str, tuple[Argument, ...]] = {
@@ -54,7 +54,10 @@ TEMPLATES: dict[str, tuple[Argument, ...]] = {
         *_inputs("out_grad out"), Argument("lse_grad", "float", when="lse_grad"), *_PRM,
         Argument("delta", "float", True),
     ),
-    "na_bwd_dq": (*_inputs("q k v"), *_EXTRA, *_BIAS, *_ROWS, *_PRM, Argument("query_grad", "T", True)),
+    "na_bwd_dq": (
+        *_inputs("q k v"), *_EXTRA, *_BIAS, Argument("out_grad", "T"), Argument("lse", "float"),
+        Argument("delta", "float"), *_PRM, Argument("query_grad", "T", True), Argument("stats", "float", True),
+    ),
     "na_bwd_dkv": (
         *_inputs("q k v"), *_BIAS, *_ROWS, *_PRM, Argument("key_grad", "R", True), Argument("value_grad", "R", True),
     ),
@@ -64,8 +67,8 @@ TEMPLATES: dict[str, tuple[Argument, ...]] = {
     "na_bias": (
         *(Argument(name, "T", when="fused") for name in ("q", "k", "v")),
         *_BIAS,
-        Argument("out_grad", "T", when="fused"), Argument("lse", "float", when="fused"),
-        Argument("delta", "float", when="fused"), Argument("d_logits", "T", when="slots"),
+        Argument("out_grad", "T", when="fused"), Argument("stats", "float", when="fused"),
+        Argument("d_logits", "T", when="slots"),
         *_PRM, Argument("partial", "float", True),
     ),
     "na_sum": (Argument("partial", "float"), *_PRM, Argument("out", "T", True)),
@@ -86,7 +89,7 @@ class Instance:
     8. simdgroups: patches per threadgroup. chunk: staged columns. bricks: bricks per softmax group.
     wide: 16-byte copies (the tensors' alignment allows them). every: na_bwd_dkv of additional keys.
     slots: na_bias of d_logits instead of the fused op. empty_zero: na_qk leaves 0 where a slot has no key. table:
-    entries that na_bias's tables hold.
+    entries that na_bias's tables hold. part: bricks whose terms are summed before they join the total (0: all).
     """
 
     template: str
@@ -108,6 +111,7 @@ class Instance:
     slots: bool = False
     empty_zero: bool = False
     table: int = 0
+    part: int = 0
 
     @property
     def fused(self) -> bool:
@@ -128,7 +132,7 @@ class Instance:
         patch = "".join(map(str, self.patch))
         return (
             f"{self.template}_r{self.rank}_{self.dtype}_d{self.dim}_v{self.dim_v}_p{patch}h{self.heads}"
-            f"_g{self.simdgroups}_c{self.chunk}_n{self.bricks}_t{self.table}_{flags}"
+            f"_g{self.simdgroups}_c{self.chunk}_n{self.bricks}_a{self.part}_t{self.table}_{flags}"
         )
 
     @property
@@ -204,7 +208,7 @@ def config(instance: Instance) -> str:
     pz, py, px = i.patch
     ints = {
         "RANK": i.rank, "DA": i.dim, "DB": i.dim_v, "PZ": pz, "PY": py, "PX": px, "HR": i.heads,
-        "NSG": i.simdgroups, "CHUNK": i.chunk, "NB": i.bricks, "TABLE": i.table,
+        "NSG": i.simdgroups, "CHUNK": i.chunk, "NB": i.bricks, "PART": i.part, "TABLE": i.table,
     }  # fmt: skip
     bools = {
         "STAGE": i.stage, "WIDE": i.wide, "BIAS": i.bias, "EXTRA": i.extra, "EVERY": i.every,

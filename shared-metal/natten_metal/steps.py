@@ -22,11 +22,15 @@ T = TypeVar("T")  # a framework's tensor
 # Threadgroups that share the sum over all queries or tiles.
 MOST_PARTS = 64
 MOST_TABLE = 4096
+# What na_bwd_dq leaves of a query for the steps behind it: lse in base 2, 1 / sum of weights, delta, 0.
+STATS = 4
 # Rows and threads of a threadgroup of na_delta.
 DELTA_ROWS, DELTA_THREADS = 16, 128
 # Simdgroups that a threadgroup may have; fewer where the kernel's registers would not fit and the host cannot tell.
 MOST_SIMDGROUPS = 8
 CAUTIOUS_SIMDGROUPS, CAUTIOUS_DIM = 4, 128
+# A sum of more terms than this is taken in parts of so many bricks (kernels/sums.h).
+LONGEST_SUM, PART = 4096, 64
 # What each op returns, by the names in its program.
 RESULTS = {"na": ("out", "lse"), "attention": ("out", "lse"), "qk": ("logits",), "av": ("out",)}
 # Tensors that kernels read as contiguous ones (rpb in float32); all others may have any strides.
@@ -156,7 +160,8 @@ def _walk(
     chosen: Tiling = tiling(problem, transposed, dim, dim_v, most)
     instance = Instance(
         template, problem.dtype, problem.rank, dim, dim_v, chosen.patch, chosen.heads, chosen.simdgroups,
-        chosen.chunk, SOFTMAX_BRICKS, chosen.stage, **options,  # type: ignore[arg-type]
+        chosen.chunk, SOFTMAX_BRICKS, chosen.stage, part=_part(terms(problem, transposed)),
+        **options,  # type: ignore[arg-type]
     )  # fmt: skip
     heads = problem.kv_heads if transposed else problem.heads // chosen.heads
     grid = (heads, math.prod(chosen.tiles), problem.batch * math.prod(problem.dilation))
@@ -168,6 +173,19 @@ def _walk(
         full += patches * (problem.additional // COLUMNS)
     params = parameters(problem, {"kTiles": chosen.tiles})
     return Step(instance, grid, 32 * chosen.simdgroups, params, tuple(inputs.items()), outputs, bricks, full)
+
+
+def terms(problem: Problem, transposed: bool) -> int:
+    """The most terms that a row's sums have: keys of a query, or queries of a key with all their heads (most, where
+    windows shift at borders).
+    """
+    count = math.prod(min(axis.window, axis.queries if transposed else axis.keys) for axis in problem.axes)
+    return count * problem.group_heads if transposed else count + problem.additional
+
+
+def _part(count: int) -> int:
+    """Bricks of a part of a sum of ``count`` terms."""
+    return PART if count > LONGEST_SUM else 0
 
 
 def _sum(problem: Problem, partial: str, name: str, shape: tuple[int, ...], parts: int, dtype: str) -> Step:
@@ -219,10 +237,14 @@ def _fused_backward(p: Problem, has_lse_grad: bool, most: int) -> tuple[Step, ..
             (Output("delta", "delta", rows, "float32"),),
         )
     ]  # fmt: skip
-    saved = {"out_grad": "out_grad", "lse": "lse", "delta": "delta"}
-    dq = Output("query_grad", "query_grad", (*rows, p.head_dim), p.dtype)
+    rows_of = {"out_grad": "out_grad", "lse": "lse", "delta": "delta"}
+    made = (
+        Output("query_grad", "query_grad", (*rows, p.head_dim), p.dtype),
+        Output("stats", "stats", (*rows, STATS), "float32"),
+    )
     options = {"bias": p.has_rpb}
-    steps.append(_walk(p, "na_bwd_dq", _tensors(p) | saved, (dq,), most, extra=p.additional > 0, **options))
+    steps.append(_walk(p, "na_bwd_dq", _tensors(p) | rows_of, made, most, extra=p.additional > 0, **options))
+    saved = {"out_grad": "out_grad", "stats": "stats"}
     plain = {arg: name for arg, name in _tensors(p).items() if not arg.startswith("extra")}
     keys = (p.batch, *p.key_shape, p.kv_heads)
     outputs = (
@@ -249,7 +271,7 @@ def _additional_backward(p: Problem, saved: dict[str, str], most: int) -> list[S
     stage = chunk_size(p.dtype, dim, dim_v) >= COLUMNS
     instance = Instance(
         "na_bwd_dkv", p.dtype, p.rank, dim, dim_v, base.patch, 1, simdgroups, base.chunk, SOFTMAX_BRICKS, stage,
-        every=True,
+        every=True, part=_part(math.prod(p.query_shape) * p.group_heads // parts),
     )  # fmt: skip
     params = parameters(p, {"kParts": parts, "kKeyGradPart": math.prod(shape), "kValueGradPart": math.prod(shape_v)})
     inputs = {"q": "query", "k": "additional_keys", "v": "additional_values"} | saved

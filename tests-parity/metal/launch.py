@@ -18,7 +18,7 @@ from metal_emulator import Kernel, Report
 
 from natten_mps._metal.problem import Problem
 from natten_mps._metal.source import TRANSPOSED, Instance, library
-from natten_mps._metal.steps import Output, Step, parameters, with_strides
+from natten_mps._metal.steps import STATS, Output, Step, parameters, with_strides
 from natten_mps._metal.window import group_length
 
 from .arrays import Laid, packed, scattered
@@ -26,7 +26,7 @@ from .arrays import Laid, packed, scattered
 SCHEDULES = ("forward", "random", "greedy")
 # Tensors that a host packs before it launches: one stride block serves lse and delta, the others have none.
 PARTS = ("additional_keys_parts", "additional_values_parts", "rpb_parts", "partial")
-FLOAT = ("lse", "delta", "lse_grad", "d_lse", "rpb", *PARTS)
+FLOAT = ("lse", "delta", "stats", "lse_grad", "d_lse", "rpb", *PARTS)
 PACKED = (*FLOAT, "out")
 
 
@@ -109,7 +109,7 @@ def run(
     outputs = {}
     for out in step.outputs:
         # Only attention's own results may lie anywhere; partial sums, lse and delta are packed.
-        free = layouts is not None and out.argument not in ("lse", "delta", "partial") and not instance.every
+        free = layouts is not None and out.argument not in FLOAT and not instance.every
         free = free and instance.template != "na_sum"
         empty = np.zeros(out.shape)
         outputs[out.name] = scattered(empty, out.dtype, False, layouts) if free else packed(empty, out.dtype)
@@ -154,8 +154,8 @@ def tiles_of(problem: Problem, instance: Instance) -> tuple[int, ...]:
 # The tensors of each template: argument -> name among the arrays of a case.
 TENSORS = {
     "q": "query", "k": "key", "v": "value", "extra_k": "additional_keys", "extra_v": "additional_values",
-    "bias": "rpb", "out_grad": "d_out", "out": "out", "lse": "lse", "delta": "delta", "lse_grad": "d_lse",
-    "attn": "attn", "x": "d_out", "d_logits": "d_logits", "partial": "partial",
+    "bias": "rpb", "out_grad": "d_out", "out": "out", "lse": "lse", "delta": "delta", "stats": "stats",
+    "lse_grad": "d_lse", "attn": "attn", "x": "d_out", "d_logits": "d_logits", "partial": "partial",
 }  # fmt: skip
 
 
@@ -174,7 +174,7 @@ def step_of(instance: Instance, problem: Problem, parts: int = 1) -> Step:
     elif template == "na_fwd":
         outputs = (("out", (*rows, p.head_dim_v), i.dtype), ("lse", rows, "float32"))
     elif template == "na_bwd_dq":
-        outputs = (("query_grad", (*rows, p.head_dim), i.dtype),)
+        outputs = (("query_grad", (*rows, p.head_dim), i.dtype), ("stats", (*rows, STATS), "float32"))
     elif template == "na_bwd_dkv" and not i.every:
         grid = (p.kv_heads, *grid[1:])
         outputs = (("key_grad", (*keys, p.head_dim), i.dtype), ("value_grad", (*keys, p.head_dim_v), i.dtype))

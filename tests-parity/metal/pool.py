@@ -51,6 +51,7 @@ class Kit:
     simdgroups: int = 2
     chunk: int = 24
     bricks: int = 1
+    part: int = 0
     reads: str = "staged"
     bias: bool = False
     extra: bool = False
@@ -67,6 +68,7 @@ class Kit:
             "dim": 0 if template in ("na_av", "na_av_t") else self.dims[0],
             "dim_v": 0 if template == "na_qk" else self.dims[1], "rank": self.rank,
             "simdgroups": self.simdgroups, "chunk": self.chunk, "bricks": self.bricks,
+            "part": self.part if template in WALKING and template != "na_qk" else 0,
             "stage": "direct" not in self.reads, "wide": "wide" in self.reads and template in WALKING,
             "bias": self.bias and template not in ("na_av", "na_av_t"),
             "extra": self.extra and template in ("na_fwd", "na_bwd_dq"),
@@ -107,12 +109,13 @@ class Kit:
 # Patches of 8 rows in one, two and three dimensions.
 LINE, FLAT, TALL, CUBE = (1, 1, 8), (1, 2, 4), (1, 4, 2), (2, 2, 2)
 KITS = (
-    Kit("seq-staged", 1, "float32", (16, 32), LINE, LINE, (*FUSED, "na_delta", *SPLIT, "na_sum"), bricks=2),
+    Kit("seq-staged", 1, "float32", (16, 32), LINE, LINE, (*FUSED, "na_delta", *SPLIT, "na_sum"), bricks=2, part=3),
     Kit("seq-wide-grouped", 1, "bfloat16", (32, 16), (1, 1, 2), LINE, (*FUSED, "every"), 4, 3, 40, reads="staged wide",
         extra=True),
     Kit("seq-direct-bias", 1, "float16", (16, 16), (1, 1, 1), LINE, (*FUSED, "na_bias", "slots"), 8, bricks=3,
         reads="direct", bias=True),
-    Kit("seq-small-chunk", 1, "bfloat16", (16, 16), LINE, LINE, ("na_fwd", "na_bwd_dkv", "na_qk", "na_av_t"), chunk=8),
+    Kit("seq-small-chunk", 1, "bfloat16", (16, 16), LINE, LINE, ("na_fwd", "na_bwd_dkv", "na_qk", "na_av_t"), chunk=8,
+        part=1),
     Kit("img-staged-bias", 2, "float32", (16, 16), (1, 2, 2), FLAT, (*FUSED, "every", "na_bias", "na_qk"), 2,
         chunk=16, bias=True, extra=True),
     Kit("img-direct", 2, "float16", (32, 16), FLAT, TALL, (*FUSED, "na_delta", "zero", "na_av", "na_av_t", "na_sum"),
@@ -122,10 +125,10 @@ KITS = (
     Kit("img-bias", 2, "bfloat16", (16, 16), LINE, FLAT, (*FUSED, "na_bias", "slots"), simdgroups=1,
         bias=True),
     Kit("vol-direct-grouped", 3, "float32", (16, 16), (1, 1, 2), FLAT, (*FUSED, "every", "delta"), 4,
-        reads="direct wide", extra=True),
+        part=4, reads="direct wide", extra=True),
     Kit("vol-wide", 3, "float16", (16, 16), CUBE, CUBE, (*FUSED, "every", "na_av_t"), chunk=8, bricks=2,
         reads="staged wide", extra=True),
-    Kit("vol-staged", 3, "bfloat16", (16, 16), (2, 1, 4), CUBE, (*FUSED, "na_delta", "na_qk", "na_av")),
+    Kit("vol-staged", 3, "bfloat16", (16, 16), (2, 1, 4), CUBE, (*FUSED, "na_delta", "na_qk", "na_av"), part=2),
 )  # fmt: skip
 # Head dims of large models; few launches of each, which are dear.
 LONG_KITS = (

@@ -57,6 +57,8 @@ class Sample:
         delta = (arrays["d_out"] * out).sum(-1)
         # Kernels of the backward start from what the forward's kernels would have left.
         saved = {"out": out, "lse": rounded(lse, "float32"), "delta": rounded(delta - arrays["d_lse"], "float32")}
+        saved["stats"] = stats_of(lse, saved["lse"], saved["delta"])
+        self.exact_lse = lse
         self.delta = {True: delta - arrays["d_lse"], False: delta}
         # What rounding the output moves delta by moves the gradients as a gradient of lse would.
         moved = arrays["d_lse"] + (arrays["d_out"] * exact).sum(-1) - delta
@@ -68,6 +70,13 @@ class Sample:
             self.held = held.reshape(1, *problem.query_shape, 1, -1)
         # What lies in slots without a key must go nowhere.
         self.tensors |= {name: np.where(self.held, values, np.nan) for name, values in slots.items()}
+
+
+def stats_of(exact: Array, lse: Array, delta: Array) -> Array:
+    """What dQ's kernel leaves of each query: lse in base 2, what it is off by as a factor of the weights, delta, 0."""
+    in_base_2 = rounded(lse * np.log2(np.e), "float32")
+    factor = rounded(np.exp2(in_base_2 - exact * np.log2(np.e)), "float32")
+    return np.stack([in_base_2, factor, delta, np.zeros_like(delta)], -1)
 
 
 def sample_of(kit: Kit, rng: random.Random, number: int) -> Sample:
@@ -133,6 +142,7 @@ def check_values(sample: Sample, done: Run) -> None:
         wanted = {"out": fused["out"], "lse": fused["lse"]}
     elif instance.template == "na_bwd_dq":
         wanted = {"query_grad": fused["query"]}
+        check_stats(sample, found.pop("stats"))
     elif instance.template == "na_bwd_dkv":
         names = ("additional_keys", "additional_values") if instance.every else ("key", "value")
         wanted = dict(zip(("key_grad", "value_grad"), (fused[name] for name in names), strict=True))
@@ -156,12 +166,23 @@ def check_values(sample: Sample, done: Run) -> None:
 def with_saved_rows(expected: tolerances.Expected, truth: Array, sample: Sample) -> tolerances.Expected:
     """Truth and bound of what starts from the rounded output and recomputes weights as exp(logit - lse).
 
-    lse was rounded too, and the logit is a sum of its own: neither error is one of a dense softmax, where the same
-    logits make the weights and their sum. It matters where windows are so small that the baseline makes no error.
+    The logit is a sum of its own, whose error is none of a dense softmax: there the same logits make the weights and
+    their sum. It matters where windows are so small that the baseline makes no error.
     """
     query, key = (np.linalg.norm(sample.tensors[name], axis=-1).max(initial=0.0) for name in ("query", "key"))
-    largest = np.abs(sample.tensors["lse"]).max(initial=0.0) + abs(sample.problem.scale) * query * key
+    largest = abs(sample.problem.scale) * query * key
     return replace(expected, truth=truth, error=expected.error + np.finfo(np.float32).eps * largest)
+
+
+def check_stats(sample: Sample, found: Array) -> None:
+    """lse and the sum of weights make the exact lse, to within the rounding of logits; delta is handed on."""
+    in_base_2, factor, delta, rest = np.moveaxis(found, -1, 0)
+    query, key = (np.linalg.norm(sample.tensors[name], axis=-1).max(initial=0.0) for name in ("query", "key"))
+    bias = np.abs(sample.tensors.get("rpb", np.zeros(1))).max()
+    terms = 1 + abs(sample.problem.scale) * query * key + bias + np.abs(in_base_2).max(initial=0.0)
+    apart = np.abs((in_base_2 - np.log2(factor)) / np.log2(np.e) - sample.exact_lse)
+    assert (apart <= 4 * np.finfo(np.float32).eps * terms).all(), f"{sample.problem}: stats are off by {apart.max():.3g}"
+    assert np.array_equal(delta, sample.tensors["delta"]) and not rest.any(), "stats are not what was given"
 
 
 def check_delta(sample: Sample, done: Run) -> None:

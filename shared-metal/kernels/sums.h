@@ -1,0 +1,47 @@
+// Sums over the columns of a walk.
+//
+// One float sum of n terms, added one after another, loses about sqrt(n) roundings, and n where the terms are alike: a
+// million terms of 0.1 are off by a percent. Where PART is not 0, a sum is taken in parts of PART bricks, and the parts
+// are added: each of the two sums is then short. The total is touched once a part only, so it costs registers (or,
+// where they are full, a little memory) and no time. The planner sets PART where sums are long (steps.py).
+// Nothing here compensates roundings: fast math would compute that away.
+#pragma once
+
+namespace na {
+
+// Counts bricks up to the end of a part
+template <int PART>
+struct Parts {
+  int bricks;
+  METAL_FUNC bool end(int count) thread {
+    bricks += count;
+    if (PART == 0 || bricks < PART) return false;
+    bricks = 0;
+    return true;
+  }
+};
+
+// N pairs of sums. Terms are added to `part`, which holds the whole sum after `finish`.
+template <int N, int PART>
+struct Sums {
+  Pair<float> part[N];
+  Pair<float> total[PART == 0 ? 1 : N];
+  METAL_FUNC void clear() thread {
+    NA_UNROLL for (int n = 0; n < N; ++n) part[n] = Pair<float>(0.0f);
+    if (PART != 0) NA_UNROLL for (int n = 0; n < N; ++n) total[n] = Pair<float>(0.0f);
+  }
+  // decay: what the terms of the parts before are multiplied with by now
+  METAL_FUNC void end_part(float decay) thread {
+    if (PART != 0) {
+      NA_UNROLL for (int n = 0; n < N; ++n) {
+        total[n] = total[n] * decay + part[n];
+        part[n] = Pair<float>(0.0f);
+      }
+    }
+  }
+  METAL_FUNC void finish(float decay) thread {
+    if (PART != 0) NA_UNROLL for (int n = 0; n < N; ++n) part[n] += total[n] * decay;
+  }
+};
+
+}  // namespace na
