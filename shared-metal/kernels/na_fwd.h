@@ -105,9 +105,9 @@ METAL_FUNC void na_fwd(const device typename C::T* q, const device typename C::T
   const long channel = prm.channel(kQueryStride);
   const device T* q_row = q + token_offset<R>(prm, kQueryStride, tile, place.batch, place.head, patch.row);
   const float scale = as_type<float>(int(prm[kScaleBits]));
+  const Pair<T> sign = Pair<T>(T(scale < 0.0f ? -1.0f : 1.0f));
   NA_UNROLL for (int d = 0; d < C::DA; d += 8) {
-    const Pair<T> loaded = load_channels(q_row, d + body.fc, dim, channel);
-    body.query[d / 8] = scale < 0.0f ? -loaded : loaded;
+    body.query[d / 8] = sign * load_channels(q_row, d + body.fc, dim, channel);
   }
   body.out.clear();
   body.m = body.m_total = kMasked;

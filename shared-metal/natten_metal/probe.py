@@ -6,7 +6,7 @@ launcher therefore evaluates this launch first, once per instantiation.
 
 from .problem import Problem
 from .source import WALKING, Instance
-from .steps import DELTA_ROWS, Output, Step, parameters
+from .steps import DELTA_ROWS, STATS, Output, Step, parameters
 
 # Batch items, each of one token: every tensor has at least as many elements.
 ITEMS = 8
@@ -27,7 +27,8 @@ def smallest_launch(instance: Instance) -> tuple[Step, dict[str, tuple[int, ...]
     shapes = {
         "q": (*rows, dim), "k": (*keys, dim), "v": (*keys, dim_v), "extra_k": (*extra, dim),
         "extra_v": (*extra, dim_v), "bias": (i.heads, *one), "out_grad": (*rows, dim_v), "lse": rows, "delta": rows,
-        "lse_grad": rows, "attn": (*rows, 1), "logits": (*rows, 1), "d_logits": (*rows, 1), "x": (*rows, dim_v),
+        "stats": (*rows, STATS), "lse_grad": rows, "attn": (*rows, 1), "logits": (*rows, 1), "d_logits": (*rows, 1),
+        "x": (*rows, dim_v),
         "out": out, "query_grad": (*rows, dim), "key_grad": (*parts, *keys, dim),
         "value_grad": (*parts, *keys, dim_v),
         # na_bias writes one part, na_sum reads one.

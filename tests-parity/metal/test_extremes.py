@@ -1,0 +1,223 @@
+"""Numbers at the edge: logits of 1e5, rows without a finite logit, NaN and infinity, sums of a million terms."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import tolerances
+from cases import rounded
+
+from natten_mps._metal import mask, reference, steps
+from natten_mps._metal.problem import Problem
+from natten_mps._metal.source import TRANSPOSED, Instance
+from natten_mps._metal.steps import LONGEST_SUM, PART
+
+from .launch import kernels, run, run_all, step_of
+from .pool import KITS, Kit
+from .verify import kind_of, problem_for, sample_of
+from .work import seen_by, span
+
+pytestmark = pytest.mark.usefixtures("emulator")
+Array = Any
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+def plain(dtype: str, **changed: Any) -> Problem:
+    """A small image of two heads on one key/value head."""
+    given = {
+        "op": "na", "batch": 1, "query_shape": (14, 12), "key_shape": (14, 12), "heads": 2, "kv_heads": 1,
+        "head_dim": 32, "head_dim_v": 32, "kernel_size": (5, 5), "stride": (1, 1), "dilation": (1, 1),
+        "is_causal": (False, False), "scale": 32**-0.5, "dtype": dtype,
+    }  # fmt: skip
+    return Problem(**(given | changed))
+
+
+def arrays(p: Problem, logits: float, seed: int = 0) -> dict[str, Array]:
+    """Random tensors by name whose logits are as large as ``logits``, and a bias a tenth of that."""
+    values, root = np.random.default_rng(seed), logits**0.5
+    rows, keys = (p.batch, *p.query_shape, p.heads), (p.batch, *p.key_shape, p.kv_heads)
+    extra = (p.batch, p.additional, p.kv_heads)
+    made = {
+        "query": values.standard_normal((*rows, p.head_dim)) * root,
+        "key": values.standard_normal((*keys, p.head_dim)) * root,
+        "value": values.standard_normal((*keys, p.head_dim_v)),
+        "d_out": values.standard_normal((*rows, p.head_dim_v)), "d_lse": values.standard_normal(rows),
+    }  # fmt: skip
+    if p.additional:
+        made["additional_keys"] = values.standard_normal((*extra, p.head_dim)) * root
+        made["additional_values"] = values.standard_normal((*extra, p.head_dim_v))
+    if p.has_rpb:
+        sizes = [2 * w - 1 for w in p.kernel_size]
+        made["rpb"] = values.standard_normal((p.heads, *sizes)) * logits / 10
+    return {name: rounded(array, kind(name, p.dtype)) for name, array in made.items()}
+
+
+def kind(name: str, dtype: str) -> str:
+    """The dtype of a tensor, and of its gradient, by its name."""
+    return "float32" if name == "rpb" else kind_of(name, dtype)
+
+
+def inputs_of(given: dict[str, Array]) -> dict[str, Array]:
+    return {name: array for name, array in given.items() if name not in ("d_out", "d_lse")}
+
+
+def results(p: Problem, given: dict[str, Array], **options: Any) -> dict[str, Array]:
+    """Out, lse and the gradient of every input, from the planned launches one after another."""
+    inputs = inputs_of(given)
+    forward = run_all(steps.forward(p), inputs, **options)["out"].outputs
+    saved = {name: laid.values for name, laid in forward.items()}
+    gradients = {"out_grad": given["d_out"], "lse_grad": given["d_lse"]}
+    backward = run_all(steps.backward(p, True), inputs | saved | gradients, **options)
+    made = {name: laid.values for done in backward.values() for name, laid in done.outputs.items()}
+    return saved | {name: made[f"{name}_grad"] for name in inputs}
+
+
+# --- large logits ------------------------------------------------------------------------------------
+
+LARGE = {
+    "plain": {},
+    "negative scale, causal": {"scale": -0.2, "is_causal": (True, False), "stride": (2, 3)},
+    "bias, additional keys": {"has_rpb": True, "additional": 9},
+}
+
+
+def always(name: str, dtype: str, logits: float) -> bool:
+    return logits == 1e5 and (name, dtype) in (("plain", "float16"), ("bias, additional keys", "float32"))
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "logits"),
+    [
+        pytest.param(n, d, x, marks=[] if always(n, d, x) else [pytest.mark.all])
+        for n in LARGE
+        for d in DTYPES
+        for x in (1e2, 1e3, 1e4, 1e5)
+    ],
+)
+def test_large_logits(name: str, dtype: str, logits: float) -> None:
+    """Results and gradients keep the bound that a dense softmax sets, whose error is the largest of a few draws.
+
+    Weights that were recomputed from lse alone would be off by its rounding, 0.004 next to logits of 1e5.
+    """
+    p = plain(dtype, **LARGE[name])
+    errors: dict[str, float] = {}
+    for draw in range(tolerances.DRAWS):
+        given = arrays(p, logits, draw)
+        truth = true_results(p, given)
+        for one, found in tolerances.baseline(p, given).items():
+            top = tolerances.largest(truth[one])
+            apart = tolerances.deviation(rounded(found, kind(one, dtype)), truth[one])
+            errors[one] = max(errors.get(one, 0.0), apart / top if top else 0.0)
+    given = arrays(p, logits)
+    expected = {
+        one: tolerances.Expected(wanted, errors[one], kind(one, dtype), 2 if one in ("out", "lse") else 3)
+        for one, wanted in true_results(p, given).items()
+    }
+    # The gradient of the bias starts from the output in its dtype.
+    floors = {one: replaced_kind(e, dtype) if one == "rpb" else e for one, e in expected.items()}
+    tolerances.assert_within(results(p, given), floors, f"{name}, logits {logits:g}")
+
+
+def replaced_kind(expected: tolerances.Expected, dtype: str) -> tolerances.Expected:
+    return tolerances.Expected(expected.truth, expected.error, dtype, expected.factor)
+
+
+def true_results(p: Problem, given: dict[str, Array]) -> dict[str, Array]:
+    out, lse = reference.forward(p, **inputs_of(given))
+    return {"out": out, "lse": lse, **reference.backward(p, given["d_out"], given["d_lse"], **inputs_of(given))}
+
+
+# --- rows without a finite logit ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fast_math", [False, True])
+@pytest.mark.parametrize("dtype", [pytest.param("float32"), pytest.param("bfloat16", marks=pytest.mark.all)])
+def test_rows_of_minus_infinity(dtype: str, fast_math: bool) -> None:
+    """A bias of -inf wherever a row looks: out 0, lse -inf, no gradient; what other rows see of it weighs nothing."""
+    p = plain(dtype, has_rpb=True)
+    given = arrays(p, 1.0)
+    given["rpb"][0] = -np.inf  # head 0 sees nothing
+    given["rpb"][1, 4:, 4:] = -np.inf  # nor does the first query of head 1, which has its keys below and to the right
+    found = results(p, given, fast_math=fast_math)
+    assert all(np.isfinite(array).all() for name, array in found.items() if name != "lse")
+    empty = np.zeros((1, *p.query_shape, 2), bool)
+    empty[..., 0] = empty[0, 0, 0, 1] = True
+    assert np.array_equal(np.isneginf(found["lse"]), empty) and np.isfinite(found["lse"][~empty]).all()
+    for name in ("out", "query"):
+        assert (found[name][empty] == 0).all() and found[name][~empty].any(-1).all()
+    assert (found["rpb"][0] == 0).all() and (found["rpb"][1, 4:, 4:] == 0).all() and found["rpb"][1, :4].any()
+    # The same of a bias so low that its weights vanish, where that leaves a row something to see.
+    low = given | {"rpb": np.where(np.isneginf(given["rpb"]), -1e4, given["rpb"])}
+    sees = results(p, low, fast_math=fast_math)
+    for name in ("out", "query", "lse"):
+        assert np.array_equal(found[name][~empty], sees[name][~empty])
+
+
+# --- NaN and infinity --------------------------------------------------------------------------------
+
+# Template -> the tensors on its column side, each poisoned alone.
+COLUMN_SIDES = {
+    "na_fwd": ("key", "value"), "na_bwd_dq": ("key", "value"), "na_bwd_dkv": ("query", "d_out", "stats"),
+    "na_av": ("value",), "na_av_t": ("d_out",),
+}  # fmt: skip
+
+
+def in_boxes(problem: Problem, instance: Instance, column: tuple[int, ...]) -> tuple[Array, Array]:
+    """``[rows per axis]`` bool: those of tiles whose box holds a column, and those that see it."""
+    transposed = instance.template in TRANSPOSED
+    reached, sees = np.ones((), bool), np.ones((), bool)
+    for place, (axis, at) in enumerate(zip(problem.axes, column, strict=True)):
+        last = place == problem.rank - 1
+        extent = instance.patch[3 - problem.rank + place] * (instance.simdgroups if last else 1)
+        seen, d = seen_by(axis, transposed), axis.dilation
+        own = np.zeros(len(seen), bool)
+        group = seen[at % d :: d, at % d :: d]
+        for corner in range(0, len(group), extent):
+            low, high = span(group[corner : corner + extent])
+            own[at % d :: d][corner : corner + extent] = low <= at // d < high
+        reached, sees = reached[..., None] & own, sees[..., None] & seen[:, at]
+    return reached, sees
+
+
+@pytest.mark.parametrize("kit", [pytest.param(k, id=str(k), marks=pytest.mark.xdist_group(str(k))) for k in KITS])
+def test_bad_numbers_stay_in_their_boxes(kit: Kit) -> None:
+    """NaN or infinity in one column, of one batch item and head, reaches rows of tiles whose box holds it, no others.
+
+    Every other row keeps its bits; rows that see a NaN have one.
+    """
+    rng, beyond = random.Random(f"bad/{kit}"), 0
+    built = kernels(kit.instances.values())
+    for number in range(3):
+        sample = sample_of(kit, rng, number)
+        p = sample.problem
+        for instance in kit.instances.values():
+            if instance.every or instance.template not in COLUMN_SIDES:
+                continue
+            step = step_of(instance, problem_for(instance, p))
+            clean = run(step, built[instance], sample.tensors).outputs
+            for name in COLUMN_SIDES[instance.template]:
+                poison = rng.choice((np.nan, np.inf, -np.inf))
+                column, batch, head = tuple(map(rng.randrange, p.key_shape)), rng.randrange(p.batch), 0
+                poisoned = sample.tensors[name].copy()
+                poisoned[(batch, *column, head)] = poison
+                dirty = run(step, built[instance], sample.tensors | {name: poisoned}).outputs
+                reached, sees = in_boxes(p, instance, column)
+                for output, laid in clean.items():
+                    heads = p.group_heads if instance.template not in TRANSPOSED else 1
+                    before, after = laid.view, dirty[output].view
+                    touched = np.zeros(before.shape[: p.rank + 2], bool)
+                    touched[batch, ..., :heads] = reached[..., None]
+                    assert np.array_equal(before[~touched], after[~touched]), f"{instance.name}: {name} {p}"
+                    beyond += int((~reached).sum())
+                    if np.isnan(poison) and (output, name) in MET:
+                        seeing = np.isnan(dirty[output].values)[batch][sees][..., :heads, :]
+                        assert seeing.reshape(len(seeing), -1).any(-1).all(), f"{instance.name}: {name} {p}"
+    assert beyond > 0, "every box held every column"
+
+
+# Outputs in which every row that sees a NaN in a tensor must have one.
+MET = {("out", "key"), ("out", "value"), ("query_grad", "key"), ("query_grad", "value"), ("key_grad", "query"),
+       ("key_grad", "d_out"), ("value_grad", "query"), ("value_grad", "d_out")}  # fmt: skip
