@@ -29,8 +29,9 @@ DELTA_ROWS, DELTA_THREADS = 16, 128
 # Simdgroups that a threadgroup may have; fewer where the kernel's registers would not fit and the host cannot tell.
 MOST_SIMDGROUPS = 8
 CAUTIOUS_SIMDGROUPS, CAUTIOUS_DIM = 4, 128
-# A sum of more terms than this is taken in parts of so many bricks (kernels/sums.h).
-LONGEST_SUM, PART = 4096, 64
+# A sum of more terms than this is taken in parts of so many bricks (kernels/sums.h). Of a model of the order of sums:
+# 4096 random terms lose 2e-6, 65,536 alike ones 9e-4, which 16 bits do not hold.
+LONGEST_SUM, PART = {"float32": 4096, "float16": 65_536, "bfloat16": 65_536}, 64
 # What each op returns, by the names in its program.
 RESULTS = {"na": ("out", "lse"), "attention": ("out", "lse"), "qk": ("logits",), "av": ("out",)}
 # Tensors that kernels read as contiguous ones (rpb in float32); all others may have any strides.
@@ -160,7 +161,7 @@ def _walk(
     chosen: Tiling = tiling(problem, transposed, dim, dim_v, most)
     instance = Instance(
         template, problem.dtype, problem.rank, dim, dim_v, chosen.patch, chosen.heads, chosen.simdgroups,
-        chosen.chunk, SOFTMAX_BRICKS, chosen.stage, part=_part(terms(problem, transposed)),
+        chosen.chunk, SOFTMAX_BRICKS, chosen.stage, part=_part(problem.dtype, terms(problem, transposed)),
         **options,  # type: ignore[arg-type]
     )  # fmt: skip
     heads = problem.kv_heads if transposed else problem.heads // chosen.heads
@@ -183,9 +184,9 @@ def terms(problem: Problem, transposed: bool) -> int:
     return count * problem.group_heads if transposed else count + problem.additional
 
 
-def _part(count: int) -> int:
+def _part(dtype: str, count: int) -> int:
     """Bricks of a part of a sum of ``count`` terms."""
-    return PART if count > LONGEST_SUM else 0
+    return PART if count > LONGEST_SUM[dtype] else 0
 
 
 def _sum(problem: Problem, partial: str, name: str, shape: tuple[int, ...], parts: int, dtype: str) -> Step:
@@ -271,7 +272,7 @@ def _additional_backward(p: Problem, saved: dict[str, str], most: int) -> list[S
     stage = chunk_size(p.dtype, dim, dim_v) >= COLUMNS
     instance = Instance(
         "na_bwd_dkv", p.dtype, p.rank, dim, dim_v, base.patch, 1, simdgroups, base.chunk, SOFTMAX_BRICKS, stage,
-        every=True, part=_part(math.prod(p.query_shape) * p.group_heads // parts),
+        every=True, part=_part(p.dtype, math.prod(p.query_shape) * p.group_heads // parts),
     )  # fmt: skip
     params = parameters(p, {"kParts": parts, "kKeyGradPart": math.prod(shape), "kValueGradPart": math.prod(shape_v)})
     inputs = {"q": "query", "k": "additional_keys", "v": "additional_values"} | saved

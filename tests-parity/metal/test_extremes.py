@@ -10,7 +10,7 @@ import pytest
 import tolerances
 from cases import rounded
 
-from natten_mps._metal import mask, reference, steps
+from natten_mps._metal import reference, steps
 from natten_mps._metal.problem import Problem
 from natten_mps._metal.source import TRANSPOSED, Instance
 from natten_mps._metal.steps import LONGEST_SUM, PART
@@ -190,7 +190,7 @@ def test_bad_numbers_stay_in_their_boxes(kit: Kit) -> None:
     """
     rng, beyond = random.Random(f"bad/{kit}"), 0
     built = kernels(kit.instances.values())
-    for number in range(3):
+    for number in range(2):
         sample = sample_of(kit, rng, number)
         p = sample.problem
         for instance in kit.instances.values():
@@ -221,3 +221,62 @@ def test_bad_numbers_stay_in_their_boxes(kit: Kit) -> None:
 # Outputs in which every row that sees a NaN in a tensor must have one.
 MET = {("out", "key"), ("out", "value"), ("query_grad", "key"), ("query_grad", "value"), ("key_grad", "query"),
        ("key_grad", "d_out"), ("value_grad", "query"), ("value_grad", "d_out")}  # fmt: skip
+
+
+# --- long sums ---------------------------------------------------------------------------------------
+
+
+def long_problem(queries: int, keys: int, dtype: str = "float32", additional: int = 0) -> Problem:
+    """Full attention of one head."""
+    op, window = ("na", queries) if additional else ("attention", max(queries, keys))
+    return Problem(
+        op, 1, (queries,), (keys,), 1, 1, 16, 16, (window,), (1,), (1,), (False,), 0.25, dtype, additional=additional
+    )
+
+
+def roundings(count: int) -> float:
+    """The error of a sum of ``count`` terms in parts, relative to its largest value.
+
+    A rounding is u = 2^-24 of a partial sum at most, and of either sign; over n additions, whose sums grow, a third of
+    u sqrt(n) is to be expected. Three times that, of the terms of a part and of the parts.
+    """
+    terms = 8 * PART
+    return float(2.0**-24 * (terms**0.5 + (count / terms) ** 0.5))
+
+
+LONG_CASES = (
+    (8, 65_536, 0, False), (65_536, 8, 0, True), (8, 65_536, 0, True), (65_536, 8, 0, False), (8, 8, 16_384, False),
+    (8, 1_000_000, 0, False), (8, 1_000_000, 0, True), (1_000_000, 8, 0, False), (1_000_000, 8, 0, True),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("queries", "keys", "additional", "alike"),
+    [pytest.param(*case, marks=[pytest.mark.all] if n >= 2 else []) for n, case in enumerate(LONG_CASES)],
+)
+def test_long_sums(queries: int, keys: int, additional: int, alike: bool) -> None:
+    """Sums of many terms lose no more than sums of a few, whether terms have any sign or the same."""
+    p = long_problem(queries, keys, additional=additional)
+    given = arrays(p, 1.0)
+    if alike:
+        given["value"], given["d_out"] = (np.abs(given[name]) for name in ("value", "d_out"))
+    planned = {step.instance.template: step.instance.part for step in (*steps.forward(p), *steps.backward(p, True))}
+    assert max(planned.values()) == PART
+    found = results(p, given, checked=False)
+    for name, wanted in true_results(p, given).items():
+        if alike and name in ("query", "key", "additional_keys"):
+            continue  # differences of two such sums
+        apart = tolerances.deviation(found[name], wanted) / tolerances.largest(wanted)
+        assert apart <= roundings(max(queries, keys, additional)), f"{name}: {apart:.3g}"
+
+
+def test_only_long_sums_are_taken_in_parts() -> None:
+    """By the terms that a query or a key has; 16 bits hold fewer digits than a longer sum loses."""
+    for dtype, longest in LONGEST_SUM.items():
+        for queries, keys, inside in ((8, longest, "na_fwd"), (longest, 8, "na_bwd_dkv")):
+            for more in (0, 1):
+                p = long_problem(queries + more * (queries > 8), keys + more * (keys > 8), dtype)
+                for step in (*steps.forward(p), *steps.backward(p, False)):
+                    i = step.instance
+                    long = more and (i.template == inside or {inside, i.template} == {"na_fwd", "na_bwd_dq"})
+                    assert i.part == (PART if long else 0), (dtype, queries, keys, more, i.template)

@@ -181,7 +181,9 @@ def check_stats(sample: Sample, found: Array) -> None:
     bias = np.abs(sample.tensors.get("rpb", np.zeros(1))).max()
     terms = 1 + abs(sample.problem.scale) * query * key + bias + np.abs(in_base_2).max(initial=0.0)
     apart = np.abs((in_base_2 - np.log2(factor)) / np.log2(np.e) - sample.exact_lse)
-    assert (apart <= 4 * np.finfo(np.float32).eps * terms).all(), f"{sample.problem}: stats are off by {apart.max():.3g}"
+    assert (apart <= 4 * np.finfo(np.float32).eps * terms).all(), (
+        f"{sample.problem}: stats are off by {apart.max():.3g}"
+    )
     assert np.array_equal(delta, sample.tensors["delta"]) and not rest.any(), "stats are not what was given"
 
 
