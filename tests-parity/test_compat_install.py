@@ -206,6 +206,12 @@ from natten.na1d import NeighborhoodAttention1D
 from natten.natten2d import NeighborhoodAttention2D, natten2dav, natten2dqkrpb
 from natten.types import CausalArg3DTypeOrDed, CausalArgType, Dimension2DTypeOrDed, DimensionType
 from natten.utils.varlen import generate_varlen_parameters
+from natten.varlen import configure_varlen, neighborhood_attention_varlen
+from natten.functional import natten2dqkrpb
+from natten.flops import fna_flop_count
+from natten.nested import na2d_av_nested
+from natten.token_permute import token_permute_operation, token_unpermute
+from natten.backends.fna import na2d_cutlass_fna
 from natten.backends import get_configs_for_flex_fna
 from natten_mps.compat import v021
 assert natten.na1d is v021.na1d and natten.context.NattenContext is NattenContext
@@ -219,7 +225,7 @@ else:
 again = natten_mps.compat.install("0.20.1")
 import importlib.metadata, importlib.util, sys
 assert sys.modules["natten"] is again and importlib.metadata.version("natten") == "0.20.1"
-assert "natten.natten2d" not in sys.modules
+assert "natten.natten2d" not in sys.modules and "natten.varlen" not in sys.modules
 finders = len(sys.meta_path)
 natten_mps.compat.uninstall()
 assert len(sys.meta_path) == finders - 1

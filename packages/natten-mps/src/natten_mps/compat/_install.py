@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from .. import varlen
 from .._metal import compat, compat_modules
 from .._metal.problem import RANKS
 from . import _build
@@ -77,6 +78,8 @@ def _every_submodule(newest: dict[str, Any]) -> compat_modules.Submodules:
     ranked = {f"{stem}{rank}d" for stem in ("natten", "na") for rank in RANKS}
     for name in ("functional", *ranked):
         found[name] |= {each: newest[each] for each in found[name] if each in newest}
+    # What no release has yet, but NATTEN's repository.
+    found["varlen"] = {each.__name__: each for each in (varlen.configure_varlen, varlen.neighborhood_attention_varlen)}
     return found
 
 
