@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from cases import BY_NAME, INPUTS, inputs
 from frameworks import MPS
+from torch import Tensor
 
 NAMES = ("seq-causal-dilated-stride", "img-rpb-everything", "vol-gqa-additional")
 CHECKED = {f"{op}_{direction}" for op in ("na", "attention", "qk", "av") for direction in ("forward", "backward")}
@@ -85,44 +84,6 @@ def test_ops_differentiate_and_map_as_their_faces_do(op: str) -> None:
     assert torch.autograd.gradcheck(call, leaves, fast_mode=True)
 
 
-@pytest.mark.parametrize("op", ["na", "attention", "qk", "av"])
-def test_ops_under_levels_of_torch_func(op: str) -> None:
-    """What programs hold that were compiled or exported: each level of torch.func meets the op's own rules."""
-    given, *static = calls("seq-gqa")[f"{op}_forward"][0]
-    forward = getattr(torch.ops.natten_mps, f"{op}_forward").default
-
-    def call(first: Any) -> Any:
-        return forward([first, *given[1:]], *static)[0]
-
-    def grad(first: Any) -> Any:
-        return torch.func.grad(lambda t: (call(t) ** 2).sum())(first)
-
-    first = given[0]
-    wanted = [grad(t) for t in (first, 2 * first, 3 * first, 4 * first)]
-    assert wanted[0].any()
-    many = torch.stack([first, 2 * first, 3 * first, 4 * first]).unflatten(0, (2, 2))
-    found = torch.vmap(torch.vmap(grad))(many)
-    torch.testing.assert_close(found.flatten(0, 1), torch.stack(wanted), rtol=0, atol=1e-12)
-    with pytest.raises(NotImplementedError, match="second derivatives are not implemented"):
-        torch.func.grad(lambda t: grad(t).sum())(first)
-
-
-def test_private_names_of_torch() -> None:
-    """The one that the package needs, in the one place that calls it: below autograd, an op is not differentiated."""
-    sources = Path(MPS.module("_call").__file__).parent.glob("*.py")
-    private = {
-        p.name: re.findall(r"\b(?:torch|functorch)\.(?:\w+\.)*_[a-zA-Z]\w*(?:\.\w+)*", p.read_text()) for p in sources
-    }
-    assert {name: found for name, found in private.items() if found} == {
-        "_call.py": ["torch._C._AutoDispatchBelowAutograd"]
-    }
-    call = MPS.module("_call")
-    query = torch.randn(1, 9, 2, 4, requires_grad=True)
-    how = call.Call("attention", (), (1,), (1,), (False,), 0.5, "pure")
-    assert call.forward_op(how, [query] * 3)[0].requires_grad
-    assert not call.below_autograd(call.forward_op, how, [query] * 3)[0].requires_grad
-
-
 def test_meta_tensors_have_shapes() -> None:
     """What tools ask for that want to know sizes and nothing else: forward, gradient, split ops, a module."""
     query = torch.empty(2, 9, 2, 8, dtype=torch.bfloat16, device="meta", requires_grad=True)
@@ -136,3 +97,19 @@ def test_meta_tensors_have_shapes() -> None:
     made = module(torch.empty(1, 6, 7, 16, device="meta"))
     assert made.shape == (1, 6, 7, 16)
     assert {t.device.type for t in (out, lse, gradient, logits, made)} == {"meta"}
+
+
+@pytest.mark.parametrize("backend", ["native", "pure", "dense"])
+@pytest.mark.parametrize("mapped", [0, None], ids=["own bias", "one bias"])
+def test_mapping_over_nothing(mapped: int | None, backend: str) -> None:
+    """A mapped axis of size 0 gives results and gradients of size 0."""
+    query, bias = torch.randn(0, 2, 5, 1, 4), torch.randn(*([0] if mapped == 0 else []), 1, 5)
+
+    def attend(query: Tensor, bias: Tensor) -> Tensor:
+        out: Tensor = MPS.face("na1d")(query, query, query, 3, rpb=bias, backend=backend)
+        return out
+
+    assert torch.vmap(attend, (0, mapped))(query, bias).shape == query.shape
+    gradient = torch.func.grad(lambda query, bias: attend(query, bias).sum(), argnums=(0, 1))
+    found = torch.vmap(gradient, (0, mapped))(query, bias)
+    assert [each.shape for each in found] == [query.shape, (0, 1, 5)]

@@ -80,13 +80,32 @@ def test_devices_must_agree() -> None:
 
 
 def test_tensors_must_be_dense() -> None:
+    """Whatever the backend; what is nested is told of the op that takes its items."""
     import torch
 
-    query = torch.ones(1, 7, 2, 4)
-    for other in (query.to_sparse(), torch.nested.nested_tensor([torch.ones(7, 2, 4)], layout=torch.jagged)):
+    query, items = torch.ones(1, 7, 2, 4), [torch.ones(7, 2, 4)]
+    for other in (query.to_sparse(), query.to_mkldnn()):
         with pytest.raises(NotImplementedError) as caught:
             MPS.face("na1d")(query, other, query, 3)
-        assert str(caught.value) == "na1d: key must be a dense tensor; use .to_dense() or the varlen ops"
+        layout = str(other.layout).removeprefix("torch.")
+        assert str(caught.value) == f"na1d: key must be a dense tensor; got layout {layout}. Use .to_dense()"
+    jagged, strided = (torch.nested.nested_tensor(items, layout=way) for way in (torch.jagged, torch.strided))
+    lists = "lists of tensors: list(key.unbind())"
+    ways = {
+        "na1d": f"na1d_varlen takes {lists}",
+        "na1d_qk": f"na1d_varlen takes {lists}",
+        "attention": f"with seqlens_Q and seqlens_KV it takes packed sequences, and na1d_varlen {lists}",
+        "neighborhood_attention": f"na1d_varlen, na2d_varlen and na3d_varlen take {lists}",
+    }
+    for face, way in ways.items():
+        arguments = [] if face == "attention" else [3]
+        for nested in (jagged, strided):
+            tensors = [query, nested] if face.endswith("qk") else [query, nested, query]
+            with pytest.raises(NotImplementedError) as caught:
+                MPS.face(face)(*tensors, *arguments)
+            assert str(caught.value) == f"{face}: key must be a dense tensor; got a nested one. {way}"
+    with pytest.raises(NotImplementedError, match="1D: input must be a dense tensor; got a nested one"):
+        MPS.face("NeighborhoodAttention1D")(8, 2, 3)(torch.nested.nested_tensor([torch.ones(7, 8)]))
 
 
 def test_what_is_no_stream() -> None:

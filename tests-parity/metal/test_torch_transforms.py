@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from layouts import LAYOUTS, SIDE_BY_SIDE, Where, where
+from lazy_tensors import CALLS, KINDS, check_gradients, check_inputs
 from test_deterministic import deterministic
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -102,3 +103,12 @@ def test_views_are_read_where_they_lie(layout: str, monkeypatch: pytest.MonkeyPa
     packed = [view.contiguous().requires_grad_() for view in views.values()]
     assert torch.equal(natten_mps.na2d(*packed, 3), out)
     assert all(torch.isfinite(gradient).all() for gradient in gradients)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("op", CALLS)
+def test_lazy_tensors(op: str, kind: str, on_metal: EmulatedHost) -> None:
+    """The binding hands memory on as it lies: negative bits and zeros without memory are resolved before."""
+    check_inputs(op, kind)
+    check_gradients(op, kind)
+    assert on_metal.launches

@@ -1,11 +1,11 @@
 """torch's side of the shared index arithmetic, and the shared description of a tensor."""
 
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
 from . import _launch, _launch_native
-from ._metal import checks
+from ._metal import checks, faces
 from ._metal.device import Device
 from ._metal.problem import TensorSpec
 
@@ -14,6 +14,13 @@ _NAMES = {
     torch.bfloat16: "bfloat16",
     torch.float32: "float32",
     torch.float64: "float64",
+}
+
+
+# Wrappers of torch's that hold more than one plain tensor's elements, and what to do instead.
+_WRAPPERS = {
+    "DTensor": "Use .to_local() for this rank's own part (whole windows, whole heads) or .full_tensor() for all of it",
+    "MaskedTensor": "Use .get_data(), and the varlen ops for items of different sizes",
 }
 
 
@@ -40,11 +47,39 @@ def spec(face: str, name: str, tensor: Any) -> TensorSpec:
     """What the rules need to know of ``tensor``; TypeError if it is not a dense floating-point tensor."""
     if not isinstance(tensor, torch.Tensor):
         checks.reject_type(face, name, tensor, "a tensor of this package's framework")
+    if type(tensor) is not torch.Tensor:
+        _reject_wrapper(face, name, tensor)
     dtype = _NAMES.get(tensor.dtype, str(tensor.dtype).removeprefix("torch."))
     checks.require_float(face, name, dtype)
     if tensor.layout != torch.strided or tensor.is_nested:
-        raise NotImplementedError(f"{face}: {name} must be a dense tensor; use .to_dense() or the varlen ops")
+        _reject_layout(face, name, tensor)
     return TensorSpec(tuple(tensor.shape), dtype, str(tensor.device))
+
+
+def _reject_wrapper(face: str, name: str, tensor: torch.Tensor) -> None:
+    """NotImplementedError for torch's own wrappers that no path can look into, whatever the backend.
+
+    Other subclasses pass: what they do with an op is theirs to say.
+    """
+    # By name: torch.distributed is large, and need not be imported to know that a tensor is not of it.
+    for kind in type(tensor).__mro__:
+        if kind.__name__ in _WRAPPERS and kind.__module__.startswith("torch."):
+            raise NotImplementedError(
+                f"{face}: {name} must be a plain tensor; got a {kind.__name__}. {_WRAPPERS[kind.__name__]}"
+            )
+
+
+def _reject_layout(face: str, name: str, tensor: torch.Tensor) -> NoReturn:
+    if not tensor.is_nested:
+        layout = str(tensor.layout).removeprefix("torch.")
+        raise NotImplementedError(f"{face}: {name} must be a dense tensor; got layout {layout}. Use .to_dense()")
+    rank = faces.rank_of(face)
+    op = "na1d_varlen, na2d_varlen and na3d_varlen take" if rank is None else f"na{rank}d_varlen takes"
+    if face == "attention":
+        op = "with seqlens_Q and seqlens_KV it takes packed sequences, and na1d_varlen"
+    raise NotImplementedError(
+        f"{face}: {name} must be a dense tensor; got a nested one. {op} lists of tensors: list({name}.unbind())"
+    )
 
 
 def optional_spec(face: str, name: str, tensor: Any) -> TensorSpec | None:

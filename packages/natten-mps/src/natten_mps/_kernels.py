@@ -45,6 +45,8 @@ def run_backward(
 ) -> list[Tensor]:
     """Gradients of the inputs that are given; the first in ``into`` itself where the path can write there."""
     planned = plan_for(call, inputs)
+    # Autograd lets sparse gradients of dense outputs through.
+    grads = [grad if grad is None or grad.layout == torch.strided else grad.to_dense() for grad in grads]
     with torch.autocast(inputs[1].device.type, enabled=False):
         if planned.path == "native":
             return _launch_native.backward(planned, grads, named(call, inputs), outputs, into)

@@ -52,7 +52,15 @@ def library() -> CpuLibrary:
 
 
 def _run(function: str, plan: Plan, tensors: dict[str, Tensor]) -> None:
-    library().call(function, plan.problem, {name: (t.data_ptr(), t.stride()) for name, t in tensors.items()})
+    library().call(function, plan.problem, {n: (_address(plan, n, t), t.stride()) for n, t in tensors.items()})
+
+
+def _address(plan: Plan, name: str, tensor: Tensor) -> int:
+    """Where the elements lie; ValueError where none do. Lazy elements were resolved on the way (:mod:`._lazy_bits`)."""
+    address = tensor.data_ptr()
+    if not address and tensor.numel():
+        raise ValueError(f"{plan.problem.name}: {name} has {tensor.numel()} elements and no memory; was it freed?")
+    return address
 
 
 def _accumulated(plan: Plan) -> torch.dtype:
