@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -82,6 +84,44 @@ def test_ops_differentiate_and_map_as_their_faces_do(op: str) -> None:
     for found, wanted in zip(mapped(*(torch.stack([t, t]) for t in tensors)), gradients, strict=True):
         torch.testing.assert_close(found, torch.stack([wanted, wanted]), rtol=0, atol=1e-12)
     assert torch.autograd.gradcheck(call, leaves, fast_mode=True)
+
+
+@pytest.mark.parametrize("op", ["na", "attention", "qk", "av"])
+def test_ops_under_levels_of_torch_func(op: str) -> None:
+    """What programs hold that were compiled or exported: each level of torch.func meets the op's own rules."""
+    given, *static = calls("seq-gqa")[f"{op}_forward"][0]
+    forward = getattr(torch.ops.natten_mps, f"{op}_forward").default
+
+    def call(first: Any) -> Any:
+        return forward([first, *given[1:]], *static)[0]
+
+    def grad(first: Any) -> Any:
+        return torch.func.grad(lambda t: (call(t) ** 2).sum())(first)
+
+    first = given[0]
+    wanted = [grad(t) for t in (first, 2 * first, 3 * first, 4 * first)]
+    assert wanted[0].any()
+    many = torch.stack([first, 2 * first, 3 * first, 4 * first]).unflatten(0, (2, 2))
+    found = torch.vmap(torch.vmap(grad))(many)
+    torch.testing.assert_close(found.flatten(0, 1), torch.stack(wanted), rtol=0, atol=1e-12)
+    with pytest.raises(NotImplementedError, match="second derivatives are not implemented"):
+        torch.func.grad(lambda t: grad(t).sum())(first)
+
+
+def test_private_names_of_torch() -> None:
+    """The one that the package needs, in the one place that calls it: below autograd, an op is not differentiated."""
+    sources = Path(MPS.module("_call").__file__).parent.glob("*.py")
+    private = {
+        p.name: re.findall(r"\b(?:torch|functorch)\.(?:\w+\.)*_[a-zA-Z]\w*(?:\.\w+)*", p.read_text()) for p in sources
+    }
+    assert {name: found for name, found in private.items() if found} == {
+        "_call.py": ["torch._C._AutoDispatchBelowAutograd"]
+    }
+    call = MPS.module("_call")
+    query = torch.randn(1, 9, 2, 4, requires_grad=True)
+    how = call.Call("attention", (), (1,), (1,), (False,), 0.5, "pure")
+    assert call.forward_op(how, [query] * 3)[0].requires_grad
+    assert not call.below_autograd(call.forward_op, how, [query] * 3)[0].requires_grad
 
 
 def test_meta_tensors_have_shapes() -> None:

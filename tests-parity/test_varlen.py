@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from frameworks import PATHS, Path
+from frameworks import MLX, MPS, PATHS, Path
 from varlen_items import BATCHES, Items
 
 Array = Any
@@ -123,3 +123,53 @@ def test_gradients_of_a_list(path: Path) -> None:
     for place, gradient in enumerate(gradients):
         whole, item = padded[place // count], place % count
         np.testing.assert_allclose(framework.numpy(gradient), whole[inside(batch, item)][0], rtol=0, atol=1e-12)
+
+
+def test_dense_differentiates_twice() -> None:
+    import torch
+
+    given = [torch.randn(2, 4, 1, 2, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    face = MPS.face("na1d_varlen")
+    assert torch.autograd.gradgradcheck(lambda *t: face(*t, [4, 0], 2, backend="dense"), given, fast_mode=True)
+    assert torch.autograd.gradgradcheck(lambda *t: face(*t, [3, 2], 2, backend="dense"), given, fast_mode=True)
+
+
+def test_traced_sizes_in_mlx() -> None:
+    """mx.compile knows no values: the error says what to give; ints and captured arrays are known."""
+    import mlx.core as mx
+
+    face, x = MLX.face("na1d_varlen"), MLX.tensor(np.random.default_rng(0).random((2, 9, 2, 4)), "float32")
+    lengths = mx.array([9, 4])
+    wanted = r"^na1d_varlen: seq_lens must be numbers that can be read .* give a list of ints$"
+    for traced in (mx.compile(lambda x, n: face(x, x, x, n, 3)), mx.vmap(lambda x, n: face(x, x, x, n, 3), (None, 0))):
+        with pytest.raises(ValueError, match=wanted):
+            mx.eval(traced(x, mx.stack([lengths]) if traced.__name__ != "compile" else lengths))
+    eager = face(x, x, x, lengths, 3)
+    for sizes in ([9, 4], lengths, np.array([9, 4])):
+        assert np.array_equal(np.array(mx.compile(lambda x, n=sizes: face(x, x, x, n, 3))(x)), np.array(eager))
+    gradient = mx.grad(lambda x, n: face(x, x, x, n, 3).sum())(x, lengths)  # lengths are not differentiated
+    assert gradient.shape == x.shape
+    lists = mx.compile(lambda x: MLX.face("attention")(x[:1], x[:1], x[:1], seqlens_Q=[4, 5], seqlens_KV=[9, 0]))(x)
+    assert lists.shape == (1, 9, 2, 4)
+
+
+def test_maps_of_mlx() -> None:
+    """mx.vmap of the op and of its gradient, over all or some arrays."""
+    import mlx.core as mx
+
+    given = [MLX.tensor(np.random.default_rng(i).random((3, 2, 9, 2, 4)), "float64") for i in range(3)]
+    for backend in ("nanobind", "pure", "dense"):
+        call = lambda q, k, v, backend=backend: MLX.face("na1d_varlen")(q, k, v, [9, 4], 3, backend=backend)  # noqa: E731
+        grad = mx.grad(lambda q, k, v, call=call: call(q, k, v).square().sum(), argnums=(0, 1, 2))
+        for function, axes in ((call, (0, 0, 0)), (call, (None, 0, None)), (grad, (0, 0, 0))):
+            own = [g if axis == 0 else g[0] for g, axis in zip(given, axes, strict=True)]
+            found = mx.vmap(function, axes)(*own)
+            rows = [[t if axis is None else t[i] for t, axis in zip(own, axes, strict=True)] for i in range(3)]
+            wanted = [function(*row) for row in rows]
+            pairs = (
+                [(found, wanted)]
+                if function is call
+                else [(f, [each[i] for each in wanted]) for i, f in enumerate(found)]
+            )
+            for whole, parts in pairs:
+                np.testing.assert_allclose(np.array(whole), np.array(mx.stack(parts)), rtol=0, atol=1e-12)

@@ -74,6 +74,8 @@ def padded_table(
     if len(rows) != batch:
         raise ValueError(f"{face}: {name} must have one entry per batch item ({batch}); got {len(rows)}")
     for item, row in enumerate(rows):
+        # Sizes may be symbols of a compiler, which can be compared and not hashed.
+        empty = any(size == 0 for size in row)
         for axis, size in enumerate(row):
             w, d = kernel_size[axis], dilation[axis]
             if not 0 <= size <= shape[axis]:
@@ -81,7 +83,7 @@ def padded_table(
                     f"{face}: {name} must lie between 0 and the padded length; "
                     f"item {item}, axis {axis} has {shown(size)}, padded to {shape[axis]}"
                 )
-            if size < w * d and 0 not in row:
+            if size < w * d and not empty:
                 raise ValueError(
                     f"{face}: kernel_size * dilation must not exceed an item's length; "
                     f"item {item}, axis {axis} has {w} * {d} = {w * d} > {size}"

@@ -67,14 +67,6 @@ def columns(rank: int) -> int:
     return 2 + 5 * rank
 
 
-def flat(table: Table) -> "array[int]":
-    """A table's numbers, row after row, as 64-bit integers in one buffer."""
-    numbers = array("q")
-    for row in table:
-        numbers.extend(row)
-    return numbers
-
-
 @lru_cache(maxsize=64)
 def groups(table: Table, rank: int, kind: str, together: int | None) -> tuple[Group, ...]:
     """The launches of a call: items of equal problems, but none without queries or keys.

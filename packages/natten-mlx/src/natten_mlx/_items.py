@@ -32,10 +32,10 @@ def take(kind: str, arrays: Sequence[mx.array], group: Group, side: int) -> mx.a
     if kind == "padded":
         own = cut(arrays[0], shape)
         return own[first : first + count] if group.adjacent else mx.take(own, _index(group, side, kind), 0)
-    own = arrays[0][0]
+    # Never arrays[0][0]: MLX gathers what an int selects, which is a copy of the whole.
     end = first + count * math.prod(shape)
-    own = own[first:end] if group.adjacent else mx.take(own, _index(group, side, kind), 0)
-    return own.reshape(count, *shape, *own.shape[1:])
+    own = arrays[0][:, first:end] if group.adjacent else mx.take(arrays[0], _index(group, side, kind), 1)
+    return own.reshape(count, *shape, *own.shape[2:])
 
 
 def put(kind: str, arrays: list[mx.array], group: Group, side: int, items: mx.array) -> None:

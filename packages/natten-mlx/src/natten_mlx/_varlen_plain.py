@@ -29,7 +29,7 @@ def attend(call: Ragged, *arrays: mx.array) -> tuple[Arrays, Arrays]:
         queries, keys, values, rpb = call.split(arrays)
         if call.kind == "listed":
             return _listed(call, groups, arrays)
-        padded = queries[0].shape[1 : 1 + rank]
+        padded = queries[0].shape[1:-2]
         pieces = [
             _batches(call.kind, each, groups, side, padded)
             for each, side in ((queries, QUERIES), (keys, KEYS), (values, KEYS))

@@ -1,16 +1,15 @@
 """Derivatives and vmap of all ops: two ``autograd.Function`` s.
 
 :class:`Forward` is differentiable once, in reverse; :class:`Backward` has no derivative (the dense path has). Both
-run the custom ops, whose own autograd and vmap lead back to them.
+run the custom ops, which under autograd and torch.func lead back to them.
 """
 
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._functorch.utils import enable_single_level_autograd_function
 
-from ._call import Call, backward_op, forward_op, split
+from ._call import Call, backward_op, below_autograd, forward_op, split
 from ._metal import checks
 from ._metal.problem import INPUTS
 
@@ -20,8 +19,7 @@ class Forward(torch.autograd.Function):
 
     @staticmethod
     def forward(call: Call, *inputs: Tensor | None) -> tuple[Tensor, ...]:
-        with torch._C._AutoDispatchBelowAutograd():  # the op's autograd leads here
-            return tuple(forward_op(call, inputs))
+        return tuple(below_autograd(forward_op, call, inputs))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -55,8 +53,7 @@ class Backward(torch.autograd.Function):
 
     @staticmethod
     def forward(call: Call, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-        with torch._C._AutoDispatchBelowAutograd():  # the op's autograd leads here
-            return tuple(backward_op(call, tensors))
+        return tuple(below_autograd(backward_op, call, tensors))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -96,9 +93,3 @@ def _vmap(launch: Any, size: int, dims: Any, call: Call, tensors: Any, one_by_on
         folded.append(mapped.flatten(0, 1))
     results = tuple(r.unflatten(0, (size, r.shape[0] // size)) for r in launch(call, folded))
     return results, (0,) * len(results)
-
-
-def differentiated(function: Any, *arguments: Any) -> list[Tensor]:
-    """The autograd of an op: torch.func has unwrapped its own level already, so nothing but autograd is left."""
-    with enable_single_level_autograd_function():
-        return list(super(torch.autograd.Function, function).apply(*arguments))

@@ -81,3 +81,13 @@ def backward_op(call: Call, tensors: Any) -> list[Tensor]:
 
 def _custom_op(call: Call, direction: str) -> Any:
     return getattr(torch.ops.natten_mps, f"{call.op}_{direction}").default
+
+
+def below_autograd(op: Any, call: Call, tensors: Any) -> list[Tensor]:
+    """:func:`forward_op` or :func:`backward_op` for the autograd.Function that the op's own autograd leads to.
+
+    torch has no public name for this; the test of private names holds it.
+    """
+    with torch._C._AutoDispatchBelowAutograd():
+        found: list[Tensor] = op(call, tensors)
+    return found

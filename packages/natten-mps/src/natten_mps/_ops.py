@@ -1,8 +1,8 @@
-"""The kernels' place in torch: custom ops with a fake, autograd and vmap each.
+"""The kernels' place in torch: custom ops, with a fake and derivatives each.
 
 Each op of a :class:`Problem` ('na', 'attention', 'qk', 'av') has two custom ops, ``natten_mps::<op>_forward`` and
 ``natten_mps::<op>_backward``. Eager calls go through the functions of :mod:`._autodiff` to the ops; torch.compile and
-torch.export record the ops, whose own autograd and vmap lead to the same functions.
+torch.export record the ops, which under autograd and torch.func lead to the same functions.
 """
 
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._autodiff import Backward, Forward, differentiated
+from ._autodiff import Backward, Forward
 from ._call import Call, call_of, forward_op
 from ._kernels import fake_backward, fake_forward, run_backward, run_forward
 from ._lazy_bits import DISPATCH_KEYS, resolving
@@ -18,12 +18,15 @@ from ._metal.problem import INPUTS
 
 __all__ = ["call_of", "run"]
 
+# Where a call is met: by plain autograd, and by torch.func, before it has taken the first of its levels apart. There
+# an autograd.Function still finds all of them, as if it had been called in the op's place.
+_DIFFERENTIATED = ("Autograd", "FuncTorchDynamicLayerFrontMode")
 _LIBRARY = torch.library.Library("natten_mps", "DEF")
 _STATIC = "int[] kernel_size, int[] stride, int[] dilation, bool[] is_causal, float scale, str backend"
 
 
 def _register(op: str) -> None:
-    """Define ``<op>_forward`` and ``<op>_backward``: what runs, what is faked, what is differentiated and mapped."""
+    """Define ``<op>_forward`` and ``<op>_backward``: what runs, what is faked, what differentiates and maps."""
 
     def call(ks: Any, s: Any, d: Any, c: Any, scale: float, backend: str) -> Call:
         return Call(op, tuple(ks), tuple(s), tuple(d), tuple(c), scale, backend)
@@ -33,34 +36,15 @@ def _register(op: str) -> None:
     _LIBRARY.define(f"{backward}(Tensor?[] grads, Tensor?[] inputs, Tensor[] outputs, {_STATIC}) -> Tensor[]")
     _LIBRARY.impl(forward, lambda i, *a: run_forward(call(*a), i), "CompositeExplicitAutograd")
     _LIBRARY.impl(backward, lambda g, i, o, *a: run_backward(call(*a), g, i, o), "CompositeExplicitAutograd")
-    _LIBRARY.impl(forward, lambda i, *a: differentiated(Forward, call(*a), *i), "Autograd")
-    _LIBRARY.impl(backward, lambda g, i, o, *a: differentiated(Backward, call(*a), *g, *i, *o), "Autograd")
+    for key in _DIFFERENTIATED:
+        _LIBRARY.impl(forward, lambda i, *a: list(Forward.apply(call(*a), *i)), key)
+        _LIBRARY.impl(backward, lambda g, i, o, *a: list(Backward.apply(call(*a), *g, *i, *o)), key)
     for name in (forward, backward):
         for key in DISPATCH_KEYS:
             _LIBRARY.impl(name, resolving(getattr(torch.ops.natten_mps, name).default), key)
-    register_fake, register_vmap = torch.library.register_fake, torch.library.register_vmap
+    register_fake = torch.library.register_fake
     register_fake(f"natten_mps::{forward}", lambda i, *a: fake_forward(call(*a), i), lib=_LIBRARY)
     register_fake(f"natten_mps::{backward}", lambda g, i, o, *a: fake_backward(call(*a), g, i, o), lib=_LIBRARY)
-
-    def mapped(function: Any) -> Any:
-        def rule(info: Any, dims: tuple[Any, ...], *arguments: Any) -> tuple[list[Tensor], list[int]]:
-            """The tensors of all lists behind one another, as the function takes them."""
-            lists = len(arguments) - len(Call._fields) + 1
-            flat = [t for tensors in arguments[:lists] for t in tensors]
-            flat_dims = [
-                d for each, tensors in zip(dims, arguments[:lists], strict=False) for d in _listed(each, tensors)
-            ]
-            results, result_dims = function.vmap(info, (None, *flat_dims), call(*arguments[lists:]), *flat)
-            return list(results), list(result_dims)
-
-        return rule
-
-    register_vmap(f"natten_mps::{forward}", mapped(Forward), lib=_LIBRARY)
-    register_vmap(f"natten_mps::{backward}", mapped(Backward), lib=_LIBRARY)
-
-
-def _listed(dims: Any, tensors: list[Any]) -> list[Any]:
-    return [None] * len(tensors) if dims is None else list(dims)
 
 
 def run(call: Call, *inputs: Tensor | None) -> tuple[Tensor, ...]:

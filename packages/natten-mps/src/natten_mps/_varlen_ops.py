@@ -136,13 +136,8 @@ def _make_table(numbers: list[Tensor], face: str, kind: str, limits: list[int], 
 
 def as_tensor(table: ragged.Table, rank: int = 1) -> Tensor:
     """A table as the ops take it."""
-    if torch.compiler.is_compiling() or torch.compiler.is_exporting():
-        return torch.tensor([number for row in table for number in row], dtype=torch.int64).view(
-            -1, ragged.columns(rank)
-        )
-    if not table:
-        return torch.empty((0, ragged.columns(rank)), dtype=torch.int64)
-    return torch.frombuffer(ragged.flat(table), dtype=torch.int64).view(-1, ragged.columns(rank))
+    numbers = [number for row in table for number in row]
+    return torch.tensor(numbers, dtype=torch.int64, device="cpu").view(-1, ragged.columns(rank))
 
 
 _LIBRARY = torch.library.Library("natten_mps", "FRAGMENT")
