@@ -11,9 +11,12 @@ import torch
 from cases import BY_NAME, INPUTS, inputs
 from frameworks import MPS
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
 NAMES = ("seq-causal-dilated-stride", "img-rpb-everything", "vol-gqa-additional")
 CHECKED = {f"{op}_{direction}" for op in ("na", "attention", "qk", "av") for direction in ("forward", "backward")}
+VARLEN = {"varlen_table", "varlen_forward", "varlen_backward"}
 CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
 
 
@@ -62,7 +65,31 @@ def test_every_op_is_well_formed(name: str) -> None:
 
 def test_no_op_is_left_out() -> None:
     """An op that is added must be added above, too."""
-    assert MPS.module("_ops") and registered() == CHECKED
+    assert MPS.module("_ops") and MPS.module("_varlen_ops") and registered() == CHECKED | VARLEN
+
+
+class Recorded(TorchDispatchMode):
+    """Collects the calls of the package's own ops."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, tuple[Any, ...]]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "natten_mps":
+            self.calls.append((func, tree_map_only(Tensor, lambda t: t.detach().requires_grad_(t.requires_grad), args)))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.usefixtures("torch_path")
+def test_ops_of_varlen_are_well_formed() -> None:
+    """Items in a padded batch, forward and backward. The table is made by plain arithmetic and has no derivative."""
+    query = torch.randn(3, 9, 2, 4, dtype=torch.float64, requires_grad=True)
+    with Recorded() as seen:
+        MPS.package.na1d_varlen(query, query * 2, query.sin(), [9, 5, 0], 3).sum().backward()
+    assert {func.name() for func, _ in seen.calls} == {"natten_mps::varlen_forward", "natten_mps::varlen_backward"}
+    for func, arguments in seen.calls:
+        assert set(torch.library.opcheck(func, arguments, test_utils=CHECKS).values()) == {"SUCCESS"}
 
 
 @pytest.mark.usefixtures("torch_path")
@@ -109,13 +136,14 @@ def test_ops_under_levels_of_torch_func(op: str) -> None:
 
 
 def test_private_names_of_torch() -> None:
-    """The one that the package needs, in the one place that calls it: below autograd, an op is not differentiated."""
+    """Each in one place: where an op is not differentiated any more, and the type of tensors without numbers."""
     sources = Path(MPS.module("_call").__file__).parent.glob("*.py")
     private = {
         p.name: re.findall(r"\b(?:torch|functorch)\.(?:\w+\.)*_[a-zA-Z]\w*(?:\.\w+)*", p.read_text()) for p in sources
     }
     assert {name: found for name, found in private.items() if found} == {
-        "_call.py": ["torch._C._AutoDispatchBelowAutograd"]
+        "_call.py": ["torch._C._AutoDispatchBelowAutograd"],
+        "varlen.py": ["torch._subclasses.FakeTensor"],
     }
     call = MPS.module("_call")
     query = torch.randn(1, 9, 2, 4, requires_grad=True)

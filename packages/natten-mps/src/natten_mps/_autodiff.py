@@ -13,6 +13,10 @@ from ._call import Call, backward_op, below_autograd, forward_op, split
 from ._metal import checks
 from ._metal.problem import INPUTS
 
+# Where a call is met: by plain autograd, and by torch.func, before it has taken the first of its levels apart. There
+# an autograd.Function still finds all of them, as if it had been called in the op's place.
+DIFFERENTIATED = ("Autograd", "FuncTorchDynamicLayerFrontMode")
+
 
 class Forward(torch.autograd.Function):
     """``Forward.apply(call, *inputs)`` -> the op's outputs; differentiable once, in reverse."""

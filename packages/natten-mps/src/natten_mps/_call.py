@@ -83,11 +83,11 @@ def _custom_op(call: Call, direction: str) -> Any:
     return getattr(torch.ops.natten_mps, f"{call.op}_{direction}").default
 
 
-def below_autograd(op: Any, call: Call, tensors: Any) -> list[Tensor]:
-    """:func:`forward_op` or :func:`backward_op` for the autograd.Function that the op's own autograd leads to.
+def below_autograd(op: Any, *arguments: Any) -> list[Tensor]:
+    """What ``op`` gives where autograd is done: in the autograd.Function that the custom op's own autograd leads to.
 
     torch has no public name for this; the test of private names holds it.
     """
     with torch._C._AutoDispatchBelowAutograd():
-        found: list[Tensor] = op(call, tensors)
+        found: list[Tensor] = op(*arguments)
     return found

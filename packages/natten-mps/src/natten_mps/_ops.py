@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._autodiff import Backward, Forward
+from ._autodiff import DIFFERENTIATED, Backward, Forward
 from ._call import Call, call_of, forward_op
 from ._kernels import fake_backward, fake_forward, run_backward, run_forward
 from ._lazy_bits import DISPATCH_KEYS, resolving
@@ -18,9 +18,6 @@ from ._metal.problem import INPUTS
 
 __all__ = ["call_of", "run"]
 
-# Where a call is met: by plain autograd, and by torch.func, before it has taken the first of its levels apart. There
-# an autograd.Function still finds all of them, as if it had been called in the op's place.
-_DIFFERENTIATED = ("Autograd", "FuncTorchDynamicLayerFrontMode")
 _LIBRARY = torch.library.Library("natten_mps", "DEF")
 _STATIC = "int[] kernel_size, int[] stride, int[] dilation, bool[] is_causal, float scale, str backend"
 
@@ -36,7 +33,7 @@ def _register(op: str) -> None:
     _LIBRARY.define(f"{backward}(Tensor?[] grads, Tensor?[] inputs, Tensor[] outputs, {_STATIC}) -> Tensor[]")
     _LIBRARY.impl(forward, lambda i, *a: run_forward(call(*a), i), "CompositeExplicitAutograd")
     _LIBRARY.impl(backward, lambda g, i, o, *a: run_backward(call(*a), g, i, o), "CompositeExplicitAutograd")
-    for key in _DIFFERENTIATED:
+    for key in DIFFERENTIATED:
         _LIBRARY.impl(forward, lambda i, *a: list(Forward.apply(call(*a), *i)), key)
         _LIBRARY.impl(backward, lambda g, i, o, *a: list(Backward.apply(call(*a), *g, *i, *o)), key)
     for name in (forward, backward):

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ._autodiff import Backward, Forward, differentiated
-from ._call import Call
+from ._autodiff import DIFFERENTIATED, Backward, Forward
+from ._call import Call, below_autograd
 from ._items import KEYS, QUERIES, blank_outputs, put, take, targets
 from ._kernels import run_backward, run_forward
 from ._metal import checks_varlen, ragged
@@ -153,8 +153,7 @@ class VarlenForward(Forward):
 
     @staticmethod
     def forward(call: Ragged, table: Tensor, *inputs: Tensor | None) -> tuple[Tensor, ...]:  # type: ignore[override]
-        with torch._C._AutoDispatchBelowAutograd():  # the op's autograd leads here
-            return tuple(_forward_op(call, table, list(inputs)))
+        return tuple(below_autograd(_forward_op, call, table, list(inputs)))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
@@ -175,8 +174,7 @@ class VarlenBackward(Backward):
 
     @staticmethod
     def forward(call: Ragged, outputs: int, *tensors: Tensor | None) -> tuple[Tensor, ...]:  # type: ignore[override]
-        with torch._C._AutoDispatchBelowAutograd():  # the op's autograd leads here
-            return tuple(_backward_op(call, outputs, list(tensors)))
+        return tuple(below_autograd(_backward_op, call, outputs, list(tensors)))
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], call: Ragged, outputs: int, *tensors: Tensor | None) -> Any:  # type: ignore[override]
@@ -218,16 +216,17 @@ def _register() -> None:
     define("varlen_table(Tensor[] numbers, str face, str kind, SymInt[] limits, int[] window) -> Tensor")
     define(f"varlen_forward(Tensor?[] inputs, Tensor table, {_STATIC}) -> Tensor[]")
     define(f"varlen_backward(Tensor?[] grads, Tensor table, Tensor?[] inputs, Tensor[] outputs, {_STATIC}) -> Tensor[]")
-    eager, autograd = "CompositeExplicitAutograd", "Autograd"
+    eager = "CompositeExplicitAutograd"
     implement("varlen_table", _make_table, eager)
     implement("varlen_forward", lambda i, t, *a: _run_forward(_call(*a), t, i), eager)
     implement("varlen_backward", lambda g, t, i, o, *a: _run_backward(_call(*a), t, g, i, o), eager)
-    implement("varlen_forward", lambda i, t, *a: differentiated(VarlenForward, _call(*a), t, *i), autograd)
-    implement(
-        "varlen_backward",
-        lambda g, t, i, o, *a: differentiated(VarlenBackward, _call(*a), len(g), *g, t, *i, *o),
-        autograd,
-    )
+    for key in DIFFERENTIATED:
+        implement("varlen_forward", lambda i, t, *a: list(VarlenForward.apply(_call(*a), t, *i)), key)
+        implement(
+            "varlen_backward",
+            lambda g, t, i, o, *a: list(VarlenBackward.apply(_call(*a), len(g), *g, t, *i, *o)),
+            key,
+        )
 
     def fake_table(numbers: Any, face: str, kind: str, limits: Any, window: Any) -> Tensor:
         rank = 1 if kind in ("lengths", "cumulative") else len(limits) - 1
@@ -236,27 +235,6 @@ def _register() -> None:
     torch.library.register_fake("natten_mps::varlen_table", fake_table, lib=_LIBRARY)
     torch.library.register_fake("natten_mps::varlen_forward", lambda i, *_: _fake_forward(i), lib=_LIBRARY)
     torch.library.register_fake("natten_mps::varlen_backward", lambda g, t, i, *_: _fake_backward(i), lib=_LIBRARY)
-    torch.library.register_vmap("natten_mps::varlen_forward", _map_forward, lib=_LIBRARY)
-    torch.library.register_vmap("natten_mps::varlen_backward", _map_backward, lib=_LIBRARY)
-
-
-def _dims(dims: Any, tensors: list[Any]) -> list[Any]:
-    return [None] * len(tensors) if dims is None else list(dims)
-
-
-def _map_forward(info: Any, dims: tuple[Any, ...], inputs: Any, table: Tensor, *static: Any) -> Any:
-    call = _call(*static)
-    results, places = VarlenForward.vmap(info, (None, None, *_dims(dims[0], inputs)), call, table, *inputs)
-    return list(results), list(places)
-
-
-def _map_backward(
-    info: Any, dims: tuple[Any, ...], grads: Any, table: Tensor, inputs: Any, outputs: Any, *static: Any
-) -> Any:  # fmt: skip
-    call, tensors = _call(*static), (*grads, table, *inputs, *outputs)
-    places = (*_dims(dims[0], grads), None, *_dims(dims[2], inputs), *_dims(dims[3], outputs))
-    results, found = VarlenBackward.vmap(info, (None, None, *places), call, len(grads), *tensors)
-    return list(results), list(found)
 
 
 _register()
