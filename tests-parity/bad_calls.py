@@ -285,6 +285,8 @@ REST: list[Bad] = [
      "na1d_qk has no argument 'return_lse'"),
     ("merge_attentions", {"outputs": None}, TypeError, "outputs must be a list of tensors; got None"),
     ("merge_attentions", {"lses": 3}, TypeError, "lses must be a list of tensors; got 3"),
+    ("merge_attentions", {"lses": None}, TypeError, "lses must be a list of tensors; got None"),
+    ("merge_attentions", {"lse_tensors": 3}, TypeError, "give lses, or lse_tensors as upstream calls them, not both"),
     ("merge_attentions", {"outputs": [], "lses": []}, ValueError,
      "outputs and lses must be equally many, at least one; got 0 and 0"),
     ("merge_attentions", {"lses": [t(1, 7, 2)]}, ValueError,

@@ -316,6 +316,9 @@ def test_what_merging_returns(release: str, pair: bool, framework: Framework) ->
     lses = [framework.tensor(np.zeros((1, 5, 2)), "float32")] * 2
     assert isinstance(natten.merge_attentions(outs, lse_tensors=lses), tuple) == pair
     assert isinstance(natten.attn_merge.merge_attentions(outs, lse_tensors=lses), tuple) == pair
+    found = framework.face("merge_attentions")(outs, lse_tensors=lses, torch_compile=True)
+    for own, other in zip(found, framework.face("merge_attentions")(outs, lses), strict=True):
+        assert np.array_equal(framework.numpy(own), framework.numpy(other))
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)

@@ -68,6 +68,15 @@ def full(face: str, query: Spec, key: Spec, value: Spec, is_causal: Any, scale: 
     return checks.full_problem(face, query, key, value, causal, factor)
 
 
+def merged_lses(face: str, lses: Any, upstream: dict[str, Any]) -> Any:
+    """The second argument of ``merge_attentions``, taken out of ``upstream`` where it has upstream's name there."""
+    if "lse_tensors" not in upstream:
+        return lses
+    if lses is not None:
+        raise TypeError(f"{face}: give lses, or lse_tensors as upstream calls them, not both")
+    return upstream.pop("lse_tensors")
+
+
 _WINDOW = {"stride": 1, "dilation": 1, "is_causal": False}
 # What each kind of face takes besides its tensors: names and defaults; kernel_size has none.
 _ARGUMENTS: dict[str, dict[str, Any]] = {

@@ -291,15 +291,17 @@ def attention(
 
 
 def merge_attentions(
-    outputs: list[mx.array], lses: list[mx.array], *, stream: StreamOrDevice = None, **upstream: Any
+    outputs: list[mx.array], lses: list[mx.array] | None = None, *, stream: StreamOrDevice = None, **upstream: Any
 ) -> tuple[mx.array, mx.array]:
     """Attention over the union of disjoint sets of keys, from its parts.
 
-    outputs: ``[B, *shape, H, D_v]`` each; lses: ``[B, *shape, H]`` each. out = sum_i exp(lse_i - lse) *
-    out_i with lse = log sum_i exp(lse_i), accumulated in float32 (float64 for float64), out in the parts'
-    dtype. A part with lse -inf contributes 0; where all are -inf: out 0, lse -inf, gradients 0.
+    outputs: ``[B, *shape, H, D_v]`` each; lses (or lse_tensors, as upstream calls them): ``[B, *shape, H]`` each.
+    out = sum_i exp(lse_i - lse) * out_i with lse = log sum_i exp(lse_i), accumulated in float32 (float64 for
+    float64), out in the parts' dtype. A part with lse -inf contributes 0; where all are -inf: out 0, lse -inf,
+    gradients 0.
     """
     face = "merge_attentions"
+    lses = faces.merged_lses(face, lses, upstream)
     backends.accept_knobs(face, upstream)
     where = stream_of(face, stream)
     outputs, lses = checks.merge_parts(face, "outputs", outputs), checks.merge_parts(face, "lses", lses)
