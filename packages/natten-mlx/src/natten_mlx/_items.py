@@ -10,11 +10,6 @@ from ._metal.ragged import Group
 QUERIES, KEYS = 0, 1
 
 
-def cut(array: mx.array, shape: tuple[int, ...]) -> mx.array:
-    """The first tokens of each axis of ``[B, *padded, ...]``."""
-    return array[(slice(None), *(slice(length) for length in shape))]
-
-
 def _index(group: Group, side: int, kind: str) -> mx.array:
     """Where a group's items are on the first axis: batch items of a padded array, tokens of a packed one."""
     starts = mx.array([start[side] for start in group.starts], mx.int64)
@@ -30,8 +25,10 @@ def take(kind: str, arrays: Sequence[mx.array], group: Group, side: int) -> mx.a
     if kind == "listed":
         return arrays[first][None] if count == 1 else mx.stack([arrays[start[side]] for start in group.starts])
     if kind == "padded":
-        own = cut(arrays[0], shape)
-        return own[first : first + count] if group.adjacent else mx.take(own, _index(group, side, kind), 0)
+        inner = tuple(slice(length) for length in shape)
+        if group.adjacent:
+            return arrays[0][(slice(first, first + count), *inner)]
+        return mx.take(arrays[0][(slice(None), *inner)], _index(group, side, kind), 0)
     # Never arrays[0][0]: MLX gathers what an int selects, which is a copy of the whole.
     end = first + count * math.prod(shape)
     own = arrays[0][:, first:end] if group.adjacent else mx.take(arrays[0], _index(group, side, kind), 1)
