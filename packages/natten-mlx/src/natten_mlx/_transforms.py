@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any, NoReturn
 
 import mlx.core as mx
@@ -201,8 +202,13 @@ class _Custom:
 # --- what the C++ primitives ask for: the call in bytes, and on which stream it is now -------------------
 
 
+@lru_cache(maxsize=1024)
+def _read(told: bytes) -> Any:
+    return pickle.loads(told)
+
+
 def _call(told: bytes, stream: mx.Stream) -> _Custom:
-    kind, problem, backend, names = pickle.loads(told)
+    kind, problem, backend, names = _read(told)
     call: _Custom = kind(problem, backend, stream, names)
     return call
 
