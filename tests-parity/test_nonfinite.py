@@ -34,11 +34,12 @@ LANES = 16
 def touched(case: Case, backend: str, key: int) -> Array:
     """``[queries]`` bool: what a NaN in ``key`` may reach: the blocks of queries that visit the key.
 
-    The dense path visits every key; its mask keeps NaN keys out, but 0 * NaN values reach every query.
+    On the dense path, which has no blocks, the queries that attend to it.
     """
     problem = case.problem("float32")
     if backend == "dense":
-        return np.ones(problem.queries, dtype=bool)
+        found: Array = mask.neighborhood_mask(problem)[:, key]
+        return found
     if backend in CPU_TIERS:
         return touched_in_patches(problem, key)
     walk = plan(problem, Device("cpu", "cpu"), "pure", ("pure",)).queries

@@ -2,6 +2,9 @@
 
 Quadratic in memory and time, obvious, and differentiable as often as you like, forward and reverse:
 indexing is by ``take_along_axis`` and ``put_along_axis``, the gathers that MLX differentiates both ways.
+
+Every query meets every key, if only with a weight of 0, and 0 times NaN is NaN. So numbers that are not finite are
+taken out of query, key and value, and what a query sees of them is marked: its result is NaN, no other's is.
 """
 
 import math
@@ -9,15 +12,55 @@ import math
 import mlx.core as mx
 
 from ._arrays import MlxTables, Optional, compute_dtype, exp, fixed_shape
-from ._metal.mask import bias_offsets, neighborhood_mask, slot_keys
+from ._metal.mask import axis_windows, bias_offsets, neighborhood_mask, slot_keys
 from ._metal.problem import Problem
 
 
 def _heads_first(tensor: mx.array, groups: int = 1) -> mx.array:
-    """``[B, *shape, H, D]`` -> ``[B, H * groups, tokens, D]`` in the compute dtype."""
+    """``[B, *shape, H, D]`` -> ``[B, H * groups, tokens, D]``."""
     batch, *shape, heads, width = tensor.shape
-    flat = tensor.reshape(batch, math.prod(shape), heads, width).swapaxes(1, 2).astype(compute_dtype(tensor))
+    flat = tensor.reshape(batch, math.prod(shape), heads, width).swapaxes(1, 2)
     return mx.repeat(flat, groups, axis=1) if groups > 1 else flat
+
+
+def _finite(tensor: mx.array, groups: int = 1) -> mx.array:
+    """:func:`_heads_first` in the compute dtype, with 0 in place of what is not finite."""
+    flat = _heads_first(tensor, groups).astype(compute_dtype(tensor))
+    return mx.where(mx.isfinite(flat), flat, 0.0)
+
+
+def _bad_rows(tensor: mx.array, groups: int = 1) -> mx.array:
+    """``[B, H * groups, tokens, 1]`` bool: something in the row is not finite."""
+    return ~mx.isfinite(_heads_first(tensor, groups)).all(-1, keepdims=True)
+
+
+def _sees(problem: Problem, bad: mx.array) -> mx.array:
+    """``[B, *key_shape, kv heads, C]`` bool -> ``[B, H, queries, C]``: the query's window holds a true one.
+
+    Axis by axis, the count up to the window's end less that up to its start; nothing quadratic.
+    """
+    if not problem.batch:  # MLX gathers nothing from arrays without elements
+        return mx.zeros((0, problem.heads, problem.queries, bad.shape[-1]), mx.bool_)
+    for axis, sizes in enumerate(problem.axes):
+        d, (group, start, end) = sizes.dilation, axis_windows(sizes, MlxTables())
+        tokens = mx.moveaxis(bad, 1 + axis, 0).astype(mx.int32)
+        length = -(-sizes.keys // d)
+        padded = mx.pad(tokens, [(0, length * d - sizes.keys), *[(0, 0)] * (tokens.ndim - 1)])
+        counts = mx.cumsum(padded.reshape(length, d, *tokens.shape[1:]), axis=0)
+        counts = mx.pad(counts, [(1, 0), *[(0, 0)] * tokens.ndim]).reshape((length + 1) * d, *tokens.shape[1:])
+        held = mx.take(counts, end * d + group, axis=0) > mx.take(counts, start * d + group, axis=0)
+        bad = mx.moveaxis(held, 0, 1 + axis)
+    return _heads_first(bad, problem.group_heads)
+
+
+def _spoilt(result: mx.array, where: mx.array) -> mx.array:
+    """``result`` with NaN in some places, through which nothing flows back.
+
+    By a gather: MLX multiplies by the mask where it differentiates ``where``, and a NaN would pass it.
+    """
+    both = mx.stack([result, mx.full(result.shape, math.nan, result.dtype)], axis=-1)
+    chosen = mx.broadcast_to(where, result.shape).astype(mx.int64)[..., None]
+    return mx.take_along_axis(both, mx.stop_gradient(chosen), axis=-1)[..., 0]
 
 
 def _heads_last(tensor: mx.array, shape: tuple[int, ...], dtype: mx.Dtype) -> mx.array:
@@ -27,8 +70,7 @@ def _heads_last(tensor: mx.array, shape: tuple[int, ...], dtype: mx.Dtype) -> mx
 
 def _logits(problem: Problem, query: mx.array, key: mx.array, rpb: Optional) -> mx.array:
     """``[B, H, queries, keys]`` before the mask."""
-    query = _heads_first(fixed_shape(query))
-    logits = problem.scale * (query @ _heads_first(key, problem.group_heads).swapaxes(-1, -2))
+    logits = problem.scale * (_finite(fixed_shape(query)) @ _finite(key, problem.group_heads).swapaxes(-1, -2))
     if rpb is None:
         return logits
     pairs = problem.queries * problem.keys
@@ -61,17 +103,32 @@ def forward(
     groups = problem.group_heads
     mask = neighborhood_mask(problem, MlxTables())
     logits = mx.where(mask, _logits(problem, query, key, rpb), -math.inf)
-    values = _heads_first(value, groups)
+    rows, values = _finite(query), _finite(value, groups)
+    bad_keys = ~mx.isfinite(key).all(-1, keepdims=True)
+    seen = _sees(problem, mx.concatenate([~mx.isfinite(value), bad_keys], -1))
     if additional_keys is not None and additional_values is not None:
-        extra = _heads_first(query) @ _heads_first(additional_keys, groups).swapaxes(-1, -2)
+        extra = rows @ _finite(additional_keys, groups).swapaxes(-1, -2)
         logits = mx.concatenate([logits, problem.scale * extra], -1)
-        values = mx.concatenate([values, _heads_first(additional_values, groups)], 2)
+        values = mx.concatenate([values, _finite(additional_values, groups)], 2)
+        bad_values = ~mx.isfinite(_heads_first(additional_values, groups))
+        seen = seen | mx.concatenate([bad_values, _bad_rows(additional_keys, groups)], -1).any(2, keepdims=True)
     top = mx.stop_gradient(logits.max(-1, keepdims=True))
+    empty = top == -math.inf
+    # A query whose logits are all -inf has no weights; finite numbers stand in, so that no NaN reaches a gradient.
+    top = mx.where(empty, 0.0, top)
     weights = exp(logits - top)
-    total = weights.sum(-1, keepdims=True)
-    out, lse = (weights / total) @ values, top + mx.log(total)
+    total = mx.where(empty, 1.0, weights.sum(-1, keepdims=True))
+    out, lse = (weights / total) @ values, mx.where(empty, -math.inf, top + mx.log(total))
+    bad = seen[..., -1:] | _bad_rows(query)
+    out, lse = _spoilt(out, seen[..., :-1] | bad), _spoilt(lse, bad)
     shape = problem.query_shape
     return _heads_last(out, shape, query.dtype), _heads_last(lse, shape, lse.dtype)[..., 0]
+
+
+def softmax(logits: mx.array) -> mx.array:
+    """Over the last axis; all 0 where all logits are -inf."""
+    empty = mx.stop_gradient(logits.max(-1, keepdims=True) == -math.inf)
+    return mx.where(empty, 0.0, mx.softmax(mx.where(empty, 0.0, logits), -1, precise=True))
 
 
 def qk(problem: Problem, query: mx.array, key: mx.array, rpb: Optional = None) -> mx.array:
@@ -79,12 +136,17 @@ def qk(problem: Problem, query: mx.array, key: mx.array, rpb: Optional = None) -
     logits = _logits(problem, query, key, rpb)
     empty = mx.full((*logits.shape[:-1], 1), -math.inf, logits.dtype)
     found = mx.take_along_axis(mx.concatenate([logits, empty], -1), _slots(problem), axis=-1)
+    keys, held = slot_keys(problem, MlxTables())
+    bad = (mx.take(_bad_rows(key, problem.group_heads)[..., 0], keys, axis=2) | _bad_rows(query)) & held
+    found = _spoilt(found, bad)
     return _heads_last(found, problem.query_shape, query.dtype)
 
 
 def av(problem: Problem, attn: mx.array, value: mx.array) -> mx.array:
     """Window slots times the values they stand for: ``[B, *shape, H, D_v]`` in the value's dtype."""
-    slots = _heads_first(fixed_shape(attn))
+    slots = _heads_first(fixed_shape(attn)).astype(compute_dtype(value))
     dense = mx.zeros((*slots.shape[:-1], problem.keys + 1), slots.dtype)
     dense = mx.put_along_axis(dense, _slots(problem), slots, axis=-1)[..., : problem.keys]
-    return _heads_last(dense @ _heads_first(value, problem.group_heads), problem.query_shape, value.dtype)
+    out = dense @ _finite(value, problem.group_heads)
+    out = _spoilt(out, _sees(problem, ~mx.isfinite(value)))
+    return _heads_last(out, problem.query_shape, value.dtype)

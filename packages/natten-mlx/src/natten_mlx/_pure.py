@@ -2,7 +2,7 @@
 
 For one tile of query rows Q ``[T, D]`` and its box of keys K, V ``[U, D(_v)]``::
 
-    S = scale * Q K^T + bias (-inf where the window does not reach)      P = exp(S - lse)
+    S = scale * Q K^T + bias (-inf where the window does not reach)      P = exp(S - lse), 0 where lse = -inf
     O = P V                 lse = log sum exp S
     dS = P * (dO V^T - delta)        delta = rowsum(dO * O) - dLSE
     dQ = scale * dS K       dK = scale * dS^T Q        dV = P^T dO
@@ -12,6 +12,8 @@ scattered: every result is written once, memory is O(N), and a repeated run is e
 Inputs of 16 bits are computed in float32 and rounded once. Source: FlashAttention (arXiv 2205.14135)
 for the recomputed backward; :mod:`natten_metal.blocks` for the walk.
 """
+
+import math
 
 import mlx.core as mx
 
@@ -53,12 +55,14 @@ def forward(
         top = logits.max(-1, keepdims=True)
         weights = exp(logits - top)
         total = weights.sum(-1, keepdims=True)
-        lse.put(step, top + mx.log(total))
+        # A query whose logits are all -inf has no weights: they are NaN.
+        empty = top == -math.inf
+        lse.put(step, mx.where(empty, top, top + mx.log(total)))
         part = weights[..., :columns] @ v.gather(step, "columns")
         extra_values = _extra(additional_values, step.items, dtype)
         if extra_values is not None:
             part = part + weights[..., columns:] @ extra_values
-        out.put(step, part / total)
+        out.put(step, mx.where(empty, 0.0, part / total))
     return out.result(problem.query_shape), lse.result(problem.query_shape)[..., 0]
 
 
@@ -78,6 +82,8 @@ def backward(
     """Gradients of query, key, value, additional_keys, additional_values and rpb, each in its own dtype."""
     dtype = compute_dtype(query)
     delta = (d_out.astype(dtype) * out.astype(dtype)).sum(-1) - d_lse.astype(dtype)
+    # Without weights: exp(-inf - inf) is 0.
+    lse = mx.where(lse == -math.inf, math.inf, lse)
     rows = (d_out, lse[..., None], delta[..., None])
     queries = Walk(plan.queries, plan.problem.batch)
     keys = Walk(plan.keys, plan.problem.batch, after=queries)

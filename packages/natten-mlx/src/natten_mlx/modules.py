@@ -10,7 +10,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from . import functional, varlen
+from . import _dense, functional, varlen
 from ._arrays import StreamOrDevice, spec, stream_of
 from ._config import BACKENDS
 from ._metal import checks, checks_modules
@@ -118,7 +118,7 @@ class _NeighborhoodAttention(nn.Module):
         kernel_size, stride, dilation, is_causal = window
         more = {"stride": stride, "is_causal": is_causal, "backend": backend}
         logits = qk(query, key, kernel_size, dilation, scale=self.scale, rpb=self.rpb, **more)
-        weights = self.attn_drop(mx.softmax(logits, -1, precise=True))
+        weights = self.attn_drop(_dense.softmax(logits))
         return av(weights, value, kernel_size, dilation, **more)
 
     def _extra_repr(self) -> str:

@@ -1,6 +1,9 @@
 """The dense path: one masked softmax over all keys, in plain torch operations.
 
 Quadratic in memory and time, obvious, and differentiable as often as you like, forward and reverse.
+
+Every query meets every key, if only with a weight of 0, and 0 times NaN is NaN. So numbers that are not finite are
+taken out of query, key and value, and what a query sees of them is marked: its result is NaN, no other's is.
 """
 
 import math
@@ -9,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ._arrays import TorchTables
-from ._metal.mask import bias_offsets, neighborhood_mask, slot_keys
+from ._metal.mask import axis_windows, bias_offsets, neighborhood_mask, slot_keys
 from ._metal.problem import Problem
 from ._walk import compute_dtype
 
@@ -17,9 +20,43 @@ Optional = Tensor | None
 
 
 def _heads_first(tensor: Tensor, groups: int = 1) -> Tensor:
-    """``[B, *shape, H, D]`` -> ``[B, H * groups, tokens, D]`` in the compute dtype."""
-    flat = tensor.flatten(1, -3).transpose(1, 2).to(compute_dtype(tensor))
+    """``[B, *shape, H, D]`` -> ``[B, H * groups, tokens, D]``."""
+    flat = tensor.flatten(1, -3).transpose(1, 2)
     return flat.repeat_interleave(groups, 1) if groups > 1 else flat
+
+
+def _finite(tensor: Tensor, groups: int = 1) -> Tensor:
+    """:func:`_heads_first` in the compute dtype, with 0 in place of what is not finite."""
+    flat = _heads_first(tensor, groups).to(compute_dtype(tensor))
+    return torch.where(torch.isfinite(flat), flat, 0.0)
+
+
+def _bad_rows(tensor: Tensor, groups: int = 1) -> Tensor:
+    """``[B, H * groups, tokens, 1]`` bool: something in the row is not finite."""
+    return ~torch.isfinite(_heads_first(tensor, groups)).all(-1, keepdim=True)
+
+
+def _sees(problem: Problem, bad: Tensor) -> Tensor:
+    """``[B, *key_shape, kv heads, C]`` bool -> ``[B, H, queries, C]``: the query's window holds a true one.
+
+    Axis by axis, the count up to the window's end less that up to its start; nothing quadratic.
+    """
+    tables = TorchTables(bad.device)
+    for axis, sizes in enumerate(problem.axes):
+        d, (group, start, end) = sizes.dilation, axis_windows(sizes, tables)
+        tokens = bad.movedim(1 + axis, 0)
+        length = -(-sizes.keys // d)
+        padded = torch.cat([tokens, tokens.new_zeros(length * d - sizes.keys, *tokens.shape[1:])])
+        counts = padded.unflatten(0, (length, d)).cumsum(0, dtype=torch.int32)
+        counts = torch.cat([counts.new_zeros(1, *counts.shape[1:]), counts]).flatten(0, 1)
+        held = counts.index_select(0, end * d + group) > counts.index_select(0, start * d + group)
+        bad = held.movedim(0, 1 + axis)
+    return _heads_first(bad, problem.group_heads)
+
+
+def _spoilt(result: Tensor, where: Tensor) -> Tensor:
+    """``result`` with NaN in some places, through which nothing flows back."""
+    return result.masked_fill(where, math.nan)
 
 
 def _heads_last(tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -28,7 +65,7 @@ def _heads_last(tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> T
 
 def _logits(problem: Problem, query: Tensor, key: Tensor, rpb: Optional) -> Tensor:
     """``[B, H, queries, keys]`` before the mask."""
-    logits = problem.scale * (_heads_first(query) @ _heads_first(key, problem.group_heads).transpose(-1, -2))
+    logits = problem.scale * (_finite(query) @ _finite(key, problem.group_heads).transpose(-1, -2))
     if rpb is None:
         return logits
     return logits + rpb.to(logits.dtype).flatten(1)[:, bias_offsets(problem, TorchTables(query.device))]
@@ -47,15 +84,30 @@ def forward(
     groups = problem.group_heads
     mask = neighborhood_mask(problem, TorchTables(query.device))
     logits = _logits(problem, query, key, rpb).masked_fill(~mask, -math.inf)
-    values = _heads_first(value, groups)
+    rows, values = _finite(query), _finite(value, groups)
+    bad_keys = ~torch.isfinite(key).all(-1, keepdim=True)
+    seen = _sees(problem, torch.cat([~torch.isfinite(value), bad_keys], -1))
     if additional_keys is not None and additional_values is not None:
-        extra = _heads_first(query) @ _heads_first(additional_keys[:, :, :], groups).transpose(-1, -2)
+        extra = rows @ _finite(additional_keys, groups).transpose(-1, -2)
         logits = torch.cat([logits, problem.scale * extra], -1)
-        values = torch.cat([values, _heads_first(additional_values, groups)], 2)
-    out = torch.softmax(logits, -1) @ values
-    lse = torch.logsumexp(logits, -1, keepdim=True)
+        values = torch.cat([values, _finite(additional_values, groups)], 2)
+        bad_values = ~torch.isfinite(_heads_first(additional_values, groups))
+        seen = seen | torch.cat([bad_values, _bad_rows(additional_keys, groups)], -1).any(2, keepdim=True)
+    empty = logits.amax(-1, keepdim=True) == -math.inf
+    # A query whose logits are all -inf has no weights; zeros stand in, so that no NaN reaches a gradient.
+    logits = logits.masked_fill(empty, 0.0)
+    out = (torch.softmax(logits, -1) @ values).masked_fill(empty, 0.0)
+    lse = torch.logsumexp(logits, -1, keepdim=True).masked_fill(empty, -math.inf)
+    bad = seen[..., -1:] | _bad_rows(query)
+    out, lse = _spoilt(out, seen[..., :-1] | bad), _spoilt(lse, bad)
     shape = problem.query_shape
     return _heads_last(out, shape, query.dtype), _heads_last(lse, shape, lse.dtype)[..., 0]
+
+
+def softmax(logits: Tensor) -> Tensor:
+    """Over the last axis; all 0 where all logits are -inf."""
+    empty = logits.amax(-1, keepdim=True) == -math.inf
+    return torch.softmax(logits.masked_fill(empty, 0.0), -1).masked_fill(empty, 0.0)
 
 
 def qk(problem: Problem, query: Tensor, key: Tensor, rpb: Optional = None) -> Tensor:
@@ -63,14 +115,18 @@ def qk(problem: Problem, query: Tensor, key: Tensor, rpb: Optional = None) -> Te
     keys, held = slot_keys(problem, TorchTables(query.device))
     logits = _logits(problem, query, key, rpb)
     found = logits.gather(-1, keys.expand(*logits.shape[:2], -1, -1))
+    bad = _bad_rows(key, problem.group_heads)[:, :, keys, 0] | _bad_rows(query)
+    found = _spoilt(found, bad)
     return _heads_last(found.masked_fill(~held, -math.inf), problem.query_shape, query.dtype)
 
 
 def av(problem: Problem, attn: Tensor, value: Tensor) -> Tensor:
     """Window slots times the values they stand for: ``[B, *shape, H, D_v]`` in the value's dtype."""
     keys, held = slot_keys(problem, TorchTables(value.device))
-    slots = _heads_first(attn).to(compute_dtype(value)).masked_fill(~held, 0.0)
+    slots = _heads_first(attn.to(compute_dtype(value))).masked_fill(~held, 0.0)
     dense = slots.new_zeros(*slots.shape[:3], problem.keys).scatter_add(
         -1, keys.expand(*slots.shape[:2], -1, -1), slots
     )
-    return _heads_last(dense @ _heads_first(value, problem.group_heads), problem.query_shape, value.dtype)
+    out = dense @ _finite(value, problem.group_heads)
+    out = _spoilt(out, _sees(problem, ~torch.isfinite(value)))
+    return _heads_last(out, problem.query_shape, value.dtype)

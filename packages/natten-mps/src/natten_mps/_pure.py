@@ -2,7 +2,7 @@
 
 For one tile of query rows Q ``[T, D]`` and its box of keys K, V ``[U, D(_v)]``::
 
-    S = scale * Q K^T + bias (-inf where the window does not reach)      P = exp(S - lse)
+    S = scale * Q K^T + bias (-inf where the window does not reach)      P = exp(S - lse), 0 where lse = -inf
     O = P V                 lse = log sum exp S
     dS = P * (dO V^T - delta)        delta = rowsum(dO * O) - dLSE
     dQ = scale * dS K       dK = scale * dS^T Q        dV = P^T dO
@@ -12,6 +12,8 @@ scattered: every result is written once, memory is O(N), and a repeated run is e
 Inputs of 16 bits are computed in float32 and rounded once. Source: FlashAttention (arXiv 2205.14135)
 for the recomputed backward; :mod:`natten_metal.blocks` for the walk.
 """
+
+import math
 
 import torch
 from torch import Tensor
@@ -54,13 +56,14 @@ def forward(
             logits = torch.cat([logits, rows @ extra_keys.transpose(-1, -2)], -1)
         top = logits.amax(-1, keepdim=True)
         weights = torch.softmax(logits, -1)
-        # The largest weight is exp(top - lse).
-        lse.put(chunk, items, top - weights.amax(-1, keepdim=True).log())
+        # The largest weight is exp(top - lse). A query whose logits are all -inf has no weights: the softmax is NaN.
+        empty = top == -math.inf
+        lse.put(chunk, items, torch.where(empty, top, top - weights.amax(-1, keepdim=True).log()))
         part = weights[..., : blocks.box_columns] @ v.gather(chunk, "columns", items)
         extra_values = _extra(additional_values, items, dtype)
         if extra_values is not None:
             part = part + weights[..., blocks.box_columns :] @ extra_values
-        out.put(chunk, items, part)
+        out.put(chunk, items, part.masked_fill_(empty, 0.0))
     return out.result(problem.query_shape), lse.result(problem.query_shape)[..., 0]
 
 
@@ -82,6 +85,8 @@ def backward(
     delta = (d_out.to(dtype) * out.to(dtype)).sum(-1)
     if d_lse is not None:
         delta = delta - d_lse.to(dtype)
+    # Without weights: exp(-inf - inf) is 0.
+    lse = lse.masked_fill(lse == -math.inf, math.inf)
     rows = (d_out, lse[..., None], delta[..., None])
     d_query, d_keys, d_values, d_rpb = _query_walk(
         plan, query, key, value, additional_keys, additional_values, rpb, *rows

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import functional, varlen
+from . import _dense, functional, varlen
 from ._arrays import spec
 from ._config import BACKENDS
 from ._metal import checks, checks_modules
@@ -112,7 +112,7 @@ class _NeighborhoodAttention(nn.Module):
         kernel_size, stride, dilation, is_causal = window
         more = {"stride": stride, "is_causal": is_causal, "backend": backend}
         logits = qk(query, key, kernel_size, dilation, scale=self.scale, rpb=self.rpb, **more)
-        weights = self.attn_drop(torch.softmax(logits, -1))
+        weights = self.attn_drop(_dense.softmax(logits))
         return av(weights, value, kernel_size, dilation, **more)
 
     def extra_repr(self) -> str:
