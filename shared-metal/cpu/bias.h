@@ -4,7 +4,8 @@
 //
 // The entry of a (lane, column) pair is a number of the lane plus a number of the column. For the gradient, the patches
 // of a head are dealt to a number of parts that depends on the problem alone; each part sums into a table of its own,
-// column by column and lane by lane, and the tables are added in order.
+// column by column and lane by lane, and the tables are added in order. An entry is a sum over all queries, so
+// tables are double.
 #pragma once
 
 #include "launch.h"
@@ -34,8 +35,10 @@ void index_bias(PairIndex<C>& index, const Lanes<C>& lanes, const Problem& p, bo
   }
 }
 
+// dot products -> logits
 template <typename C>
-void add_bias(const Block<C>& block, const PairIndex<C>& index, const typename C::T* table, VectorOf<C>* logits) {
+void add_bias(const Block<C>& block, const PairIndex<C>& index, typename C::T scale, const typename C::T* table,
+              VectorOf<C>* logits) {
   typedef typename C::T T;
   constexpr int V = C::V, W = C::W;
   for (int i = 0; i < block.count; ++i) {
@@ -46,7 +49,7 @@ void add_bias(const Block<C>& block, const PairIndex<C>& index, const typename C
         const int64_t at = block.bias[i] + index.lane[v * W + l];
         entries[l] = table[block.sees(i, v, l) ? at : 0];
       }
-      logits[i * V + v] += load(entries);
+      logits[i * V + v] = logits[i * V + v] * scale + load(entries);
     }
   }
 }
@@ -54,18 +57,18 @@ void add_bias(const Block<C>& block, const PairIndex<C>& index, const typename C
 // The sums of one part: pairs are added one by one, so the order never changes
 template <typename C>
 void add_to_table(const Block<C>& block, const PairIndex<C>& index, const VectorOf<C>* gradients,
-                  typename C::T* table) {
+                  double* table) {
   constexpr int V = C::V, W = C::W;
   for (int i = 0; i < block.count; ++i) {
     for (int v = block.on.first; v < block.on.end(); ++v) {
       for (int l = 0; l < W; ++l) {
-        if (block.sees(i, v, l)) table[block.bias[i] + index.lane[v * W + l]] += gradients[i * V + v][l];
+        if (block.sees(i, v, l)) table[block.bias[i] + index.lane[v * W + l]] += double(gradients[i * V + v][l]);
       }
     }
   }
 }
 
-// Entries of all parts' tables together: 16 MB of float
+// Entries of all parts' tables together: 32 MB
 constexpr int64_t kTables = int64_t(1) << 22;
 
 // Parts of a head's patches: enough for the threads of any machine at hand, and not so many that tables fill memory
@@ -78,17 +81,16 @@ inline int64_t bias_parts(const Walk& walk, int64_t entries) {
 // Patches of a walk as (head, part): body.patch(lanes, place, scratch, table) with the part's table
 template <typename C, typename Body>
 struct PartUnits {
-  typedef typename C::T T;
   const Walk& walk;
   const Body& body;
-  T* tables;  // [parts, H, entries]
+  double* tables;  // [parts, H, entries]
   int64_t parts, entries;
 
   void unit(int64_t number, Scratch<C>& scratch) const {
     const int64_t part = number / walk.heads;
     const int64_t patches = walk.batch * walk.groups * walk.patches;
-    T* table = tables + number * entries;
-    for (int64_t i = 0; i < entries; ++i) table[i] = T(0);
+    double* table = tables + number * entries;
+    for (int64_t i = 0; i < entries; ++i) table[i] = 0;
     for (int64_t at = patches * part / parts; at < patches * (part + 1) / parts; ++at) {
       const Place place = find_place(walk, at, int(number % walk.heads));
       if (!place.inside) continue;
@@ -107,16 +109,17 @@ int launch_parts(const Body& body, const Walk& walk, const Operands& op, int dim
   T* gradient = static_cast<T*>(op.bias_grad);
   for (int64_t i = 0; i < all; ++i) gradient[i] = T(0);
   if (parts == 0) return NATTEN_OK;
-  const Memory memory(parts * all * int64_t(sizeof(T)));
+  const Memory memory(parts * all * int64_t(sizeof(double)));
   if (!memory.data()) return NATTEN_NO_MEMORY;
-  T* tables = reinterpret_cast<T*>(memory.data());
+  double* tables = reinterpret_cast<double*>(memory.data());
   const PartUnits<C, Body> units = {walk, body, tables, parts, entries};
   const int64_t work = walk_work<C>(walk, op.problem.additional, dim_a + dim_b);
   const int status = launch<C>(units, parts * walk.heads, work, dim_a, dim_b, op.problem.threads);
   if (status != NATTEN_OK) return status;
-  for (int64_t part = 0; part < parts; ++part) {
-    for (int64_t i = 0; i < all; ++i) gradient[i] += tables[part * all + i];
+  for (int64_t part = 1; part < parts; ++part) {
+    for (int64_t i = 0; i < all; ++i) tables[i] += tables[part * all + i];
   }
+  for (int64_t i = 0; i < all; ++i) gradient[i] = T(tables[i]);
   return NATTEN_OK;
 }
 

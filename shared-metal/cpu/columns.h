@@ -73,11 +73,11 @@ Side<T> side_of(const Tensor& tensor, int batch, int head, const int* group, con
   return side;
 }
 
-// What a walk reads of its columns; lse and delta are columns of width 1
+// What a walk reads of its columns; lse, norm and delta are columns of width 1
 template <typename C>
 struct Columns {
   typedef typename C::T T;
-  Side<T> a, b, lse, delta;
+  Side<T> a, b, lse, norm, delta;
   Side<T> slots;  // of the columns' queries: only their addresses are taken
   const PairIndex<C>*bias = nullptr, *slot = nullptr;
 };
@@ -92,7 +92,7 @@ struct Block {
   bool masked = false;
   const T* a[kBlock];
   const T* b[kBlock];
-  T lse[kBlock], delta[kBlock];
+  T lse[kBlock], norm[kBlock], delta[kBlock];  // lse as shift_of() has it
   char* slots[kBlock];
   int64_t bias[kBlock], slot[kBlock];  // the columns' parts of the pair indices
   uint32_t sight[kBlock * V];  // bit l: lane l of the vector sees the column
@@ -208,6 +208,10 @@ class ColumnWalk {
     rows(columns.a, z, y, x, run, block_.a + at);
     rows(columns.b, z, y, x, run, block_.b + at);
     scalars(columns.lse, z, y, x, run, block_.lse + at);
+    if (columns.lse.base) {
+      for (int i = at; i < at + run; ++i) block_.lse[i] = shift_of(block_.lse[i]);
+    }
+    scalars(columns.norm, z, y, x, run, block_.norm + at);
     scalars(columns.delta, z, y, x, run, block_.delta + at);
     indices(columns.bias, z, y, x, run, block_.bias + at);
     indices(columns.slot, z, y, x, run, block_.slot + at);

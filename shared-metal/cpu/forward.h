@@ -2,11 +2,12 @@
 //
 //   out[i] = sum_j P[i,j] v[j]     P[i,j] = exp(l[i,j] - lse[i])     lse[i] = log sum_j exp(l[i,j])
 //   l[i,j] = scale * q[i].k[j] + bias[j - i]                          j: the window of i, and the additional keys
+//   out[i] = 0, lse[i] = -inf   where every l[i,j] is -inf
 //
 //   q [B, *shape, H, D], k [B, *shape, H_kv, D], v [B, *shape, H_kv, D_v], out [B, *shape, H, D_v], lse [B, *shape, H]
 //   additional keys and values [B, S, H_kv, D or D_v]; bias [H, 2w - 1 per axis]
 //
-//        box of columns, 64 at a time     S = k Q^T     [64][N]   masked: the lowest finite number
+//        box of columns, 64 at a time     S = k Q^T     [64][N]   masked: -inf
 //        +----------------+               top, total    [N]       kept as in the online softmax: sums are scaled
 //        |################|   -- each --> O = c O + P^T v [N][D_v] down when the top rises
 //        |########        |
@@ -27,50 +28,79 @@ struct OnlineSoftmax {
   typedef typename C::T T;
   static constexpr int V = C::V;
   const Scratch<C>& scratch;
-  const T* bias;  // the head's table, or NULL
-  const PairIndex<C>* index;
+  T scale;  // positive
   int dim, dim_v;
-  Vector<T> top[V], total[V], down[V];
+  const PairIndex<C>* index;
+  const T* bias = nullptr;  // the head's table, or NULL
+  Vector<T> top[V] = {}, total[V] = {}, down[V] = {};
+  Totals<C> out = {}, weights = {};
+  PerLane<C, double> weight_totals = {};
+  PerLane<C, T> last_top = {};  // of the last stretch
+  Stretches stretches = {};
 
   void begin() {
-    for (int v = 0; v < V; ++v) top[v] = splat<T>(Lane<T>::kLowest), total[v] = Vector<T>{};
-    clear<C>(dim_v, scratch.sums_b);
+    for (int v = 0; v < V; ++v) top[v] = splat<T>(Lane<T>::kLowest);
+    out = scratch.sums_of_b(dim_v);
+    weights = {reinterpret_cast<T*>(total), weight_totals.of, 1};
+    out.begin(), weights.begin();
   }
 
   void take(const Block<C>& block) {
     Vector<T>* s = scratch.pairs_a;
     dots<C>(block.on, scratch.lanes_a, block.a, block.b, block.count, dim, s);
-    if (bias) add_bias(block, *index, bias, s);
-    for (int v = block.on.first; v < block.on.end(); ++v) weigh(block, v);
+    if (bias) add_bias(block, *index, scale, bias, s);
+    const T factor = bias ? T(1) : scale;
+    for (int v = block.on.first; v < block.on.end(); ++v) {
+      weigh(block.masked ? raise<true>(block, v, factor) : raise<false>(block, v, factor), block.count, v, factor);
+    }
     accumulate<C>(block.on, s, block.b, block.ranges, dim_v, scratch.sums_b, down);
+    if (stretches.end()) end_stretch();
   }
 
-  // Masks logits out and returns the new top. Four tops at a time: one would wait for itself.
+  // Totals are scaled down to the top of now
+  void end_stretch() {
+    double factors[C::N];
+    for (int lane = 0; lane < C::N; ++lane) {
+      const T now = top[lane / C::W][lane % C::W];
+      factors[lane] = out.used ? exp(double(last_top.of[lane]) - double(now)) : 1;
+      last_top.of[lane] = now;
+    }
+    out.end_stretch(factors), weights.end_stretch(factors);
+  }
+
+  void end() {
+    if (!stretches.several()) return;
+    end_stretch();
+    out.settle(), weights.settle();
+  }
+
+  // Masks dot products out and returns the new top. Four tops at a time: one would wait for itself. The largest product
+  // is the largest logit, since the factor is positive.
   template <bool MASKED>
-  Vector<T> raise(const Block<C>& block, int v) const {
-    const Vector<T> lowest = splat<T>(Lane<T>::kLowest);
-    Vector<T> high[4] = {top[v], lowest, lowest, lowest};
+  Vector<T> raise(const Block<C>& block, int v, T factor) const {
+    const Vector<T> lowest = splat<T>(Lane<T>::kLowest), unseen = splat<T>(-T(__builtin_inff()));
+    Vector<T> high[4] = {lowest, lowest, lowest, lowest};
     Vector<T>* const s = scratch.pairs_a + v;
     for (int i = 0; i < block.count; i += 4) {
 #pragma GCC unroll 4
       for (int u = 0; u < 4; ++u) {
         if (u > 0 && i + u >= block.count) break;
-        Vector<T>& logit = s[(i + u) * V];
-        if (MASKED) logit = block.mask(i + u, v) ? logit : lowest;
-        high[u] = greater(high[u], logit);
+        Vector<T>& product = s[(i + u) * V];
+        if (MASKED) product = block.mask(i + u, v) ? product : unseen;
+        high[u] = greater(high[u], product);
       }
     }
-    return greater(greater(high[0], high[1]), greater(high[2], high[3]));
+    const Vector<T> highest = greater(greater(high[0], high[1]), greater(high[2], high[3]));
+    return greater(top[v], highest == lowest ? lowest : highest * factor);
   }
 
-  void weigh(const Block<C>& block, int v) {
+  void weigh(Vector<T> high, int count, int v, T factor) {
     Vector<T>* const s = scratch.pairs_a + v;
     const Vector<T> lowest = splat<T>(Lane<T>::kLowest);
-    const Vector<T> high = block.masked ? raise<true>(block, v) : raise<false>(block, v);
-    // a row that has seen nothing yet has the mask's own value for its top: its weights are 0, not exp(0)
+    // a row that has seen nothing yet, or -inf only, has the lowest number for its top: its weights are 0, not exp(0)
     const Vector<T> shift = high == lowest ? Vector<T>{} : high;
     Vector<T> sum = {};
-    for (int i = 0; i < block.count * V; i += V) sum += s[i] = exponential(s[i] - shift);
+    for (int i = 0; i < count * V; i += V) sum += s[i] = exponential(s[i] * factor - shift);
     down[v] = exponential(top[v] - high);
     top[v] = high, total[v] = total[v] * down[v] + sum;
   }
@@ -86,10 +116,11 @@ struct ForwardBody {
     constexpr int V = C::V;
     const Problem& p = op.problem;
     const int kv_head = place.head / p.group_heads;
-    lanes.read(op.query, place.batch, place.head, p.dim, T(p.scale), scratch.rows, scratch.lanes_a);
+    const Scale<T> scale(p.scale);
+    lanes.read(op.query, place.batch, place.head, p.dim, scale.sign, scratch.rows, scratch.lanes_a);
     PairIndex<C> index;
     Block<C> block;
-    OnlineSoftmax<C> softmax = {scratch, nullptr, &index, p.dim, p.dim_v, {}, {}, {}};
+    OnlineSoftmax<C> softmax = {scratch, scale.size, p.dim, p.dim_v, &index};
     softmax.begin();
     ColumnWalk<C, OnlineSoftmax<C>> columns(lanes, block, softmax);
     walk_additional(op, place.batch, kv_head, scratch, columns);
@@ -102,9 +133,10 @@ struct ForwardBody {
       sides.bias = &index;
     }
     columns.patch(sides);
+    softmax.end();
     Vector<T> inverse_total[V];
     alignas(64) T lse[C::N];
-    for (int v = 0; v < V; ++v) inverse_total[v] = T(1) / softmax.total[v];
+    for (int v = 0; v < V; ++v) inverse_total[v] = inverse(softmax.total[v]);
     for (int lane = 0; lane < C::N; ++lane) {
       const int v = lane / C::W, i = lane % C::W;
       lse[lane] = softmax.top[v][i] + logarithm(softmax.total[v][i]);

@@ -52,6 +52,18 @@ struct Problem {
 
 inline int64_t product(const int* sizes) { return int64_t(sizes[0]) * sizes[1] * sizes[2]; }
 
+// A scale as a factor of the patch's rows, which is exact, and a positive one of dot products, which keeps their order
+template <typename T>
+struct Scale {
+  T sign, size;
+
+  explicit Scale(double scale) {
+    const T rounded = T(scale);
+    sign = rounded == 0 ? T(0) : (rounded < 0 ? T(-1) : T(1));
+    size = rounded == 0 ? T(1) : (rounded < 0 ? -rounded : rounded);
+  }
+};
+
 inline Problem pad_problem(const natten_problem& given) {
   Problem p = {};
   p.dtype = given.dtype, p.rank = given.rank, p.batch = int(given.batch);

@@ -3,6 +3,7 @@
 
 #include "columns.h"
 #include "pool.h"
+#include "totals.h"
 
 namespace natten {
 namespace NATTEN_ISA {
@@ -26,23 +27,26 @@ struct Operands {
   Tensor query, key, value, additional_keys, additional_values, out, lse, out_grad, lse_grad;
   Tensor query_grad, key_grad, value_grad, additional_keys_grad, additional_values_grad;
   Tensor slots, slots_grad;  // attn or logits of the split operations
-  Tensor delta;
+  Tensor delta, norm;        // backward.h
   const void* bias = nullptr;
   void* bias_grad = nullptr;
 };
 
-// One worker's memory: two tensors of the patch's rows, transposed, two of pairs, two of sums by rows, copies of rows
+// One worker's memory: two tensors of the patch's rows, transposed, two of pairs, two of sums by rows and their totals,
+// copies of rows
 template <typename C>
 struct Scratch {
   typedef typename C::T T;
   Vector<T>*lanes_a, *lanes_b, *pairs_a, *pairs_b;
   T *sums_a, *sums_b, *rows, *columns_a, *columns_b;
+  double *totals_a, *totals_b;
 
   static int64_t rounded(int64_t width) { return (width + C::W - 1) / C::W * C::W; }
 
   static int64_t bytes(int dim_a, int dim_b) {
     const int64_t a = rounded(dim_a), b = rounded(dim_b), n = C::N;
-    return int64_t(sizeof(T)) * (2 * (a + b) * n + 2 * kBlock * n + (a > b ? a : b) * n + kBlock * (a + b));
+    const int64_t numbers = 2 * (a + b) * n + 2 * kBlock * n + (a > b ? a : b) * n + kBlock * (a + b);
+    return int64_t(sizeof(T)) * numbers + int64_t(sizeof(double)) * (a + b) * n;
   }
 
   Scratch(char* memory, int dim_a, int dim_b) {
@@ -54,7 +58,13 @@ struct Scratch {
     rows = sums_b + b * C::N;
     columns_a = rows + (a > b ? a : b) * C::N;
     columns_b = columns_a + kBlock * a;
+    totals_a = reinterpret_cast<double*>(columns_b + kBlock * b);
+    totals_b = totals_a + a * C::N;
   }
+
+  // The sums of the patch's rows over its columns, channels of A or of B
+  Totals<C> sums_of_a(int dim_a) const { return {sums_a, totals_a, rounded(dim_a)}; }
+  Totals<C> sums_of_b(int dim_b) const { return {sums_b, totals_b, rounded(dim_b)}; }
 };
 
 // Multiply-accumulates below which a second thread costs more than it brings

@@ -136,7 +136,7 @@ struct WriteRow {
 };
 
 template <typename T>
-inline void write_row(int dtype, char* to, int64_t channel, int64_t count, T factor, const T* from) {
+NATTEN_INLINE void write_row(int dtype, char* to, int64_t channel, int64_t count, T factor, const T* from) {
   with_element<T>(dtype, WriteRow<T>{to, channel, count, factor, from});
 }
 

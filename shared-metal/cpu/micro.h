@@ -63,7 +63,8 @@ NATTEN_INLINE void dot_group(const VectorOf<C>* lanes, const typename C::T* cons
   }
 }
 
-// L rows of sums, K vectors of each from channel `at` on; weights, before: of the first of these lanes
+// L rows of sums, K vectors of each from channel `at` on; weights, before: of the first of these lanes. What the
+// columns add is summed by itself and joins the sums at the end: short sums of small numbers keep more of them.
 template <typename C, int K>
 NATTEN_INLINE void sum_group(const typename C::T* weights, const typename C::T* const* rows, Range range, int64_t at,
                              typename C::T* sums, int64_t pitch, const typename C::T* before) {
@@ -73,10 +74,7 @@ NATTEN_INLINE void sum_group(const typename C::T* weights, const typename C::T* 
 #pragma GCC unroll 4
   for (int l = 0; l < L; ++l) {
 #pragma GCC unroll 4
-    for (int k = 0; k < K; ++k) {
-      sum[l][k] = load(sums + l * pitch + at + k * W);
-      if (before) sum[l][k] *= before[l];
-    }
+    for (int k = 0; k < K; ++k) sum[l][k] = VectorOf<C>{};
   }
   for (int i = range.low; i < range.high; ++i) {
     const T *row = rows[i] + at, *weight = weights + i * C::N;
@@ -92,7 +90,10 @@ NATTEN_INLINE void sum_group(const typename C::T* weights, const typename C::T* 
 #pragma GCC unroll 4
   for (int l = 0; l < L; ++l) {
 #pragma GCC unroll 4
-    for (int k = 0; k < K; ++k) store<T>(sums + l * pitch + at + k * W, sum[l][k]);
+    for (int k = 0; k < K; ++k) {
+      T* const to = sums + l * pitch + at + k * W;
+      store<T>(to, before ? load(to) * before[l] + sum[l][k] : load(to) + sum[l][k]);
+    }
   }
 }
 
@@ -166,12 +167,6 @@ void accumulate(Vectors on, const VectorOf<C>* weights, const typename C::T* con
       at += size;
     }
   }
-}
-
-// The sums of a patch before anything is added
-template <typename C>
-void clear(int64_t width, typename C::T* sums) {
-  memset(sums, 0, sizeof(*sums) * C::N * ((width + C::W - 1) / C::W * C::W));
 }
 
 template <int... I>

@@ -71,6 +71,8 @@ struct ReadSlots : SlotAccess<C> {
 
 template <typename C>
 struct WriteSlots : SlotAccess<C> {
+  typename C::T factor;
+
   template <typename E>
   NATTEN_INLINE void run() const {
     constexpr int V = C::V, W = C::W;
@@ -81,7 +83,7 @@ struct WriteSlots : SlotAccess<C> {
           if (!this->live[lane] || !this->block.sees(i, v, l)) continue;
           const int64_t slot = this->block.slot[i] + this->index.lane[lane];
           E* row = reinterpret_cast<E*>(this->rows[lane]);
-          narrow(this->pairs[i * V + v][l], row + slot * this->tensor.channel);
+          narrow(factor * this->pairs[i * V + v][l], row + slot * this->tensor.channel);
         }
       }
     }
@@ -121,8 +123,9 @@ struct LogitsBody {
 
     void take(const Block<C>& block) const {
       dots<C>(block.on, scratch.lanes_a, block.a, block.a, block.count, body.dim, scratch.pairs_a);
-      if (bias) add_bias(block, bias_index, bias, scratch.pairs_a);
-      with_element<T>(body.slots.dtype, WriteSlots<C>{{body.slots, index, block, rows, live, scratch.pairs_a}});
+      if (bias) add_bias(block, bias_index, body.factor, bias, scratch.pairs_a);
+      const SlotAccess<C> access = {body.slots, index, block, rows, live, scratch.pairs_a};
+      with_element<T>(body.slots.dtype, WriteSlots<C>{access, bias ? T(1) : body.factor});
     }
   };
 
@@ -144,7 +147,7 @@ struct LogitsBody {
     char* rows[C::N];
     lanes.addresses(slots, batch, place.head, rows);
     fill_empty(lanes, rows);
-    lanes.read(query, batch, place.head, dim, factor, scratch.rows, scratch.lanes_a);
+    lanes.read(query, batch, place.head, dim, T(1), scratch.rows, scratch.lanes_a);
     PairIndex<C> index, bias_index;
     index_slots(index, lanes, walk);
     Columns<C> sides;
@@ -186,11 +189,18 @@ struct WeighBody {
     const Scratch<C>& scratch;
     const PairIndex<C>& index;
     char* const* lane_rows;
+    Totals<C> out;
+    Stretches stretches = {};
 
     void take(const Block<C>& block) {
       char* const* rows = body.walk.transposed ? block.slots : lane_rows;
       with_element<T>(body.slots.dtype, ReadSlots<C>{{body.slots, index, block, rows, nullptr, scratch.pairs_a}});
       accumulate<C>(block.on, scratch.pairs_a, block.b, block.ranges, body.dim, scratch.sums_b);
+      if (stretches.end()) out.end_stretch(nullptr);
+    }
+
+    void end() {
+      if (stretches.several()) out.end_stretch(nullptr), out.settle();
     }
   };
 
@@ -202,8 +212,8 @@ struct WeighBody {
     index_slots(index, lanes, walk);
     if (!walk.transposed) lanes.addresses(slots, batch, place.head, rows);
     Block<C> block;
-    Sum sum = {*this, scratch, index, rows};
-    clear<C>(dim, scratch.sums_b);
+    Sum sum = {*this, scratch, index, rows, scratch.sums_of_b(dim)};
+    sum.out.begin();
     ColumnWalk<C, Sum> walker(lanes, block, sum);
     const int first = walk.transposed ? place.head * group : place.head / group;
     for (int head = first; head < first + (walk.transposed ? group : 1); ++head) {
@@ -213,6 +223,7 @@ struct WeighBody {
       sides.slot = &index;
       walker.patch(sides);
     }
+    sum.end();
     Vector<T> factors[V];
     for (int v = 0; v < V; ++v) factors[v] = splat(factor);
     lanes.write(out, batch, place.head, dim, factors, scratch.sums_b);
@@ -240,7 +251,7 @@ struct SlotBiasBody {
     const Scratch<C>& scratch;
     const PairIndex<C>&index, &bias_index;
     char* const* rows;
-    T* table;
+    double* table;
 
     void take(const Block<C>& block) const {
       const Tensor& slots = body.op.slots_grad;
@@ -249,7 +260,7 @@ struct SlotBiasBody {
     }
   };
 
-  void patch(const Lanes<C>& lanes, const Place& place, Scratch<C>& scratch, T* table) const {
+  void patch(const Lanes<C>& lanes, const Place& place, Scratch<C>& scratch, double* table) const {
     char* rows[C::N];
     lanes.addresses(op.slots_grad, place.batch, place.head, rows);
     PairIndex<C> index, bias_index;

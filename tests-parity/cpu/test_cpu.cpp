@@ -9,141 +9,7 @@
 
 #include <thread>
 
-#include "reference.h"
-
-static int failures = 0;
-static double closest[4] = {0, 0, 0, 0};  // largest error found per dtype, in parts of what is allowed
-
-static void check(bool holds, const char* what, const char* where) {
-  if (holds) return;
-  ++failures;
-  if (failures < 40) printf("FAILED %s: %s\n", where, what);
-}
-
-// --- random problems ---------------------------------------------------------------------------------------
-
-static natten_problem random_problem(Random& random) {
-  natten_problem p = {};
-  p.dtype = pick(random, 0, 3), p.rank = pick(random, 1, 3), p.batch = pick(random, 1, 2);
-  p.kv_heads = pick(random, 1, 2), p.heads = p.kv_heads * pick(random, 1, 3);
-  const int dims[] = {1, 2, 3, 5, 8, 16, 17, 20, 33, 64};
-  p.head_dim = dims[pick(random, 0, 9)], p.head_dim_v = dims[pick(random, 0, 9)];
-  p.additional = pick(random, 0, 2) ? 0 : pick(random, 1, 21);
-  const double scales[] = {0.5, 0.125, 0.0, -0.25};
-  p.scale = scales[pick(random, 0, 3)];
-  const int longest[] = {70, 13, 7};
-  for (int a = 0; a < p.rank; ++a) {
-    const int length = pick(random, 1, longest[p.rank - 1]);
-    p.query_shape[a] = p.key_shape[a] = length;
-    p.dilation[a] = pick(random, 0, 2) ? 1 : pick(random, 1, length);
-    p.kernel_size[a] = pick(random, 1, int(length / p.dilation[a]));
-    p.stride[a] = pick(random, 0, 1) ? 1 : pick(random, 1, int(p.kernel_size[a]));
-    p.is_causal[a] = pick(random, 0, 2) == 0;
-  }
-  return p;
-}
-
-// Full attention: lengths of their own
-static natten_problem random_attention(Random& random) {
-  natten_problem p = random_problem(random);
-  p.rank = 1, p.additional = 0;
-  p.query_shape[0] = pick(random, 1, 70), p.key_shape[0] = pick(random, 1, 70);
-  p.kernel_size[0] = std::max(p.query_shape[0], p.key_shape[0]);
-  p.stride[0] = p.dilation[0] = 1;
-  return p;
-}
-
-static int scalar_dtype(const natten_problem& p) { return p.dtype == NATTEN_FLOAT64 ? NATTEN_FLOAT64 : NATTEN_FLOAT32; }
-
-static std::vector<int64_t> dims_of(const natten_problem& p, const int64_t* shape, int64_t heads, int64_t channels) {
-  std::vector<int64_t> dims = {p.batch};
-  dims.insert(dims.end(), shape, shape + p.rank);
-  dims.push_back(heads);
-  if (channels >= 0) dims.push_back(channels);
-  return dims;
-}
-
-static Fused random_fused(Random& random, const natten_problem& p) {
-  Fused f;
-  f.p = p;
-  const auto input = [&](int dtype, const std::vector<int64_t>& dims, int most) {
-    Array a = make_array(random, dtype, dims, pick(random, 0, most));
-    fill(random, a);
-    return a;
-  };
-  f.query = input(p.dtype, dims_of(p, p.query_shape, p.heads, p.head_dim), 2);
-  f.key = input(p.dtype, dims_of(p, p.key_shape, p.kv_heads, p.head_dim), 2);
-  f.value = input(p.dtype, dims_of(p, p.key_shape, p.kv_heads, p.head_dim_v), 2);
-  f.additional_keys = input(p.dtype, {p.batch, p.additional, p.kv_heads, p.head_dim}, 2);
-  f.additional_values = input(p.dtype, {p.batch, p.additional, p.kv_heads, p.head_dim_v}, 2);
-  f.out_grad = input(p.dtype, dims_of(p, p.query_shape, p.heads, p.head_dim_v), 2);
-  f.lse_grad = input(scalar_dtype(p), dims_of(p, p.query_shape, p.heads, -1), 2);
-  f.bias = input(scalar_dtype(p), {p.heads, bias_entries(p)}, 0);
-  bool plain = p.query_shape[0] == p.key_shape[0];
-  for (int a = 0; a < p.rank; ++a) plain = plain && p.stride[a] == 1;
-  f.has_bias = plain && pick(random, 0, 1);
-  return f;
-}
-
-// --- running the library -----------------------------------------------------------------------------------
-
-struct Results {
-  Array out, lse, query, key, value, additional_keys, additional_values, bias;
-
-  std::vector<Array*> all() { return {&out, &lse, &query, &key, &value, &additional_keys, &additional_values, &bias}; }
-};
-
-static Array output_like(Random& random, const Array& like) {
-  return make_array(random, like.dtype, like.dims, pick(random, 0, 1));
-}
-
-static Results outputs(Random& random, const Fused& f) {
-  Results r;
-  r.out = output_like(random, f.out_grad), r.lse = output_like(random, f.lse_grad);
-  r.query = output_like(random, f.query), r.key = output_like(random, f.key), r.value = output_like(random, f.value);
-  r.additional_keys = output_like(random, f.additional_keys);
-  r.additional_values = output_like(random, f.additional_values);
-  r.bias = make_array(random, f.bias.dtype, f.bias.dims, 0);
-  return r;
-}
-
-static natten_tensor flat(Array& a) { return {a.bytes.data(), {0, 0, 0, 0, 0, 0}}; }
-
-// Forward and backward; r keeps what it held where a function fails
-static int run_fused(Fused& f, Results& r, int threads) {
-  natten_problem p = f.p;
-  p.threads = threads;
-  natten_tensor q = tensor_of(f.query), k = tensor_of(f.key), v = tensor_of(f.value), o = tensor_of(r.out);
-  natten_tensor ak = tensor_of(f.additional_keys), av = tensor_of(f.additional_values), b = flat(f.bias);
-  natten_tensor og = tensor_of(f.out_grad), lg = tensor_of(f.lse_grad, false), l = tensor_of(r.lse, false);
-  natten_tensor dq = tensor_of(r.query), dk = tensor_of(r.key), dv = tensor_of(r.value), db = flat(r.bias);
-  natten_tensor dak = tensor_of(r.additional_keys), dav = tensor_of(r.additional_values);
-  natten_tensor *keys = p.additional ? &ak : nullptr, *values = p.additional ? &av : nullptr;
-  natten_tensor* bias = f.has_bias ? &b : nullptr;
-  const int status = natten_forward(&p, &q, &k, &v, keys, values, bias, &o, &l);
-  if (status != NATTEN_OK) return status;
-  return natten_backward(&p, &og, &lg, &q, &k, &v, keys, values, bias, &o, &l, &dq, &dk, &dv,
-                         p.additional ? &dak : nullptr, p.additional ? &dav : nullptr, f.has_bias ? &db : nullptr);
-}
-
-static void compare(const natten_problem& p, const Array& found, const Values& truth, const char* what,
-                    const char* where) {
-  double top = 0, apart = 0;
-  for (double x : truth) top = std::max(top, std::isfinite(x) ? std::fabs(x) : 0.0);
-  for (int64_t i = 0; i < found.count(); ++i) {
-    const double x = found.get(i), y = truth[size_t(i)];
-    if (x == y) continue;
-    apart = std::max(apart, std::isfinite(x) && std::isfinite(y) ? std::fabs(x - y) : INFINITY);
-  }
-  // 16 roundings of the dtype, 64 of the accumulator, and room for sums that cancel
-  const double allowed = (16 * rounding_of(p.dtype) + 64 * rounding_of(scalar_dtype(p))) * std::max(top, 1.0);
-  closest[p.dtype] = std::max(closest[p.dtype], apart / allowed);
-  char text[200];
-  snprintf(text, sizeof(text), "%s is %.3g away, %.3g allowed (dtype %d, rank %d)", what, apart, allowed, p.dtype,
-           p.rank);
-  check(apart <= allowed, text, where);
-  check(untouched_between(found), what, "something between its elements was written");
-}
+#include "running.h"
 
 static void test_fused(Random& random, const natten_problem& p) {
   Fused f = random_fused(random, p);
@@ -266,6 +132,81 @@ static void test_fork(Random& random) {
   check(run_fused(f, r, 0) == NATTEN_OK && r.key.bytes == expected.key.bytes, "the parent", "fork");
 }
 
+// --- large numbers and many --------------------------------------------------------------------------------
+
+// Attention of `queries` queries on `keys` keys: sums of several stretches of blocks, with additional keys among them
+static void test_many(Random& random, int64_t queries, int64_t keys) {
+  natten_problem p = {};
+  p.dtype = NATTEN_FLOAT32, p.rank = 1, p.batch = 1, p.heads = 2, p.kv_heads = 1, p.head_dim = 3, p.head_dim_v = 2;
+  p.additional = 5, p.scale = -0.5;
+  p.query_shape[0] = queries, p.key_shape[0] = keys, p.kernel_size[0] = std::max(queries, keys);
+  p.stride[0] = p.dilation[0] = 1;
+  test_fused(random, p);
+}
+
+// Split operations over windows of several stretches
+static void test_many_slots(Random& random) {
+  natten_problem p = {};
+  p.dtype = NATTEN_FLOAT32, p.rank = 1, p.batch = 1, p.heads = p.kv_heads = 1, p.head_dim = p.head_dim_v = 1;
+  p.scale = 0.5, p.query_shape[0] = p.key_shape[0] = p.kernel_size[0] = 2100, p.stride[0] = p.dilation[0] = 1;
+  test_av(random, p);
+}
+
+// Equal keys with logits of about 1e5, where a rounded lse is off by 0.004: weights are 1 / (number of keys) all the same
+static void test_large_logits(Random& random, int dtype) {
+  natten_problem p = {};
+  p.dtype = dtype, p.rank = 1, p.batch = 1, p.heads = p.kv_heads = 1, p.head_dim = p.head_dim_v = 4, p.scale = 0.7;
+  p.query_shape[0] = p.key_shape[0] = 90, p.kernel_size[0] = 7, p.stride[0] = p.dilation[0] = 1;
+  Fused f = random_fused(random, p);
+  f.has_bias = dtype != NATTEN_FLOAT32;
+  f.key = make_array(random, dtype, f.key.dims, 0);
+  for (int64_t i = 0; i < f.key.count(); ++i) f.key.set(i, i % 4 ? 0.25 : 220.0);
+  f.query = make_array(random, dtype, f.query.dims, 0);
+  fill(random, f.query);
+  for (int64_t i = 0; i < f.query.count(); i += 4) f.query.set(i, 640.0 + 4 * double(i % 16));
+  for (int64_t i = 0; i < f.bias.count(); ++i) f.bias.set(i, 0.0);
+  Results r = outputs(random, f);
+  check(run_fused(f, r, 0) == NATTEN_OK, "status", "large logits");
+  const Truth t = fused_truth(f);
+  compare(p, r.out, t.out, "out", "large logits"), compare(p, r.value, t.value, "dV", "large logits");
+  // Their sums cancel: what is lost is a rounding of numbers as large as the keys and queries
+  const auto compare_large = [&](const Array& found, const Values& truth, const char* what, double size) {
+    const double allowed = (16 * rounding_of(dtype) + 64 * rounding_of(scalar_dtype(p))) * size;
+    for (int64_t i = 0; i < found.count(); ++i) {
+      check(std::fabs(found.get(i) - truth[size_t(i)]) <= allowed, what, "large logits");
+    }
+  };
+  compare_large(r.query, t.query, "dQ", 0.7 * 16 * 220 * 4), compare_large(r.key, t.key, "dK", 0.7 * 16 * 7 * 700 * 4);
+  if (f.has_bias) compare_large(r.bias, t.bias, "dBias", 16 * 90);
+}
+
+// A bias of -inf: rows without any other logit have out 0, lse -inf and gradients 0, and add nothing to those of others
+static void test_dead_rows(Random& random, int dtype) {
+  natten_problem p = {};
+  p.dtype = dtype, p.rank = 1, p.batch = 1, p.heads = 2, p.kv_heads = 1, p.head_dim = p.head_dim_v = 5, p.scale = 0.25;
+  p.query_shape[0] = p.key_shape[0] = 80, p.kernel_size[0] = 5, p.stride[0] = p.dilation[0] = 1;
+  Fused f = random_fused(random, p);
+  f.has_bias = true;
+  for (int64_t i = 0; i < bias_entries(p); ++i) f.bias.set(i, -INFINITY);  // of head 0
+  Results r = outputs(random, f), alone = r;
+  check(run_fused(f, r, 0) == NATTEN_OK, "status", "dead rows");
+  Fused second = f;  // without what flows into head 0
+  second.out_grad = make_array(random, dtype, f.out_grad.dims, 0);
+  second.lse_grad = make_array(random, f.lse_grad.dtype, f.lse_grad.dims, 0);
+  for (int64_t i = 0; i < f.out_grad.count(); ++i) second.out_grad.set(i, i / 5 % 2 ? f.out_grad.get(i) : 0.0);
+  for (int64_t i = 0; i < f.lse_grad.count(); ++i) second.lse_grad.set(i, i % 2 ? f.lse_grad.get(i) : 0.0);
+  check(run_fused(second, alone, 0) == NATTEN_OK, "status", "dead rows");
+  for (int64_t i = 0; i < 80; ++i) {
+    check(r.lse.get(2 * i) == -INFINITY && std::isfinite(r.lse.get(2 * i + 1)), "lse", "dead rows");
+    for (int64_t at = 10 * i; at < 10 * i + 5; ++at) {
+      check(r.out.get(at) == 0 && r.query.get(at) == 0, "out, dQ", "dead rows");
+    }
+  }
+  for (int64_t i = 0; i < bias_entries(p); ++i) check(r.bias.get(i) == 0, "dBias", "dead rows");
+  check(r.key.bytes == alone.key.bytes && r.value.bytes == alone.value.bytes, "dK, dV", "dead rows");
+  for (int64_t i = 0; i < r.key.count(); ++i) check(std::isfinite(r.key.get(i)), "dK", "dead rows");
+}
+
 // A NaN in one key reaches the queries that see it, and none whose patch lies elsewhere
 static void test_nan(Random& random) {
   natten_problem p = {};
@@ -380,6 +321,8 @@ int main(int argc, char** argv) {
     if (p.query_shape[0] == p.key_shape[0]) test_qk(random, p), test_av(random, p);
   }
   test_long(random);
+  test_many(random, 7, 2300), test_many(random, 2300, 6), test_many_slots(random);
+  for (int dtype = 0; dtype < 4; ++dtype) test_large_logits(random, dtype), test_dead_rows(random, dtype);
   test_pieces(random);
   test_callers(random);
   if (forks) test_fork(random);

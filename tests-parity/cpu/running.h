@@ -1,0 +1,138 @@
+// Random problems, the library run on them, and what is compared with the truth.
+#pragma once
+
+#include "reference.h"
+
+inline int failures = 0;
+inline double closest[4] = {0, 0, 0, 0};  // largest error found per dtype, in parts of what is allowed
+
+inline void check(bool holds, const char* what, const char* where) {
+  if (holds) return;
+  ++failures;
+  if (failures < 40) printf("FAILED %s: %s\n", where, what);
+}
+
+// --- random problems ---------------------------------------------------------------------------------------
+
+inline natten_problem random_problem(Random& random) {
+  natten_problem p = {};
+  p.dtype = pick(random, 0, 3), p.rank = pick(random, 1, 3), p.batch = pick(random, 1, 2);
+  p.kv_heads = pick(random, 1, 2), p.heads = p.kv_heads * pick(random, 1, 3);
+  const int dims[] = {1, 2, 3, 5, 8, 16, 17, 20, 33, 64};
+  p.head_dim = dims[pick(random, 0, 9)], p.head_dim_v = dims[pick(random, 0, 9)];
+  p.additional = pick(random, 0, 2) ? 0 : pick(random, 1, 21);
+  const double scales[] = {0.5, 0.125, 0.0, -0.25};
+  p.scale = scales[pick(random, 0, 3)];
+  const int longest[] = {70, 13, 7};
+  for (int a = 0; a < p.rank; ++a) {
+    const int length = pick(random, 1, longest[p.rank - 1]);
+    p.query_shape[a] = p.key_shape[a] = length;
+    p.dilation[a] = pick(random, 0, 2) ? 1 : pick(random, 1, length);
+    p.kernel_size[a] = pick(random, 1, int(length / p.dilation[a]));
+    p.stride[a] = pick(random, 0, 1) ? 1 : pick(random, 1, int(p.kernel_size[a]));
+    p.is_causal[a] = pick(random, 0, 2) == 0;
+  }
+  return p;
+}
+
+// Full attention: lengths of their own
+inline natten_problem random_attention(Random& random) {
+  natten_problem p = random_problem(random);
+  p.rank = 1, p.additional = 0;
+  p.query_shape[0] = pick(random, 1, 70), p.key_shape[0] = pick(random, 1, 70);
+  p.kernel_size[0] = std::max(p.query_shape[0], p.key_shape[0]);
+  p.stride[0] = p.dilation[0] = 1;
+  return p;
+}
+
+inline int scalar_dtype(const natten_problem& p) { return p.dtype == NATTEN_FLOAT64 ? NATTEN_FLOAT64 : NATTEN_FLOAT32; }
+
+inline std::vector<int64_t> dims_of(const natten_problem& p, const int64_t* shape, int64_t heads, int64_t channels) {
+  std::vector<int64_t> dims = {p.batch};
+  dims.insert(dims.end(), shape, shape + p.rank);
+  dims.push_back(heads);
+  if (channels >= 0) dims.push_back(channels);
+  return dims;
+}
+
+inline Fused random_fused(Random& random, const natten_problem& p) {
+  Fused f;
+  f.p = p;
+  const auto input = [&](int dtype, const std::vector<int64_t>& dims, int most) {
+    Array a = make_array(random, dtype, dims, pick(random, 0, most));
+    fill(random, a);
+    return a;
+  };
+  f.query = input(p.dtype, dims_of(p, p.query_shape, p.heads, p.head_dim), 2);
+  f.key = input(p.dtype, dims_of(p, p.key_shape, p.kv_heads, p.head_dim), 2);
+  f.value = input(p.dtype, dims_of(p, p.key_shape, p.kv_heads, p.head_dim_v), 2);
+  f.additional_keys = input(p.dtype, {p.batch, p.additional, p.kv_heads, p.head_dim}, 2);
+  f.additional_values = input(p.dtype, {p.batch, p.additional, p.kv_heads, p.head_dim_v}, 2);
+  f.out_grad = input(p.dtype, dims_of(p, p.query_shape, p.heads, p.head_dim_v), 2);
+  f.lse_grad = input(scalar_dtype(p), dims_of(p, p.query_shape, p.heads, -1), 2);
+  f.bias = input(scalar_dtype(p), {p.heads, bias_entries(p)}, 0);
+  bool plain = p.query_shape[0] == p.key_shape[0];
+  for (int a = 0; a < p.rank; ++a) plain = plain && p.stride[a] == 1;
+  f.has_bias = plain && pick(random, 0, 1);
+  return f;
+}
+
+// --- running the library -----------------------------------------------------------------------------------
+
+struct Results {
+  Array out, lse, query, key, value, additional_keys, additional_values, bias;
+
+  std::vector<Array*> all() { return {&out, &lse, &query, &key, &value, &additional_keys, &additional_values, &bias}; }
+};
+
+inline Array output_like(Random& random, const Array& like) {
+  return make_array(random, like.dtype, like.dims, pick(random, 0, 1));
+}
+
+inline Results outputs(Random& random, const Fused& f) {
+  Results r;
+  r.out = output_like(random, f.out_grad), r.lse = output_like(random, f.lse_grad);
+  r.query = output_like(random, f.query), r.key = output_like(random, f.key), r.value = output_like(random, f.value);
+  r.additional_keys = output_like(random, f.additional_keys);
+  r.additional_values = output_like(random, f.additional_values);
+  r.bias = make_array(random, f.bias.dtype, f.bias.dims, 0);
+  return r;
+}
+
+inline natten_tensor flat(Array& a) { return {a.bytes.data(), {0, 0, 0, 0, 0, 0}}; }
+
+// Forward and backward; r keeps what it held where a function fails
+inline int run_fused(Fused& f, Results& r, int threads) {
+  natten_problem p = f.p;
+  p.threads = threads;
+  natten_tensor q = tensor_of(f.query), k = tensor_of(f.key), v = tensor_of(f.value), o = tensor_of(r.out);
+  natten_tensor ak = tensor_of(f.additional_keys), av = tensor_of(f.additional_values), b = flat(f.bias);
+  natten_tensor og = tensor_of(f.out_grad), lg = tensor_of(f.lse_grad, false), l = tensor_of(r.lse, false);
+  natten_tensor dq = tensor_of(r.query), dk = tensor_of(r.key), dv = tensor_of(r.value), db = flat(r.bias);
+  natten_tensor dak = tensor_of(r.additional_keys), dav = tensor_of(r.additional_values);
+  natten_tensor *keys = p.additional ? &ak : nullptr, *values = p.additional ? &av : nullptr;
+  natten_tensor* bias = f.has_bias ? &b : nullptr;
+  const int status = natten_forward(&p, &q, &k, &v, keys, values, bias, &o, &l);
+  if (status != NATTEN_OK) return status;
+  return natten_backward(&p, &og, &lg, &q, &k, &v, keys, values, bias, &o, &l, &dq, &dk, &dv,
+                         p.additional ? &dak : nullptr, p.additional ? &dav : nullptr, f.has_bias ? &db : nullptr);
+}
+
+inline void compare(const natten_problem& p, const Array& found, const Values& truth, const char* what,
+                    const char* where) {
+  double top = 0, apart = 0;
+  for (double x : truth) top = std::max(top, std::isfinite(x) ? std::fabs(x) : 0.0);
+  for (int64_t i = 0; i < found.count(); ++i) {
+    const double x = found.get(i), y = truth[size_t(i)];
+    if (x == y) continue;
+    apart = std::max(apart, std::isfinite(x) && std::isfinite(y) ? std::fabs(x - y) : INFINITY);
+  }
+  // 16 roundings of the dtype, 64 of the accumulator, and room for sums that cancel
+  const double allowed = (16 * rounding_of(p.dtype) + 64 * rounding_of(scalar_dtype(p))) * std::max(top, 1.0);
+  closest[p.dtype] = std::max(closest[p.dtype], apart / allowed);
+  char text[200];
+  snprintf(text, sizeof(text), "%s is %.3g away, %.3g allowed (dtype %d, rank %d)", what, apart, allowed, p.dtype,
+           p.rank);
+  check(apart <= allowed, text, where);
+  check(untouched_between(found), what, "something between its elements was written");
+}
