@@ -140,7 +140,7 @@ struct QueryBody {
     }
     if (table) {
       visit(lanes, place, scratch, index, sum);
-      for (int v = 0; v < V; ++v) sum.pairs.norm[v] = inverse(sum.weight[v]);
+      for (int v = 0; v < V; ++v) sum.pairs.norm[v] = reciprocal(sum.weight[v]);
       sum.pairs.normed = true;
     }
     sum.table = table, sum.wanted = op.query_grad.data != nullptr;
@@ -148,7 +148,7 @@ struct QueryBody {
     Vector<T> factor[V];
     alignas(64) T norm[C::N];
     for (int v = 0; v < V; ++v) {
-      const Vector<T> rest = inverse(sum.weight[v]);
+      const Vector<T> rest = reciprocal(sum.weight[v]);
       factor[v] = rest * T(p.scale);
       store(norm + v * C::W, rest * sum.pairs.norm[v]);
     }

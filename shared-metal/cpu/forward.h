@@ -136,7 +136,7 @@ struct ForwardBody {
     softmax.end();
     Vector<T> inverse_total[V];
     alignas(64) T lse[C::N];
-    for (int v = 0; v < V; ++v) inverse_total[v] = inverse(softmax.total[v]);
+    for (int v = 0; v < V; ++v) inverse_total[v] = reciprocal(softmax.total[v]);
     for (int lane = 0; lane < C::N; ++lane) {
       const int v = lane / C::W, i = lane % C::W;
       lse[lane] = softmax.top[v][i] + logarithm(softmax.total[v][i]);

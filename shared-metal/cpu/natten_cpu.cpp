@@ -1,6 +1,7 @@
 // The C interface: checks the problem, chooses the instruction set, and keeps C++ exceptions from leaving.
 #include "natten_cpu.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -18,33 +19,80 @@ struct Choice {
   bool runs;
 };
 
-// The best that runs, or the one that NATTEN_CPU_ISA asks for
-Choice choose() {
+// Best first
+constexpr int kChoices = 3;
+struct Choices {
+  Choice all[kChoices];
+};
+
+Choices choices() {
 #if defined(__x86_64__) || defined(_M_X64)
   __builtin_cpu_init();
   const bool has_avx2 =
       __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  const Choice choices[] = {{"avx512", &avx512::kernels, has_avx512}, {"avx2", &avx2::kernels, has_avx2},
-                            {"sse", &sse::kernels, true}};
+  return {{{"avx512", &avx512::kernels, has_avx512}, {"avx2", &avx2::kernels, has_avx2}, {"sse", &sse::kernels, true}}};
 #else
-  const Choice choices[] = {{"neon", &neon::kernels, true}};
+  return {{{"neon", &neon::kernels, true}, {"", nullptr, false}, {"", nullptr, false}}};
 #endif
-  const char* asked = getenv("NATTEN_CPU_ISA");
-  for (const Choice& choice : choices) {
-    if (asked && choice.runs && strcmp(asked, choice.name) == 0) return choice;
-  }
-  for (const Choice& choice : choices) {
-    if (choice.runs) return choice;
-  }
-  return choices[0];
 }
 
-const Choice& chosen() {
-  static const Choice choice = choose();
-  return choice;
+// NATTEN_CPU_ISA, or NULL
+const char* asked_isa() {
+  const char* asked = getenv("NATTEN_CPU_ISA");
+  return asked && *asked ? asked : nullptr;
 }
+
+// The one that is asked for if it runs, else the best that does; the setting is sound if the two are one
+struct Chosen {
+  Choice choice;
+  bool sound;
+};
+
+Chosen choose() {
+  const Choices found = choices();
+  const char* asked = asked_isa();
+  for (const Choice& choice : found.all) {
+    if (asked && choice.runs && strcmp(asked, choice.name) == 0) return {choice, true};
+  }
+  for (const Choice& choice : found.all) {
+    if (choice.runs) return {choice, !asked};
+  }
+  return {found.all[0], !asked};
+}
+
+const Chosen& chosen_once() {
+  static const Chosen chosen = choose();
+  return chosen;
+}
+
+const Choice& chosen() { return chosen_once().choice; }
+
+// What is wrong with the variables, as they are read; empty if nothing is
+struct Complaint {
+  char text[400] = "";
+
+  Complaint() {
+    const char* threads = getenv("NATTEN_NUM_THREADS");
+    const char* isa = asked_isa();
+    if (!pool_setting_is_sound()) {
+      snprintf(text, sizeof(text),
+               "the environment variable NATTEN_NUM_THREADS is '%.60s'; it takes a number of threads, 1 or more",
+               threads ? threads : "");
+    } else if (!chosen_once().sound) {
+      const Choices found = choices();
+      int end = snprintf(text, sizeof(text),
+                         "the environment variable NATTEN_CPU_ISA is '%.60s'; this machine runs", isa ? isa : "");
+      const char* between = " ";
+      for (const Choice& choice : found.all) {
+        if (!choice.runs) continue;
+        end += snprintf(text + end, sizeof(text) - size_t(end), "%s'%s'", between, choice.name);
+        between = ", ";
+      }
+    }
+  }
+};
 
 // --- checks ------------------------------------------------------------------------------------------------
 
@@ -172,5 +220,10 @@ int natten_cpu_abi(void) { return NATTEN_CPU_ABI; }
 const char* natten_cpu_isa(void) { return chosen().name; }
 
 int natten_cpu_threads(void) { return natten::pool_threads(); }
+
+const char* natten_cpu_complaint(void) {
+  static const natten::Complaint complaint;
+  return complaint.text[0] ? complaint.text : nullptr;
+}
 
 }  // extern "C"

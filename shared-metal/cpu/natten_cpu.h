@@ -1,9 +1,11 @@
 /* Neighborhood attention on the CPU: the whole interface, plain C on raw pointers.
  *
  * Layout is heads-last. Tensors are described by element strides, so any view can be read and written; the kernels
- * allocate their own scratch memory, O(threads) and, for gradients, one float32 (float64) value per query row and
- * copies of the gradients of additional keys and of the bias: up to 64 of a small one, few of a large one.
+ * allocate their own scratch memory, O(threads) and, for gradients, two float32 (float64) values per query row
+ * and copies of the gradients of additional keys and of the bias: up to 64 of a small one, few of a large one.
  * Window arithmetic is kernels/window.h, the same file that the Metal kernels read.
+ *
+ * A row all of whose logits are -inf has out 0, lse -inf and gradients 0.
  *
  * Every function returns NATTEN_OK or one of the codes below and writes nothing outside its outputs. Calls may come
  * from any number of threads at once. Results are bit-equal for any number of threads. An input that is NULL is absent
@@ -25,7 +27,7 @@ extern "C" {
 #endif
 
 /* Changes with every change of this file. */
-#define NATTEN_CPU_ABI 1
+#define NATTEN_CPU_ABI 2
 
 enum natten_status { NATTEN_OK = 0, NATTEN_NO_MEMORY = 1, NATTEN_BAD_PROBLEM = 2 };
 
@@ -56,7 +58,7 @@ typedef struct natten_problem {
   int64_t stride[3];
   int64_t dilation[3];
   int32_t is_causal[3];
-  int32_t threads;           /* 0: the pool's own number; 1: the calling thread alone */
+  int32_t threads;           /* 0: natten_cpu_threads(); else so many, but no more than NATTEN_NUM_THREADS where set */
   double scale;
 } natten_problem;
 
@@ -66,6 +68,7 @@ NATTEN_API int natten_forward(const natten_problem *problem, const natten_tensor
                               const natten_tensor *additional_values, const natten_tensor *bias, natten_tensor *out,
                               natten_tensor *lse);
 
+/* out and lse: what natten_forward made of the same inputs. */
 NATTEN_API int natten_backward(const natten_problem *problem, const natten_tensor *out_grad,
                                const natten_tensor *lse_grad, const natten_tensor *query, const natten_tensor *key,
                                const natten_tensor *value, const natten_tensor *additional_keys,
@@ -94,12 +97,15 @@ NATTEN_API int natten_av_backward(const natten_problem *problem, const natten_te
 /* NATTEN_CPU_ABI of the library. */
 NATTEN_API int natten_cpu_abi(void);
 
-/* The instruction set in use: "avx512", "avx2", "sse", "neon". The variable NATTEN_CPU_ISA, read once, asks for one;
- * a name that this machine cannot run is ignored. */
+/* The instruction set in use: "avx512", "avx2", "sse", "neon". The variable NATTEN_CPU_ISA, read once, asks for one. */
 NATTEN_API const char *natten_cpu_isa(void);
 
-/* Threads of the pool: NATTEN_NUM_THREADS, read once, else the machine's performance cores. */
+/* Threads of a call that asks for none: NATTEN_NUM_THREADS, read once, else the machine's performance cores. */
 NATTEN_API int natten_cpu_threads(void);
+
+/* NULL, or a sentence that says which of the two variables is set to something that cannot be used, and what can: the
+ * kernels run as if it were not set, so whoever loads them asks this first. */
+NATTEN_API const char *natten_cpu_complaint(void);
 
 #ifdef __cplusplus
 }

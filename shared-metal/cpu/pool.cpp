@@ -59,16 +59,27 @@ int machine_threads() {
   return int(std::thread::hardware_concurrency());
 }
 
-int chosen_threads() {
-  if (const char* asked = getenv("NATTEN_NUM_THREADS")) {
-    char* end = nullptr;
-    errno = 0;
-    const long number = strtol(asked, &end, 10);
-    const bool sound = errno == 0 && end != asked && *end == '\0' && number > 0;
-    if (sound) return int(number < kMostThreads ? number : kMostThreads);
-  }
-  const int number = machine_threads();
-  return number < 1 ? 1 : (number < kMostThreads ? number : kMostThreads);
+// The number of threads that a call gets without asking, and whether NATTEN_NUM_THREADS says so
+struct Threads {
+  int number;
+  bool set, sound;
+};
+
+int few(long number) { return number < 1 ? 1 : (number < kMostThreads ? int(number) : kMostThreads); }
+
+Threads chosen_threads() {
+  const char* asked = getenv("NATTEN_NUM_THREADS");
+  if (!asked || !*asked) return {few(machine_threads()), false, true};
+  char* end = nullptr;
+  errno = 0;
+  const long number = strtol(asked, &end, 10);
+  const bool sound = errno == 0 && end != asked && *end == '\0' && number > 0;
+  return {few(sound ? number : machine_threads()), sound, sound};
+}
+
+const Threads& threads_of_process() {
+  static const Threads threads = chosen_threads();
+  return threads;
 }
 
 struct Task {
@@ -217,13 +228,14 @@ Pool* pool() {
 
 }  // namespace
 
-int pool_threads() {
-  static const int threads = chosen_threads();
-  return threads;
-}
+int pool_threads() { return threads_of_process().number; }
+
+bool pool_setting_is_sound() { return threads_of_process().sound; }
 
 int pool_workers(int threads, int64_t units) {
-  int64_t workers = threads <= 0 || threads > pool_threads() ? pool_threads() : threads;
+  const Threads& own = threads_of_process();
+  int64_t workers = own.number;
+  if (threads > 0) workers = own.set && own.number < threads ? own.number : few(threads);
   if (workers > units) workers = units;
   return workers < 1 ? 1 : int(workers);
 }

@@ -1,4 +1,4 @@
-// The thread pool: a fixed number of threads that sleep until there is work.
+// The thread pool: threads that sleep until there is work, as many as the calls so far have asked for.
 //
 //   pool_run(units, workers, job, context)    calls job(context, first, last, worker) for ranges that cover 0 .. units
 //
@@ -16,11 +16,15 @@ namespace natten {
 
 typedef void (*PoolJob)(void* context, int64_t first, int64_t last, int worker);
 
-// Workers that a call with `threads` (0: all) and so many units can use, the caller among them
+// Workers of a call with so many units, the caller among them: `threads`, but no more than NATTEN_NUM_THREADS where
+// that is set; for threads = 0 pool_threads()
 int pool_workers(int threads, int64_t units);
 
-// Threads of the pool, the caller among them: NATTEN_NUM_THREADS, else performance cores, else cores allowed
+// NATTEN_NUM_THREADS, read once, else performance cores, else cores allowed
 int pool_threads();
+
+// False if NATTEN_NUM_THREADS is set to something else than a number from 1 up
+bool pool_setting_is_sound();
 
 // worker is below `workers`. Returns when all units are done.
 void pool_run(int64_t units, int workers, PoolJob job, void* context);

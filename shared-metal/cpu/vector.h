@@ -133,7 +133,7 @@ NATTEN_INLINE V greater(V a, V b) {
 
 // 1 / x, and 0 for 0: what a sum of nothing is divided by
 template <typename V>
-NATTEN_INLINE V inverse(V x) {
+NATTEN_INLINE V reciprocal(V x) {
   return x == 0 ? V{} : 1 / x;
 }
 

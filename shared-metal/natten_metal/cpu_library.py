@@ -5,13 +5,13 @@ A tensor is given as ``(address, element strides)``; its shape follows from the 
 
 import ctypes
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from .problem import DTYPES, Problem
 
 # NATTEN_CPU_ABI of the header that this file restates.
-ABI = 1
+ABI = 2
 FILE = "libnatten_cpu.dylib" if sys.platform == "darwin" else "libnatten_cpu.so"
 FOLDER = "_native"
 STATUS = {1: "no memory is left for its scratch space", 2: "it was given a problem that breaks its rules"}
@@ -52,14 +52,21 @@ class CpuProblem(ctypes.Structure):
 
 
 class CpuLibrary:
-    """The loaded library. OSError if ``path`` cannot be loaded or speaks another version of the interface."""
+    """The loaded library.
+
+    OSError if ``path`` cannot be loaded or speaks another version of the interface; ValueError if an environment
+    variable that it reads (``NATTEN_NUM_THREADS``, ``NATTEN_CPU_ISA``) is set to something that it cannot use.
+    """
 
     def __init__(self, path: Path) -> None:
         self._functions = ctypes.CDLL(str(path))
         found = self._functions.natten_cpu_abi()
         if found != ABI:
             raise OSError(f"{path.name} has interface {found}, this package speaks {ABI}")
-        self._functions.natten_cpu_isa.restype = ctypes.c_char_p
+        self._functions.natten_cpu_isa.restype = self._functions.natten_cpu_complaint.restype = ctypes.c_char_p
+        complaint = self._functions.natten_cpu_complaint()
+        if complaint is not None:
+            raise ValueError(complaint.decode(errors="replace"))
 
     @property
     def instruction_set(self) -> str:
@@ -68,18 +75,21 @@ class CpuLibrary:
 
     @property
     def threads(self) -> int:
-        """Threads of the library's pool."""
+        """Threads of a call that asks for none."""
         return int(self._functions.natten_cpu_threads())
 
-    def call(self, function: str, problem: Problem, tensors: dict[str, tuple[int, Sequence[int]]]) -> None:
+    def call(
+        self, function: str, problem: Problem, tensors: Mapping[str, tuple[int, Sequence[int]]], threads: int = 0
+    ) -> None:
         """Run ``natten_<function>`` on tensors by name; those not given are absent. The outputs are written.
 
-        tensors: name -> (address, element strides of every dimension). MemoryError if scratch memory is short.
+        tensors: name -> (address, element strides of every dimension). threads: how many to use, but no more than
+        ``NATTEN_NUM_THREADS`` where that is set; 0 is :attr:`threads`. MemoryError if scratch memory is short.
         """
         given = [
             ctypes.byref(_tensor(name, *tensors[name])) if name in tensors else None for name in ARGUMENTS[function]
         ]
-        status = getattr(self._functions, f"natten_{function}")(ctypes.byref(_problem(problem)), *given)
+        status = getattr(self._functions, f"natten_{function}")(ctypes.byref(_problem(problem, threads)), *given)
         if status:
             error = MemoryError if status == 1 else ValueError
             raise error(f"{problem.name}: the CPU kernel refused natten_{function}: {STATUS[status]}")
@@ -96,10 +106,10 @@ def _tensor(name: str, address: int, strides: Sequence[int]) -> CpuTensor:
     return CpuTensor(address, (ctypes.c_int64 * 6)(*block))
 
 
-def _problem(p: Problem) -> CpuProblem:
+def _problem(p: Problem, threads: int) -> CpuProblem:
     padding = (1,) * (3 - p.rank)
     axes = (p.query_shape, p.key_shape, p.kernel_size, p.stride, p.dilation)
     return CpuProblem(
         DTYPES.index(p.dtype), p.rank, p.batch, p.heads, p.kv_heads, p.head_dim, p.head_dim_v, p.additional,
-        *(Axes(*axis, *padding) for axis in axes), (ctypes.c_int32 * 3)(*p.is_causal), 0, p.scale,
+        *(Axes(*axis, *padding) for axis in axes), (ctypes.c_int32 * 3)(*p.is_causal), threads, p.scale,
     )  # fmt: skip

@@ -131,7 +131,7 @@ FAULTS = (
     ("backward.h", "factor[v] = rest * T(p.scale);", "factor[v] = splat(T(p.scale));"),
     ("backward.h", "sum.pairs.normed = true;", ""),
     ("pairs.h", "if (normed)", "if (LANES_ARE_QUERIES && normed)"),
-    ("forward.h", "inverse_total[v] = inverse(softmax.total[v]);", "inverse_total[v] = T(1) / softmax.total[v];"),
+    ("forward.h", "inverse_total[v] = reciprocal(softmax.total[v]);", "inverse_total[v] = T(1) / softmax.total[v];"),
     ("vector.h", "lse == -__builtin_inff() ? __builtin_inff() : lse", "lse"),
     ("bias.h", "step *= 2 * p.w[a] - 1", "step *= 2 * p.w[a]"),
     ("split.h", "fill_empty(lanes, rows);", ""),

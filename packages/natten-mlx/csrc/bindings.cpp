@@ -1,5 +1,6 @@
 // The Python module `natten_mlx._ext`: plans in, lazy arrays out. Its only user is natten_mlx/_launch_nanobind.py.
 #include <memory>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -8,6 +9,7 @@
 
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/array.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
@@ -115,6 +117,10 @@ NB_MODULE(_ext, m) {
   m.def("instruction_set", [] { return std::string(natten_cpu_isa()); },
         "What the CPU kernels use: 'avx512', 'avx2', 'sse' or 'neon'.");
   m.def("threads", &natten_cpu_threads, "Threads of the CPU kernels' pool.");
+  m.def("complaint", []() -> std::optional<std::string> {
+    const char* found = natten_cpu_complaint();
+    return found ? std::optional<std::string>(found) : std::nullopt;
+  }, "What is wrong with an environment variable of the CPU kernels, or None.");
 
   m.def("likeness", &likeness, "query"_a, "key"_a, "value"_a, "stream"_a,
         "The device, dtypes and shapes of a call, as bytes.");

@@ -13,6 +13,11 @@ def instruction_set() -> str:
 def threads() -> int:
     """Threads of the CPU kernels' pool."""
 
+def complaint() -> str | None:
+    """
+    What is wrong with an environment variable of the CPU kernels, or None.
+    """
+
 def likeness(query: mlx.core.array, key: mlx.core.array, value: mlx.core.array, stream: mlx.core.Stream) -> bytes:
     """The device, dtypes and shapes of a call, as bytes."""
 

@@ -67,7 +67,9 @@ class Host(Hashable, Protocol):
 
 @cache
 def _found() -> Any:
-    """The extension, or why there is none, in one sentence."""
+    """The extension, or why there is none, in one sentence; ValueError if an environment variable that it reads is set
+    to something that it cannot use.
+    """
     try:
         built_with = import_module("._build_info", __package__).MLX_VERSION
     except ModuleNotFoundError:
@@ -87,6 +89,9 @@ def _found() -> Any:
         return "the C++ extension was built from other kernel sources than this installation has: install it again"
     if _digests.sources_digest() not in (None, extension.sources_digest):
         return "the C++ extension was built from other sources than csrc has now: build it again"
+    complaint = extension.complaint()
+    if complaint is not None:
+        raise ValueError(complaint)
     return extension
 
 

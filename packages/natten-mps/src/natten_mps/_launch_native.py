@@ -1,7 +1,7 @@
 """Runs the CPU kernels on CPU tensors, through ctypes.
 
 The library (``shared-metal/cpu``) reads any strides, so nothing of the user's tensors is copied; it releases
-the interpreter's lock while it runs and has threads of its own (``NATTEN_NUM_THREADS``).
+the interpreter's lock while it runs. It has threads of its own, and uses as many as torch would.
 """
 
 import platform
@@ -52,7 +52,8 @@ def library() -> CpuLibrary:
 
 
 def _run(function: str, plan: Plan, tensors: dict[str, Tensor]) -> None:
-    library().call(function, plan.problem, {n: (_address(plan, n, t), t.stride()) for n, t in tensors.items()})
+    addresses = {name: (_address(plan, name, t), t.stride()) for name, t in tensors.items()}
+    library().call(function, plan.problem, addresses, torch.get_num_threads())
 
 
 def _address(plan: Plan, name: str, tensor: Tensor) -> int:
