@@ -25,7 +25,7 @@ usage: ./dev.sh COMMAND
   upstream signatures          read every release's parameters anew, and compare with the committed table
 
 Each command first sets up what it needs: uv (into .tools/ unless it is installed), the workspace
-in .venv/ (for `clients`, .venv-clients/ and .venv-clients-older/), and on Linux a CPU build of torch.
+in .venv/ (for `clients`, .venv-clients/ and two more), and on Linux a CPU build of torch.
 Nothing outside this folder is touched, except that the Metal emulator's tests need clang-19, which
 `test` installs with apt-get where that is possible.
 TEXT
@@ -130,7 +130,7 @@ run_demo() {
 # Each group of clients has an environment of its own: they ask for different releases of the same packages.
 run_clients() {
   local suite status=0
-  for suite in clients-older clients; do
+  for suite in clients-older clients clients-earlier; do
     UV_PROJECT_ENVIRONMENT=.venv-$suite
     PY=$UV_PROJECT_ENVIRONMENT/bin/python
     set_up --only-group "$suite"

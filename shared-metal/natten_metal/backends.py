@@ -124,6 +124,7 @@ class Backends:
     aliases: other words for them ('metal' for natten-mlx's 'fast_metal').
     traced: whether a compiler reads along that cannot read context variables, but guards on plain attributes. It
     sees what this thread chose last: the same, unless tasks that chose differently take turns in one thread.
+    preferences: what clients of 0.3 put into the package's own variable, where it was a wish and no order.
     """
 
     def __init__(
@@ -132,10 +133,12 @@ class Backends:
         tiers: tuple[str, ...],
         aliases: dict[str, str] | None = None,
         traced: Callable[[], bool] = lambda: False,
+        preferences: tuple[str, ...] = (),
     ) -> None:
         self.package = package
         self.tiers = tiers
         self.aliases = aliases or {}
+        self.preferences = preferences
         self.variable = package.upper().replace("-", "_") + "_BACKEND"
         self.traced = traced
         self._default: str | None = None
@@ -208,6 +211,13 @@ class Backends:
 
     def _of_environment(self) -> str | None:
         own = os.environ.get(self.variable)
+        if own in self.preferences:
+            say_once(
+                f"{self.variable}={own} is a word of {self.package} 0.3's clients, read as 'auto'; "
+                f"{self.variable}={self.aliases.get(own, self.tiers[0])} chooses a backend",
+                logging.WARNING,
+            )
+            return "auto"
         if own:
             return self._known(self.variable, own)
         shared = os.environ.get("NATTEN_BACKEND")

@@ -5,6 +5,7 @@ did, and hands them to an adapter of the package. Upstream's split ops are heads
 and do not scale; the fused ones are heads-last.
 """
 
+import logging
 import math
 from collections.abc import Callable
 from typing import Any
@@ -55,6 +56,12 @@ def generation_of(version: str) -> str:
     numbers = tuple(int(part) for part in parts)
     if numbers[:2] in SKIPPED:
         raise ValueError(f"for_version: {SKIPPED[numbers[:2]]}; got {version!r}")
+    if numbers == (0, 14, 0):
+        say_once(
+            "for_version: NATTEN 0.14.0 was never released; natten-mps and natten-mlx 0.3 took it for 0.14.6",
+            logging.WARNING,
+        )
+        return "v014"
     # A minor version alone means its last release.
     wanted = numbers if len(numbers) == 3 else (*numbers, math.inf)
     older = [name for name, since in SINCE.items() if since <= wanted]

@@ -7,7 +7,7 @@ from ._metal.backends import Backends
 
 # 'auto' tries them in this order.
 TIERS = ("nanobind", "fast_metal", "pure", "dense")
-BACKENDS = Backends("natten-mlx", TIERS, {"metal": "fast_metal"})
+BACKENDS = Backends("natten-mlx", TIERS, {"metal": "fast_metal"}, preferences=("metal", "mlx"))
 
 
 def get_backend() -> str:

@@ -341,3 +341,12 @@ def explain(op: str, query: mx.array, key: mx.array, value: mx.array | None = No
     given = {n: optional_spec("explain", n, a) if n in faces.TENSOR_ARGUMENTS else a for n, a in arguments.items()}
     problem = faces.explained(op, specs, given)
     return planning.explain(planning.plan(problem, device, chosen, TIERS), device)
+
+
+def __getattr__(name: str) -> Any:
+    """The varlen ops, which natten-mlx 0.3 had here."""
+    if name in ("na1d_varlen", "na2d_varlen", "na3d_varlen"):
+        from . import varlen
+
+        return getattr(varlen, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -336,3 +336,12 @@ def explain(op: str, query: Tensor, key: Tensor, value: Tensor | None = None, **
     problem = faces.explained(op, specs, given)
     device = device_of(query.device)
     return planning.explain(planning.plan(problem, device, chosen, TIERS), device)
+
+
+def __getattr__(name: str) -> Any:
+    """The varlen ops, which natten-mps 0.3 had here."""
+    if name in ("na1d_varlen", "na2d_varlen", "na3d_varlen"):
+        from . import varlen
+
+        return getattr(varlen, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,9 +7,9 @@
 Heads-last, unlike the ``natten*`` ops that the model itself calls: those are in :mod:`natten_mps.compat.v014`.
 """
 
-from ..compat._allin1 import na1d_av_fused as na1d_av_fused
-from ..compat._allin1 import na1d_qk_rpb as na1d_qk_rpb
-from ..compat._allin1 import na2d_av_fused as na2d_av_fused
-from ..compat._allin1 import na2d_qk_rpb as na2d_qk_rpb
+from ...compat._allin1 import na1d_av_fused as na1d_av_fused
+from ...compat._allin1 import na1d_qk_rpb as na1d_qk_rpb
+from ...compat._allin1 import na2d_av_fused as na2d_av_fused
+from ...compat._allin1 import na2d_qk_rpb as na2d_qk_rpb
 
 __all__ = ["na1d_av_fused", "na1d_qk_rpb", "na2d_av_fused", "na2d_qk_rpb"]

@@ -1,0 +1,15 @@
+"""Helpers that natten-mps 0.3 had: :mod:`.params` and :mod:`.window`."""
+
+from .._metal.earlier import moved
+from .params import check_dilation_kernel_vs_input as check_dilation_kernel_vs_input
+from .params import check_kernel_size_vs_input as check_kernel_size_vs_input
+from .params import check_stride_vs_kernel as check_stride_vs_kernel
+from .params import normalize_kernel_size as normalize_kernel_size
+from .params import normalize_tuple_param as normalize_tuple_param
+from .window import get_pb_start as get_pb_start
+from .window import get_pb_start_vectorized as get_pb_start_vectorized
+from .window import get_window_end as get_window_end
+from .window import get_window_start as get_window_start
+from .window import get_window_start_vectorized as get_window_start_vectorized
+
+moved(__name__, "your own code, or natten_mps's public functions")

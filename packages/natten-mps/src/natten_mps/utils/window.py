@@ -1,0 +1,29 @@
+"""Windows in tokens of one axis, where natten-mps 0.3 had them."""
+
+from torch import Tensor
+
+from .._arrays import TorchTables
+from .._metal import earlier
+from .._metal.earlier import bias_start as get_pb_start
+from .._metal.earlier import window_last as get_window_end
+from .._metal.earlier import window_start as get_window_start
+
+__all__ = [
+    "get_pb_start",
+    "get_pb_start_vectorized",
+    "get_window_end",
+    "get_window_start",
+    "get_window_start_vectorized",
+]
+
+
+def get_window_start_vectorized(indices: Tensor, length: int, kernel_size: int, dilation: int) -> Tensor:
+    """The first token of the window of each query at the tokens ``indices``."""
+    found: Tensor = earlier.window_start(indices, length, kernel_size, dilation, TorchTables(indices.device))
+    return found
+
+
+def get_pb_start_vectorized(indices: Tensor, length: int, kernel_size: int, dilation: int) -> Tensor:
+    """The entry of a bias table that the first key of each query's window has."""
+    found: Tensor = earlier.bias_start(indices, length, kernel_size, dilation, TorchTables(indices.device))
+    return found
