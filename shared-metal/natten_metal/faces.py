@@ -8,9 +8,9 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-from . import checks
+from . import checks, verdicts
 from .device import Device
-from .plan import launches_metal, obstacle
+from .plan import gradient_failure, launches_metal, obstacle
 from .problem import DTYPES, INPUTS, RANKS, Problem, TensorSpec
 from .steps import MOST_TABLE, backward
 from .tiles import DIMS
@@ -185,6 +185,8 @@ def _limits(device: Device, tier: str, dtype: str) -> dict[str, str]:
     reasons = {name: obstacle(_sample(1, **changed), device, tier) for name, changed in beyond.items()}
     # Of the problem just beyond, nobody asked what it has.
     words = {name: reason.partition("; got ")[0] for name, reason in reasons.items() if reason is not None}
+    if launches_metal(tier, device) and (failures := verdicts.failures()):
+        words["failed"] = "; ".join(map(str, failures))
     return words | ({"vmap": checks.NO_VMAP} if tier == "fast_metal" else {})
 
 
@@ -192,6 +194,8 @@ def _has_gradient(problem: Problem, device: Device, tier: str) -> bool:
     """Whether the gradient's program makes one of every input; tiers without programs take both or neither."""
     if not launches_metal(tier, device):
         return True
+    if gradient_failure(problem, device, tier) is not None:
+        return False
     made = {output.name for step in backward(problem, True) for output in step.outputs}
     given = {"additional_keys": problem.additional, "additional_values": problem.additional, "rpb": problem.has_rpb}
     return {f"{name}_grad" for name in INPUTS[problem.op] if given.get(name, True)} <= made

@@ -6,13 +6,14 @@ plan too, with its reason.
 """
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from . import limits, steps
+from . import limits, steps, verdicts
+from .backends import KernelFailure
 from .blocks import AxisBlocks, Blocks, box_size, tiles_per_group
 from .device import Device
-from .problem import Axis, Problem, describe
+from .problem import OUTPUTS, Axis, Problem, describe
 
 # Bytes of logits that one step of a walk may hold, of what it gathers for them, and of logits in a single tile. A
 # tile of one row is taken whatever it holds: less than all keys of all heads.
@@ -39,7 +40,7 @@ class Plan:
     """What will run. path: the tier. why: one sentence.
 
     queries, keys: the pure path's two walks. forward: the Metal path's launches (their gradients' are
-    :func:`.steps.backward`).
+    :func:`.steps.backward`). failed: what keeps 'auto' from a faster tier; whoever runs the plan warns of it.
     """
 
     problem: Problem
@@ -48,10 +49,19 @@ class Plan:
     queries: Blocks | None = None
     keys: Blocks | None = None
     forward: tuple[steps.Step, ...] = ()
+    failed: KernelFailure | None = None
 
 
 def obstacle(problem: Problem, device: Device, tier: str) -> str | None:
     """Why ``tier`` cannot take ``problem`` on ``device``; None if it can."""
+    reason = _rule(problem, device, tier)
+    if reason is None and (failure := _forward_failure(problem, device, tier)) is not None:
+        return str(failure)
+    return reason
+
+
+def _rule(problem: Problem, device: Device, tier: str) -> str | None:
+    """The rule that ``tier`` breaks; None if it takes ``problem`` wherever its kernels run."""
     missing = device.reason_missing(tier)
     if missing is not None:
         return missing
@@ -67,6 +77,21 @@ def obstacle(problem: Problem, device: Device, tier: str) -> str | None:
     return limits.obstacle(problem, smallest)
 
 
+def _forward_failure(problem: Problem, device: Device, tier: str) -> KernelFailure | None:
+    """The failure of a kernel that ``problem`` would launch."""
+    if not launches_metal(tier, device) or not problem.batch:
+        return None
+    return verdicts.failure_of(steps.forward(problem, most_simdgroups(problem, tier)))
+
+
+def gradient_failure(problem: Problem, device: Device, tier: str) -> KernelFailure | None:
+    """The failure of a kernel that the gradients of ``problem`` would launch: the pure path computes them then."""
+    if not launches_metal(tier, device) or not problem.batch:
+        return None
+    has_lse_grad = OUTPUTS[problem.op] > 1
+    return verdicts.failure_of(steps.backward(problem, has_lse_grad, most_simdgroups(problem, tier)))
+
+
 def launches_metal(tier: str, device: Device) -> bool:
     """Whether ``tier`` launches the Metal kernels on ``device``; those that run the CPU kernels take every problem."""
     return tier in METAL_TIERS and not (tier in CPU_TIERS and device.kind == "cpu")
@@ -76,21 +101,36 @@ def launches_metal(tier: str, device: Device) -> bool:
 def plan(problem: Problem, device: Device, backend: str, tiers: tuple[str, ...]) -> Plan:
     """The plan of ``problem``: the first of ``tiers`` that can take it, or the one that ``backend`` names.
 
-    Raises NotImplementedError with the reason if ``backend`` cannot take it, or if nothing can.
+    Raises NotImplementedError with the reason if ``backend`` cannot take it, or if nothing can; and the KernelFailure
+    again if the kernels of ``backend`` failed on this machine.
     """
-    reasons = {tier: obstacle(problem, device, tier) for tier in tiers}
     if backend != "auto":
-        if reasons[backend] is not None:
+        reason = _rule(problem, device, backend)
+        if reason is not None:
             raise NotImplementedError(
-                f"{problem.name}: backend='{backend}' cannot take this problem: {reasons[backend]}. "
+                f"{problem.name}: backend='{backend}' cannot take this problem: {reason}. "
                 "backend='auto' picks a path that can"
             )
+        failure = _forward_failure(problem, device, backend)
+        if failure is not None:
+            raise failure
         return _plan_of(problem, device, backend, f"backend='{backend}' was asked for")
+    reasons = {tier: obstacle(problem, device, tier) for tier in tiers}
     for tier in tiers:
         if reasons[tier] is None:
             passed = [f"{other}: {reasons[other]}" for other in tiers[: tiers.index(tier)]]
-            return _plan_of(problem, device, tier, "; ".join(passed) or "the fastest path that takes this problem")
+            planned = _plan_of(problem, device, tier, "; ".join(passed) or "the fastest path that takes this problem")
+            return replace(planned, failed=_failure_before(problem, device, tiers[: tiers.index(tier)]))
     raise NotImplementedError(f"{problem.name}: no path takes this problem: " + "; ".join(map(str, reasons.values())))
+
+
+verdicts.depends(plan.cache_clear)
+
+
+def _failure_before(problem: Problem, device: Device, tiers: tuple[str, ...]) -> KernelFailure | None:
+    """The failure that took the first of ``tiers`` out of the choice, if one did."""
+    able = (tier for tier in tiers if _rule(problem, device, tier) is None)
+    return next((failure for tier in able if (failure := _forward_failure(problem, device, tier))), None)
 
 
 def _plan_of(problem: Problem, device: Device, tier: str, why: str) -> Plan:
@@ -165,4 +205,7 @@ def explain(planned: Plan, device: Device) -> str:
             f"{step}, {step.instance.threadgroup_bytes} bytes of threadgroup memory each, {step.bricks} bricks, "
             f"{step.full} of them without a mask"
         )
+    failure = gradient_failure(planned.problem, device, planned.path)
+    if failure is not None:
+        lines.append(f"gradients: pure ({failure})")
     return "\n".join(lines)

@@ -10,7 +10,9 @@ import frameworks
 import metal_emulator
 import pytest
 
-from natten_mps import _launch
+from natten_mps import _call, _launch, functional
+from natten_mps._config import TIERS
+from natten_mps._metal import verdicts
 
 from .host import EmulatedHost
 
@@ -29,12 +31,17 @@ def emulator() -> None:
 @contextmanager
 def installed(monkeypatch: pytest.MonkeyPatch, host: EmulatedHost) -> Iterator[EmulatedHost]:
     """``host`` in place of torch's own, with nothing left over from another."""
-    kept: list[Any] = [_launch._kernels, _launch._failures, _launch._params]
+    kept: list[Any] = [_launch._kernels, _launch._params]
+    verdicts.forget()
     for cache in kept:
         cache.clear()
     monkeypatch.setattr(_launch, "HOST", host)
+    # An emulated GPU hides behind a CPU, where 'auto' would take the CPU kernels in place of those that fail.
+    for module in (_call, functional):
+        monkeypatch.setattr(module, "TIERS", tuple(tier for tier in TIERS if tier != "native"))
     monkeypatch.setitem(frameworks.TIER_MODULES, "metal", ("_launch",))
     yield host
+    verdicts.forget()
     for cache in kept:
         cache.clear()
 
@@ -51,14 +58,18 @@ def installed_mlx(monkeypatch: pytest.MonkeyPatch, host: MlxHost) -> Iterator[Ml
     """``host`` in place of MLX's own; the emulator finds nothing in what runs there, and no output unwritten."""
     from natten_mlx import _launch_fast, _launch_nanobind
     from natten_mlx._metal import backends
+    from natten_mlx._metal import verdicts as learned
 
+    learned.forget()
     frameworks.MLX.package  # noqa: B018 - selects the CPU
     monkeypatch.setattr(_launch_fast, "HOST", host)
     # Here an emulated GPU hides behind a CPU stream, where 'auto' would take the CPU kernels.
     monkeypatch.setattr(_launch_nanobind, "_found", lambda: "the extension is left out")
     monkeypatch.setitem(frameworks.TIER_MODULES, "fast_metal", ("_launch_fast",))
     monkeypatch.setattr(backends, "_said", set())
+    monkeypatch.setattr(backends, "warn_of_missing_kernels", lambda *words: None)  # of the CPU that it hides behind
     yield host
+    learned.forget()
     assert not host.faults
     assert all(launch.written_once for launch in host.ran)
 

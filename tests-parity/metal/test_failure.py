@@ -12,8 +12,9 @@ import torch
 
 import natten_mps
 from natten_mps import _launch
+from natten_mps._arrays import device_of
 from natten_mps._doctor import PATIENT
-from natten_mps._metal import backends, doctor, source
+from natten_mps._metal import backends, doctor, faces, source
 
 from .host import EmulatedHost
 
@@ -110,6 +111,38 @@ def test_a_gradient_that_does_not_compile(
     assert [name.partition("_r1")[0] for name in metal.names] == ["na_fwd"] * 2
 
 
+def matrix() -> dict[str, Any]:
+    """The support matrix's entry of Metal, where the emulated GPU hides behind the CPU."""
+    return faces.support_matrix(device_of(torch.device("cpu")), ("metal",))["metal"]
+
+
+def test_what_is_said_is_what_runs(metal: EmulatedHost, warnings: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once a kernel failed, plans leave it out and say why; others go on, and so does what needs other kernels."""
+    with_broken(monkeypatch, "na_fwd")
+    given, image = tensors(), [torch.randn(1, 5, 5, 1, 8) for _ in range(3)]
+    assert "failed" not in matrix()["limits"]
+    natten_mps.na1d(*given, 5)
+    told = natten_mps.explain("na1d", *given, kernel_size=5)
+    assert re.search(r"^path: pure \(metal: na_fwd_r1_\w+ does not compile: .*absent_na_fwd.*\)$", told, re.MULTILINE)
+    with pytest.raises(backends.KernelFailure, match=r"na_fwd_r1_\w+ does not compile"):
+        natten_mps.explain("na1d", *given, kernel_size=5, backend="metal")
+    assert re.match(r"na_fwd_r1_\w+ does not compile", matrix()["limits"]["failed"])
+    assert "path: metal" in natten_mps.explain("na2d", *image, kernel_size=3)  # nobody tried that one yet
+    assert "path: metal" in natten_mps.explain("na1d_qk", *given[:2], kernel_size=5)
+    assert len(warnings) == 1 and not metal.launches
+
+
+def test_a_gradient_that_failed_is_told(metal: EmulatedHost, warnings: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_broken(monkeypatch, "na_bwd_dkv")
+    given = tensors()
+    assert "gradients" not in natten_mps.explain("na1d", *given, kernel_size=5)
+    results(None, given)
+    told = natten_mps.explain("na1d", *given, kernel_size=5)
+    assert "path: metal" in told
+    assert re.search(r"^gradients: pure \(na_bwd_dkv_r1_\w+ does not compile: ", told, re.MULTILINE)
+    assert matrix()["forward"] and "na_bwd_dkv" in matrix()["limits"]["failed"]
+
+
 def test_another_shape_does_not_warn_again(
     metal: EmulatedHost, warnings: Record, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,7 +172,7 @@ def test_metal_that_was_asked_for_raises(
     given = tensors()
     words = []
     for _ in range(2):
-        with pytest.raises(_launch.KernelFailure, match="does not compile") as caught:
+        with pytest.raises(backends.KernelFailure, match="does not compile") as caught:
             natten_mps.na1d(*given, 5, backend="metal")
         words.append(str(caught.value))
     assert words[0] == words[1] and len(metal.compilations) == 1
@@ -160,7 +193,7 @@ def test_a_launch_that_is_refused(backend: str | None, metal: EmulatedHost, warn
     metal.refuses = "command buffer exited with error status\nline 2\nline 3\nline 4"
     words = r"na_fwd\w+ does not launch: command buffer exited with error status \| line 2 \| line 3"
     if backend:
-        with pytest.raises(_launch.KernelFailure, match=f"^{words}$"):
+        with pytest.raises(backends.KernelFailure, match=f"^{words}$"):
             natten_mps.na1d(*given, 5, backend=backend)
         assert not warnings
         return

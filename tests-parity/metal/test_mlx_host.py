@@ -328,6 +328,8 @@ def test_a_failure_is_one_warning_and_the_pure_path(
         mx.eval(found)
     assert ran == {"fast_metal", "pure"} and not broken.ran
     assert all(mx.array_equal(a, attend("pure")(*given)) for a in found[:2])
+    told = natten_mlx.explain("na2d", *given, kernel_size=3)
+    assert re.search(rf"^path: pure \(.*fast_metal: {words}", told, re.MULTILINE)
     (said,) = warnings_of(caplog)
     assert re.search(words, said) and "`natten-mlx doctor`" in said
     assert re.search(r"The plan was: kernel na_fwd_r2_\w+: [\d x]+ threadgroups of \d+ threads$", said)

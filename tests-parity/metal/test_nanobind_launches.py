@@ -18,6 +18,7 @@ from frameworks import MLX
 from metal_emulator import Buffer
 
 from natten_mlx import _launch_nanobind, _transforms
+from natten_mlx._metal import backends, verdicts
 from natten_mlx._metal.device import Device
 
 from .launch import compiled
@@ -109,11 +110,13 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Extension]:
     )  # fmt: skip
     monkeypatch.setattr(_launch_nanobind, "_found", lambda: extension)
     monkeypatch.setattr(_launch_nanobind, "_on_gpu", lambda host: True)
-    monkeypatch.setattr(_launch_nanobind, "_proved", {})
+    monkeypatch.setattr(_launch_nanobind, "_proved", set())
     monkeypatch.setattr(_transforms, "device_of", lambda stream: Device("gpu", "gpu", float64=False))
     for cache in caches:
         cache.cache_clear()
+    verdicts.forget()
     yield extension
+    verdicts.forget()
     for cache in caches:
         cache.cache_clear()
 
@@ -185,6 +188,6 @@ def test_a_kernel_that_does_not_run_is_found_out_first(gpu: Extension, monkeypat
     monkeypatch.setattr(gpu, "launch", refuse)
     given = {n: MLX.tensor(a, "float32") for n, a in inputs(case, "float32").items() if n in INPUTS}
     for _ in range(2):
-        with pytest.raises(_launch_nanobind.KernelFailure, match="no such luck"):
+        with pytest.raises(backends.KernelFailure, match="no such luck"):
             _launch_nanobind.forward(node(_transforms.Forward, case, "na", given), given)
     assert len(launched) == 1

@@ -79,9 +79,9 @@ def stats_of(exact: Array, lse: Array, delta: Array) -> Array:
     return np.stack([in_base_2, factor, delta, np.zeros_like(delta)], -1)
 
 
-def sample_of(kit: Kit, rng: random.Random, number: int) -> Sample:
-    """A random case of a kit, with the bounds that the other suites hold it to."""
-    case, dtype = kit.problem(f"{kit}/{number}/{rng.random()}", rng), kit.dtype
+def sample_of(kit: Kit, rng: random.Random, number: int, **changed: Any) -> Sample:
+    """A random case of a kit, with the bounds that the other suites hold it to. changed: fields of the case."""
+    case, dtype = replace(kit.problem(f"{kit}/{number}/{rng.random()}", rng), **changed), kit.dtype
 
     def expected(kind: str) -> dict[str, tolerances.Expected]:
         function = {"fused": tolerances.fused, "qk": tolerances.split_qk, "av": tolerances.split_av}[kind]

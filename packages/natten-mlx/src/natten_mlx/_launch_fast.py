@@ -14,7 +14,8 @@ from typing import Any, Protocol
 import mlx.core as mx
 
 from ._metal import steps as programs
-from ._metal.backends import KernelFailure, quoted
+from ._metal import verdicts
+from ._metal.backends import quoted
 from ._metal.plan import Plan, most_simdgroups
 from ._metal.probe import smallest_launch
 from ._metal.source import Instance, mlx_body, mlx_header
@@ -65,7 +66,6 @@ HOST: Host = MetalHost()
 # A kernel is proved under the first; its launch takes the second.
 _lock, _params_lock = threading.Lock(), threading.Lock()
 _kernels: dict[tuple[Host, Instance], Any] = {}
-_failures: dict[tuple[Host, Instance], str] = {}
 _params: OrderedDict[tuple[int, ...], mx.array] = OrderedDict()
 
 
@@ -74,7 +74,10 @@ def proved_kernel(host: Host, step: Step) -> Any:
     instance = step.instance
     key = (host, instance)
     with _lock:
-        if key not in _kernels and key not in _failures:
+        known = verdicts.failure_of((step,))
+        if known is not None:
+            raise known
+        if key not in _kernels:
             try:
                 kernel = _kernel(host, instance)
                 smallest, shapes = smallest_launch(instance)
@@ -83,9 +86,7 @@ def proved_kernel(host: Host, step: Step) -> Any:
                 mx.eval(_launch(kernel, smallest, given))
                 _kernels[key] = kernel
             except (RuntimeError, ValueError) as error:  # what MLX raises for a kernel it cannot build or launch
-                _failures[key] = quoted(error)
-        if key in _failures:
-            raise KernelFailure(step, "run", _failures[key])
+                raise verdicts.record(step, "run", quoted(error)) from error
         return _kernels[key]
 
 

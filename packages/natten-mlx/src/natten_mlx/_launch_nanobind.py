@@ -17,7 +17,8 @@ import mlx.core as mx
 
 from . import _digests
 from ._metal import steps as programs
-from ._metal.backends import KernelFailure, quoted
+from ._metal import verdicts
+from ._metal.backends import quoted
 from ._metal.plan import Plan, most_simdgroups
 from ._metal.probe import smallest_launch
 from ._metal.problem import Problem
@@ -256,7 +257,7 @@ def _plan(host: Host, function: str, inputs: Tensors, outputs: list[Tensor], ste
 # --- launches on a GPU -------------------------------------------------------------------------------
 
 _lock = threading.Lock()
-_proved: dict[Instance, str | None] = {}  # why it failed, or None
+_proved: set[Instance] = set()
 
 
 def _prove(step: Step, stream: mx.Stream) -> None:
@@ -266,15 +267,15 @@ def _prove(step: Step, stream: mx.Stream) -> None:
     """
     instance = step.instance
     with _lock:
+        known = verdicts.failure_of((step,))
+        if known is not None:
+            raise known
         if instance not in _proved:
             try:
                 _launch_smallest(instance, stream)
-                _proved[instance] = None
+                _proved.add(instance)
             except (RuntimeError, ValueError) as error:  # what MLX raises for a kernel it cannot build or launch
-                _proved[instance] = quoted(error)
-        failure = _proved[instance]
-    if failure is not None:
-        raise KernelFailure(step, "run", failure)
+                raise verdicts.record(step, "run", quoted(error)) from error
 
 
 def _launch_smallest(instance: Instance, stream: mx.Stream) -> None:

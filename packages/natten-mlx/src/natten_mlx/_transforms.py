@@ -113,6 +113,8 @@ class _Custom:
         if self.problem.batch == 0:
             return self.launch_nothing(arrays)
         planned = self.planned()
+        if planned.failed is not None:
+            self.accept(planned.failed)
         if planned.path == "fast_metal":
             try:
                 return self.launch_metal(planned, self.not_to_be_mapped(arrays))

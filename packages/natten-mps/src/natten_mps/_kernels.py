@@ -20,6 +20,8 @@ def _fall_back(call: Call, failure: backends.KernelFailure, inputs: list[Any]) -
 def run_forward(call: Call, tensors: list[Any], into: list[Tensor] | None = None) -> list[Tensor]:
     """The op's outputs; in ``into`` itself where the path can write there."""
     planned = plan_for(call, tensors)
+    if planned.failed is not None:
+        backends.accept_failure("natten-mps", call.name, call.backend, planned.failed)
     with torch.autocast(tensors[1].device.type, enabled=False):
         if planned.path == "native":
             return _launch_native.forward(planned, named(call, tensors), into)

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from ._metal import steps as programs
-from ._metal.backends import KernelFailure, quoted
+from ._metal import verdicts
+from ._metal.backends import quoted
 from ._metal.plan import Plan
 from ._metal.source import ITEM_SIZES, Instance, library
 from ._metal.steps import CONTIGUOUS, MOST_SIMDGROUPS, RESULTS, Step, fills_words, with_strides
@@ -54,7 +55,6 @@ HOST: Host = MpsHost()
 
 _lock = threading.Lock()
 _kernels: dict[tuple[Host, Instance], Any] = {}
-_failures: dict[tuple[Host, Instance], str] = {}
 _params: OrderedDict[tuple[Any, ...], Tensor] = OrderedDict()
 
 
@@ -62,15 +62,15 @@ def kernel(host: Host, step: Step) -> Any:
     """The compiled kernel of a step; KernelFailure, the same each time, if it does not compile."""
     instance = step.instance
     key = (host, instance)
+    known = verdicts.failure_of((step,))
+    if known is not None:
+        raise known
     with _lock:
-        if key in _failures:
-            raise KernelFailure(step, "compile", _failures[key])
         if key not in _kernels:
             try:
                 _kernels[key] = getattr(host.compile_shader(library((instance,))), instance.name)
             except (SyntaxError, RuntimeError) as error:  # what compile_shader raises for a source it rejects
-                _failures[key] = quoted(error)
-                raise KernelFailure(step, "compile", _failures[key]) from error
+                raise verdicts.record(step, "compile", quoted(error)) from error
         return _kernels[key]
 
 
@@ -123,7 +123,7 @@ def _launch(host: Host, step: Step, known: dict[str, Tensor]) -> None:
     try:
         kernel(host, step)(*arguments, threads=threads, group_size=(step.threads, 1, 1))
     except (RuntimeError, ValueError) as error:  # what torch raises for a launch it refuses
-        raise KernelFailure(step, "launch", quoted(error)) from error
+        raise verdicts.record(step, "launch", quoted(error)) from error
 
 
 def _params_tensor(step: Step, bound: dict[str, Tensor], device: torch.device) -> Tensor:
