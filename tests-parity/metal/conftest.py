@@ -12,7 +12,7 @@ import pytest
 
 from natten_mps import _call, _launch, functional
 from natten_mps._config import TIERS
-from natten_mps._metal import verdicts
+from natten_mps._metal import backends, verdicts
 
 from .host import EmulatedHost
 
@@ -39,6 +39,7 @@ def installed(monkeypatch: pytest.MonkeyPatch, host: EmulatedHost) -> Iterator[E
     # An emulated GPU hides behind a CPU, where 'auto' would take the CPU kernels in place of those that fail.
     for module in (_call, functional):
         monkeypatch.setattr(module, "TIERS", tuple(tier for tier in TIERS if tier != "native"))
+    monkeypatch.setattr(backends, "warn_of_missing_kernels", lambda *words: None)
     monkeypatch.setitem(frameworks.TIER_MODULES, "metal", ("_launch",))
     yield host
     verdicts.forget()
@@ -57,7 +58,7 @@ def metal(emulator: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[EmulatedH
 def installed_mlx(monkeypatch: pytest.MonkeyPatch, host: MlxHost) -> Iterator[MlxHost]:
     """``host`` in place of MLX's own; the emulator finds nothing in what runs there, and no output unwritten."""
     from natten_mlx import _launch_fast, _launch_nanobind
-    from natten_mlx._metal import backends
+    from natten_mlx._metal import backends as named
     from natten_mlx._metal import verdicts as learned
 
     learned.forget()
@@ -66,8 +67,8 @@ def installed_mlx(monkeypatch: pytest.MonkeyPatch, host: MlxHost) -> Iterator[Ml
     # Here an emulated GPU hides behind a CPU stream, where 'auto' would take the CPU kernels.
     monkeypatch.setattr(_launch_nanobind, "_found", lambda: "the extension is left out")
     monkeypatch.setitem(frameworks.TIER_MODULES, "fast_metal", ("_launch_fast",))
-    monkeypatch.setattr(backends, "_said", set())
-    monkeypatch.setattr(backends, "warn_of_missing_kernels", lambda *words: None)  # of the CPU that it hides behind
+    monkeypatch.setattr(named, "_said", set())
+    monkeypatch.setattr(named, "warn_of_missing_kernels", lambda *words: None)  # of the CPU that it hides behind
     yield host
     learned.forget()
     assert not host.faults
