@@ -32,14 +32,14 @@ def environment() -> Any:
         for name, value in client._RUNTIME_DEFAULTS.items():
             patch.setenv(name, value)
         assert client._RUNTIME_DEFAULTS["NATTEN_MLX_BACKEND"] == "metal"
-        MLX.package._config.BACKENDS._environment = None  # read anew by the next call
+        MLX.module("_config").BACKENDS._environment = None  # read anew by the next call
         yield importlib.import_module("allin1_mlx.models.dinat_mlx")
-    MLX.package._config.BACKENDS._environment = None
+    MLX.module("_config").BACKENDS._environment = None
 
 
 def build() -> Any:
     config, models = (importlib.import_module(f"allin1_mlx.{name}") for name in ("config", "models"))
-    model = models.AllInOneMLX(config.Config(data=config.HarmonixConfig(), depth=3))
+    model = models.AllInOneMLX(config.Config(data=config.DataConfig("harmonix", 4, 10), depth=3))
     random = np.random.default_rng(0)
     noise = tree_map_with_path(
         lambda _, p: p + 0.1 * mx.array(random.standard_normal(p.shape), p.dtype), model.trainable_parameters()

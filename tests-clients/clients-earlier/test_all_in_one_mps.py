@@ -10,7 +10,7 @@ from comparison import BACKENDS, Client, assert_notices, check
 from stand_ins import MUSIC, stand_in
 from torch import Tensor, nn
 
-with pytest.MonkeyPatch.context() as patch, stand_in(MUSIC):
+with pytest.MonkeyPatch.context() as patch, stand_in(MUSIC | {"soundfile"}):
     # The client's own switch: on a Mac natten-mps is what it takes first.
     patch.setenv("NATTEN_MPS", "1")
     from allin1.config import Config, HarmonixConfig
