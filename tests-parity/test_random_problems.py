@@ -17,8 +17,6 @@ Array = Any
 EPS = float(np.finfo(np.float64).eps)
 # Ulps of the largest logit that a result may be off, relative to the largest number of its kind.
 ULPS = 64
-# The C++ extension's kernels are those of mps-native.
-TRIED = tuple(path for path in PATHS if path.backend != "nanobind")
 
 
 def keys_of_axis(query: int, length: int, w: int, s: int, d: int, causal: bool) -> list[int]:
@@ -139,14 +137,14 @@ def assert_true(path: Path, number: int) -> None:
         assert apart <= ULPS * EPS * (8 + top) * size, (number, name, apart, top, arguments)
 
 
-@pytest.mark.parametrize("path", TRIED, ids=str)
+@pytest.mark.parametrize("path", PATHS, ids=str)
 def test_some_random_problems(path: Path) -> None:
     for number in range(30):
         assert_true(path, number)
 
 
 @pytest.mark.all
-@pytest.mark.parametrize("path", TRIED, ids=str)
+@pytest.mark.parametrize("path", PATHS, ids=str)
 def test_many_random_problems(path: Path) -> None:
     for number in range(30, 2030):
         assert_true(path, number)

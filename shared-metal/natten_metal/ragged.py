@@ -19,7 +19,7 @@ from itertools import pairwise
 Row = tuple[int, ...]
 Table = tuple[Row, ...]
 # Items of at most so many tokens are brought together where they lie apart; of larger ones a copy costs more than a
-# launch of their own (measured on a CPU with 4 heads of 32).
+# launch of their own (an estimate).
 TOGETHER = 128
 
 
