@@ -77,7 +77,7 @@ class Recorded(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace == "natten_mps":
-            self.calls.append((func, tree_map_only(Tensor, lambda t: t.detach().requires_grad_(t.requires_grad), args)))
+            self.calls.append((func, tree_map_only(Tensor, lambda t: t.detach(), args)))
         return func(*args, **(kwargs or {}))
 
 
