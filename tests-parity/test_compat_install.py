@@ -32,7 +32,7 @@ def test_for_version(framework: Framework) -> None:
         assert found.for_version(version) is framework.module(f"compat.{generation}"), version
         assert getattr(found, generation) is framework.module(f"compat.{generation}")
     for version, words in (
-        ("0.13.0", "the oldest version is 0.14.1"), ("0.14.0", "the oldest version is 0.14.1"),
+        ("0.13.0", "the oldest version is 0.14.1"), ("0.13.9", "the oldest version is 0.14.1"),
         ("0.16.0", "0.16 was never released"), ("0.19", "0.19 was never released"),
         ("newest", "must be like '0.17.5'"), ("0", "must be like"), ("0.17.5.1", "must be like"),
     ):  # fmt: skip

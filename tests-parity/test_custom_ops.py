@@ -88,7 +88,10 @@ def test_ops_of_varlen_are_well_formed() -> None:
     with Recorded() as seen:
         MPS.package.na1d_varlen(query, query * 2, query.sin(), [9, 5, 0], 3).sum().backward()
     assert {func.name() for func, _ in seen.calls} == {"natten_mps::varlen_forward", "natten_mps::varlen_backward"}
-    for func, arguments in seen.calls:
+    for func, recorded in seen.calls:
+        # The backward has no derivative, which the check of compiled calls would ask for.
+        once = func.name().endswith("_forward")
+        arguments = recorded if once else tree_map_only(Tensor, lambda t: t.detach(), recorded)
         assert set(torch.library.opcheck(func, arguments, test_utils=CHECKS).values()) == {"SUCCESS"}
 
 

@@ -47,7 +47,7 @@ def spec(face: str, name: str, tensor: Any) -> TensorSpec:
     """What the rules need to know of ``tensor``; TypeError if it is not a dense floating-point tensor."""
     if not isinstance(tensor, torch.Tensor):
         checks.reject_type(face, name, tensor, "a tensor of this package's framework")
-    if type(tensor) is not torch.Tensor:
+    if type(tensor) is not torch.Tensor and type(tensor) is not torch.nn.Parameter:
         _reject_wrapper(face, name, tensor)
     dtype = _NAMES.get(tensor.dtype, str(tensor.dtype).removeprefix("torch."))
     checks.require_float(face, name, dtype)
