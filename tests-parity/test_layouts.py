@@ -20,9 +20,9 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
     library, calls = MPS.module("_metal.cpu_library").CpuLibrary, []
     original = library.call
 
-    def recording(self: Any, function: str, problem: Any, tensors: dict[str, Any]) -> None:
+    def recording(self: Any, function: str, problem: Any, tensors: dict[str, Any], threads: int) -> None:
         calls.append((function, {name: (address, tuple(strides)) for name, (address, strides) in tensors.items()}))
-        original(self, function, problem, tensors)
+        original(self, function, problem, tensors, threads)
 
     monkeypatch.setattr(library, "call", recording)
     return calls

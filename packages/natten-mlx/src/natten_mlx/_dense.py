@@ -5,6 +5,7 @@ indexing is by ``take_along_axis`` and ``put_along_axis``, the gathers that MLX 
 
 Every query meets every key, if only with a weight of 0, and 0 times NaN is NaN. So numbers that are not finite are
 taken out of query, key and value, and what a query sees of them is marked: its result is NaN, no other's is.
+Marks are joined by ``logical_or``: under ``mx.vmap``, MLX 0.32 gives ``|`` of a mapped and another array a wrong shape.
 """
 
 import math
@@ -111,7 +112,8 @@ def forward(
         logits = mx.concatenate([logits, problem.scale * extra], -1)
         values = mx.concatenate([values, _finite(additional_values, groups)], 2)
         bad_values = ~mx.isfinite(_heads_first(additional_values, groups))
-        seen = seen | mx.concatenate([bad_values, _bad_rows(additional_keys, groups)], -1).any(2, keepdims=True)
+        more = mx.concatenate([bad_values, _bad_rows(additional_keys, groups)], -1).any(2, keepdims=True)
+        seen = mx.logical_or(seen, more)
     top = mx.stop_gradient(logits.max(-1, keepdims=True))
     empty = top == -math.inf
     # A query whose logits are all -inf has no weights; finite numbers stand in, so that no NaN reaches a gradient.
@@ -119,8 +121,8 @@ def forward(
     weights = exp(logits - top)
     total = mx.where(empty, 1.0, weights.sum(-1, keepdims=True))
     out, lse = (weights / total) @ values, mx.where(empty, -math.inf, top + mx.log(total))
-    bad = seen[..., -1:] | _bad_rows(query)
-    out, lse = _spoilt(out, seen[..., :-1] | bad), _spoilt(lse, bad)
+    bad = mx.logical_or(seen[..., -1:], _bad_rows(query))
+    out, lse = _spoilt(out, mx.logical_or(seen[..., :-1], bad)), _spoilt(lse, bad)
     shape = problem.query_shape
     return _heads_last(out, shape, query.dtype), _heads_last(lse, shape, lse.dtype)[..., 0]
 
@@ -137,8 +139,8 @@ def qk(problem: Problem, query: mx.array, key: mx.array, rpb: Optional = None) -
     empty = mx.full((*logits.shape[:-1], 1), -math.inf, logits.dtype)
     found = mx.take_along_axis(mx.concatenate([logits, empty], -1), _slots(problem), axis=-1)
     keys, held = slot_keys(problem, MlxTables())
-    bad = (mx.take(_bad_rows(key, problem.group_heads)[..., 0], keys, axis=2) | _bad_rows(query)) & held
-    found = _spoilt(found, bad)
+    bad = mx.logical_or(mx.take(_bad_rows(key, problem.group_heads)[..., 0], keys, axis=2), _bad_rows(query))
+    found = _spoilt(found, mx.logical_and(bad, held))
     return _heads_last(found, problem.query_shape, query.dtype)
 
 
