@@ -21,6 +21,7 @@ _HOMES = {
     "varlen": ("na1d_varlen", "na2d_varlen", "na3d_varlen", "generate_varlen_parameters"),
     "modules": ("NeighborhoodAttention1D", "NeighborhoodAttention2D", "NeighborhoodAttention3D"),
     "weights": ("load_weights", "save_weights"),
+    "_export": ("export_mode",),
     "_config": ("get_backend", "set_backend", "use_backend", "get_support_matrix", "has_metal", "has_mps"),
 }  # fmt: skip
 _SUBPACKAGES = ("compat", "extras")
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from ._config import has_mps as has_mps
     from ._config import set_backend as set_backend
     from ._config import use_backend as use_backend
+    from ._export import export_mode as export_mode
     from .functional import attention as attention
     from .functional import explain as explain
     from .functional import merge_attentions as merge_attentions

@@ -60,7 +60,7 @@ def _spoilt(result: Tensor, where: Tensor) -> Tensor:
 
 
 def _heads_last(tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    return tensor.transpose(1, 2).unflatten(1, shape).to(dtype)
+    return tensor.transpose(1, 2).to(dtype).contiguous().unflatten(1, shape)
 
 
 def _logits(problem: Problem, query: Tensor, key: Tensor, rpb: Optional) -> Tensor:

@@ -48,6 +48,11 @@ def run(call: Call, *inputs: Tensor | None) -> tuple[Tensor, ...]:
     """The op's outputs, differentiable once in reverse; inputs in the order of ``INPUTS[call.op]``."""
     if torch.compiler.is_compiling() or torch.compiler.is_exporting():
         return tuple(forward_op(call, inputs))
+    if torch.jit.is_tracing():
+        raise NotImplementedError(
+            f"{call.name}: torch.jit.trace and what is made of it (torch.onnx.export with dynamo=False) cannot record "
+            "this package's ops; trace inside of `with natten_mps.export_mode():`, which makes them plain operations"
+        )
     results: tuple[Tensor, ...] = Forward.apply(call, *inputs)
     return results
 

@@ -45,8 +45,10 @@ def _run(problem: Problem, backend: str, tensors: tuple[Any, ...]) -> tuple[Tens
     """
     if backend != "dense":
         return _ops.run(_ops.call_of(problem, backend), *tensors)
-    planning.plan(problem, device_of(tensors[0].device), backend, TIERS)
-    with torch.autocast(tensors[0].device.type, enabled=False):
+    if not (torch.compiler.is_compiling() or torch.compiler.is_exporting()):  # which cannot follow the planner
+        planning.plan(problem, device_of(tensors[0].device), backend, TIERS)
+    device = tensors[0].device.type
+    with torch.autocast("cpu" if device == "meta" else device, enabled=False):  # which does not know of meta tensors
         if problem.op == "qk":
             return (_dense.qk(problem, *tensors),)
         if problem.op == "av":

@@ -1,0 +1,20 @@
+"""Tracing the package's functions as plain torch operations."""
+
+from contextlib import AbstractContextManager
+
+from ._config import use_backend
+
+
+def export_mode() -> AbstractContextManager[None]:
+    """``with export_mode(): ...`` - what is traced within holds plain torch operations only, none of this package's.
+
+    For tools that know torch's own operations: ``torch.jit.trace``, ``torch.onnx.export`` (of either kind), counters of
+    operations. ``torch.export`` and ``torch.compile`` need it only where the program is to run without this package.
+
+        with natten_mps.export_mode():
+            traced = torch.jit.trace(model, x)
+
+    The operations are those of the dense path: every query against every key, quadratic memory, for the sizes that are
+    traced. A call that forces another backend keeps it. Holds for this thread or asyncio task, as :func:`use_backend`.
+    """
+    return use_backend("dense")

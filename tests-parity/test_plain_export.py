@@ -1,0 +1,121 @@
+"""Graphs of plain torch operations: traced under ``export_mode``, and the dense path wherever torch traces."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from frameworks import MPS
+from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
+from torch.export import Dim
+
+X = (2, 6, 7, 2, 4)
+
+
+def fused(x: Tensor) -> Any:
+    return MPS.face("na2d")(x, x * 2, x.sin(), (3, 4), dilation=(2, 1), is_causal=(False, True), return_lse=True)
+
+
+def biased(x: Tensor) -> Any:
+    rpb, more = (
+        torch.linspace(-1, 1, 50, device=x.device).view(2, 5, 5),
+        {"additional_keys": x[:, 0], "additional_values": x[:, 1]},
+    )
+    return MPS.face("na2d")(x, x * 2, x.sin(), 3, rpb=rpb, **more)
+
+
+def split(x: Tensor) -> Any:
+    return MPS.face("na2d_av")(MPS.face("na2d_qk")(x, x * 2, 3, is_causal=True).softmax(-1), x, 3, is_causal=True)
+
+
+def full(x: Tensor) -> Any:
+    tokens = x.flatten(1, 2)
+    return MPS.face("attention")(tokens, tokens * 2, tokens.sin(), True, return_lse=True)
+
+
+CALLS: dict[str, Callable[[Tensor], Any]] = {"fused": fused, "biased": biased, "split": split, "full": full}
+
+
+class Module(nn.Module):
+    """A call as a module."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.call = CALLS[name]
+
+    def forward(self, x: Tensor) -> Any:
+        return self.call(x)
+
+
+def close(found: Any, wanted: Any) -> None:
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_jit_trace(name: str) -> None:
+    """A trace holds for other numbers of the same sizes; outside of the mode, the error names the mode."""
+    x, other = torch.randn(2, *X)
+    with pytest.raises(NotImplementedError, match=r"torch\.jit\.trace .* natten_mps\.export_mode\(\)"):
+        torch.jit.trace(Module(name), x)
+    with MPS.package.export_mode(), MPS.watch() as ran:
+        traced = torch.jit.trace(Module(name), x)
+    assert ran == {"dense"} and "natten_mps::" not in str(traced.inlined_graph)
+    with MPS.watch() as ran:
+        close(traced(other), CALLS[name](other))
+    assert ran == {"native"}
+
+
+def test_jit_trace_of_a_module() -> None:
+    torch.manual_seed(0)
+    module = MPS.package.NeighborhoodAttention2D(8, 2, 3, rel_pos_bias=True)
+    x, other = torch.randn(2, 2, 6, 7, 8)
+    with MPS.package.export_mode():
+        traced = torch.jit.trace(module, x)
+    close(traced(other), module(other))
+
+
+@pytest.mark.parametrize("strict", [False, pytest.param(True, marks=pytest.mark.all)], ids=["traced", "strict"])
+@pytest.mark.parametrize("name", ["biased", *(pytest.param(n, marks=pytest.mark.all) for n in CALLS if n != "biased")])
+def test_torch_export(name: str, strict: bool) -> None:
+    x = torch.randn(X)
+    with MPS.package.export_mode():
+        program = torch.export.export(Module(name), (x,), strict=strict)
+    targets = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    assert targets and not [target for target in targets if "natten_mps" in target]
+    close(program.module()(-x), CALLS[name](-x))
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_dense_on_shapes_alone(name: str) -> None:
+    """On meta and fake tensors: the shapes, dtypes and strides of the other paths."""
+    wanted = CALLS[name](torch.randn(X))
+    wanted = wanted if isinstance(wanted, tuple) else (wanted,)
+    with MPS.package.use_backend("dense"), FakeTensorMode() as mode:
+        fake = CALLS[name](mode.from_tensor(torch.randn(X)))
+    with MPS.package.use_backend("dense"):
+        real, meta = CALLS[name](torch.randn(X)), CALLS[name](torch.randn(X, device="meta"))
+    for results in (real, fake, meta):
+        for found, one in zip(results if isinstance(results, tuple) else (results,), wanted, strict=True):
+            assert (found.shape, found.dtype, found.stride()) == (one.shape, one.dtype, one.stride())
+
+
+@pytest.mark.parametrize("dynamic", [False, pytest.param(True, marks=pytest.mark.all)], ids=["static", "dynamic"])
+@pytest.mark.parametrize("name", CALLS)
+def test_dense_compiles_in_full(name: str, dynamic: bool) -> None:
+    torch.compiler.reset()
+    compiled = torch.compile(CALLS[name], fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    with MPS.package.use_backend("dense"):
+        for size in (X, (3, 8, 9, 2, 4)):
+            x = torch.randn(size)
+            close(compiled(x), CALLS[name](x))
+
+
+def test_dense_exports_with_sizes_as_they_come() -> None:
+    shapes = {"x": {0: Dim("batch"), 1: Dim("x", min=3), 2: Dim("y", min=3)}}
+    with MPS.package.export_mode():
+        program = torch.export.export(Module("split"), (torch.randn(X),), dynamic_shapes=shapes)
+    other = torch.randn(3, 9, 5, 2, 4)
+    close(program.module()(other), split(other))
