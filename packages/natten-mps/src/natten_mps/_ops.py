@@ -48,7 +48,7 @@ def run(call: Call, *inputs: Tensor | None) -> tuple[Tensor, ...]:
     """The op's outputs, differentiable once in reverse; inputs in the order of ``INPUTS[call.op]``."""
     if torch.compiler.is_compiling() or torch.compiler.is_exporting():
         return tuple(forward_op(call, inputs))
-    if torch.jit.is_tracing():
+    if torch.jit.is_tracing():  # type: ignore[attr-defined]  # public, and in no list of exports
         raise NotImplementedError(
             f"{call.name}: torch.jit.trace and what is made of it (torch.onnx.export with dynamo=False) cannot record "
             "this package's ops; trace inside of `with natten_mps.export_mode():`, which makes them plain operations"
