@@ -19,13 +19,14 @@ usage: ./dev.sh COMMAND
   test [--all] [pytest args]   check, then every test suite; --all adds the long tests
   check                        ruff check, ruff format --check, mypy
   bench [pytest args]          the benchmarks
-  clients [pytest args]        real packages that call NATTEN, unmodified, on natten-mps
+  clients [pytest args]        real packages that call NATTEN or 0.3, unmodified, on ours
   upstream [VERSION...] [pytest args]
                                NATTEN's own tests of its releases, unmodified, on natten-mps and a CPU (long)
   upstream signatures          read every release's parameters anew, and compare with the committed table
 
 Each command first sets up what it needs: uv (into .tools/ unless it is installed), the workspace
 in .venv/ (for `clients`, .venv-clients/ and two more), and on Linux a CPU build of torch.
+`upstream` keeps what it fetches in .upstream/.
 Nothing outside this folder is touched, except that the Metal emulator's tests need clang-19, which
 `test` installs with apt-get where that is possible.
 TEXT

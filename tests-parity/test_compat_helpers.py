@@ -134,6 +134,14 @@ def test_torchs_own_counter() -> None:
     assert count(lambda: natten_mps.na2d(query, query, query, 3).sum().backward()) == 7 * product
     assert count(lambda: v014.natten2dqkrpb(heads_first, heads_first, table, 3, 1)) == product
     assert count(lambda: natten_mps.attention(flat, flat, flat)) == 2 * (2 * 8 * 2 * 8 * 4)
+    # One product with D and one with D_v, of the window and the additional keys; and the split ops one each.
+    wide, more = torch.randn(2, 5, 7, 3, 8), (torch.randn(2, 6, 3, 4), torch.randn(2, 6, 3, 8))
+    given, tokens = (query.detach(), query.detach(), wide), 2 * 5 * 7 * 3
+    added = {"additional_keys": more[0], "additional_values": more[1]}
+    assert count(lambda: natten_mps.na2d(*given, 3, **added)) == 2 * tokens * (9 + 6) * (4 + 8)
+    logits = natten_mps.na2d_qk(query.detach(), query.detach(), 3)
+    assert count(lambda: natten_mps.na2d_av(logits, wide, 3)) == 2 * tokens * 9 * 8
+    assert count(lambda: natten_mps.na2d_qk(query, query, 3).sum().backward()) == 3 * product
     module = v017.NeighborhoodAttention2D(12, 3, 3)
     projections = 2 * 70 * (12 * 36 + 12 * 12)
     assert count(lambda: module(torch.randn(2, 5, 7, 12))) == projections + 2 * product

@@ -1,4 +1,4 @@
-"""A query whose logits are all -inf: out 0, lse -inf, and no gradient flows, on every path of our own and dense."""
+"""A query whose logits are all -inf: out 0, lse -inf, and no gradient flows, on every path."""
 
 from __future__ import annotations
 

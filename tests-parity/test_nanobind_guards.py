@@ -114,8 +114,8 @@ def test_the_slow_path_is_told_once(
     (record,) = caplog.records
     assert record.levelname == "WARNING" and record.message == (
         f"na1d: the pure path runs on this CPU, many times slower than the C++ kernels: {GUARDS[provoke]}. Where a "
-        "C++20 compiler is at hand, `pip install --force-reinstall --no-deps --no-cache-dir natten-mlx` builds them "
-        "anew; backend='pure' asks for this path and spares this warning"
+        "C++ compiler is at hand, `pip install --force-reinstall --no-deps --no-cache-dir --no-binary natten-mlx "
+        "natten-mlx` builds them anew; backend='pure' asks for this path and spares this warning"
     )
 
 

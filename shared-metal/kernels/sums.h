@@ -3,7 +3,7 @@
 // One float sum of n terms, added one after another, loses about sqrt(n) roundings, and n where the terms are alike: a
 // million terms of 0.1 are off by a percent. Where PART is not 0, a sum is taken in parts of PART bricks, and the parts
 // are added: each of the two sums is then short. The total is touched once a part only, so it costs registers (or,
-// where they are full, a little memory) and no time. The planner sets PART where sums are long (steps.py).
+// where they are full, a little memory) and some time. The planner sets PART where sums are long (steps.py).
 // Nothing here compensates roundings: fast math would compute that away.
 #pragma once
 

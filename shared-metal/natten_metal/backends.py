@@ -93,9 +93,9 @@ def accept_failure(package: str, op: str, backend: str, failure: KernelFailure) 
 def warn_of_missing_kernels(package: str, op: str, reason: str) -> None:
     """Warn, once in a process, that a call on a CPU goes without the kernels for it. reason: why it does."""
     say_once(
-        f"{op}: the pure path runs on this CPU, many times slower than the C++ kernels: {reason}. Where a C++20 "
-        f"compiler is at hand, `pip install --force-reinstall --no-deps --no-cache-dir {package}` builds them anew; "
-        "backend='pure' asks for this path and spares this warning",
+        f"{op}: the pure path runs on this CPU, many times slower than the C++ kernels: {reason}. Where a C++ "
+        f"compiler is at hand, `pip install --force-reinstall --no-deps --no-cache-dir --no-binary {package} "
+        f"{package}` builds them anew; backend='pure' asks for this path and spares this warning",
         logging.WARNING,
         about=f"{package}: kernels for the CPU are missing",
     )

@@ -351,7 +351,7 @@ def packed_total(face: str, table: ragged.Table, rank: int, total: int) -> None:
 def metadata_parts(face: str, metadata: Any) -> tuple[Any, int, tuple[bool, ...], Any]:
     """table, rank, is_causal and backend of what ``configure_varlen`` made."""
     if not isinstance(metadata, dict):
-        reject_type(face, "metadata", type(metadata).__name__, METADATA)
+        reject_type(face, "metadata", metadata, METADATA)
     if set(metadata) != {"table", "rank", "is_causal", "backend"}:
         raise ValueError(
             f"{face}: metadata must be {METADATA}; got one with {', '.join(map(str, metadata)) or 'no keys'}"

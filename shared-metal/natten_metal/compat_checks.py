@@ -256,8 +256,10 @@ def parse_env_flag(env_var: str, default: bool) -> bool:
 
 def parse_env_int(env_var: str, default: int) -> int:
     """An environment variable's whole number; anything else is the default."""
-    text = os.environ.get(env_var, "").strip()
-    return int(text) if text.lstrip("+-").isdigit() else default
+    try:
+        return int(os.environ.get(env_var, ""))
+    except ValueError:
+        return default
 
 
 def parse_env_str(env_var: str, default: str) -> str:

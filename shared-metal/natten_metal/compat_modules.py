@@ -26,10 +26,10 @@ Submodules = dict[str, Names]
 class Parts:
     """What a package brings.
 
-    faces: functions of call forms, for a module's name. helpers: checks of tensors. functions: a generation's autograd
-    functions by name. device, dtype, tensor, ops, attn_merge, flops, environment: names of the submodules
-    of that name.
-    tokens: names of ``token_permute`` by generation. nested: whether the framework has nested tensors.
+    faces(forms, module): the functions of call forms, by name, for the module of that name. helpers: upstream's checks
+    of tensors. functions(generation, module): a generation's autograd Function classes, by name. device, dtype, tensor,
+    ops, attn_merge, flops, environment: what the submodules of these names hold, by name. tokens: what
+    ``token_permute`` holds, by generation. nested: whether the framework has nested tensors.
     """
 
     faces: Callable[[Forms, str], Names]

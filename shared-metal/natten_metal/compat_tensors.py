@@ -121,21 +121,22 @@ class TensorHelpers:
 
     def varlen(self) -> dict[str, Any]:
         """What ``natten.utils.checks`` has for packed attention."""
-        return {**_named(self.varlen_tensor_checks), "generate_varlen_parameters": self.generate}
+        return {**named(self.varlen_tensor_checks), "generate_varlen_parameters": self.generate}
 
     def checks(self) -> dict[str, Any]:
         """The checks of ``natten.utils.checks``."""
-        return _named(self.na_tensor_checks, self.fmha_tensor_checks, self.additional_kv_tensor_checks)
+        return named(self.na_tensor_checks, self.fmha_tensor_checks, self.additional_kv_tensor_checks)
 
     def backends(self) -> dict[str, Any]:
         """The questions of ``natten.backends``."""
-        return _named(
+        return named(
             self.get_compatible_backends, self.choose_backend, self.get_compatible_fmha_backends,
             self.choose_fmha_backend,
         )  # fmt: skip
 
 
-def _named(*functions: Callable[..., Any]) -> dict[str, Any]:
+def named(*functions: Callable[..., Any]) -> dict[str, Any]:
+    """Functions by their names."""
     return {function.__name__: function for function in functions}
 
 

@@ -28,7 +28,6 @@ ARGUMENTS = {
     "av_backward": ("out_grad", "attn", "value", "attn_grad", "value_grad"),
 }  # fmt: skip
 ROWS_ONLY = frozenset({"lse", "lse_grad"})
-TOKENS_ONLY = ("additional_keys", "additional_values")
 
 Axes = ctypes.c_int64 * 3
 

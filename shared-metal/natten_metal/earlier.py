@@ -11,9 +11,9 @@ from . import arguments, checks
 from .window import INTEGERS, ArrayNamespace, group_length, window
 
 
-def moved(old: str, new: str) -> None:
-    """DeprecationWarning at whoever imports ``old``, a module of 0.3: what it holds is in ``new``."""
-    warnings.warn(f"{old} is a module of 0.3; import its names from {new}", DeprecationWarning, stacklevel=3)
+def moved(old: str, advice: str) -> None:
+    """DeprecationWarning at whoever imports ``old``, a module of 0.3. advice: what to do instead."""
+    warnings.warn(f"{old} is a module of 0.3; {advice}", DeprecationWarning, stacklevel=3)
 
 
 # --- utils.params ----------------------------------------------------------------------------------

@@ -12,15 +12,19 @@ how the items come:
 import math
 from array import array
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
+
+from .problem import Problem
 
 Row = tuple[int, ...]
 Table = tuple[Row, ...]
 # Items of at most so many tokens are brought together where they lie apart; of larger ones a copy costs more than a
 # launch of their own (an estimate).
 TOGETHER = 128
+# Sides of a group: what its queries have in common, and its keys (and values).
+QUERIES, KEYS = 0, 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,19 @@ def layouts_table(layouts: Iterable[Row], windows: Iterable[tuple[Row, Row, Row]
 def columns(rank: int) -> int:
     """Columns of a table."""
     return 2 + 5 * rank
+
+
+def rank_of(table: Table) -> int:
+    """The rank of a table that has a row."""
+    return (len(table[0]) - 2) // 5
+
+
+def problem_of(problem: Problem, group: Group) -> Problem:
+    """The problem of one launch. problem: what all items share."""
+    item = replace(problem, batch=len(group.starts), query_shape=group.queries, key_shape=group.keys)
+    if problem.op == "attention":
+        return replace(item, kernel_size=(max(*group.queries, *group.keys),))
+    return replace(item, kernel_size=group.kernel_size, stride=group.stride, dilation=group.dilation)
 
 
 @lru_cache(maxsize=64)

@@ -7,8 +7,6 @@ import mlx.core as mx
 
 from ._metal.ragged import Group
 
-QUERIES, KEYS = 0, 1
-
 
 def _index(group: Group, side: int, kind: str) -> mx.array:
     """Where a group's items are on the first axis: batch items of a padded array, tokens of a packed one."""

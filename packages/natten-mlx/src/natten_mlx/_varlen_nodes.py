@@ -6,7 +6,7 @@ and calls that MLX must see through (the dense path, exported graphs), are made 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple, NoReturn
 
@@ -14,9 +14,10 @@ import mlx.core as mx
 
 from . import _launch_nanobind, _transforms, functional
 from ._arrays import compute_dtype
-from ._items import KEYS, QUERIES, put, take
+from ._items import put, take
 from ._metal import checks, ragged
 from ._metal.problem import Problem
+from ._metal.ragged import KEYS, QUERIES
 
 Arrays = tuple[mx.array, ...]
 # On a CPU: as ragged.TOGETHER. MLX launches faster than it gathers and scatters, so items that lie apart stay so.
@@ -43,7 +44,6 @@ class Ragged:
     backend: str
     stream: mx.Stream = field(compare=False)
     table: ragged.Table
-    has_rpb: bool
 
     @property
     def groups(self) -> tuple[ragged.Group, ...]:
@@ -99,14 +99,14 @@ class Ragged:
 
     def launch(self, group: ragged.Group, given: Arrays) -> Arrays:
         """Out and lse of one launch; launches that came before skip the plan, as in the fused faces."""
-        rpb = given[3] if self.has_rpb else None
+        rpb = given[3] if self.problem.has_rpb else None
         inputs = (*given[:3], None, None, rpb)
         kind = Launch(group.kernel_size, group.stride, group.dilation, self.problem.is_causal, self.problem.scale)
         signature = _launch_nanobind.signature(self.face, self.backend, self.stream, inputs, (kind,))
         known = _launch_nanobind.recalled(signature)
         if known is not None:
             return tuple(_launch_nanobind.repeat(known, given[:3], self.stream))
-        problem = problem_of(self.problem, group, self.has_rpb)
+        problem = ragged.problem_of(self.problem, group)
         inputs = inputs[:3] if problem.op == "attention" else inputs
         return functional._run(problem, self.backend, self.stream, inputs, signature)
 
@@ -145,7 +145,7 @@ class Ragged:
             inputs = (*arrays[: len(arrays) - len(rpb)], *bias)
             for group in self.groups:
                 backward = _transforms.Backward(
-                    problem_of(self.problem, group, self.has_rpb), self.backend, self.stream, self.names
+                    ragged.problem_of(self.problem, group), self.backend, self.stream, self.names
                 )
                 around = [
                     take(self.kind, each, group, QUERIES)
@@ -161,23 +161,10 @@ class Ragged:
     @property
     def names(self) -> tuple[str, ...]:
         """The inputs of a launch."""
-        return ("query", "key", "value", *(("rpb",) if self.has_rpb else ()))
+        return ("query", "key", "value", *(("rpb",) if self.problem.has_rpb else ()))
 
 
 @lru_cache(maxsize=4096)
-def _problem(problem: Problem, count: int, shapes: Any, window: Any, has_rpb: bool) -> Problem:
-    item = replace(problem, batch=count, query_shape=shapes[0], key_shape=shapes[1], has_rpb=has_rpb)
-    if problem.op == "attention":
-        return replace(item, kernel_size=(max(*shapes[0], *shapes[1]),))
-    return replace(item, kernel_size=window[0], stride=window[1], dilation=window[2])
-
-
-def problem_of(problem: Problem, group: ragged.Group, has_rpb: bool) -> Problem:
-    """The problem of one launch."""
-    window = (group.kernel_size, group.stride, group.dilation)
-    return _problem(problem, len(group.starts), (group.queries, group.keys), window, has_rpb)
-
-
 def blank_outputs(queries: Sequence[mx.array], values: Sequence[mx.array]) -> tuple[list[mx.array], list[mx.array]]:
     """Out and lse where no item is: 0 and -inf."""
     outs = [mx.zeros((*q.shape[:-1], v.shape[-1]), q.dtype) for q, v in zip(queries, values, strict=True)]

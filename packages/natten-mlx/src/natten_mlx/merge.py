@@ -3,4 +3,4 @@
 from ._metal.earlier import moved
 from .functional import merge_attentions as merge_attentions
 
-moved(__name__, "natten_mlx")
+moved(__name__, "import its names from natten_mlx")

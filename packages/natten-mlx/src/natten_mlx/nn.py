@@ -5,4 +5,4 @@ from .modules import NeighborhoodAttention1D as NeighborhoodAttention1D
 from .modules import NeighborhoodAttention2D as NeighborhoodAttention2D
 from .modules import NeighborhoodAttention3D as NeighborhoodAttention3D
 
-moved(__name__, "natten_mlx")
+moved(__name__, "import its names from natten_mlx")

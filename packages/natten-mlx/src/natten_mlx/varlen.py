@@ -28,7 +28,7 @@ def _attend(
     problem: what all items share.
     """
     arrays = [array for each in tensors for array in each] + ([] if rpb is None else [rpb])
-    call = Ragged(face, kind, problem, backend, stream, table, rpb is not None)
+    call = Ragged(face, kind, problem, backend, stream, table)
     if kind == "listed" or backend == "dense" or _transforms.seen_through():
         return _varlen_plain.attend(call, *arrays)
     return call(*arrays)
@@ -131,7 +131,10 @@ def configure_varlen(
 
     token_layout_list: the shapes of the packed items, tuples of 1, 2 or 3 ints, all of one rank; 0 is legal.
     kernel_size, stride, dilation: of all items, or lists of one per item, which win. head_dim, device, dtype,
-    requires_grad, head_dim_v: by them upstream chooses its kernel; nothing depends on them here.
+    requires_grad, head_dim_v: by them upstream chooses its kernel; nothing depends on them here. upstream: its knobs,
+    accepted and ignored.
+
+    Returns a dict, to be handed on as it is. ValueError or TypeError for a broken rule, naming the item.
     """
     face = "configure_varlen"
     backends.accept_knobs(face, upstream)
@@ -144,7 +147,7 @@ def configure_varlen(
         )
     ]  # fmt: skip
     table = checks_varlen.layouts_table(face, hosts[0], (kernel_size, stride, dilation), tuple(hosts[1:]))
-    rank = len(table[0]) // 5
+    rank = ragged.rank_of(table)
     causal = checks.bools_per_axis(face, "is_causal", is_causal, rank)
     return {"table": table, "rank": rank, "is_causal": causal, "backend": backend}
 

@@ -9,8 +9,6 @@ from torch import Tensor
 from ._metal.ragged import Group
 from ._walk import compute_dtype
 
-QUERIES, KEYS = 0, 1
-
 
 def cut(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
     """The first tokens of each axis of ``[B, *padded, ...]``."""

@@ -5,15 +5,15 @@ scatter: each is linear in the number of tokens, and so is its derivative.
 """
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ._items import KEYS, QUERIES, blank_outputs
+from ._items import blank_outputs
 from ._metal import ragged
 from ._metal.problem import Problem
+from ._metal.ragged import KEYS, QUERIES
 from .functional import _run
 
 
@@ -37,17 +37,10 @@ def attend(
     results = []
     for group, *own in zip(groups, *pieces, strict=True):
         given = own if problem.op == "attention" else [*own, None, None, rpb]
-        results.append(_run(_problem(problem, group), "dense", tuple(given)))
+        results.append(_run(ragged.problem_of(problem, group), "dense", tuple(given)))
     for made, found in zip((outs, lses), zip(*results, strict=True) if results else ((), ()), strict=True):
         _put(kind, made, groups, padded[0], list(found))
     return outs, lses
-
-
-def _problem(problem: Problem, group: ragged.Group) -> Problem:
-    item = replace(problem, batch=len(group.starts), query_shape=group.queries, key_shape=group.keys)
-    if problem.op == "attention":
-        return replace(item, kernel_size=(max(*group.queries, *group.keys),))
-    return replace(item, kernel_size=group.kernel_size, stride=group.stride, dilation=group.dilation)
 
 
 def _tokens(

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from ._autodiff import DIFFERENTIATED, Backward, Forward
 from ._call import Call, below_autograd
-from ._items import KEYS, QUERIES, blank_outputs, put, take, targets
+from ._items import blank_outputs, put, take, targets
 from ._kernels import run_backward, run_forward
 from ._metal import checks_varlen, ragged
+from ._metal.ragged import KEYS, QUERIES
 from ._walk import compute_dtype
 
 

@@ -3,4 +3,4 @@
 from ._config import get_support_matrix as get_support_matrix
 from ._metal.earlier import moved
 
-moved(__name__, "natten_mps")
+moved(__name__, "import its names from natten_mps")

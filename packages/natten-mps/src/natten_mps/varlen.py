@@ -170,8 +170,11 @@ def configure_varlen(
 
     token_layout_list: the shapes of the packed items, tuples of 1, 2 or 3 ints, all of one rank; 0 is legal.
     kernel_size, stride, dilation: of all items, or lists of one per item, which win. head_dim, device, dtype,
-    requires_grad, head_dim_v: by them upstream chooses its kernel; nothing depends on them here.
-    The dict goes through ``torch.compile`` as an argument: other layouts need no other compilation.
+    requires_grad, head_dim_v: by them upstream chooses its kernel; nothing depends on them here. upstream: its knobs,
+    accepted and ignored.
+
+    Returns a dict, to be handed on as it is; it goes through ``torch.compile`` as an argument, and other layouts need
+    no other compilation. ValueError or TypeError for a broken rule, naming the item.
     """
     face = "configure_varlen"
     backends.accept_knobs(face, upstream)
@@ -184,7 +187,7 @@ def configure_varlen(
         )
     ]  # fmt: skip
     table = checks_varlen.layouts_table(face, hosts[0], (kernel_size, stride, dilation), tuple(hosts[1:]))
-    rank = len(table[0]) // 5
+    rank = ragged.rank_of(table)
     causal = checks.bools_per_axis(face, "is_causal", is_causal, rank)
     return {"table": _varlen_ops.as_tensor(table, rank), "rank": rank, "is_causal": causal, "backend": backend}
 

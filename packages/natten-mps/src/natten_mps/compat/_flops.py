@@ -2,6 +2,7 @@
 
 ``torch.utils.flop_counter.FlopCounterMode`` asks here for the floating-point operations of each custom op: products of
 the window's size for every token, two for a fused forward, five for its backward, one and two for a split op's.
+Items of different sizes (varlen, packed) are not counted: their sizes are in a tensor, and the counter hands on shapes.
 """
 
 import math

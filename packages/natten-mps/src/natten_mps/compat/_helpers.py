@@ -13,7 +13,7 @@ from .._metal import plan
 from .._metal.compat_checks import get_device_cc
 from .._metal.compat_flops import COUNTS, HANDLES
 from .._metal.compat_inner import FUNCTIONS
-from .._metal.compat_tensors import TensorHelpers
+from .._metal.compat_tensors import TensorHelpers, named
 from .._metal.problem import Problem
 
 
@@ -154,16 +154,12 @@ def get_flops(model: Any, input: Any, disable_warnings: bool = False) -> int:  #
     return int(counter.get_total_flops()) // 2
 
 
-def _named(*functions: Any) -> dict[str, Any]:
-    return {function.__name__: function for function in functions}
-
-
-DEVICE = _named(get_device_cc, is_cuda, is_rocm, is_cpu)
-DTYPE = _named(is_fp8, is_half, is_full)
-TENSOR = _named(make_attn_tensor_from_input)
-OPS = _named(
+DEVICE = named(get_device_cc, is_cuda, is_rocm, is_cpu)
+DTYPE = named(is_fp8, is_half, is_full)
+TENSOR = named(make_attn_tensor_from_input)
+OPS = named(
     qk_cross_forward, qk_cross_backward, av_cross_forward, av_cross_backward, additional_sdpa, maybe_torch_compile
 ) | {"merge_attentions": merge_two}  # fmt: skip
-ATTN_MERGE = _named(maybe_torch_compile, merge_attentions_fn) | {"merge_attentions_compile": merge_attentions_fn}
-ENVIRONMENT = _named(is_torch_compiling) | {"DISABLE_TORCH_OPS": False}
-FLOPS = _named(add_natten_handle, get_flops)
+ATTN_MERGE = named(maybe_torch_compile, merge_attentions_fn) | {"merge_attentions_compile": merge_attentions_fn}
+ENVIRONMENT = named(is_torch_compiling) | {"DISABLE_TORCH_OPS": False}
+FLOPS = named(add_natten_handle, get_flops)

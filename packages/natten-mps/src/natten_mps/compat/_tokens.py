@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .._metal.compat_checks import ceil_div_tuple, mul_tuple, sub_tuple
+from .._metal.compat_tensors import named
 from .._metal.problem import RANKS
 
 Ints = tuple[int, ...]
@@ -153,13 +154,9 @@ def token_unpermute_operation(
     return token_unpermute_torch(tensor, token_layout_shape, tile_shape, dilation, flip_tiled_dims)
 
 
-def _named(*functions: Any) -> dict[str, Any]:
-    return {function.__name__: function for function in functions}
-
-
 TOKENS = {
-    "v020": _named(maybe_pad, maybe_unpad, token_permute, token_unpermute),
-    "v021": _named(
+    "v020": named(maybe_pad, maybe_unpad, token_permute, token_unpermute),
+    "v021": named(
         token_permute_operation, token_unpermute_operation, token_permute_torch, token_unpermute_torch
     ),
 }  # fmt: skip

@@ -12,4 +12,4 @@ from .window import get_window_end as get_window_end
 from .window import get_window_start as get_window_start
 from .window import get_window_start_vectorized as get_window_start_vectorized
 
-moved(__name__, "your own code, or natten_mps's public functions")
+moved(__name__, "copy the helpers that you need; nothing replaces them")
