@@ -190,7 +190,10 @@ case "${1:-}" in
   demo)
     shift; set_up
     if [ "${1:-}" = train ]; then shift; run_training "$@"; else run_demo "$@"; fi ;;
-  test)  shift; set_up; run_tests "$@" ;;
+  test)
+    shift
+    case " $* " in *" --all "*) set_up --group types ;; *) set_up ;; esac
+    run_tests "$@" ;;
   check) set_up; check ;;
   bench) shift; set_up --group bench; exec "$PY" -m pytest benchmarks "$@" ;;
   clients) shift; run_clients "$@" ;;

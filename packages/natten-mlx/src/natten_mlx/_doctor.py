@@ -25,10 +25,10 @@ def _tiers() -> list[tuple[str, str | None]]:
 def _forward(case: Case, tensors: dict[str, mx.array], backend: str) -> tuple[mx.array, ...]:
     query, key, value = (tensors[name] for name in ("query", "key", "value"))
     if case.op == "attention":
-        return functional.attention(query, key, value, return_lse=True, backend=backend)  # type: ignore[return-value]
+        return functional.attention(query, key, value, return_lse=True, backend=backend)
     if case.op == "na":
         given = {**tensors, **case.arguments()}
-        return functional.neighborhood_attention(**given, return_lse=True, backend=backend)  # type: ignore[return-value]
+        return functional.neighborhood_attention(**given, return_lse=True, backend=backend)
     rank, options = len(case.shape), {**case.arguments(), "backend": backend}
     logits = getattr(functional, f"na{rank}d_qk")(query, key, rpb=tensors.get("rpb"), **options)
     return logits, getattr(functional, f"na{rank}d_av")(mx.softmax(logits, axis=-1), value, **options)

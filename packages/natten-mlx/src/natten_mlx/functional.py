@@ -9,16 +9,13 @@ from typing import Any
 
 import mlx.core as mx
 
-from . import _dense, _launch_nanobind, _transforms
+from . import _dense, _launch_nanobind, _signatures, _transforms
 from ._arrays import StreamOrDevice, compute_dtype, device_of, exp, optional_spec, spec, stream_of
 from ._config import BACKENDS, TIERS
 from ._metal import backends, checks, checks_varlen, faces
 from ._metal import plan as planning
 from ._metal.problem import INPUTS, Problem
-
-Ints = int | tuple[int, ...] | list[int]
-Bools = bool | tuple[bool, ...] | list[bool]
-Result = mx.array | tuple[mx.array, mx.array]
+from ._signatures import Bools, Ints, Result
 
 
 def _run(
@@ -69,6 +66,7 @@ def _fused(
     return (out, lse) if with_lse else out
 
 
+@_signatures.fused
 def neighborhood_attention(
     query: mx.array,
     key: mx.array,
@@ -123,6 +121,7 @@ def neighborhood_attention(
     return _fused("neighborhood_attention", tensors, window, scale, return_lse, backend, stream, upstream)
 
 
+@_signatures.fused
 def na1d(
     query: mx.array, key: mx.array, value: mx.array, kernel_size: Ints, stride: Ints = 1, dilation: Ints = 1,
     is_causal: Bools = False, scale: float | None = None, *, additional_keys: mx.array | None = None,
@@ -136,6 +135,7 @@ def na1d(
     )
 
 
+@_signatures.fused
 def na2d(
     query: mx.array, key: mx.array, value: mx.array, kernel_size: Ints, stride: Ints = 1, dilation: Ints = 1,
     is_causal: Bools = False, scale: float | None = None, *, additional_keys: mx.array | None = None,
@@ -149,6 +149,7 @@ def na2d(
     )
 
 
+@_signatures.fused
 def na3d(
     query: mx.array, key: mx.array, value: mx.array, kernel_size: Ints, stride: Ints = 1, dilation: Ints = 1,
     is_causal: Bools = False, scale: float | None = None, *, additional_keys: mx.array | None = None,
@@ -245,6 +246,7 @@ def na3d_av(
     return _av("na3d_av", attn, value, kernel_size, dilation, stride, is_causal, backend, stream)
 
 
+@_signatures.full
 def attention(
     query: mx.array,
     key: mx.array,

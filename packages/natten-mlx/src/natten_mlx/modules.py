@@ -14,7 +14,7 @@ from . import _dense, functional, varlen
 from ._arrays import StreamOrDevice, spec, stream_of
 from ._config import BACKENDS
 from ._metal import checks, checks_modules
-from .functional import Bools, Ints
+from ._signatures import Bools, Ints
 
 
 class _NeighborhoodAttention(nn.Module):

@@ -10,13 +10,13 @@ from typing import Any
 
 import mlx.core as mx
 
-from . import _transforms, _varlen_plain
+from . import _signatures, _transforms, _varlen_plain
 from ._arrays import StreamOrDevice, optional_spec, spec, stream_of
 from ._config import BACKENDS
 from ._metal import backends, checks, checks_varlen, faces, ragged
 from ._metal.problem import Problem
+from ._signatures import Bools, Ints, Padded, PaddedResult, Result
 from ._varlen_nodes import Arrays, Ragged
-from .functional import Bools, Ints, Result
 
 
 def _attend(
@@ -152,6 +152,7 @@ def configure_varlen(
     return {"table": table, "rank": rank, "is_causal": causal, "backend": backend}
 
 
+@_signatures.packed
 def neighborhood_attention_varlen(
     query: mx.array,
     key: mx.array,
@@ -204,11 +205,12 @@ def neighborhood_attention_varlen(
     return (out, lse) if with_lse else out
 
 
+@_signatures.sequences
 def na1d_varlen(
-    query: mx.array, key: mx.array, value: mx.array, seq_lens: Any, kernel_size: Ints, dilation: Ints = 1,
+    query: Padded, key: Padded, value: Padded, seq_lens: Any, kernel_size: Ints, dilation: Ints = 1,
     scale: float | None = None, *, stride: Ints = 1, is_causal: Bools = False, return_lse: bool = False,
     backend: str | None = None, stream: StreamOrDevice = None,
-) -> Result:  # fmt: skip
+) -> PaddedResult:  # fmt: skip
     """:func:`na1d` of padded sequences: query ``[B, L_max, H, D]``, seq_lens ``[B]`` ints (0 is legal).
 
     ValueError if an item is shorter than ``kernel_size * dilation`` (it names the item).
@@ -219,11 +221,12 @@ def na1d_varlen(
     )
 
 
+@_signatures.grids
 def na2d_varlen(
-    query: mx.array, key: mx.array, value: mx.array, spatial_sizes: Any, kernel_size: Ints, dilation: Ints = 1,
+    query: Padded, key: Padded, value: Padded, spatial_sizes: Any, kernel_size: Ints, dilation: Ints = 1,
     scale: float | None = None, *, stride: Ints = 1, is_causal: Bools = False, return_lse: bool = False,
     backend: str | None = None, stream: StreamOrDevice = None,
-) -> Result:  # fmt: skip
+) -> PaddedResult:  # fmt: skip
     """:func:`na2d` of padded images: query ``[B, X_max, Y_max, H, D]``, spatial_sizes ``[B, 2]`` ints."""
     window = (kernel_size, stride, dilation, is_causal)
     tensors = (query, key, value)
@@ -232,11 +235,12 @@ def na2d_varlen(
     )
 
 
+@_signatures.grids
 def na3d_varlen(
-    query: mx.array, key: mx.array, value: mx.array, spatial_sizes: Any, kernel_size: Ints, dilation: Ints = 1,
+    query: Padded, key: Padded, value: Padded, spatial_sizes: Any, kernel_size: Ints, dilation: Ints = 1,
     scale: float | None = None, *, stride: Ints = 1, is_causal: Bools = False, return_lse: bool = False,
     backend: str | None = None, stream: StreamOrDevice = None,
-) -> Result:  # fmt: skip
+) -> PaddedResult:  # fmt: skip
     """:func:`na3d` of padded volumes: query ``[B, X_max, Y_max, Z_max, H, D]``, spatial_sizes ``[B, 3]`` ints."""
     window = (kernel_size, stride, dilation, is_causal)
     tensors = (query, key, value)

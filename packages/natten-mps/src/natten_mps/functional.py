@@ -9,18 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _dense, _ops
+from . import _dense, _ops, _signatures
 from ._arrays import device_of, optional_spec, spec
 from ._config import BACKENDS, TIERS
 from ._metal import backends, checks, checks_varlen, faces
 from ._metal import plan as planning
 from ._metal.problem import INPUTS, Problem
+from ._signatures import Bools, Ints, Result
 
 backends.tracing = torch.compiler.is_compiling
-
-Ints = int | tuple[int, ...] | list[int]
-Bools = bool | tuple[bool, ...] | list[bool]
-Result = Tensor | tuple[Tensor, Tensor]
 
 
 def _autocast(*tensors: Any) -> tuple[Any, ...]:
@@ -77,6 +74,7 @@ def _fused(
     return (out, lse) if with_lse else out
 
 
+@_signatures.fused
 def neighborhood_attention(
     query: Tensor,
     key: Tensor,
@@ -129,6 +127,7 @@ def neighborhood_attention(
     return _fused("neighborhood_attention", tensors, window, scale, return_lse, backend, upstream)
 
 
+@_signatures.fused
 def na1d(
     query: Tensor, key: Tensor, value: Tensor, kernel_size: Ints, stride: Ints = 1, dilation: Ints = 1,
     is_causal: Bools = False, scale: float | None = None, *, additional_keys: Tensor | None = None,
@@ -140,6 +139,7 @@ def na1d(
     return _fused("na1d", tensors, (kernel_size, stride, dilation, is_causal), scale, return_lse, backend, upstream)
 
 
+@_signatures.fused
 def na2d(
     query: Tensor, key: Tensor, value: Tensor, kernel_size: Ints, stride: Ints = 1, dilation: Ints = 1,
     is_causal: Bools = False, scale: float | None = None, *, additional_keys: Tensor | None = None,
@@ -151,6 +151,7 @@ def na2d(
     return _fused("na2d", tensors, (kernel_size, stride, dilation, is_causal), scale, return_lse, backend, upstream)
 
 
+@_signatures.fused
 def na3d(
     query: Tensor, key: Tensor, value: Tensor, kernel_size: Ints, stride: Ints = 1, dilation: Ints = 1,
     is_causal: Bools = False, scale: float | None = None, *, additional_keys: Tensor | None = None,
@@ -250,6 +251,7 @@ def na3d_av(
     return _av("na3d_av", attn, value, kernel_size, dilation, stride, is_causal, backend)
 
 
+@_signatures.full
 def attention(
     query: Tensor,
     key: Tensor,

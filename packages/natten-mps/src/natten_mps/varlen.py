@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _varlen_dense, _varlen_ops
+from . import _signatures, _varlen_dense, _varlen_ops
 from ._arrays import optional_spec, spec
 from ._config import BACKENDS
 from ._metal import backends, checks, checks_varlen, faces, ragged
 from ._metal.problem import Problem
-from .functional import Bools, Ints, Result, _autocast
+from ._signatures import Bools, Ints, Padded, PaddedResult, Result
+from .functional import _autocast
 
 Listed = tuple[list[Tensor], list[Tensor]]
 
@@ -192,6 +193,7 @@ def configure_varlen(
     return {"table": _varlen_ops.as_tensor(table, rank), "rank": rank, "is_causal": causal, "backend": backend}
 
 
+@_signatures.packed
 def neighborhood_attention_varlen(
     query: Tensor,
     key: Tensor,
@@ -244,11 +246,12 @@ def neighborhood_attention_varlen(
     return (out, lse) if with_lse else out
 
 
+@_signatures.sequences
 def na1d_varlen(
-    query: Tensor, key: Tensor, value: Tensor, seq_lens: Any, kernel_size: Ints, dilation: Ints = 1,
+    query: Padded, key: Padded, value: Padded, seq_lens: Any, kernel_size: Ints, dilation: Ints = 1,
     scale: float | None = None, *, stride: Ints = 1, is_causal: Bools = False, return_lse: bool = False,
     backend: str | None = None,
-) -> Result:  # fmt: skip
+) -> PaddedResult:  # fmt: skip
     """:func:`na1d` of padded sequences: query ``[B, L_max, H, D]``, seq_lens ``[B]`` ints (0 is legal).
 
     ValueError if an item is shorter than ``kernel_size * dilation`` (it names the item).
@@ -257,22 +260,24 @@ def na1d_varlen(
     return padded_items("na1d_varlen", "seq_lens", (query, key, value), seq_lens, window, scale, return_lse, backend)
 
 
+@_signatures.grids
 def na2d_varlen(
-    query: Tensor, key: Tensor, value: Tensor, spatial_sizes: Any, kernel_size: Ints, dilation: Ints = 1,
+    query: Padded, key: Padded, value: Padded, spatial_sizes: Any, kernel_size: Ints, dilation: Ints = 1,
     scale: float | None = None, *, stride: Ints = 1, is_causal: Bools = False, return_lse: bool = False,
     backend: str | None = None,
-) -> Result:  # fmt: skip
+) -> PaddedResult:  # fmt: skip
     """:func:`na2d` of padded images: query ``[B, X_max, Y_max, H, D]``, spatial_sizes ``[B, 2]`` ints."""
     window = (kernel_size, stride, dilation, is_causal)
     tensors = (query, key, value)
     return padded_items("na2d_varlen", "spatial_sizes", tensors, spatial_sizes, window, scale, return_lse, backend)
 
 
+@_signatures.grids
 def na3d_varlen(
-    query: Tensor, key: Tensor, value: Tensor, spatial_sizes: Any, kernel_size: Ints, dilation: Ints = 1,
+    query: Padded, key: Padded, value: Padded, spatial_sizes: Any, kernel_size: Ints, dilation: Ints = 1,
     scale: float | None = None, *, stride: Ints = 1, is_causal: Bools = False, return_lse: bool = False,
     backend: str | None = None,
-) -> Result:  # fmt: skip
+) -> PaddedResult:  # fmt: skip
     """:func:`na3d` of padded volumes: query ``[B, X_max, Y_max, Z_max, H, D]``, spatial_sizes ``[B, 3]`` ints."""
     window = (kernel_size, stride, dilation, is_causal)
     tensors = (query, key, value)

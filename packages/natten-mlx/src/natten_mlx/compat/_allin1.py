@@ -6,7 +6,7 @@ import mlx.core as mx
 
 from .. import functional
 from .._arrays import StreamOrDevice
-from ..functional import Ints
+from .._signatures import Ints
 
 
 def _qk_rpb(rank: int) -> Callable[..., mx.array]:

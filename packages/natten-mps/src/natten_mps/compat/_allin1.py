@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from .. import functional
-from ..functional import Ints
+from .._signatures import Ints
 
 
 def _qk_rpb(rank: int) -> Callable[..., Tensor]:

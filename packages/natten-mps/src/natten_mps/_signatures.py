@@ -1,0 +1,175 @@
+"""The types of the faces that take ``return_lse``: what they return depends on it.
+
+A face keeps its own signature and docstring at run time; type checkers read the overloads of a protocol here.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, Protocol, TypeVar, cast, overload
+
+from torch import Tensor
+
+Ints = int | tuple[int, ...] | list[int]
+Bools = bool | tuple[bool, ...] | list[bool]
+Result = Tensor | tuple[Tensor, Tensor]
+Items = TypeVar("Items", Tensor, list[Tensor])
+Padded = Tensor | list[Tensor]
+PaddedResult = Padded | tuple[Padded, Padded]
+Face = Callable[..., Any]
+
+
+class Named(Protocol):
+    __name__: str
+
+
+class Fused(Named, Protocol):
+    """``neighborhood_attention`` and ``na{1,2,3}d``."""
+
+    @overload
+    def __call__(
+        self, query: Tensor, key: Tensor, value: Tensor, kernel_size: Ints, stride: Ints = 1, dilation: Ints = 1,
+        is_causal: Bools = False, scale: float | None = None, *, additional_keys: Tensor | None = None,
+        additional_values: Tensor | None = None, rpb: Tensor | None = None, return_lse: Literal[False] = False,
+        backend: str | None = None, **upstream: Any,
+    ) -> Tensor: ...  # fmt: skip
+
+    @overload
+    def __call__(
+        self, query: Tensor, key: Tensor, value: Tensor, kernel_size: Ints, stride: Ints = 1, dilation: Ints = 1,
+        is_causal: Bools = False, scale: float | None = None, *, additional_keys: Tensor | None = None,
+        additional_values: Tensor | None = None, rpb: Tensor | None = None, return_lse: Literal[True],
+        backend: str | None = None, **upstream: Any,
+    ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+
+    @overload
+    def __call__(
+        self, query: Tensor, key: Tensor, value: Tensor, kernel_size: Ints, stride: Ints = 1, dilation: Ints = 1,
+        is_causal: Bools = False, scale: float | None = None, *, additional_keys: Tensor | None = None,
+        additional_values: Tensor | None = None, rpb: Tensor | None = None, return_lse: bool,
+        backend: str | None = None, **upstream: Any,
+    ) -> Tensor | tuple[Tensor, Tensor]: ...  # fmt: skip
+
+
+class Full(Named, Protocol):
+    """``attention``."""
+
+    @overload
+    def __call__(
+        self, query: Tensor, key: Tensor, value: Tensor, is_causal: bool = False, scale: float | None = None,
+        seqlens_Q: Any = None, seqlens_KV: Any = None, cumulative_seqlen_Q: Any = None,
+        cumulative_seqlen_KV: Any = None, max_seqlen_Q: int | None = None, max_seqlen_KV: int | None = None, *,
+        return_lse: Literal[False] = False, backend: str | None = None, **upstream: Any,
+    ) -> Tensor: ...  # fmt: skip
+
+    @overload
+    def __call__(
+        self, query: Tensor, key: Tensor, value: Tensor, is_causal: bool = False, scale: float | None = None,
+        seqlens_Q: Any = None, seqlens_KV: Any = None, cumulative_seqlen_Q: Any = None,
+        cumulative_seqlen_KV: Any = None, max_seqlen_Q: int | None = None, max_seqlen_KV: int | None = None, *,
+        return_lse: Literal[True], backend: str | None = None, **upstream: Any,
+    ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+
+    @overload
+    def __call__(
+        self, query: Tensor, key: Tensor, value: Tensor, is_causal: bool = False, scale: float | None = None,
+        seqlens_Q: Any = None, seqlens_KV: Any = None, cumulative_seqlen_Q: Any = None,
+        cumulative_seqlen_KV: Any = None, max_seqlen_Q: int | None = None, max_seqlen_KV: int | None = None, *,
+        return_lse: bool, backend: str | None = None, **upstream: Any,
+    ) -> Tensor | tuple[Tensor, Tensor]: ...  # fmt: skip
+
+
+class Sequences(Named, Protocol):
+    """``na1d_varlen``: a padded batch, or a list of one tensor per item."""
+
+    @overload
+    def __call__(
+        self, query: Items, key: Items, value: Items, seq_lens: Any, kernel_size: Ints, dilation: Ints = 1,
+        scale: float | None = None, *, stride: Ints = 1, is_causal: Bools = False, return_lse: Literal[False] = False,
+        backend: str | None = None,
+    ) -> Items: ...  # fmt: skip
+
+    @overload
+    def __call__(
+        self, query: Items, key: Items, value: Items, seq_lens: Any, kernel_size: Ints, dilation: Ints = 1,
+        scale: float | None = None, *, stride: Ints = 1, is_causal: Bools = False, return_lse: Literal[True],
+        backend: str | None = None,
+    ) -> tuple[Items, Items]: ...  # fmt: skip
+
+    @overload
+    def __call__(
+        self, query: Items, key: Items, value: Items, seq_lens: Any, kernel_size: Ints, dilation: Ints = 1,
+        scale: float | None = None, *, stride: Ints = 1, is_causal: Bools = False, return_lse: bool,
+        backend: str | None = None,
+    ) -> Items | tuple[Items, Items]: ...  # fmt: skip
+
+
+class Grids(Named, Protocol):
+    """``na2d_varlen`` and ``na3d_varlen``."""
+
+    @overload
+    def __call__(
+        self, query: Items, key: Items, value: Items, spatial_sizes: Any, kernel_size: Ints, dilation: Ints = 1,
+        scale: float | None = None, *, stride: Ints = 1, is_causal: Bools = False, return_lse: Literal[False] = False,
+        backend: str | None = None,
+    ) -> Items: ...  # fmt: skip
+
+    @overload
+    def __call__(
+        self, query: Items, key: Items, value: Items, spatial_sizes: Any, kernel_size: Ints, dilation: Ints = 1,
+        scale: float | None = None, *, stride: Ints = 1, is_causal: Bools = False, return_lse: Literal[True],
+        backend: str | None = None,
+    ) -> tuple[Items, Items]: ...  # fmt: skip
+
+    @overload
+    def __call__(
+        self, query: Items, key: Items, value: Items, spatial_sizes: Any, kernel_size: Ints, dilation: Ints = 1,
+        scale: float | None = None, *, stride: Ints = 1, is_causal: Bools = False, return_lse: bool,
+        backend: str | None = None,
+    ) -> Items | tuple[Items, Items]: ...  # fmt: skip
+
+
+class Packed(Named, Protocol):
+    """``neighborhood_attention_varlen``."""
+
+    @overload
+    def __call__(
+        self, query: Tensor, key: Tensor, value: Tensor, metadata: dict[str, Any] | None = None,
+        token_layout_list: Any = None, kernel_size: Ints | None = None, stride: Ints = 1, dilation: Ints = 1,
+        is_causal: Bools = False, kernel_size_list: Any = None, stride_list: Any = None, dilation_list: Any = None,
+        scale: float | None = None, backend: str | None = None, *, return_lse: Literal[False] = False, **upstream: Any,
+    ) -> Tensor: ...  # fmt: skip
+
+    @overload
+    def __call__(
+        self, query: Tensor, key: Tensor, value: Tensor, metadata: dict[str, Any] | None = None,
+        token_layout_list: Any = None, kernel_size: Ints | None = None, stride: Ints = 1, dilation: Ints = 1,
+        is_causal: Bools = False, kernel_size_list: Any = None, stride_list: Any = None, dilation_list: Any = None,
+        scale: float | None = None, backend: str | None = None, *, return_lse: Literal[True], **upstream: Any,
+    ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+
+    @overload
+    def __call__(
+        self, query: Tensor, key: Tensor, value: Tensor, metadata: dict[str, Any] | None = None,
+        token_layout_list: Any = None, kernel_size: Ints | None = None, stride: Ints = 1, dilation: Ints = 1,
+        is_causal: Bools = False, kernel_size_list: Any = None, stride_list: Any = None, dilation_list: Any = None,
+        scale: float | None = None, backend: str | None = None, *, return_lse: bool, **upstream: Any,
+    ) -> Tensor | tuple[Tensor, Tensor]: ...  # fmt: skip
+
+
+def fused(face: Face) -> Fused:
+    return cast(Fused, face)
+
+
+def full(face: Face) -> Full:
+    return cast(Full, face)
+
+
+def sequences(face: Face) -> Sequences:
+    return cast(Sequences, face)
+
+
+def grids(face: Face) -> Grids:
+    return cast(Grids, face)
+
+
+def packed(face: Face) -> Packed:
+    return cast(Packed, face)
