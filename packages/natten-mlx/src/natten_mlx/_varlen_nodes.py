@@ -20,6 +20,8 @@ from ._metal.problem import Problem
 from ._metal.ragged import KEYS, QUERIES
 
 Arrays = tuple[mx.array, ...]
+# Queries, keys, values, and the bias table or nothing.
+Parts = tuple[Arrays, Arrays, Arrays, Arrays]
 # On a CPU: as ragged.TOGETHER. MLX launches faster than it gathers and scatters, so items that lie apart stay so.
 TOGETHER = 0
 
@@ -51,14 +53,14 @@ class Ragged:
         together = None if self.stream.device != mx.cpu else TOGETHER
         return ragged.groups(self.table, len(self.problem.query_shape), self.kind, together)
 
-    def split(self, arrays: Arrays) -> tuple[Arrays, Arrays, Arrays, Arrays]:
+    def split(self, arrays: Arrays) -> Parts:
         """Queries, keys, values, and the bias table or nothing."""
         count = len(arrays) // 3
         return arrays[:count], arrays[count : 2 * count], arrays[2 * count : 3 * count], arrays[3 * count :]
 
-    def given(self, group: ragged.Group, arrays: Arrays) -> Arrays:
-        """The inputs of one launch."""
-        queries, keys, values, rpb = self.split(arrays)
+    def given(self, group: ragged.Group, parts: Parts) -> Arrays:
+        """The inputs of one launch. parts: what :meth:`split` gives, once a call: it takes time with every item."""
+        queries, keys, values, rpb = parts
         own = take(self.kind, queries, group, QUERIES)
         return (own, *(take(self.kind, each, group, KEYS) for each in (keys, values)), *rpb)
 
@@ -88,11 +90,12 @@ class Ragged:
 
     def forward(self, arrays: Arrays) -> Arrays:
         """What the node computes."""
-        queries, _, values, _ = self.split(arrays)
+        parts = self.split(arrays)
+        queries, _, values, _ = parts
         with mx.stream(self.stream):
             outs, lses = blank_outputs(queries, values)
             for group in self.groups:
-                out, lse = self.launch(group, self.given(group, arrays))
+                out, lse = self.launch(group, self.given(group, parts))
                 put(self.kind, outs, group, QUERIES, out)
                 put(self.kind, lses, group, QUERIES, lse)
             return (*outs, *lses)
@@ -142,7 +145,7 @@ class Ragged:
             # Summed over the launches in the dtype of sums, and rounded once.
             bias = tuple(each.astype(compute_dtype(each)) for each in rpb)
             totals = [mx.zeros_like(each) for each in bias]
-            inputs = (*arrays[: len(arrays) - len(rpb)], *bias)
+            queries, keys, values = parts
             for group in self.groups:
                 backward = _transforms.Backward(
                     ragged.problem_of(self.problem, group), self.backend, self.stream, self.names
@@ -151,7 +154,8 @@ class Ragged:
                     take(self.kind, each, group, QUERIES)
                     for each in (cotangents[:half], cotangents[half:], outputs[:half], outputs[half:])
                 ]
-                found = backward((*around[:2], *self.given(group, inputs), *around[2:]))
+                given = self.given(group, (queries, keys, values, bias))
+                found = backward((*around[:2], *given, *around[2:]))
                 for targets, side, gradient in zip(made, (QUERIES, KEYS, KEYS), found, strict=False):
                     put(self.kind, targets, group, side, gradient)
                 totals = [total + gradient for total, gradient in zip(totals, found[3:], strict=True)]

@@ -14,7 +14,7 @@ from ._arrays import fixed_shape, made_for
 from ._metal import ragged
 from ._metal.ragged import KEYS, QUERIES
 from ._transforms import seen_through
-from ._varlen_nodes import Arrays, Ragged, blank_outputs
+from ._varlen_nodes import Arrays, Parts, Ragged, blank_outputs
 
 
 def attend(call: Ragged, *arrays: mx.array) -> tuple[Arrays, Arrays]:
@@ -26,9 +26,10 @@ def attend(call: Ragged, *arrays: mx.array) -> tuple[Arrays, Arrays]:
     with mx.stream(call.stream):
         if call.backend == "dense" and not seen_through():
             arrays = tuple(map(fixed_shape, arrays))  # the sizes are those of this call
-        queries, keys, values, rpb = call.split(arrays)
+        parts = call.split(arrays)
         if call.kind == "listed":
-            return _listed(call, groups, arrays)
+            return _listed(call, groups, parts)
+        queries, keys, values, rpb = parts
         padded = queries[0].shape[1:-2]
         pieces = [
             _batches(call.kind, each, groups, side, padded)
@@ -58,19 +59,19 @@ def _batches(
     return [part.reshape(*shape, *flat.shape[1:]) for part, shape in zip(parts, shapes, strict=True)]
 
 
-def _listed(call: Ragged, groups: tuple[ragged.Group, ...], arrays: Arrays) -> tuple[Arrays, Arrays]:
-    """Items that are arrays of their own already."""
-    queries, _, values, _ = call.split(arrays)
+def _listed(call: Ragged, groups: tuple[ragged.Group, ...], parts: Parts) -> tuple[Arrays, Arrays]:
+    """Items that are arrays of their own already. parts: of ``call.split``."""
+    queries, _, values, _ = parts
     outs: list[Any] = [None] * len(queries)
     lses: list[Any] = [None] * len(queries)
     for group in groups:
-        out, lse = call.launch(group, call.given(group, arrays))
+        out, lse = call.launch(group, call.given(group, parts))
         if len(group.starts) == 1:
             place = group.starts[0][QUERIES]
             outs[place], lses[place] = mx.squeeze(out, 0), mx.squeeze(lse, 0)
             continue
-        parts = (mx.split(each, len(group.starts)) for each in (out, lse))
-        for start, own, own_lse in zip(group.starts, *parts, strict=True):
+        pieces = (mx.split(each, len(group.starts)) for each in (out, lse))
+        for start, own, own_lse in zip(group.starts, *pieces, strict=True):
             outs[start[QUERIES]], lses[start[QUERIES]] = mx.squeeze(own, 0), mx.squeeze(own_lse, 0)
     for place, out in enumerate(outs):
         if out is None:

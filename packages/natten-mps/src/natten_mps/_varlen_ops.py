@@ -18,6 +18,9 @@ from ._metal import checks_varlen, ragged
 from ._metal.ragged import KEYS, QUERIES
 from ._walk import compute_dtype
 
+# Queries, keys, values, the bias table.
+Parts = tuple[list[Tensor], list[Tensor], list[Tensor], Tensor | None]
+
 
 class Ragged(NamedTuple):
     """What the ops are told besides their tensors. op: 'na' or 'attention'; name: the face, for messages."""
@@ -51,26 +54,27 @@ def read(call: Ragged, table: Tensor, queries: list[Tensor]) -> ragged.Table:
     return rows
 
 
-def _inputs(inputs: list[Any]) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor | None]:
-    """Queries, keys, values and the bias table out of the op's list."""
+def _inputs(inputs: list[Any]) -> Parts:
+    """Queries, keys, values and the bias table out of the op's list; once a call, for it takes time with every item."""
     count = (len(inputs) - 1) // 3
     return inputs[:count], inputs[count : 2 * count], inputs[2 * count : -1], inputs[-1]
 
 
-def _given(call: Ragged, group: ragged.Group, inputs: list[Any]) -> list[Any]:
+def _given(call: Ragged, group: ragged.Group, parts: Parts) -> list[Any]:
     """The inputs of one launch."""
-    queries, keys, values, rpb = _inputs(inputs)
+    queries, keys, values, rpb = parts
     own: list[Any] = [take(call.kind, queries, group, QUERIES)]
     own += [take(call.kind, each, group, KEYS) for each in (keys, values)]
     return own if call.op == "attention" else [*own, None, None, rpb]
 
 
 def _run_forward(call: Ragged, table: Tensor, inputs: list[Any]) -> list[Tensor]:
-    queries, _, values, _ = _inputs(inputs)
+    parts = _inputs(inputs)
+    queries, _, values, _ = parts
     outs, lses = blank_outputs(queries, values)
     for group in groups_of(call, read(call, table, queries), queries[0].device):
         into = targets(call.kind, group, (outs, QUERIES), (lses, QUERIES))
-        found = run_forward(call.of(group), _given(call, group, inputs), into)
+        found = run_forward(call.of(group), _given(call, group, parts), into)
         _put_all(call, group, into, found, (outs, QUERIES), (lses, QUERIES))
     return outs + lses
 
@@ -96,9 +100,9 @@ def _run_backward(
     # Summed over the launches in the dtype of sums, and rounded once.
     bias = None if rpb is None else rpb.to(compute_dtype(rpb))
     total = None if bias is None else torch.zeros_like(bias)
-    inputs, half = [*inputs[:-1], bias], len(outputs) // 2
+    half = len(outputs) // 2
     for group in groups_of(call, read(call, table, queries), queries[0].device):
-        given = _given(call, group, inputs)
+        given = _given(call, group, (queries, keys, values, bias))
         d_out, d_lse, out, lse = (
             take(call.kind, each, group, QUERIES)
             for each in (grads[:half], grads[half:], outputs[:half], outputs[half:])
