@@ -21,11 +21,32 @@ def _per_axis(size: Size, rank: int) -> tuple[int, ...]:
     return (size,) * rank if isinstance(size, int) else tuple(size)
 
 
-def _window(length: int, size: int, dilation: int, query: int) -> list[int]:
-    """The keys of one query on one axis: ``size`` members of its dilation group, as centred as the border allows."""
+def _window(length: int, size: int, dilation: int, query: int, stride: int = 1, causal: bool = False) -> list[int]:
+    """The keys of one query on one axis: ``size`` members of its dilation group, as centred as the border allows.
+
+    Every ``stride`` queries of the group have the window of the one in their middle. Causal: the ``size`` members up
+    to their last one, as far as the query itself.
+    """
     group = list(range(query % dilation, length, dilation))
-    start = min(max(group.index(query) - size // 2, 0), len(group) - size)
+    place = group.index(query)
+    together = range(len(group))[place - place % stride :][:stride]
+    if causal:
+        return group[max(together[-1] - size + 1, 0) : place + 1]
+    middle = min(together[0] + stride // 2, len(group) - 1)
+    start = min(max(middle - size // 2, 0), len(group) - size)
     return group[start : start + size]
+
+
+@cache
+def _seen(*axes: tuple[int, int, int, int, bool]) -> Tensor:
+    """Which keys each query sees ``[N, N]``. axes: length, size, dilation, stride, causal of each."""
+    seen = torch.ones(1, 1)
+    for length, size, dilation, *rest in axes:
+        own = torch.zeros(length, length)
+        for query in range(length):
+            own[query, _window(length, size, dilation, query, *rest)] = 1
+        seen = torch.kron(seen, own)
+    return seen.bool()
 
 
 @cache
@@ -46,13 +67,15 @@ def _neighbors(shape: tuple[int, ...], sizes: tuple[int, ...], dilations: tuple[
     return torch.tensor(keys), torch.tensor(entries)
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, kernel_size: Size, dilation: Size = 1, scale: float | None = None,
-           backend: str | None = None) -> Tensor:  # fmt: skip
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, kernel_size: Size, dilation: Size = 1, scale: float | None = None,
+    backend: str | None = None, *, stride: Size = 1, is_causal: bool | Sequence[bool] = False,
+) -> Tensor:  # fmt: skip
     """Fused attention, ``[B, *shape, H, D]``; ``backend`` is accepted, as upstream has it."""
     shape = tuple(query.shape[1:-2])
     rank, scale = len(shape), query.shape[-1] ** -0.5 if scale is None else scale
-    keys, _ = _neighbors(shape, _per_axis(kernel_size, rank), _per_axis(dilation, rank))
-    seen = torch.zeros(len(keys), len(keys), dtype=torch.bool).scatter(1, keys, True)
+    given = (_per_axis(each, rank) for each in (kernel_size, dilation, stride, is_causal))
+    seen = _seen(*zip(shape, *given, strict=True))
     q, k, v = (x.flatten(1, -3).transpose(1, 2) for x in (query, key, value))
     scores = (scale * (q @ k.mT)).masked_fill(~seen, -torch.inf)
     return (scores.softmax(-1) @ v).transpose(1, 2).unflatten(1, shape)
