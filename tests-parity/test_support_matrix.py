@@ -32,7 +32,8 @@ def test_the_support_matrix_of_a_gpu() -> None:
     }
     mlx = {
         "small_tensors": "kernels get tensors of fewer than 8 elements as constants, which they do not read",
-        "vmap": 'mx.vmap over fast_metal kernels is not implemented; use backend="pure"',
+        "vmap": "mx.vmap over fast_metal kernels is not implemented, for MLX maps no kernel that it was given as text; "
+        'use backend="pure", or make the mapped axis part of the batch',
     }
     for tier in ("metal", "fast_metal", "nanobind"):
         more = mlx if tier == "fast_metal" else {}

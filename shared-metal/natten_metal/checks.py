@@ -295,9 +295,12 @@ def reject_forward_mode(name: str) -> NoReturn:
     raise NotImplementedError(f'{name}: forward-mode derivatives are not implemented; use backend="dense"')
 
 
-NO_VMAP = 'mx.vmap over fast_metal kernels is not implemented; use backend="pure"'
+NO_VMAP = (
+    "mx.vmap over fast_metal kernels is not implemented, for MLX maps no kernel that it was given as text; "
+    'use backend="pure", or make the mapped axis part of the batch'
+)
 
 
 def reject_vmap(name: str) -> NoReturn:
-    """MLX maps no kernel that it was given as text."""
+    """MLX maps every operation of a function, and has no rule for these kernels, nor takes one from us."""
     raise NotImplementedError(f"{name}: {NO_VMAP}")

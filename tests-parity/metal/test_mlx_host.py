@@ -262,13 +262,16 @@ def test_compile_without_shapes_raises(host: MlxHost) -> None:
 
 @pytest.mark.parametrize("backend", ["auto", "fast_metal"])
 def test_vmap_says_what_to_do(host: MlxHost, backend: str) -> None:
-    """MLX cannot map a kernel given as text; the pure path it can."""
+    """MLX cannot map a kernel given as text; the pure path it can, and the mapped axis may be part of the batch."""
     many = [mx.stack([x, x * 2]) for x in arrays()]
     for function in (attend(backend), mx.grad(loss_of(attend(backend)))):
         with pytest.raises(NotImplementedError, match=r'na2d: mx\.vmap over fast_metal .* use backend="pure"'):
             mx.vmap(function)(*many)
     found = mx.vmap(attend("pure"))(*many)
     assert mx.allclose(found[1], attend()(*(x[1] for x in many)), rtol=0, atol=0.01)
+    before, together = len(host.ran), attend(backend)(*(x.flatten(0, 1) for x in many))
+    assert mx.allclose(found.flatten(0, 1), together, rtol=0, atol=0.01)
+    assert host.templates[before:] == FORWARD
 
 
 def test_second_derivative_and_forward_mode_raise(host: MlxHost) -> None:

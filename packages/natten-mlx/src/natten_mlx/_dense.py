@@ -76,7 +76,7 @@ def _logits(problem: Problem, query: mx.array, key: mx.array, rpb: Optional) -> 
         return logits
     pairs = problem.queries * problem.keys
     offsets = mx.broadcast_to(bias_offsets(problem, MlxTables()).reshape(1, pairs), (problem.heads, pairs))
-    relative = mx.take_along_axis(rpb.astype(logits.dtype).reshape(problem.heads, -1), offsets, axis=-1)
+    relative = mx.take_along_axis(rpb.astype(logits.dtype).flatten(1), offsets, axis=-1)
     return logits + relative.reshape(problem.heads, problem.queries, problem.keys)
 
 

@@ -51,6 +51,6 @@ def put(kind: str, arrays: list[mx.array], group: Group, side: int, items: mx.ar
         rows[(slice(None), *inner)] = items
         arrays[0][index] = rows
     else:
-        tokens = items.reshape(1, -1, *items.shape[1 + len(shape) :])
+        tokens = items.flatten(0, len(shape))[None]
         where = slice(first, first + tokens.shape[1]) if group.adjacent else _index(group, side, kind)
         arrays[0][:, where] = tokens

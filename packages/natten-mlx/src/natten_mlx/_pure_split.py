@@ -41,7 +41,7 @@ def _pair_weights(slots: Rows, step: Step, groups: int) -> mx.array:
     row = slots.index(step, "columns")
     b, c, heads, columns = row.shape
     index = row[..., None, :] * slots.width + chunk.slots()[:, None]
-    found = mx.take(slots.rows.reshape(-1), index, axis=0).astype(slots.dtype)
+    found = mx.take(slots.rows.flatten(), index, axis=0).astype(slots.dtype)
     found = mx.where(chunk.mask[:, None], found, 0.0)
     rows = index.shape[-2]
     found = found.reshape(b, c, heads // groups, groups, rows, columns).swapaxes(3, 4)

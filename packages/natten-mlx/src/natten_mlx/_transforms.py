@@ -7,7 +7,7 @@ them, for they cannot infer shapes.
 """
 
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
@@ -24,6 +24,7 @@ from ._metal.plan import Plan, plan
 from ._metal.problem import INPUTS, OUTPUTS, Problem
 
 Arrays = tuple[mx.array, ...]
+Axes = tuple[int | None, ...]  # of mx.vmap: which axis of each array is mapped, if any
 _plain: ContextVar[bool] = ContextVar("plain", default=False)
 
 
@@ -101,7 +102,7 @@ class _Custom:
             checks.reject_forward_mode(self.problem.name)
 
         @function.vmap
-        def vmap(inputs: Arrays, axes: tuple[int | None, ...]) -> tuple[Arrays, tuple[int, ...]]:
+        def vmap(inputs: Arrays, axes: Axes) -> tuple[Arrays, tuple[int, ...]]:
             outputs = self.map(inputs, axes)
             return outputs, (0,) * len(outputs)
 
@@ -131,7 +132,8 @@ class _Custom:
         """The same arrays; vmap over them raises.
 
         MLX also maps what a custom function does inside, whatever the function's own vmap, and would stop at the
-        kernel without a word of help.
+        kernel without a word of help. Another path cannot be taken in its place: while MLX traces, arrays under
+        mx.vmap look as they do under mx.compile, and once it maps, the kernel is already part of the graph.
         """
 
         @mx.custom_function
@@ -139,7 +141,7 @@ class _Custom:
             return arrays
 
         @same.vmap
-        def vmap(inputs: Arrays, axes: tuple[int | None, ...]) -> NoReturn:
+        def vmap(inputs: Arrays, axes: Axes) -> NoReturn:
             checks.reject_vmap(self.problem.name)
 
         outputs: Any = same(*arrays)
@@ -177,17 +179,16 @@ class _Custom:
         """Whether mapped problems can be one problem with a larger batch."""
         raise NotImplementedError
 
-    def map(self, arrays: Arrays, axes: tuple[int | None, ...]) -> Arrays:
+    def map(self, arrays: Arrays, axes: Axes) -> Arrays:
         """The outputs for every index of the mapped axes (None: not mapped), stacked first."""
         with mx.stream(self.stream):
             return self.map_here(arrays, axes)
 
-    def map_here(self, arrays: Arrays, axes: tuple[int | None, ...]) -> Arrays:
+    def map_here(self, arrays: Arrays, axes: Axes) -> Arrays:
         """:meth:`map` on the current stream."""
-        size = next(a.shape[axis] for a, axis in zip(arrays, axes, strict=True) if axis is not None)
+        size = mapped_size(arrays, axes)
         if not self.shares_batch({place for place, axis in enumerate(axes) if axis is not None}):
-            parts = [self(tuple(_at(a, axis, i) for a, axis in zip(arrays, axes, strict=True))) for i in range(size)]
-            return tuple(mx.stack(list(part)) for part in zip(*parts, strict=True))
+            return map_each(self, arrays, axes)
         batch = self.problem.batch
         larger = replace(self, problem=replace(self.problem, batch=size * batch))
         folded = [
@@ -230,8 +231,25 @@ def primitive_jvp(told: bytes, stream: mx.Stream) -> NoReturn:
     checks.reject_forward_mode(_call(told, stream).problem.name)
 
 
-def _at(array: mx.array, axis: int | None, index: int) -> mx.array:
-    return array if axis is None else mx.moveaxis(array, axis, 0)[index]
+def mapped_size(arrays: Arrays, axes: Axes) -> int:
+    """The length of the mapped axes."""
+    return next(array.shape[axis] for array, axis in zip(arrays, axes, strict=True) if axis is not None)
+
+
+def map_each(one: Callable[[Arrays], Arrays], arrays: Arrays, axes: Axes) -> Arrays:
+    """The outputs of one problem after another, stacked first."""
+    moved = [array if axis is None else mx.moveaxis(array, axis, 0) for array, axis in zip(arrays, axes, strict=True)]
+
+    def at(index: int) -> Arrays:
+        return one(tuple(a if axis is None else a[index] for a, axis in zip(moved, axes, strict=True)))
+
+    size = mapped_size(arrays, axes)
+    if size == 0:  # shapes alone, of a problem that is never evaluated
+        moved = [
+            a if axis is None else mx.zeros((1, *a.shape[1:]), a.dtype) for a, axis in zip(moved, axes, strict=True)
+        ]
+        return tuple(mx.zeros((0, *each.shape), each.dtype) for each in at(0))
+    return tuple(mx.stack(list(part)) for part in zip(*map(at, range(size)), strict=True))
 
 
 def _fold(array: mx.array, axis: int | None, size: int) -> mx.array:

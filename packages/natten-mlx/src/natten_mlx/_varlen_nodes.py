@@ -180,16 +180,11 @@ def _listed(found: Any) -> Arrays:
     return (found,) if isinstance(found, mx.array) else tuple(found)
 
 
-def _axes(axes: Any) -> tuple[int | None, ...]:
+def _axes(axes: Any) -> _transforms.Axes:
     return tuple(axes) if isinstance(axes, (list, tuple)) else (axes,)
 
 
-def _mapped(one: Any, arrays: Arrays, axes: tuple[int | None, ...]) -> tuple[Arrays, tuple[int, ...]]:
+def _mapped(one: Any, arrays: Arrays, axes: _transforms.Axes) -> tuple[Arrays, tuple[int, ...]]:
     """One mapped problem after another, for each may have a bias of its own."""
-    size = next(array.shape[axis] for array, axis in zip(arrays, axes, strict=True) if axis is not None)
-    parts = [
-        one(tuple(a if axis is None else mx.take(a, i, axis) for a, axis in zip(arrays, axes, strict=True)))
-        for i in range(size)
-    ]
-    stacked = tuple(mx.stack(list(part)) for part in zip(*parts, strict=True))
+    stacked = _transforms.map_each(one, arrays, axes)
     return stacked, (0,) * len(stacked)

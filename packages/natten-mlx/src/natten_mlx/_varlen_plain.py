@@ -52,7 +52,7 @@ def _batches(
 ) -> list[mx.array]:
     """For each launch its items, ``[n, *shape, ...]``."""
     shapes = [(len(group.starts), *(group.queries, group.keys)[side]) for group in groups]
-    flat = arrays[0].reshape(-1, *arrays[0].shape[-2:])
+    flat = arrays[0].flatten(0, -3)
     flat = mx.take(flat, mx.array(_tokens(kind, groups, side, padded), mx.int64), 0)
     ends = list(accumulate(math.prod(shape) for shape in shapes))
     parts = mx.split(flat, ends[:-1])
@@ -84,10 +84,9 @@ def _put(
     kind: str, whole: mx.array, groups: tuple[ragged.Group, ...], padded: tuple[int, ...], found: Any
 ) -> Arrays:  # fmt: skip
     """The results of the launches, where their items are; ``whole`` where there are none."""
-    leading = len(padded) + 1
-    inner = whole.shape[leading:]
-    filler = whole.reshape(-1, *inner)
-    flat = mx.concatenate([batch.reshape(-1, *inner) for batch in found])
+    axis = len(padded)
+    filler = whole.flatten(0, axis)
+    flat = mx.concatenate([batch.flatten(0, batch.ndim - filler.ndim) for batch in found])
     # For each token the row of its result, or its own row of what is not computed.
     tokens, total = _tokens(kind, groups, QUERIES, padded), filler.shape[0]
     rows = list(range(flat.shape[0], flat.shape[0] + total))

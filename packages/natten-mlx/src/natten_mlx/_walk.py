@@ -140,7 +140,7 @@ class Collector:
         batch, tiles, heads, tile_rows, width = self.shape
         small = batch * tiles * heads * tile_rows <= Tables.KEEP_PAIRS
         row = (_remembered_places if small else _places)(self.blocks, batch, heads)
-        return mx.take(self.buffer.reshape(-1, width), row, axis=0).reshape(batch, *shape, heads, width)
+        return mx.take(self.buffer.flatten(0, -2), row, axis=0).reshape(batch, *shape, heads, width)
 
 
 def _places(blocks: Blocks, batch: int, heads: int) -> mx.array:
@@ -174,7 +174,7 @@ def mask_logits(logits: mx.array, chunk: Chunk, rpb: Optional, groups: int, tran
 
 def relative_bias(chunk: Chunk, rpb: mx.array, kv_heads: int, groups: int) -> mx.array:
     """``[c, kv heads, groups, T, U]``: the bias of each pair; of no meaning where masked."""
-    table = rpb.reshape(kv_heads, groups, -1)
+    table = mx.unflatten(rpb.flatten(1), 0, (kv_heads, groups))
     return mx.take(table, chunk.offsets(), axis=2).transpose(2, 0, 1, 3, 4)
 
 

@@ -25,9 +25,10 @@ def attend(
     rank = len(problem.query_shape)
     groups = ragged.groups(table, rank, kind, None)
     outs, lses = blank_outputs(queries, values)
-    # Sums of nothing: what has no item depends on the inputs too, with gradients of zero.
+    # Sums of nothing: what has no item depends on the inputs too, with gradients of zero. Of one element each: torch
+    # maps no addition of scalars over an empty axis.
     for place, ties in enumerate(zip(queries, keys, values, strict=True)):
-        nothing = sum(tensor.flatten()[:0].sum() for tensor in ties)
+        nothing = sum(tensor.flatten()[:0].sum(0, keepdim=True) for tensor in ties)
         outs[place], lses[place] = outs[place] + nothing, lses[place] + nothing
     padded = [tuple(each[0].shape[1:-2]) for each in tensors]
     sides = (QUERIES, KEYS, KEYS)

@@ -188,9 +188,12 @@ class VarlenBackward(Backward):
 
 def _mapped(launch: Any, size: int, dims: tuple[Any, ...], tensors: tuple[Any, ...]) -> tuple[Any, Any]:
     """One mapped problem after another, for each may have a bias of its own."""
-    parts = [
-        launch([t if d is None else t.select(d, i) for t, d in zip(tensors, dims, strict=True)]) for i in range(size)
-    ]
+    moved = [t if d is None else t.movedim(d, 0) for t, d in zip(tensors, dims, strict=True)]
+    if size == 0:  # shapes alone, of a problem of zeros
+        own = [t if d is None else t.new_zeros(t.shape[1:]) for t, d in zip(moved, dims, strict=True)]
+        stacked = tuple(part.new_zeros((0, *part.shape)) for part in launch(own))
+        return stacked, (0,) * len(stacked)
+    parts = [launch([t if d is None else t[i] for t, d in zip(moved, dims, strict=True)]) for i in range(size)]
     stacked = tuple(torch.stack(part) for part in zip(*parts, strict=True))
     return stacked, (0,) * len(stacked)
 
