@@ -90,11 +90,19 @@ def test_sizes_that_are_marked_or_seen_to_change() -> None:
 # --- torch.func inside -------------------------------------------------------------------------------
 
 
+KEY = torch.linspace(-1, 1, 10, dtype=torch.float64).view(1, 5, 1, 2)
+
+
 def attend(op: str, backend: str | None) -> Callable[[Tensor], Tensor]:
-    key = torch.linspace(-1, 1, 10, dtype=torch.float64).view(1, 5, 1, 2)
     if op == "na1d":
-        return lambda query: MPS.face("na1d")(query, key, key.cos(), 3, backend=backend) ** 2
-    return lambda query: MPS.face("na1d_qk")(query, key, 3, backend=backend) ** 2
+        return lambda query: MPS.face("na1d")(query, KEY, KEY.cos(), 3, backend=backend) ** 2
+    return lambda query: MPS.face("na1d_qk")(query, KEY, 3, backend=backend) ** 2
+
+
+def written_out(query: Tensor) -> Tensor:
+    """``attend("na1d_qk", ...)`` in plain operations."""
+    keys = KEY[:, (torch.arange(5) - 1).clamp(0, 2)[:, None] + torch.arange(3)]
+    return (torch.einsum("bihc,bijhc->bihj", query, keys) / 2**0.5) ** 2
 
 
 def summed(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -132,19 +140,31 @@ def test_derivatives_inside_the_graph(name: str, op: str, torch_path: str) -> No
     torch.testing.assert_close(compiled(given), wanted, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("op", ["na1d", pytest.param("na1d_qk", marks=pytest.mark.all)])
 @pytest.mark.parametrize("name", SECOND)
-def test_no_derivative_is_made_up(name: str, op: str, torch_path: str) -> None:
-    """Second derivatives and forward mode are refused in our words, eager and compiled."""
+def test_no_derivative_is_made_up(name: str, torch_path: str) -> None:
+    """Second derivatives and forward mode of the fused op are refused in our words, eager and compiled."""
     torch.compiler.reset()
     given = torch.randn(1, 5, 1, 2, dtype=torch.float64)
     kind = "second" if name == "jacrev of grad" else "forward-mode"
-    words = f'{op}: {kind} derivatives are not implemented; use backend="dense"'
-    eager = SECOND[name](attend(op, torch_path))
+    words = f'na1d: {kind} derivatives are not implemented; use backend="dense", or na1d_qk, a softmax and na1d_av'
+    eager = SECOND[name](attend("na1d", torch_path))
     for function in (eager, torch.compile(eager, backend="aot_eager")):
         with pytest.raises(NotImplementedError) as caught:
             function(given)
         assert str(caught.value) == words
+
+
+@pytest.mark.parametrize("name", [*(pytest.param(n, marks=pytest.mark.all) for n in SECOND), "jacfwd of jacfwd"])
+def test_split_ops_have_every_derivative(name: str, torch_path: str) -> None:
+    """Eager and compiled in full, as torch finds them of the same function written out."""
+    torch.compiler.reset()
+    given = torch.randn(1, 5, 1, 2, dtype=torch.float64)
+    kind = SECOND.get(name, lambda f: torch.func.jacfwd(torch.func.jacfwd(summed(f))))
+    eager = kind(attend("na1d_qk", torch_path))
+    found = eager(given), torch.compile(eager, fullgraph=True, backend="aot_eager")(given)
+    wanted = kind(written_out)(given)
+    assert wanted.any()
+    torch.testing.assert_close(found, (wanted, wanted), rtol=0, atol=1e-12)
 
 
 def test_forward_mode_through_vmap_is_refused() -> None:

@@ -134,18 +134,24 @@ def test_ops_under_levels_of_torch_func(op: str) -> None:
     many = torch.stack([first, 2 * first, 3 * first, 4 * first]).unflatten(0, (2, 2))
     found = torch.vmap(torch.vmap(grad))(many)
     torch.testing.assert_close(found.flatten(0, 1), torch.stack(wanted), rtol=0, atol=1e-12)
+    if op in ("qk", "av"):  # the square of what is linear in the first tensor: its gradient is linear too
+        torch.testing.assert_close(torch.func.jvp(grad, (first,), (first,))[1], wanted[0], rtol=0, atol=1e-12)
+        return
     with pytest.raises(NotImplementedError, match="second derivatives are not implemented"):
         torch.func.grad(lambda t: grad(t).sum())(first)
 
 
 def test_private_names_of_torch() -> None:
-    """Each in one place: where an op is not differentiated any more, and the type of tensors without numbers."""
+    """Each in one place: where an op is not differentiated any more, where a tangent is differentiated once more, and
+    the type of tensors without numbers.
+    """
     sources = Path(MPS.module("_call").__file__).parent.glob("*.py")
     private = {
-        p.name: re.findall(r"\b(?:torch|functorch)\.(?:\w+\.)*_[a-zA-Z]\w*(?:\.\w+)*", p.read_text()) for p in sources
+        p.name: re.findall(r"\b(?:torch|functorch|forward_ad)\.(?:\w+\.)*_[a-zA-Z]\w*(?:\.\w+)*", p.read_text())
+        for p in sources
     }
     assert {name: found for name, found in private.items() if found} == {
-        "_call.py": ["torch._C._AutoDispatchBelowAutograd"],
+        "_call.py": ["torch._C._AutoDispatchBelowADInplaceOrView", "forward_ad._set_fwd_grad_enabled"],
         "varlen.py": ["torch._subclasses.FakeTensor"],
     }
     call = MPS.module("_call")
@@ -153,6 +159,23 @@ def test_private_names_of_torch() -> None:
     how = call.Call("attention", (), (1,), (1,), (False,), 0.5, "pure")
     assert call.forward_op(how, [query] * 3)[0].requires_grad
     assert not call.below_autograd(call.forward_op, how, [query] * 3)[0].requires_grad
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(query.detach(), query.detach())
+        assert torch.equal(*call.primals([dual, query.detach()]))
+        with call.forward_mode():
+            assert torch.autograd.forward_ad.unpack_dual(dual * 2).tangent is not None
+
+
+@pytest.mark.usefixtures("torch_path")
+def test_results_are_not_views() -> None:
+    """They may be changed in place where torch's own may: their gradients do not read them."""
+    query, key = torch.randn(2, 1, 9, 2, 4)
+    given = [query.clone().requires_grad_() for _ in range(2)]
+    logits = [MPS.face("na1d_qk")(each, key, 3) for each in given]
+    assert not logits[0]._is_view() and not MPS.face("na1d")(query, key, key, 3)._is_view()
+    found, wanted = logits[0].mul_(3), logits[1] * 3
+    assert torch.equal(found, wanted)
+    assert torch.equal(*(torch.autograd.grad(t.sum(), q)[0] for t, q in zip((found, wanted), given, strict=True)))
 
 
 def test_meta_tensors_have_shapes() -> None:

@@ -201,7 +201,10 @@ def test_errors_come_out_as_they_were() -> None:
     for what, call in calls.items():
         with pytest.raises(NotImplementedError) as caught:
             call()
-        assert str(caught.value) == f'na1d: {what} are not implemented; use backend="dense"'
+        assert (
+            str(caught.value)
+            == f'na1d: {what} are not implemented; use backend="dense", or na1d_qk, a softmax and na1d_av'
+        )
 
 
 def test_a_plan_lives_as_long_as_its_primitives() -> None:

@@ -286,13 +286,18 @@ def check_merge(face: str, outputs: Sequence[TensorSpec], lses: Sequence[TensorS
 
 
 def reject_second_derivative(name: str) -> NoReturn:
-    """The kernels differentiate once, in reverse."""
-    raise NotImplementedError(f'{name}: second derivatives are not implemented; use backend="dense"')
+    """The fused kernels differentiate once, in reverse."""
+    raise NotImplementedError(f"{name}: second derivatives are not implemented; {_which_have_them(name)}")
 
 
 def reject_forward_mode(name: str) -> NoReturn:
-    """The kernels differentiate once, in reverse."""
-    raise NotImplementedError(f'{name}: forward-mode derivatives are not implemented; use backend="dense"')
+    """The fused kernels differentiate once, in reverse."""
+    raise NotImplementedError(f"{name}: forward-mode derivatives are not implemented; {_which_have_them(name)}")
+
+
+def _which_have_them(name: str) -> str:
+    has_split_ops = name in ("na1d", "na2d", "na3d")
+    return 'use backend="dense"' + (f", or {name}_qk, a softmax and {name}_av" if has_split_ops else "")
 
 
 NO_VMAP = (

@@ -42,7 +42,10 @@ Arrays vmap(const std::string& call, const mx::Stream& stream, const Arrays& inp
   return ask("primitive_vmap", call, stream, inputs, axes);
 }
 
-Arrays jvp(const std::string& call, const mx::Stream& stream) { return ask("primitive_jvp", call, stream); }
+Arrays jvp(const std::string& call, const mx::Stream& stream, const Arrays& primals, const Arrays& tangents,
+           const std::vector<int>& argnums) {
+  return ask("primitive_jvp", call, stream, primals, tangents, argnums);
+}
 
 void register_errors() {
   nb::register_exception_translator([](const std::exception_ptr& thrown, void*) {

@@ -17,7 +17,8 @@ using Arrays = std::vector<mx::array>;
 Arrays vjp(const std::string& call, const mx::Stream& stream, const Arrays& primals, const Arrays& cotangents,
            const Arrays& outputs);
 Arrays vmap(const std::string& call, const mx::Stream& stream, const Arrays& inputs, const std::vector<int>& axes);
-Arrays jvp(const std::string& call, const mx::Stream& stream);
+Arrays jvp(const std::string& call, const mx::Stream& stream, const Arrays& primals, const Arrays& tangents,
+           const std::vector<int>& argnums);
 
 // Registers how Python errors that crossed MLX are raised again.
 void register_errors();

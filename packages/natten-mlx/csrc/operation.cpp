@@ -103,9 +103,9 @@ std::vector<mx::array> Operation::vjp(const std::vector<mx::array>& primals, con
   return wanted;
 }
 
-std::vector<mx::array> Operation::jvp(const std::vector<mx::array>&, const std::vector<mx::array>&,
-                                      const std::vector<int>&) {
-  return host::jvp(plan_->call, stream());
+std::vector<mx::array> Operation::jvp(const std::vector<mx::array>& primals, const std::vector<mx::array>& tangents,
+                                      const std::vector<int>& argnums) {
+  return host::jvp(plan_->call, stream(), primals, tangents, argnums);
 }
 
 std::pair<std::vector<mx::array>, std::vector<int>> Operation::vmap(const std::vector<mx::array>& inputs,

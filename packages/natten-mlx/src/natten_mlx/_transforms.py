@@ -1,9 +1,9 @@
 """The kernels' place in MLX: nodes of its graph that carry derivatives and vmap.
 
 Each call of an op is two nodes, :class:`Forward` and :class:`Backward`: primitives of the C++ extension where it
-takes the problem, ``mx.custom_function`` s otherwise. The backward has no derivative of its own (the dense path
-has). Both run on the stream of the call, wherever MLX transforms them. ``mx.compile(shapeless=True)`` raises on
-them, for they cannot infer shapes.
+takes the problem, ``mx.custom_function`` s otherwise. The fused ops' backward has no derivative of its own (the dense
+path has); the split ops' derivatives are the two nodes again (:mod:`natten_metal.bilinear`). Both run on the stream of
+the call, wherever MLX transforms them. ``mx.compile(shapeless=True)`` raises on them, for they cannot infer shapes.
 """
 
 import pickle
@@ -12,19 +12,24 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import mlx.core as mx
 
 from . import _launch_fast, _launch_nanobind, _pure, _pure_split
-from ._arrays import compute_dtype, device_of
+from ._arrays import MlxTables, compute_dtype, device_of
 from ._config import TIERS
 from ._metal import backends, checks
+from ._metal.bilinear import SPLIT, Split
+from ._metal.mask import slot_keys
 from ._metal.plan import Plan, plan
 from ._metal.problem import INPUTS, OUTPUTS, Problem
 
 Arrays = tuple[mx.array, ...]
 Axes = tuple[int | None, ...]  # of mx.vmap: which axis of each array is mapped, if any
+T = TypeVar("T")
+# None for an array that does not change.
+Tangents = tuple[mx.array | None, ...]
 _plain: ContextVar[bool] = ContextVar("plain", default=False)
 
 
@@ -98,8 +103,8 @@ class _Custom:
             return self.differentiate(primals, cotangents, outputs)
 
         @function.jvp
-        def jvp(primals: Arrays, tangents: Arrays) -> NoReturn:
-            checks.reject_forward_mode(self.problem.name)
+        def jvp(primals: Arrays, tangents: Tangents) -> Arrays:
+            return self.tangents(primals, tangents)
 
         @function.vmap
         def vmap(inputs: Arrays, axes: Axes) -> tuple[Arrays, tuple[int, ...]]:
@@ -171,9 +176,33 @@ class _Custom:
         """Gradients of ``primals``."""
         raise NotImplementedError
 
+    def tangents(self, primals: Arrays, tangents: Tangents) -> Arrays:
+        """Tangents of the outputs."""
+        raise NotImplementedError
+
     def told(self) -> bytes:
         """The call in bytes, all but its stream: what a primitive of the C++ extension keeps of it."""
         return pickle.dumps((type(self), self.problem, self.backend, self.names))
+
+    def split_op(self) -> Split:
+        """A split op's two nodes, as functions that are differentiable in turn."""
+        problem, names = self.problem, INPUTS[self.problem.op]
+
+        def node(kind: type[_Custom], bias: mx.array | None) -> _Custom:
+            given = tuple(name for name in names if name != "rpb" or bias is not None)
+            return kind(replace(problem, has_rpb=bias is not None), self.backend, self.stream, given)
+
+        def op(x: mx.array, y: mx.array, bias: mx.array | None) -> mx.array:
+            (found,) = node(Forward, bias)((x, y) if bias is None else (x, y, bias))
+            if problem.op == "av" or not any(problem.is_causal):
+                return found
+            held = slot_keys(problem, MlxTables())[1].reshape(1, *problem.query_shape, 1, problem.slots)
+            return mx.where(held, found, mx.zeros((), found.dtype))
+
+        def gradients(grad: mx.array, x: mx.array, y: mx.array, bias: mx.array | None) -> Arrays:
+            return node(Backward, bias)((grad, x, y, *(() if bias is None else (bias,)), grad))
+
+        return Split(op, gradients, mx.zeros_like)
 
     def shares_batch(self, places_mapped: set[int]) -> bool:
         """Whether mapped problems can be one problem with a larger batch."""
@@ -226,9 +255,10 @@ def primitive_vmap(told: bytes, stream: mx.Stream, arrays: Any, axes: Sequence[i
     return _call(told, stream).map(tuple(arrays), tuple(None if axis < 0 else axis for axis in axes))
 
 
-def primitive_jvp(told: bytes, stream: mx.Stream) -> NoReturn:
-    """Forward mode, which the kernels do not have."""
-    checks.reject_forward_mode(_call(told, stream).problem.name)
+def primitive_jvp(told: bytes, stream: mx.Stream, primals: Any, tangents: Any, places: Sequence[int]) -> Arrays:
+    """:meth:`_Custom.tangents`; given are those of the arrays at ``places``."""
+    given = dict(zip(places, tangents, strict=True))
+    return _call(told, stream).tangents(tuple(primals), tuple(given.get(place) for place in range(len(primals))))
 
 
 def mapped_size(arrays: Arrays, axes: Axes) -> int:
@@ -280,7 +310,14 @@ class Forward(_Custom):
 
     def differentiate(self, primals: Arrays, cotangents: Arrays, outputs: Arrays) -> Arrays:
         backward = Backward(self.problem, self.backend, self.stream, self.names)
-        return backward((*cotangents, *primals, *outputs))
+        # A split op's gradients do not read its output.
+        return backward((*cotangents, *primals, *(cotangents if self.problem.op in SPLIT else outputs)))
+
+    def tangents(self, primals: Arrays, tangents: Tangents) -> Arrays:
+        if self.problem.op not in SPLIT:
+            checks.reject_forward_mode(self.problem.name)
+        with mx.stream(self.stream):
+            return (self.split_op().tangent(primals, tangents),)
 
     def is_bias(self, place: int) -> bool:
         return self.names[place] == "rpb"
@@ -292,7 +329,7 @@ class Forward(_Custom):
 class Backward(_Custom):
     """``Backward(...)((*cotangents, *inputs, *outputs))`` -> gradients of the inputs that are given."""
 
-    def split(self, arrays: Arrays) -> tuple[Arrays, Arrays, Arrays]:
+    def split(self, arrays: tuple[T, ...]) -> tuple[tuple[T, ...], tuple[T, ...], tuple[T, ...]]:
         """Cotangents, inputs and outputs out of the flat arguments. A split op's primitive knows no outputs."""
         count = OUTPUTS[self.problem.op]
         inputs = count + len(self.names)
@@ -325,7 +362,21 @@ class Backward(_Custom):
         return tuple(gradient for gradient in found if gradient is not None)
 
     def differentiate(self, primals: Arrays, cotangents: Arrays, outputs: Arrays) -> Arrays:
-        checks.reject_second_derivative(self.problem.name)
+        if self.problem.op not in SPLIT:
+            checks.reject_second_derivative(self.problem.name)
+        (grad,), inputs, rest = self.split(primals)
+        with mx.stream(self.stream):
+            found = self.split_op().gradients_of_gradients(grad, inputs, cotangents)
+            # On the bias, and on the output that is not read, nothing depends.
+            return (*found, *map(mx.zeros_like, (*inputs[2:], *rest)))
+
+    def tangents(self, primals: Arrays, tangents: Tangents) -> Arrays:
+        if self.problem.op not in SPLIT:
+            checks.reject_forward_mode(self.problem.name)
+        (grad,), inputs, _ = self.split(primals)
+        (of_grad,), of_inputs, _ = self.split(tangents)
+        with mx.stream(self.stream):
+            return tuple(self.split_op().tangents_of_gradients(grad, inputs, of_grad, of_inputs))
 
     def is_bias(self, place: int) -> bool:
         place -= OUTPUTS[self.problem.op]

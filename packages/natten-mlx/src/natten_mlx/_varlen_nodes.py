@@ -78,7 +78,7 @@ class Ragged:
 
         @function.jvp
         def jvp(primals: Any, tangents: Any) -> NoReturn:
-            checks.reject_forward_mode(self.problem.name)
+            checks.reject_forward_mode(self.face)
 
         @function.vmap
         def vmap(inputs: Any, axes: Any) -> tuple[Arrays, tuple[int, ...]]:
@@ -124,7 +124,11 @@ class Ragged:
 
         @function.vjp
         def vjp(primals: Any, cotangents: Any, outputs: Any) -> NoReturn:
-            checks.reject_second_derivative(self.problem.name)
+            checks.reject_second_derivative(self.face)
+
+        @function.jvp
+        def jvp(primals: Any, tangents: Any) -> NoReturn:
+            checks.reject_forward_mode(self.face)
 
         @function.vmap
         def vmap(inputs: Any, axes: Any) -> tuple[Arrays, tuple[int, ...]]:

@@ -171,7 +171,8 @@ def _qk(
 
     query ``[B, *shape, H, D]``, key ``[B, *shape, H_kv, D]``. Slots are row-major over the window; slot j
     of an axis is the key ``start + j`` of the group. A slot at or past the window's end (causal) is -inf.
-    float16 logits may round to inf; the fused op's do not.
+    float16 logits may round to inf; the fused op's do not. Differentiable any number of times, forward and reverse; a
+    slot that holds no key has a derivative of 0.
     """
     chosen, where = BACKENDS.resolve(face, backend), stream_of(face, stream)
     specs = spec(face, "query", query), spec(face, "key", key)

@@ -1,16 +1,20 @@
 """Derivatives and vmap of all ops: two ``autograd.Function`` s.
 
-:class:`Forward` is differentiable once, in reverse; :class:`Backward` has no derivative (the dense path has). Both
-run the custom ops, which under autograd and torch.func lead back to them.
+:class:`Forward` is differentiable in reverse by :class:`Backward`, and there it ends for the fused ops (the dense path
+has the rest). The split ops' derivatives are the two again (:mod:`natten_metal.bilinear`), forward and reverse and of
+any order. Both run the custom ops, which under autograd and torch.func lead back to them.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from ._call import Call, backward_op, below_autograd, forward_op, split
+from ._arrays import TorchTables
+from ._call import Call, backward_op, below_autograd, forward_mode, forward_op, primals, problem_of, split
 from ._metal import checks
+from ._metal.bilinear import SPLIT, Split
+from ._metal.mask import slot_keys
 from ._metal.problem import INPUTS
 
 # Where a call is met: by plain autograd, and by torch.func, before it has taken the first of its levels apart. There
@@ -19,7 +23,7 @@ DIFFERENTIATED = ("Autograd", "FuncTorchDynamicLayerFrontMode")
 
 
 class Forward(torch.autograd.Function):
-    """``Forward.apply(call, *inputs)`` -> the op's outputs; differentiable once, in reverse."""
+    """``Forward.apply(call, *inputs)`` -> the op's outputs."""
 
     @staticmethod
     def forward(call: Call, *inputs: Tensor | None) -> tuple[Tensor, ...]:
@@ -29,7 +33,11 @@ class Forward(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.call = inputs[0]
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*inputs[1:], *output)
+        if ctx.call.op in SPLIT:  # whose gradients do not read the output
+            ctx.save_for_backward(*inputs[1:])
+            ctx.save_for_forward(*inputs[1:])
+        else:
+            ctx.save_for_backward(*inputs[1:], *output)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
@@ -39,7 +47,8 @@ class Forward(torch.autograd.Function):
         inputs = saved[:count]
         if all(grad is None for grad in grads):
             return (None,) * (count + 1)
-        found = iter(Backward.apply(ctx.call, *grads, *saved))
+        outputs = grads if ctx.call.op in SPLIT else saved[count:]
+        found = iter(Backward.apply(ctx.call, *grads, *inputs, *outputs))
         return (None, *(None if tensor is None else next(found) for tensor in inputs))
 
     @staticmethod
@@ -49,11 +58,19 @@ class Forward(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
-        checks.reject_forward_mode(ctx.call.name)
+        call = ctx.call
+        if call.op not in SPLIT:
+            checks.reject_forward_mode(call.name)
+        inputs = primals(ctx.saved_tensors)
+        with forward_mode():
+            return (_split_op(call).tangent(inputs, tangents[1:]),)
 
 
 class Backward(torch.autograd.Function):
-    """``Backward.apply(call, *grads, *inputs, *outputs)`` -> gradients of the inputs that are given."""
+    """``Backward.apply(call, *grads, *inputs, *outputs)`` -> gradients of the inputs that are given.
+
+    A split op's output is not read: any tensor of its shape stands for it.
+    """
 
     @staticmethod
     def forward(call: Call, *tensors: Tensor | None) -> tuple[Tensor, ...]:
@@ -62,16 +79,58 @@ class Backward(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.call = inputs[0]
+        ctx.set_materialize_grads(False)
+        if ctx.call.op in SPLIT:
+            grads, given, _ = split(ctx.call, inputs[1:])
+            ctx.save_for_backward(*grads, *given)
+            ctx.save_for_forward(*grads, *given)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> Any:
-        checks.reject_second_derivative(ctx.call.name)
+    def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
+        call = ctx.call
+        if call.op not in SPLIT:
+            checks.reject_second_derivative(call.name)
+        grad, *inputs = ctx.saved_tensors
+        none = (None,) * (2 + len(inputs))
+        if all(cotangent is None for cotangent in cotangents):
+            return (None, *none)
+        # On the bias, and on the output that is not read, nothing depends.
+        return (None, *_split_op(call).gradients_of_gradients(grad, inputs, cotangents), *none[3:])
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        call = ctx.call
+        if call.op not in SPLIT:
+            checks.reject_forward_mode(call.name)
+        grad, *inputs = primals(ctx.saved_tensors)
+        (of_grad,), of_inputs, _ = split(call, tangents[1:])
+        with forward_mode():
+            return tuple(_split_op(call).tangents_of_gradients(grad, inputs, of_grad, of_inputs))
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], call: Call, *tensors: Tensor | None) -> Any:
         # The bias's gradient sums over the batch, so mapped problems with a bias cannot share one.
         has_bias = call.op in ("na", "qk") and split(call, tensors)[1][-1] is not None
         return _vmap(backward_op, info.batch_size, in_dims[1:], call, tensors, one_by_one=has_bias)
+
+
+def _split_op(call: Call) -> Split:
+    """A split op's kernels, as functions that are differentiable in turn."""
+
+    def op(x: Tensor, y: Tensor, bias: Tensor | None) -> Tensor:
+        if call.op == "av":
+            return cast(Tensor, Forward.apply(call, x, y)[0])
+        found = cast(Tensor, Forward.apply(call, x, y, bias)[0])
+        if not any(call.is_causal):
+            return found
+        problem = problem_of(call, (tuple(x.shape), tuple(y.shape), None), x.dtype)
+        held = slot_keys(problem, TorchTables(x.device))[1].unflatten(0, problem.query_shape).unsqueeze(-2)
+        return found.masked_fill(~held, 0.0)
+
+    def gradients(grad: Tensor, x: Tensor, y: Tensor, bias: Tensor | None) -> Any:
+        return Backward.apply(call, grad, *((x, y) if call.op == "av" else (x, y, bias)), grad)
+
+    return Split(op, gradients, torch.zeros_like)
 
 
 def _vmap(launch: Any, size: int, dims: Any, call: Call, tensors: Any, one_by_one: bool) -> tuple[Any, Any]:

@@ -1,10 +1,13 @@
 """What a custom op is told besides its tensors, and the problem and plan that follow from both."""
 
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ._arrays import device_of
 from ._config import TIERS
@@ -37,8 +40,8 @@ def call_of(problem: Problem, backend: str) -> Call:
     return Call(p.op, kernel_size, p.stride, p.dilation, p.is_causal, p.scale, backend)
 
 
-@lru_cache(maxsize=1024)
-def _problem(call: Call, shapes: tuple[tuple[int, ...] | None, ...], dtype: torch.dtype) -> Problem:
+def problem_of(call: Call, shapes: tuple[tuple[int, ...] | None, ...], dtype: torch.dtype) -> Problem:
+    """The problem of a call on tensors of these shapes, in the order of ``INPUTS[call.op]``."""
     given = dict(zip(INPUTS[call.op], shapes, strict=True))
     first, key = shapes[0], given.get("key") or given["value"]
     assert first is not None and key is not None
@@ -50,6 +53,9 @@ def _problem(call: Call, shapes: tuple[tuple[int, ...] | None, ...], dtype: torc
         kernel_size, call.stride, call.dilation, call.is_causal, call.scale,
         str(dtype).removeprefix("torch."), extra[1] if extra is not None else 0, given.get("rpb") is not None,
     )  # fmt: skip
+
+
+_problem = lru_cache(maxsize=1024)(problem_of)
 
 
 def plan_for(call: Call, tensors: list[Tensor | None], backend: str | None = None) -> Plan:
@@ -88,6 +94,21 @@ def below_autograd(op: Any, *arguments: Any) -> list[Tensor]:
 
     torch has no public name for this; the test of private names holds it.
     """
-    with torch._C._AutoDispatchBelowAutograd():
+    with torch._C._AutoDispatchBelowADInplaceOrView():
         found: list[Tensor] = op(*arguments)
     return found
+
+
+def forward_mode() -> AbstractContextManager[None]:
+    """Forward mode, on: torch turns it off for a function's ``jvp``, and a ``jvp`` of that one would find zeros.
+
+    torch has no public name for this; the test of private names holds it.
+    """
+    switched: AbstractContextManager[None] = forward_ad._set_fwd_grad_enabled(True)
+    return switched
+
+
+def primals(saved: Iterable[Tensor | None]) -> list[Tensor | None]:
+    """A function's saved tensors without the tangents that its ``jvp`` is given."""
+    # Torch has one level of tangents, 0; inside of torch.compile its Python side does not know that it is entered.
+    return [None if tensor is None else forward_ad.unpack_dual(tensor, level=0).primal for tensor in saved]
