@@ -72,8 +72,9 @@ def plain(value: Any) -> bool:
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_a_step_fits_its_memory(case: Any) -> None:
     """The logits of one step stay within the budget, or one tile is all that a step holds."""
-    made = plan.plan(case.problem("float32"), CPU, "pure", ("pure",))
-    for walk, extra in ((made.queries, case.additional or 0), (made.keys, 0)):
+    problem = case.problem("float32")
+    made = plan.plan(problem, CPU, "pure", ("pure",))
+    for walk, extra in ((made.queries, case.additional or 0), (plan.walk(problem, transposed=True), 0)):
         assert walk is not None
         columns = walk.box_columns + extra
         held = 4 * case.heads * walk.tile_rows * columns * walk.step * walk.batch_step
@@ -131,8 +132,7 @@ def test_explain(framework: Framework) -> None:
         "is_causal (True,), float32\n"
         "device: cpu\n"
         "path: pure (backend='pure' was asked for)\n"
-        "forward and dQ: 2 tiles of (5,) queries, each with a box of (5,), 2 at a time\n"
-        "dK and dV: 2 tiles of (5,) keys, each with a box of (5,), 2 at a time"
+        "forward and backward: 2 tiles of (5,) queries, each with a box of (5,), 2 at a time"
     )
     kv = framework.tensor(np.ones((1, 9, 1, 4)), "float32")
     wide, extra = (framework.tensor(np.ones((1, n, 1, d)), "float32") for n, d in ((9, 6), (2, 6)))

@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import BY_NAME
+from cases import BY_NAME, CASES, Case
 from frameworks import FRAMEWORKS, MLX, MPS, Framework, Path, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_memory import in_a_fresh_process, memory
 from tolerances import assert_within, fused
 
-from natten_mps._metal import blocks, mask, plan
+from natten_mps._metal import blocks, mask, plan, turns
 from natten_mps._metal.device import Device
 from natten_mps._metal.problem import Axis, Problem
 
@@ -67,8 +67,8 @@ EXTREME = {
 
 def walks(problem: Problem) -> list[blocks.Blocks]:
     made = plan.plan(problem, CPU, "pure", ("pure",))
-    assert made.queries is not None and made.keys is not None
-    return [made.queries, made.keys]
+    assert made.queries == plan.walk(problem, transposed=False) and made.keys is None
+    return [made.queries, plan.walk(problem, transposed=True)]
 
 
 def assert_within_budget(problem: Problem, walk: blocks.Blocks) -> None:
@@ -194,6 +194,44 @@ def test_tables_of_single_tiles_are_those_of_all(transposed: bool, monkeypatch: 
         assert np.array_equal(before.axis_shifts(1), after.axis_shifts(1))
 
 
+def assert_taken_in_turns(walk: blocks.Blocks) -> int:
+    """Each tile has one turn, each column that a row sees counts as seen, and no turn has a column twice. The most
+    turns that a step takes."""
+    most = 0
+    for chunk in blocks.Tables(walk, mask.NumpyTables()).chunks():
+        assert ((chunk.mask & chunk.held[..., None]).any(1) <= chunk.seen).all()
+        found = turns.turns(walk, chunk.first, chunk.count)
+        tiles = [np.arange(chunk.count)[own] for own in found]
+        assert sorted(np.concatenate(tiles)) == list(range(chunk.count))
+        for own in tiles:
+            touched = chunk.columns[own][chunk.seen[own]]
+            assert len(touched) == len(np.unique(touched))
+        most = max(most, len(found))
+    return most
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_turns_share_no_key(case: Case) -> None:
+    walk = plan.walk(case.problem("float32"), transposed=False)
+    assert_taken_in_turns(walk)
+    # Smaller tiles, more of them: more that overlap, in steps that end anywhere.
+    tiles = [min(3, axis.tile) for axis in walk.axes]
+    axes = [
+        replace(axis, tile=tile, box=blocks.box_size(axis.axis, False, tile))
+        for axis, tile in zip(walk.axes, tiles, strict=True)
+    ]
+    for step in (5, 10_000):
+        assert_taken_in_turns(blocks.Blocks(tuple(axes), step, 1))
+
+
+def test_turns_are_few() -> None:
+    """As many as tiles that may meet, not as tiles: two of an axis whose tiles are longer than its windows."""
+    walk = plan.walk(windowed((4096,), 7, d=4), transposed=False)
+    assert walk.step > 10 and assert_taken_in_turns(walk) == 2
+    walk = plan.walk(windowed((64, 64), (3, 5), heads=1), transposed=False)
+    assert walk.step > 100 and assert_taken_in_turns(walk) <= 9
+
+
 # --- run ---------------------------------------------------------------------------------------------
 
 
@@ -218,7 +256,7 @@ def test_a_walk_of_single_rows_runs(name: str, framework: Framework, monkeypatch
         made = framework.module("_metal.plan").plan(
             framework.module("_metal.problem").Problem(*astuple(problem)), device, "pure", ("pure",)
         )
-        assert made.queries.tile_rows == made.keys.tile_rows == made.queries.step == made.keys.step == 1
+        assert made.queries.tile_rows == made.queries.step == 1
         found, _ = run(Path(framework, "pure"), case, "float32")
     finally:
         forget(framework)

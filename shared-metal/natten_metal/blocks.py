@@ -1,8 +1,9 @@
 """How the pure path walks a problem: tiles of rows, and the box of columns that each tile sees.
 
-Forward and dQ walk **queries** (rows) and read the box of keys (columns) that a tile's windows span;
-dK and dV walk **keys** and read the box of queries whose windows hold them (``transposed``). Both are
-the same walk, with the window or its inverse as the interval of columns that a row sees::
+Fused attention walks **queries** (rows) and reads the box of keys (columns) that a tile's windows span, forward and
+backward: gradients of keys are summed box by box (:mod:`natten_metal.turns`). Gradients of the split ops' keys walk
+**keys** and read the box of queries whose windows hold them (``transposed``). Both are the same walk, with the window
+or its inverse as the interval of columns that a row sees::
 
     rows of one tile                columns of its box
     p0 . . . p0+T-1       ->        origin . . . . . . origin+U-1
@@ -202,11 +203,27 @@ class Chunk:
     @property
     def held(self) -> Any:
         """``[c, T]`` bool: the row is a token and not a repetition past the end of its group."""
-        rank, total = len(self._axes), None
-        for axis, (table, ids) in enumerate(zip(self._axes, self._tile_ids, strict=True)):
-            part = table.row_held[ids]
-            part = part.reshape(_spread(part.shape, rank, [axis]))
-            total = part if total is None else total & part
+        return self._all_axes([table.row_held[ids] for table, ids in zip(self._axes, self._tile_ids, strict=True)])
+
+    @property
+    def seen(self) -> Any:
+        """``[c, U]`` bool: the column is a token, and lies between the first and the last that the tile's rows see.
+
+        A short dilation group may have a tile whose rows are all repetitions: it sees nothing.
+        """
+        parts = []
+        for table, ids in zip(self._axes, self._tile_ids, strict=True):
+            column = table.column[ids]
+            between = (table.low[ids][:, :1] <= column) & (column < table.high[ids][:, -1:])
+            parts.append(between & table.row_held[ids][:, :1])
+        return self._all_axes(parts)
+
+    def _all_axes(self, parts: list[Any]) -> Any:
+        """Where ``[c, n_a]`` of each axis hold, all of them: ``[c, n]``."""
+        total = None
+        for axis, part in enumerate(parts):
+            spread = part.reshape(_spread(part.shape, len(parts), [axis]))
+            total = spread if total is None else total & spread
         assert total is not None
         return total.reshape(self.count, -1)
 

@@ -39,7 +39,7 @@ CPU_TIERS = ("native", "nanobind")
 class Plan:
     """What will run. path: the tier. why: one sentence.
 
-    queries, keys: the pure path's two walks. forward: the Metal path's launches (their gradients' are
+    queries: the pure path's walk; keys: the second one of its split ops' gradients. forward: the Metal path's launches (their gradients' are
     :func:`.steps.backward`). failed: what keeps 'auto' from a faster tier; whoever runs the plan warns of it.
     """
 
@@ -135,7 +135,8 @@ def _failure_before(problem: Problem, device: Device, tiers: tuple[str, ...]) ->
 
 def _plan_of(problem: Problem, device: Device, tier: str, why: str) -> Plan:
     if tier == "pure":
-        return Plan(problem, tier, why, walk(problem, transposed=False), walk(problem, transposed=True))
+        second = walk(problem, transposed=True) if problem.op in ("qk", "av") else None
+        return Plan(problem, tier, why, walk(problem, transposed=False), second)
     if launches_metal(tier, device) and problem.batch:
         return Plan(problem, tier, why, forward=steps.forward(problem, most_simdgroups(problem, tier)))
     return Plan(problem, tier, why)
@@ -196,7 +197,8 @@ def explain(planned: Plan, device: Device) -> str:
         if blocks is not None:
             tile = tuple(axis.tile for axis in blocks.axes)
             box = tuple(axis.box for axis in blocks.axes)
-            purpose = "forward and dQ" if name == "queries" else "dK and dV"
+            whole = "forward and backward" if planned.keys is None else "forward and gradients of queries"
+            purpose = whole if name == "queries" else "gradients of keys"
             lines.append(
                 f"{purpose}: {blocks.tiles} tiles of {tile} {name}, each with a box of {box}, {blocks.step} at a time"
             )

@@ -7,10 +7,16 @@ For one tile of query rows Q ``[T, D]`` and its box of keys K, V ``[U, D(_v)]``:
     dS = P * (dO V^T - delta)        delta = rowsum(dO * O) - dLSE
     dQ = scale * dS K       dK = scale * dS^T Q        dV = P^T dO
 
-dQ walks queries; dK and dV walk keys, whose box is the queries that see them, so nothing is ever
-scattered: every result is written once, memory is O(N), and a repeated run is equal to the bit.
-Inputs of 16 bits are computed in float32 and rounded once. Source: FlashAttention (arXiv 2205.14135)
-for the recomputed backward; :mod:`natten_metal.blocks` for the walk.
+The backward walks the same tiles as the forward and multiplies the same matrices, so that its logits are the forward's
+to the bit, however large; and lse, which is rounded, only scales: weights are divided by their own sum L again. That
+is done to the rows of dO and to delta, which are small::
+
+    W = exp(S - lse)     L = rowsum W     dO' = dO / L     delta' = delta / L
+    dS = W * (dO' V^T - delta')      dV = W^T dO'
+
+dQ is written once; parts of dK and dV are added in turns (:mod:`natten_metal.turns`). Memory is O(N), and a repeated
+run is equal to the bit. Inputs of 16 bits are computed in float32 and rounded once. Source: FlashAttention (arXiv
+2205.14135) for the recomputed backward; :mod:`natten_metal.blocks` for the walk.
 """
 
 import math
@@ -19,8 +25,7 @@ import mlx.core as mx
 
 from ._arrays import Optional, compute_dtype, exp
 from ._metal.plan import Plan
-from ._metal.problem import Problem
-from ._walk import Collector, Rows, Walk, bias_gradient, mask_logits
+from ._walk import Collector, Rows, Step, Sums, Walk, bias_gradient, mask_logits
 
 
 def _extra(tensor: Optional, items: range, dtype: mx.Dtype) -> Optional:
@@ -84,19 +89,13 @@ def backward(
     delta = (d_out.astype(dtype) * out.astype(dtype)).sum(-1) - d_lse.astype(dtype)
     # Without weights: exp(-inf - inf) is 0.
     lse = mx.where(lse == -math.inf, math.inf, lse)
-    rows = (d_out, lse[..., None], delta[..., None])
-    queries = Walk(plan.queries, plan.problem.batch)
-    keys = Walk(plan.keys, plan.problem.batch, after=queries)
-    d_query, d_keys, d_values, d_rpb = _query_walk(
-        plan.problem, queries, query, key, value, additional_keys, additional_values, rpb, *rows
+    return _walk_back(
+        plan, query, key, value, additional_keys, additional_values, rpb, d_out, lse[..., None], delta[..., None]
     )
-    d_key, d_value = _key_walk(plan.problem, keys, query, key, value, rpb, *rows)
-    return d_query, d_key, d_value, d_keys, d_values, d_rpb
 
 
-def _query_walk(
-    problem: Problem,
-    walk: Walk,
+def _walk_back(
+    plan: Plan,
     query: mx.array,
     key: mx.array,
     value: mx.array,
@@ -106,12 +105,13 @@ def _query_walk(
     d_out: mx.array,
     lse: mx.array,
     delta: mx.array,
-) -> tuple[mx.array, Optional, Optional, Optional]:
-    """dQ, and the gradients that sum over all queries: additional keys and values, rpb."""
+) -> tuple[mx.array, mx.array, mx.array, Optional, Optional, Optional]:
+    problem, walk = plan.problem, Walk(plan.queries, plan.problem.batch)
     groups, dtype = problem.group_heads, compute_dtype(query)
     q, do, ls, de = (Rows(tensor, groups) for tensor in (query, d_out, lse, delta))
     k, v = Rows(key), Rows(value)
     d_query = Collector(walk.blocks, problem.batch, problem.heads, problem.head_dim, query.dtype)
+    d_key, d_value = Sums(walk.blocks, k), Sums(walk.blocks, v)
     d_keys = None if additional_keys is None else mx.zeros(additional_keys.shape, dtype)
     d_values = None if additional_values is None else mx.zeros(additional_values.shape, dtype)
     d_rpb = None if rpb is None else mx.zeros(rpb.shape, dtype)
@@ -121,60 +121,41 @@ def _query_walk(
         keys = k.gather(step, "columns")
         logits = mask_logits(rows @ keys.swapaxes(-1, -2), step.chunk, rpb, groups)
         weights = exp(logits - row_lse)
+        total = weights.sum(-1, keepdims=True)
+        extra_keys = _extra(additional_keys, step.items, dtype)
+        if extra_keys is not None:
+            extra_weights = exp(rows @ extra_keys.swapaxes(-1, -2) - row_lse)
+            total = total + extra_weights.sum(-1, keepdims=True)
+        inverse = _inverse(total, step, groups)
+        d_rows, row_delta = d_rows * inverse, row_delta * inverse
         d_weights = d_rows @ v.gather(step, "columns").swapaxes(-1, -2)
         d_logits = (d_weights - row_delta) * weights
         part = d_logits @ keys
+        d_key.add(step, d_logits.swapaxes(-1, -2) @ rows)
+        d_value.add(step, weights.swapaxes(-1, -2) @ d_rows)
         if d_rpb is not None:
             d_rpb = d_rpb + bias_gradient(d_logits, step.chunk, walk.blocks)
             step.parts.append(d_rpb)
-        extra_keys, extra_values = (
-            _extra(additional_keys, step.items, dtype),
-            _extra(additional_values, step.items, dtype),
-        )
+        extra_values = _extra(additional_values, step.items, dtype)
         if extra_keys is not None and extra_values is not None and d_keys is not None and d_values is not None:
-            # Rows past the end of a group repeat a token: they must not be summed twice.
-            held = mx.concatenate([step.chunk.held] * groups, 1)[:, None, :, None]
-            weights = exp(rows @ extra_keys.swapaxes(-1, -2) - row_lse) * held
-            d_logits = (d_rows @ extra_values.swapaxes(-1, -2) - row_delta) * weights
+            d_logits = (d_rows @ extra_values.swapaxes(-1, -2) - row_delta) * extra_weights
             part = part + d_logits @ extra_keys
             own = slice(step.items.start, step.items.stop)
             d_keys[own] = d_keys[own] + mx.einsum("bchrs,bchrd->bshd", d_logits, rows)
-            d_values[own] = d_values[own] + mx.einsum("bchrs,bchrd->bshd", weights, d_rows)
+            d_values[own] = d_values[own] + mx.einsum("bchrs,bchrd->bshd", extra_weights, d_rows)
             step.parts.extend((d_keys, d_values))
         d_query.put(step, part * problem.scale)
     return (
         d_query.result(problem.query_shape),
+        d_key.result(problem.key_shape).astype(key.dtype),
+        d_value.result(problem.key_shape).astype(value.dtype),
         None if d_keys is None else d_keys.astype(query.dtype),
         None if d_values is None else d_values.astype(query.dtype),
         None if rpb is None or d_rpb is None else d_rpb.astype(rpb.dtype),
     )
 
 
-def _key_walk(
-    problem: Problem,
-    walk: Walk,
-    query: mx.array,
-    key: mx.array,
-    value: mx.array,
-    rpb: Optional,
-    d_out: mx.array,
-    lse: mx.array,
-    delta: mx.array,
-) -> tuple[mx.array, mx.array]:
-    """dK and dV: tiles of keys against the queries whose windows hold them."""
-    groups = problem.group_heads
-    q, do, ls, de = (Rows(tensor, groups) for tensor in (query, d_out, lse, delta))
-    k, v = Rows(key), Rows(value)
-    d_key = Collector(walk.blocks, problem.batch, problem.kv_heads, problem.head_dim, key.dtype)
-    d_value = Collector(walk.blocks, problem.batch, problem.kv_heads, problem.head_dim_v, value.dtype)
-    for step in walk:
-        columns, d_columns, column_lse, column_delta = (t.gather(step, "columns") for t in (q, do, ls, de))
-        columns = columns * problem.scale
-        logits = k.gather(step, "rows") @ columns.swapaxes(-1, -2)
-        logits = mask_logits(logits, step.chunk, rpb, groups, transposed=True)
-        weights = exp(logits - column_lse.swapaxes(-1, -2))
-        d_value.put(step, weights @ d_columns)
-        d_weights = v.gather(step, "rows") @ d_columns.swapaxes(-1, -2)
-        d_logits = (d_weights - column_delta.swapaxes(-1, -2)) * weights
-        d_key.put(step, d_logits @ columns)
-    return d_key.result(problem.key_shape), d_value.result(problem.key_shape)
+def _inverse(total: mx.array, step: Step, groups: int) -> mx.array:
+    """1 / total; 0 for a query without weights, and for rows past the end of a group: they repeat a token."""
+    held = mx.concatenate([step.chunk.held] * groups, 1)[:, None, :, None]
+    return mx.where(held & (total != 0), 1 / total, 0.0)

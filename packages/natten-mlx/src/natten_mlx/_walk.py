@@ -15,6 +15,7 @@ import mlx.core as mx
 
 from ._arrays import MlxTables, Optional, compute_dtype, constant
 from ._metal.blocks import Blocks, Chunk, Tables
+from ._metal.turns import turns
 
 
 @lru_cache(maxsize=32)
@@ -141,6 +142,36 @@ class Collector:
         small = batch * tiles * heads * tile_rows <= Tables.KEEP_PAIRS
         row = (_remembered_places if small else _places)(self.blocks, batch, heads)
         return mx.take(self.buffer.flatten(0, -2), row, axis=0).reshape(batch, *shape, heads, width)
+
+
+class Sums:
+    """Sums per row of ``[B, *shape, H, D]`` of what tiles, ``[b, c, H, U, D]`` each, add to the columns of their boxes.
+
+    rows: the array that is gathered by these columns.
+    """
+
+    def __init__(self, blocks: Blocks, rows: Rows) -> None:
+        self.blocks, self.rows, self.nobody = blocks, rows, rows.rows.shape[0]
+        # The last row takes what belongs to nobody: columns that the box has, but no row of its tile sees.
+        self.buffer = mx.zeros((self.nobody + 1, rows.width), rows.dtype)
+
+    def _turns(self, step: Step) -> list[tuple[slice | mx.array, mx.array]]:
+        """Which tiles of a step add together, and to which rows of the buffer."""
+        chunk, index = step.chunk, self.rows.index(step, "columns")
+        index = mx.where(chunk.seen[:, None], index, self.nobody)
+        found = turns(self.blocks, chunk.first, chunk.count)
+        picks = [t if isinstance(t, slice) else mx.array(t) for t in found]
+        return [(tiles, index[:, tiles].reshape(-1)) for tiles in picks]
+
+    def add(self, step: Step, part: mx.array) -> None:
+        for tiles, index in self._turns(step):
+            own = part[:, tiles].reshape(-1, self.rows.width)
+            # MLX writes into the buffer itself, for nothing else reads this version of it.
+            self.buffer[index] = self.buffer[index] + own
+        step.parts.append(self.buffer)
+
+    def result(self, shape: tuple[int, ...]) -> mx.array:
+        return self.buffer[:-1].reshape(self.rows.batch, *shape, self.rows.heads, self.rows.width)
 
 
 def _places(blocks: Blocks, batch: int, heads: int) -> mx.array:

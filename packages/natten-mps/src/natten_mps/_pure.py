@@ -7,10 +7,16 @@ For one tile of query rows Q ``[T, D]`` and its box of keys K, V ``[U, D(_v)]``:
     dS = P * (dO V^T - delta)        delta = rowsum(dO * O) - dLSE
     dQ = scale * dS K       dK = scale * dS^T Q        dV = P^T dO
 
-dQ walks queries; dK and dV walk keys, whose box is the queries that see them, so nothing is ever
-scattered: every result is written once, memory is O(N), and a repeated run is equal to the bit.
-Inputs of 16 bits are computed in float32 and rounded once. Source: FlashAttention (arXiv 2205.14135)
-for the recomputed backward; :mod:`natten_metal.blocks` for the walk.
+The backward walks the same tiles as the forward and multiplies the same matrices, so that its logits are the forward's
+to the bit, however large; and lse, which is rounded, only scales: weights are divided by their own sum L again. That
+is done to the rows of dO and to delta, which are small::
+
+    W = exp(S - lse)     L = rowsum W     dO' = dO / L     delta' = delta / L
+    dS = W * (dO' V^T - delta')      dV = W^T dO'
+
+dQ is written once; parts of dK and dV are added in turns (:mod:`natten_metal.turns`). Memory is O(N), and a repeated
+run is equal to the bit. Inputs of 16 bits are computed in float32 and rounded once. Source: FlashAttention (arXiv
+2205.14135) for the recomputed backward; :mod:`natten_metal.blocks` for the walk.
 """
 
 import math
@@ -18,8 +24,9 @@ import math
 import torch
 from torch import Tensor
 
+from ._metal.blocks import Chunk
 from ._metal.plan import Plan
-from ._walk import Collector, Rows, bias_gradient, compute_dtype, exp_, mask_logits, steps
+from ._walk import Collector, Rows, Sums, bias_gradient, compute_dtype, exp_, mask_logits, steps
 
 Optional = Tensor | None
 
@@ -87,15 +94,12 @@ def backward(
         delta = delta - d_lse.to(dtype)
     # Without weights: exp(-inf - inf) is 0.
     lse = lse.masked_fill(lse == -math.inf, math.inf)
-    rows = (d_out, lse[..., None], delta[..., None])
-    d_query, d_keys, d_values, d_rpb = _query_walk(
-        plan, query, key, value, additional_keys, additional_values, rpb, *rows
+    return _walk_back(
+        plan, query, key, value, additional_keys, additional_values, rpb, d_out, lse[..., None], delta[..., None]
     )
-    d_key, d_value = _key_walk(plan, query, key, value, rpb, *rows)
-    return d_query, d_key, d_value, d_keys, d_values, d_rpb
 
 
-def _query_walk(
+def _walk_back(
     plan: Plan,
     query: Tensor,
     key: Tensor,
@@ -106,14 +110,14 @@ def _query_walk(
     d_out: Tensor,
     lse: Tensor,
     delta: Tensor,
-) -> tuple[Tensor, Optional, Optional, Optional]:
-    """dQ, and the gradients that sum over all queries: additional keys and values, rpb."""
+) -> tuple[Tensor, Tensor, Tensor, Optional, Optional, Optional]:
     problem, blocks = plan.problem, plan.queries
     assert blocks is not None
     groups, dtype = problem.group_heads, compute_dtype(query)
     q, do, ls, de = (Rows(tensor, groups) for tensor in (query, d_out, lse, delta))
     k, v = Rows(key), Rows(value)
     d_query = Collector(blocks, query, problem.heads, problem.head_dim, query.dtype)
+    d_key, d_value = Sums(blocks, k), Sums(blocks, v)
     d_keys = None if additional_keys is None else torch.zeros_like(additional_keys, dtype=dtype)
     d_values = None if additional_values is None else torch.zeros_like(additional_values, dtype=dtype)
     d_rpb = None if rpb is None else torch.zeros(rpb.shape, dtype=dtype, device=rpb.device)
@@ -121,60 +125,39 @@ def _query_walk(
         rows, d_rows, row_lse, row_delta = (t.gather(chunk, "rows", items) for t in (q, do, ls, de))
         rows = rows * problem.scale
         keys = k.gather(chunk, "columns", items)
-        logits = mask_logits(rows @ keys.transpose(-1, -2), chunk, rpb, groups)
-        weights = exp_(logits.sub_(row_lse))
+        weights = exp_(mask_logits(rows @ keys.transpose(-1, -2), chunk, rpb, groups).sub_(row_lse))
+        total = weights.sum(-1, keepdim=True)
+        extra_keys = _extra(additional_keys, items, dtype)
+        if extra_keys is not None:
+            extra_weights = exp_((rows @ extra_keys.transpose(-1, -2)).sub_(row_lse))
+            total = total + extra_weights.sum(-1, keepdim=True)
+        inverse = _inverse(total, chunk, groups)
+        d_rows, row_delta = d_rows * inverse, row_delta * inverse
         d_weights = d_rows @ v.gather(chunk, "columns", items).transpose(-1, -2)
         d_logits = d_weights.sub_(row_delta).mul_(weights)
         part = d_logits @ keys
+        d_key.add(chunk, items, d_logits.transpose(-1, -2) @ rows)
+        d_value.add(chunk, items, weights.transpose(-1, -2) @ d_rows)
         if d_rpb is not None:
             d_rpb += bias_gradient(d_logits, chunk, blocks)
-        extra_keys, extra_values = (
-            _extra(additional_keys, items, dtype),
-            _extra(additional_values, items, dtype),
-        )
+        extra_values = _extra(additional_values, items, dtype)
         if extra_keys is not None and extra_values is not None and d_keys is not None and d_values is not None:
-            weights = exp_((rows @ extra_keys.transpose(-1, -2)).sub_(row_lse))
-            # Rows past the end of a group repeat a token: they must not be summed twice.
-            weights *= chunk.held.repeat(1, groups)[:, None, :, None]
-            d_logits = (d_rows @ extra_values.transpose(-1, -2)).sub_(row_delta).mul_(weights)
+            d_logits = (d_rows @ extra_values.transpose(-1, -2)).sub_(row_delta).mul_(extra_weights)
             part = part + d_logits @ extra_keys
             d_keys[items.start : items.stop] += torch.einsum("bchrs,bchrd->bshd", d_logits, rows)
-            d_values[items.start : items.stop] += torch.einsum("bchrs,bchrd->bshd", weights, d_rows)
+            d_values[items.start : items.stop] += torch.einsum("bchrs,bchrd->bshd", extra_weights, d_rows)
         d_query.put(chunk, items, part * problem.scale)
     return (
         d_query.result(problem.query_shape),
+        d_key.result(problem.key_shape).to(key.dtype),
+        d_value.result(problem.key_shape).to(value.dtype),
         None if d_keys is None else d_keys.to(query.dtype),
         None if d_values is None else d_values.to(query.dtype),
         None if rpb is None or d_rpb is None else d_rpb.to(rpb.dtype),
     )
 
 
-def _key_walk(
-    plan: Plan,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    rpb: Optional,
-    d_out: Tensor,
-    lse: Tensor,
-    delta: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """dK and dV: tiles of keys against the queries whose windows hold them."""
-    problem, blocks = plan.problem, plan.keys
-    assert blocks is not None
-    groups = problem.group_heads
-    q, do, ls, de = (Rows(tensor, groups) for tensor in (query, d_out, lse, delta))
-    k, v = Rows(key), Rows(value)
-    d_key = Collector(blocks, key, problem.kv_heads, problem.head_dim, key.dtype)
-    d_value = Collector(blocks, value, problem.kv_heads, problem.head_dim_v, value.dtype)
-    for chunk, items in steps(blocks, problem.batch, query.device):
-        columns, d_columns, column_lse, column_delta = (t.gather(chunk, "columns", items) for t in (q, do, ls, de))
-        columns = columns * problem.scale
-        logits = k.gather(chunk, "rows", items) @ columns.transpose(-1, -2)
-        mask_logits(logits, chunk, rpb, groups, transposed=True)
-        weights = exp_(logits.sub_(column_lse.transpose(-1, -2)))
-        d_value.put(chunk, items, weights @ d_columns)
-        d_weights = v.gather(chunk, "rows", items) @ d_columns.transpose(-1, -2)
-        d_logits = d_weights.sub_(column_delta.transpose(-1, -2)).mul_(weights)
-        d_key.put(chunk, items, d_logits @ columns)
-    return d_key.result(problem.key_shape), d_value.result(problem.key_shape)
+def _inverse(total: Tensor, chunk: Chunk, groups: int) -> Tensor:
+    """1 / total; 0 for a query without weights, and for rows past the end of a group: they repeat a token."""
+    held = chunk.noted("held", lambda: chunk.held.repeat(1, groups)[:, None, :, None])
+    return torch.where(held & (total != 0), total.reciprocal(), 0.0)

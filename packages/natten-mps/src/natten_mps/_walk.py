@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ._arrays import TorchTables
 from ._metal.blocks import Blocks, Chunk, Tables
+from ._metal.turns import turns
 
 
 @lru_cache(maxsize=32)
@@ -83,6 +84,39 @@ class Collector:
         find = _remembered_places if small else _places
         row = find(self.blocks, batch, heads, self.buffer.device)
         return self.buffer.view(-1, width).index_select(0, row).view(batch, *shape, heads, width)
+
+
+class Sums:
+    """Sums per row of ``[B, *shape, H, D]`` of what tiles, ``[b, c, H, U, D]`` each, add to the columns of their boxes.
+
+    rows: the tensor that is gathered by these columns.
+    """
+
+    def __init__(self, blocks: Blocks, rows: Rows) -> None:
+        self.blocks, self.rows, self.nobody = blocks, rows, rows.rows.shape[0]
+        # The last row takes what belongs to nobody: columns that the box has, but no row of its tile sees.
+        self.buffer = torch.zeros((self.nobody + 1, rows.width), dtype=rows.dtype, device=rows.rows.device)
+
+    def _turns(self, chunk: Chunk, items: range) -> list[tuple[slice | Tensor, Tensor]]:
+        """Which tiles of the chunk add together, and to which rows of the buffer."""
+
+        def make() -> list[tuple[slice | Tensor, Tensor]]:
+            index = self.rows.index(chunk, "columns", items)
+            index = torch.where(chunk.seen[:, None], index, self.nobody)
+            found = turns(self.blocks, chunk.first, chunk.count)
+            picks = [t if isinstance(t, slice) else torch.tensor(t, device=index.device) for t in found]
+            return [(tiles, index[:, tiles].reshape(-1)) for tiles in picks]
+
+        made: list[tuple[slice | Tensor, Tensor]] = chunk.noted(("turns", self.rows.heads, items), make)
+        return made
+
+    def add(self, chunk: Chunk, items: range, part: Tensor) -> None:
+        for tiles, index in self._turns(chunk, items):
+            own = part[:, tiles].reshape(-1, self.rows.width)
+            self.buffer[index] = self.buffer.index_select(0, index).add_(own)
+
+    def result(self, shape: tuple[int, ...]) -> Tensor:
+        return self.buffer[:-1].view(self.rows.batch, *shape, self.rows.heads, self.rows.width)
 
 
 def _places(blocks: Blocks, batch: int, heads: int, device: torch.device) -> Tensor:
