@@ -1,9 +1,6 @@
 """Gradients where logits are large, and sums over many tokens: errors are those of single roundings.
 
-The bounds are derived, element by element, from the rounding u of the dtype that a path accumulates in. A logit that is
-off by e moves a weight P by at most P (1 - P) (exp(2 e) - 1): one key that has all the weight keeps it, whatever its
-logit. Whoever computes weights again in the backward by other products, or from a rounded lse, would move P itself by
-e: no path does.
+How far a result may lie from the truth is derived in :mod:`rounding`.
 """
 
 from __future__ import annotations
@@ -14,13 +11,11 @@ import numpy as np
 import pytest
 from cases import BY_NAME, DTYPES, INPUTS, Case, inputs, lse_dtype, make, rounded
 from frameworks import FRAMEWORKS, PATHS, Path
+from rounding import ROUNDING, Dense, Tensors, assert_explained
 
 from natten_mps._metal.mask import bias_offsets, neighborhood_mask
 
 Array = Any
-Tensors = dict[str, Array]
-ROUNDING = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
-SMALLEST = {"float64": 2.0**-1022, "float32": 2.0**-126}
 COMPILED = tuple(Path(framework, framework.compiled) for framework in FRAMEWORKS)
 ONE_HEAD = {"heads": 2, "kv_heads": 2}
 LARGE = (
@@ -50,113 +45,9 @@ def attend(path: Path, case: Case, arrays: Tensors, dtype: str) -> Tensors:
 # --- large logits ------------------------------------------------------------------------------------
 
 
-class Dense:
-    """One problem in float64 on dense matrices ``[B, H, queries, keys]``, with the errors that rounding may make.
-
-    equal: all keys are equal, so that their logits are off by the same and weights are not off at all.
-    """
-
-    def __init__(self, case: Case, arrays: Tensors, dtype: str, equal: bool = False) -> None:
-        self.case, self.arrays = case, arrays
-        self.u, self.last = ROUNDING[lse_dtype(dtype)], ROUNDING[dtype]
-        problem = case.problem()
-        mask = neighborhood_mask(problem)
-        q, k, v, g = (self.flat(arrays[name]) for name in ("query", "key", "value", "d_out"))
-        if case.additional:
-            k = np.concatenate([k, self.flat(arrays["additional_keys"])], 2)
-            v = np.concatenate([v, self.flat(arrays["additional_values"])], 2)
-            mask = np.concatenate([mask, np.ones((len(mask), case.additional), dtype=bool)], 1)
-        self.q, self.k, self.v, self.g = q, k, v, g
-        logits, size = case.factor * q @ k.mT, case.factor * abs(q) @ abs(k).mT
-        if case.rpb:
-            table = arrays["rpb"].reshape(case.heads, -1)[:, bias_offsets(problem)]
-            logits[..., : problem.keys] += table
-            size[..., : problem.keys] += abs(table)
-        logits[..., ~mask] = -np.inf
-        top = logits.max(-1, keepdims=True)
-        weights = np.exp(logits - top)
-        total = weights.sum(-1, keepdims=True)
-        self.lse = (top + np.log(total))[..., 0]
-        self.p = weights / total
-        self.terms = mask.sum(-1).max()
-        # A dot product of D terms is off by D + 2 roundings of its terms' size; the row's largest counts for all.
-        off = (case.head_dim + 4) * self.u * np.where(mask, size, 0).max(-1, keepdims=True)
-        moved = self.p * (1 - self.p) * np.expm1(np.minimum(2 * off, 600)) * (not equal)
-        # A weight that is too small for the dtype is 0.
-        self.dp = moved + (self.terms + 8) * self.u * self.p + SMALLEST[lse_dtype(dtype)]
-        self.lse_error = off[..., 0] + 4 * self.u * abs(self.lse) + (self.terms + 8) * self.u
-        self.differentiate(case)
-
-    def flat(self, tensor: Array) -> Array:
-        """``[B, *shape, H, D]`` -> ``[B, H, tokens, D]``."""
-        moved = tensor.reshape(tensor.shape[0], -1, *tensor.shape[-2:])
-        return moved.transpose(0, 2, 1, 3)
-
-    def differentiate(self, case: Case) -> None:
-        p, g, v = self.p, self.g, self.v
-        self.out = p @ v
-        self.out_error = self.dp @ abs(v) + self.terms * self.u * p @ abs(v)
-        towards = g @ v.mT
-        delta = (g * self.out).sum(-1, keepdims=True) - self.flat(self.arrays["d_lse"][..., None])
-        size = abs(g) @ abs(v).mT
-        # delta is made from the output as it was rounded.
-        delta_error = (abs(g) * (self.out_error + self.last * abs(self.out))).sum(-1, keepdims=True)
-        error = (case.head_dim_v + 4) * self.u * (size + (abs(g) * abs(self.out)).sum(-1, keepdims=True) + abs(delta))
-        self.ds = p * (towards - delta)
-        self.ds_error = self.dp * abs(towards - delta) + (p + self.dp) * (error + delta_error)
-
-    def product(self, left: Array, left_error: Array, right: Array, factor: float) -> tuple[Array, Array]:
-        """A sum over queries or keys, and its error before the last rounding."""
-        terms = left.shape[-1] * self.u
-        return factor * left @ right, factor * (left_error + terms * abs(left)) @ abs(right)
-
-    def wanted(self) -> dict[str, tuple[Array, Array]]:
-        """Truth and error of every tensor by name, as the op gives them."""
-        keys, factor = self.case.problem().keys, self.case.factor
-        d_k, d_v = (
-            self.product(self.ds.mT, self.ds_error.mT, self.q, factor),
-            self.product(self.p.mT, self.dp.mT, self.g, 1),
-        )
-        found = {
-            "out": (self.out, self.out_error),
-            "lse": (self.lse[..., None], self.lse_error[..., None]),
-            "query": self.product(self.ds, self.ds_error, self.k, factor),
-            "key": tuple(part[:, :, :keys] for part in d_k),
-            "value": tuple(part[:, :, :keys] for part in d_v),
-        }
-        if self.case.additional:
-            found["additional_keys"] = tuple(part[:, :, keys:] for part in d_k)
-            found["additional_values"] = tuple(part[:, :, keys:] for part in d_v)
-        shaped = {
-            name: tuple(part.transpose(0, 2, 1, 3).reshape(self.shape_of(name)) for part in pair)
-            for name, pair in found.items()
-        }
-        if self.case.rpb:
-            mask, offsets = neighborhood_mask(self.case.problem()), bias_offsets(self.case.problem())
-            shaped["rpb"] = tuple(self.table(part[..., :keys], mask, offsets) for part in (self.ds, self.ds_error))
-            shaped["rpb"][1][:] += len(mask) * self.u * self.table(abs(self.ds[..., :keys]), mask, offsets)
-        return shaped
-
-    def table(self, part: Array, mask: Array, offsets: Array) -> Array:
-        found = np.zeros((self.case.heads, int(offsets.max()) + 1))
-        for head in range(self.case.heads):
-            np.add.at(found[head], offsets[mask], part.sum(0)[head][mask])
-        return found.reshape(self.arrays["rpb"].shape)
-
-    def shape_of(self, name: str) -> tuple[int, ...]:
-        like = self.arrays[{"out": "d_out", "lse": "d_lse"}.get(name, name)]
-        return tuple(like.shape)
-
-    def check(self, found: Tensors, dtype: str, where: str) -> None:
-        wanted = self.wanted()
-        assert found.keys() == wanted.keys()
-        for name, (truth, error) in wanted.items():
-            last = ROUNDING[lse_dtype(dtype) if name == "lse" else dtype]
-            smallest = 2.0**-24 if dtype == "float16" else 0.0  # float16 ends there
-            # Twice: the truth of float64 is itself computed in float64.
-            allowed = 2 * (error + last * (abs(truth) + error)) + smallest
-            worst = np.max(abs(found[name] - truth) / np.maximum(allowed, 1e-300))
-            assert worst <= 1, f"{where}: {name} is off by {worst:.3g} times what rounding explains"
+def dense(case: Case, arrays: Tensors, dtype: str, equal: bool = False) -> Dense:
+    problem = case.problem()
+    return Dense(arrays, neighborhood_mask(problem), bias_offsets(problem), case.factor, dtype, equal)
 
 
 def large_inputs(case: Case, dtype: str, size: float) -> Tensors:
@@ -175,8 +66,8 @@ def large_inputs(case: Case, dtype: str, size: float) -> Tensors:
 @pytest.mark.parametrize("path", PATHS, ids=str)
 def test_gradients_of_large_logits(path: Path, case: Case, dtype: str, size: float) -> None:
     arrays = large_inputs(case, dtype, size)
-    dense = Dense(case, arrays, dtype)
-    dense.check(attend(path, case, arrays, dtype), dtype, f"{path} {case} {dtype} {size:g}")
+    found = attend(path, case, arrays, dtype)
+    assert_explained(found, dense(case, arrays, dtype).fused(), dtype, f"{path} {case} {dtype} {size:g}")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -188,9 +79,9 @@ def test_equal_keys_share_the_weight(path: Path, dtype: str) -> None:
     case = LARGE[0]
     arrays = large_inputs(case, dtype, 1e5)
     arrays["key"] = np.broadcast_to(arrays["key"][:, :1], arrays["key"].shape).copy()
-    dense = Dense(case, arrays, dtype, equal=True)
-    assert abs(dense.lse).max() > 1e4
-    dense.check(attend(path, case, arrays, dtype), dtype, f"{path} {dtype}")
+    wanted = dense(case, arrays, dtype, equal=True).fused()
+    assert abs(wanted["lse"][0]).max() > 1e4
+    assert_explained(attend(path, case, arrays, dtype), wanted, dtype, f"{path} {dtype}")
 
 
 # --- sums over many tokens ---------------------------------------------------------------------------

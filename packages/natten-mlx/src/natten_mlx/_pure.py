@@ -126,7 +126,7 @@ def _walk_back(
         if extra_keys is not None:
             extra_weights = exp(rows @ extra_keys.swapaxes(-1, -2) - row_lse)
             total = total + extra_weights.sum(-1, keepdims=True)
-        inverse = _inverse(total, step, groups)
+        inverse = _reciprocal(total, step, groups)
         d_rows, row_delta = d_rows * inverse, row_delta * inverse
         d_weights = d_rows @ v.gather(step, "columns").swapaxes(-1, -2)
         d_logits = (d_weights - row_delta) * weights
@@ -155,7 +155,7 @@ def _walk_back(
     )
 
 
-def _inverse(total: mx.array, step: Step, groups: int) -> mx.array:
+def _reciprocal(total: mx.array, step: Step, groups: int) -> mx.array:
     """1 / total; 0 for a query without weights, and for rows past the end of a group: they repeat a token."""
     held = mx.concatenate([step.chunk.held] * groups, 1)[:, None, :, None]
     return mx.where(held & (total != 0), 1 / total, 0.0)

@@ -131,7 +131,7 @@ def _walk_back(
         if extra_keys is not None:
             extra_weights = exp_((rows @ extra_keys.transpose(-1, -2)).sub_(row_lse))
             total = total + extra_weights.sum(-1, keepdim=True)
-        inverse = _inverse(total, chunk, groups)
+        inverse = _reciprocal(total, chunk, groups)
         d_rows, row_delta = d_rows * inverse, row_delta * inverse
         d_weights = d_rows @ v.gather(chunk, "columns", items).transpose(-1, -2)
         d_logits = d_weights.sub_(row_delta).mul_(weights)
@@ -157,7 +157,7 @@ def _walk_back(
     )
 
 
-def _inverse(total: Tensor, chunk: Chunk, groups: int) -> Tensor:
+def _reciprocal(total: Tensor, chunk: Chunk, groups: int) -> Tensor:
     """1 / total; 0 for a query without weights, and for rows past the end of a group: they repeat a token."""
     held = chunk.noted("held", lambda: chunk.held.repeat(1, groups)[:, None, :, None])
     return torch.where(held & (total != 0), total.reciprocal(), 0.0)

@@ -1,0 +1,211 @@
+"""What rounding explains: attention on dense matrices in float64, with the error that each element may have.
+
+The bounds are derived, element by element, from the rounding u of the dtype that a path accumulates in. A logit that is
+off by e moves a weight P by at most P (1 - P) (exp(2 e) - 1): one key that has all the weight keeps it, whatever its
+logit. Whoever computes weights again in the backward by other products, or from a rounded lse, would move P itself by
+e: no path does.
+
+Free of the packages: which query sees which key, and which slot or bias that is, is given.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+Array = Any
+Tensors = dict[str, Array]
+Wanted = dict[str, tuple[Array, Array]]
+ROUNDING = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
+SMALLEST = {"float64": 2.0**-1022, "float32": 2.0**-126}
+
+
+def accumulator(dtype: str) -> str:
+    """The dtype of sums, and of lse."""
+    return "float64" if dtype == "float64" else "float32"
+
+
+def assert_explained(found: Tensors, wanted: Wanted, dtype: str, where: str) -> None:
+    """found lies as near to the truth as its error allows, after one rounding more, of the result."""
+    assert found.keys() == wanted.keys()
+    for name, (truth, error) in wanted.items():
+        last = ROUNDING[accumulator(dtype) if name == "lse" else dtype]
+        smallest = 2.0**-24 if dtype == "float16" else 0.0  # float16 ends there
+        finite = np.isfinite(truth)
+        assert np.array_equal(found[name][~finite], truth[~finite]), f"{where}: {name}, of what is not finite"
+        # Twice: the truth of float64 is itself computed in float64.
+        allowed = (2 * (error + last * (abs(truth) + error)) + smallest)[finite]
+        apart = abs(found[name] - truth)[finite] if finite.all() else abs(found[name][finite] - truth[finite])
+        worst = np.max(apart / np.maximum(allowed, 1e-300), initial=0.0)
+        assert worst <= 1, f"{where}: {name} is off by {worst:.3g} times what rounding explains"
+
+
+class Dense:
+    """One problem on dense matrices ``[B, H, queries, keys]``.
+
+    mask: ``[queries, keys]``, which query sees which key; additional keys are seen by all. offsets: the same shape,
+    where in a flattened bias table the pair finds its bias. equal: all keys are equal, so that their logits are off by
+    the same and weights are not off at all.
+    """
+
+    def __init__(
+        self, arrays: Tensors, mask: Array, offsets: Array, scale: float, dtype: str, equal: bool = False
+    ) -> None:
+        self.arrays, self.mask, self.offsets, self.scale, self.equal = arrays, mask, offsets, scale, equal
+        self.u, self.last = ROUNDING[accumulator(dtype)], ROUNDING[dtype]
+        self.smallest = SMALLEST[accumulator(dtype)]
+        self.heads = arrays["query" if "query" in arrays else "d_out"].shape[-2]
+        self.group = self.heads // arrays["key" if "key" in arrays else "value"].shape[-2]
+        self.keys = mask.shape[1]
+
+    def flat(self, name: str) -> Array:
+        """``[B, *shape, H, D]`` -> ``[B, H, tokens, D]``; heads of keys and values stand for each query head of theirs."""
+        tensor = self.arrays[name]
+        moved = tensor.reshape(tensor.shape[0], -1, *tensor.shape[-2:]).transpose(0, 2, 1, 3)
+        return moved.repeat(self.heads // moved.shape[1], axis=1)
+
+    def logits(self, q: Array, k: Array) -> tuple[Array, Array]:
+        """Logits of all pairs, masked or not, and the size of their terms."""
+        logits, size = self.scale * q @ k.mT, self.scale * abs(q) @ abs(k).mT
+        if "rpb" in self.arrays:
+            table = self.arrays["rpb"].reshape(self.heads, -1)[:, self.offsets]
+            logits[..., : self.keys] += table
+            size[..., : self.keys] += abs(table)
+        return logits, size
+
+    def product(self, left: Array, error: Array, right: Array, factor: float) -> tuple[Array, Array]:
+        """A sum over keys, and its error before the last rounding."""
+        terms = left.shape[-1] * self.u
+        return factor * left @ right, factor * (error + terms * abs(left)) @ abs(right)
+
+    def product_of_keys(self, left: Array, error: Array, right: Array, factor: float) -> tuple[Array, Array]:
+        """A sum over queries, and over the query heads of a key's head."""
+        terms = left.shape[-2] * self.group * self.u
+        sums = factor * left.mT @ right, factor * (error + terms * abs(left)).mT @ abs(right)
+        whole, off = (part.reshape(len(part), -1, self.group, *part.shape[2:]).sum(2) for part in sums)
+        return whole, off
+
+    def shaped(self, found: Wanted) -> Wanted:
+        """``[B, H, tokens, D]`` -> the shape of the tensor that the result belongs to."""
+        like = {"out": "d_out", "lse": "d_lse", "logits": "d_logits"}
+        return {
+            name: tuple(part.transpose(0, 2, 1, 3).reshape(self.arrays[like.get(name, name)].shape) for part in pair)
+            for name, pair in found.items()
+        }  # type: ignore[misc]  # mypy cannot see that there are two
+
+    def table(self, part: Array) -> Array:
+        """A sum over the pairs of each bias: ``[H, ...]``."""
+        bias = self.arrays["rpb"]
+        found = np.zeros((self.heads, bias[0].size))
+        for head in range(self.heads):
+            np.add.at(found[head], self.offsets[self.mask], part[..., : self.keys].sum(0)[head][self.mask])
+        return found.reshape(bias.shape)
+
+    def bias_gradient(self, flow: Array, error: Array) -> tuple[Array, Array]:
+        terms = len(self.mask) * len(flow) * self.u
+        return self.table(flow), self.table(error) + terms * self.table(abs(flow))
+
+    # --- fused attention
+
+    def fused(self) -> Wanted:
+        """Truth and error of results and gradients by name."""
+        q, k, v, g = (self.flat(name) for name in ("query", "key", "value", "d_out"))
+        mask, extra = self.mask, "additional_keys" in self.arrays
+        if extra:
+            k = np.concatenate([k, self.flat("additional_keys")], 2)
+            v = np.concatenate([v, self.flat("additional_values")], 2)
+            mask = np.concatenate([mask, np.ones((len(mask), k.shape[2] - self.keys), dtype=bool)], 1)
+        p, dp, lse, lse_error = self.weights(q, k, mask)
+        terms = mask.sum(-1).max()
+        out, out_error = p @ v, dp @ abs(v) + terms * self.u * p @ abs(v)
+        ds, ds_error = self.flow(p, dp, out, out_error, v, g)
+        d_k, d_v = self.product_of_keys(ds, ds_error, q, self.scale), self.product_of_keys(p, dp, g, 1)
+        found = {
+            "out": (out, out_error),
+            "lse": (lse, lse_error),
+            "query": self.product(ds, ds_error, k, self.scale),
+            "key": (d_k[0][:, :, : self.keys], d_k[1][:, :, : self.keys]),
+            "value": (d_v[0][:, :, : self.keys], d_v[1][:, :, : self.keys]),
+        }
+        if extra:
+            found["additional_keys"] = (d_k[0][:, :, self.keys :], d_k[1][:, :, self.keys :])
+            found["additional_values"] = (d_v[0][:, :, self.keys :], d_v[1][:, :, self.keys :])
+        wanted = self.shaped(found)
+        if "rpb" in self.arrays:
+            wanted["rpb"] = self.bias_gradient(ds, ds_error)
+        return wanted
+
+    def weights(self, q: Array, k: Array, mask: Array) -> tuple[Array, Array, Array, Array]:
+        """Weights and lse, each with its error."""
+        logits, size = self.logits(q, k)
+        logits[..., ~mask] = -np.inf
+        top = logits.max(-1, keepdims=True)
+        weights = np.exp(logits - top)
+        total = weights.sum(-1, keepdims=True)
+        lse, p, terms = top + np.log(total), weights / total, mask.sum(-1).max()
+        # A dot product of D terms is off by D + 2 roundings of its terms' size; the row's largest counts for all.
+        off = (q.shape[-1] + 4) * self.u * np.where(mask, size, 0).max(-1, keepdims=True)
+        moved = p * (1 - p) * np.expm1(np.minimum(2 * off, 600)) * (not self.equal)
+        # A weight that is too small for the dtype is 0.
+        dp = moved + (terms + 8) * self.u * p + self.smallest
+        return p, dp, lse, off + 4 * self.u * abs(lse) + (terms + 8) * self.u
+
+    def flow(self, p: Array, dp: Array, out: Array, out_error: Array, v: Array, g: Array) -> tuple[Array, Array]:
+        """Gradients of the logits, with their error."""
+        towards, size = g @ v.mT, abs(g) @ abs(v).mT
+        delta = (g * out).sum(-1, keepdims=True) - self.flat_lse()
+        # delta is made from the output as it was rounded.
+        delta_error = (abs(g) * (out_error + self.last * abs(out))).sum(-1, keepdims=True)
+        sizes = size + (abs(g) * abs(out)).sum(-1, keepdims=True) + abs(delta)
+        error = (v.shape[-1] + 4) * self.u * sizes
+        return p * (towards - delta), dp * abs(towards - delta) + (p + dp) * (error + delta_error)
+
+    def flat_lse(self) -> Array:
+        d_lse = self.arrays["d_lse"]
+        return d_lse.reshape(len(d_lse), -1, self.heads).transpose(0, 2, 1)[..., None]
+
+    # --- split operations; slots: [queries, window], the key of each slot, -1 where there is none
+
+    def of_slots(self, name: str, slots: Array) -> Array:
+        """``[B, *shape, H, window]`` -> ``[B, H, queries, keys]``."""
+        flat = self.flat(name)
+        found = np.zeros((*flat.shape[:2], *self.mask.shape))
+        row, slot = np.nonzero(slots >= 0)
+        found[:, :, row, slots[row, slot]] = flat[:, :, row, slot]
+        return found
+
+    def to_slots(self, part: Array, slots: Array, empty: float) -> Array:
+        found = part[:, :, np.arange(len(slots))[:, None], slots]
+        return np.where(slots >= 0, found, empty)
+
+    def qk(self, slots: Array) -> Wanted:
+        """Logits of window slots, and their gradients."""
+        q, k = self.flat("query"), self.flat("key")
+        logits, size = self.logits(q, k)
+        error = (q.shape[-1] + 4) * self.u * size
+        flow = self.of_slots("d_logits", slots)
+        none = np.zeros_like(flow)
+        found = {
+            "logits": (self.to_slots(logits, slots, -np.inf), self.to_slots(error, slots, 0.0)),
+            "query": self.product(flow, 4 * self.u * abs(flow), k, self.scale),
+            "key": self.product_of_keys(flow, 4 * self.u * abs(flow), q, self.scale),
+        }
+        wanted = self.shaped(found)
+        if "rpb" in self.arrays:
+            wanted["rpb"] = self.bias_gradient(flow, none)
+        return wanted
+
+    def av(self, slots: Array) -> Wanted:
+        """Values weighed by window slots, and the gradients."""
+        g, v, p = self.flat("d_out"), self.flat("value"), self.of_slots("attn", slots)
+        towards, size = g @ v.mT, abs(g) @ abs(v).mT
+        error = (v.shape[-1] + 4) * self.u * size
+        none = np.zeros_like(p)
+        return self.shaped(
+            {
+                "out": self.product(p, none, v, 1),
+                "attn": (self.to_slots(towards, slots, 0.0), self.to_slots(error, slots, 0.0)),
+                "value": self.product_of_keys(p, none, g, 1),
+            }
+        )
