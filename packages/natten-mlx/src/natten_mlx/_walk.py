@@ -161,13 +161,12 @@ class Sums:
         index = mx.where(chunk.seen[:, None], index, self.nobody)
         found = turns(self.blocks, chunk.first, chunk.count)
         picks = [t if isinstance(t, slice) else mx.array(t) for t in found]
-        return [(tiles, index[:, tiles].reshape(-1)) for tiles in picks]
+        return [(tiles, index[:, tiles]) for tiles in picks]
 
     def add(self, step: Step, part: mx.array) -> None:
         for tiles, index in self._turns(step):
-            own = part[:, tiles].reshape(-1, self.rows.width)
             # MLX writes into the buffer itself, for nothing else reads this version of it.
-            self.buffer[index] = self.buffer[index] + own
+            self.buffer[index] = self.buffer[index] + part[:, tiles]
         step.parts.append(self.buffer)
 
     def result(self, shape: tuple[int, ...]) -> mx.array:

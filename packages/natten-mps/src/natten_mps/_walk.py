@@ -112,8 +112,8 @@ class Sums:
 
     def add(self, chunk: Chunk, items: range, part: Tensor) -> None:
         for tiles, index in self._turns(chunk, items):
-            own = part[:, tiles].reshape(-1, self.rows.width)
-            self.buffer[index] = self.buffer.index_select(0, index).add_(own)
+            own = part[:, tiles]
+            self.buffer[index] = self.buffer.index_select(0, index).view(own.shape).add_(own).view(-1, own.shape[-1])
 
     def result(self, shape: tuple[int, ...]) -> Tensor:
         return self.buffer[:-1].view(self.rows.batch, *shape, self.rows.heads, self.rows.width)
