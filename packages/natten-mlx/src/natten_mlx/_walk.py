@@ -94,7 +94,7 @@ class Rows:
         self.rows = tensor.reshape(self.batch * self.tokens * self.heads, self.width)
         self.dtype = compute_dtype(tensor)
 
-    def index(self, step: Step, which: Side) -> mx.array:
+    def places(self, step: Step, which: Side) -> mx.array:
         """Row numbers ``[b, c, H, T]`` of a step's rows or columns."""
         items = step.items
 
@@ -103,8 +103,12 @@ class Rows:
             index = tokens[:, None, :] * self.heads + _positions(self.heads, 1)
             return index + _positions(len(items), 3, items.start) * (self.tokens * self.heads)
 
-        index = _noted(step.chunk, (which, self.heads, items), make)
-        return index if step.start is None else index + step.start
+        return _noted(step.chunk, (which, self.heads, items), make)
+
+    def index(self, step: Step, which: Side) -> mx.array:
+        """The same, known only when the step before is through."""
+        places = self.places(step, which)
+        return places if step.start is None else places + step.start
 
     def gather(self, step: Step, which: Side) -> mx.array:
         """A step's rows or columns: ``[b, c, kv heads, groups * T, D]`` in the compute dtype."""
@@ -157,11 +161,17 @@ class Sums:
 
     def _turns(self, step: Step) -> list[tuple[slice | mx.array, mx.array]]:
         """Which tiles of a step add together, and to which rows of the buffer."""
-        chunk, index = step.chunk, self.rows.index(step, "columns")
-        index = mx.where(chunk.seen[:, None], index, self.nobody)
-        found = turns(self.blocks, chunk.first, chunk.count)
-        picks = [t if isinstance(t, slice) else mx.array(t) for t in found]
-        return [(tiles, index[:, tiles]) for tiles in picks]
+        chunk = step.chunk
+
+        def make() -> list[tuple[slice | mx.array, mx.array]]:
+            index = mx.where(chunk.seen[:, None], self.rows.places(step, "columns"), self.nobody)
+            settled = constant if chunk.kept else lambda tensor: tensor
+            found = turns(self.blocks, chunk.first, chunk.count)
+            picks = [t if isinstance(t, slice) else settled(mx.array(t)) for t in found]
+            return [(tiles, settled(index[:, tiles])) for tiles in picks]
+
+        made: list[tuple[slice | mx.array, mx.array]] = chunk.noted(("turns", self.rows.heads, step.items), make)
+        return made
 
     def add(self, step: Step, part: mx.array) -> None:
         for tiles, index in self._turns(step):
