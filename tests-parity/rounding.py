@@ -60,7 +60,7 @@ class Dense:
         self.keys = mask.shape[1]
 
     def flat(self, name: str) -> Array:
-        """``[B, *shape, H, D]`` -> ``[B, H, tokens, D]``; heads of keys and values stand for each query head of theirs."""
+        """``[B, *shape, H, D]`` -> ``[B, H, tokens, D]``, heads of keys once per query head of theirs."""
         tensor = self.arrays[name]
         moved = tensor.reshape(tensor.shape[0], -1, *tensor.shape[-2:]).transpose(0, 2, 1, 3)
         return moved.repeat(self.heads // moved.shape[1], axis=1)

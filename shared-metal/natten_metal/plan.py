@@ -39,8 +39,9 @@ CPU_TIERS = ("native", "nanobind")
 class Plan:
     """What will run. path: the tier. why: one sentence.
 
-    queries: the pure path's walk; keys: the second one of its split ops' gradients. forward: the Metal path's launches (their gradients' are
-    :func:`.steps.backward`). failed: what keeps 'auto' from a faster tier; whoever runs the plan warns of it.
+    queries: the pure path's walk; keys: the second one of its split ops' gradients. forward: the Metal path's launches
+    (their gradients' are :func:`.steps.backward`). failed: what keeps 'auto' from a faster tier; whoever runs the plan
+    warns of it.
     """
 
     problem: Problem
