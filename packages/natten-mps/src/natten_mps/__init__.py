@@ -4,11 +4,14 @@
     q = k = v = torch.randn(1, 64, 64, 4, 32)              # [batch, X, Y, heads, dim]
     out = natten_mps.na2d(q, k, v, kernel_size=7)          # [1, 64, 64, 4, 32]
 
-Importing the package does not import torch: names are found when they are first used.
+Importing the package does not import torch: names are found when they are first used, and torch knows the package's
+ops, which saved programs name, as soon as both are imported.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from ._with_torch import register as _register
 
 __version__ = "0.4.0"
 
@@ -73,3 +76,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__, *_SUBPACKAGES})
+
+
+_register()

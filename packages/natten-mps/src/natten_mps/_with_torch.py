@@ -1,0 +1,47 @@
+"""Registers the package's ops as soon as torch is there, and does not import torch for that.
+
+A program that torch.export saved names ops. It loads wherever the package was imported, before torch or after it.
+"""
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+
+def register() -> None:
+    """Register the ops now if torch has been imported, and otherwise right after it will be."""
+    if "torch" in sys.modules:
+        _register()
+    else:
+        sys.meta_path.insert(0, _Torch())
+
+
+def _register() -> None:
+    for name in ("_ops", "_varlen_ops"):
+        import_module(f".{name}", __package__)
+
+
+class _Torch(MetaPathFinder):
+    """Finds torch where the other finders do, and registers the ops when it has been executed."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != "torch":
+            return None
+        others = (finder for finder in sys.meta_path if finder is not self)
+        spec = next(filter(None, (finder.find_spec(fullname, path, target) for finder in others)), None)
+        if spec is None or spec.loader is None:
+            return spec
+        execute = spec.loader.exec_module
+
+        def execute_and_register(module: ModuleType) -> None:
+            execute(module)
+            sys.meta_path.remove(self)
+            _register()
+
+        spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
+        return spec
