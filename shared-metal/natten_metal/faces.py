@@ -35,8 +35,13 @@ def fused(
     rank = checks.tensor_rank(face, "query", query, rank_of(face))
     window = checks.window_arguments(face, rank, kernel_size, stride, dilation, is_causal)
     factor = checks.scale_or_default(face, scale, query.shape[-1])
-    build = _remembered_fused_problem if remember else checks.fused_problem
-    return build(face, query, key, value, window, factor, additional_keys, additional_values, rpb)
+    given = (face, query, key, value, window, factor, additional_keys, additional_values, rpb)
+    if remember:
+        try:
+            return _remembered_fused_problem(*given)
+        except TypeError:  # sizes that a tracer counts with have no hash; a broken rule is an error again below
+            pass
+    return checks.fused_problem(*given)
 
 
 _remembered_fused_problem = lru_cache(maxsize=512)(checks.fused_problem)

@@ -6,6 +6,8 @@ from typing import Any
 
 # One axis a rank: 1-D sequences, 2-D images, 3-D volumes.
 RANKS = (1, 2, 3)
+# The fused op's name by rank; 0 is any. Looked up and not put together: a tracer may count with a rank as with a size.
+FACE_OF = ("neighborhood_attention", "na1d", "na2d", "na3d")
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 # Tensors that each op takes, in order, and how many it returns.
 INPUTS = {

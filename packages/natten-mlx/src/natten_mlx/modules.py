@@ -14,6 +14,7 @@ from . import _dense, functional, varlen
 from ._arrays import StreamOrDevice, spec, stream_of
 from ._config import BACKENDS
 from ._metal import checks, checks_modules
+from ._metal.problem import FACE_OF
 from ._signatures import Bools, Ints
 
 
@@ -83,7 +84,7 @@ class _NeighborhoodAttention(nn.Module):
         if sizes is not None:
             if dropping:
                 checks_modules.reject_dropout(face, self._sizes_name)
-            op, tensors = f"na{self.rank}d_varlen", (query, key, value)
+            op, tensors = FACE_OF[self.rank] + "_varlen", (query, key, value)
             out = varlen.padded_items(
                 op, self._sizes_name, tensors, sizes, window, self.scale, False, chosen, rpb=self.rpb
             )
@@ -114,7 +115,7 @@ class _NeighborhoodAttention(nn.Module):
         self, query: mx.array, key: mx.array, value: mx.array, window: checks.Window, backend: str | None
     ) -> mx.array:
         """Attention with dropped weights: the split ops, with all of a query's weights in between."""
-        qk, av = getattr(functional, f"na{self.rank}d_qk"), getattr(functional, f"na{self.rank}d_av")
+        qk, av = (getattr(functional, FACE_OF[self.rank] + part) for part in ("_qk", "_av"))
         kernel_size, stride, dilation, is_causal = window
         more = {"stride": stride, "is_causal": is_causal, "backend": backend}
         logits = qk(query, key, kernel_size, dilation, scale=self.scale, rpb=self.rpb, **more)

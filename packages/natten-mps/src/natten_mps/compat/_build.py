@@ -12,6 +12,7 @@ from .._metal import compat, compat_modules
 from .._metal.compat_context import CONTEXT, FLOP_HANDLER
 from .._metal.compat_forms import Form, Forms
 from .._metal.compat_inner import FUNCTIONS
+from .._metal.problem import FACE_OF
 from . import _flops as _flops  # torch's counter knows the ops from here on
 from . import _helpers
 from ._functions import function_class
@@ -69,7 +70,7 @@ def _qk(name: str, form: Form, given: Given) -> Tensor:
     query, key = given["query"], given["key"]
     compat.heads_first_rank(name, form.rank, {"query": query, "key": key})
     kernel_size, dilation = compat.legacy_window(name, form, given)
-    logits: Tensor = getattr(functional, f"na{form.rank}d_qk")(
+    logits: Tensor = getattr(functional, FACE_OF[form.rank] + "_qk")(
         _heads_last(query), _heads_last(key), kernel_size, dilation, is_causal=given.get("is_causal", False),
         scale=1.0, rpb=given.get("rpb", given.get("bias")),
     )  # fmt: skip
@@ -89,7 +90,7 @@ def _av(name: str, form: Form, given: Given) -> Tensor:
     if more is not None:
         compat.additional(name, "additional_values", more, (value.shape[0], attn.shape[1], value.shape[-1]))
         own = attn[..., : compat.window_slots(name, attn, more.shape[2], kernel_size, form.rank)]
-    out: Tensor = getattr(functional, f"na{form.rank}d_av")(
+    out: Tensor = getattr(functional, FACE_OF[form.rank] + "_av")(
         _heads_last(own), _heads_last(value), kernel_size, dilation, is_causal=given.get("is_causal", False)
     )
     out = _heads_first(out)
@@ -103,8 +104,7 @@ def _av(name: str, form: Form, given: Given) -> Tensor:
 
 
 def _fused(name: str, form: Form, given: Given) -> Any:
-    op = getattr(functional, f"na{form.rank}d") if form.rank else functional.neighborhood_attention
-    return op(**compat.shared_arguments(name, form, given))
+    return getattr(functional, FACE_OF[form.rank])(**compat.shared_arguments(name, form, given))
 
 
 def _attention(name: str, form: Form, given: Given) -> Any:

@@ -1,0 +1,107 @@
+"""MLX's contexts in which the first call of a process may happen."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from first_calls import CALLS, Call
+
+PACKAGE = "natten_mlx"
+THREADS = 8
+
+
+def gradients(function: Call) -> Call:
+    return mx.grad(lambda x: mx.sin(function(x)).sum())
+
+
+def mapped(function: Call) -> Call:
+    return lambda x: mx.vmap(function)(mx.stack([x, -x]))
+
+
+def in_threads(function: Call) -> Call:
+    def call(x: Any) -> Any:
+        gate, found = threading.Barrier(THREADS), []
+        # MLX computes what is lazy in the thread that made it.
+        mx.eval(x, function.parameters() if isinstance(function, nn.Module) else [])
+
+        def work() -> None:
+            gate.wait()
+            out = function(x)
+            mx.eval(out)
+            found.append(np.array(out))
+
+        threads = [threading.Thread(target=work) for _ in range(THREADS)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(found) == THREADS
+        return mx.array(np.stack(found))
+
+    return call
+
+
+def in_a_stream(function: Call) -> Call:
+    def call(x: Any) -> Any:
+        with mx.stream(mx.new_stream(mx.cpu)):
+            return function(x)
+
+    return call
+
+
+# What runs in a context, made of a function that nothing has called.
+CONTEXTS = {
+    "compile": mx.compile,
+    "compile of grad": lambda function: mx.compile(gradients(function)),
+    "grad of compile": lambda function: gradients(mx.compile(function)),
+    "grad": gradients,
+    "vmap": mapped,
+    "vmap of grad": lambda function: mapped(gradients(function)),
+    "checkpoint": lambda function: gradients(mx.checkpoint(function)),
+    "threads": in_threads,
+    "stream": in_a_stream,
+}
+
+
+def wanted(context: str, function: Call, x: Any) -> Any:
+    """The same by plain calls."""
+    if "grad" in context or context == "checkpoint":
+        function = gradients(function)
+    if "vmap" in context:
+        return mx.stack([function(x), function(-x)])
+    return mx.stack([function(x)] * THREADS) if context == "threads" else function(x)
+
+
+def attempt(context: str, call: str, backend: str) -> None:
+    """The first call of this process in a context; then who ran it, and whether plain calls agree."""
+    import natten_mlx
+
+    mx.set_default_device(mx.cpu)
+    mx.random.seed(0)
+    shape, make = CALLS[call]
+    x, function = mx.random.normal(shape), make(natten_mlx, backend)
+    run = CONTEXTS[context](function)
+    first = run(x)
+    mx.eval(first)
+
+    from frameworks import MLX
+
+    # What MLX has compiled, it does not trace again: the path is seen where the same is made once more.
+    with MLX.watch() as ran:
+        again = CONTEXTS[context](make_again(function))(x)
+        mx.eval(again)
+    assert ran == {backend}, ran
+    reference = wanted(context, function, x)
+    for found in (first, again):
+        assert (found.shape, found.dtype) == (reference.shape, reference.dtype)
+        np.testing.assert_allclose(np.array(found), np.array(reference), rtol=0, atol=1e-5)
+        assert mx.abs(found).sum().item() > 0
+
+
+def make_again(function: Call) -> Call:
+    """The same function, which MLX's cache of compiled functions does not know."""
+    return lambda x: function(x)

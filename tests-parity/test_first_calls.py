@@ -1,0 +1,89 @@
+"""The first call of a process works in every context of its framework: a tracer meets nothing that it cannot follow.
+
+Each case has a process of its own (``first_calls``). Without --all: most contexts, with a few calls each.
+"""
+
+from __future__ import annotations
+
+import first_calls
+import pytest
+from first_calls import CALLS, Case
+from frameworks import FRAMEWORKS, MLX, MPS, Framework
+
+CONTEXTS = {
+    "mps": (
+        "compile", "compile, dynamic", "compile, training", "export", "export, strict", "make_fx, real",
+        "make_fx, fake", "make_fx, symbolic", "inference_mode", "fake tensors", "meta tensors", "vmap", "grad",
+        "functional_call", "threads", "fork",
+    ),
+    "mlx": (
+        "compile", "compile of grad", "grad of compile", "grad", "vmap", "vmap of grad", "checkpoint", "threads",
+        "stream",
+    ),
+}  # fmt: skip
+BACKENDS = {"mps": ("native", "pure", "dense"), "mlx": ("nanobind", "pure", "dense")}
+# The calls that a context is tried with in each run.
+SHORT = {
+    "compile": ("knobs", "NeighborhoodAttention2D", "na1d_varlen"),
+    "compile, dynamic": ("compat 0.21.0",),
+    "export, strict": ("knobs", "NeighborhoodAttention2D"),
+    "make_fx, real": (),
+    "make_fx, fake": (),
+    "fake tensors": ("na2d", "na1d_varlen"),
+    "vmap": ("na2d",),
+    "functional_call": ("NeighborhoodAttention2D",),
+    "threads": ("merge_attentions", "na1d_varlen"),
+    "compile of grad": ("NeighborhoodAttention2D",),
+}
+OTHERWISE = ("na2d",)
+# What a context refuses, and the words in which it does.
+REFUSED = {
+    (
+        "meta tensors",
+        "generate_varlen_parameters",
+    ): "attention: cumulative_seqlen_Q must be numbers that can be read when the call is made",
+}
+
+
+def tried(framework: Framework, cases: list[Case]) -> None:
+    found = first_calls.outcomes(f"first_calls_{framework.name}", cases, timeout=3000)
+    for (context, call, _), said in found.items():
+        words = REFUSED.get((context, call))
+        assert words in said if words else not said, f"{framework}, {context}, {call}\n{said}"
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
+def test_first_calls(framework: Framework) -> None:
+    """Of 'auto''s own path."""
+    backend = BACKENDS[framework.name][0]
+    tried(framework, [(c, k, backend) for c in CONTEXTS[framework.name] for k in SHORT.get(c, OTHERWISE)])
+
+
+@pytest.mark.all
+@pytest.mark.parametrize(
+    ("framework", "context"), [(f, context) for f in FRAMEWORKS for context in CONTEXTS[f.name]], ids=str
+)
+def test_every_first_call(framework: Framework, context: str) -> None:
+    tried(framework, [(context, call, backend) for backend in BACKENDS[framework.name] for call in CALLS])
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
+def test_no_face_is_left_out(framework: Framework) -> None:
+    """A public function that is added must be tried, too."""
+    named = {word for call in CALLS for word in call.split()}
+    homes = framework.package._HOMES
+    assert {name for home in ("functional", "varlen", "modules") for name in homes[home]} - {"explain"} <= named
+
+
+def test_every_context_is_tried() -> None:
+    import first_calls_mlx
+    import first_calls_mps
+
+    found = {MPS.name: tuple(first_calls_mps.CONTEXTS), MLX.name: tuple(first_calls_mlx.CONTEXTS)}
+    assert found == CONTEXTS
+
+
+def test_a_failure_is_told() -> None:
+    """The checks above can fail."""
+    (said,) = first_calls.outcomes("first_calls_mps", [("grad", "na1d", "metal")], timeout=100).values()
+    assert "NotImplementedError: na1d: backend='metal' cannot take" in said, said
