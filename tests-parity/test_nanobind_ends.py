@@ -29,7 +29,7 @@ na.set_backend("nanobind")
 def forget():
     for cache in (launcher._forward_plan, launcher._backward_plan):
         cache.cache_clear()
-    launcher._remembered.clear()
+    launcher.remembered.clear()
 
 def problems(n):
     return [mx.random.normal((1, 20 + i, 2, 16)) for i in range(n)]

@@ -67,10 +67,10 @@ GUARDS: dict[Provoke, str] = {
 def afresh() -> Iterator[None]:
     """The extension is looked for anew, and nothing of the outcome stays."""
     launcher = MLX.module("_launch_nanobind")
-    for forget in (launcher._found.cache_clear, launcher._remembered.clear):
+    for forget in (launcher._found.cache_clear, launcher.remembered.clear):
         forget()
     yield
-    for forget in (launcher._found.cache_clear, launcher._remembered.clear):
+    for forget in (launcher._found.cache_clear, launcher.remembered.clear):
         forget()
 
 

@@ -6,6 +6,7 @@ A tensor is given as ``(address, element strides)``; its shape follows from the 
 import ctypes
 import sys
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from .problem import DTYPES, Problem
@@ -95,6 +96,11 @@ class CpuLibrary:
 
 
 def _tensor(name: str, address: int, strides: Sequence[int]) -> CpuTensor:
+    return CpuTensor(address, _block(name, tuple(strides)))
+
+
+@lru_cache(maxsize=1024)
+def _block(name: str, strides: tuple[int, ...]) -> "ctypes.Array[ctypes.c_int64]":
     """Strides of ``[B, *shape, H(, C)]`` at their places in the structure; a bias is contiguous and needs none."""
     block = [0] * 6
     if not name.startswith("rpb"):
@@ -102,9 +108,10 @@ def _tensor(name: str, address: int, strides: Sequence[int]) -> CpuTensor:
         batch, *axes, head = strides[: len(strides) - len(channels)]
         block[0], block[1 : 1 + len(axes)], block[4] = batch, axes, head
         block[5:] = channels or [0]
-    return CpuTensor(address, (ctypes.c_int64 * 6)(*block))
+    return (ctypes.c_int64 * 6)(*block)
 
 
+@lru_cache(maxsize=1024)
 def _problem(p: Problem, threads: int) -> CpuProblem:
     padding = (1,) * (3 - p.rank)
     axes = (p.query_shape, p.key_shape, p.kernel_size, p.stride, p.dilation)

@@ -5,7 +5,6 @@ raises the errors of :mod:`.checks` or returns the :class:`Problem`.
 """
 
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any
 
 from . import checks, verdicts
@@ -26,25 +25,12 @@ def rank_of(face: str) -> int | None:
 def fused(
     face: str, query: Spec, key: Spec, value: Spec, kernel_size: Any, stride: Any, dilation: Any, is_causal: Any,
     scale: Any, additional_keys: Spec | None = None, additional_values: Spec | None = None, rpb: Spec | None = None,
-    *, remember: bool = True,
 ) -> Problem:  # fmt: skip
-    """The problem of ``na{1,2,3}d`` and ``neighborhood_attention``.
-
-    remember: look the checked problem up where these very specs came before (not while torch.compile traces).
-    """
+    """The problem of ``na{1,2,3}d`` and ``neighborhood_attention``."""
     rank = checks.tensor_rank(face, "query", query, rank_of(face))
     window = checks.window_arguments(face, rank, kernel_size, stride, dilation, is_causal)
     factor = checks.scale_or_default(face, scale, query.shape[-1])
-    given = (face, query, key, value, window, factor, additional_keys, additional_values, rpb)
-    if remember:
-        try:
-            return _remembered_fused_problem(*given)
-        except TypeError:  # sizes that a tracer counts with have no hash; a broken rule is an error again below
-            pass
-    return checks.fused_problem(*given)
-
-
-_remembered_fused_problem = lru_cache(maxsize=512)(checks.fused_problem)
+    return checks.fused_problem(face, query, key, value, window, factor, additional_keys, additional_values, rpb)
 
 
 def qk(

@@ -22,6 +22,7 @@ from ._metal.backends import quoted
 from ._metal.plan import Plan, most_simdgroups
 from ._metal.probe import smallest_launch
 from ._metal.problem import Problem
+from ._metal.recall import Recall, Signature
 from ._metal.slots import COUNT, SLOTS
 from ._metal.source import OPENING, Instance, entry_point, headers
 from ._metal.steps import CONTIGUOUS, RESULTS, Step, strides_of, with_strides
@@ -112,52 +113,29 @@ def missing(stream: mx.Stream) -> str | None:
 
 # --- calls that came before --------------------------------------------------------------------------
 
-# Checks and plans cost more than a small problem. Calls are few in kind, so the outcome is kept.
-MOST_REMEMBERED = 1024
-Signature = tuple[Hashable, ...]
-_remembered: dict[Signature | None, Any] = {}
+remembered = Recall()
 
 
 def signature(
-    face: str, backend: str, stream: mx.Stream, tensors: tuple[Any, ...], arguments: tuple[Any, ...]
+    face: str, backend: str, stream: mx.Stream, tensors: tuple[Any, ...], arguments: Hashable | None
 ) -> Signature | None:
     """What two calls have in common that pass the same checks and run the same plan; None: not worth keeping.
 
-    tensors: query, key, value, and three optional ones. arguments: all others.
+    tensors: query, key, value, and three optional ones. arguments: all others, as values that cannot change, or None.
     """
     extension = _found()
     query, key, value, keys, values, rpb = tensors
-    if keys is not None or values is not None or rpb is not None or type(extension) is str:
+    if keys is not None or values is not None or rpb is not None or arguments is None or type(extension) is str:
         return None
-    kinds = tuple(map(type, arguments))
-    if tuple in kinds or list in kinds:
-        arguments = tuple(map(_exactly, arguments))
     try:
-        return face, backend, extension.likeness(query, key, value, stream), kinds, arguments
+        return face, backend, extension.likeness(query, key, value, stream), arguments
     except TypeError:  # not arrays
-        return None
-
-
-def _exactly(argument: Any) -> Hashable:
-    """A value with its type: 1, 1.0 and True are equal, but not equally legal."""
-    if type(argument) in (tuple, list):
-        return tuple(map(_exactly, argument))
-    return type(argument), argument
-
-
-def recalled(signature: Signature | None) -> Any:
-    """The plan of an earlier call; None if there was none."""
-    try:
-        return _remembered.get(signature)
-    except TypeError:  # an argument without a hash, which no check will let pass
         return None
 
 
 def remember(signature: Signature, host: Host, tensors: Mapping[str, mx.array]) -> None:
     """Keep the plan of a call that has just been built."""
-    if len(_remembered) >= MOST_REMEMBERED:
-        _remembered.clear()
-    _remembered[signature] = _forward_plan(host, _on_gpu(host), _told(tensors))
+    remembered.keep(signature, _forward_plan(host, _on_gpu(host), _told(tensors)))
 
 
 def repeat(plan: Any, tensors: Sequence[mx.array], stream: mx.Stream) -> list[mx.array]:

@@ -24,6 +24,7 @@ from ._metal.bilinear import SPLIT, Split
 from ._metal.mask import slot_keys
 from ._metal.plan import Plan, plan
 from ._metal.problem import INPUTS, OUTPUTS, Problem
+from ._metal.recall import Signature
 
 Arrays = tuple[mx.array, ...]
 Axes = tuple[int | None, ...]  # of mx.vmap: which axis of each array is mapped, if any
@@ -50,7 +51,7 @@ def seen_through() -> bool:
 
 def run(
     problem: Problem, backend: str, stream: mx.Stream, inputs: Sequence[mx.array | None],
-    signature: _launch_nanobind.Signature | None = None,
+    signature: Signature | None = None,
 ) -> Arrays:  # fmt: skip
     """The op's outputs, differentiable once in reverse; inputs in the order of ``INPUTS[problem.op]``.
 

@@ -105,8 +105,8 @@ class Ragged:
         rpb = given[3] if self.problem.has_rpb else None
         inputs = (*given[:3], None, None, rpb)
         kind = Launch(group.kernel_size, group.stride, group.dilation, self.problem.is_causal, self.problem.scale)
-        signature = _launch_nanobind.signature(self.face, self.backend, self.stream, inputs, (kind,))
-        known = _launch_nanobind.recalled(signature)
+        signature = _launch_nanobind.signature(self.face, self.backend, self.stream, inputs, kind)
+        known = _launch_nanobind.remembered.get(signature)
         if known is not None:
             return tuple(_launch_nanobind.repeat(known, given[:3], self.stream))
         problem = ragged.problem_of(self.problem, group)

@@ -15,12 +15,13 @@ from ._config import BACKENDS, TIERS
 from ._metal import backends, checks, checks_varlen, faces
 from ._metal import plan as planning
 from ._metal.problem import INPUTS, Problem
+from ._metal.recall import Recall, Signature, exactly
 from ._signatures import Bools, Ints, Result
 
 
 def _run(
     problem: Problem, backend: str, stream: mx.Stream, tensors: tuple[mx.array | None, ...],
-    signature: _launch_nanobind.Signature | None = None,
+    signature: Signature | None = None,
 ) -> tuple[mx.array, ...]:  # fmt: skip
     """Plan and launch; ``tensors`` in the order of ``INPUTS[problem.op]``.
 
@@ -46,11 +47,36 @@ def _fused(
     """The body of every fused face. tensors: query, key, value, additional keys and values, rpb."""
     backends.accept_knobs(face, upstream)
     chosen, where = BACKENDS.resolve(face, backend), stream_of(face, stream)
-    signature = _launch_nanobind.signature(face, chosen, where, tensors, (*window, scale, return_lse))
-    known = _launch_nanobind.recalled(signature)
+    told = exactly((*window, scale, return_lse))
+    signature = _launch_nanobind.signature(face, chosen, where, tensors, told)
+    known = _launch_nanobind.remembered.get(signature)
     if known is not None:
         out, lse = _launch_nanobind.repeat(known, tensors[:3], where)
         return (out, lse) if return_lse else out
+    problem: Problem = _checked.get_or_make(
+        _likeness(face, tensors, told), lambda: _checked_problem(face, tensors, window, scale, return_lse)
+    )
+    if problem.additional == 0:
+        # MLX gathers nothing from arrays without elements.
+        tensors = (*tensors[:3], None, None, tensors[5])
+    out, lse = _run(problem, chosen, where, tensors, signature)
+    return (out, lse) if return_lse else out
+
+
+_checked = Recall()
+
+
+def _likeness(face: str, tensors: tuple[Any, ...], told: Signature | None) -> Signature | None:
+    """What two calls have in common that pass the same checks; None: not worth keeping."""
+    if told is None or any(type(tensor) not in (mx.array, type(None)) for tensor in tensors):
+        return None
+    return face, tuple(None if tensor is None else (tensor.shape, tensor.dtype) for tensor in tensors), told
+
+
+def _checked_problem(
+    face: str, tensors: tuple[Any, ...], window: tuple[Any, ...], scale: Any, return_lse: bool
+) -> Problem:
+    """The problem of a fused face, whose arguments are checked."""
     names = INPUTS["na"]
     query, key, value = (spec(face, name, t) for name, t in zip(names[:3], tensors[:3], strict=True))
     keys, values, rpb = (optional_spec(face, name, t) for name, t in zip(names[3:], tensors[3:], strict=True))
@@ -58,12 +84,8 @@ def _fused(
     problem = faces.fused(
         face, query, key, value, kernel_size, stride, dilation, is_causal, scale, keys, values, rpb
     )  # fmt: skip
-    with_lse = checks.flag(face, "return_lse", return_lse)
-    if problem.additional == 0:
-        # MLX gathers nothing from arrays without elements.
-        tensors = (*tensors[:3], None, None, tensors[5])
-    out, lse = _run(problem, chosen, where, tensors, signature)
-    return (out, lse) if with_lse else out
+    checks.flag(face, "return_lse", return_lse)
+    return problem
 
 
 @_signatures.fused

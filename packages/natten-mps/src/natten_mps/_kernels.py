@@ -22,9 +22,9 @@ def run_forward(call: Call, tensors: list[Any], into: list[Tensor] | None = None
     planned = plan_for(call, tensors)
     if planned.failed is not None:
         backends.accept_failure("natten-mps", call.name, call.backend, planned.failed)
+    if planned.path == "native":  # torch computes nothing there
+        return _launch_native.forward(planned, named(call, tensors), into)
     with torch.autocast(tensors[1].device.type, enabled=False):
-        if planned.path == "native":
-            return _launch_native.forward(planned, named(call, tensors), into)
         if planned.path == "metal":
             try:
                 if planned.problem.batch:
@@ -49,9 +49,9 @@ def run_backward(
     planned = plan_for(call, inputs)
     # Autograd lets sparse gradients of dense outputs through.
     grads = [grad if grad is None or grad.layout == torch.strided else grad.to_dense() for grad in grads]
+    if planned.path == "native":
+        return _launch_native.backward(planned, grads, named(call, inputs), outputs, into)
     with torch.autocast(inputs[1].device.type, enabled=False):
-        if planned.path == "native":
-            return _launch_native.backward(planned, grads, named(call, inputs), outputs, into)
         if planned.path == "metal":
             try:
                 if planned.problem.batch:

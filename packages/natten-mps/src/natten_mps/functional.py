@@ -15,6 +15,7 @@ from ._config import BACKENDS, TIERS
 from ._metal import backends, checks, checks_varlen, faces
 from ._metal import plan as planning
 from ._metal.problem import INPUTS, Problem
+from ._metal.recall import Recall, Signature, exactly
 from ._signatures import Bools, Ints, Result
 
 backends.tracing = torch.compiler.is_compiling
@@ -53,6 +54,24 @@ def _run(problem: Problem, backend: str, tensors: tuple[Any, ...]) -> tuple[Tens
         return _dense.forward(problem, *tensors)
 
 
+_checked = Recall()
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def _signature(face: str, tensors: tuple[Any, ...], arguments: tuple[Any, ...]) -> Signature | None:
+    """What two calls have in common that pass the same checks; None: not worth keeping."""
+    kinds: list[Any] = []
+    for tensor in tensors:
+        if tensor is None:
+            kinds.append(None)
+        elif type(tensor) in _PLAIN and tensor.layout == torch.strided and not tensor.is_nested:
+            kinds.append((tensor.shape, tensor.dtype, tensor.device))
+        else:
+            return None
+    told = exactly(arguments)
+    return None if told is None else (face, tuple(kinds), told)
+
+
 def _fused(
     face: str, tensors: tuple[Any, ...], window: tuple[Any, ...], scale: Any, return_lse: bool, backend: Any,
     upstream: dict[str, Any],
@@ -61,17 +80,33 @@ def _fused(
     backends.accept_knobs(face, upstream)
     chosen = BACKENDS.resolve(face, backend)
     tensors = _autocast(*tensors)
+    problem = _fused_problem(face, tensors, window, scale, return_lse)
+    out, lse = _run(problem, chosen, tensors)
+    return (out, lse) if return_lse else out
+
+
+def _fused_problem(
+    face: str, tensors: tuple[Any, ...], window: tuple[Any, ...], scale: Any, return_lse: bool
+) -> Problem:
+    """The problem of a fused face: that of an earlier call like it, or the arguments are checked."""
+    if torch.compiler.is_compiling() or torch.compiler.is_exporting():  # what is kept would be guarded
+        return _checked_problem(face, tensors, window, scale, return_lse)
+    signature = _signature(face, tensors, (*window, scale, return_lse))
+    found: Problem = _checked.get_or_make(signature, lambda: _checked_problem(face, tensors, window, scale, return_lse))
+    return found
+
+
+def _checked_problem(
+    face: str, tensors: tuple[Any, ...], window: tuple[Any, ...], scale: Any, return_lse: bool
+) -> Problem:
+    """The problem of a fused face, whose arguments are checked."""
     names = INPUTS["na"]
     query, key, value = (spec(face, name, t) for name, t in zip(names[:3], tensors[:3], strict=True))
     keys, values, rpb = (optional_spec(face, name, t) for name, t in zip(names[3:], tensors[3:], strict=True))
     kernel_size, stride, dilation, is_causal = window
-    problem = faces.fused(
-        face, query, key, value, kernel_size, stride, dilation, is_causal, scale, keys, values, rpb,
-        remember=not (torch.compiler.is_compiling() or torch.compiler.is_exporting()),
-    )  # fmt: skip
-    with_lse = checks.flag(face, "return_lse", return_lse)
-    out, lse = _run(problem, chosen, tensors)
-    return (out, lse) if with_lse else out
+    problem = faces.fused(face, query, key, value, kernel_size, stride, dilation, is_causal, scale, keys, values, rpb)
+    checks.flag(face, "return_lse", return_lse)
+    return problem
 
 
 @_signatures.fused

@@ -64,7 +64,7 @@ def padded_items(
     q, k, v = (spec(face, which, t) for which, t in zip(("query", "key", "value"), (query, key, value), strict=True))
     rank = checks.tensor_rank(face, "query", q, faces.rank_of(face))
     given = checks.window_arguments(face, rank, *window)
-    problem = faces.fused(face, q, k, v, *given, scale, rpb=optional_spec(face, "rpb", rpb), remember=False)
+    problem = faces.fused(face, q, k, v, *given, scale, rpb=optional_spec(face, "rpb", rpb))
     with_lse = checks.flag(face, "return_lse", return_lse)
     table: Any
     if _tracing(sizes):
@@ -240,7 +240,7 @@ def neighborhood_attention_varlen(
     q, k, v = (spec(face, name, tensor) for name, tensor in zip(names, (query, key, value), strict=True))
     with_lse = checks.flag(face, "return_lse", return_lse)
     checks_varlen.one_batch_item(face, (q.shape, k.shape, v.shape))
-    shared = faces.fused(face, q, k, v, 1, 1, 1, False, scale, remember=False)
+    shared = faces.fused(face, q, k, v, 1, 1, 1, False, scale)
     problem = replace(shared, query_shape=(shared.query_shape[0],) * rank, is_causal=causal)
     (out,), (lse,) = _attend("packed", face, problem, chosen, table, ([query], [key], [value]))
     return (out, lse) if with_lse else out
