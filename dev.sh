@@ -192,7 +192,7 @@ case "${1:-}" in
     if [ "${1:-}" = train ]; then shift; run_training "$@"; else run_demo "$@"; fi ;;
   test)
     shift
-    case " $* " in *" --all "*) set_up --group types ;; *) set_up ;; esac
+    case " $* " in *" --all "*) set_up --group types --group export ;; *) set_up ;; esac
     run_tests "$@" ;;
   check) set_up; check ;;
   bench) shift; set_up --group bench; exec "$PY" -m pytest benchmarks "$@" ;;

@@ -39,12 +39,37 @@ def full(x: Tensor) -> Any:
 CALLS: dict[str, Callable[[Tensor], Any]] = {"fused": fused, "biased": biased, "split": split, "full": full}
 
 
+def sequence(x: Tensor) -> Any:
+    tokens = x.flatten(1, 2)[:, :11]
+    return MPS.face("na1d")(tokens, tokens[..., :1, :] * 2, tokens[..., :1, :].sin(), 4, stride=2, dilation=2)
+
+
+def volume(x: Tensor) -> Any:
+    tokens = x.unflatten(1, (2, 3))
+    return MPS.face("na3d")(tokens, tokens * 2, tokens.sin(), (2, 3, 3), stride=(2, 1, 3))
+
+
+def padded(x: Tensor) -> Any:
+    tokens = x.flatten(1, 2)
+    return MPS.face("na1d_varlen")(tokens, tokens, tokens, [30, 7], 3)
+
+
+def packed(x: Tensor) -> Any:
+    tokens, lengths = x.flatten(1, 2)[:1], torch.tensor([30, 12])
+    return MPS.face("attention")(tokens, tokens, tokens, seqlens_Q=lengths, seqlens_KV=lengths)
+
+
+MORE: dict[str, Callable[[Tensor], Any]] = {"sequence": sequence, "volume": volume}
+# Of items whose sizes are read on the host: their batch is what was traced.
+ITEMS: dict[str, Callable[[Tensor], Any]] = {"padded": padded, "packed": packed}
+
+
 class Module(nn.Module):
     """A call as a module."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
-        self.call = CALLS[name]
+        self.call = (CALLS | MORE | ITEMS)[name]
 
     def forward(self, x: Tensor) -> Any:
         return self.call(x)
@@ -54,17 +79,30 @@ def close(found: Any, wanted: Any) -> None:
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", CALLS)
+def operations(graph: Any) -> set[str]:
+    """The kinds of a graph's nodes, blocks included."""
+    nodes = list(graph.nodes())
+    inner = [operations(block) for node in nodes for block in node.blocks()]
+    return {node.kind() for node in nodes}.union(*inner)
+
+
+@pytest.mark.parametrize("name", CALLS | MORE | ITEMS)
 def test_jit_trace(name: str) -> None:
-    """A trace holds for other numbers of the same sizes; outside of the mode, the error names the mode."""
-    x, other = torch.randn(2, *X)
+    """A trace holds torch's operations alone, which converters walk over, and is right for other numbers and batches;
+    outside of the mode, the error names the mode.
+    """
+    x, module = torch.randn(X), Module(name)
+    other = torch.randn(X if name in ITEMS else (5, *X[1:]))
     with pytest.raises(NotImplementedError, match=r"torch\.jit\.trace .* natten_mps\.export_mode\(\)"):
-        torch.jit.trace(Module(name), x)
+        torch.jit.trace(module, x)
     with MPS.package.export_mode(), MPS.watch() as ran:
-        traced = torch.jit.trace(Module(name), x)
-    assert ran == {"dense"} and "natten_mps::" not in str(traced.inlined_graph)
+        traced = torch.jit.trace(module, x)
+    assert ran == {"dense"}
+    found = operations(traced.inlined_graph)
+    assert "aten::matmul" in found and {kind.partition("::")[0] for kind in found} == {"aten", "prim"}
+    assert not found & {"prim::PythonOp", "prim::CallFunction", "prim::CallMethod"}
     with MPS.watch() as ran:
-        close(traced(other), CALLS[name](other))
+        close(traced(other), module(other))
     assert ran == {"native"}
 
 
@@ -75,6 +113,13 @@ def test_jit_trace_of_a_module() -> None:
     with MPS.package.export_mode():
         traced = torch.jit.trace(module, x)
     close(traced(other), module(other))
+
+
+def test_onnx_s_exporter_of_exported_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would find an op that it does not know; what it asks torch.export for says which way there is."""
+    monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
+    with pytest.raises(NotImplementedError, match=r"torch\.onnx\.export .* natten_mps\.export_mode\(\)"):
+        torch.export.export(Module("fused"), (torch.randn(X),))
 
 
 @pytest.mark.parametrize("strict", [False, pytest.param(True, marks=pytest.mark.all)], ids=["traced", "strict"])

@@ -15,6 +15,7 @@ import mlx.core as mx
 from ._arrays import MlxTables, Optional, compute_dtype, exp, fixed_shape
 from ._metal.mask import axis_windows, bias_offsets, neighborhood_mask, slot_keys
 from ._metal.problem import Problem
+from ._metal.window import group_length
 
 
 def _heads_first(tensor: mx.array, groups: int = 1) -> mx.array:
@@ -45,7 +46,7 @@ def _sees(problem: Problem, bad: mx.array) -> mx.array:
     for axis, sizes in enumerate(problem.axes):
         d, (group, start, end) = sizes.dilation, axis_windows(sizes, MlxTables())
         tokens = mx.moveaxis(bad, 1 + axis, 0).astype(mx.int32)
-        length = -(-sizes.keys // d)
+        length = group_length(sizes.keys, 0, d)
         padded = mx.pad(tokens, [(0, length * d - sizes.keys), *[(0, 0)] * (tokens.ndim - 1)])
         counts = mx.cumsum(padded.reshape(length, d, *tokens.shape[1:]), axis=0)
         counts = mx.pad(counts, [(1, 0), *[(0, 0)] * tokens.ndim]).reshape((length + 1) * d, *tokens.shape[1:])

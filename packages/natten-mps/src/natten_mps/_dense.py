@@ -10,10 +10,12 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ._arrays import TorchTables
 from ._metal.mask import axis_windows, bias_offsets, neighborhood_mask, slot_keys
 from ._metal.problem import Problem
+from ._metal.window import group_length
 from ._walk import compute_dtype
 
 Optional = Tensor | None
@@ -44,13 +46,14 @@ def _sees(problem: Problem, bad: Tensor) -> Tensor:
     tables = TorchTables(bad.device)
     for axis, sizes in enumerate(problem.axes):
         d, (group, start, end) = sizes.dilation, axis_windows(sizes, tables)
-        tokens = bad.movedim(1 + axis, 0)
-        length = -(-sizes.keys // d)
-        padded = torch.cat([tokens, tokens.new_zeros(length * d - sizes.keys, *tokens.shape[1:])])
-        counts = padded.unflatten(0, (length, d)).cumsum(0, dtype=torch.int32)
-        counts = torch.cat([counts.new_zeros(1, *counts.shape[1:]), counts]).flatten(0, 1)
-        held = counts.index_select(0, end * d + group) > counts.index_select(0, start * d + group)
-        bad = held.movedim(0, 1 + axis)
+        last = bad.dim() - 1  # in so many words: ONNX's exporter of traced graphs moves no axis to -1
+        tokens = bad.movedim(1 + axis, last).to(torch.int32)
+        length = group_length(sizes.keys, 0, d)
+        padded = pad(tokens, (0, length * d - sizes.keys))
+        counts = padded.unflatten(-1, (length, d)).cumsum(-2, dtype=torch.int32)
+        counts = pad(counts, (0, 0, 1, 0)).flatten(-2)
+        held = counts.index_select(-1, end * d + group) > counts.index_select(-1, start * d + group)
+        bad = held.movedim(last, 1 + axis)
     return _heads_first(bad, problem.group_heads)
 
 
@@ -114,7 +117,7 @@ def qk(problem: Problem, query: Tensor, key: Tensor, rpb: Optional = None) -> Te
     """Logits of the window slots ``[B, *shape, H, W]`` in the query's dtype, -inf where a slot has no key."""
     keys, held = slot_keys(problem, TorchTables(query.device))
     logits = _logits(problem, query, key, rpb)
-    found = logits.gather(-1, keys.expand(*logits.shape[:2], -1, -1))
+    found = logits.gather(-1, keys.expand(logits.size(0), logits.size(1), -1, -1))
     bad = _bad_rows(key, problem.group_heads)[:, :, keys, 0] | _bad_rows(query)
     found = _spoilt(found, bad)
     return _heads_last(found.masked_fill(~held, -math.inf), problem.query_shape, query.dtype)
@@ -124,9 +127,8 @@ def av(problem: Problem, attn: Tensor, value: Tensor) -> Tensor:
     """Window slots times the values they stand for: ``[B, *shape, H, D_v]`` in the value's dtype."""
     keys, held = slot_keys(problem, TorchTables(value.device))
     slots = _heads_first(attn.to(compute_dtype(value))).masked_fill(~held, 0.0)
-    dense = slots.new_zeros(*slots.shape[:3], problem.keys).scatter_add(
-        -1, keys.expand(*slots.shape[:2], -1, -1), slots
-    )
+    none = pad(slots[..., :0], (0, problem.keys))
+    dense = none.scatter_add(-1, keys.expand_as(slots), slots)
     out = dense @ _finite(value, problem.group_heads)
     out = _spoilt(out, _sees(problem, ~torch.isfinite(value)))
     return _heads_last(out, problem.query_shape, value.dtype)

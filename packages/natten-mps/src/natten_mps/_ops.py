@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ._autodiff import DIFFERENTIATED, Backward, Forward
 from ._call import Call, call_of, forward_op
+from ._export import recording
 from ._kernels import fake_backward, fake_forward, run_backward, run_forward
 from ._lazy_bits import DISPATCH_KEYS, resolving
 from ._metal.problem import INPUTS
@@ -46,13 +47,8 @@ def _register(op: str) -> None:
 
 def run(call: Call, *inputs: Tensor | None) -> tuple[Tensor, ...]:
     """The op's outputs, differentiable once in reverse; inputs in the order of ``INPUTS[call.op]``."""
-    if torch.compiler.is_compiling() or torch.compiler.is_exporting():
+    if recording(call.name):
         return tuple(forward_op(call, inputs))
-    if torch.jit.is_tracing():  # type: ignore[attr-defined]  # public, and in no list of exports
-        raise NotImplementedError(
-            f"{call.name}: torch.jit.trace and what is made of it (torch.onnx.export with dynamo=False) cannot record "
-            "this package's ops; trace inside of `with natten_mps.export_mode():`, which makes them plain operations"
-        )
     results: tuple[Tensor, ...] = Forward.apply(call, *inputs)
     return results
 

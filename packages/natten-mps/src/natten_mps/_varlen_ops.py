@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ._autodiff import DIFFERENTIATED, Backward, Forward
 from ._call import Call, below_autograd
+from ._export import recording
 from ._items import blank_outputs, put, take, targets
 from ._kernels import run_backward, run_forward
 from ._metal import checks_varlen, ragged
@@ -213,7 +214,7 @@ def _backward_op(call: Ragged, outputs: int, tensors: list[Any]) -> list[Tensor]
 
 def run(call: Ragged, table: Tensor, *inputs: Tensor | None) -> tuple[Tensor, ...]:
     """Outs and lses, differentiable once in reverse. inputs: queries, keys, values, and a bias table or None."""
-    if torch.compiler.is_compiling() or torch.compiler.is_exporting():
+    if recording(call.name):
         return tuple(_forward_op(call, table, list(inputs)))
     results: tuple[Tensor, ...] = VarlenForward.apply(call, table, *inputs)
     return results

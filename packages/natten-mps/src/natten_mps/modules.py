@@ -153,7 +153,7 @@ class NeighborhoodAttention1D(_NeighborhoodAttention):
     rank = 1
     _sizes_name = "seq_lens"
 
-    def forward(self, x: Tensor, seq_lens: Any = None, *, backend: str | None = None) -> Tensor:
+    def forward(self, x: Tensor, seq_lens: Any = None, backend: str | None = None) -> Tensor:
         """``[B, L, C]`` -> ``[B, L, C]``; seq_lens ``[B]`` ints make x a padded batch; backend: of this call."""
         return self._attend_module(x, seq_lens, backend)
 
@@ -163,7 +163,7 @@ class NeighborhoodAttention2D(_NeighborhoodAttention):
 
     rank = 2
 
-    def forward(self, x: Tensor, spatial_sizes: Any = None, *, backend: str | None = None) -> Tensor:
+    def forward(self, x: Tensor, spatial_sizes: Any = None, backend: str | None = None) -> Tensor:
         """``[B, X, Y, C]`` -> the same; spatial_sizes ``[B, 2]`` ints make x a padded batch."""
         return self._attend_module(x, spatial_sizes, backend)
 
@@ -173,6 +173,6 @@ class NeighborhoodAttention3D(_NeighborhoodAttention):
 
     rank = 3
 
-    def forward(self, x: Tensor, spatial_sizes: Any = None, *, backend: str | None = None) -> Tensor:
+    def forward(self, x: Tensor, spatial_sizes: Any = None, backend: str | None = None) -> Tensor:
         """``[B, X, Y, Z, C]`` -> the same; spatial_sizes ``[B, 3]`` ints make x a padded batch."""
         return self._attend_module(x, spatial_sizes, backend)
