@@ -151,6 +151,7 @@ def test_private_names_of_torch() -> None:
         for p in sources
     }
     assert {name: found for name, found in private.items() if found} == {
+        "_autodiff.py": ["torch._subclasses.fake_tensor.is_fake"],
         "_call.py": ["torch._C._AutoDispatchBelowADInplaceOrView", "forward_ad._set_fwd_grad_enabled"],
         "varlen.py": ["torch._subclasses.FakeTensor"],
     }

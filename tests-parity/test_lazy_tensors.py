@@ -175,4 +175,5 @@ def test_distributed_tensors_are_refused() -> None:
         "whole heads) or .full_tensor() for all of it"
         for name in ("query", "key")
     ]
-    assert ran.stdout.splitlines() == lines * 3
+    # Some releases of torch print how their processes are connected.
+    assert [line for line in ran.stdout.splitlines() if not line.startswith("[Gloo]")] == lines * 3

@@ -51,9 +51,10 @@ def padded_table(sizes: Iterable[Row], kernel_size: Row, stride: Row, dilation: 
 
 def packed_table(queries: Sequence[int], keys: Sequence[int]) -> Table:
     """Sequences behind one another for full attention, from cumulative lengths ``[n + 1]``."""
+    # By index: torch 2.9 does not trace zip with strict.
     return tuple(
-        (q, k, q_end - q, k_end - k, 0, 0, 0)
-        for q, q_end, k, k_end in zip(queries, queries[1:], keys, keys[1:], strict=False)
+        (queries[i], keys[i], queries[i + 1] - queries[i], keys[i + 1] - keys[i], 0, 0, 0)
+        for i in range(len(queries) - 1)
     )
 
 

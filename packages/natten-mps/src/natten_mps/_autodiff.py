@@ -5,7 +5,8 @@ has the rest). The split ops' derivatives are the two again (:mod:`natten_metal.
 any order. Both run the custom ops, which under autograd and torch.func lead back to them.
 """
 
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor
@@ -20,6 +21,12 @@ from ._metal.problem import INPUTS
 # Where a call is met: by plain autograd, and by torch.func, before it has taken the first of its levels apart. There
 # an autograd.Function still finds all of them, as if it had been called in the op's place.
 DIFFERENTIATED = ("Autograd", "FuncTorchDynamicLayerFrontMode")
+
+# Where torch's older vmap meets a call.
+BATCHED = "Batched"
+# Where torch.compile meets a NotImplementedError inside of torch.func's transforms, it goes on from there, and in these
+# releases what it computes then is wrong: zeros. It ends with any other error.
+_GOES_ON = tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 12)
 
 
 class Forward(torch.autograd.Function):
@@ -60,7 +67,7 @@ class Forward(torch.autograd.Function):
     def jvp(ctx: Any, *tangents: Any) -> Any:
         call = ctx.call
         if call.op not in SPLIT:
-            checks.reject_forward_mode(call.name)
+            _refuse(checks.reject_forward_mode, call, tangents)
         inputs = primals(ctx.saved_tensors)
         with forward_mode():
             return (_split_op(call).tangent(inputs, tangents[1:]),)
@@ -89,7 +96,7 @@ class Backward(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
         call = ctx.call
         if call.op not in SPLIT:
-            checks.reject_second_derivative(call.name)
+            _refuse(checks.reject_second_derivative, call, cotangents)
         grad, *inputs = ctx.saved_tensors
         none = (None,) * (2 + len(inputs))
         if all(cotangent is None for cotangent in cotangents):
@@ -101,7 +108,7 @@ class Backward(torch.autograd.Function):
     def jvp(ctx: Any, *tangents: Any) -> Any:
         call = ctx.call
         if call.op not in SPLIT:
-            checks.reject_forward_mode(call.name)
+            _refuse(checks.reject_forward_mode, call, tangents)
         grad, *inputs = primals(ctx.saved_tensors)
         (of_grad,), of_inputs, _ = split(call, tangents[1:])
         with forward_mode():
@@ -131,6 +138,26 @@ def _split_op(call: Call) -> Split:
         return Backward.apply(call, grad, *((x, y) if call.op == "av" else (x, y, bias)), grad)
 
     return Split(op, gradients, torch.zeros_like)
+
+
+def _refuse(rule: Callable[[str], NoReturn], call: Call, given: tuple[Any, ...]) -> NoReturn:
+    """``rule(call.name)``: a derivative that no kernel has. given: what it was to be taken with."""
+    try:
+        rule(call.name)
+    except NotImplementedError as error:
+        is_fake = torch._subclasses.fake_tensor.is_fake
+        if _GOES_ON and any(is_fake(tensor) for tensor in given if isinstance(tensor, Tensor)):
+            raise RuntimeError(str(error)) from error
+        raise
+
+
+def reject_batched(name: str) -> NoReturn:
+    """What an op answers to torch's older vmap, whose tensors nothing public looks into."""
+    raise NotImplementedError(
+        f"{name}: torch.autograd.grad(is_grads_batched=True) and torch.autograd.functional.jacobian(vectorize=True) "
+        "map by an older vmap of torch's, which cannot look into this package's ops; use torch.func.jacrev, or "
+        'torch.vmap over the function of torch.func.vjp, which can, or backend="dense"'
+    )
 
 
 def _vmap(launch: Any, size: int, dims: Any, call: Call, tensors: Any, one_by_one: bool) -> tuple[Any, Any]:

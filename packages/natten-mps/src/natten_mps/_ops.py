@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._autodiff import DIFFERENTIATED, Backward, Forward
+from ._autodiff import BATCHED, DIFFERENTIATED, Backward, Forward, reject_batched
 from ._call import Call, call_of, forward_op
 from ._export import recording
 from ._kernels import fake_backward, fake_forward, run_backward, run_forward
@@ -40,6 +40,8 @@ def _register(op: str) -> None:
     for name in (forward, backward):
         for key in DISPATCH_KEYS:
             _LIBRARY.impl(name, resolving(getattr(torch.ops.natten_mps, name).default), key)
+    _LIBRARY.impl(forward, lambda i, *a: reject_batched(call(*a).name), BATCHED)
+    _LIBRARY.impl(backward, lambda g, i, o, *a: reject_batched(call(*a).name), BATCHED)
     register_fake = torch.library.register_fake
     register_fake(f"natten_mps::{forward}", lambda i, *a: fake_forward(call(*a), i), lib=_LIBRARY)
     register_fake(f"natten_mps::{backward}", lambda g, i, o, *a: fake_backward(call(*a), g, i, o), lib=_LIBRARY)

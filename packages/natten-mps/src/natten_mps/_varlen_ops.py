@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ._autodiff import DIFFERENTIATED, Backward, Forward
+from ._autodiff import BATCHED, DIFFERENTIATED, Backward, Forward, reject_batched
 from ._call import Call, below_autograd
 from ._export import recording
 from ._items import blank_outputs, put, take, targets
@@ -229,6 +229,8 @@ def _register() -> None:
     implement("varlen_table", _make_table, eager)
     implement("varlen_forward", lambda i, t, *a: _run_forward(_call(*a), t, i), eager)
     implement("varlen_backward", lambda g, t, i, o, *a: _run_backward(_call(*a), t, g, i, o), eager)
+    implement("varlen_forward", lambda i, t, *a: reject_batched(_call(*a).name), BATCHED)
+    implement("varlen_backward", lambda g, t, i, o, *a: reject_batched(_call(*a).name), BATCHED)
     for key in DIFFERENTIATED:
         implement("varlen_forward", lambda i, t, *a: list(VarlenForward.apply(_call(*a), t, *i)), key)
         implement(

@@ -4,6 +4,7 @@ Layout is heads-last: query ``[B, *shape, H, D]``, key ``[B, *shape, H_kv, D]``,
 H_kv, D_v]``. Every float dtype; 16-bit inputs are computed in float32 and rounded once.
 """
 
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -44,7 +45,8 @@ def _run(problem: Problem, backend: str, tensors: tuple[Any, ...]) -> tuple[Tens
     if backend != "dense":
         return _ops.run(_ops.call_of(problem, backend), *tensors)
     if not (torch.compiler.is_compiling() or torch.compiler.is_exporting()):  # which cannot follow the planner
-        planning.plan(problem, device_of(tensors[0].device), backend, TIERS)
+        with suppress(TypeError):  # sizes that a tracer counts with have no hash to be planned by
+            planning.plan(problem, device_of(tensors[0].device), backend, TIERS)
     device = tensors[0].device.type
     with torch.autocast("cpu" if device == "meta" else device, enabled=False):  # which does not know of meta tensors
         if problem.op == "qk":
