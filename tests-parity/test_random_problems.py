@@ -1,150 +1,94 @@
-"""Random problems against a brute-force reference that shares nothing with the packages: query by query, from the text.
+"""Random problems against a brute-force reference that shares nothing with the packages.
 
-Everything is float64, so the bound needs no baseline: a logit of size L is known to L ulps, and a weight no better.
+Every op, dtype and path, with logits of up to 1e5; every result and gradient, element by element, as near to the truth
+as the roundings of its dtype explain (:mod:`rounding`).
 """
 
 from __future__ import annotations
 
-import itertools
-from functools import cache
 from typing import Any
 
 import numpy as np
 import pytest
+from brute_force import ITEMS, Random, problem
+from cases import DTYPES
 from frameworks import PATHS, Path
+from rounding import accumulator, assert_explained
 
-Array = Any
-EPS = float(np.finfo(np.float64).eps)
-# Ulps of the largest logit that a result may be off, relative to the largest number of its kind.
-ULPS = 64
-
-
-def keys_of_axis(query: int, length: int, w: int, s: int, d: int, causal: bool) -> list[int]:
-    """The keys that a query sees on one axis."""
-    group, p = query % d, query // d
-    members = range(group, length, d)
-    n = len(members)
-    if causal:
-        leader = min(p // s * s + s - 1, n - 1)
-        seen = range(max(leader - w + 1, 0), p + 1)
-    else:
-        leader = min(p // s * s + s // 2, n - 1)
-        first = min(max(leader - w // 2, 0), n - w)
-        seen = range(first, first + w)
-    return [members[t] for t in seen]
+OPS = ("na", "qk", "av", "varlen")
+RESULTS = {"na": ("out", "lse"), "varlen": ("out", "lse"), "qk": ("logits",), "av": ("out",)}
+SOME = {"na": 12, "qk": 4, "av": 4, "varlen": 4}
+# 2,000 for each op and path: 500 of each dtype. In parts that workers can share.
+MANY, PARTS = 500, 4
 
 
-@cache
-def problem(number: int) -> tuple[dict[str, Any], dict[str, Array], float]:
-    """Window arguments, tensors by name (cotangents too), and the scale."""
-    random = np.random.default_rng([11, number])
+def call(path: Path, given: Random) -> None:
+    """Results and gradients of a problem lie where they must."""
+    framework, dtype = path.framework, given.dtype
+    names = [name for name in given.arrays if not name.startswith("d_")]
+    arguments: dict[str, Any] = given.window.arguments
+    face = f"na{given.rank}d" + ("" if given.op == "na" else f"_{given.op}")
+    arrays = dict(given.arrays)
+    if given.op in ("na", "varlen"):
+        arguments["return_lse"] = True
+    if given.op == "varlen":
+        arguments["seq_lens" if given.rank == 1 else "spatial_sizes"] = (
+            [size[0] for size in given.sizes] if given.rank == 1 else list(given.sizes)
+        )
+        # What lies in the padding is not read.
+        for name, array in arrays.items():
+            held = np.zeros(array.shape, bool)
+            for item, size in enumerate(given.sizes):
+                held[(item, *map(slice, size))] = True
+            arrays[name] = np.where(held, array, np.nan)
+    cotangents = ["d_" + name for name in RESULTS[given.op]]
 
-    def draw(least: int, most: int) -> int:
-        return int(random.integers(least, most + 1))
-
-    rank = draw(1, 3)
-    shape = tuple(draw(1, {1: 30, 2: 7, 3: 4}[rank]) for _ in range(rank))
-    dilation = tuple(draw(1, min(length, 3)) for length in shape)
-    window = tuple(draw(1, length // d) for length, d in zip(shape, dilation, strict=True))
-    biased = draw(0, 2) == 0
-    stride = tuple(1 if biased else draw(1, w) for w in window)
-    causal = tuple(draw(0, 2) == 0 for _ in shape)
-    kv, dim, dim_v, batch = draw(1, 2), draw(1, 9), draw(1, 9), draw(1, 2)
-    heads = kv * draw(1, 2)
-    shapes = {"query": (*shape, heads, dim), "key": (*shape, kv, dim), "value": (*shape, kv, dim_v)}
-    if draw(0, 2) == 0:
-        extra = draw(1, 5)
-        shapes |= {"additional_keys": (extra, kv, dim), "additional_values": (extra, kv, dim_v)}
-    shapes |= {"d_out": (*shape, heads, dim_v), "d_lse": (*shape, heads)}
-    arrays = {name: random.standard_normal((batch, *sizes)) for name, sizes in shapes.items()}
-    if biased:
-        arrays["rpb"] = random.standard_normal((heads, *(2 * w - 1 for w in window)))
-    arrays["query"] *= 10 ** random.uniform(0, 5)
-    arguments = {"kernel_size": window, "stride": stride, "dilation": dilation, "is_causal": causal}
-    return arguments, arrays, dim**-0.5
-
-
-@cache
-def truth(number: int) -> tuple[dict[str, Array], float]:
-    """Results and gradients by name, and the largest logit."""
-    arguments, arrays, scale = problem(number)
-    w, s, d, causal = arguments.values()
-    shape, heads = arrays["query"].shape[1:-2], arrays["query"].shape[-2]
-    group = heads // arrays["key"].shape[-2]
-    found = {name: np.zeros_like(a) for name, a in arrays.items() if not name.startswith("d_")}
-    found |= {"out": np.zeros_like(arrays["d_out"]), "lse": np.zeros_like(arrays["d_lse"])}
-    top, extra = 0.0, arrays.get("additional_keys")
-    for batch, token in itertools.product(range(len(arrays["query"])), np.ndindex(*shape)):
-        axes = [keys_of_axis(*each) for each in zip(token, shape, w, s, d, causal, strict=True)]
-        seen = list(itertools.product(*axes))
-        at = (batch, *np.array(seen).T)
-        for head in range(heads):
-            kv = head // group
-            query, d_out = arrays["query"][batch][token][head], arrays["d_out"][batch][token][head]
-            keys, values = arrays["key"][at][:, kv], arrays["value"][at][:, kv]
-            if extra is not None:
-                keys = np.concatenate([keys, extra[batch, :, kv]])
-                values = np.concatenate([values, arrays["additional_values"][batch, :, kv]])
-            logits = scale * keys @ query
-            if "rpb" in arrays:
-                offsets = (np.array(seen) - token) // np.array(d) + np.array(w) - 1
-                logits[: len(seen)] += arrays["rpb"][(head, *offsets.T)]
-            top = max(top, float(np.abs(logits).max()))
-            weights = np.exp(logits - logits.max())
-            lse = logits.max() + np.log(weights.sum())
-            weights /= weights.sum()
-            out = weights @ values
-            flow = weights * (values @ d_out - d_out @ out + arrays["d_lse"][batch][token][head])
-            found["out"][batch][token][head], found["lse"][batch][token][head] = out, lse
-            found["query"][batch][token][head] = scale * flow @ keys
-            d_keys, d_values = scale * np.outer(flow, query), np.outer(weights, d_out)
-            found["key"][(*at, kv)] += d_keys[: len(seen)]
-            found["value"][(*at, kv)] += d_values[: len(seen)]
-            if extra is not None:
-                found["additional_keys"][batch, :, kv] += d_keys[len(seen) :]
-                found["additional_values"][batch, :, kv] += d_values[len(seen) :]
-            if "rpb" in arrays:
-                found["rpb"][(head, *offsets.T)] += flow[: len(seen)]
-    return found, top
-
-
-def assert_true(path: Path, number: int) -> None:
-    arguments, arrays, _ = problem(number)
-    wanted, top = truth(number)
-    framework = path.framework
-    names = [name for name in arrays if not name.startswith("d_")]
-    rank = len(arguments["kernel_size"])
-
-    def call(*given: Any) -> Any:
-        by_name = dict(zip(names, given, strict=True))
-        return framework.face(f"na{rank}d")(**by_name, **arguments, return_lse=True, backend=path.backend)
+    def apply(*tensors: Any) -> Any:
+        found = framework.face(face)(**dict(zip(names, tensors, strict=True)), **arguments, backend=path.backend)
+        return found if isinstance(found, tuple) else (found,)
 
     with framework.watch() as ran:
         results, gradients = framework.vjp(
-            call,
-            [framework.tensor(arrays[n]) for n in names],
-            [framework.tensor(arrays[n]) for n in ("d_out", "d_lse")],
+            apply,
+            [framework.tensor(arrays[n], dtype) for n in names],
+            [framework.tensor(arrays[n], accumulator(dtype) if n == "d_lse" else dtype) for n in cotangents],
         )
     assert ran == {path.backend}
-    found = dict(zip(["out", "lse", *names], [*results, *gradients], strict=True))
-    # What cancels in a gradient has the size of its terms: cotangents of about 1 times a key or a query.
-    sizes = {name: float(np.abs(a).max()) for name, a in wanted.items()}
-    terms = {"query": 1.0, "key": float(np.abs(arrays["query"]).max())}
-    terms |= {"additional_keys": terms["key"]}
-    for name, tensor in found.items():
-        size = max(sizes[name], 10 * terms.get(name, 1.0))
-        apart = float(np.abs(framework.numpy(tensor) - wanted[name]).max())
-        assert apart <= ULPS * EPS * (8 + top) * size, (number, name, apart, top, arguments)
+    tensors = zip([*RESULTS[given.op], *names], [*results, *gradients], strict=True)
+    found = {name: framework.numpy(tensor) for name, tensor in tensors}
+    assert_explained(found, given.wanted(), dtype, f"{path}: {given}")
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("path", PATHS, ids=str)
-def test_some_random_problems(path: Path) -> None:
-    for number in range(30):
-        assert_true(path, number)
+def test_some_random_problems(path: Path, op: str, dtype: str) -> None:
+    for number in range(SOME[op]):
+        call(path, problem(op, dtype, number))
 
 
 @pytest.mark.all
+@pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("path", PATHS, ids=str)
-def test_many_random_problems(path: Path) -> None:
-    for number in range(30, 2030):
-        assert_true(path, number)
+def test_many_random_problems(path: Path, op: str, dtype: str, part: int) -> None:
+    for number in range(part, MANY, PARTS):
+        call(path, problem(op, dtype, 100 + number))
+
+
+def test_problems_are_of_every_kind() -> None:
+    """What the suite says of features is said of some problems."""
+    drawn = [problem(op, "float32", number) for op in OPS for number in range(100, 160)]
+    for op in OPS:
+        own = [each for each in drawn if each.op == op]
+        assert {each.rank for each in own} == {1, 2, 3}
+        assert any(max(each.window.stride) > 1 for each in own) and any(max(each.window.dilation) > 1 for each in own)
+        assert any(any(each.window.is_causal) for each in own)
+    fused = [set(each.arrays) for each in drawn if each.op == "na"]
+    assert any("rpb" in names for names in fused) and any("additional_keys" in names for names in fused)
+    assert any("rpb" in each.arrays for each in drawn if each.op == "qk")
+    varlen = [each.sizes for each in drawn if each.op == "varlen"]
+    assert all(len(sizes) == ITEMS for sizes in varlen) and any(len(set(sizes)) > 1 for sizes in varlen)
+    tops = [abs(each.wanted()["lse"][0]).max() for each in drawn if each.op == "na"]
+    assert max(tops) > 3e4 and min(tops) < 30

@@ -27,7 +27,8 @@ def _heads_first(tensor: mx.array, groups: int = 1) -> mx.array:
 
 def _finite(tensor: mx.array, groups: int = 1) -> mx.array:
     """:func:`_heads_first` in the compute dtype, with 0 in place of what is not finite."""
-    flat = _heads_first(tensor, groups).astype(compute_dtype(tensor))
+    # In this order: gradients of the heads are then summed in the compute dtype too.
+    flat = _heads_first(tensor.astype(compute_dtype(tensor)), groups)
     return mx.where(mx.isfinite(flat), flat, 0.0)
 
 
@@ -70,9 +71,9 @@ def _heads_last(tensor: mx.array, shape: tuple[int, ...], dtype: mx.Dtype) -> mx
     return tensor.swapaxes(1, 2).reshape(batch, *shape, heads, width).astype(dtype)
 
 
-def _logits(problem: Problem, query: mx.array, key: mx.array, rpb: Optional) -> mx.array:
-    """``[B, H, queries, keys]`` before the mask."""
-    logits = problem.scale * (_finite(fixed_shape(query)) @ _finite(key, problem.group_heads).swapaxes(-1, -2))
+def _logits(problem: Problem, rows: mx.array, key: mx.array, rpb: Optional) -> mx.array:
+    """``[B, H, queries, keys]`` before the mask. rows: the queries, finite."""
+    logits = problem.scale * (rows @ _finite(key, problem.group_heads).swapaxes(-1, -2))
     if rpb is None:
         return logits
     pairs = problem.queries * problem.keys
@@ -104,8 +105,8 @@ def forward(
     """Output ``[B, *shape, H, D_v]`` in the query's dtype and lse ``[B, *shape, H]`` (float32, or float64)."""
     groups = problem.group_heads
     mask = neighborhood_mask(problem, MlxTables())
-    logits = mx.where(mask, _logits(problem, query, key, rpb), -math.inf)
-    rows, values = _finite(query), _finite(value, groups)
+    rows, values = _finite(fixed_shape(query)), _finite(value, groups)
+    logits = mx.where(mask, _logits(problem, rows, key, rpb), -math.inf)
     bad_keys = ~mx.isfinite(key).all(-1, keepdims=True)
     seen = _sees(problem, mx.concatenate([~mx.isfinite(value), bad_keys], -1))
     if additional_keys is not None and additional_values is not None:
@@ -136,7 +137,7 @@ def softmax(logits: mx.array) -> mx.array:
 
 def qk(problem: Problem, query: mx.array, key: mx.array, rpb: Optional = None) -> mx.array:
     """Logits of the window slots ``[B, *shape, H, W]`` in the query's dtype, -inf where a slot has no key."""
-    logits = _logits(problem, query, key, rpb)
+    logits = _logits(problem, _finite(fixed_shape(query)), key, rpb)
     empty = mx.full((*logits.shape[:-1], 1), -math.inf, logits.dtype)
     found = mx.take_along_axis(mx.concatenate([logits, empty], -1), _slots(problem), axis=-1)
     keys, held = slot_keys(problem, MlxTables())

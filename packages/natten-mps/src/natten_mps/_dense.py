@@ -29,7 +29,8 @@ def _heads_first(tensor: Tensor, groups: int = 1) -> Tensor:
 
 def _finite(tensor: Tensor, groups: int = 1) -> Tensor:
     """:func:`_heads_first` in the compute dtype, with 0 in place of what is not finite."""
-    flat = _heads_first(tensor, groups).to(compute_dtype(tensor))
+    # In this order: gradients of the heads are then summed in the compute dtype too.
+    flat = _heads_first(tensor.to(compute_dtype(tensor)), groups)
     return torch.where(torch.isfinite(flat), flat, 0.0)
 
 
@@ -66,12 +67,12 @@ def _heads_last(tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> T
     return tensor.transpose(1, 2).to(dtype).contiguous().unflatten(1, shape)
 
 
-def _logits(problem: Problem, query: Tensor, key: Tensor, rpb: Optional) -> Tensor:
-    """``[B, H, queries, keys]`` before the mask."""
-    logits = problem.scale * (_finite(query) @ _finite(key, problem.group_heads).transpose(-1, -2))
+def _logits(problem: Problem, rows: Tensor, key: Tensor, rpb: Optional) -> Tensor:
+    """``[B, H, queries, keys]`` before the mask. rows: the queries, finite."""
+    logits = problem.scale * (rows @ _finite(key, problem.group_heads).transpose(-1, -2))
     if rpb is None:
         return logits
-    return logits + rpb.to(logits.dtype).flatten(1)[:, bias_offsets(problem, TorchTables(query.device))]
+    return logits + rpb.to(logits.dtype).flatten(1)[:, bias_offsets(problem, TorchTables(rows.device))]
 
 
 def forward(
@@ -86,8 +87,8 @@ def forward(
     """Output ``[B, *shape, H, D_v]`` in the query's dtype and lse ``[B, *shape, H]`` (float32, or float64)."""
     groups = problem.group_heads
     mask = neighborhood_mask(problem, TorchTables(query.device))
-    logits = _logits(problem, query, key, rpb).masked_fill(~mask, -math.inf)
     rows, values = _finite(query), _finite(value, groups)
+    logits = _logits(problem, rows, key, rpb).masked_fill(~mask, -math.inf)
     bad_keys = ~torch.isfinite(key).all(-1, keepdim=True)
     seen = _sees(problem, torch.cat([~torch.isfinite(value), bad_keys], -1))
     if additional_keys is not None and additional_values is not None:
@@ -99,8 +100,12 @@ def forward(
     empty = logits.amax(-1, keepdim=True) == -math.inf
     # A query whose logits are all -inf has no weights; zeros stand in, so that no NaN reaches a gradient.
     logits = logits.masked_fill(empty, 0.0)
-    out = (torch.softmax(logits, -1) @ values).masked_fill(empty, 0.0)
-    lse = torch.logsumexp(logits, -1, keepdim=True).masked_fill(empty, -math.inf)
+    # Not logsumexp: its gradient is made of its own, rounded result, and off by as much as lse is.
+    top = logits.detach().amax(-1, keepdim=True)
+    weights = (logits - top).exp()
+    total = weights.sum(-1, keepdim=True)
+    out = (weights / total @ values).masked_fill(empty, 0.0)
+    lse = (top + total.log()).masked_fill(empty, -math.inf)
     bad = seen[..., -1:] | _bad_rows(query)
     out, lse = _spoilt(out, seen[..., :-1] | bad), _spoilt(lse, bad)
     shape = problem.query_shape
@@ -116,7 +121,7 @@ def softmax(logits: Tensor) -> Tensor:
 def qk(problem: Problem, query: Tensor, key: Tensor, rpb: Optional = None) -> Tensor:
     """Logits of the window slots ``[B, *shape, H, W]`` in the query's dtype, -inf where a slot has no key."""
     keys, held = slot_keys(problem, TorchTables(query.device))
-    logits = _logits(problem, query, key, rpb)
+    logits = _logits(problem, _finite(query), key, rpb)
     found = logits.gather(-1, keys.expand(logits.size(0), logits.size(1), -1, -1))
     bad = _bad_rows(key, problem.group_heads)[:, :, keys, 0] | _bad_rows(query)
     found = _spoilt(found, bad)

@@ -1,0 +1,155 @@
+"""Random problems, and which query sees which key by a walk over all of them, written from the text alone.
+
+Nothing here is shared with the packages: a query's keys are listed one by one. :mod:`rounding` makes truth and bounds.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from rounding import Dense, Tensors, Wanted, accumulator
+
+Array = Any
+ITEMS = 3  # of a varlen batch
+
+
+def keys_of_axis(query: int, length: int, w: int, s: int, d: int, causal: bool) -> list[int]:
+    """The keys that a query sees on one axis, from the window's start on."""
+    group, p = query % d, query // d
+    members = range(group, length, d)
+    n = len(members)
+    if causal:
+        leader = min(p // s * s + s - 1, n - 1)
+        seen = range(max(leader - w + 1, 0), p + 1)
+    else:
+        leader = min(p // s * s + s // 2, n - 1)
+        first = min(max(leader - w // 2, 0), n - w)
+        seen = range(first, first + w)
+    return [members[t] for t in seen]
+
+
+@dataclass(frozen=True)
+class Window:
+    """The window's arguments, one number an axis."""
+
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    is_causal: tuple[bool, ...]
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+    def tables(self, shape: tuple[int, ...]) -> tuple[Array, Array, Array]:
+        """mask and bias offsets ``[queries, keys]``; the key of each window slot ``[queries, window]``, or -1."""
+        count, axes = int(np.prod(shape)), list(zip(shape, *vars(self).values(), strict=True))
+        mask, offsets = np.zeros((count, count), dtype=bool), np.zeros((count, count), dtype=int)
+        slots = np.full((count, int(np.prod(self.kernel_size))), -1)
+        widths = [2 * w - 1 for w in self.kernel_size]
+        for row, token in enumerate(np.ndindex(*shape)):
+            seen = [keys_of_axis(query, *axis) for query, axis in zip(token, axes, strict=True)]
+            for slot, key in zip(itertools.product(*(range(len(keys)) for keys in seen)), itertools.product(*seen)):
+                column = int(np.ravel_multi_index(key, shape))
+                away = [(k - q) // d + w - 1 for k, q, d, w in zip(key, token, self.dilation, self.kernel_size)]
+                mask[row, column] = True
+                offsets[row, column] = np.ravel_multi_index(away, widths)
+                slots[row, np.ravel_multi_index(slot, self.kernel_size)] = column
+        return mask, offsets, slots
+
+
+def rounded(values: Array, dtype: str) -> Array:
+    """The nearest numbers of ``dtype``, as float64."""
+    if dtype != "bfloat16":
+        return np.asarray(values).astype(dtype).astype(np.float64)
+    bits = np.asarray(values, np.float32).view(np.uint32).astype(np.uint64)
+    bits = (bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000
+    return bits.astype(np.uint32).view(np.float32).astype(np.float64)
+
+
+@dataclass(frozen=True)
+class Random:
+    """A random problem. arrays: inputs and cotangents, numbers of the dtype; sizes: of a varlen batch's items."""
+
+    op: str
+    dtype: str
+    window: Window
+    arrays: Tensors = field(repr=False)
+    sizes: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def rank(self) -> int:
+        return len(self.window.kernel_size)
+
+    def dense(self, arrays: Tensors) -> tuple[Dense, Array]:
+        like = arrays["query" if "query" in arrays else "d_out"]
+        mask, offsets, slots = self.window.tables(like.shape[1:-2])
+        scale = like.shape[-1] ** -0.5
+        return Dense(arrays, mask, offsets, scale, self.dtype), slots
+
+    def wanted(self) -> Wanted:
+        """Truth and error of every result and gradient."""
+        if self.op == "varlen":
+            return self._items()
+        dense, slots = self.dense(self.arrays)
+        return {"na": dense.fused, "qk": lambda: dense.qk(slots), "av": lambda: dense.av(slots)}[self.op]()
+
+    def _items(self) -> Wanted:
+        """Each item as a problem of its own; nothing in the padding, but -inf in lse."""
+        found: Wanted = {}
+        like = {"out": "d_out", "lse": "d_lse"}
+        for item, size in enumerate(self.sizes):
+            own = (slice(item, item + 1), *map(slice, size))
+            dense, _ = self.dense({name: array[own] for name, array in self.arrays.items()})
+            for name, pair in dense.fused().items():
+                whole = self.arrays[like.get(name, name)]
+                empty = np.full(whole.shape, -np.inf if name == "lse" else 0.0)
+                truth, error = found.setdefault(name, (empty, np.zeros(whole.shape)))
+                truth[own], error[own] = pair
+        return found
+
+
+@lru_cache(maxsize=64)
+def problem(op: str, dtype: str, number: int, width: int | None = None) -> Random:
+    """width: of all heads, where kernels are made for one; else whatever comes."""
+    random = np.random.default_rng([11, number, *map(ord, op + dtype)])
+
+    def draw(least: int, most: int) -> int:
+        return int(random.integers(least, most + 1))
+
+    rank = draw(1, 3)
+    shape = tuple(draw(1, {1: 30, 2: 7, 3: 4}[rank]) for _ in range(rank))
+    dilation = tuple(draw(1, min(length, 3)) for length in shape)
+    kernel_size = tuple(draw(1, length // d) for length, d in zip(shape, dilation, strict=True))
+    biased = op in ("na", "qk") and draw(0, 2) == 0
+    stride = tuple(1 if biased else draw(1, w) for w in kernel_size)
+    window = Window(kernel_size, stride, dilation, tuple(draw(0, 2) == 0 for _ in shape))
+    kv, dim, dim_v = draw(1, 2), width or draw(1, 9), width or draw(1, 9)
+    batch, heads = ITEMS if op == "varlen" else draw(1, 2), kv * draw(1, 2)
+    shapes = {"query": (*shape, heads, dim), "key": (*shape, kv, dim), "value": (*shape, kv, dim_v)}
+    if op == "na" and draw(0, 2) == 0:
+        extra = draw(1, 5)
+        shapes |= {"additional_keys": (extra, kv, dim), "additional_values": (extra, kv, dim_v)}
+    slots = (*shape, heads, int(np.prod(kernel_size)))
+    shapes |= {"attn": slots, "d_logits": slots, "d_out": (*shape, heads, dim_v), "d_lse": (*shape, heads)}
+    kept = {
+        "qk": ("query", "key", "d_logits"), "av": ("attn", "value", "d_out"),
+    }.get(op, set(shapes) - {"attn", "d_logits"})  # fmt: skip
+    arrays = {name: random.standard_normal((batch, *shapes[name])) for name in shapes if name in kept}
+    if biased:
+        arrays["rpb"] = random.standard_normal((heads, *(2 * w - 1 for w in kernel_size)))
+    # The largest logit of some 4 standard deviations; those that na_qk gives must fit the dtype.
+    largest = 4 if op == "qk" and dtype == "float16" else 5
+    factor = (10 ** random.uniform(0, largest) / 4) ** 0.5
+    for name in {"query", "key", "additional_keys"} & set(arrays):
+        arrays[name] *= factor
+    arrays = {name: rounded(a, accumulator(dtype) if name == "d_lse" else dtype) for name, a in arrays.items()}
+    sizes = ()
+    if op == "varlen":
+        least = [w * d for w, d in zip(kernel_size, dilation, strict=True)]
+        sizes = tuple(tuple(draw(*ends) for ends in zip(least, shape, strict=True)) for _ in range(batch))
+    return Random(op, dtype, window, arrays, sizes)
