@@ -1,0 +1,38 @@
+"""Random problems against brute force through both packages on an emulated Apple GPU, forward and gradients.
+
+Building the kernels is most of the time; the case table is what the default run has.
+"""
+
+from __future__ import annotations
+
+import pytest
+from brute_force import problem
+from frameworks import MLX, MPS, Path
+from test_random_problems import OPS, call
+
+from .host import EmulatedHost
+from .mlx_host import MlxHost
+
+DTYPES = ("float32", "float16", "bfloat16")
+# Of all heads: kernels are built for it.
+WIDTH = 8
+MANY = 200
+
+
+def check(path: Path, op: str, dtype: str) -> None:
+    for number in range(MANY):
+        call(path, problem(op, dtype, number, WIDTH))
+
+
+@pytest.mark.all
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("op", OPS)
+def test_many_on_metal(op: str, dtype: str, metal: EmulatedHost) -> None:
+    check(Path(MPS, "metal"), op, dtype)
+
+
+@pytest.mark.all
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("op", OPS)
+def test_many_on_fast_metal(op: str, dtype: str, mlx_metal: MlxHost) -> None:
+    check(Path(MLX, "fast_metal"), op, dtype)
