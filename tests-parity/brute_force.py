@@ -53,9 +53,11 @@ class Window:
         widths = [2 * w - 1 for w in self.kernel_size]
         for row, token in enumerate(np.ndindex(*shape)):
             seen = [keys_of_axis(query, *axis) for query, axis in zip(token, axes, strict=True)]
-            for slot, key in zip(itertools.product(*(range(len(keys)) for keys in seen)), itertools.product(*seen)):
+            places = itertools.product(*(range(len(keys)) for keys in seen))
+            for slot, key in zip(places, itertools.product(*seen), strict=True):
                 column = int(np.ravel_multi_index(key, shape))
-                away = [(k - q) // d + w - 1 for k, q, d, w in zip(key, token, self.dilation, self.kernel_size)]
+                by_axis = (key, token, self.dilation, self.kernel_size)
+                away = [(k - q) // d + w - 1 for k, q, d, w in zip(*by_axis, strict=True)]
                 mask[row, column] = True
                 offsets[row, column] = np.ravel_multi_index(away, widths)
                 slots[row, np.ravel_multi_index(slot, self.kernel_size)] = column
