@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import BY_NAME, CASES, Case
+from cases import BY_NAME, CASES, Case, make
 from frameworks import FRAMEWORKS, MLX, MPS, Framework, Path, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -261,6 +261,18 @@ def test_a_walk_of_single_rows_runs(name: str, framework: Framework, monkeypatch
     finally:
         forget(framework)
     assert_within(found, fused(case, "float32"), name)
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
+def test_heads_share_a_walk(framework: Framework) -> None:
+    """Problems of other heads on one walk: what its chunks keep from one call to the next fits them all."""
+    walks = set()
+    for heads, kv_heads in ((4, 4), (4, 2), (4, 1), (2, 2), (2, 1), (4, 4)):
+        case = make(f"{heads} heads, {kv_heads} of keys", (9,), 3, heads=heads, kv_heads=kv_heads)
+        walks.add(plan.plan(case.problem("float32"), CPU, "pure", ("pure",)).queries)
+        found, _ = run.__wrapped__(Path(framework, "pure"), case, "float32")
+        assert_within(found, fused(case, "float32"), case.name)
+    assert len(walks) == 1
 
 
 def forget(framework: Framework) -> None:

@@ -15,7 +15,7 @@
 // The weights are computed again, by the same products in the same order as in the forward. lse is rounded to the
 // kernel's own type: at a logit of 1e5 a float is off by up to 0.004, and so would be every weight of the row, by 0.4%.
 // Their sum says by how much: norm[i] = 1 / sum_j exp(l[i,j] - lse[i]). The walk over queries finds it on its way, and
-// the others use it. A row whose lse is -inf has no weights: there lse counts as +inf and norm is 0.
+// the others use it. A row whose lse is -inf has no weights: there `shift`, which stands for lse, is +inf and norm is 0.
 //
 // No two units of work write one number. Source: FlashAttention-2 (arXiv 2307.08691); the inverse window is
 // kernels/window.h.
@@ -32,7 +32,7 @@ template <typename C>
 struct DeltaBody {
   typedef typename C::T T;
   const Operands& op;
-  static constexpr int64_t kRows = 64;
+  static constexpr int64_t kRows = 64, kStats = 3;  // numbers of a query row that the walks share
 
   int64_t rows() const { return op.problem.batch * product(op.problem.query_shape) * op.problem.heads; }
 
@@ -65,7 +65,7 @@ struct DeltaBody {
     }
     T delta = dot(o, g, p.dim_v);
     if (op.lse_grad.data) delta -= reinterpret_cast<const T*>(op.lse_grad.data)[lse];
-    reinterpret_cast<T*>(op.delta.data)[row] = delta;
+    reinterpret_cast<T*>(op.delta.data)[row * kStats] = delta;
   }
 
   static T dot(const T* a, const T* b, int width) {
@@ -132,10 +132,10 @@ struct QueryBody {
     lanes.read(op.out_grad, batch, head, p.dim_v, T(1), scratch.rows, scratch.lanes_b);
     PairIndex<C> index;
     QuerySum<C> sum = {{scratch, scale.size, p.dim, p.dim_v, &index}};
-    lanes.read_scalars(op.lse, batch, head, sum.pairs.lse);
+    lanes.read_scalars(op.lse, batch, head, sum.pairs.shift);
     lanes.read_scalars(op.delta, batch, head, sum.pairs.delta);
     for (int v = 0; v < V; ++v) {
-      for (int l = 0; l < C::W; ++l) sum.pairs.lse[v][l] = shift_of(sum.pairs.lse[v][l]);
+      sum.pairs.shift[v] = shift_of(sum.pairs.shift[v]);
       sum.pairs.norm[v] = splat(T(1));
     }
     if (table) {
@@ -146,12 +146,14 @@ struct QueryBody {
     sum.table = table, sum.wanted = op.query_grad.data != nullptr;
     visit(lanes, place, scratch, index, sum);
     Vector<T> factor[V];
-    alignas(64) T norm[C::N];
+    alignas(64) T shift[C::N], norm[C::N];
     for (int v = 0; v < V; ++v) {
       const Vector<T> rest = reciprocal(sum.weight[v]);
       factor[v] = rest * T(p.scale);
+      store(shift + v * C::W, sum.pairs.shift[v]);
       store(norm + v * C::W, rest * sum.pairs.norm[v]);
     }
+    lanes.write_scalars(op.shift, batch, head, shift);
     lanes.write_scalars(op.norm, batch, head, norm);
     if (sum.wanted) lanes.write(op.query_grad, batch, head, p.dim, factor, scratch.sums_a);
   }
@@ -225,11 +227,11 @@ int backward(const Operands& given) {
   const Problem& p = op.problem;
   const DeltaBody<C> delta = {op};
   const int64_t rows = delta.rows();
-  const Memory memory(2 * rows * int64_t(sizeof(T)));
+  const Memory memory(delta.kStats * rows * int64_t(sizeof(T)));
   if (!memory.data()) return NATTEN_NO_MEMORY;
   const int dtype = sizeof(T) == 8 ? NATTEN_FLOAT64 : NATTEN_FLOAT32;
-  op.delta = contiguous_tensor(memory.data(), dtype, p.query_shape, p.heads, 1);
-  op.norm = contiguous_tensor(memory.data() + rows * int64_t(sizeof(T)), dtype, p.query_shape, p.heads, 1);
+  op.shift = op.norm = op.delta = contiguous_tensor(memory.data(), dtype, p.query_shape, p.heads, delta.kStats);
+  op.norm.data += sizeof(T), op.delta.data += 2 * sizeof(T);
   const int64_t units = (rows + delta.kRows - 1) / delta.kRows;
   int status = launch<C>(delta, units, rows * p.dim_v, p.dim_v, p.dim_v, p.threads);
   const bool keys = op.key_grad.data || op.value_grad.data;

@@ -73,11 +73,11 @@ Side<T> side_of(const Tensor& tensor, int batch, int head, const int* group, con
   return side;
 }
 
-// What a walk reads of its columns; lse, norm and delta are columns of width 1
+// What a walk reads of its columns; stats are shift, norm and delta of a query, side by side
 template <typename C>
 struct Columns {
   typedef typename C::T T;
-  Side<T> a, b, lse, norm, delta;
+  Side<T> a, b, stats;
   Side<T> slots;  // of the columns' queries: only their addresses are taken
   const PairIndex<C>*bias = nullptr, *slot = nullptr;
 };
@@ -92,7 +92,7 @@ struct Block {
   bool masked = false;
   const T* a[kBlock];
   const T* b[kBlock];
-  T lse[kBlock], norm[kBlock], delta[kBlock];  // lse as shift_of() has it
+  const T* stats[kBlock];
   char* slots[kBlock];
   int64_t bias[kBlock], slot[kBlock];  // the columns' parts of the pair indices
   uint32_t sight[kBlock * V];  // bit l: lane l of the vector sees the column
@@ -207,12 +207,7 @@ class ColumnWalk {
     const int at = block_.count;
     rows(columns.a, z, y, x, run, block_.a + at);
     rows(columns.b, z, y, x, run, block_.b + at);
-    scalars(columns.lse, z, y, x, run, block_.lse + at);
-    if (columns.lse.base) {
-      for (int i = at; i < at + run; ++i) block_.lse[i] = shift_of(block_.lse[i]);
-    }
-    scalars(columns.norm, z, y, x, run, block_.norm + at);
-    scalars(columns.delta, z, y, x, run, block_.delta + at);
+    rows(columns.stats, z, y, x, run, block_.stats + at);
     indices(columns.bias, z, y, x, run, block_.bias + at);
     indices(columns.slot, z, y, x, run, block_.slot + at);
     if (!columns.slots.base) return;
@@ -234,12 +229,6 @@ class ColumnWalk {
     } else {
       for (int i = 0; i < run; ++i, from += step) out[i] = reinterpret_cast<const T*>(from);
     }
-  }
-
-  void scalars(const Side<T>& side, int z, int y, int x, int run, T* out) const {
-    if (!side.base) return;
-    const T* from = reinterpret_cast<const T*>(side.at(z, y, x));
-    for (int i = 0; i < run; ++i) out[i] = from[i * side.step[2]];
   }
 
   // The coordinates that see position x of an axis: none before those that see a lower position

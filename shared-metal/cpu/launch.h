@@ -27,7 +27,7 @@ struct Operands {
   Tensor query, key, value, additional_keys, additional_values, out, lse, out_grad, lse_grad;
   Tensor query_grad, key_grad, value_grad, additional_keys_grad, additional_values_grad;
   Tensor slots, slots_grad;  // attn or logits of the split operations
-  Tensor delta, norm;        // backward.h
+  Tensor shift, norm, delta;  // backward.h: of each query row side by side, channels of one contiguous tensor
   const void* bias = nullptr;
   void* bias_grad = nullptr;
 };

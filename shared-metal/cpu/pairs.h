@@ -12,7 +12,7 @@ namespace NATTEN_ISA {
 
 // --- pairs -------------------------------------------------------------------------------------------------
 
-// P and dS of a block. LANES_ARE_QUERIES: lse, norm and delta belong to lanes, else to columns.
+// P and dS of a block. LANES_ARE_QUERIES: shift, norm and delta belong to lanes, else to columns.
 template <typename C, bool LANES_ARE_QUERIES>
 struct PairGradients {
   typedef typename C::T T;
@@ -22,8 +22,8 @@ struct PairGradients {
   int dim, dim_v;
   const PairIndex<C>* index;
   const T* bias = nullptr;
-  Vector<T> lse[V] = {}, norm[V] = {}, delta[V] = {};  // of the lanes; lse as shift_of() has it
-  bool normed = !LANES_ARE_QUERIES;                    // norm is known
+  Vector<T> shift[V] = {}, norm[V] = {}, delta[V] = {};  // of the lanes
+  bool normed = !LANES_ARE_QUERIES;                      // norm is known
 
   // scratch.pairs_a = P, scratch.pairs_b = dS; without `gradients` P alone. sums: what the lanes' weights are added to
   void find(const Block<C>& block, bool gradients, Vector<T>* sums = nullptr) const {
@@ -31,19 +31,32 @@ struct PairGradients {
     dots<C>(block.on, scratch.lanes_a, block.a, block.b, block.count, dim, p);
     if (bias) add_bias(block, *index, scale, bias, p);
     if (gradients) dots<C>(block.on, scratch.lanes_b, block.b, block.a, block.count, dim_v, ds);
+    if (normed) {
+      weigh<true>(block, gradients, sums);
+    } else {
+      weigh<false>(block, gradients, sums);
+    }
+  }
+
+ private:
+  // From dot products to P and dS
+  template <bool NORMED>
+  NATTEN_INLINE void weigh(const Block<C>& block, bool gradients, Vector<T>* sums) const {
+    Vector<T>*p = scratch.pairs_a, *ds = scratch.pairs_b;
     const T factor = bias ? T(1) : scale;
     for (int v = block.on.first; v < block.on.end(); ++v) {
       Vector<T> sum = {};
       for (int i = 0; i < block.count; ++i) {
         const int at = i * V + v;
-        const Vector<T> logit_over_lse = p[at] * factor - (LANES_ARE_QUERIES ? lse[v] : splat<T>(block.lse[i]));
-        Vector<T> weight = exponential(logit_over_lse);
-        if (normed) weight = weight * (LANES_ARE_QUERIES ? norm[v] : splat<T>(block.norm[i]));
+        const T* const stats = LANES_ARE_QUERIES ? nullptr : block.stats[i];
+        const Vector<T> over = p[at] * factor - (LANES_ARE_QUERIES ? shift[v] : splat<T>(stats[0]));
+        Vector<T> weight = exponential(over);
+        if (NORMED) weight = weight * (LANES_ARE_QUERIES ? norm[v] : splat<T>(stats[1]));
         if (block.masked) weight = block.mask(i, v) ? weight : Vector<T>{};
-        p[at] = weight;
+        if (!LANES_ARE_QUERIES) p[at] = weight;  // dQ is a sum of dS alone
         if (LANES_ARE_QUERIES) sum += weight;
         if (!gradients) continue;
-        Vector<T> gradient = weight * (ds[at] - (LANES_ARE_QUERIES ? delta[v] : splat<T>(block.delta[i])));
+        Vector<T> gradient = weight * (ds[at] - (LANES_ARE_QUERIES ? delta[v] : splat<T>(stats[2])));
         if (block.masked) gradient = block.mask(i, v) ? gradient : Vector<T>{};
         ds[at] = gradient;
       }
@@ -82,7 +95,7 @@ struct KeySum {
   }
 };
 
-// The queries of one head as columns: A = q, B = dO, with lse and delta
+// The queries of one head as columns: A = q, B = dO, with shift, norm and delta
 template <typename C>
 Columns<C> query_columns(const Operands& op, int batch, int head, const Lanes<C>& lanes, const Scratch<C>& scratch) {
   typedef typename C::T T;
@@ -90,9 +103,7 @@ Columns<C> query_columns(const Operands& op, int batch, int head, const Lanes<C>
   const Problem& p = op.problem;
   sides.a = side_of(op.query, batch, head, lanes.group, lanes.step, p.dim, scratch.columns_a);
   sides.b = side_of(op.out_grad, batch, head, lanes.group, lanes.step, p.dim_v, scratch.columns_b);
-  sides.lse = side_of<T>(op.lse, batch, head, lanes.group, lanes.step, 1, nullptr);
-  sides.norm = side_of<T>(op.norm, batch, head, lanes.group, lanes.step, 1, nullptr);
-  sides.delta = side_of<T>(op.delta, batch, head, lanes.group, lanes.step, 1, nullptr);
+  sides.stats = side_of<T>(op.shift, batch, head, lanes.group, lanes.step, 1, nullptr);
   return sides;
 }
 

@@ -138,8 +138,10 @@ NATTEN_INLINE V reciprocal(V x) {
 }
 
 // What is subtracted from the logits of a row before exp(): its lse; +inf where that is -inf, which makes all weights 0
-NATTEN_INLINE float shift_of(float lse) { return lse == -__builtin_inff() ? __builtin_inff() : lse; }
-NATTEN_INLINE double shift_of(double lse) { return lse == -__builtin_inf() ? __builtin_inf() : lse; }
+template <typename V>
+NATTEN_INLINE V shift_of(V lse) {
+  return lse == V{} - __builtin_inff() ? V{} + __builtin_inff() : lse;
+}
 
 // exp(x) for x <= 0 to about one unit in the last place; 0 below the smallest normal number, NaN for NaN and +inf.
 // x = n ln 2 + r with |r| <= ln 2 / 2, and exp(r) by a polynomial (the minimax one of Cephes for float, Taylor's for

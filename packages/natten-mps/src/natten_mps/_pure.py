@@ -159,5 +159,5 @@ def _walk_back(
 
 def _reciprocal(total: Tensor, chunk: Chunk, groups: int) -> Tensor:
     """1 / total; 0 for a query without weights, and for rows past the end of a group: they repeat a token."""
-    held = chunk.noted("held", lambda: chunk.held.repeat(1, groups)[:, None, :, None])
+    held = chunk.noted(("held", groups), lambda: chunk.held.repeat(1, groups)[:, None, :, None])
     return torch.where(held & (total != 0), total.reciprocal(), 0.0)
