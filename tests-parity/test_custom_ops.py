@@ -142,8 +142,8 @@ def test_ops_under_levels_of_torch_func(op: str) -> None:
 
 
 def test_private_names_of_torch() -> None:
-    """Each in one place: where an op is not differentiated any more, where a tangent is differentiated once more, and
-    the type of tensors without numbers.
+    """Each in one place: where an op is not differentiated any more, where a tangent is differentiated once more, what
+    the dispatcher would do with a call, and the type of tensors without numbers.
     """
     sources = Path(MPS.module("_call").__file__).parent.glob("*.py")
     private = {
@@ -153,8 +153,12 @@ def test_private_names_of_torch() -> None:
     assert {name: found for name, found in private.items() if found} == {
         "_autodiff.py": ["torch._subclasses.fake_tensor.is_fake"],
         "_call.py": ["torch._C._AutoDispatchBelowADInplaceOrView", "forward_ad._set_fwd_grad_enabled"],
+        "_direct.py": [
+            "torch._C._dispatch_keys", "torch._C._dispatch_tls_local_include_set", "torch._C.DispatchKey",
+            "torch._C.DispatchKeySet", "torch.autograd.profiler._is_profiler_enabled",
+        ],
         "varlen.py": ["torch._subclasses.FakeTensor"],
-    }
+    }  # fmt: skip
     call = MPS.module("_call")
     query = torch.randn(1, 9, 2, 4, requires_grad=True)
     how = call.Call("attention", (), (1,), (1,), (False,), 0.5, "pure")

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from ._arrays import TorchTables
 from ._call import Call, backward_op, below_autograd, forward_mode, forward_op, primals, problem_of, split
+from ._direct import goes_directly
+from ._kernels import run_backward, run_forward
 from ._metal import checks
 from ._metal.bilinear import SPLIT, Split
 from ._metal.mask import slot_keys
@@ -55,7 +57,7 @@ class Forward(torch.autograd.Function):
         if all(grad is None for grad in grads):
             return (None,) * (count + 1)
         outputs = grads if ctx.call.op in SPLIT else saved[count:]
-        found = iter(Backward.apply(ctx.call, *grads, *inputs, *outputs))
+        found = iter(differentiable_backward(ctx.call, *grads, *inputs, *outputs))
         return (None, *(None if tensor is None else next(found) for tensor in inputs))
 
     @staticmethod
@@ -121,13 +123,47 @@ class Backward(torch.autograd.Function):
         return _vmap(backward_op, info.batch_size, in_dims[1:], call, tensors, one_by_one=has_bias)
 
 
+class DirectForward(torch.autograd.Function):
+    """:class:`Forward` without the custom op."""
+
+    @staticmethod
+    def forward(ctx: Any, call: Call, *inputs: Tensor | None) -> tuple[Tensor, ...]:
+        outputs = tuple(below_autograd(run_forward, call, list(inputs)))
+        Forward.setup_context(ctx, (call, *inputs), outputs)
+        return outputs
+
+    backward, jvp = staticmethod(Forward.backward), staticmethod(Forward.jvp)
+
+
+class DirectBackward(torch.autograd.Function):
+    """:class:`Backward` without the custom op."""
+
+    @staticmethod
+    def forward(ctx: Any, call: Call, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        gradients = tuple(below_autograd(run_backward, call, *map(list, split(call, tensors))))
+        Backward.setup_context(ctx, (call, *tensors), gradients)
+        return gradients
+
+    backward, jvp = staticmethod(Backward.backward), staticmethod(Backward.jvp)
+
+
+def differentiable_forward(call: Call, *inputs: Tensor | None) -> tuple[Tensor, ...]:
+    """:class:`Forward`, by the shorter way where there is one."""
+    return cast(tuple[Tensor, ...], (DirectForward if goes_directly(inputs) else Forward).apply(call, *inputs))
+
+
+def differentiable_backward(call: Call, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+    """:class:`Backward`, by the shorter way where there is one."""
+    return cast(tuple[Tensor, ...], (DirectBackward if goes_directly(tensors) else Backward).apply(call, *tensors))
+
+
 def _split_op(call: Call) -> Split:
     """A split op's kernels, as functions that are differentiable in turn."""
 
     def op(x: Tensor, y: Tensor, bias: Tensor | None) -> Tensor:
         if call.op == "av":
-            return cast(Tensor, Forward.apply(call, x, y)[0])
-        found = cast(Tensor, Forward.apply(call, x, y, bias)[0])
+            return differentiable_forward(call, x, y)[0]
+        found = differentiable_forward(call, x, y, bias)[0]
         if not any(call.is_causal):
             return found
         problem = problem_of(call, (tuple(x.shape), tuple(y.shape), None), x.dtype)
@@ -135,7 +171,7 @@ def _split_op(call: Call) -> Split:
         return found.masked_fill(~held, 0.0)
 
     def gradients(grad: Tensor, x: Tensor, y: Tensor, bias: Tensor | None) -> Any:
-        return Backward.apply(call, grad, *((x, y) if call.op == "av" else (x, y, bias)), grad)
+        return differentiable_backward(call, grad, *((x, y) if call.op == "av" else (x, y, bias)), grad)
 
     return Split(op, gradients, torch.zeros_like)
 

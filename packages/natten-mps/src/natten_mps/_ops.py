@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._autodiff import BATCHED, DIFFERENTIATED, Backward, Forward, reject_batched
+from ._autodiff import BATCHED, DIFFERENTIATED, Backward, Forward, differentiable_forward, reject_batched
 from ._call import Call, call_of, forward_op
 from ._export import recording
 from ._kernels import fake_backward, fake_forward, run_backward, run_forward
@@ -51,8 +51,7 @@ def run(call: Call, *inputs: Tensor | None) -> tuple[Tensor, ...]:
     """The op's outputs, differentiable once in reverse; inputs in the order of ``INPUTS[call.op]``."""
     if recording(call.name):
         return tuple(forward_op(call, inputs))
-    results: tuple[Tensor, ...] = Forward.apply(call, *inputs)
-    return results
+    return differentiable_forward(call, *inputs)
 
 
 for _op in INPUTS:

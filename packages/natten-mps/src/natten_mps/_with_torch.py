@@ -1,6 +1,8 @@
 """Registers the package's ops as soon as torch is there, and does not import torch for that.
 
 A program that torch.export saved names ops. It loads wherever the package was imported, before torch or after it.
+Modules of the package that need torch find it imported: otherwise the ops would be registered, which imports most of
+them, in the middle of the first one.
 """
 
 import sys
@@ -9,6 +11,11 @@ from importlib import import_module
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+
+
+OPS = ("_ops", "_varlen_ops")
+# Modules of the package that do without torch, at least until something is computed.
+TORCH_FREE = frozenset(("_metal", "__main__", "cli", "compat", "extras", "version", "_with_torch"))
 
 
 def register() -> None:
@@ -20,7 +27,7 @@ def register() -> None:
 
 
 def _register() -> None:
-    for name in ("_ops", "_varlen_ops"):
+    for name in OPS:
         import_module(f".{name}", __package__)
 
 
@@ -30,6 +37,9 @@ class _Torch(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
+        package, _, name = fullname.rpartition(".")
+        if package == __package__ and name not in TORCH_FREE.union(OPS):
+            import_module("torch")
         if fullname != "torch":
             return None
         others = (finder for finder in sys.meta_path if finder is not self)
