@@ -12,7 +12,6 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-
 OPS = ("_ops", "_varlen_ops")
 # Modules of the package that do without torch, at least until something is computed.
 TORCH_FREE = frozenset(("_metal", "__main__", "cli", "compat", "extras", "version", "_with_torch"))
