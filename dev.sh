@@ -23,10 +23,13 @@ usage: ./dev.sh COMMAND
   upstream [VERSION...] [pytest args]
                                NATTEN's own tests of its releases, unmodified, on natten-mps and a CPU (long)
   upstream signatures          read every release's parameters anew, and compare with the committed table
+  torch VERSION [pytest args]  the tests whose answers depend on torch, on a release of it (VERSION as in 2.9.0;
+                               `newest` is what the index has)
 
 Each command first sets up what it needs: uv (into .tools/ unless it is installed), the workspace
-in .venv/ (for `clients`, .venv-clients/ and two more), and on Linux a CPU build of torch.
-`upstream` keeps what it fetches in .upstream/.
+in .venv/ (for `clients`, .venv-clients/ and two more; for `torch`, .venv-torch-VERSION/), and on Linux a CPU build of
+torch. `upstream` keeps what it fetches in .upstream/. Where no CPU build of a VERSION can be had, `torch` takes the
+index's own, with several GB of CUDA.
 Nothing outside this folder is touched, except that the Metal emulator's tests need clang-19, which
 `test` installs with apt-get where that is possible.
 TEXT
@@ -177,6 +180,45 @@ compare_signatures() {
   say "$table is what the source distributions say"
 }
 
+# A release of torch in place of the pinned one, with what that release asks for.
+install_torch_release() {
+  local wanted=torch pip options
+  local is_it='import sys, importlib.metadata as m; sys.exit(m.version("torch").split("+")[0] != sys.argv[1])'
+  ! "$PY" -c "$is_it" "$1" 2>/dev/null || return 0
+  [ "$1" = newest ] || wanted="torch==$1"
+  say "installing $wanted into $UV_PROJECT_ENVIRONMENT/"
+  # --no-config: the workspace's override would leave torch out. setuptools: torch.compile imports it in releases that
+  # ask for it under newer versions of Python only.
+  options=(--no-config --quiet --python "$PY" --upgrade-package torch setuptools)
+  # In this order: a wheel in a folder that this machine's pip is set up with; PyTorch's own CPU builds; the index's.
+  for pip in .tools/bin/python python3; do
+    [ "$1" != newest ] || break
+    "$pip" -m pip --python "$PY" install --quiet --no-index --no-deps --no-compile "$wanted" >/dev/null 2>&1 || continue
+    "$UV" pip install "${options[@]}" filelock typing-extensions sympy networkx jinja2 fsspec
+    return
+  done
+  "$UV" pip install "${options[@]}" --torch-backend cpu "$wanted" 2>/dev/null ||
+    "$UV" pip install "${options[@]}" --no-cache "$wanted"
+}
+
+# The tests whose answers depend on torch's release.
+TORCH_SUITES=(batched_gradients compile contexts custom_ops export first_calls gradcheck lazy_tensors modules
+  modules_changed plain_export saved_programs transforms varlen_torch)
+
+run_torch() {
+  local version=${1:-} suite suites=()
+  [[ $version =~ ^([0-9]+\.[0-9]+\.[0-9]+|newest)$ ]] || die "which release of torch? ./dev.sh torch 2.9.0"
+  shift
+  UV_PROJECT_ENVIRONMENT=.venv-torch-$version
+  PY=$UV_PROJECT_ENVIRONMENT/bin/python
+  find_uv
+  "$UV" sync --quiet --inexact
+  install_torch_release "$version"
+  say "torch $("$PY" -c 'import torch; print(torch.__version__)')"
+  for suite in "${TORCH_SUITES[@]}"; do suites+=("tests-parity/test_$suite.py"); done
+  OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" "$PY" -m pytest -n 2 --dist loadgroup "${suites[@]}" "$@"
+}
+
 run_training() {
   local out=demo-output package
   mkdir -p "$out"
@@ -200,6 +242,7 @@ case "${1:-}" in
   upstream)
     shift; set_up
     if [ "${1:-}" = signatures ]; then compare_signatures; else run_upstream "$@"; fi ;;
+  torch) shift; run_torch "$@" ;;
   -h | --help | help) usage ;;
   *) usage >&2; exit 2 ;;
 esac
