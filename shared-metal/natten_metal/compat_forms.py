@@ -31,7 +31,8 @@ class Form:
         """Every parameter's value by name; TypeError where the call does not fit, as Python's own."""
         if len(args) > len(self.names):
             raise TypeError(f"{face}: takes at most {len(self.names)} arguments; got {len(args)}")
-        given = dict(zip(self.names, args, strict=False))
+        # Cut to one length: torch 2.9 traces zip(strict=False) as if it were strict.
+        given = dict(zip(self.names[: len(args)], args, strict=True))
         for word, value in kwargs.items():
             name = self.aliases.get(word, word)
             if name not in self.names:

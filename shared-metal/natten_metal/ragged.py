@@ -51,7 +51,7 @@ def padded_table(sizes: Iterable[Row], kernel_size: Row, stride: Row, dilation: 
 
 def packed_table(queries: Sequence[int], keys: Sequence[int]) -> Table:
     """Sequences behind one another for full attention, from cumulative lengths ``[n + 1]``."""
-    # By index: torch 2.9 does not trace zip with strict.
+    # By index: torch 2.9 traces zip(strict=False) as if it were strict.
     return tuple(
         (queries[i], keys[i], queries[i + 1] - queries[i], keys[i + 1] - keys[i], 0, 0, 0)
         for i in range(len(queries) - 1)
