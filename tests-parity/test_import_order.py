@@ -4,6 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
+import torch
+from frameworks import MPS
+
+import natten_mps
+import natten_mps._ops
 
 # Children of one process that has imported the package alone: each asks for something else first.
 FIRST = """
@@ -12,7 +20,7 @@ import natten_mps
 assert "torch" not in sys.modules
 warnings.simplefilter("ignore")
 asked = [f"natten_mps.{names[0]}" for names in natten_mps._HOMES.values()]
-asked += ["import natten_mps.support_matrix"]
+asked += [f"import natten_mps.{module}" for module in MODULES]
 for first in asked:
     child = os.fork()
     if not child:
@@ -25,16 +33,20 @@ print(len(asked))
 """
 
 
-def test_whatever_is_asked_for_first_works() -> None:
-    import torch
+EVERY = sorted(p.stem for p in Path(MPS.package.__path__[-1]).glob("*.py") if not p.stem.startswith("__"))
 
-    import natten_mps._ops  # noqa: F401 - registers what is looked for
 
+@pytest.mark.parametrize(
+    "modules", [["_config", "_ops", "support_matrix"], pytest.param(EVERY, marks=pytest.mark.all)], ids=["some", "all"]
+)
+def test_whatever_is_asked_for_first_works(modules: list[str]) -> None:
+    """Public names, and modules: the ops are registered once."""
+    assert set(modules) <= set(EVERY)
     ops = [
         str(name).split("::")[1] for name in torch._C._dispatch_get_all_op_names() if name.startswith("natten_mps::")
     ]
     assert len(ops) > 2
-    script = FIRST.replace("(OPS)", repr(sorted({op.split(".")[0] for op in ops})))
+    script = FIRST.replace("(OPS)", repr(sorted({op.split(".")[0] for op in ops}))).replace("MODULES", repr(modules))
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
     assert found.returncode == 0, found.stderr
-    assert int(found.stdout) > 6
+    assert int(found.stdout) == len(natten_mps._HOMES) + len(modules)

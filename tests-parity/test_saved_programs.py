@@ -82,22 +82,3 @@ except Exception as error:
 """
     )
     assert done.stdout.split()[1:] == ["False", "False"], (done.stdout, done.stderr)
-
-
-MODULES = sorted(file.stem for file in Path(MPS.package.__path__[-1]).glob("*.py") if not file.stem.startswith("__"))
-
-
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=() if name in ("_config", "_ops", "cli") else pytest.mark.all) for name in MODULES],
-)
-def test_a_module_that_is_imported_first(name: str) -> None:
-    """The ops are registered once, whichever module of the package is the first that needs torch."""
-    done = in_a_process(
-        f"""
-import sys, natten_mps.{name}
-import torch
-print(torch.ops.natten_mps.na_forward.default, "natten_mps._varlen_ops" in sys.modules)
-"""
-    )
-    assert done.stdout == "natten_mps.na_forward.default True\n", done.stderr

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import frameworks
 import metal_emulator
 import pytest
-import torch  # noqa: F401 - before the package's inner modules: importing it registers the ops, which need them whole
 
 from natten_mps import _call, _launch, functional
 from natten_mps._config import TIERS
