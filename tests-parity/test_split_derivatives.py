@@ -219,6 +219,34 @@ FORMS: dict[str, tuple[str, str, tuple[tuple[int, ...], ...], tuple[Any, ...], t
 }
 
 
+# Its autograd functions: what `apply` takes, with shapes in place of tensors.
+LINE = (1, 2, 8, 4)
+APPLIED: dict[str, tuple[str, str, tuple[Any, ...]]] = {
+    "v0141 qk": ("v0141", "NATTEN1DQKRPBFunction", (LINE, LINE, (2, 5), 2)),
+    "v014 av": ("v014", "NATTEN1DAVFunction", ((1, 2, 8, 3), LINE, 3, 2)),
+    "v017 qk": ("v017", "NeighborhoodAttention1DQKAutogradFunction", (LINE, LINE, (2, 5), (1, 2, 6, 4), 3, 2, False)),
+}
+
+
+@pytest.mark.parametrize("name", APPLIED)
+def test_upstream_s_autograd_functions(name: str, torch_path: str) -> None:
+    """Forward mode by finite differences, and the gradient of a tangent."""
+    generation, function, shapes = APPLIED[name]
+    apply = getattr(getattr(compat, generation).functional, function).apply
+    torch.manual_seed(0)
+    given = [torch.randn(s, dtype=torch.float64, requires_grad=True) if isinstance(s, tuple) else s for s in shapes]
+    assert torch.autograd.gradcheck(apply, given, fast_mode=True, check_forward_ad=True)
+    first, second = given[:2]
+    along = torch.randn_like(first)
+    with forward_ad.dual_level():
+        tangent = forward_ad.unpack_dual(apply(forward_ad.make_dual(first, along), *given[1:])).tangent
+        assert tangent is not None
+        (found,) = torch.autograd.grad(tangent.square().sum(), second)
+    wanted = apply(along, second, *given[2:]) - apply(torch.zeros_like(along), second, *given[2:])
+    torch.testing.assert_close(found, torch.autograd.grad(wanted.square().sum(), second)[0], rtol=0, atol=1e-12)
+    torch.testing.assert_close(tangent, wanted, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("name", FORMS)
 def test_upstream_s_call_forms(name: str, torch_path: str) -> None:
     """Heads-first, additional tensors included: forward mode and second derivatives by finite differences."""
