@@ -126,3 +126,25 @@ print(found)
     )
     assert done.stdout == f"{['native', 'pure', 'native', 'pure', 'native', 'pure', 'native', 'auto']}\n", done.stderr
     assert MPS.package.get_backend() == "auto"
+
+
+def test_the_first_call_is_compiled_once() -> None:
+    """What a first call in a process finds out, and what a plain call notes after it, makes no graph anew."""
+    done = python(
+        """
+import torch, natten_mps
+from torch._dynamo.testing import CompileCounterWithBackend
+
+def attend(x, lengths):
+    tokens = natten_mps.na1d(x, x, x, 3)
+    return natten_mps.attention(tokens, tokens, tokens, seqlens_Q=lengths, seqlens_KV=lengths)
+
+counter, x, lengths = CompileCounterWithBackend("eager"), torch.ones(1, 9, 1, 4), torch.tensor([4, 5])
+compiled = torch.compile(attend, fullgraph=True, backend=counter)
+for _ in range(2):
+    compiled(x, lengths)
+    attend(x, lengths)
+print(counter.frame_count)
+"""
+    )
+    assert done.stdout == "1\n", done.stderr

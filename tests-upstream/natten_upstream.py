@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch._dynamo
 from left_out import reason_for
 
 from natten_mps import compat
@@ -118,7 +119,7 @@ ENVIRONMENT = {
 }
 
 
-def configs(splits: bool, schedule: bool) -> dict[str, Callable[..., list[Any]]]:
+def configs(splits: bool, schedule: bool) -> dict[str, Any]:
     """One tile shape wherever tests go through all that a CUDA kernel has; it is accepted and ignored.
 
     splits: whether a backward's has key/value splits and a reduction; schedule: whether a forward's has a schedule.
@@ -145,7 +146,8 @@ CONFIGS = {
     "cutlass": configs(splits=True, schedule=False),
     "cutlass_hopper": configs(splits=False, schedule=True),
     "cutlass_blackwell": configs(splits=False, schedule=False),
-    "flex": configs(splits=False, schedule=False),
+    "flex": configs(splits=False, schedule=False)
+    | {"FLEX_FORWARD_TILE_SHAPES": {1: [((64,), (64,))], 2: [((8, 8), (8, 8))], 3: [((4, 4, 4), (4, 4, 4))]}},
 }
 
 
@@ -187,10 +189,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason=why))
 
 
+LIMITS = ("recompile_limit", "accumulated_recompile_limit", "fail_on_recompile_limit_hit")
+
+
 @pytest.fixture(autouse=True)
 def as_it_was() -> Iterator[None]:
-    """What a test switched on in torch is off for the next."""
+    """What a test switched on in torch is off for the next, limits of recompilation included."""
+    config = torch._dynamo.config
+    limits = {name: getattr(config, name) for name in LIMITS}
     yield
+    for name, value in limits.items():
+        setattr(config, name, value)
     torch.use_deterministic_algorithms(False)
     torch.set_default_device("cpu")
 

@@ -158,10 +158,10 @@ class Backends:
     def get(self) -> str:
         """The backend in force where no argument is given: 'auto' or a tier."""
         if self.traced():
-            chosen = getattr(self._seen_by_tracer, "backend", None)
-        else:
-            choices = self._choices.get()
-            chosen = _innermost(choices) if choices else None
+            # Not what was read of the environment before: a first call that notes it would have to be compiled again.
+            return getattr(self._seen_by_tracer, "backend", None) or self._default or self._of_environment() or "auto"
+        choices = self._choices.get()
+        chosen = _innermost(choices) if choices else None
         return chosen or self._default or self._environment or self._read_environment()
 
     def set(self, backend: str) -> None:
