@@ -12,10 +12,10 @@ from torch import Tensor
 
 from ._autodiff import BATCHED, DIFFERENTIATED, Backward, Forward, differentiable_forward, reject_batched
 from ._call import Call, call_of, forward_op
-from ._export import recording
 from ._kernels import fake_backward, fake_forward, run_backward, run_forward
 from ._lazy_bits import DISPATCH_KEYS, resolving
 from ._metal.problem import INPUTS
+from ._recording import recording
 
 __all__ = ["call_of", "run"]
 

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from ._autodiff import BATCHED, DIFFERENTIATED, Backward, Forward, reject_batched
 from ._call import Call, below_autograd
-from ._export import recording
 from ._items import blank_outputs, put, take, targets
 from ._kernels import run_backward, run_forward
 from ._metal import checks_varlen, ragged
 from ._metal.ragged import KEYS, QUERIES
+from ._recording import recording
 from ._walk import compute_dtype
 
 # Queries, keys, values, the bias table.

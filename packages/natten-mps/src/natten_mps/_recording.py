@@ -1,0 +1,27 @@
+"""Who records a call in a graph, and who cannot."""
+
+import torch
+
+
+def _for_onnx() -> bool:
+    """Whether torch.onnx.export is at work."""
+    if not torch.onnx.is_in_onnx_export():
+        return False
+    # Its first try is traced by Python, its next by Dynamo, which would take the line above for False.
+    torch.compiler.assume_constant_result(_for_onnx)
+    return True
+
+
+def recording(face: str) -> bool:
+    """Whether torch.compile or torch.export records the call of ``face``, as one op of this package's.
+
+    NotImplementedError where something records that knows torch's own operations alone.
+    """
+    recorded = torch.compiler.is_compiling() or torch.compiler.is_exporting()
+    by_name = torch.jit.is_tracing()  # type: ignore[attr-defined]  # public, and in no list of exports
+    if by_name or (torch.compiler.is_exporting() and _for_onnx()):
+        raise NotImplementedError(
+            f"{face}: torch.jit.trace and torch.onnx.export cannot record this package's ops; call them inside of "
+            "`with natten_mps.export_mode():`, which makes these ops plain operations"
+        )
+    return recorded
