@@ -87,26 +87,26 @@ class Random:
     def rank(self) -> int:
         return len(self.window.kernel_size)
 
-    def dense(self, arrays: Tensors) -> tuple[Dense, Array]:
+    def dense(self, arrays: Tensors, rounded_weights: bool) -> tuple[Dense, Array]:
         like = arrays["query" if "query" in arrays else "d_out"]
         mask, offsets, slots = self.window.tables(like.shape[1:-2])
         scale = like.shape[-1] ** -0.5
-        return Dense(arrays, mask, offsets, scale, self.dtype), slots
+        return Dense(arrays, mask, offsets, scale, self.dtype, rounded_weights=rounded_weights), slots
 
-    def wanted(self) -> Wanted:
+    def wanted(self, rounded_weights: bool = False) -> Wanted:
         """Truth and error of every result and gradient."""
         if self.op == "varlen":
-            return self._items()
-        dense, slots = self.dense(self.arrays)
+            return self._items(rounded_weights)
+        dense, slots = self.dense(self.arrays, rounded_weights)
         return {"na": dense.fused, "qk": lambda: dense.qk(slots), "av": lambda: dense.av(slots)}[self.op]()
 
-    def _items(self) -> Wanted:
+    def _items(self, rounded_weights: bool) -> Wanted:
         """Each item as a problem of its own; nothing in the padding, but -inf in lse."""
         found: Wanted = {}
         like = {"out": "d_out", "lse": "d_lse"}
         for item, size in enumerate(self.sizes):
             own = (slice(item, item + 1), *map(slice, size))
-            dense, _ = self.dense({name: array[own] for name, array in self.arrays.items()})
+            dense, _ = self.dense({name: array[own] for name, array in self.arrays.items()}, rounded_weights)
             for name, pair in dense.fused().items():
                 whole = self.arrays[like.get(name, name)]
                 empty = np.full(whole.shape, -np.inf if name == "lse" else 0.0)

@@ -46,15 +46,24 @@ class Dense:
 
     mask: ``[queries, keys]``, which query sees which key; additional keys are seen by all. offsets: the same shape,
     where in a flattened bias table the pair finds its bias. equal: all keys are equal, so that their logits are off by
-    the same and weights are not off at all.
+    the same and weights are not off at all. rounded_weights: weights are rounded to the dtype where they are multiplied
+    by values and by gradients of the output, as the Metal kernels do; sums stay what they are.
     """
 
     def __init__(
-        self, arrays: Tensors, mask: Array, offsets: Array, scale: float, dtype: str, equal: bool = False
+        self,
+        arrays: Tensors,
+        mask: Array,
+        offsets: Array,
+        scale: float,
+        dtype: str,
+        equal: bool = False,
+        rounded_weights: bool = False,
     ) -> None:
         self.arrays, self.mask, self.offsets, self.scale, self.equal = arrays, mask, offsets, scale, equal
         self.u, self.last = ROUNDING[accumulator(dtype)], ROUNDING[dtype]
         self.smallest = SMALLEST[accumulator(dtype)]
+        self.weight = (ROUNDING[dtype], 2.0**-25 * (dtype == "float16")) if rounded_weights else (0.0, 0.0)
         self.heads = arrays["query" if "query" in arrays else "d_out"].shape[-2]
         self.group = self.heads // arrays["key" if "key" in arrays else "value"].shape[-2]
         self.keys = mask.shape[1]
@@ -118,9 +127,10 @@ class Dense:
             mask = np.concatenate([mask, np.ones((len(mask), k.shape[2] - self.keys), dtype=bool)], 1)
         p, dp, lse, lse_error = self.weights(q, k, mask)
         terms = mask.sum(-1).max()
-        out, out_error = p @ v, dp @ abs(v) + terms * self.u * p @ abs(v)
+        dp_rounded = dp + self.weight[0] * p + self.weight[1]
+        out, out_error = p @ v, dp_rounded @ abs(v) + terms * self.u * p @ abs(v)
         ds, ds_error = self.flow(p, dp, out, out_error, v, g)
-        d_k, d_v = self.product_of_keys(ds, ds_error, q, self.scale), self.product_of_keys(p, dp, g, 1)
+        d_k, d_v = self.product_of_keys(ds, ds_error, q, self.scale), self.product_of_keys(p, dp_rounded, g, 1)
         found = {
             "out": (out, out_error),
             "lse": (lse, lse_error),
