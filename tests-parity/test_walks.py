@@ -315,8 +315,21 @@ def measure(package: str) -> dict[str, Any]:
 @pytest.mark.all
 @pytest.mark.parametrize("package", ["mps", "mlx"])
 def test_wide_windows_run_in_bounded_memory(package: str) -> None:
-    """Index tables of all tiles and their boxes alone would take three times as much."""
+    """What a step holds for each of its pairs of a query and a key, and no more: tiles of one row, whose columns, masks
+    and gathered rows are made for the step. For all tiles, the columns alone would be 8 GB.
+    """
     found = in_a_fresh_process("test_walks", f"measure({package!r})")
     print(package, found)
     assert found["apart"] < 1e-4
-    assert 0 < found["peak"] < 128 << 20, found
+    (tokens, w), width = WIDE, 2
+    problem = replace(windowed((tokens,), w, s=w), head_dim=width, head_dim_v=width)
+    walk = plan.walk(problem, transposed=False)
+    assert walk.tile_rows == 1
+    pairs = walk.step * walk.box_columns
+    # Integers of 8 bytes: a chunk's columns by place, by token and over all axes, of this step and the last; three
+    # more on the way to them; the rows to gather, twice.
+    tables = 8 * (2 * 3 + 3 + 2)
+    # The window as bias, logits, weights, two more on the way; keys and values; masks.
+    values = 4 * 5 + 4 * 2 * width + 4
+    tensors = 8 * 4 * tokens * width  # results, and parts of them on the way
+    assert 0 < found["peak"] < pairs * (tables + values) + tensors, found
