@@ -97,7 +97,7 @@ def test_compiled_functions_follow_it() -> None:
     """Whole graphs: the first call of a process, a recompilation per backend, a choice inside of the function."""
     done = python(
         """
-import sys; sys.path.insert(0, TESTS)
+import sys, threading; sys.path.insert(0, TESTS)
 import torch, natten_mps
 from frameworks import MPS
 
@@ -121,10 +121,21 @@ for name in ("pure", "native", "pure"):
 found.append(path(compiled))
 found.append(path(torch.compile(attend_purely, fullgraph=True, backend="eager")))
 found += [path(compiled), natten_mps.get_backend()]
-print(found)
+
+def generator():
+    with natten_mps.use_backend("pure"):
+        yield
+
+running = generator()
+next(running)
+found.append(path(compiled))
+thread = threading.Thread(target=lambda: list(running))
+thread.start(); thread.join()  # its choice ends, though not in the context that it was made in
+print([*found, path(compiled)])
 """.replace("TESTS", repr(str(Path(__file__).parent)))
     )
-    assert done.stdout == f"{['native', 'pure', 'native', 'pure', 'native', 'pure', 'native', 'auto']}\n", done.stderr
+    wanted = ["native", "pure", "native", "pure", "native", "pure", "native", "auto", "pure", "native"]
+    assert done.stdout == f"{wanted}\n", done.stderr
     assert MPS.package.get_backend() == "auto"
 
 

@@ -158,8 +158,10 @@ class Backends:
     def get(self) -> str:
         """The backend in force where no argument is given: 'auto' or a tier."""
         if self.traced():
+            seen = self._seen_by_tracer
+            chosen = getattr(seen, "within", None) or _innermost(getattr(seen, "choices", ()))
             # Not what was read of the environment before: a first call that notes it would have to be compiled again.
-            return getattr(self._seen_by_tracer, "backend", None) or self._default or self._of_environment() or "auto"
+            return chosen or self._default or self._of_environment() or "auto"
         choices = self._choices.get()
         chosen = _innermost(choices) if choices else None
         return chosen or self._default or self._environment or self._read_environment()
@@ -173,12 +175,12 @@ class Backends:
         """Within, ``backend`` is the default: in this thread, and in this task of an event loop, only."""
         chosen, seen = self._known("use_backend", backend), self._seen_by_tracer
         if self.traced():
-            before = getattr(seen, "backend", None)
-            seen.backend = chosen
+            before = getattr(seen, "within", None)
+            seen.within = chosen
             try:
                 yield
             finally:
-                seen.backend = before
+                seen.within = before
             return
         choice = _Choice(chosen)
         self._choose((*self._choices.get(), choice))
@@ -192,7 +194,7 @@ class Backends:
 
     def _choose(self, choices: tuple[_Choice, ...]) -> None:
         self._choices.set(choices)
-        self._seen_by_tracer.backend = _innermost(choices)
+        self._seen_by_tracer.choices = choices
 
     def _known(self, op: str, backend: object) -> str:
         if not isinstance(backend, str):
