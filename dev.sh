@@ -202,8 +202,8 @@ install_torch_release() {
 }
 
 # The tests whose answers depend on torch's release.
-TORCH_SUITES=(batched_gradients compile contexts custom_ops export first_calls gradcheck lazy_tensors modules
-  modules_changed plain_export saved_programs transforms varlen_torch)
+TORCH_SUITES=(batched_gradients compile contexts custom_ops direct export first_calls gradcheck import_order lazy_tensors
+  modules modules_changed plain_export saved_programs split_derivatives transforms varlen_torch)
 
 run_torch() {
   local version=${1:-} suite suites=()

@@ -103,11 +103,6 @@ class Torch(Framework):
     package_name = "natten_mps"
     compiled, compiled_module = "native", "_launch_native"
 
-    def module(self, name: str) -> ModuleType:
-        import torch  # noqa: F401 - before a module that the ops, registered right behind it, would find half there
-
-        return super().module(name)
-
     def tensor(self, array: Array, dtype: str = "float64") -> Tensor:
         import torch
 

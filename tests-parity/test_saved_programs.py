@@ -70,22 +70,6 @@ def test_importing_the_package_alone_imports_no_torch() -> None:
     assert done.stdout == "False ['_Torch']\nTrue []\n", done.stderr
 
 
-OFTEN = ("natten_mps.use_backend", "natten_mps.export_mode")
-FIRST = (
-    "natten_mps.na1d", "natten_mps.na1d_varlen", "natten_mps.NeighborhoodAttention1D", "natten_mps.load_weights",
-    "natten_mps.compat.v017.na1d", "natten_mps.support_matrix.get_support_matrix",
-    "natten_mps.nn.NeighborhoodAttention1D",
-)  # fmt: skip
-
-
-@pytest.mark.parametrize("name", [*OFTEN, *(pytest.param(name, marks=pytest.mark.all) for name in FIRST)])
-def test_whatever_is_used_first_brings_torch_along(name: str) -> None:
-    """The ops, registered right behind torch, find what they import whole."""
-    home = name.rpartition(".")[0]
-    done = in_a_process(f"import {home}, sys\n{name}\nprint('natten_mps._ops' in sys.modules)")
-    assert done.stdout == "True\n", done.stderr
-
-
 def test_an_import_of_torch_that_fails_may_be_tried_again() -> None:
     done = in_a_process(
         """

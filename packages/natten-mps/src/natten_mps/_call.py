@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ._arrays import device_of
+from ._config import TIERS
 from ._metal.plan import Plan, plan
 from ._metal.problem import INPUTS, OUTPUTS, Problem
-from ._tiers import TIERS
 
 
 class Call(NamedTuple):

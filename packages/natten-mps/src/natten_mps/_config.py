@@ -6,8 +6,9 @@ from typing import Any
 import torch
 
 from ._metal.backends import Backends
-from ._tiers import TIERS as TIERS
 
+# 'auto' tries them in this order.
+TIERS = ("metal", "native", "pure", "dense")
 BACKENDS = Backends("natten-mps", TIERS, traced=torch.compiler.is_dynamo_compiling)
 
 
