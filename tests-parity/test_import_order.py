@@ -21,13 +21,18 @@ assert "torch" not in sys.modules
 warnings.simplefilter("ignore")
 asked = [f"natten_mps.{names[0]}" for names in natten_mps._HOMES.values()]
 asked += [f"import natten_mps.{module}" for module in MODULES]
+def child_of(): pass
 for first in asked:
     child = os.fork()
     if not child:
         exec(first)
         import torch
         found = [hasattr(torch.ops.natten_mps, name) for name in (OPS)]
-        os._exit(0 if found and all(found) else 3)
+        modules = [module for name, module in sys.modules.items() if name.startswith("natten_mps.")]
+        functions = [each for module in modules for each in vars(module).values() if type(each) is type(child_of)]
+        ours = [each for each in functions if str(each.__module__).startswith("natten_mps.")]
+        once = [getattr(each, "__wrapped__", each).__globals__ is vars(sys.modules[each.__module__]) for each in ours]
+        os._exit(0 if found and all(found) and once and all(once) else 3)
     assert os.waitpid(child, 0)[1] == 0, first
 print(len(asked))
 """
@@ -40,7 +45,7 @@ EVERY = sorted(p.stem for p in Path(MPS.package.__path__[-1]).glob("*.py") if no
     "modules", [["_config", "_ops", "support_matrix"], pytest.param(EVERY, marks=pytest.mark.all)], ids=["some", "all"]
 )
 def test_whatever_is_asked_for_first_works(modules: list[str]) -> None:
-    """Public names, and modules: the ops are registered once."""
+    """Public names, and modules: the ops are registered, and every module is executed once."""
     assert set(modules) <= set(EVERY)
     ops = [
         str(name).split("::")[1] for name in torch._C._dispatch_get_all_op_names() if name.startswith("natten_mps::")

@@ -155,7 +155,8 @@ def test_the_compiled_kernels_keep_no_logits(face: str, path: str) -> None:
         peaks.append(found)
     for which in ("forward", "backward"):
         small, large = (found[which]["peak"] for found in peaks)
-        assert large < 4.4 * small, peaks
+        # What the process had freed before, and takes again, is not seen: some MiB of the tens that are measured.
+        assert large < 4.4 * small + (4 << 20), peaks
 
 
 @pytest.mark.parametrize("path", [slow("mps-dense"), "mlx-dense"])

@@ -8,7 +8,7 @@ them, in the middle of the first one.
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.abc import MetaPathFinder
+from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
@@ -30,6 +30,19 @@ def _register() -> None:
         import_module(f".{name}", __package__)
 
 
+class _Imported(Loader):
+    """Loads a module that somebody else imported since it was asked for: it must not be executed again."""
+
+    def __init__(self, module: ModuleType) -> None:
+        self._module, self._spec = module, module.__spec__
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return self._module
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__spec__ = self._spec
+
+
 class _Torch(MetaPathFinder):
     """Finds torch where the other finders do, and registers the ops when it has been executed."""
 
@@ -37,20 +50,26 @@ class _Torch(MetaPathFinder):
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         package, _, name = fullname.rpartition(".")
-        if package == __package__ and name not in TORCH_FREE.union(OPS):
+        if package == __package__ and name not in TORCH_FREE:
             import_module("torch")
+            imported = sys.modules.get(fullname)  # for the ops
+            if imported is None:
+                return None
+            # Python looks for a module's own spec where one has appeared meanwhile.
+            spec = imported.__spec__ = ModuleSpec(fullname, _Imported(imported))
+            return spec
         if fullname != "torch":
             return None
         others = (finder for finder in sys.meta_path if finder is not self)
-        spec = next(filter(None, (finder.find_spec(fullname, path, target) for finder in others)), None)
-        if spec is None or spec.loader is None:
-            return spec
-        execute = spec.loader.exec_module
+        found = next(filter(None, (finder.find_spec(fullname, path, target) for finder in others)), None)
+        if found is None or found.loader is None:
+            return found
+        execute = found.loader.exec_module
 
         def execute_and_register(module: ModuleType) -> None:
             execute(module)
             sys.meta_path.remove(self)
             _register()
 
-        spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
-        return spec
+        found.loader.exec_module = execute_and_register  # type: ignore[method-assign]
+        return found
