@@ -57,7 +57,7 @@ def inference(x: Tensor) -> Tensor:
 
 
 def autocast(x: Tensor) -> Tensor:
-    with torch.autocast("cpu", enabled=False):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
         return attend(x)
 
 

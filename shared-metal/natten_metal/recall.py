@@ -71,7 +71,3 @@ class Recall:
     def clear(self) -> None:
         """Forget all of them."""
         self._kept.clear()
-
-    def last(self) -> Any:
-        """The outcome that was kept last."""
-        return next(reversed(self._kept.values()))

@@ -1,7 +1,7 @@
 """Whether torch's dispatcher would take a call nowhere but to autograd and to the kernel of its device.
 
-So it is with plain tensors in an eager program, which is most calls; then nothing is lost by going there directly, and
-it takes a third of the time of a small one. Whatever else there is (a transform of torch.func, a mode such as a counter
+So it is with plain tensors in an eager program, which is most calls; then nothing is lost by going there directly,
+and much of a small call's time is saved. Whatever else there is (a transform of torch.func, a mode such as a counter
 of operations or fake tensors, a tensor that is a wrapper or not yet negated) has a dispatch key, in the tensor or in
 the thread, and gets the custom op.
 """
