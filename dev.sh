@@ -172,7 +172,7 @@ run_upstream() {
 }
 
 compare_signatures() {
-  local table=tests-parity/upstream_signatures.tsv folders
+  local table=tests-parity/compat/upstream_signatures.tsv folders
   folders=$("$PY" scripts/fetch_sdists.py .upstream/sdists "$UV" tool run --quiet pip)
   # shellcheck disable=SC2086 - one folder a line, without spaces
   "$PY" scripts/read_signatures.py $folders >.upstream/signatures.tsv
@@ -202,8 +202,10 @@ install_torch_release() {
 }
 
 # The tests whose answers depend on torch's release.
-TORCH_SUITES=(batched_gradients compile contexts custom_ops direct export first_calls gradcheck import_order lazy_tensors
-  modules modules_changed plain_export saved_programs split_derivatives transforms varlen_torch)
+TORCH_SUITES=(answers/gradcheck answers/lazy_tensors answers/split_derivatives api/modules api/modules_changed
+  api/varlen_torch plan/import_order transforms/batched_gradients transforms/compile transforms/contexts
+  transforms/custom_ops transforms/direct transforms/export transforms/first_calls transforms/plain_export
+  transforms/saved_programs transforms/transforms)
 
 run_torch() {
   local version=${1:-} suite suites=()
@@ -215,7 +217,7 @@ run_torch() {
   "$UV" sync --quiet --inexact
   install_torch_release "$version"
   say "torch $("$PY" -c 'import torch; print(torch.__version__)')"
-  for suite in "${TORCH_SUITES[@]}"; do suites+=("tests-parity/test_$suite.py"); done
+  for suite in "${TORCH_SUITES[@]}"; do suites+=("tests-parity/${suite%/*}/test_${suite##*/}.py"); done
   OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" "$PY" -m pytest -n 2 --dist loadgroup "${suites[@]}" "$@"
 }
 

@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 import natten_mps
 from natten_mps._arrays import TorchTables, spec
-from natten_mps._metal.faces import fused
-from natten_mps._metal.mask import neighborhood_mask
+from natten_mps._metal.problem.faces import fused
+from natten_mps._metal.problem.mask import neighborhood_mask
 
 
 def tensors(problem: Timed) -> list[Tensor]:

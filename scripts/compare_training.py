@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from natten_mps._metal.curves import draw_curves
-from natten_mps._metal.train import Record, curve_of
+from natten_mps._metal.tools.curves import draw_curves
+from natten_mps._metal.tools.train import Record, curve_of
 
 FIRST = 30
 # The loss starts at 2.5. On one CPU both differ by 1e-6; this leaves room for a GPU's own exp and order of sums.

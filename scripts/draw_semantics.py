@@ -8,8 +8,8 @@ Every cell comes from the package's own mask, so the picture cannot drift from t
 import argparse
 from pathlib import Path
 
-from natten_mps._metal.problem import Axis
-from natten_mps._metal.window import group_length, window
+from natten_mps._metal.problem.problem import Axis
+from natten_mps._metal.problem.window import group_length, window
 
 CELL, GAP, TOP, LENGTH = 14, 72, 58, 16
 SEEN, OWN, EMPTY, INK = "#7aa6d6", "#1f4e8c", "#eef1f5", "#24292f"

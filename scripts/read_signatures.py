@@ -1,6 +1,6 @@
 """Public names and parameters of NATTEN's releases, read from their source distributions without running them.
 
-    scripts/read_signatures.py FOLDER... >tests-parity/upstream_signatures.tsv
+    scripts/read_signatures.py FOLDER... >tests-parity/compat/upstream_signatures.tsv
 
 Each FOLDER is an unpacked source distribution, ``natten-0.17.5``. One line for each way that a name is called:
 module, name, kind ('function', 'class', 'value'), parameters ('=' follows those with a default), and the releases that

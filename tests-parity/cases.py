@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from natten_mps._metal.problem import Problem
+from natten_mps._metal.problem.problem import Problem
 
 Array = Any
 DTYPES = ("float64", "float32", "float16", "bfloat16")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from natten_mps._metal import steps
-from natten_mps._metal.doctor import Case
-from natten_mps._metal.problem import Problem
-from natten_mps._metal.steps import Step
+from natten_mps._metal.metal import steps
+from natten_mps._metal.metal.steps import Step
+from natten_mps._metal.problem.problem import Problem
+from natten_mps._metal.tools.doctor import Case
 
 
 def problems_of(case: Case) -> list[Problem]:

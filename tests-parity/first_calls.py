@@ -88,7 +88,7 @@ def module_of_sizes(package: Any, backend: str) -> Call:
 
 def knobs(package: Any, backend: str) -> Call:
     """Upstream's name of a backend, and every argument that tunes its kernels."""
-    known = importlib.import_module(f"{package.__name__}._metal.backends").UPSTREAM_KNOBS
+    known = importlib.import_module(f"{package.__name__}._metal.plan.backends").UPSTREAM_KNOBS
     tuning = dict.fromkeys(sorted(known), (8, 8))
     package.set_backend(backend)
     return lambda x: package.na2d(x, x * 2, x + 1, 3, backend="cutlass-fna", **tuning)

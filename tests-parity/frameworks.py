@@ -42,7 +42,7 @@ class Framework:
         return importlib.import_module(self.package_name)
 
     def module(self, name: str) -> ModuleType:
-        """A module of the package: ``module("_metal.plan")``."""
+        """A module of the package: ``module("_metal.plan.plan")``."""
         return importlib.import_module(f"{self.package_name}.{name}")
 
     def face(self, name: str) -> Callable[..., Any]:
@@ -268,7 +268,7 @@ def run_av(path: Path, case: Case, dtype: str) -> Found:
 
 def held_slots(case: Case) -> Array:
     """``[1, *shape, 1, W]`` bool: the window slot holds a key."""
-    from natten_mps._metal.mask import slot_keys
+    from natten_mps._metal.problem.mask import slot_keys
 
     _, held = slot_keys(case.problem())
     return held.reshape(1, *case.shape, 1, -1)

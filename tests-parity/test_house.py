@@ -13,7 +13,7 @@ import house
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-WINDOW = "shared-metal/natten_metal/window.py"
+WINDOW = "shared-metal/natten_metal/problem/window.py"
 WINDOW_HEADER = "shared-metal/kernels/window.h"
 C_SUFFIXES = (".h", ".cpp", ".metal")
 SYMLINKS = {
@@ -23,7 +23,7 @@ SYMLINKS = {
     "packages/natten-mps/csrc/kernels": "../../../shared-metal/kernels",
     "packages/natten-mlx/csrc/cpu": "../../../shared-metal/cpu",
     "packages/natten-mlx/csrc/kernels": "../../../shared-metal/kernels",
-    "shared-metal/natten_metal/kernels": "../kernels",
+    "shared-metal/natten_metal/metal/kernels": "../../kernels",
 }
 NAMES = house.window_functions((ROOT / WINDOW).read_text())
 

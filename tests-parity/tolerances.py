@@ -1,6 +1,6 @@
 """How far from the truth a result may lie.
 
-The truth is :mod:`natten_metal.reference` in float64. The baseline is what anyone's plain code makes of
+The truth is :mod:`natten_metal.problem.reference` in float64. The baseline is what anyone's plain code makes of
 the same problem: inputs rounded to the dtype, one dense masked softmax in float32, one final rounding.
 With error = max|x - ref| / max|ref| per output tensor, the bound is
 
@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 from cases import Case, inputs, lse_dtype, rounded, slot_inputs
 
-from natten_mps._metal import reference
-from natten_mps._metal.mask import bias_offsets, neighborhood_mask, slot_keys
-from natten_mps._metal.problem import Problem
+from natten_mps._metal.problem import reference
+from natten_mps._metal.problem.mask import bias_offsets, neighborhood_mask, slot_keys
+from natten_mps._metal.problem.problem import Problem
 
 Array = Any
 FLOOR_ULP = 4

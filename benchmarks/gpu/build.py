@@ -15,7 +15,7 @@ from pathlib import Path
 
 from jobs import ROOT, chosen, instances
 
-from natten_metal.source import Instance, library
+from natten_metal.metal.source import Instance, library
 
 sys.path.insert(0, str(ROOT / "tests-parity"))
 

@@ -1,4 +1,4 @@
-"""Float64 references: dense attention on the GPU for large plain problems, natten_metal.reference for small ones."""
+"""Float64 references: dense attention on the GPU for large plain problems, the numpy reference for small ones."""
 
 import math
 
@@ -6,8 +6,8 @@ import torch
 from jobs import Job
 from torch import Tensor
 
-from natten_metal import reference
-from natten_metal.problem import Problem
+from natten_metal.problem import reference
+from natten_metal.problem.problem import Problem
 
 BLOCK_BYTES = 4 << 30
 

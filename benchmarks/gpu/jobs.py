@@ -12,10 +12,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "shared-metal"))
 
-from natten_metal import steps as programs  # noqa: E402
-from natten_metal.problem import Problem  # noqa: E402
-from natten_metal.source import ITEM_SIZES, WALKING, Instance  # noqa: E402
-from natten_metal.steps import Step, fills_words  # noqa: E402
+from natten_metal.metal import steps as programs  # noqa: E402
+from natten_metal.metal.source import ITEM_SIZES, WALKING, Instance  # noqa: E402
+from natten_metal.metal.steps import Step, fills_words  # noqa: E402
+from natten_metal.problem.problem import Problem  # noqa: E402
 
 DTYPES = ("float16", "float32")
 SMALL_DTYPES = ("float16", "bfloat16", "float32")

@@ -24,7 +24,7 @@ from dense import dense, small
 from jobs import REGISTER_CAPS, ROOT, SMALL, TIMED, Job, chosen, instances
 from torch import Tensor
 
-from natten_metal.steps import SLOTS, Step, stride_block
+from natten_metal.metal.steps import SLOTS, Step, stride_block
 
 sys.path.insert(0, str(ROOT / "tests-parity"))
 

@@ -1,5 +1,6 @@
-"""What both packages share: the problem, its rules, the window, the plan, and the reference.
+"""What both packages share, framework-free: problem, Metal launches, plan, shared bodies, compatibility, tools.
 
-Framework-free: the standard library only (numpy lazily, where :mod:`reference` and :mod:`mask` are
-asked for). Data flows one way: face -> Problem -> check -> plan -> launch.
+The standard library only (numpy lazily, where a reference or a mask is asked for). A call flows one way: face ->
+Problem -> check -> plan -> launch; of the rooms, each imports only from those before it in this order: problem, metal,
+plan, api, and cpu, compat, weights, tools.
 """

@@ -17,7 +17,7 @@ from cases import Case
 from comparison import noise
 from torch import Tensor
 
-from natten_mps._metal import reference
+from natten_mps._metal.problem import reference
 
 FLAT, SQUARE = ((1,), (False,)), ((1, 1), (False, False))
 CASES = (

@@ -12,7 +12,7 @@ import pytest
 
 from natten_mps import _call, _launch, functional
 from natten_mps._config import TIERS
-from natten_mps._metal import backends, verdicts
+from natten_mps._metal.plan import backends, verdicts
 
 from .host import EmulatedHost
 
@@ -58,8 +58,8 @@ def metal(emulator: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[EmulatedH
 def installed_mlx(monkeypatch: pytest.MonkeyPatch, host: MlxHost) -> Iterator[MlxHost]:
     """``host`` in place of MLX's own; the emulator finds nothing in what runs there, and no output unwritten."""
     from natten_mlx import _launch_fast, _launch_nanobind
-    from natten_mlx._metal import backends as named
-    from natten_mlx._metal import verdicts as learned
+    from natten_mlx._metal.plan import backends as named
+    from natten_mlx._metal.plan import verdicts as learned
 
     learned.forget()
     frameworks.MLX.package  # noqa: B018 - selects the CPU

@@ -16,10 +16,10 @@ import metal_emulator
 import numpy as np
 from metal_emulator import Kernel, Report
 
-from natten_mps._metal.problem import Problem
-from natten_mps._metal.source import TRANSPOSED, Instance, library
-from natten_mps._metal.steps import STATS, Output, Step, parameters, with_strides
-from natten_mps._metal.window import group_length
+from natten_mps._metal.metal.source import TRANSPOSED, Instance, library
+from natten_mps._metal.metal.steps import STATS, Output, Step, parameters, with_strides
+from natten_mps._metal.problem.problem import Problem
+from natten_mps._metal.problem.window import group_length
 
 from .arrays import Laid, packed, scattered
 

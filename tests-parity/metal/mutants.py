@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from natten_mps._metal.source import HEADERS, KERNELS
+from natten_mps._metal.metal.source import HEADERS, KERNELS
 
 # name -> (pattern, replacement, files that it applies to).
 RULES: dict[str, tuple[str, str, tuple[str, ...]]] = {

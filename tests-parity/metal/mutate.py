@@ -23,7 +23,7 @@ from typing import Any
 
 from metal_emulator import CompileError, EmulatorFault, Library, compile_source
 
-from natten_mps._metal.source import Instance, library
+from natten_mps._metal.metal.source import Instance, library
 
 from .launch import SCHEDULES
 from .mutants import HARMLESS, OTHERWISE, Mutant, mutants, stripped, unchanged

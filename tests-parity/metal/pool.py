@@ -14,7 +14,7 @@ from typing import Any
 
 from cases import Case
 
-from natten_mps._metal.source import WALKING, Instance
+from natten_mps._metal.metal.source import WALKING, Instance
 
 FUSED = ("na_fwd", "na_bwd_dq", "na_bwd_dkv")
 SPLIT = ("na_qk", "na_av", "na_av_t")

@@ -7,8 +7,8 @@ from functools import cache
 
 from cases import CASES, Case, make
 
-from natten_mps._metal import steps
-from natten_mps._metal.source import Instance
+from natten_mps._metal.metal import steps
+from natten_mps._metal.metal.source import Instance
 
 DTYPES = ("float32", "float16", "bfloat16")
 OPS = ("na", "qk", "av")

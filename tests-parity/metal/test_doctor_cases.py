@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from doctor_cases import steps_of
 
-from natten_mps._metal import doctor, source
+from natten_mps._metal.metal import source
+from natten_mps._metal.tools import doctor
 
 from .host import EmulatedHost
 from .mlx_host import MlxHost
@@ -31,7 +32,7 @@ TURNS = 2  # the first call and one more
 
 def examine(package: str, place: int, backend: str, monkeypatch: pytest.MonkeyPatch) -> int:
     """The exit status of the package's own doctor, which examines the case at ``place`` of its table."""
-    own: Any = importlib.import_module(f"{package}._metal.doctor")
+    own: Any = importlib.import_module(f"{package}._metal.tools.doctor")
     monkeypatch.setattr(own, "REPEATS", TURNS - 1)
     patient = importlib.import_module(f"{package}._doctor").PATIENT
     status: int = own.examine(patient, backend, own.CASES[place : place + 1])

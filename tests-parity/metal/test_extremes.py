@@ -10,10 +10,11 @@ import pytest
 import tolerances
 from cases import rounded
 
-from natten_mps._metal import reference, steps
-from natten_mps._metal.problem import Problem
-from natten_mps._metal.source import TRANSPOSED, Instance
-from natten_mps._metal.steps import LONGEST_SUM, PART
+from natten_mps._metal.metal import steps
+from natten_mps._metal.metal.source import TRANSPOSED, Instance
+from natten_mps._metal.metal.steps import LONGEST_SUM, PART
+from natten_mps._metal.problem import reference
+from natten_mps._metal.problem.problem import Problem
 
 from .launch import kernels, run, run_all, step_of
 from .pool import KITS, Kit

@@ -14,7 +14,9 @@ import natten_mps
 from natten_mps import _launch
 from natten_mps._arrays import device_of
 from natten_mps._doctor import PATIENT
-from natten_mps._metal import backends, doctor, faces, source
+from natten_mps._metal.metal import source
+from natten_mps._metal.plan import backends, support
+from natten_mps._metal.tools import doctor
 
 from .host import EmulatedHost
 
@@ -113,7 +115,7 @@ def test_a_gradient_that_does_not_compile(
 
 def matrix() -> dict[str, Any]:
     """The support matrix's entry of Metal, where the emulated GPU hides behind the CPU."""
-    return faces.support_matrix(device_of(torch.device("cpu")), ("metal",))["metal"]
+    return support.support_matrix(device_of(torch.device("cpu")), ("metal",))["metal"]
 
 
 def test_what_is_said_is_what_runs(metal: EmulatedHost, warnings: Record, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from natten_mps._metal.source import Instance
+from natten_mps._metal.metal.source import Instance
 
 from .arrays import far
 from .launch import kernels, run, step_of

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from natten_mps._metal.source import WALKING
+from natten_mps._metal.metal.source import WALKING
 
 from .launch import SCHEDULES, kernels, schedules
 from .pool import FUSED, KITS, LONG_KITS, Kit

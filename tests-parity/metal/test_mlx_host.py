@@ -23,7 +23,7 @@ from varlen_items import BATCHES, Items
 
 import natten_mlx
 from natten_mlx import _launch_fast
-from natten_mlx._metal import backends
+from natten_mlx._metal.plan import backends
 
 from .conftest import installed, installed_mlx
 from .host import EmulatedHost

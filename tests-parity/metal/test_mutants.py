@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from natten_mps._metal.source import HEADERS, KERNELS
+from natten_mps._metal.metal.source import HEADERS, KERNELS
 
 from . import mutate
 from .mutants import HARMLESS, OTHERWISE, RULES, Mutant, mutants, stripped, unchanged

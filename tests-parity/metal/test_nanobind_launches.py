@@ -18,8 +18,8 @@ from frameworks import MLX
 from metal_emulator import Buffer
 
 from natten_mlx import _launch_nanobind, _transforms
-from natten_mlx._metal import backends, verdicts
-from natten_mlx._metal.device import Device
+from natten_mlx._metal.plan import backends, verdicts
+from natten_mlx._metal.plan.device import Device
 
 from .launch import compiled
 from .mlx_host import poisoned_copy

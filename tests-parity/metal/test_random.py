@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 from brute_force import problem
 from frameworks import MLX, MPS, Path
-from test_random_problems import OPS, call
+from random_problems import OPS, call
 
 from .host import EmulatedHost
 from .mlx_host import MlxHost

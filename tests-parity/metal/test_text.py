@@ -21,9 +21,9 @@ from metal_emulator.lint import lint
 from metal_emulator.strict import check
 
 from natten_mlx import _launch_fast, _launch_nanobind
-from natten_mps._metal.probe import smallest_launch
-from natten_mps._metal.slots import COUNT, SLOTS
-from natten_mps._metal.source import (
+from natten_mps._metal.metal.probe import smallest_launch
+from natten_mps._metal.metal.slots import COUNT, SLOTS
+from natten_mps._metal.metal.source import (
     HEADERS,
     KERNELS,
     TEMPLATES,
@@ -36,7 +36,7 @@ from natten_mps._metal.source import (
     library,
     mlx_header,
 )
-from natten_mps._metal.window import inverse, window
+from natten_mps._metal.problem.window import inverse, window
 
 from .mlx_host import PRELUDE, MlxHost
 from .pool import KITS, LONG_KITS
@@ -274,7 +274,7 @@ def test_the_header_is_the_module(window_header: ctypes.CDLL, transposed: bool) 
 
 def test_full_attention_and_groups_in_the_header(window_header: ctypes.CDLL) -> None:
     """A window longer than the axis, which only full attention has; lengths of dilation groups."""
-    from natten_mps._metal.window import group_length
+    from natten_mps._metal.problem.window import group_length
 
     for n, w in itertools.product(range(1, 20), range(1, 40)):
         low, high = (np.zeros(n, np.int32) for _ in range(2))

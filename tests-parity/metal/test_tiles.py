@@ -13,12 +13,12 @@ import pytest
 import tolerances
 from cases import Case, inputs, lse_dtype
 
-from natten_mps._metal.device import Device
-from natten_mps._metal.limits import obstacle
-from natten_mps._metal.problem import Problem
-from natten_mps._metal.source import THREADGROUP_BYTES, TRANSPOSED, WALKING, Instance
-from natten_mps._metal.steps import SLOTS, Step, backward, forward
-from natten_mps._metal.tiles import count_bricks, patches
+from natten_mps._metal.metal.source import THREADGROUP_BYTES, TRANSPOSED, WALKING, Instance
+from natten_mps._metal.metal.steps import SLOTS, Step, backward, forward
+from natten_mps._metal.metal.tiles import count_bricks, patches
+from natten_mps._metal.plan.device import Device
+from natten_mps._metal.plan.limits import obstacle
+from natten_mps._metal.problem.problem import Problem
 
 from .launch import run_all, tiles_of
 from .verify import check_work

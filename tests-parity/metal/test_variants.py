@@ -12,7 +12,7 @@ import pytest
 from cases import rounded
 from metal_emulator import Kernel
 
-from natten_mps._metal.source import Instance
+from natten_mps._metal.metal.source import Instance
 
 from .launch import SCHEDULES, kernels, run, schedules, step_of, sum_step
 from .pool import KITS, LONG_KITS, Kit

@@ -13,10 +13,10 @@ import tolerances
 from cases import inputs, lse_dtype, rounded, slot_inputs
 from metal_emulator import Kernel
 
-from natten_mps._metal import reference
-from natten_mps._metal.mask import slot_keys
-from natten_mps._metal.problem import Problem
-from natten_mps._metal.source import WALKING, Instance
+from natten_mps._metal.metal.source import WALKING, Instance
+from natten_mps._metal.problem import reference
+from natten_mps._metal.problem.mask import slot_keys
+from natten_mps._metal.problem.problem import Problem
 
 from .launch import Run, run, step_of, sum_step
 from .pool import Kit

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from natten_mps._metal.mask import NumpyTables, axis_mask
-from natten_mps._metal.problem import Axis, Problem
-from natten_mps._metal.source import TRANSPOSED, Instance
-from natten_mps._metal.window import group_length
+from natten_mps._metal.metal.source import TRANSPOSED, Instance
+from natten_mps._metal.problem.mask import NumpyTables, axis_mask
+from natten_mps._metal.problem.problem import Axis, Problem
+from natten_mps._metal.problem.window import group_length
 
 Array = Any
 

@@ -14,13 +14,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from natten_mps._metal.blocks import row_interval
-from natten_mps._metal.mask import pairs
-from natten_mps._metal.problem import Axis, Problem
-from natten_mps._metal.source import TRANSPOSED
-from natten_mps._metal.steps import backward, forward
-from natten_mps._metal.tiles import patches
-from natten_mps._metal.window import group_length
+from natten_mps._metal.metal.source import TRANSPOSED
+from natten_mps._metal.metal.steps import backward, forward
+from natten_mps._metal.metal.tiles import patches
+from natten_mps._metal.problem.interval import row_interval
+from natten_mps._metal.problem.mask import pairs
+from natten_mps._metal.problem.problem import Axis, Problem
+from natten_mps._metal.problem.window import group_length
 
 TABLE = Path(__file__).parent / "work.tsv"
 COLUMNS = ("problem", "kernel", "patch", "heads", "simdgroups", "reads", "executed", "full", "useful", "ratio", "flat")

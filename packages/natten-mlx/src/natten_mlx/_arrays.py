@@ -6,9 +6,9 @@ from typing import Any, TypeAlias
 import mlx.core as mx
 
 from . import _launch_fast, _launch_nanobind
-from ._metal import checks
-from ._metal.device import Device
-from ._metal.problem import TensorSpec
+from ._metal.plan.device import Device
+from ._metal.problem import checks
+from ._metal.problem.problem import TensorSpec
 
 Optional = mx.array | None
 # What a public op takes as ``stream``; None is the thread's default stream.
@@ -19,7 +19,7 @@ LONGEST = 2**31 - 1
 
 
 class MlxTables:
-    """The array namespace of :mod:`natten_metal.blocks`: 64-bit integers on the current stream."""
+    """The array namespace of :mod:`natten_metal.plan.blocks`: 64-bit integers on the current stream."""
 
     def arange(self, count: int) -> mx.array:
         return mx.arange(count, dtype=mx.int64)

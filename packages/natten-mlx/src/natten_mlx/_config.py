@@ -3,7 +3,7 @@
 from contextlib import AbstractContextManager
 from typing import Any
 
-from ._metal.backends import Backends
+from ._metal.plan.backends import Backends
 
 # 'auto' tries them in this order.
 TIERS = ("nanobind", "fast_metal", "pure", "dense")
@@ -57,6 +57,6 @@ def get_support_matrix() -> dict[str, dict[str, Any]]:
     or why it does not go through the backend. limits: the same in words for what single calls may ask too much of.
     """
     from ._arrays import device_of, stream_of
-    from ._metal.faces import support_matrix
+    from ._metal.plan.support import support_matrix
 
     return support_matrix(device_of(stream_of("get_support_matrix", None)), TIERS)

@@ -13,9 +13,9 @@ import math
 import mlx.core as mx
 
 from ._arrays import MlxTables, Optional, compute_dtype, exp, fixed_shape
-from ._metal.mask import axis_windows, bias_offsets, neighborhood_mask, slot_keys
-from ._metal.problem import Problem
-from ._metal.window import group_length
+from ._metal.problem.mask import axis_windows, bias_offsets, neighborhood_mask, slot_keys
+from ._metal.problem.problem import Problem
+from ._metal.problem.window import group_length
 
 
 def _heads_first(tensor: mx.array, groups: int = 1) -> mx.array:

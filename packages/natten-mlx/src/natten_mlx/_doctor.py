@@ -9,7 +9,7 @@ import mlx.core as mx
 from . import functional
 from ._arrays import device_of, stream_of
 from ._config import BACKENDS, TIERS
-from ._metal.doctor import Case, Patient
+from ._metal.tools.doctor import Case, Patient
 
 
 def _machine() -> str:

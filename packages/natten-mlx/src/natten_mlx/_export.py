@@ -6,7 +6,7 @@ from typing import Any
 import mlx.core as mx
 
 from ._config import get_backend, use_backend
-from ._metal import checks
+from ._metal.problem import checks
 from ._transforms import as_plain_operations
 
 

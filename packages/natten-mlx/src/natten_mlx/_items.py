@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
-from ._metal.ragged import Group
+from ._metal.problem.ragged import Group
 
 
 def _index(group: Group, side: int, kind: str) -> mx.array:

@@ -1,7 +1,7 @@
 """Runs the Metal kernels on MLX arrays, through ``mx.fast.metal_kernel``.
 
-A plan's steps (:mod:`natten_metal.steps`) name their tensors; here they become nodes of MLX's graph. Arrays
-are lazy: their strides are known only inside the kernel (:mod:`natten_metal.source`), and a kernel that does
+A plan's steps (:mod:`natten_metal.metal.steps`) name their tensors; here they become nodes of MLX's graph. Arrays
+are lazy: their strides are known only inside the kernel (:mod:`natten_metal.metal.source`), and a kernel that does
 not compile would fail in the user's ``mx.eval``. So every instantiation is proved once before it is used: its
 smallest launch is evaluated at once, on arrays of its own, and only there is a failure caught.
 """
@@ -13,13 +13,13 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 
-from ._metal import steps as programs
-from ._metal import verdicts
-from ._metal.backends import quoted
-from ._metal.plan import Plan, most_simdgroups
-from ._metal.probe import smallest_launch
-from ._metal.source import Instance, mlx_body, mlx_header
-from ._metal.steps import CONTIGUOUS, RESULTS, Step, strides_of, with_strides
+from ._metal.metal import steps as programs
+from ._metal.metal.probe import smallest_launch
+from ._metal.metal.source import Instance, mlx_body, mlx_header
+from ._metal.metal.steps import CONTIGUOUS, RESULTS, Step, strides_of, with_strides
+from ._metal.plan import verdicts
+from ._metal.plan.backends import quoted
+from ._metal.plan.plan import Plan, most_simdgroups
 
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 # Elements of the smallest array that MLX hands to a kernel as device memory; smaller ones become constants.

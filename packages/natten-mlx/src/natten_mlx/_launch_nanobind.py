@@ -16,16 +16,16 @@ from typing import Any, Protocol
 import mlx.core as mx
 
 from . import _digests
-from ._metal import steps as programs
-from ._metal import verdicts
-from ._metal.backends import quoted
-from ._metal.plan import Plan, most_simdgroups
-from ._metal.probe import smallest_launch
-from ._metal.problem import Problem
-from ._metal.recall import Recall, Signature
-from ._metal.slots import COUNT, SLOTS
-from ._metal.source import OPENING, Instance, entry_point, headers
-from ._metal.steps import CONTIGUOUS, RESULTS, Step, strides_of, with_strides
+from ._metal.api.recall import Recall, Signature
+from ._metal.metal import steps as programs
+from ._metal.metal.probe import smallest_launch
+from ._metal.metal.slots import COUNT, SLOTS
+from ._metal.metal.source import OPENING, Instance, entry_point, headers
+from ._metal.metal.steps import CONTIGUOUS, RESULTS, Step, strides_of, with_strides
+from ._metal.plan import verdicts
+from ._metal.plan.backends import quoted
+from ._metal.plan.plan import Plan, most_simdgroups
+from ._metal.problem.problem import Problem
 
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16, "float64": mx.float64}
 # Behind the slots of params.h: for each stride block how far apart its tensor's channels lie.

@@ -14,9 +14,9 @@ is done to the rows of dO and to delta, which are small::
     W = exp(S - lse)     L = rowsum W     dO' = dO / L     delta' = delta / L
     dS = W * (dO' V^T - delta')      dV = W^T dO'
 
-dQ is written once; parts of dK and dV are added in turns (:mod:`natten_metal.turns`). Memory is O(N), and a repeated
-run is equal to the bit. Inputs of 16 bits are computed in float32 and rounded once. Source: FlashAttention (arXiv
-2205.14135) for the recomputed backward; :mod:`natten_metal.blocks` for the walk.
+dQ is written once; parts of dK and dV are added in turns (:mod:`natten_metal.plan.turns`). Memory is O(N), and a
+repeated run is equal to the bit. Inputs of 16 bits are computed in float32 and rounded once. Source: FlashAttention
+(arXiv 2205.14135) for the recomputed backward; :mod:`natten_metal.plan.blocks` for the walk.
 """
 
 import math
@@ -24,7 +24,7 @@ import math
 import mlx.core as mx
 
 from ._arrays import Optional, compute_dtype, exp
-from ._metal.plan import Plan
+from ._metal.plan.plan import Plan
 from ._walk import Collector, Rows, Step, Sums, Walk, bias_gradient, mask_logits
 
 

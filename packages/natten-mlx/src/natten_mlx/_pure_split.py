@@ -9,9 +9,9 @@ import math
 import mlx.core as mx
 
 from ._arrays import Optional, compute_dtype
-from ._metal.blocks import Chunk
-from ._metal.plan import Plan
-from ._metal.problem import Problem
+from ._metal.plan.blocks import Chunk
+from ._metal.plan.plan import Plan
+from ._metal.problem.problem import Problem
 from ._walk import Collector, Rows, Step, Walk, bias_gradient, relative_bias
 
 

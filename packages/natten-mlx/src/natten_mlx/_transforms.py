@@ -2,8 +2,9 @@
 
 Each call of an op is two nodes, :class:`Forward` and :class:`Backward`: primitives of the C++ extension where it
 takes the problem, ``mx.custom_function`` s otherwise. The fused ops' backward has no derivative of its own (the dense
-path has); the split ops' derivatives are the two nodes again (:mod:`natten_metal.bilinear`). Both run on the stream of
-the call, wherever MLX transforms them. ``mx.compile(shapeless=True)`` raises on them, for they cannot infer shapes.
+path has); the split ops' derivatives are the two nodes again (:mod:`natten_metal.problem.bilinear`). Both run on the
+stream of the call, wherever MLX transforms them. ``mx.compile(shapeless=True)`` raises on them, for they cannot infer
+shapes.
 """
 
 import pickle
@@ -19,12 +20,13 @@ import mlx.core as mx
 from . import _launch_fast, _launch_nanobind, _pure, _pure_split
 from ._arrays import MlxTables, compute_dtype, device_of
 from ._config import TIERS
-from ._metal import backends, checks
-from ._metal.bilinear import SPLIT, Split
-from ._metal.mask import slot_keys
-from ._metal.plan import Plan, plan
-from ._metal.problem import INPUTS, OUTPUTS, Problem
-from ._metal.recall import Signature
+from ._metal.api.recall import Signature
+from ._metal.plan import backends
+from ._metal.plan.plan import Plan, plan
+from ._metal.problem import checks
+from ._metal.problem.bilinear import SPLIT, Split
+from ._metal.problem.mask import slot_keys
+from ._metal.problem.problem import INPUTS, OUTPUTS, Problem
 
 Arrays = tuple[mx.array, ...]
 Axes = tuple[int | None, ...]  # of mx.vmap: which axis of each array is mapped, if any

@@ -15,9 +15,9 @@ import mlx.core as mx
 from . import _launch_nanobind, _transforms, functional
 from ._arrays import compute_dtype
 from ._items import put, take
-from ._metal import checks, ragged
-from ._metal.problem import Problem
-from ._metal.ragged import KEYS, QUERIES
+from ._metal.problem import checks, ragged
+from ._metal.problem.problem import Problem
+from ._metal.problem.ragged import KEYS, QUERIES
 
 Arrays = tuple[mx.array, ...]
 # Queries, keys, values, and the bias table or nothing.

@@ -11,8 +11,8 @@ from typing import Any
 import mlx.core as mx
 
 from ._arrays import fixed_shape, made_for
-from ._metal import ragged
-from ._metal.ragged import KEYS, QUERIES
+from ._metal.problem import ragged
+from ._metal.problem.ragged import KEYS, QUERIES
 from ._transforms import seen_through
 from ._varlen_nodes import Arrays, Parts, Ragged, blank_outputs
 

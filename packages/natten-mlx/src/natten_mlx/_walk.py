@@ -14,8 +14,8 @@ from typing import Literal
 import mlx.core as mx
 
 from ._arrays import MlxTables, Optional, compute_dtype, constant
-from ._metal.blocks import Blocks, Chunk, Tables
-from ._metal.turns import turns
+from ._metal.plan.blocks import Blocks, Chunk, Tables
+from ._metal.plan.turns import turns
 
 
 @lru_cache(maxsize=32)

@@ -12,10 +12,11 @@ import mlx.core as mx
 from . import _dense, _launch_nanobind, _signatures, _transforms
 from ._arrays import StreamOrDevice, compute_dtype, device_of, exp, optional_spec, spec, stream_of
 from ._config import BACKENDS, TIERS
-from ._metal import backends, checks, checks_varlen, faces
-from ._metal import plan as planning
-from ._metal.problem import INPUTS, Problem
-from ._metal.recall import Recall, Signature, exactly
+from ._metal.api.recall import Recall, Signature, exactly
+from ._metal.plan import backends
+from ._metal.plan import plan as planning
+from ._metal.problem import checks, checks_varlen, faces
+from ._metal.problem.problem import INPUTS, Problem
 from ._signatures import Bools, Ints, Result
 
 

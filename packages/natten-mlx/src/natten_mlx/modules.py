@@ -13,8 +13,8 @@ import mlx.nn as nn
 from . import _dense, functional, varlen
 from ._arrays import StreamOrDevice, spec, stream_of
 from ._config import BACKENDS
-from ._metal import checks, checks_modules
-from ._metal.problem import FACE_OF
+from ._metal.problem import checks, checks_modules
+from ._metal.problem.problem import FACE_OF
 from ._signatures import Bools, Ints
 
 

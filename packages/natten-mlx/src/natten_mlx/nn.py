@@ -1,6 +1,6 @@
 """The modules, where natten-mlx 0.3 had them."""
 
-from ._metal.earlier import moved
+from ._metal.compat.earlier import moved
 from .modules import NeighborhoodAttention1D as NeighborhoodAttention1D
 from .modules import NeighborhoodAttention2D as NeighborhoodAttention2D
 from .modules import NeighborhoodAttention3D as NeighborhoodAttention3D

@@ -13,8 +13,9 @@ import mlx.core as mx
 from . import _signatures, _transforms, _varlen_plain
 from ._arrays import StreamOrDevice, optional_spec, spec, stream_of
 from ._config import BACKENDS
-from ._metal import backends, checks, checks_varlen, faces, ragged
-from ._metal.problem import Problem
+from ._metal.plan import backends
+from ._metal.problem import checks, checks_varlen, faces, ragged
+from ._metal.problem.problem import Problem
 from ._signatures import Bools, Ints, Padded, PaddedResult, Result
 from ._varlen_nodes import Arrays, Ragged
 

@@ -12,7 +12,8 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from ._metal import weight_files, weights
+from ._metal.weights import files as weight_files
+from ._metal.weights import state as weights
 
 
 def load_weights(module: nn.Module, source: Any, *, strict: bool = True) -> tuple[list[str], list[str]]:

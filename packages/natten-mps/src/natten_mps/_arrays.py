@@ -5,9 +5,9 @@ from typing import Any, NoReturn
 import torch
 
 from . import _launch, _launch_native
-from ._metal import checks, faces
-from ._metal.device import Device
-from ._metal.problem import TensorSpec
+from ._metal.plan.device import Device
+from ._metal.problem import checks, faces
+from ._metal.problem.problem import TensorSpec
 
 _NAMES = {
     torch.float16: "float16",
@@ -25,7 +25,7 @@ _WRAPPERS = {
 
 
 class TorchTables:
-    """The array namespace of :mod:`natten_metal.blocks` on one torch device."""
+    """The array namespace of :mod:`natten_metal.plan.blocks` on one torch device."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device

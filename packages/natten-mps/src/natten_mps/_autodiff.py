@@ -1,8 +1,8 @@
 """Derivatives and vmap of all ops: two ``autograd.Function`` s.
 
 :class:`Forward` is differentiable in reverse by :class:`Backward`, and there it ends for the fused ops (the dense path
-has the rest). The split ops' derivatives are the two again (:mod:`natten_metal.bilinear`), forward and reverse and of
-any order. Both run the custom ops, which under autograd and torch.func lead back to them.
+has the rest). The split ops' derivatives are the two again (:mod:`natten_metal.problem.bilinear`), forward and reverse
+and of any order. Both run the custom ops, which under autograd and torch.func lead back to them.
 """
 
 from collections.abc import Callable
@@ -15,10 +15,10 @@ from ._arrays import TorchTables
 from ._call import Call, backward_op, below_autograd, forward_mode, forward_op, primals, problem_of, split
 from ._direct import goes_directly
 from ._kernels import run_backward, run_forward
-from ._metal import checks
-from ._metal.bilinear import SPLIT, Split
-from ._metal.mask import slot_keys
-from ._metal.problem import INPUTS
+from ._metal.problem import checks
+from ._metal.problem.bilinear import SPLIT, Split
+from ._metal.problem.mask import slot_keys
+from ._metal.problem.problem import INPUTS
 
 # Where a call is met: by plain autograd, and by torch.func, before it has taken the first of its levels apart. There
 # an autograd.Function still finds all of them, as if it had been called in the op's place.

@@ -11,8 +11,8 @@ from torch.autograd import forward_ad
 
 from ._arrays import device_of
 from ._config import TIERS
-from ._metal.plan import Plan, plan
-from ._metal.problem import INPUTS, OUTPUTS, Problem
+from ._metal.plan.plan import Plan, plan
+from ._metal.problem.problem import INPUTS, OUTPUTS, Problem
 
 
 class Call(NamedTuple):

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from ._metal.backends import Backends
+from ._metal.plan.backends import Backends
 
 # 'auto' tries them in this order.
 TIERS = ("metal", "native", "pure", "dense")
@@ -50,6 +50,6 @@ def get_support_matrix() -> dict[str, dict[str, Any]]:
     or why it does not go through the backend. limits: the same in words for what single calls may ask too much of.
     """
     from ._arrays import device_of
-    from ._metal.faces import support_matrix
+    from ._metal.plan.support import support_matrix
 
     return support_matrix(device_of(torch.device("mps" if has_mps() else "cpu")), TIERS)

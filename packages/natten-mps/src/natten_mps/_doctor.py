@@ -8,7 +8,7 @@ from torch import Tensor
 from . import functional
 from ._arrays import device_of
 from ._config import BACKENDS, TIERS
-from ._metal.doctor import Case, Patient
+from ._metal.tools.doctor import Case, Patient
 
 
 def _device() -> torch.device:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ._metal.ragged import Group
+from ._metal.problem.ragged import Group
 from ._walk import compute_dtype
 
 

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from . import _launch, _launch_native, _pure, _pure_split
 from ._call import Call, named, plan_for
-from ._metal import backends
-from ._metal.plan import Plan
+from ._metal.plan import backends
+from ._metal.plan.plan import Plan
 
 
 def _fall_back(call: Call, failure: backends.KernelFailure, inputs: list[Any]) -> Plan:

@@ -1,6 +1,6 @@
 """Runs the Metal kernels on MPS tensors, through ``torch.mps.compile_shader``.
 
-A plan's steps (:mod:`natten_metal.steps`) name their tensors; here they get strides, memory and a
+A plan's steps (:mod:`natten_metal.metal.steps`) name their tensors; here they get strides, memory and a
 launch. Kernels are compiled when first used and kept; nothing of the user's tensors is copied unless its
 channels do not lie side by side.
 """
@@ -14,12 +14,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ._metal import steps as programs
-from ._metal import verdicts
-from ._metal.backends import quoted
-from ._metal.plan import Plan
-from ._metal.source import ITEM_SIZES, Instance, library
-from ._metal.steps import CONTIGUOUS, MOST_SIMDGROUPS, RESULTS, Step, fills_words, with_strides
+from ._metal.metal import steps as programs
+from ._metal.metal.source import ITEM_SIZES, Instance, library
+from ._metal.metal.steps import CONTIGUOUS, MOST_SIMDGROUPS, RESULTS, Step, fills_words, with_strides
+from ._metal.plan import verdicts
+from ._metal.plan.backends import quoted
+from ._metal.plan.plan import Plan
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 SIMD_WIDTH, WIDE_BYTES = 32, 16

@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ._metal.cpu_library import FILE, FOLDER, CpuLibrary
-from ._metal.plan import Plan
-from ._metal.steps import RESULTS, backward_tensors
+from ._metal.cpu.library import FILE, FOLDER, CpuLibrary
+from ._metal.metal.steps import RESULTS, backward_tensors
+from ._metal.plan.plan import Plan
 
 
 @cache

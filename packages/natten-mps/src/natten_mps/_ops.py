@@ -14,7 +14,7 @@ from ._autodiff import BATCHED, DIFFERENTIATED, Backward, Forward, differentiabl
 from ._call import Call, call_of, forward_op
 from ._kernels import fake_backward, fake_forward, run_backward, run_forward
 from ._lazy_bits import DISPATCH_KEYS, resolving
-from ._metal.problem import INPUTS
+from ._metal.problem.problem import INPUTS
 from ._recording import recording
 
 __all__ = ["call_of", "run"]

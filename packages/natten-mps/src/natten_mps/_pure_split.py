@@ -9,8 +9,8 @@ import math
 import torch
 from torch import Tensor
 
-from ._metal.blocks import Chunk
-from ._metal.plan import Plan
+from ._metal.plan.blocks import Chunk
+from ._metal.plan.plan import Plan
 from ._walk import Collector, Rows, bias_gradient, compute_dtype, steps
 
 Optional = Tensor | None

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from ._items import blank_outputs
-from ._metal import ragged
-from ._metal.problem import Problem
-from ._metal.ragged import KEYS, QUERIES
+from ._metal.problem import ragged
+from ._metal.problem.problem import Problem
+from ._metal.problem.ragged import KEYS, QUERIES
 from .functional import _run
 
 

@@ -1,8 +1,8 @@
 """Items of different sizes as one custom op, forward and backward: one launch per kind of item, results in place.
 
 ``natten_mps::varlen_forward`` takes queries, keys and values (one tensor each, or lists), a bias table or None, and
-the table of :mod:`._metal.ragged` as a tensor on the CPU, which it reads when it runs: torch.compile need not know
-the sizes. ``natten_mps::varlen_table`` makes the table of tensors that only then have values.
+the table of :mod:`._metal.problem.ragged` as a tensor on the CPU, which it reads when it runs: torch.compile need not
+know the sizes. ``natten_mps::varlen_table`` makes the table of tensors that only then have values.
 """
 
 from typing import Any, NamedTuple
@@ -14,8 +14,8 @@ from ._autodiff import BATCHED, DIFFERENTIATED, Backward, Forward, reject_batche
 from ._call import Call, below_autograd
 from ._items import blank_outputs, put, take, targets
 from ._kernels import run_backward, run_forward
-from ._metal import checks_varlen, ragged
-from ._metal.ragged import KEYS, QUERIES
+from ._metal.problem import checks_varlen, ragged
+from ._metal.problem.ragged import KEYS, QUERIES
 from ._recording import recording
 from ._walk import compute_dtype
 

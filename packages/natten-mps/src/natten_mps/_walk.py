@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ._arrays import TorchTables
-from ._metal.blocks import Blocks, Chunk, Tables
-from ._metal.turns import turns
+from ._metal.plan.blocks import Blocks, Chunk, Tables
+from ._metal.plan.turns import turns
 
 
 @lru_cache(maxsize=32)

@@ -7,9 +7,9 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
-from ._metal.demo import Host, add_demo
-from ._metal.doctor import Patient, add_doctor
-from ._metal.train import Trainer, TrainHost, add_train, join_train
+from ._metal.tools.demo import Host, add_demo
+from ._metal.tools.doctor import Patient, add_doctor
+from ._metal.tools.train import Trainer, TrainHost, add_train, join_train
 
 if TYPE_CHECKING:
     import torch

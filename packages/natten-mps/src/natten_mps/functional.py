@@ -13,10 +13,11 @@ from torch import Tensor
 from . import _dense, _ops, _signatures
 from ._arrays import device_of, optional_spec, spec
 from ._config import BACKENDS, TIERS
-from ._metal import backends, checks, checks_varlen, faces
-from ._metal import plan as planning
-from ._metal.problem import INPUTS, Problem
-from ._metal.recall import Recall, Signature, exactly
+from ._metal.api.recall import Recall, Signature, exactly
+from ._metal.plan import backends
+from ._metal.plan import plan as planning
+from ._metal.problem import checks, checks_varlen, faces
+from ._metal.problem.problem import INPUTS, Problem
 from ._signatures import Bools, Ints, Result
 
 backends.tracing = torch.compiler.is_compiling

@@ -1,6 +1,6 @@
 """merge_attentions, where natten-mps 0.3 had it."""
 
-from ._metal.earlier import moved
+from ._metal.compat.earlier import moved
 from .functional import merge_attentions as merge_attentions
 
 moved(__name__, "import its names from natten_mps")

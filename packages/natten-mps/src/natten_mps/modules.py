@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from . import _dense, functional, varlen
 from ._arrays import spec
 from ._config import BACKENDS
-from ._metal import checks, checks_modules
-from ._metal.problem import FACE_OF
+from ._metal.problem import checks, checks_modules
+from ._metal.problem.problem import FACE_OF
 from ._signatures import Bools, Ints
 
 

@@ -1,6 +1,6 @@
 """get_support_matrix, where natten-mps 0.3 had it."""
 
 from ._config import get_support_matrix as get_support_matrix
-from ._metal.earlier import moved
+from ._metal.compat.earlier import moved
 
 moved(__name__, "import its names from natten_mps")

@@ -14,8 +14,9 @@ from torch import Tensor
 from . import _signatures, _varlen_dense, _varlen_ops
 from ._arrays import optional_spec, spec
 from ._config import BACKENDS
-from ._metal import backends, checks, checks_varlen, faces, ragged
-from ._metal.problem import Problem
+from ._metal.plan import backends
+from ._metal.problem import checks, checks_varlen, faces, ragged
+from ._metal.problem.problem import Problem
 from ._signatures import Bools, Ints, Padded, PaddedResult, Result
 from .functional import _autocast
 

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._metal import weight_files, weights
+from ._metal.weights import files as weight_files
+from ._metal.weights import state as weights
 
 TORCH_FILES = (".pt", ".pth", ".bin")
 # What torch.load raises for a file that is cut short, or that holds more than weights.

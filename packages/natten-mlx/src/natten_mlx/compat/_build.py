@@ -8,11 +8,13 @@ import mlx.core as mx
 from .. import functional, modules, varlen
 from .._arrays import device_of, spec, stream_of
 from .._config import TIERS
-from .._metal import compat, compat_modules, plan
-from .._metal.compat_context import CONTEXT, FLOP_HANDLER
-from .._metal.compat_forms import Form, Forms
-from .._metal.compat_tensors import TensorHelpers
-from .._metal.problem import FACE_OF, Problem
+from .._metal.compat import generations as compat
+from .._metal.compat import modules as compat_modules
+from .._metal.compat.context import CONTEXT, FLOP_HANDLER
+from .._metal.compat.forms import Form, Forms
+from .._metal.compat.tensors import TensorHelpers
+from .._metal.plan import plan
+from .._metal.problem.problem import FACE_OF, Problem
 
 Given = dict[str, Any]
 

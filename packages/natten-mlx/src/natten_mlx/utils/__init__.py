@@ -1,6 +1,6 @@
 """Helpers that natten-mlx 0.3 had: :mod:`.params` and :mod:`.window`."""
 
-from .._metal.earlier import moved
+from .._metal.compat.earlier import moved
 from .params import check_dilation_kernel_vs_input as check_dilation_kernel_vs_input
 from .params import check_kernel_size_vs_input as check_kernel_size_vs_input
 from .params import check_stride_vs_kernel as check_stride_vs_kernel

@@ -1,7 +1,7 @@
 """Window arguments, checked and once per axis, where natten-mlx 0.3 had them."""
 
-from .._metal.earlier import check_dilation_kernel_vs_input as check_dilation_kernel_vs_input
-from .._metal.earlier import check_kernel_size_vs_input as check_kernel_size_vs_input
-from .._metal.earlier import check_stride_vs_kernel as check_stride_vs_kernel
-from .._metal.earlier import normalize_kernel_size as normalize_kernel_size
-from .._metal.earlier import normalize_tuple_param as normalize_tuple_param
+from .._metal.compat.earlier import check_dilation_kernel_vs_input as check_dilation_kernel_vs_input
+from .._metal.compat.earlier import check_kernel_size_vs_input as check_kernel_size_vs_input
+from .._metal.compat.earlier import check_stride_vs_kernel as check_stride_vs_kernel
+from .._metal.compat.earlier import normalize_kernel_size as normalize_kernel_size
+from .._metal.compat.earlier import normalize_tuple_param as normalize_tuple_param

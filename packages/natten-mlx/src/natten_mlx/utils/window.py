@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from .._metal import earlier
+from .._metal.compat import earlier
 
 
 def get_window_start(index: int, length: int, kernel_size: int, neighborhood_size: int, dilation: int) -> int:

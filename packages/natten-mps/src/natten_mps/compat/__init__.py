@@ -15,7 +15,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from .._metal.compat import SINCE, generation_of
+from .._metal.compat.generations import SINCE, generation_of
 
 if TYPE_CHECKING:
     from . import v014 as v014

@@ -8,11 +8,12 @@ from torch import Tensor, nn
 
 from .. import functional, modules
 from .._config import has_mps
-from .._metal import compat, compat_modules
-from .._metal.compat_context import CONTEXT, FLOP_HANDLER
-from .._metal.compat_forms import Form, Forms
-from .._metal.compat_inner import FUNCTIONS
-from .._metal.problem import FACE_OF
+from .._metal.compat import generations as compat
+from .._metal.compat import modules as compat_modules
+from .._metal.compat.context import CONTEXT, FLOP_HANDLER
+from .._metal.compat.forms import Form, Forms
+from .._metal.compat.inner import FUNCTIONS
+from .._metal.problem.problem import FACE_OF
 from . import _flops as _flops  # torch's counter knows the ops from here on
 from . import _helpers
 from ._functions import function_class

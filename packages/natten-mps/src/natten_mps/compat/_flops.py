@@ -12,7 +12,7 @@ import torch
 from torch.utils.flop_counter import register_flop_formula
 
 from .. import _ops as _ops  # the custom ops are registered there
-from .._metal.problem import INPUTS
+from .._metal.problem.problem import INPUTS
 
 # Products of matrices in forward and backward.
 PRODUCTS = {"na": (2, 5), "attention": (2, 5), "qk": (1, 2), "av": (1, 2)}

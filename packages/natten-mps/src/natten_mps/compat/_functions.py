@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .._call import primals
-from .._metal.compat_forms import Form
+from .._metal.compat.forms import Form
 
 Given = dict[str, Any]
 

@@ -10,8 +10,9 @@ from types import ModuleType
 from typing import Any
 
 from .. import varlen
-from .._metal import compat, compat_modules
-from .._metal.problem import RANKS
+from .._metal.compat import generations as compat
+from .._metal.compat import modules as compat_modules
+from .._metal.problem.problem import RANKS
 from . import _build
 
 NAME = "natten"

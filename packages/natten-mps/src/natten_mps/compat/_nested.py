@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._metal.compat_forms import Form
+from .._metal.compat.forms import Form
 
 Given = dict[str, Any]
 Run = Callable[[str, Form, Given], Any]

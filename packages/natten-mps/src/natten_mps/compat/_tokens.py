@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .._metal.compat_checks import ceil_div_tuple, mul_tuple, sub_tuple
-from .._metal.compat_tensors import named
-from .._metal.problem import RANKS
+from .._metal.compat.checks import ceil_div_tuple, mul_tuple, sub_tuple
+from .._metal.compat.tensors import named
+from .._metal.problem.problem import RANKS
 
 Ints = tuple[int, ...]
 

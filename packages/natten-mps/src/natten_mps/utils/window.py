@@ -3,10 +3,10 @@
 from torch import Tensor
 
 from .._arrays import TorchTables
-from .._metal import earlier
-from .._metal.earlier import bias_start as get_pb_start
-from .._metal.earlier import window_last as get_window_end
-from .._metal.earlier import window_start as get_window_start
+from .._metal.compat import earlier
+from .._metal.compat.earlier import bias_start as get_pb_start
+from .._metal.compat.earlier import window_last as get_window_end
+from .._metal.compat.earlier import window_start as get_window_start
 
 __all__ = [
     "get_pb_start",

@@ -1,0 +1,1 @@
+"""NATTEN's older generations and 0.3 of these packages: their call forms, translated."""

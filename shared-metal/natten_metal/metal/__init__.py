@@ -1,0 +1,1 @@
+"""The Metal kernels as text and as launches: templates, tilings, programs."""

@@ -1,0 +1,173 @@
+"""Tiles of the Metal kernels: which patch, how many simdgroups, and exactly how much work they execute.
+
+A patch is 8 rows of one simdgroup, a brick 8 columns side by side (kernels/coord.h, kernels/walk.h). The
+executed work of a patch shape is an exact sum: rows of the box and bricks along x are independent of each
+other, so each axis is counted alone and the counts are multiplied. Nothing here is measured; what was
+measured (which staging wins where) is named where it decides.
+"""
+
+import itertools
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+
+from ..problem.interval import row_interval
+from ..problem.problem import Axis, Problem
+from ..problem.window import group_length
+from .source import ITEM_SIZES, THREADGROUP_BYTES
+
+ROWS, COLUMNS = 8, 8  # of a patch and of a brick: one 8x8 fragment
+DIMS = (16, 32, 64, 96, 128, 192, 256)  # head dims that kernels are built for
+MOST_CHUNK = 128
+# Bricks per softmax group. Two give independent chains of products, but twice the code and more registers: one was
+# faster on a GPU through the same kernels (benchmarks/gpu).
+SOFTMAX_BRICKS = 1
+# Measured there as well, beyond rank 1: windows below the first are read directly, for staged ones have few bricks
+# between two barriers. Where a row has to be cut, and in the key walk with its two sums in registers, staging wins only
+# if windows are at least as long as the second.
+SHORT_WINDOW, LONG_WINDOW = 16, 56
+# Simdgroups of a threadgroup that reads directly: they share nothing, and small threadgroups fill the GPU more evenly.
+DIRECT_SIMDGROUPS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Bricks:
+    """Executed bricks of one (batch item, key/value head), and how many of them need no mask."""
+
+    executed: int
+    full: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tiling:
+    """The compile-time shape of a walk. patch: rows along (z, y, x); times heads it is 8."""
+
+    patch: tuple[int, int, int]
+    heads: int
+    simdgroups: int
+    chunk: int
+    stage: bool
+    tiles: tuple[int, ...]
+    bricks: Bricks
+
+
+def padded_dim(dim: int) -> int:
+    """The head dim that a kernel is built for: the smallest of ``DIMS`` that holds ``dim``."""
+    return next(size for size in DIMS if size >= dim)
+
+
+@lru_cache(maxsize=4096)
+def axis_bricks(axis: Axis, transposed: bool, extent: int, along_x: bool) -> tuple[tuple[int, int], ...]:
+    """Per dilation group (steps, full steps) of all patches of ``extent`` rows on one axis.
+
+    A step is a brick along x, and one row of the box on the other axes.
+    """
+    counts = []
+    for group in range(axis.dilation):
+        queries = group_length(axis.queries, group, axis.dilation)
+        keys = group_length(axis.keys, group, axis.dilation)
+        rows, columns = (keys, queries) if transposed else (queries, keys)
+        steps = full = 0
+        for first in range(0, rows, extent):
+            last = min(first + extent, rows) - 1
+            low, common_high = row_interval(axis, transposed, first, columns)
+            common_low, high = row_interval(axis, transposed, last, columns)
+            # Keys that no query sees (causal, more keys than queries) have an empty span.
+            high, common_high = max(min(high, columns), low), min(common_high, columns)
+            if not along_x:
+                steps += high - low
+                full += max(0, common_high - common_low)
+                continue
+            steps += -(-(high - low) // COLUMNS)
+            first_full = low + max(0, -(-(common_low - low) // COLUMNS)) * COLUMNS
+            full += max(0, (common_high - first_full) // COLUMNS)
+        counts.append((steps, full))
+    return tuple(counts)
+
+
+def count_bricks(problem: Problem, patch: tuple[int, int, int], heads: int, transposed: bool) -> Bricks:
+    """The exact bricks of one batch item and key/value head (all its query heads)."""
+    extents = patch[3 - problem.rank :]
+    axes = [
+        axis_bricks(axis, transposed, extent, place == problem.rank - 1)
+        for place, (axis, extent) in enumerate(zip(problem.axes, extents, strict=True))
+    ]
+    # Sums over the groups of each axis factorise: every combination of groups is a problem of its own.
+    executed = math.prod(sum(steps for steps, _ in axis) for axis in axes)
+    full = math.prod(sum(inner for _, inner in axis) for axis in axes)
+    # Query heads ride in the rows of a patch, or are walked one after another against the same keys.
+    repeat = problem.group_heads // heads
+    return Bricks(executed * repeat, full * repeat)
+
+
+def patch_count(problem: Problem, patch: tuple[int, int, int]) -> int:
+    """Patches of query rows that hold at least one row, of one batch item and block of heads."""
+    count = 1
+    for axis, extent in zip(problem.axes, patch[3 - problem.rank :], strict=True):
+        groups = (group_length(axis.queries, group, axis.dilation) for group in range(axis.dilation))
+        count *= sum(-(-rows // extent) for rows in groups)
+    return count
+
+
+def patches(rank: int, heads: int) -> list[tuple[int, int, int]]:
+    """Shapes (z, y, x) of ``8 / heads`` rows; axes that the rank lacks are 1."""
+    rows = ROWS // heads
+    sides = [side for side in (1, 2, 4, 8) if side <= rows]
+    shapes = itertools.product(sides, repeat=rank)
+    wanted = [shape for shape in shapes if math.prod(shape) == rows]
+    return [_three(shape) for shape in wanted]
+
+
+def _three(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    z, y, x = (1,) * (3 - len(shape)) + shape
+    return z, y, x
+
+
+def chunk_size(dtype: str, dim: int, dim_v: int) -> int:
+    """Columns that threadgroup memory holds of both staged tensors, a multiple of 8 (0: not even one brick)."""
+    per_column = (dim + dim_v) * ITEM_SIZES[dtype] + 32
+    return min(MOST_CHUNK, (THREADGROUP_BYTES // per_column - COLUMNS) // COLUMNS * COLUMNS)
+
+
+@lru_cache(maxsize=1024)
+def tiling(
+    problem: Problem, transposed: bool, dim: int, dim_v: int, most_simdgroups: int, in_rows: bool = True
+) -> Tiling:
+    """The tiling of a walk: fewest executed bricks, then the widest patch; simdgroups that divide the axis.
+
+    in_rows: whether query heads of one key/value head may share a patch.
+    """
+    choices = [h for h in (1, 2, 4, 8) if problem.group_heads % h == 0] if in_rows and not transposed else [1]
+    shapes = [(patch, h) for h in choices for patch in patches(problem.rank, h)]
+    best = min(shapes, key=lambda s: (count_bricks(problem, s[0], s[1], transposed).executed, -s[0][-1], s[1]))
+    patch, heads = best
+    axis = problem.axes[-1]
+    length = group_length(axis.keys if transposed else axis.queries, 0, axis.dilation)
+    chunk = chunk_size(problem.dtype, dim, dim_v)
+    simdgroups = _simdgroups(length, patch[-1], chunk + 2 - axis.window, most_simdgroups)
+    cut = simdgroups * patch[-1] + axis.window - 1 > chunk + 1
+    short = LONG_WINDOW if transposed or cut else SHORT_WINDOW
+    direct = problem.rank > 1 and axis.window < short
+    stage = chunk >= COLUMNS and not direct
+    if not stage:
+        simdgroups = _simdgroups(length, patch[-1], DIRECT_SIMDGROUPS * ROWS, min(most_simdgroups, DIRECT_SIMDGROUPS))
+    extents = [*patch[3 - problem.rank : -1], patch[-1] * simdgroups]
+    tiles = tuple(
+        -(-group_length(a.keys if transposed else a.queries, 0, a.dilation) // extent)
+        for a, extent in zip(problem.axes, extents, strict=True)
+    )
+    bricks = count_bricks(problem, patch, heads, transposed)
+    return Tiling(patch, heads, simdgroups, max(chunk, COLUMNS), stage, tiles, bricks)
+
+
+def _simdgroups(length: int, extent: int, room: int, most: int) -> int:
+    """Patches side by side: few idle ones, no more than ``room`` rows unless that saves a fifth, then many."""
+
+    def cost(count: int) -> tuple[Fraction, int]:
+        covered = -(-length // (count * extent)) * count * extent
+        crowded = 5 if count * extent <= room else 6
+        # Each threadgroup reads its box once, so more patches share it: a small preference for many.
+        return Fraction(covered * crowded * (2 * count + 1), count), -count
+
+    return min(range(1, most + 1), key=cost)

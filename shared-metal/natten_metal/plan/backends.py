@@ -1,0 +1,237 @@
+"""Which backend a call asks for: argument > use_backend > set_backend > environment > auto."""
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from ..metal.steps import Step
+
+log = logging.getLogger("natten")
+
+# Upstream's own backend names select CUDA kernels; they are accepted and ignored here.
+UPSTREAM_BACKENDS = frozenset(
+    f"{family}-{kind}" for family in ("cutlass", "hopper", "blackwell", "flex") for kind in ("fna", "fmha")
+)
+ALL_TIERS = frozenset({"auto", "metal", "native", "nanobind", "fast_metal", "pure", "dense"})
+# Upstream's arguments that choose a CUDA kernel or tune it: no meaning for the result.
+UPSTREAM_KNOBS = frozenset(
+    {
+        "attention_kwargs",
+        "q_tile_shape",
+        "kv_tile_shape",
+        "backward_q_tile_shape",
+        "backward_kv_tile_shape",
+        "q_tile_size",
+        "kv_tile_size",
+        "backward_q_tile_size",
+        "backward_kv_tile_size",
+        "backward_kv_splits",
+        "backward_use_pt_reduction",
+        "run_persistent_kernel",
+        "kernel_schedule",
+        "torch_compile",
+        "use_autograd_fix",
+    }
+)
+
+# Lines of a host's words that a message quotes.
+QUOTED_LINES = 3
+
+_said: set[str] = set()
+_said_lock = threading.Lock()
+
+
+def _never() -> bool:
+    return False
+
+
+# Whether the framework is tracing a program that must come out whole, which neither locks nor logs do: nothing is said
+# then. A package whose framework traces so puts its question here.
+tracing: Callable[[], bool] = _never
+
+
+class KernelFailure(RuntimeError):
+    """A Metal kernel that did not compile or launch. step: its launch; words: the host's own."""
+
+    def __init__(self, step: Step, event: str, words: str) -> None:
+        super().__init__(f"{step.instance.name} does not {event}: {words}")
+        self.step = step
+        self.words = words
+
+
+def quoted(error: Exception) -> str:
+    """The first lines of a host's words, in one."""
+    return " | ".join(str(error).strip().splitlines()[:QUOTED_LINES]).rstrip(".")
+
+
+def say_once(message: str, level: int = logging.INFO, about: str | None = None) -> None:
+    """Log ``message`` unless it, or another message ``about`` the same thing, was said in this process."""
+    if tracing():
+        return
+    with _said_lock:
+        if (about or message) in _said:
+            return
+        _said.add(about or message)
+    log.log(level, message)
+
+
+def accept_failure(package: str, op: str, backend: str, failure: KernelFailure) -> None:
+    """Warn, once per reason, that the pure path runs instead; raise ``failure`` if ``backend`` was asked for."""
+    if backend != "auto":
+        raise failure
+    say_once(
+        f"{op}: the Metal kernels failed on this machine and the pure path runs instead. {failure}. "
+        f"Please report this, with the output of `{package} doctor`. The plan was: {failure.step}",
+        logging.WARNING,
+        about=failure.words,
+    )
+
+
+def warn_of_missing_kernels(package: str, op: str, reason: str) -> None:
+    """Warn, once in a process, that a call on a CPU goes without the kernels for it. reason: why it does."""
+    say_once(
+        f"{op}: the pure path runs on this CPU, many times slower than the C++ kernels: {reason}. Where a C++ "
+        f"compiler is at hand, `pip install --force-reinstall --no-deps --no-cache-dir --no-binary {package} "
+        f"{package}` builds them anew; backend='pure' asks for this path and spares this warning",
+        logging.WARNING,
+        about=f"{package}: kernels for the CPU are missing",
+    )
+
+
+def accept_knobs(op: str, knobs: dict[str, object]) -> None:
+    """Note upstream's CUDA arguments once in the log; any other name is a TypeError."""
+    for name in knobs:
+        if name not in UPSTREAM_KNOBS:
+            raise TypeError(f"{op}: got an unexpected keyword argument '{name}'")
+        say_once(f"{op}: '{name}' tunes upstream's CUDA kernels; accepted and ignored")
+
+
+class _Choice:
+    """One ``use_backend`` that is in force. ended: it was left where it was not in force, in another context."""
+
+    def __init__(self, backend: str) -> None:
+        self.backend = backend
+        self.ended = False
+
+
+class Backends:
+    """The choice of backend of one package: a process default, and overrides of one context each.
+
+    tiers: the package's tiers in the order in which 'auto' tries them.
+    aliases: other words for them ('metal' for natten-mlx's 'fast_metal').
+    traced: whether a compiler reads along that cannot read context variables, but guards on plain attributes. It
+    sees what this thread chose last: the same, unless tasks that chose differently take turns in one thread.
+    preferences: what clients of 0.3 put into the package's own variable, where it was a wish and no order.
+    """
+
+    def __init__(
+        self,
+        package: str,
+        tiers: tuple[str, ...],
+        aliases: dict[str, str] | None = None,
+        traced: Callable[[], bool] = lambda: False,
+        preferences: tuple[str, ...] = (),
+    ) -> None:
+        self.package = package
+        self.tiers = tiers
+        self.aliases = aliases or {}
+        self.preferences = preferences
+        self.variable = package.upper().replace("-", "_") + "_BACKEND"
+        self.traced = traced
+        self._default: str | None = None
+        self._environment: str | None = None  # 'auto' if it says nothing; None: it was not read yet
+        self._choices: ContextVar[tuple[_Choice, ...]] = ContextVar(f"{package} backends", default=())
+        self._seen_by_tracer = threading.local()
+
+    def resolve(self, op: str, backend: object) -> str:
+        """The tier, or 'auto', that a call with the argument ``backend`` uses."""
+        if backend is None:
+            return self.get()
+        if isinstance(backend, str) and backend in UPSTREAM_BACKENDS:
+            say_once(f"{op}: backend='{backend}' is upstream's CUDA kernel; accepted and ignored")
+            return self.get()
+        return self._known(op, backend)
+
+    def get(self) -> str:
+        """The backend in force where no argument is given: 'auto' or a tier."""
+        if self.traced():
+            seen = self._seen_by_tracer
+            chosen = getattr(seen, "within", None) or _innermost(getattr(seen, "choices", ()))
+            # Not what was read of the environment before: a first call that notes it would have to be compiled again.
+            return chosen or self._default or self._of_environment() or "auto"
+        choices = self._choices.get()
+        chosen = _innermost(choices) if choices else None
+        return chosen or self._default or self._environment or self._read_environment()
+
+    def set(self, backend: str) -> None:
+        """Make ``backend`` the default of the process."""
+        self._default = self._known("set_backend", backend)
+
+    @contextmanager
+    def use(self, backend: str) -> Iterator[None]:
+        """Within, ``backend`` is the default: in this thread, and in this task of an event loop, only."""
+        chosen, seen = self._known("use_backend", backend), self._seen_by_tracer
+        if self.traced():
+            before = getattr(seen, "within", None)
+            seen.within = chosen
+            try:
+                yield
+            finally:
+                seen.within = before
+            return
+        choice = _Choice(chosen)
+        self._choose((*self._choices.get(), choice))
+        try:
+            yield
+        finally:
+            # Whatever was chosen since and is still in force stays: generators may end in any order.
+            choices = self._choices.get()
+            choice.ended = choice not in choices
+            self._choose(tuple(other for other in choices if other is not choice))
+
+    def _choose(self, choices: tuple[_Choice, ...]) -> None:
+        self._choices.set(choices)
+        self._seen_by_tracer.choices = choices
+
+    def _known(self, op: str, backend: object) -> str:
+        if not isinstance(backend, str):
+            raise TypeError(f"{op}: backend must be a string or None; got {type(backend).__name__}")
+        name = self.aliases.get(backend, backend)
+        if name != "auto" and name not in self.tiers:
+            known = ", ".join(("auto", *self.tiers))
+            raise ValueError(f"{op}: unknown backend '{backend}'; {self.package} has {known}")
+        return name
+
+    def _read_environment(self) -> str:
+        """What the environment says, or 'auto'. It is read once, by the first call that it decides: reading it
+        takes longer than all other checks of a call."""
+        self._environment = self._of_environment() or "auto"
+        return self._environment
+
+    def _of_environment(self) -> str | None:
+        own = os.environ.get(self.variable)
+        if own in self.preferences:
+            say_once(
+                f"{self.variable}={own} is a word of {self.package} 0.3's clients, read as 'auto'; "
+                f"{self.variable}={self.aliases.get(own, self.tiers[0])} chooses a backend",
+                logging.WARNING,
+            )
+            return "auto"
+        if own:
+            return self._known(self.variable, own)
+        shared = os.environ.get("NATTEN_BACKEND")
+        if not shared:
+            return None
+        name = self.aliases.get(shared, shared)
+        if name not in ("auto", *self.tiers) and name in ALL_TIERS:
+            say_once(f"NATTEN_BACKEND={shared} names a tier that {self.package} does not have; ignored")
+            return None
+        return self._known("NATTEN_BACKEND", shared)
+
+
+def _innermost(choices: tuple[_Choice, ...]) -> str | None:
+    """The backend that was chosen last among those that are in force."""
+    return next((choice.backend for choice in reversed(choices) if not choice.ended), None)

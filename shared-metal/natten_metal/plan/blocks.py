@@ -1,0 +1,389 @@
+"""How the pure path walks a problem: tiles of rows, and the box of columns that each tile sees.
+
+Fused attention walks **queries** (rows) and reads the box of keys (columns) that a tile's windows span, forward and
+backward: gradients of keys are summed box by box (:mod:`.turns`). Gradients of the split ops' keys walk
+**keys** and read the box of queries whose windows hold them (``transposed``). Both are the same walk, with the window
+or its inverse as the interval of columns that a row sees::
+
+    rows of one tile                columns of its box
+    p0 . . . p0+T-1       ->        origin . . . . . . origin+U-1
+                                    row p sees [low(p), high(p)) of them, the rest is masked
+
+Dilation groups are tiles of their own, so all positions are positions inside a group. Everything is
+built per axis and then combined, so rank is never more than a loop. The index tables are written over
+an array namespace (numpy, torch or MLX); they are plan data, no tensor of the user's is touched.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from ..problem.interval import TableNamespace, row_interval
+from ..problem.problem import Axis
+from ..problem.window import group_length
+
+
+@dataclass(frozen=True, slots=True)
+class AxisBlocks:
+    """One axis cut into tiles of ``tile`` rows that see boxes of ``box`` columns."""
+
+    axis: Axis
+    transposed: bool
+    tile: int
+    box: int
+
+    @property
+    def rows(self) -> int:
+        return self.axis.keys if self.transposed else self.axis.queries
+
+    @property
+    def columns(self) -> int:
+        return self.axis.queries if self.transposed else self.axis.keys
+
+    @property
+    def tiles(self) -> int:
+        """Tiles of all dilation groups; the group is the fastest index."""
+        return self.axis.dilation * tiles_per_group(self.rows, self.axis.dilation, self.tile)
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """The walk over all axes: ``step`` tiles of ``batch_step`` batch items at a time."""
+
+    axes: tuple[AxisBlocks, ...]
+    step: int
+    batch_step: int
+
+    @property
+    def tiles(self) -> int:
+        return math.prod(axis.tiles for axis in self.axes)
+
+    @property
+    def tile_rows(self) -> int:
+        return math.prod(axis.tile for axis in self.axes)
+
+    @property
+    def box_columns(self) -> int:
+        return math.prod(axis.box for axis in self.axes)
+
+
+def tiles_per_group(length: int, dilation: int, tile: int) -> int:
+    """Tiles that the longest dilation group of an axis needs."""
+    return -(-group_length(length, 0, dilation) // tile)
+
+
+# Tiles of an axis that are all looked at for the widest span.
+MOST_SPANS = 16_384
+
+
+@lru_cache(maxsize=4096)
+def box_size(axis: Axis, transposed: bool, tile: int) -> int:
+    """Columns that hold the span of any tile of ``tile`` rows: the widest span, or on long axes a bound on it."""
+    rows = axis.keys if transposed else axis.queries
+    columns = axis.queries if transposed else axis.keys
+    # Groups have two lengths at most, those of the first and the last.
+    lengths = {
+        (group_length(rows, g, axis.dilation), group_length(columns, g, axis.dilation)) for g in (0, axis.dilation - 1)
+    }
+    widest = 1
+    for row_count, column_count in lengths:
+        firsts: Iterable[int] = range(0, row_count, tile)
+        if row_count > MOST_SPANS * tile:
+            firsts = _widest_at_ends(axis, tile, row_count, column_count) if transposed else ()
+            widest = max(widest, min(_inner_span(axis, transposed, tile), column_count))
+        for first in firsts:
+            last = min(first + tile, row_count) - 1
+            low, _ = row_interval(axis, transposed, first, column_count)
+            _, high = row_interval(axis, transposed, last, column_count)
+            widest = max(widest, min(high, column_count) - low)
+    return widest
+
+
+def _inner_span(axis: Axis, transposed: bool, tile: int) -> int:
+    """What a tile's span does not exceed; away from the ends of the axis, if ``transposed``.
+
+    Leaders of rows ``tile - 1`` apart are as many strides apart as that distance begins, and borders only push
+    windows together. The queries that see a key begin and end at multiples of the stride, and so do those of a tile.
+    """
+    w, s = axis.window, axis.stride
+    if axis.causal:
+        return tile + w - 1
+    return s * ((tile + w - 2) // s + 1) if transposed else w + s * ((tile + s - 2) // s)
+
+
+def _widest_at_ends(axis: Axis, tile: int, rows: int, columns: int) -> set[int]:
+    """First keys of the tiles that, among those at either end of the axis, the most queries see.
+
+    The keys before ``window`` are seen from the first query on, so spans grow up to the last tile that begins
+    there; those from ``columns - window`` on are seen up to the last query, so spans shrink from the first tile
+    that ends there.
+    """
+    w = axis.window
+    left = min(w, rows) - 1
+    right = min(max(columns - w, 0), rows - 1)
+    return {left // tile * tile, right // tile * tile}
+
+
+class AxisTables:
+    """The index tables of one axis for tiles ``[n]``: ``[n, tile]`` for rows and ``[n, box]`` for columns.
+
+    row, column: positions inside the group. row_token, column_token: positions on the axis; beyond
+    the end of a group they repeat its last token, which is masked (columns) or dropped (rows).
+    """
+
+    def __init__(self, blocks: AxisBlocks, xp: TableNamespace, tiles: Any) -> None:
+        axis, d = blocks.axis, blocks.axis.dilation
+        index = tiles[:, None]
+        group = index % d
+        rows = group_length(blocks.rows, group, d)
+        columns = group_length(blocks.columns, group, d)
+        row = index // d * blocks.tile + xp.arange(blocks.tile)[None, :]
+        self.row_held = row < rows
+        self.row = xp.minimum(row, rows - 1)
+        self.row_token = self.row * d + group
+        self.low, self.high = row_interval(axis, blocks.transposed, self.row, columns, xp)
+        self.high = xp.minimum(self.high, columns)
+        origin = xp.maximum(xp.minimum(self.low[:, :1], columns - blocks.box), 0)
+        self.column = origin + xp.arange(blocks.box)[None, :]
+        self.column_token = xp.minimum(self.column, columns - 1) * d + group
+        if blocks.transposed:
+            self.window_start, _ = row_interval(axis, False, self.column, rows, xp)
+
+
+class Chunk:
+    """The tables of some consecutive tiles: ``c`` tiles of ``T`` rows and ``U`` columns over all axes.
+
+    Threads share the chunks that are kept. What a chunk keeps is therefore read and written in single operations on
+    a dict, which are atomic: two threads may make the same array, none finds half of one, and no lock is held where
+    the process forks.
+    """
+
+    MOST_NOTES = 32
+
+    def __init__(self, tables: "Tables", first: int, count: int) -> None:
+        self._tables = tables
+        self._axes, self._tile_ids = tables.axes_of(tables.split(first, count))
+        self.first, self.count = first, count
+        self.rows, self.columns = self._tokens(rows=True), self._tokens(rows=False)
+        self._mask: Any = None
+        self._notes: dict[Any, Any] = {}
+
+    def noted(self, name: Any, make: Callable[[], Any]) -> Any:
+        """What ``make`` returned the first time for ``name``: index arrays in the framework's own form."""
+        found = self._notes.get(name)
+        if found is None:
+            if len(self._notes) >= self.MOST_NOTES:
+                self._notes.clear()
+            found = self._notes[name] = make()
+        return found
+
+    @property
+    def kept(self) -> bool:
+        """Whether the chunk is kept from one call to the next, and its notes with it."""
+        return self._tables.keeps_chunks
+
+    def settle(self, constant: Callable[[Any], Any]) -> None:
+        """Replace the chunk's tables by ``constant`` of them, see :meth:`Tables.settle`."""
+        self._tile_ids = [constant(ids) for ids in self._tile_ids]
+        self.rows, self.columns, self._mask = constant(self.rows), constant(self.columns), constant(self.mask)
+
+    @property
+    def held(self) -> Any:
+        """``[c, T]`` bool: the row is a token and not a repetition past the end of its group."""
+        return self._all_axes([table.row_held[ids] for table, ids in zip(self._axes, self._tile_ids, strict=True)])
+
+    @property
+    def seen(self) -> Any:
+        """``[c, U]`` bool: the column is a token, and lies between the first and the last that the tile's rows see.
+
+        A short dilation group may have a tile whose rows are all repetitions: it sees nothing.
+        """
+        parts = []
+        for table, ids in zip(self._axes, self._tile_ids, strict=True):
+            column = table.column[ids]
+            between = (table.low[ids][:, :1] <= column) & (column < table.high[ids][:, -1:])
+            parts.append(between & table.row_held[ids][:, :1])
+        return self._all_axes(parts)
+
+    def _all_axes(self, parts: list[Any]) -> Any:
+        """Where ``[c, n_a]`` of each axis hold, all of them: ``[c, n]``."""
+        total = None
+        for axis, part in enumerate(parts):
+            spread = part.reshape(_spread(part.shape, len(parts), [axis]))
+            total = spread if total is None else total & spread
+        assert total is not None
+        return total.reshape(self.count, -1)
+
+    @property
+    def mask(self) -> Any:
+        """``[c, T, U]`` bool: the row sees the column."""
+        if self._mask is None:
+            self._mask = self._pairs(_sees, lambda a, b: a & b)
+        return self._mask
+
+    def slots(self) -> Any:
+        """``[c, T, U]``: the window slot that the pair has; meaningless where masked."""
+        slots = self._pairs(_slot, lambda a, b: a + b, self._tables.slot_strides)
+        return self._tables.xp.where(self.mask, slots, 0)
+
+    def offsets(self) -> Any:
+        """``[c, T, U]``: the pair's index into a flattened bias table; 0 where masked."""
+        offsets = self._pairs(_offset, lambda a, b: a + b, self._tables.bias_strides)
+        return self._tables.xp.where(self.mask, offsets, 0)
+
+    def axis_shifts(self, axis: int) -> Any:
+        """``[c]``: first column minus first row of each tile on one axis."""
+        table = self._axes[axis]
+        return (table.column[:, 0] - table.row[:, 0])[self._tile_ids[axis]]
+
+    def _tokens(self, rows: bool) -> Any:
+        """Flat token numbers: ``[c, T]`` for rows, ``[c, U]`` for columns."""
+        sizes = [axis.rows if rows else axis.columns for axis in self._tables.blocks.axes]
+        rank: int = len(sizes)
+        total: Any = 0
+        for axis, (table, ids, stride) in enumerate(zip(self._axes, self._tile_ids, _strides(sizes), strict=True)):
+            token = (table.row_token if rows else table.column_token)[ids] * stride
+            total = token.reshape(_spread(token.shape, rank, [axis])) + total
+        return total.reshape(self.count, -1)
+
+    def _pairs(
+        self,
+        of_axis: Callable[[AxisTables, AxisBlocks, Any], Any],
+        combine: Callable[[Any, Any], Any],
+        strides: list[int] | None = None,
+    ) -> Any:
+        """Combine ``[c, T_a, U_a]`` of each axis into ``[c, T, U]``."""
+        blocks = self._tables.blocks
+        rank, total = len(blocks.axes), None
+        for axis, (table, ids) in enumerate(zip(self._axes, self._tile_ids, strict=True)):
+            part = of_axis(table, blocks.axes[axis], ids)
+            if strides is not None:
+                part = part * strides[axis]
+            part = part.reshape(_spread(part.shape, 2 * rank, [axis, rank + axis]))
+            total = part if total is None else combine(total, part)
+        assert total is not None
+        return total.reshape(self.count, blocks.tile_rows, blocks.box_columns)
+
+    def columns_of_slots(self) -> tuple[Any, Any]:
+        """``[c, T, W]``: the column of each window slot, and whether the slot holds a key (rows: queries)."""
+        xp, blocks = self._tables.xp, self._tables.blocks
+        rank, columns, held = len(blocks.axes), None, None
+        box_strides = _strides([axis.box for axis in blocks.axes])
+        for axis, (table, ids) in enumerate(zip(self._axes, self._tile_ids, strict=True)):
+            sizes = blocks.axes[axis]
+            low, high = table.low[ids][:, :, None], table.high[ids][:, :, None]
+            key = low + xp.arange(sizes.axis.window)[None, None, :]
+            column = xp.minimum(key - table.column[ids][:, :1, None], sizes.box - 1) * box_strides[axis]
+            shape = _spread(column.shape, 2 * rank, [axis, rank + axis])
+            column, inside = column.reshape(shape), (key < high).reshape(shape)
+            columns = column if columns is None else columns + column
+            held = inside if held is None else held & inside
+        assert columns is not None and held is not None
+        joined = (self.count, blocks.tile_rows, -1)
+        return columns.reshape(joined), held.reshape(joined)
+
+
+def _sees(table: AxisTables, blocks: AxisBlocks, ids: Any) -> Any:
+    column = table.column[ids][:, None, :]
+    return (table.low[ids][:, :, None] <= column) & (column < table.high[ids][:, :, None])
+
+
+def _slot(table: AxisTables, blocks: AxisBlocks, ids: Any) -> Any:
+    if blocks.transposed:
+        return table.row[ids][:, :, None] - table.window_start[ids][:, None, :]
+    return table.column[ids][:, None, :] - table.low[ids][:, :, None]
+
+
+def _offset(table: AxisTables, blocks: AxisBlocks, ids: Any) -> Any:
+    forward = table.column[ids][:, None, :] - table.row[ids][:, :, None]
+    return (-forward if blocks.transposed else forward) + (blocks.axis.window - 1)
+
+
+class Tables:
+    """The index tables of a walk, on the device of ``xp``; chunks of tiles are cut from them.
+
+    They are made of a few numbers per tile, and kept only where they are small: of a long axis with large boxes they
+    would outgrow the tensors.
+    """
+
+    # A walk with at most this many (row, column) pairs keeps its chunks, so small problems do not
+    # build their masks again at each call.
+    KEEP_PAIRS = 1 << 19
+    # And one whose axes have at most this many rows and columns in all of their tiles keeps the tables of the axes.
+    KEEP_PLACES = 1 << 18
+
+    def __init__(self, blocks: Blocks, xp: TableNamespace) -> None:
+        self.blocks, self.xp = blocks, xp
+        keep = blocks.tiles * blocks.tile_rows * blocks.box_columns <= self.KEEP_PAIRS
+        self._kept: dict[int, Chunk] | None = {} if keep else None
+        small = keep or all(axis.tiles * (axis.tile + axis.box) <= self.KEEP_PLACES for axis in blocks.axes)
+        self._axes = [AxisTables(axis, xp, xp.arange(axis.tiles)) for axis in blocks.axes] if small else None
+        windows = [axis.axis.window for axis in blocks.axes]
+        self.slot_strides = _strides(windows)
+        self.bias_strides = _strides([2 * w - 1 for w in windows])
+
+    @property
+    def keeps_chunks(self) -> bool:
+        """Whether the walk is so small that its chunks are kept from one call to the next."""
+        return self._kept is not None
+
+    def settle(self, constant: Callable[[Any], Any]) -> None:
+        """Replace every kept table by ``constant`` of it: for a framework whose arrays are not computed yet."""
+        for axis in self._axes or ():
+            for name, table in vars(axis).items():
+                setattr(axis, name, constant(table))
+        if self._kept is not None:
+            for chunk in self.chunks():
+                chunk.settle(constant)
+
+    def chunks(self) -> Iterator[Chunk]:
+        """The walk: chunks of ``step`` tiles, in order."""
+        for first in range(0, self.blocks.tiles, self.blocks.step):
+            count = min(self.blocks.step, self.blocks.tiles - first)
+            chunk = None if self._kept is None else self._kept.get(first)
+            if chunk is None:
+                chunk = Chunk(self, first, count)
+                if self._kept is not None:
+                    chunk = self._kept.setdefault(first, chunk)
+            yield chunk
+
+    def split(self, first: int, count: int) -> list[Any]:
+        """Flat tile numbers ``first..first+count-1`` as one tile number per axis."""
+        flat = self.xp.arange(count) + first
+        sizes = [axis.tiles for axis in self.blocks.axes]
+        return [flat // stride % size for stride, size in zip(_strides(sizes), sizes, strict=True)]
+
+    def axes_of(self, ids: list[Any]) -> tuple[list[AxisTables], list[Any]]:
+        """Tables that hold the tiles ``ids`` of each axis, and where in them: kept ones, or of these tiles alone."""
+        if self._axes is not None:
+            return self._axes, ids
+        axes = [AxisTables(axis, self.xp, of_axis) for axis, of_axis in zip(self.blocks.axes, ids, strict=True)]
+        return axes, [slice(None)] * len(ids)
+
+    def places(self) -> Any:
+        """``[tokens]``: where each token's row lies among the ``tiles * tile_rows`` rows of the walk."""
+        tile_strides = _strides([axis.tiles for axis in self.blocks.axes])
+        slot_strides = _strides([axis.tile for axis in self.blocks.axes])
+        rank: int = len(self.blocks.axes)
+        total: Any = 0
+        for axis, blocks in enumerate(self.blocks.axes):
+            d, token = blocks.axis.dilation, self.xp.arange(blocks.rows)
+            tile = token // d // blocks.tile * d + token % d
+            place = tile * (tile_strides[axis] * self.blocks.tile_rows) + token // d % blocks.tile * slot_strides[axis]
+            total = place.reshape([-1 if other == axis else 1 for other in range(rank)]) + total
+        return total.reshape(-1)
+
+
+def _strides(sizes: list[int]) -> list[int]:
+    """Row-major strides, in elements."""
+    return [math.prod(sizes[axis + 1 :]) for axis in range(len(sizes))]
+
+
+def _spread(shape: Any, spots: int, at: list[int]) -> list[int]:
+    """A shape that puts dimensions 1.. of ``shape`` at the spots ``at`` of ``spots``, 1 elsewhere."""
+    spread = [1] * spots
+    for size, spot in zip(shape[1:], at, strict=True):
+        spread[spot] = size
+    return [shape[0], *spread]

@@ -1,0 +1,80 @@
+"""What paths cannot take, and why, in one sentence."""
+
+import math
+
+from ..metal.steps import MOST_TABLE
+from ..metal.tiles import DIMS
+from ..problem.problem import Problem
+
+# The most of each count that the kernels take, for positions and their sums with a window are 32-bit ints in
+# kernels/window.h; and the most elements of a tensor, for sizes in bytes are 64-bit ones. cpu/natten_cpu.cpp has both.
+MOST, MOST_ELEMENTS = 2**29, 2**50
+
+
+def obstacle(problem: Problem, smallest: int = 1) -> str | None:
+    """Why the Metal kernels cannot take ``problem``; None if they can.
+
+    smallest: elements of the smallest tensor that the host hands to a kernel as device memory.
+    """
+    if problem.dtype == "float64":
+        return "Metal has no float64"
+    widest = max(problem.head_dim, problem.head_dim_v)
+    if widest > DIMS[-1]:
+        return f"head dims beyond {DIMS[-1]} do not fit a simdgroup's registers; got {widest}"
+    entries = math.prod(2 * w - 1 for w in problem.kernel_size)
+    if problem.has_rpb and entries > MOST_TABLE:
+        return f"a bias table of {entries} entries does not fit threadgroup memory (at most {MOST_TABLE})"
+    if problem.batch and smallest_tensor(problem) < smallest:
+        return (
+            f"kernels get tensors of fewer than {smallest} elements as constants, which they do not read; "
+            f"got one of {smallest_tensor(problem)}"
+        )
+    return None
+
+
+def too_large(problem: Problem) -> str | None:
+    """Why ``problem`` has too much of something for the kernels, those for CPUs included; None if it has not."""
+    p = problem
+    counts = {
+        "batch items": p.batch, "heads": p.heads, "channels of a head": max(p.head_dim, p.head_dim_v),
+        "additional keys": p.additional, "tokens on an axis": max(*p.query_shape, *p.key_shape),
+    }  # fmt: skip
+    for what, count in counts.items():
+        if count > MOST:
+            return f"the kernels take at most {MOST} {what}; got {count}"
+    tokens = math.prod(map(max, p.query_shape, p.key_shape))
+    elements = (p.batch + 1) * p.heads * (p.additional + 1) * tokens * (1 + max(p.head_dim, p.head_dim_v))
+    if elements >= MOST_ELEMENTS:
+        return (
+            f"the kernels take tensors of fewer than {MOST_ELEMENTS} elements; got {elements}, all dimensions counted"
+        )
+    return None
+
+
+def too_long(problem: Problem, tier: str, longest: int) -> str | None:
+    """Why an array of ``tier`` would have a dimension of more than ``longest`` elements; None if none has."""
+    p = problem
+    rows = p.batch * max(p.queries * p.heads, p.keys * p.kv_heads)
+    split = p.op in ("qk", "av")
+    lengths = {f"a query's window of {p.kernel_size}": p.slots if split else 0}
+    if tier == "pure":
+        lengths["the list of all tokens of all heads"] = rows
+        lengths["the list of all window slots"] = p.batch * p.queries * p.heads * p.slots if split else 0
+    elif tier == "dense" and p.has_rpb:
+        lengths["the list of all pairs of a query and a key"] = p.queries * p.keys
+    for what, length in lengths.items():
+        if length > longest:
+            return f"an array's dimension has at most {longest} elements here; {what} would need {length}"
+    return None
+
+
+def smallest_tensor(problem: Problem) -> int:
+    """Elements of the smallest tensor of the problem's dtype that its programs read."""
+    p = problem
+    rows, keys = p.batch * p.queries * p.heads, p.batch * p.keys * p.kv_heads
+    extra = p.batch * p.additional * p.kv_heads
+    dims = (p.head_dim, p.head_dim_v)
+    counts = [count * dim for count in (rows, keys, extra) for dim in dims]
+    if p.op in ("qk", "av"):
+        counts.append(rows * p.slots)
+    return min((count for count in counts if count), default=0)

@@ -1,0 +1,107 @@
+"""What each tier can do on a device, found by asking the planner."""
+
+from dataclasses import replace
+from typing import Any
+
+from ..metal.steps import MOST_TABLE, backward
+from ..metal.tiles import DIMS
+from ..problem import checks
+from ..problem.problem import DTYPES, INPUTS, RANKS, Problem
+from . import verdicts
+from .device import Device
+from .plan import gradient_failure, launches_metal, obstacle
+
+# Problems that the support matrix asks the planner about, by the name of what they are samples of.
+_SAMPLES: dict[str, dict[str, Any]] = {
+    "na": {}, "attention": {"op": "attention"}, "qk": {"op": "qk", "head_dim_v": 0}, "av": {"op": "av", "head_dim": 0},
+    "additional_keys": {"additional": 8}, "rpb": {"has_rpb": True},
+}  # fmt: skip
+# What is made of them: a family of ops goes through a tier if it takes every sample of the family. Modules run the
+# split ops where they drop attention weights.
+_FAMILIES = {
+    "fused": ("na",), "additional_keys": ("additional_keys",), "rpb": ("rpb",), "attention": ("attention",),
+    "split": ("qk", "av"), "varlen": ("na", "attention"), "modules": ("na", "rpb", "qk", "av"),
+}  # fmt: skip
+# Limits that a tier may have: a problem just beyond, and the largest value that it takes where that is a number.
+_LIMITS: dict[str, tuple[dict[str, Any], int | None]] = {
+    "float64": ({"dtype": "float64"}, None),
+    "head_dim": ({"head_dim": DIMS[-1] + 1, "head_dim_v": DIMS[-1] + 1}, DIMS[-1]),
+    "rpb_entries": ({"has_rpb": True, "kernel_size": (MOST_TABLE // 2 + 1,)}, MOST_TABLE),
+    "small_tensors": (
+        {"query_shape": (1,), "key_shape": (1,), "kernel_size": (1,), "head_dim": 1, "head_dim_v": 1}, None,
+    ),
+}  # fmt: skip
+
+
+def support_matrix(device: Device, tiers: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    """For each tier what it can do on ``device``, found by asking the planner.
+
+    available: some problem can run; forward, backward: every op does, and its gradients; fusion (no tensor of window
+    slots), varlen (items are problems of 'na' and 'attention'): what it takes; constraints: ranks, dtypes, and the
+    limits that it has ('head_dim', 'rpb_entries': the largest, 'not': what it does not take); ops: by family ('fused',
+    'split', 'varlen', 'rpb', 'additional_keys', 'attention', 'modules') '' or why it does not go through; limits: in
+    words, by name, what it does not take though the ops go through; reason: why it is not available, or ''.
+    """
+    return {tier: _support(device, tier) for tier in tiers}
+
+
+def _support(device: Device, tier: str) -> dict[str, Any]:
+    asked = {
+        (name, rank, dtype): _sample(rank, dtype, **changed)
+        for name, changed in _SAMPLES.items()
+        for rank in (RANKS if name != "attention" else (1,))
+        for dtype in DTYPES
+    }
+    reasons = {case: obstacle(problem, device, tier) for case, problem in asked.items()}
+    taken = [case for case, reason in reasons.items() if reason is None]
+    names, works = {name for name, _, _ in taken}, bool(taken)
+    lost = {name: str(reason) for (name, _, _), reason in reasons.items() if name not in names}
+    constraints: dict[str, Any] = {
+        "ranks": sorted({rank for _, rank, _ in taken}),
+        "dtypes": [dtype for dtype in DTYPES if any(other == dtype for _, _, other in taken)],
+    }
+    words = _limits(device, tier, taken[0][2]) if works else {}
+    constraints |= {name: most for name, (_, most) in _LIMITS.items() if name in words and most is not None}
+    if works and lost:
+        constraints["not"] = sorted(lost)
+    return {
+        "available": works,
+        "forward": not lost,
+        "backward": not lost and all(_has_gradient(asked[case], device, tier) for case in taken),
+        "fusion": "na" in names and tier != "dense",
+        "varlen": {"na", "attention"} <= names,
+        "constraints": constraints,
+        "ops": {family: next((lost[n] for n in needed if n in lost), "") for family, needed in _FAMILIES.items()},
+        "limits": words,
+        "reason": "" if works else next(str(reason) for reason in reasons.values()),
+    }
+
+
+def _limits(device: Device, tier: str, dtype: str) -> dict[str, str]:
+    """The planner's words for each limit of an available tier, and those for what MLX maps. dtype: one it takes."""
+    beyond = {name: {"dtype": dtype} | changed for name, (changed, _) in _LIMITS.items()}
+    reasons = {name: obstacle(_sample(1, **changed), device, tier) for name, changed in beyond.items()}
+    # Of the problem just beyond, nobody asked what it has.
+    words = {name: reason.partition("; got ")[0] for name, reason in reasons.items() if reason is not None}
+    if launches_metal(tier, device) and (failures := verdicts.failures()):
+        words["failed"] = "; ".join(map(str, failures))
+    return words | ({"vmap": checks.NO_VMAP} if tier == "fast_metal" else {})
+
+
+def _has_gradient(problem: Problem, device: Device, tier: str) -> bool:
+    """Whether the gradient's program makes one of every input; tiers without programs take both or neither."""
+    if not launches_metal(tier, device):
+        return True
+    if gradient_failure(problem, device, tier) is not None:
+        return False
+    made = {output.name for step in backward(problem, True) for output in step.outputs}
+    given = {"additional_keys": problem.additional, "additional_values": problem.additional, "rpb": problem.has_rpb}
+    return {f"{name}_grad" for name in INPUTS[problem.op] if given.get(name, True)} <= made
+
+
+def _sample(rank: int, dtype: str, **changed: Any) -> Problem:
+    """A small legal problem of that rank and dtype; ``changed``: its fields that are not as usual."""
+    window = changed.get("kernel_size", (3,) * rank)
+    shape, ones, no = tuple(max(8, w) for w in window), (1,) * rank, (False,) * rank
+    usual = Problem("na", 1, shape, shape, 1, 1, 16, 16, window, ones, ones, no, 0.25, dtype)
+    return replace(usual, **changed | ({"kernel_size": shape} if changed.get("op") == "attention" else {}))

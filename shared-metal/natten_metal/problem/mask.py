@@ -1,0 +1,143 @@
+"""The neighborhood as a mask over all pairs: to look at, to count, and for the dense path.
+
+Written over an array namespace like :mod:`.window`, so numpy, torch and MLX build the same mask.
+"""
+
+import math
+from typing import Any
+
+from .interval import TableNamespace
+from .problem import Axis, Problem
+from .window import INTEGERS, group_length, window
+
+
+class NumpyTables:
+    """The array namespace of numpy, imported when first used."""
+
+    def __init__(self) -> None:
+        import numpy
+
+        self.minimum, self.maximum, self.where = numpy.minimum, numpy.maximum, numpy.where
+        self.arange = numpy.arange
+
+
+def axis_windows(axis: Axis, xp: TableNamespace) -> tuple[Any, Any, Any]:
+    """``[queries]`` each: dilation group, first key position and end of the window inside the group."""
+    token = xp.arange(axis.queries)
+    group = token % axis.dilation
+    length = group_length(axis.keys, group, axis.dilation)
+    start, end = window(token // axis.dilation, length, axis.window, axis.stride, axis.causal, xp)
+    return group, start, xp.minimum(end, length)
+
+
+def axis_mask(axis: Axis, xp: TableNamespace) -> Any:
+    """``[queries, keys]`` bool: the query attends to the key, on one axis."""
+    group, start, end = (part[:, None] for part in axis_windows(axis, xp))
+    token = xp.arange(axis.keys)[None, :]
+    position = token // axis.dilation
+    return (token % axis.dilation == group) & (start <= position) & (position < end)
+
+
+def neighborhood_mask(problem: Problem, xp: TableNamespace | None = None) -> Any:
+    """``[prod(query_shape), prod(key_shape)]`` bool: the AND over axes (numpy unless ``xp`` is given)."""
+    xp = xp or NumpyTables()
+    total = None
+    for axis, sizes in enumerate(problem.axes):
+        shape = [1] * (2 * problem.rank)
+        shape[axis], shape[problem.rank + axis] = sizes.queries, sizes.keys
+        part = axis_mask(sizes, xp).reshape(shape)
+        total = part if total is None else total & part
+    assert total is not None
+    return total.reshape(problem.queries, problem.keys)
+
+
+def slot_keys(problem: Problem, xp: TableNamespace | None = None) -> tuple[Any, Any]:
+    """``[queries, slots]``: the key token of each window slot, and whether the slot holds a key.
+
+    Slots are row-major over the window; a slot that holds none names some key of the group.
+    """
+    xp = xp or NumpyTables()
+    tokens, held = None, None
+    for axis, sizes in enumerate(problem.axes):
+        group, start, end = (part[:, None] for part in axis_windows(sizes, xp))
+        position = start + xp.arange(sizes.window)[None, :]
+        shape = [1] * (2 * problem.rank)
+        shape[axis], shape[problem.rank + axis] = sizes.queries, sizes.window
+        token = xp.minimum(position, end - 1) * sizes.dilation + group
+        token = token.reshape(shape) * math.prod(problem.key_shape[axis + 1 :])
+        inside = (position < end).reshape(shape)
+        tokens = token if tokens is None else tokens + token
+        held = inside if held is None else held & inside
+    assert tokens is not None and held is not None
+    return tokens.reshape(problem.queries, -1), held.reshape(problem.queries, -1)
+
+
+def bias_offsets(problem: Problem, xp: TableNamespace | None = None) -> Any:
+    """``[queries, keys]``: index of each pair into the flattened bias table; clamped where masked."""
+    xp = xp or NumpyTables()
+    total = None
+    for axis, sizes in enumerate(problem.axes):
+        w, d = sizes.window, sizes.dilation
+        difference = xp.arange(sizes.keys)[None, :] // d - xp.arange(sizes.queries)[:, None] // d
+        offset = xp.minimum(xp.maximum(difference + (w - 1), 0), 2 * w - 2)
+        offset = offset * math.prod([2 * other - 1 for other in problem.kernel_size[axis + 1 :]])  # Dynamo: a list
+        shape = [1] * (2 * problem.rank)
+        shape[axis], shape[problem.rank + axis] = sizes.queries, sizes.keys
+        total = offset.reshape(shape) if total is None else total + offset.reshape(shape)
+    assert total is not None
+    return total.reshape(problem.queries, problem.keys)
+
+
+def axis_pairs(axis: Axis) -> int:
+    """(query, key) pairs of one axis, counted in closed form: no array, any length."""
+    pairs = 0
+    for group in range(axis.dilation):
+        keys = group_length(axis.keys, group, axis.dilation)
+        queries = group_length(axis.queries, group, axis.dilation)
+        if not axis.causal:
+            pairs += queries * min(axis.window, keys)
+            continue
+        for p in range(queries):
+            start, end = window(p, keys, axis.window, axis.stride, True, INTEGERS)
+            pairs += min(end, keys) - start
+    return pairs
+
+
+def pairs(problem: Problem) -> int:
+    """(query, key) pairs of one head of one batch item, additional keys included."""
+    return math.prod(axis_pairs(axis) for axis in problem.axes) + problem.queries * problem.additional
+
+
+def sparsity(problem: Problem) -> float:
+    """The fraction of all (query, key) pairs that the problem leaves out, in [0, 1)."""
+    return 1.0 - pairs(problem) / (problem.queries * (problem.keys + problem.additional))
+
+
+def flops(problem: Problem, backward: bool = False) -> int:
+    """Useful floating-point operations: two products forward, seven backward without atomics.
+
+    A multiply-accumulate counts as two. The backward recomputes the logits in each of its two passes:
+    S, dP, dQ in the one, S, dP, dK, dV in the other.
+    """
+    d, d_v = problem.head_dim, problem.head_dim_v
+    # Products over D: S (twice), dQ, dK; over D_v: dP (twice), dV.
+    width = 2 * (4 * d + 3 * d_v) if backward else 2 * (d + d_v)
+    return problem.batch * problem.heads * pairs(problem) * width
+
+
+def picture(axis: Axis, most: int = 64) -> str:
+    """One line per query: '#' where it attends, '.' where not; its own place is 'O' or 'o'.
+
+    ``most`` bounds the lines and columns; a longer axis raises ValueError.
+    """
+    if max(axis.queries, axis.keys) > most:
+        raise ValueError(f"picture: at most {most} tokens can be drawn; got {max(axis.queries, axis.keys)}")
+    lines = []
+    for query in range(axis.queries):
+        group, p = query % axis.dilation, query // axis.dilation
+        length = group_length(axis.keys, group, axis.dilation)
+        start, end = window(p, length, axis.window, axis.stride, axis.causal)
+        seen = {t * axis.dilation + group for t in range(start, min(end, length))}
+        marks = [("O" if key in seen else "o") if key == query else ".#"[key in seen] for key in range(axis.keys)]
+        lines.append("".join(marks))
+    return "\n".join(lines)

@@ -1,0 +1,113 @@
+"""What every command of both packages does alike: how it ends, and where its files go.
+
+A command never ends in a traceback for what a user, a full disk or a closed pipe did.
+"""
+
+import errno
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from ..plan.backends import KernelFailure
+
+# Exit statuses as a shell gives them to what a signal ended.
+INTERRUPTED, PIPE_CLOSED = 128 + 2, 128 + 13
+
+
+class CommandError(Exception):
+    """A message for the user; the command ends with exit status 1."""
+
+
+def end(name: str, command: Callable[[], int]) -> int:
+    """Run ``command`` and return its exit status; name: how its messages begin, 'natten-mps demo'."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal of few characters shows the rest escaped
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        status = command()
+        sys.stdout.flush()
+        return status
+    except CommandError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+    except KernelFailure as error:
+        print(f"{name}: a kernel failed: {error}", file=sys.stderr)
+    except MemoryError:
+        print(f"{name}: there is not enough memory for this", file=sys.stderr)
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read stdout has gone; Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
+    return 1
+
+
+def backend_in_force(get_backend: Callable[[], str], usable: tuple[str, ...]) -> None:
+    """:class:`CommandError` if what the environment or the process chose is unknown, or not for this command."""
+    try:
+        chosen = get_backend()
+    except ValueError as error:
+        raise CommandError(str(error)) from None
+    if chosen not in usable:
+        raise CommandError(
+            f"the backend in force is '{chosen}', which this command does not take; "
+            f"choose with --backend: {', '.join(usable)}"
+        )
+
+
+# --- files -----------------------------------------------------------------------------------------
+
+
+def check_places(places: list[Path | None], read: Path | None = None) -> None:
+    """:class:`CommandError` before the work, not after it, if a file cannot be written.
+
+    read: what the command reads, which it must not write over.
+    """
+    taken = {} if read is None else {read.resolve(): "is the file that is read"}
+    for path in filter(None, places):
+        try:
+            _check_place(path)
+            place = path.resolve()
+        except OSError as error:
+            raise CommandError(f"{path}: cannot be written: {error.strerror}") from None
+        if place in taken:
+            raise CommandError(f"{path}: {taken[place]}; choose another name")
+        taken[place] = "is named twice"
+
+
+def _check_place(path: Path) -> None:
+    """Also OSError, as opening the file raises it."""
+    if path.is_dir():
+        raise CommandError(f"{path}: is a folder")
+    if not path.parent.is_dir():
+        raise CommandError(f"{path}: there is no folder {path.parent}")
+    if path.exists():
+        if not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return
+    path.touch()
+    path.unlink()
+
+
+def write(path: Path, fill: Callable[[BinaryIO], object]) -> None:
+    """Write a file whole or not at all: ``fill`` writes it. :class:`CommandError` if it cannot be."""
+    if path.exists() and not path.is_file():  # a device or a pipe has no other name to be written under
+        _fill(path, path, fill)
+        return
+    part = path.with_name(f".{path.name[:200]}.part")
+    try:
+        _fill(path, part, fill)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _fill(path: Path, place: Path, fill: Callable[[BinaryIO], object]) -> None:
+    try:
+        with place.open("wb") as file:
+            fill(file)
+    except OSError as error:
+        raise CommandError(f"{path}: cannot be written: {error.strerror or error}") from None

@@ -1,0 +1,1 @@
+"""Weights between NATTEN's checkpoints, natten-mps and natten-mlx, and the files that hold them."""

@@ -1,0 +1,176 @@
+"""Fixed answers computed by other people's code: upstream NATTEN 0.21.7's own mask and 0.17.5's own kernels.
+
+``goldens/manifest.json`` says where each comes from. Family A: heads-last, stride, GQA, additional
+keys, lse. Family B: heads-first, split ops, relative positional bias; with additional keys the logits
+of those follow the window's. Some of B were computed in float32 and are held to that.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path as File
+from typing import Any
+
+import numpy as np
+import pytest
+from frameworks import PATHS, Path
+
+Array = Any
+FOLDER = File(__file__).parents[1] / "goldens"
+FIXTURES = json.loads((FOLDER / "manifest.json").read_text())["fixtures"]
+# Largest deviation of an entry: of float64 answers from float64 runs, and where either is float32.
+EXACT, SINGLE = 2e-12, 5e-6
+
+INPUT_NAMES = {
+    "query": "q",
+    "key": "k",
+    "value": "v",
+    "additional_keys": "add_k",
+    "additional_values": "add_v",
+    "rpb": "rpb",
+}
+GRADIENT_NAMES = {
+    "query": "dq",
+    "key": "dk",
+    "value": "dv",
+    "additional_keys": "d_add_k",
+    "additional_values": "d_add_v",
+    "rpb": "drpb",
+    "logits": "d_logits",
+    "attn": "d_attn",
+}
+
+
+@cache
+def arrays(file: str) -> dict[str, Array]:
+    """Every array of a fixture, float64, heads-last."""
+    fixture = next(fixture for fixture in FIXTURES if fixture["file"] == file)
+    with np.load(FOLDER / file) as stored:
+        found = {name: stored[name].astype(np.float64) for name in stored.files}
+    if fixture["family"] == "A":
+        return found
+    return {n: a if n in ("rpb", "drpb") else np.moveaxis(a, 1, -1 if n == "lse" else -2) for n, a in found.items()}
+
+
+def tolerance(fixture: dict[str, Any], dtype: str) -> float:
+    single = "float32" in (dtype, fixture.get("compute_dtype"))
+    return SINGLE if single else EXACT
+
+
+def close(found: Array, wanted: Array, limit: float, what: str) -> None:
+    assert found.shape == wanted.shape, what
+    with np.errstate(invalid="ignore"):
+        apart = np.where(found == wanted, 0.0, np.abs(found - wanted))  # -inf equals -inf
+    # A NaN compares false, so it fails.
+    assert apart.max() <= limit, f"{what} is off by {apart.max():.3g}"
+
+
+def window_of(fixture: dict[str, Any]) -> dict[str, Any]:
+    return {name: fixture[name] for name in ("kernel_size", "stride", "dilation", "is_causal")}
+
+
+def vjp(
+    path: Path,
+    op: str,
+    given: dict[str, Array],
+    cotangents: list[Array | None],
+    dtype: str,
+    **arguments: Any,
+) -> tuple[list[Array], dict[str, Array]]:
+    """Outputs and gradients of a face; the path is asserted. A cotangent of None is zeros."""
+    framework, names = path.framework, tuple(given)
+    tensors = [framework.tensor(given[name], dtype) for name in names]
+
+    def call(*leaves: Any) -> tuple[Any, ...]:
+        result = framework.face(op)(**dict(zip(names, leaves, strict=True)), **arguments, backend=path.backend)
+        return result if isinstance(result, tuple) else (result,)
+
+    with framework.watch() as ran:
+        outputs, gradients = framework.vjp(call, tensors, [framework.tensor(c, dtype) for c in cotangents])
+    assert ran == {path.backend}
+    return (
+        [framework.numpy(output) for output in outputs],
+        {name: framework.numpy(gradient) for name, gradient in zip(names, gradients, strict=True)},
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("path", PATHS, ids=str)
+@pytest.mark.parametrize("fixture", FIXTURES, ids=lambda fixture: fixture["file"].removesuffix(".npz"))
+def test_fused(fixture: dict[str, Any], path: Path, dtype: str) -> None:
+    golden, limit = arrays(fixture["file"]), tolerance(fixture, dtype)
+    given = {name: golden[short] for name, short in INPUT_NAMES.items() if short in golden}
+    (out, lse), gradients = vjp(
+        path,
+        f"na{fixture['na_dim']}d",
+        given,
+        [golden["d_out"], np.zeros_like(golden["lse"])],
+        dtype,
+        **window_of(fixture),
+        scale=fixture["scale"],
+        return_lse=True,
+    )
+    close(out, golden["out"], limit, "out")
+    close(lse, golden["lse"], limit, "lse")
+    for name, gradient in gradients.items():
+        # Sums over many queries grow, and with them what float32 loses.
+        wanted = golden[GRADIENT_NAMES[name]]
+        close(gradient, wanted, limit * max(1.0, np.abs(wanted).max()), f"gradient of {name}")
+
+
+FAMILY_B = [fixture for fixture in FIXTURES if fixture["family"] == "B"]
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("path", PATHS, ids=str)
+@pytest.mark.parametrize("fixture", FAMILY_B, ids=lambda fixture: fixture["file"].removesuffix(".npz"))
+def test_split(fixture: dict[str, Any], path: Path, dtype: str) -> None:
+    """qk and av on the window's part of the fixture's logits and weights, and what they pass back."""
+    golden, limit = arrays(fixture["file"]), tolerance(fixture, dtype)
+    slots, rank = int(np.prod(fixture["kernel_size"])), fixture["na_dim"]
+    assert golden["logits"].shape[-1] == slots + fixture["num_additional_kv"]
+    logits, attn = golden["logits"][..., :slots], golden["attn"][..., :slots]
+    # What the additional keys add goes past the split ops: it is subtracted from the golden results.
+    extra_out, extra_dq = additional_parts(fixture, golden, slots)
+
+    given = {name: golden[INPUT_NAMES[name]] for name in ("query", "key", "rpb") if INPUT_NAMES[name] in golden}
+    (found,), gradients = vjp(
+        path,
+        f"na{rank}d_qk",
+        given,
+        [golden["d_logits"][..., :slots]],
+        dtype,
+        **window_of(fixture),
+        scale=fixture["scale"],
+    )
+    close(found, logits, limit, "logits")
+    close(gradients["query"], golden["dq"] - extra_dq, limit, "gradient of query")
+    close(gradients["key"], golden["dk"], limit, "gradient of key")
+    if "rpb" in given:
+        scale = max(1.0, np.abs(golden["drpb"]).max())
+        close(gradients["rpb"], golden["drpb"], limit * scale, "gradient of rpb")
+
+    (out,), gradients = vjp(
+        path, f"na{rank}d_av", {"attn": attn, "value": golden["v"]}, [golden["d_out"]], dtype, **window_of(fixture)
+    )
+    close(out, golden["out"] - extra_out, limit, "out")
+    held = np.isfinite(logits)
+    close(gradients["attn"], np.where(held, golden["d_attn"][..., :slots], 0.0), limit, "gradient of attn")
+    close(gradients["value"], golden["dv"], limit, "gradient of value")
+
+
+def additional_parts(fixture: dict[str, Any], golden: dict[str, Array], slots: int) -> tuple[Array, Array]:
+    """What the additional keys and values contribute to the output and to the query's gradient."""
+    if not fixture["num_additional_kv"]:
+        return np.zeros_like(golden["out"]), np.zeros_like(golden["dq"])
+    out = np.einsum("b...hs,bshd->b...hd", golden["attn"][..., slots:], golden["add_v"])
+    d_query = np.einsum("b...hs,bshd->b...hd", golden["d_logits"][..., slots:], golden["add_k"])
+    return out, fixture["scale"] * d_query
+
+
+def test_the_goldens_are_all_there() -> None:
+    """46 fixtures of two families in every rank, and nothing that the manifest does not name."""
+    files = {fixture["file"] for fixture in FIXTURES}
+    assert files == {file.name for file in FOLDER.glob("*.npz")} and len(files) == 46
+    assert {(f["family"], f["na_dim"]) for f in FIXTURES} == {(a, r) for a in "AB" for r in (1, 2, 3)}

@@ -1,0 +1,221 @@
+"""How many threads the CPU kernels take, in which process, and what their environment variables may say."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from frameworks import MLX, MPS, Framework
+from processes import in_a_process
+
+import natten_mps
+from natten_mps._metal.cpu.library import FILE, FOLDER, CpuLibrary
+
+
+def lines_of(code: str, **environment: str) -> list[Any]:
+    done = in_a_process(code, **environment)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+# --- natten-mps follows torch ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The numbers of threads that the library is called with."""
+    found: list[int] = []
+    call = CpuLibrary.call
+
+    def watched(self: Any, function: str, problem: Any, tensors: Any, threads: int = 0) -> None:
+        found.append(threads)
+        call(self, function, problem, tensors, threads)
+
+    monkeypatch.setattr(CpuLibrary, "call", watched)
+    return found
+
+
+def test_every_call_asks_for_the_threads_of_torch(asked: list[int]) -> None:
+    before = torch.get_num_threads()
+    x = torch.randn(1, 40, 2, 8, requires_grad=True)
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            natten_mps.na1d(x, x, x, 5, backend="native").sum().backward()
+            weights = natten_mps.na1d_qk(x, x, 5, backend="native")
+            natten_mps.na1d_av(weights, x, 5, backend="native").sum().backward()
+    finally:
+        torch.set_num_threads(before)
+    assert asked == [1] * 6 + [3] * 6
+
+
+# Threads of this process that calls of the library have started; a large problem wants all it may have.
+STARTED = """
+import json, os, torch, natten_mps
+from torch.utils.data import DataLoader, Dataset
+x = torch.randn(1, 64, 64, 4, 16)
+torch.get_num_threads()
+
+def started():
+    before = len(os.listdir("/proc/self/task"))
+    natten_mps.na2d(x, x, x, 7, backend="native")
+    return len(os.listdir("/proc/self/task")) - before
+
+class Items(Dataset):
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, item):
+        return torch.get_num_threads(), started()
+"""
+LINUX = pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="threads are counted in /proc")
+GROW = """
+for n in (1, 2, 5, 3):
+    torch.set_num_threads(n)
+    print(started())
+"""
+LOAD = """
+for seen, more in DataLoader(Items(), batch_size=1, num_workers=2, multiprocessing_context="fork"):
+    print(json.dumps([int(seen), int(more)]))
+"""
+
+
+@LINUX
+def test_threads_are_started_as_torch_would() -> None:
+    """One more for each that torch has; one thread computes alone. Workers of a data loader are forked from a process
+    whose pool has run: torch gives a worker one thread, and so do the kernels.
+    """
+    assert lines_of(STARTED + GROW + LOAD) == [0, 1, 3, 0, [1, 0], [1, 0]]
+
+
+@LINUX
+def test_the_variable_is_the_most() -> None:
+    code = STARTED + "print(started())" + GROW
+    assert lines_of(code, OMP_NUM_THREADS="1", NATTEN_NUM_THREADS="3") == [0, 0, 1, 1, 0]
+
+
+FORKED = """
+import os, signal, torch, natten_mps
+x = torch.randn(1, 48, 48, 4, 16)
+torch.set_num_threads(3)
+wanted = natten_mps.na2d(x, x, x, 7, backend="native")
+for round in range(20):
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)
+        torch.set_num_threads(2)
+        os._exit(0 if torch.equal(natten_mps.na2d(x, x, x, 7, backend="native"), wanted) else 1)
+    _, status = os.waitpid(child, 0)
+    assert status == 0, status
+assert torch.equal(natten_mps.na2d(x, x, x, 7, backend="native"), wanted)
+print(1)
+"""
+
+
+def test_many_forks() -> None:
+    """Children use several threads of their own, and give the same bits."""
+    assert lines_of(FORKED) == [1]
+
+
+# --- variables ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def copies(tmp_path: Path) -> Iterator[Callable[[], CpuLibrary]]:
+    """Loads the library anew: it reads its variables once, and a copy of the file is another library."""
+    (file,) = [f for folder in natten_mps.__path__ if (f := Path(folder) / FOLDER / FILE).exists()]
+    numbers = count()
+
+    def load() -> CpuLibrary:
+        return CpuLibrary(Path(shutil.copy(file, tmp_path / f"{next(numbers)}-{FILE}")))
+
+    yield load
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "abc", "2.5", "3 ", "1e99", "99999999999999999999"])
+def test_a_number_of_threads_that_is_none(
+    copies: Callable[[], CpuLibrary], monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("NATTEN_NUM_THREADS", value)
+    with pytest.raises(ValueError, match="NATTEN_NUM_THREADS") as caught:
+        copies()
+    words = f"the environment variable NATTEN_NUM_THREADS is '{value}'; it takes a number of threads, 1 or more"
+    assert str(caught.value) == words
+
+
+@pytest.mark.parametrize(("value", "threads"), [("1", 1), ("3", 3), ("100000", 256)])
+def test_numbers_of_threads_that_are_taken(
+    copies: Callable[[], CpuLibrary], monkeypatch: pytest.MonkeyPatch, value: str, threads: int
+) -> None:
+    monkeypatch.setenv("NATTEN_NUM_THREADS", value)
+    assert copies().threads == threads
+
+
+def test_instruction_sets(copies: Callable[[], CpuLibrary], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that the error names are taken."""
+    monkeypatch.setenv("NATTEN_CPU_ISA", "avx1024")
+    words = "the environment variable NATTEN_CPU_ISA is 'avx1024'; this machine runs "
+    with pytest.raises(ValueError, match=f"^{words}") as caught:
+        copies()
+    named = [name.strip("', ") for name in str(caught.value).removeprefix(words).split()]
+    assert named in (["avx512", "avx2", "sse"], ["avx2", "sse"], ["sse"], ["neon"])
+    for name in named:
+        monkeypatch.setenv("NATTEN_CPU_ISA", name)
+        assert copies().instruction_set == name
+
+
+def test_empty_variables_are_not_set(copies: Callable[[], CpuLibrary], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NATTEN_NUM_THREADS", "NATTEN_CPU_ISA"):
+        monkeypatch.setenv(name, "")
+    library = copies()
+    for name in ("NATTEN_NUM_THREADS", "NATTEN_CPU_ISA"):
+        monkeypatch.delenv(name)
+    assert (library.threads, library.instruction_set) == (copies().threads, copies().instruction_set)
+
+
+CALLS = {
+    "mps": """
+import json, torch, natten_mps
+x = torch.randn(1, 9, 2, 8)
+call = lambda: natten_mps.na1d(x, x, x, 3)
+""",
+    "mlx": """
+import json, mlx.core as mx, natten_mlx
+mx.set_default_device(mx.cpu)
+x = mx.random.normal((1, 9, 2, 8))
+call = lambda: mx.eval(natten_mlx.na1d(x, x, x, 3))
+""",
+}
+REFUSED = """
+for _ in range(2):
+    try:
+        call()
+    except ValueError as error:
+        print(json.dumps(str(error)))
+"""
+
+
+@pytest.mark.parametrize(
+    ("framework", "name"),
+    [(MPS, "NATTEN_NUM_THREADS"), (MLX, "NATTEN_NUM_THREADS"), (MLX, "NATTEN_CPU_ISA")],
+    ids=str,
+)
+def test_nonsense_is_an_error_of_every_call(framework: Framework, name: str) -> None:
+    """Not of the import, never an abort, and nothing is computed as if nothing were wrong."""
+    first, second = lines_of(CALLS[framework.name] + REFUSED, **{name: "many"})
+    assert first == second and first.startswith(f"the environment variable {name} is 'many'; ")
+
+
+def test_sound_variables_reach_natten_mlx() -> None:
+    code = CALLS["mlx"] + "call()\nfound = natten_mlx._launch_nanobind._found()\n"
+    code += "print(json.dumps([found.threads(), found.instruction_set(), found.complaint()]))"
+    isa = "neon" if platform.machine() in ("arm64", "aarch64") else "sse"
+    assert lines_of(code, NATTEN_NUM_THREADS="3", NATTEN_CPU_ISA=isa) == [[3, isa, None]]

@@ -1,0 +1,195 @@
+"""When natten-mlx's C++ extension is not used: each guard, provoked, says why in a sentence; another path runs."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from frameworks import MLX
+
+ROOT = Path(__file__).resolve().parents[2]
+ABI_SCRIPT = ROOT / "packages" / "natten-mlx" / "cmake" / "check_nanobind_abi.py"
+Provoke = Callable[[pytest.MonkeyPatch, Path], None]
+
+
+def nothing_built(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    monkeypatch.setitem(sys.modules, "natten_mlx._build_info", None)  # as if there were no such file
+
+
+def another_mlx(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    monkeypatch.setattr(MLX.module("_build_info"), "MLX_VERSION", "0.32.3")
+    # It must not be loaded at all: the attempt would be another reason.
+    monkeypatch.setitem(sys.modules, "natten_mlx._ext", None)
+
+
+def not_loading(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    monkeypatch.setitem(sys.modules, "natten_mlx._ext", None)
+
+
+def other_kernels(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    digests = MLX.module("_digests")
+    shutil.copytree(digests.KERNELS, folder / "kernels")
+    with (folder / "kernels" / "na_fwd.h").open("a") as file:
+        file.write("// one comment more\n")
+    monkeypatch.setattr(digests, "KERNELS", folder / "kernels")
+
+
+def other_sources(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    (folder / "csrc").mkdir()
+    (folder / "csrc" / "plan.cpp").write_text("int main() {}\n")
+    monkeypatch.setattr(MLX.module("_digests"), "SOURCES", folder / "csrc")
+
+
+GUARDS: dict[Provoke, str] = {
+    nothing_built: (
+        "this installation of natten-mlx has no C++ extension: where it was built, CMake, a C++20 compiler or the "
+        "matching MLX was missing"
+    ),
+    another_mlx: f"the C++ extension was built for MLX 0.32.3 and cannot run with MLX {mx.__version__}",
+    not_loading: "the C++ extension does not load: import of natten_mlx._ext halted; None in sys.modules",
+    other_kernels: (
+        "the C++ extension was built from other kernel sources than this installation has: install it again"
+    ),
+    other_sources: "the C++ extension was built from other sources than csrc has now: build it again",
+}
+
+
+@pytest.fixture
+def afresh() -> Iterator[None]:
+    """The extension is looked for anew, and nothing of the outcome stays."""
+    launcher = MLX.module("_launch_nanobind")
+    for forget in (launcher._found.cache_clear, launcher.remembered.clear):
+        forget()
+    yield
+    for forget in (launcher._found.cache_clear, launcher.remembered.clear):
+        forget()
+
+
+@pytest.mark.parametrize("provoke", GUARDS, ids=lambda provoke: provoke.__name__)
+def test_each_guard_says_why_and_another_path_runs(
+    provoke: Provoke, afresh: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    package, reason = MLX.package, GUARDS[provoke]
+    query = mx.array(np.random.default_rng(0).standard_normal((1, 9, 2, 4)), dtype=mx.float32)
+    provoke(monkeypatch, tmp_path)
+    assert package.nanobind_unavailable_reason() == reason
+    assert not package.has_nanobind()
+    entry = package.get_support_matrix()["nanobind"]
+    assert (entry["available"], entry["reason"]) == (False, reason)
+    text = package.explain("na1d", query, query, query, kernel_size=3)
+    assert f"path: pure (nanobind: {reason}; " in text
+    with MLX.watch() as ran:
+        mx.eval(package.na1d(query, query, query, 3))
+    assert ran == {"pure"}
+    with pytest.raises(NotImplementedError, match=re.escape(reason)), package.use_backend("nanobind"):
+        package.na1d(query, query, query, 3)
+
+
+@pytest.mark.parametrize("provoke", GUARDS, ids=lambda provoke: provoke.__name__)
+def test_the_slow_path_is_told_once(
+    provoke: Provoke, afresh: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where a call under 'auto' takes it, and nobody asked for it."""
+    package, query = MLX.package, mx.ones((1, 9, 2, 4))
+    provoke(monkeypatch, tmp_path)
+    monkeypatch.setattr(MLX.module("_metal.plan.backends"), "_said", set())
+    package.get_support_matrix()
+    package.na1d(query, query, query, 3, backend="pure")
+    with package.use_backend("dense"):
+        package.na1d(query, query, query, 3)
+    assert not caplog.records
+    for _ in range(2):
+        package.na1d(query, query, query, 3)
+        package.na1d_qk(query, query, 3)
+        package.attention(query, query, query)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING" and record.message == (
+        f"na1d: the pure path runs on this CPU, many times slower than the C++ kernels: {GUARDS[provoke]}. Where a "
+        "C++ compiler is at hand, `pip install --force-reinstall --no-deps --no-cache-dir --no-binary natten-mlx "
+        "natten-mlx` builds them anew; backend='pure' asks for this path and spares this warning"
+    )
+
+
+def test_without_a_reason_it_runs(afresh: None) -> None:
+    """The guards let through what matches, in silence."""
+    assert MLX.package.nanobind_unavailable_reason() is None
+    assert MLX.package.has_nanobind()
+
+
+IMPORTS = {
+    # The type check inside the extension: an mlx.core that registered nothing with the extension's nanobind.
+    "mlx.core.array is not visible: MLX was built with another nanobind ABI": """
+        import ctypes, importlib.util, pathlib, sys, types
+        folder = pathlib.Path(next(iter(importlib.util.find_spec("mlx").submodule_search_locations)))
+        ctypes.CDLL(str(next((folder / "lib").glob("libmlx.*"))))
+        sys.modules["mlx.core"] = types.ModuleType("mlx.core")
+        import natten_mlx._ext
+    """,
+    "nanobind backend module 'nanobind_backend' is not installed": """
+        import mlx.core, sys
+        sys.modules["nanobind_backend"] = None
+        import natten_mlx._ext
+    """,
+}
+
+
+def python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("words", IMPORTS)
+def test_the_extension_refuses_to_be_imported(words: str) -> None:
+    done = python(IMPORTS[words])
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("ImportError: ") and words in done.stderr, done.stderr
+
+
+def test_without_nanobind_s_runtime_another_path_runs() -> None:
+    done = python("""
+        import mlx.core, sys
+        sys.modules["nanobind_backend"] = None
+        import natten_mlx
+        print(natten_mlx.nanobind_unavailable_reason())
+    """)
+    assert not done.stderr, "said on import"
+    assert done.stdout.startswith("the C++ extension does not load: ") and "nanobind" in done.stdout, done
+
+
+# --- the ABI, when the extension is configured -------------------------------------------------------
+
+
+def abi_script(*arguments: str | Path) -> Any:
+    return subprocess.run([sys.executable, ABI_SCRIPT, *arguments], capture_output=True, text=True, check=False)
+
+
+def test_the_abi_script_agrees_with_what_was_built() -> None:
+    done = abi_script()
+    assert (done.returncode, done.stdout.strip()) == (0, MLX.module("_build_info").NANOBIND_INTERNALS), done.stderr
+
+
+def test_the_abi_script_stops_another_nanobind(tmp_path: Path) -> None:
+    version = MLX.module("_build_info").NANOBIND_INTERNALS
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "nb_internals.h").write_text("#  define NB_INTERNALS_VERSION 7\n")
+    done = abi_script("--nanobind", tmp_path)
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"this nanobind has internals v7, the MLX wheel was built with v{version}: "
+        "build with the nanobind release that MLX used\n"
+    )
+
+
+def test_the_abi_script_stops_where_there_is_no_tag(tmp_path: Path) -> None:
+    assert "no compiled module" in abi_script("--mlx", tmp_path).stderr
+    (tmp_path / "core.cpython-311.so").write_bytes(b"\x7fELF nothing of nanobind\x00")
+    done = abi_script("--mlx", tmp_path)
+    assert done.returncode == 1 and "no nanobind ABI tag" in done.stderr

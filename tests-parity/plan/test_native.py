@@ -1,0 +1,227 @@
+"""The CPU kernels behind natten-mps: what they read, where they run, and what happens where they are missing."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from frameworks import MPS
+
+import natten_mps
+from natten_mps import _launch_native
+from natten_mps._metal.cpu import library as cpu_library
+from natten_mps._metal.problem.problem import DTYPES
+
+
+def tensors(*leading: int, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+    torch.manual_seed(0)
+    return [torch.randn(*leading, 9, 8, 2, 16, dtype=dtype, requires_grad=True) for _ in range(3)]
+
+
+def with_gradients(given: list[torch.Tensor], **arguments: Any) -> list[torch.Tensor]:
+    out, lse = natten_mps.na2d(*given, kernel_size=(5, 4), return_lse=True, **arguments)
+    return [out, lse, *torch.autograd.grad(out.sin().sum() + lse.cos().sum(), given)]
+
+
+def test_it_is_the_default_on_the_cpu() -> None:
+    with MPS.watch() as ran:
+        with_gradients(tensors(1))
+    assert ran == {"native"}
+    assert natten_mps.get_support_matrix()["native"] == {
+        "available": True, "forward": True, "backward": True, "fusion": True, "varlen": True,
+        "constraints": {"ranks": [1, 2, 3], "dtypes": list(DTYPES)}, "limits": {}, "reason": "",
+        "ops": dict.fromkeys(("fused", "additional_keys", "rpb", "attention", "split", "varlen", "modules"), ""),
+    }  # fmt: skip
+    assert "path: native (" in natten_mps.explain("na2d", *tensors(1), kernel_size=5)
+
+
+def test_what_the_library_says_of_itself() -> None:
+    library = _launch_native.library()
+    assert library.instruction_set in ("avx512", "avx2", "sse", "neon")
+    assert 1 <= library.threads <= 4096
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_views_are_read_where_they_lie(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fused projection, heads first, every other token, channels apart, one item for the whole batch: no copies."""
+    fused = torch.randn(2, 9, 8, 3, 2, 16, dtype=dtype)
+    heads_first = torch.randn(2, 2, 9, 8, 16, dtype=dtype).movedim(1, 3)
+    apart = torch.randn(2, 16, 9, 16, 2, dtype=dtype).permute(0, 2, 3, 4, 1)[:, :, ::2]
+    views = [fused[:, :, :, 1], heads_first, apart, torch.randn(1, 9, 8, 2, 16, dtype=dtype).expand(2, -1, -1, -1, -1)]
+    assert not any(view.is_contiguous() for view in views)
+    seen = []
+    call = cpu_library.CpuLibrary.call
+
+    def watched(self: Any, function: str, problem: Any, given: dict[str, Any], threads: int) -> None:
+        seen.append({name: address for name, (address, _) in given.items()})
+        call(self, function, problem, given, threads)
+
+    monkeypatch.setattr(cpu_library.CpuLibrary, "call", watched)
+    for first in range(len(views)):
+        given = [views[(first + i) % len(views)].detach().requires_grad_() for i in range(3)]
+        found = with_gradients(given, backend="native")
+        forward, backward = seen[-2:]
+        for name, tensor in zip(("query", "key", "value"), given, strict=True):
+            assert forward[name] == backward[name] == tensor.data_ptr()
+        packed = [tensor.detach().contiguous().requires_grad_() for tensor in given]
+        for a, b in zip(found, with_gradients(packed, backend="native"), strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+THREADS = """
+import json, sys, torch, natten_mps
+torch.manual_seed(0)
+q, k, v = (torch.randn(1, 33, 29, 4, 24, requires_grad=True) for _ in range(3))
+xk, xv = (torch.randn(1, 7, 4, 24, requires_grad=True) for _ in range(2))
+rpb = torch.randn(4, 9, 11, requires_grad=True)
+leaves = [q, k, v, xk, xv, rpb]
+out, lse = natten_mps.na2d(q, k, v, (5, 6), additional_keys=xk, additional_values=xv, rpb=rpb, return_lse=True,
+                           backend="native")
+found = [out, lse, *torch.autograd.grad(out.sin().sum() + lse.sum(), leaves)]
+print(json.dumps([natten_mps._launch_native.library().threads,
+                  [t.detach().numpy().tobytes().hex() for t in found]]))
+"""
+
+
+def in_a_process(code: str, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_results_do_not_depend_on_the_number_of_threads() -> None:
+    """To the bit, sums over all queries included."""
+    found = {count: json.loads(in_a_process(THREADS, NATTEN_NUM_THREADS=str(count))) for count in (1, 2, 5)}
+    assert {count: threads for count, (threads, _) in found.items()} == {1: 1, 2: 2, 5: 5}
+    assert found[1][1] == found[2][1] == found[5][1] and len(found[1][1]) == 8
+
+
+def test_calls_from_several_threads() -> None:
+    given = tensors(2)
+    wanted = with_gradients(given, backend="native")
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(lambda _: with_gradients(given, backend="native"), range(24)):
+            for a, b in zip(found, wanted, strict=True):
+                assert torch.equal(a, b)
+
+
+def _forked(results: Any) -> None:
+    results.put([float(t.detach().double().sum()) for t in with_gradients(tensors(2), backend="native")])
+
+
+def test_a_forked_process_computes() -> None:
+    """As a data loader's workers do: the parent's threads do not exist there."""
+    wanted = [float(t.detach().double().sum()) for t in with_gradients(tensors(2), backend="native")]
+    context = multiprocessing.get_context("fork")
+    results = context.SimpleQueue()
+    process = context.Process(target=_forked, args=(results,))
+    process.start()
+    process.join(60)
+    alive = process.is_alive()
+    if alive:
+        process.kill()
+    assert not alive and process.exitcode == 0
+    assert results.get() == wanted
+
+
+def test_an_empty_batch() -> None:
+    given = [*tensors(0)]
+    rpb = torch.zeros(2, 9, 7, requires_grad=True)
+    out = natten_mps.na2d(*given, kernel_size=(5, 4), rpb=rpb, backend="native")
+    gradients = torch.autograd.grad(out.sum(), [*given, rpb])
+    assert out.shape == (0, 9, 8, 2, 16) and gradients[0].shape == given[0].shape
+    assert not gradients[3].any() and gradients[3].shape == rpb.shape
+
+
+# --- where it is missing ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fresh_search() -> Iterator[None]:
+    """The library is looked for anew, in the test and after it."""
+    _launch_native._found.cache_clear()
+    yield
+    _launch_native._found.cache_clear()
+
+
+@pytest.mark.usefixtures("fresh_search")
+def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pure path runs, the plan says why, and asking for the kernel is an error with the same words."""
+    monkeypatch.setattr(_launch_native, "FILE", "no_such_library.so")
+    reason = "this install of natten-mps has no compiled CPU kernel for "
+    with MPS.watch() as ran:
+        with_gradients(tensors(1))
+    assert ran == {"pure"}
+    assert f"; native: {reason}" in natten_mps.explain("na2d", *tensors(1), kernel_size=5)
+    assert natten_mps.get_support_matrix()["native"]["reason"].startswith(reason)
+    with pytest.raises(NotImplementedError, match=f"^na2d: backend='native' cannot take this problem: {reason}"):
+        with_gradients(tensors(1), backend="native")
+    with pytest.raises(RuntimeError, match=f"^{reason}"):
+        _launch_native.library()
+
+
+@pytest.mark.usefixtures("fresh_search")
+def test_the_slow_path_is_told_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Where a call under 'auto' takes it, and nobody asked for it."""
+    monkeypatch.setattr(_launch_native, "FILE", "no_such_library.so")
+    monkeypatch.setattr(natten_mps._metal.plan.backends, "_said", set())
+    with_gradients(tensors(1), backend="pure")
+    with_gradients(tensors(1), backend="dense")
+    assert not caplog.records
+    for _ in range(2):
+        with_gradients(tensors(1))
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert record.message.startswith(
+        "na2d: the pure path runs on this CPU, many times slower than the C++ kernels: this install of natten-mps has "
+        "no compiled CPU kernel for "
+    )
+    assert "--no-cache-dir --no-binary natten-mps natten-mps` builds them anew; " in record.message
+
+
+@pytest.mark.usefixtures("fresh_search")
+def test_a_library_that_does_not_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / cpu_library.FOLDER
+    folder.mkdir()
+    (folder / cpu_library.FILE).write_bytes(b"not a library")
+    monkeypatch.setattr(natten_mps, "__path__", [str(tmp_path)])
+    found = _launch_native.missing(torch.device("cpu"))
+    assert found is not None and found.startswith("the compiled CPU kernel does not load (")
+
+
+@pytest.mark.usefixtures("fresh_search")
+def test_a_library_of_another_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    present = cpu_library.ABI
+    monkeypatch.setattr(cpu_library, "ABI", 77)
+    found = _launch_native.missing(torch.device("cpu"))
+    assert found is not None and found.endswith(f"has interface {present}, this package speaks 77)")
+
+
+def test_other_devices_are_not_for_the_cpu_kernel() -> None:
+    assert _launch_native.missing(torch.device("mps")) == ("the CPU kernel runs on cpu tensors; these are on mps")
+
+
+def test_structures_and_header_agree() -> None:
+    """Fields, functions and codes of natten_cpu.h, by name and in order."""
+    header = (Path(__file__).parents[2] / "shared-metal" / "cpu" / "natten_cpu.h").read_text()
+    body = header.split("typedef struct natten_problem {")[1].split("}")[0]
+    fields = [line.split(";")[0].split()[-1].split("[")[0] for line in body.splitlines() if ";" in line]
+    assert fields == [name for name, *_ in cpu_library.CpuProblem._fields_]
+    assert f"#define NATTEN_CPU_ABI {cpu_library.ABI}\n" in header
+    for function, names in cpu_library.ARGUMENTS.items():
+        words = header.split(f"int natten_{function}(")[1].split(")")[0].replace("*", " ").split(",")
+        told = [word.split()[-1] for word in words][1:]
+        assert told == [name.replace("rpb", "bias") for name in names], function
+    for name, code in (("FLOAT16", 0), ("BFLOAT16", 1), ("FLOAT32", 2), ("FLOAT64", 3)):
+        assert f"NATTEN_{name} = {code}" in header and DTYPES[code].upper() == name

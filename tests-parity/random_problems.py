@@ -1,0 +1,50 @@
+"""A random problem through a path, its results and gradients held to brute force."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from brute_force import Random
+from frameworks import Path
+from rounding import accumulator, assert_explained
+
+OPS = ("na", "qk", "av", "varlen")
+RESULTS = {"na": ("out", "lse"), "varlen": ("out", "lse"), "qk": ("logits",), "av": ("out",)}
+
+
+def call(path: Path, given: Random) -> None:
+    """Results and gradients of a problem lie where they must."""
+    framework, dtype = path.framework, given.dtype
+    names = [name for name in given.arrays if not name.startswith("d_")]
+    arguments: dict[str, Any] = given.window.arguments
+    face = f"na{given.rank}d" + ("" if given.op == "na" else f"_{given.op}")
+    arrays = dict(given.arrays)
+    if given.op in ("na", "varlen"):
+        arguments["return_lse"] = True
+    if given.op == "varlen":
+        arguments["seq_lens" if given.rank == 1 else "spatial_sizes"] = (
+            [size[0] for size in given.sizes] if given.rank == 1 else list(given.sizes)
+        )
+        # What lies in the padding is not read.
+        for name, array in arrays.items():
+            held = np.zeros(array.shape, bool)
+            for item, size in enumerate(given.sizes):
+                held[(item, *map(slice, size))] = True
+            arrays[name] = np.where(held, array, np.nan)
+    cotangents = ["d_" + name for name in RESULTS[given.op]]
+
+    def apply(*tensors: Any) -> Any:
+        found = framework.face(face)(**dict(zip(names, tensors, strict=True)), **arguments, backend=path.backend)
+        return found if isinstance(found, tuple) else (found,)
+
+    with framework.watch() as ran:
+        results, gradients = framework.vjp(
+            apply,
+            [framework.tensor(arrays[n], dtype) for n in names],
+            [framework.tensor(arrays[n], accumulator(dtype) if n == "d_lse" else dtype) for n in cotangents],
+        )
+    assert ran == {path.backend}
+    tensors = zip([*RESULTS[given.op], *names], [*results, *gradients], strict=True)
+    found = {name: framework.numpy(tensor) for name, tensor in tensors}
+    assert_explained(found, given.wanted(path.backend in ("metal", "fast_metal")), dtype, f"{path}: {given}")

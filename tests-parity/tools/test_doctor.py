@@ -1,0 +1,194 @@
+"""``natten-mps doctor`` and ``natten-mlx doctor``: what they print, and that they can fail."""
+
+import dataclasses
+import importlib
+import itertools
+import re
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from doctor_cases import steps_of
+
+from natten_mps._metal.metal import source
+from natten_mps._metal.metal.steps import Step, fills_words
+from natten_mps._metal.metal.tiles import DIMS
+from natten_mps._metal.tools import doctor
+
+PACKAGES = ("natten_mps", "natten_mlx")
+FEW = [case for case in doctor.CASES if case.name in ("1-D", "2-D position bias", "split 1-D half, causal")]
+
+
+def patient_of(package: str) -> doctor.Patient:
+    """The package's own patient, with its doctor's classes in natten_mps's copy of the shared code."""
+    found = importlib.import_module(f"{package}._doctor").PATIENT
+    return doctor.Patient(*(getattr(found, field.name) for field in dataclasses.fields(found)))
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_healthy_package(package: str, capsys: pytest.CaptureFixture[str]) -> None:
+    patient = patient_of(package)
+    assert doctor.examine(patient, "pure", tuple(FEW)) == 0
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[-1] == "3 of 3 within bounds"
+    rows = [line for line in printed.splitlines() if line.startswith("pure ")]
+    assert [row[12:40].strip() for row in rows] == [case.name for case in FEW]
+    for tier, reason in patient.tiers():
+        assert f"  {tier}: {reason or 'at hand'}" in printed.splitlines()
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+@pytest.mark.parametrize("name", ["output 0", "gradient of key"])
+@pytest.mark.parametrize("wrong", [1.01, float("nan")])
+def test_a_wrong_result_is_found(package: str, name: str, wrong: float, capsys: pytest.CaptureFixture[str]) -> None:
+    patient = patient_of(package)
+
+    def spoiled(case: doctor.Case, backend: str) -> dict[str, Any]:
+        found = patient.run(case, backend)
+        return found | {name: found[name] * wrong} if backend == "pure" else found
+
+    ill = dataclasses.replace(patient, run=spoiled)
+    assert doctor.examine(ill, "pure", tuple(FEW[:1])) == 1
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[-1] == "0 of 1 within bounds; 1 WRONG: please report this table"
+    assert printed[-2].endswith(f"WRONG: {name}")
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_kernel_that_does_not_run(package: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """It costs its own row, which quotes the compiler, and no other; a wrong row is told apart from it."""
+    patient, broken, wrong = patient_of(package), FEW[0], FEW[1]
+    backends = importlib.import_module(f"{package}._metal.plan.backends")
+    steps = importlib.import_module(f"{package}._metal.metal.steps")
+    source = importlib.import_module(f"{package}._metal.metal.source")
+    step = steps.Step(source.Instance("na_fwd", "float32", 1, 32, 32), (1, 1, 1), 128, (), (), ())
+
+    def run(case: doctor.Case, backend: str) -> dict[str, Any]:
+        if case == broken and backend == "pure":
+            raise backends.KernelFailure(step, "compile", "error: no such\nfunction: na\nthird line\nfourth line")
+        found = patient.run(case, backend)
+        return found | {"output 0": found["output 0"] * 2} if case == wrong and backend == "pure" else found
+
+    assert doctor.examine(dataclasses.replace(patient, run=run), "pure", tuple(FEW)) == 1
+    printed = capsys.readouterr().out.splitlines()
+    rows = [line for line in printed if line.startswith("pure  ")]
+    assert [row[12:40].strip() for row in rows] == [case.name for case in FEW]
+    words = "error: no such | function: na | third line"
+    assert rows[0].split(maxsplit=2)[2] == f"float32     FAILED: {step.instance.name} does not compile: {words}"
+    assert rows[1].endswith("WRONG: output 0") and "FAILED" not in rows[2] and "WRONG" not in rows[2]
+    assert printed[-1] == "1 of 3 within bounds; 1 WRONG, 1 FAILED: please report this table"
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_missing_backend(package: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its reason is told, by its own name and by its alias; a name that the package does not have is told apart."""
+    patient = patient_of(package)
+    tiers = [tier for tier, _ in patient.tiers()]
+    ill = dataclasses.replace(patient, tiers=lambda: [(tier, "the GPU is on holiday") for tier in tiers])
+    for name in (*tiers, *patient.backends.aliases):
+        assert doctor.examine(ill, name, tuple(FEW)) == 2
+        said = f"nothing to examine: backend {name} is not at hand: the GPU is on holiday"
+        assert capsys.readouterr().out.splitlines()[-1] == said
+    assert doctor.examine(patient, "nothing", tuple(FEW)) == 2
+    known = ", ".join(["auto", *tiers, *patient.backends.aliases])
+    assert capsys.readouterr().out.splitlines()[-1] == f"unknown backend nothing; known: {known}"
+    assert "metal" in known.split(", ")
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+@pytest.mark.parametrize("backend", ["pure", "dense", "auto"])
+def test_backends_that_are_asked_for(package: str, backend: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """All of them but the dense one, which is there to compare with, unless it is asked for by name."""
+    patient = patient_of(package)
+    assert doctor.examine(patient, backend, tuple(FEW[:1])) == 0
+    at_hand = [tier for tier, reason in patient.tiers() if reason is None and tier != "dense"]
+    rows = [line.split()[0] for line in capsys.readouterr().out.splitlines() if FEW[0].name in line]
+    assert rows == (at_hand if backend == "auto" else [backend])
+
+
+@pytest.fixture
+def one_case(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Command lines examine the first case only."""
+    shared = importlib.import_module(f"{package}._metal.tools.doctor")
+    monkeypatch.setattr(shared.examine, "__defaults__", (None, tuple(shared.CASES[:1])))
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_the_command(package: str, one_case: None, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command line reaches the examination, and its exit status is the examination's."""
+    cli = importlib.import_module(f"{package}.cli")
+    assert cli.main(["doctor", "--backend", "pure"]) == 0
+    assert "1 of 1 within bounds" in capsys.readouterr().out
+    assert cli.main(["doctor", "--backend", "nothing"]) == 2
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_the_example_of_the_help(package: str, one_case: None, capsys: pytest.CaptureFixture[str]) -> None:
+    """It names a backend that the package has: all is well, or the reason why not is told."""
+    cli = importlib.import_module(f"{package}.cli")
+    with pytest.raises(SystemExit):
+        cli.main(["doctor", "--help"])
+    (example,) = re.findall(r"^example: (.*)$", capsys.readouterr().out, re.MULTILINE)
+    program, *arguments = example.split()
+    assert program == package.replace("_", "-")
+    assert arguments == ["doctor", "--backend", "metal"]
+    status = cli.main(arguments)
+    last = capsys.readouterr().out.splitlines()[-1]
+    patient = patient_of(package)
+    tier = patient.backends.aliases.get("metal", "metal")
+    reason = dict(patient.tiers())[tier]
+    missing = f"nothing to examine: backend metal is not at hand: {reason}"
+    assert (status, last) == ((0, "1 of 1 within bounds") if reason is None else (2, missing))
+
+
+def test_the_cases_cover_every_kernel() -> None:
+    """What the comment at CASES claims, of the planned launches."""
+    launched = [(case, step) for case in doctor.CASES for step in steps_of(case)]
+    used = {(step.instance.template, step.instance.dtype) for _, step in launched}
+    assert used == set(itertools.product(source.TEMPLATES, doctor.BOUNDS))
+    assert {(i.dtype, i.fused) for i in instances(launched, "na_bias")} >= {
+        *itertools.product(doctor.BOUNDS, [True]), ("float32", False),
+    }  # fmt: skip
+    assert {i.dtype for i in instances(launched, "na_bwd_dkv") if i.every} == set(doctor.BOUNDS)
+    assert any(i.empty_zero for i in instances(launched, "na_qk"))
+    for template in source.WALKING:
+        walks = [step for _, step in launched if step.instance.template == template]
+        assert {step.instance.stage for step in walks} == {True, False}, template
+        assert {fills_words(step) for step in walks} == {True, False}, template
+        assert {step.instance.rank for step in walks} == {1, 2, 3}, template
+        assert any(step.instance.heads > 1 for step in walks) == (template not in source.TRANSPOSED), template
+    for template in ("na_fwd", "na_bwd_dq", "na_bwd_dkv"):
+        staged = {(i.stage, i.rank > 1) for i in instances(launched, template)}
+        assert staged == {(True, False), (True, True), (False, True)}, template
+        assert {(i.dim, i.dim_v) for i in instances(launched, template)} >= {(128, 128), DIMS[-2:]}, template
+
+
+def instances(launched: list[tuple[doctor.Case, Step]], template: str) -> list[source.Instance]:
+    return [step.instance for _, step in launched if step.instance.template == template]
+
+
+def test_the_cases_fit_the_table() -> None:
+    names = [case.name for case in doctor.CASES]
+    assert len(set(names)) == len(names) <= 24
+    assert max(map(len, names)) < 28
+
+
+@pytest.mark.parametrize(("seconds", "once"), [((0.5, 0.002), "498.0"), ((0.001, 0.002), "0.0")])
+def test_the_first_call_is_told_apart(
+    seconds: tuple[float, float], once: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What it took longer than the calls after it, and never less than nothing."""
+    now = 0.0
+    turns = itertools.chain(seconds[:1], itertools.repeat(seconds[1]))
+
+    def run(case: doctor.Case, backend: str) -> dict[str, Any]:
+        nonlocal now
+        now += next(turns) if backend == "pure" else 9
+        return {"output 0": 1.0}
+
+    monkeypatch.setattr(doctor, "time", SimpleNamespace(perf_counter=lambda: now))
+    patient = dataclasses.replace(patient_of("natten_mps"), run=run, error=lambda found, wanted: 0.0)
+    assert doctor.examine(patient, "pure", doctor.CASES[:1]) == 0
+    header, row, _ = capsys.readouterr().out.splitlines()[-3:]
+    assert header.split()[-3:] == ["once", "ms", "ms"]
+    assert row.split()[-2:] == [once, "2.00"]
