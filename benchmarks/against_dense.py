@@ -18,9 +18,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 import natten_mps
-from natten_mps._arrays import TorchTables, spec
 from natten_mps._metal.problem.faces import fused
 from natten_mps._metal.problem.mask import neighborhood_mask
+from natten_mps._tensors import TorchTables, spec
 
 
 def tensors(problem: Timed) -> list[Tensor]:

@@ -39,10 +39,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from natten_mps._arrays import TorchTables
 from natten_mps._metal.cpu.library import FILE, CpuLibrary
 from natten_mps._metal.problem import mask
 from natten_mps._metal.problem.problem import Problem
+from natten_mps._tensors import TorchTables
 
 ROOT = Path(__file__).resolve().parent.parent
 COLUMNS = ("forward", "backward", "avx2", "avx2 backward", "flex", "dense", "floor")

@@ -21,7 +21,7 @@ from cases import INPUTS, Array, Case, inputs, lse_dtype, slot_inputs
 Tensor = Any
 
 # The modules of the tiers that both packages have, and the functions of any tier's that compute something.
-TIER_MODULES = {"pure": ("_pure", "_pure_split"), "dense": ("_dense",)}
+TIER_MODULES = {"pure": ("_plain.pure", "_plain.pure_split"), "dense": ("_plain.dense",)}
 LAUNCHERS = ("forward", "backward", "qk", "av", "qk_backward", "av_backward", "repeat")
 
 
@@ -101,7 +101,7 @@ def _recorded(module: ModuleType, name: str, tier: str, ran: set[str]) -> Iterat
 class Torch(Framework):
     name = "mps"
     package_name = "natten_mps"
-    compiled, compiled_module = "native", "_launch_native"
+    compiled, compiled_module = "native", "_launch.native"
 
     def tensor(self, array: Array, dtype: str = "float64") -> Tensor:
         import torch
@@ -128,7 +128,7 @@ class Torch(Framework):
 class Mlx(Framework):
     name = "mlx"
     package_name = "natten_mlx"
-    compiled, compiled_module = "nanobind", "_launch_nanobind"
+    compiled, compiled_module = "nanobind", "_launch.nanobind"
 
     @cached_property
     def package(self) -> ModuleType:

@@ -76,7 +76,7 @@ def test_the_cpu_split_ops_read_views_where_they_lie(seen: Seen) -> None:
 
 def test_the_pure_path_copies_what_is_not_contiguous(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its gathers want rows of one tensor: a view is copied once a walk, a contiguous tensor never."""
-    walk, rows = MPS.module("_walk").Rows, []
+    walk, rows = MPS.module("_plain.walk").Rows, []
     original = walk.__init__
 
     def recording(self: Any, tensor: Tensor, groups: int = 1) -> None:

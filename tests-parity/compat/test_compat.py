@@ -232,7 +232,7 @@ def qk_once(call: Any, leaves: list[Any], logits: list[Any]) -> Any:
 def softmax(logits: Any) -> Any:
     if isinstance(logits, torch.Tensor):
         return logits.softmax(-1)
-    from natten_mlx._arrays import exp  # mx.softmax computes float64 in float32
+    from natten_mlx._tensors import exp  # mx.softmax computes float64 in float32
 
     weights = exp(logits - logits.max(-1, keepdims=True))
     return weights / weights.sum(-1, keepdims=True)

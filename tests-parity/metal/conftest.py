@@ -10,8 +10,9 @@ import frameworks
 import metal_emulator
 import pytest
 
-from natten_mps import _call, _launch, functional
+from natten_mps import _call, functional
 from natten_mps._config import TIERS
+from natten_mps._launch import metal as _launch
 from natten_mps._metal.plan import backends, verdicts
 
 from .host import EmulatedHost
@@ -40,7 +41,7 @@ def installed(monkeypatch: pytest.MonkeyPatch, host: EmulatedHost) -> Iterator[E
     for module in (_call, functional):
         monkeypatch.setattr(module, "TIERS", tuple(tier for tier in TIERS if tier != "native"))
     monkeypatch.setattr(backends, "warn_of_missing_kernels", lambda *words: None)
-    monkeypatch.setitem(frameworks.TIER_MODULES, "metal", ("_launch",))
+    monkeypatch.setitem(frameworks.TIER_MODULES, "metal", ("_launch.metal",))
     yield host
     verdicts.forget()
     for cache in kept:
@@ -57,7 +58,8 @@ def metal(emulator: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[EmulatedH
 @contextmanager
 def installed_mlx(monkeypatch: pytest.MonkeyPatch, host: MlxHost) -> Iterator[MlxHost]:
     """``host`` in place of MLX's own; the emulator finds nothing in what runs there, and no output unwritten."""
-    from natten_mlx import _launch_fast, _launch_nanobind
+    from natten_mlx._launch import fast_metal as _launch_fast
+    from natten_mlx._launch import nanobind as _launch_nanobind
     from natten_mlx._metal.plan import backends as named
     from natten_mlx._metal.plan import verdicts as learned
 
@@ -66,7 +68,7 @@ def installed_mlx(monkeypatch: pytest.MonkeyPatch, host: MlxHost) -> Iterator[Ml
     monkeypatch.setattr(_launch_fast, "HOST", host)
     # Here an emulated GPU hides behind a CPU stream, where 'auto' would take the CPU kernels.
     monkeypatch.setattr(_launch_nanobind, "_found", lambda: "the extension is left out")
-    monkeypatch.setitem(frameworks.TIER_MODULES, "fast_metal", ("_launch_fast",))
+    monkeypatch.setitem(frameworks.TIER_MODULES, "fast_metal", ("_launch.fast_metal",))
     monkeypatch.setattr(named, "_said", set())
     monkeypatch.setattr(named, "warn_of_missing_kernels", lambda *words: None)  # of the CPU that it hides behind
     yield host

@@ -140,7 +140,7 @@ class EmulatedLibrary:
 
 
 class EmulatedHost:
-    """What ``natten_mps._launch.HOST`` is where there is an Apple GPU.
+    """What ``natten_mps._launch.metal.HOST`` is where there is an Apple GPU.
 
     allowed_threads: threads that a threadgroup of the kernel of a name may have.
     refuses: the words with which every launch fails; '' for none. options: of the emulator's compiler.

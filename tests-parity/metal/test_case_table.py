@@ -15,7 +15,7 @@ from frameworks import MPS, Found, Path, held_slots, run, run_av, run_qk
 from varlen_items import BATCHES, Items
 
 import natten_mps
-from natten_mps import _launch
+from natten_mps._launch import metal as _launch
 
 from .host import EmulatedHost
 from .launch import schedules

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 import natten_mps
-from natten_mps import _launch
-from natten_mps._arrays import device_of
-from natten_mps._doctor import PATIENT
+from natten_mps._device import device_of
+from natten_mps._launch import metal as _launch
 from natten_mps._metal.metal import source
 from natten_mps._metal.plan import backends, support
 from natten_mps._metal.tools import doctor
+from natten_mps._tools.doctor import PATIENT
 
 from .host import EmulatedHost
 

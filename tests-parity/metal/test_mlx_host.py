@@ -22,7 +22,7 @@ from mlx.utils import tree_flatten
 from varlen_items import BATCHES, Items
 
 import natten_mlx
-from natten_mlx import _launch_fast
+from natten_mlx._launch import fast_metal as _launch_fast
 from natten_mlx._metal.plan import backends
 
 from .conftest import installed, installed_mlx

@@ -17,7 +17,8 @@ from cases import BY_NAME, INPUTS, Case, inputs, slot_inputs
 from frameworks import MLX
 from metal_emulator import Buffer
 
-from natten_mlx import _launch_nanobind, _transforms
+from natten_mlx import _autodiff as _transforms
+from natten_mlx._launch import nanobind as _launch_nanobind
 from natten_mlx._metal.plan import backends, verdicts
 from natten_mlx._metal.plan.device import Device
 

@@ -20,7 +20,8 @@ from frameworks import MLX
 from metal_emulator.lint import lint
 from metal_emulator.strict import check
 
-from natten_mlx import _launch_fast, _launch_nanobind
+from natten_mlx._launch import fast_metal as _launch_fast
+from natten_mlx._launch import nanobind as _launch_nanobind
 from natten_mps._metal.metal.probe import smallest_launch
 from natten_mps._metal.metal.slots import COUNT, SLOTS
 from natten_mps._metal.metal.source import (

@@ -14,7 +14,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.export import Dim
 
 import natten_mps
-from natten_mps import _launch
+from natten_mps._launch import metal as _launch
 
 from .host import EmulatedHost
 

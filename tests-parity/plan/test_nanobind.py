@@ -24,7 +24,7 @@ Arrays = list[mx.array]
 
 def launcher() -> Any:
     MLX.package  # noqa: B018 - selects the CPU
-    return MLX.module("_launch_nanobind")
+    return MLX.module("_launch.nanobind")
 
 
 @pytest.fixture(autouse=True)

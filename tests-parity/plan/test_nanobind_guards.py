@@ -66,7 +66,7 @@ GUARDS: dict[Provoke, str] = {
 @pytest.fixture
 def afresh() -> Iterator[None]:
     """The extension is looked for anew, and nothing of the outcome stays."""
-    launcher = MLX.module("_launch_nanobind")
+    launcher = MLX.module("_launch.nanobind")
     for forget in (launcher._found.cache_clear, launcher.remembered.clear):
         forget()
     yield

@@ -17,7 +17,7 @@ import torch
 from frameworks import MPS
 
 import natten_mps
-from natten_mps import _launch_native
+from natten_mps._launch import native as _launch_native
 from natten_mps._metal.cpu import library as cpu_library
 from natten_mps._metal.problem.problem import DTYPES
 
@@ -87,7 +87,7 @@ leaves = [q, k, v, xk, xv, rpb]
 out, lse = natten_mps.na2d(q, k, v, (5, 6), additional_keys=xk, additional_values=xv, rpb=rpb, return_lse=True,
                            backend="native")
 found = [out, lse, *torch.autograd.grad(out.sin().sum() + lse.sum(), leaves)]
-print(json.dumps([natten_mps._launch_native.library().threads,
+print(json.dumps([natten_mps._launch.metal.native.library().threads,
                   [t.detach().numpy().tobytes().hex() for t in found]]))
 """
 

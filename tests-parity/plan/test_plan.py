@@ -24,7 +24,7 @@ TIERS = {"mps": ("metal", "native", "pure", "dense"), "mlx": ("nanobind", "fast_
 
 def reasons(framework: Framework) -> dict[str, str | None]:
     """For each tier why it cannot run on this machine's CPU; None if it can."""
-    device_of = framework.module("_arrays").device_of
+    device_of = framework.module("_device").device_of
     if framework is MPS:
         import torch
 

@@ -153,7 +153,7 @@ def weights_of(framework: Framework, model: Any) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 def test_models_start_from_the_initial_weights(framework: Framework) -> None:
     initial = train.initial_weights(5)
-    found = weights_of(framework, framework.module("_train").Trainer(initial).model)
+    found = weights_of(framework, framework.module("_tools.train").Trainer(initial).model)
     assert found.keys() == initial.keys()
     for name, weight in initial.items():
         np.testing.assert_array_equal(found[name], weight, err_msg=name)

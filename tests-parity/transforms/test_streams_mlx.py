@@ -63,7 +63,7 @@ def called(op: str, stream: Any, given: tuple[Any, ...], cotangents: list[mx.arr
 @pytest.fixture
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gradients are asked for where another stream is the default."""
-    kind = MLX.module("_transforms").Forward
+    kind = MLX.module("_autodiff").Forward
     original = kind.differentiate
 
     def differentiate(self: Any, *arrays: Any) -> Any:
@@ -132,7 +132,7 @@ def test_several_streams_at_once() -> None:
 @pytest.mark.parametrize("op", OPS)
 def test_a_thread_local_stream(op: str, backend: str) -> None:
     """It stands for a stream of each thread's own; all of the op runs there."""
-    stream, resolve = mx.new_thread_local_stream(mx.cpu), MLX.module("_arrays").stream_of
+    stream, resolve = mx.new_thread_local_stream(mx.cpu), MLX.module("_tensors").stream_of
     given = arguments_of(op)
     cotangents = [mx.ones(out.shape, out.dtype) for out in called(op, mx.cpu, given, [])]
     wanted = called(op, mx.cpu, given, cotangents)

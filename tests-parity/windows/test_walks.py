@@ -280,7 +280,7 @@ def forget(framework: Framework) -> None:
     """Empty the caches of what was planned."""
     framework.module("_metal.plan.plan").plan.cache_clear()
     framework.module("_metal.plan.blocks").box_size.cache_clear()
-    walk = framework.module("_walk")
+    walk = framework.module("_plain.walk")
     walk.tables.cache_clear()
     walk._remembered_places.cache_clear()
 

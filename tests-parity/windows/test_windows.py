@@ -108,7 +108,7 @@ def pair_of(parts: Any, n: int) -> list[tuple[int, int]]:
 
 def tables_of(framework: Framework) -> Any:
     """The package's own array namespace."""
-    arrays = framework.module("_arrays")
+    arrays = framework.module("_tensors")
     if framework.name == "mps":
         import torch
 

@@ -1,4 +1,4 @@
-// The Python module `natten_mlx._ext`: plans in, lazy arrays out. Its only user is natten_mlx/_launch_nanobind.py.
+// The Python module `natten_mlx._ext`: plans in, lazy arrays out. Its only user is natten_mlx/_launch/nanobind.py.
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -143,7 +143,7 @@ NB_MODULE(_ext, m) {
       .def_prop_ro("name", [](const Plan& self) { return self.name; }, "What MLX calls the primitive.");
   m.def("plan", &plan, "problem"_a, "function"_a, "inputs"_a, "outputs"_a, "scratch"_a, "launches"_a, "call"_a,
         "A plan. function: of the C interface; inputs, outputs, scratch: (name, shape, dtype); launches: on a GPU; "
-        "call: by which natten_mlx._transforms knows it, for its derivatives and mapping.");
+        "call: by which natten_mlx._autodiff knows it, for its derivatives and mapping.");
   m.def("apply", [](std::shared_ptr<Plan> plan, const std::vector<mx::array>& inputs, const mx::Stream& stream) {
     return apply(std::move(plan), inputs, stream);
   }, "plan"_a, "inputs"_a, "stream"_a, "The plan's outputs, lazy; inputs in its order; ValueError if their shapes or dtypes are others.");

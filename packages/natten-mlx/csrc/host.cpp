@@ -24,7 +24,7 @@ template <typename... Arguments>
 Arrays ask(const char* function, const std::string& call, const Arguments&... arguments) {
   nb::gil_scoped_acquire acquired;
   try {
-    nb::object asked = nb::module_::import_("natten_mlx._transforms").attr(function);
+    nb::object asked = nb::module_::import_("natten_mlx._autodiff").attr(function);
     return nb::cast<Arrays>(asked(nb::bytes(call.data(), call.size()), arguments...));
   } catch (nb::python_error& raised) {
     throw HostError(std::move(raised));

@@ -12,7 +12,7 @@ namespace natten_mlx::host {
 namespace mx = mlx::core;
 using Arrays = std::vector<mx::array>;
 
-// What natten_mlx._transforms says of the call that it knows by these bytes (Plan::call). An error of Python's
+// What natten_mlx._autodiff says of the call that it knows by these bytes (Plan::call). An error of Python's
 // crosses MLX and comes out as it was.
 Arrays vjp(const std::string& call, const mx::Stream& stream, const Arrays& primals, const Arrays& cotangents,
            const Arrays& outputs);

@@ -43,8 +43,8 @@ def has_nanobind() -> bool:
 
 def nanobind_unavailable_reason() -> str | None:
     """Why the C++ extension cannot run on the default device, in one sentence; None if it can."""
-    from . import _launch_nanobind
-    from ._arrays import stream_of
+    from ._launch import nanobind as _launch_nanobind
+    from ._tensors import stream_of
 
     return _launch_nanobind.missing(stream_of("nanobind_unavailable_reason", None))
 
@@ -56,7 +56,8 @@ def get_support_matrix() -> dict[str, dict[str, Any]]:
     dtypes, and where they are limited the largest head_dim and number of rpb_entries. ops: for each family of ops ''
     or why it does not go through the backend. limits: the same in words for what single calls may ask too much of.
     """
-    from ._arrays import device_of, stream_of
+    from ._device import device_of
     from ._metal.plan.support import support_matrix
+    from ._tensors import stream_of
 
     return support_matrix(device_of(stream_of("get_support_matrix", None)), TIERS)

@@ -5,9 +5,9 @@ from typing import Any
 
 import mlx.core as mx
 
+from ._autodiff import as_plain_operations
 from ._config import get_backend, use_backend
 from ._metal.problem import checks
-from ._transforms import as_plain_operations
 
 
 def export_function(

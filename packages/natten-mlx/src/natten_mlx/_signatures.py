@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol, TypeVar, cast, overload
 
 import mlx.core as mx
 
-from ._arrays import StreamOrDevice
+from ._tensors import StreamOrDevice
 
 Ints = int | tuple[int, ...] | list[int]
 Bools = bool | tuple[bool, ...] | list[bool]

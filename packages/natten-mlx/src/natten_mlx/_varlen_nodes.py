@@ -2,7 +2,7 @@
 
 The node has a derivative of its own, so that MLX does not add up a whole array of zeros for every slice. Lists,
 and calls that MLX must see through (the dense path, exported graphs), are made of plain operations in
-:mod:`._varlen_plain`.
+:mod:`natten_mlx._plain.varlen`.
 """
 
 from collections.abc import Sequence
@@ -12,12 +12,14 @@ from typing import Any, NamedTuple, NoReturn
 
 import mlx.core as mx
 
-from . import _launch_nanobind, _transforms, functional
-from ._arrays import compute_dtype
+from . import _autodiff as _transforms
+from . import functional
 from ._items import put, take
+from ._launch import nanobind as _launch_nanobind
 from ._metal.problem import checks, ragged
 from ._metal.problem.problem import Problem
 from ._metal.problem.ragged import KEYS, QUERIES
+from ._tensors import compute_dtype
 
 Arrays = tuple[mx.array, ...]
 # Queries, keys, values, and the bias table or nothing.

@@ -42,7 +42,7 @@ HOST = Host("natten-mlx", ("auto", "nanobind", "fast_metal", "pure"), _get_backe
 
 
 def _trainer(weights: dict[str, Any]) -> Trainer:
-    from ._train import Trainer
+    from ._tools.train import Trainer
 
     return Trainer(weights)
 
@@ -59,7 +59,7 @@ TRAIN_HOST = TrainHost("natten-mlx", (*HOST.backends, "dense"), _get_backend, _t
 
 def _patient() -> Patient:
     """The package as the doctor sees it; mlx is imported only when a command asks."""
-    from ._doctor import PATIENT
+    from ._tools.doctor import PATIENT
 
     return PATIENT
 

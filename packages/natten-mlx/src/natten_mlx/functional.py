@@ -9,15 +9,19 @@ from typing import Any
 
 import mlx.core as mx
 
-from . import _dense, _launch_nanobind, _signatures, _transforms
-from ._arrays import StreamOrDevice, compute_dtype, device_of, exp, optional_spec, spec, stream_of
+from . import _autodiff as _transforms
+from . import _signatures
 from ._config import BACKENDS, TIERS
+from ._device import device_of
+from ._launch import nanobind as _launch_nanobind
 from ._metal.api.recall import Recall, Signature, exactly
 from ._metal.plan import backends
 from ._metal.plan import plan as planning
 from ._metal.problem import checks, checks_varlen, faces
 from ._metal.problem.problem import INPUTS, Problem
+from ._plain import dense as _dense
 from ._signatures import Bools, Ints, Result
+from ._tensors import StreamOrDevice, compute_dtype, exp, optional_spec, spec, stream_of
 
 
 def _run(

@@ -10,12 +10,13 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from . import _dense, functional, varlen
-from ._arrays import StreamOrDevice, spec, stream_of
+from . import functional, varlen
 from ._config import BACKENDS
 from ._metal.problem import checks, checks_modules
 from ._metal.problem.problem import FACE_OF
+from ._plain import dense as _dense
 from ._signatures import Bools, Ints
+from ._tensors import StreamOrDevice, spec, stream_of
 
 
 class _NeighborhoodAttention(nn.Module):

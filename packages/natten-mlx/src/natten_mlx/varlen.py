@@ -10,13 +10,15 @@ from typing import Any
 
 import mlx.core as mx
 
-from . import _signatures, _transforms, _varlen_plain
-from ._arrays import StreamOrDevice, optional_spec, spec, stream_of
+from . import _autodiff as _transforms
+from . import _signatures
 from ._config import BACKENDS
 from ._metal.plan import backends
 from ._metal.problem import checks, checks_varlen, faces, ragged
 from ._metal.problem.problem import Problem
+from ._plain import varlen as _varlen_plain
 from ._signatures import Bools, Ints, Padded, PaddedResult, Result
+from ._tensors import StreamOrDevice, optional_spec, spec, stream_of
 from ._varlen_nodes import Arrays, Ragged
 
 

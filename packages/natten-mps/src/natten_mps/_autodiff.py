@@ -11,7 +11,6 @@ from typing import Any, NoReturn, cast
 import torch
 from torch import Tensor
 
-from ._arrays import TorchTables
 from ._call import Call, backward_op, below_autograd, forward_mode, forward_op, primals, problem_of, split
 from ._direct import goes_directly
 from ._kernels import run_backward, run_forward
@@ -19,6 +18,7 @@ from ._metal.problem import checks
 from ._metal.problem.bilinear import SPLIT, Split
 from ._metal.problem.mask import slot_keys
 from ._metal.problem.problem import INPUTS
+from ._tensors import TorchTables
 
 # Where a call is met: by plain autograd, and by torch.func, before it has taken the first of its levels apart. There
 # an autograd.Function still finds all of them, as if it had been called in the op's place.

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ._arrays import device_of
 from ._config import TIERS
+from ._device import device_of
 from ._metal.plan.plan import Plan, plan
 from ._metal.problem.problem import INPUTS, OUTPUTS, Problem
 

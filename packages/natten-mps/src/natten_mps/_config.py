@@ -49,7 +49,7 @@ def get_support_matrix() -> dict[str, dict[str, Any]]:
     dtypes, and where they are limited the largest head_dim and number of rpb_entries. ops: for each family of ops ''
     or why it does not go through the backend. limits: the same in words for what single calls may ask too much of.
     """
-    from ._arrays import device_of
+    from ._device import device_of
     from ._metal.plan.support import support_matrix
 
     return support_matrix(device_of(torch.device("mps" if has_mps() else "cpu")), TIERS)

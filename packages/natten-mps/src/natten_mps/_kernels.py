@@ -5,10 +5,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _launch, _launch_native, _pure, _pure_split
 from ._call import Call, named, plan_for
+from ._launch import metal as _launch
+from ._launch import native as _launch_native
 from ._metal.plan import backends
 from ._metal.plan.plan import Plan
+from ._plain import pure as _pure
+from ._plain import pure_split as _pure_split
 
 
 def _fall_back(call: Call, failure: backends.KernelFailure, inputs: list[Any]) -> Plan:

@@ -16,8 +16,8 @@ from ._items import blank_outputs, put, take, targets
 from ._kernels import run_backward, run_forward
 from ._metal.problem import checks_varlen, ragged
 from ._metal.problem.ragged import KEYS, QUERIES
+from ._plain.walk import compute_dtype
 from ._recording import recording
-from ._walk import compute_dtype
 
 # Queries, keys, values, the bias table.
 Parts = tuple[list[Tensor], list[Tensor], list[Tensor], Tensor | None]

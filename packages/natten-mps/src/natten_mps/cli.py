@@ -48,7 +48,7 @@ HOST = Host("natten-mps", ("auto", "metal", "native", "pure"), _get_backend, _at
 
 
 def _trainer(weights: dict[str, Any]) -> Trainer:
-    from ._train import Trainer
+    from ._tools.train import Trainer
 
     return Trainer(weights)
 
@@ -65,7 +65,7 @@ TRAIN_HOST = TrainHost("natten-mps", (*HOST.backends, "dense"), _get_backend, _t
 
 def _patient() -> Patient:
     """The package as the doctor sees it; torch is imported only when a command asks."""
-    from ._doctor import PATIENT
+    from ._tools.doctor import PATIENT
 
     return PATIENT
 

@@ -10,15 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _dense, _ops, _signatures
-from ._arrays import device_of, optional_spec, spec
+from . import _ops, _signatures
 from ._config import BACKENDS, TIERS
+from ._device import device_of
 from ._metal.api.recall import Recall, Signature, exactly
 from ._metal.plan import backends
 from ._metal.plan import plan as planning
 from ._metal.problem import checks, checks_varlen, faces
 from ._metal.problem.problem import INPUTS, Problem
+from ._plain import dense as _dense
 from ._signatures import Bools, Ints, Result
+from ._tensors import optional_spec, spec
 
 backends.tracing = torch.compiler.is_compiling
 

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import _dense, functional, varlen
-from ._arrays import spec
+from . import functional, varlen
 from ._config import BACKENDS
 from ._metal.problem import checks, checks_modules
 from ._metal.problem.problem import FACE_OF
+from ._plain import dense as _dense
 from ._signatures import Bools, Ints
+from ._tensors import spec
 
 
 class _NeighborhoodAttention(nn.Module):

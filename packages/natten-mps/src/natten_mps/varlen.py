@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _signatures, _varlen_dense, _varlen_ops
-from ._arrays import optional_spec, spec
+from . import _signatures, _varlen_ops
 from ._config import BACKENDS
 from ._metal.plan import backends
 from ._metal.problem import checks, checks_varlen, faces, ragged
 from ._metal.problem.problem import Problem
+from ._plain import varlen as _varlen_dense
 from ._signatures import Bools, Ints, Padded, PaddedResult, Result
+from ._tensors import optional_spec, spec
 from .functional import _autocast
 
 Listed = tuple[list[Tensor], list[Tensor]]

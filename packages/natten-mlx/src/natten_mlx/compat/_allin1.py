@@ -5,8 +5,8 @@ from collections.abc import Callable
 import mlx.core as mx
 
 from .. import functional
-from .._arrays import StreamOrDevice
 from .._signatures import Ints
+from .._tensors import StreamOrDevice
 
 
 def _qk_rpb(rank: int) -> Callable[..., mx.array]:

@@ -6,8 +6,8 @@ from typing import Any
 import mlx.core as mx
 
 from .. import functional, modules, varlen
-from .._arrays import device_of, spec, stream_of
 from .._config import TIERS
+from .._device import device_of
 from .._metal.compat import generations as compat
 from .._metal.compat import modules as compat_modules
 from .._metal.compat.context import CONTEXT, FLOP_HANDLER
@@ -15,6 +15,7 @@ from .._metal.compat.forms import Form, Forms
 from .._metal.compat.tensors import TensorHelpers
 from .._metal.plan import plan
 from .._metal.problem.problem import FACE_OF, Problem
+from .._tensors import spec, stream_of
 
 Given = dict[str, Any]
 

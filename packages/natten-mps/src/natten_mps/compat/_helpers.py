@@ -7,14 +7,15 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from .. import functional, varlen
-from .._arrays import device_of, spec
 from .._config import TIERS
+from .._device import device_of
 from .._metal.compat.checks import get_device_cc
 from .._metal.compat.flops import COUNTS, HANDLES
 from .._metal.compat.inner import FUNCTIONS
 from .._metal.compat.tensors import TensorHelpers, named
 from .._metal.plan import plan
 from .._metal.problem.problem import Problem
+from .._tensors import spec
 
 
 def _tiers(problem: Problem, tensor: Tensor) -> list[str]:

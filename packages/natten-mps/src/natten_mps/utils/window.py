@@ -2,11 +2,11 @@
 
 from torch import Tensor
 
-from .._arrays import TorchTables
 from .._metal.compat import earlier
 from .._metal.compat.earlier import bias_start as get_pb_start
 from .._metal.compat.earlier import window_last as get_window_end
 from .._metal.compat.earlier import window_start as get_window_start
+from .._tensors import TorchTables
 
 __all__ = [
     "get_pb_start",

@@ -5,10 +5,10 @@ import platform
 import torch
 from torch import Tensor
 
-from . import functional
-from ._arrays import device_of
-from ._config import BACKENDS, TIERS
-from ._metal.tools.doctor import Case, Patient
+from .. import functional
+from .._config import BACKENDS, TIERS
+from .._device import device_of
+from .._metal.tools.doctor import Case, Patient
 
 
 def _device() -> torch.device:

@@ -6,10 +6,11 @@ from typing import Any
 
 import mlx.core as mx
 
-from . import functional
-from ._arrays import device_of, stream_of
-from ._config import BACKENDS, TIERS
-from ._metal.tools.doctor import Case, Patient
+from .. import functional
+from .._config import BACKENDS, TIERS
+from .._device import device_of
+from .._metal.tools.doctor import Case, Patient
+from .._tensors import stream_of
 
 
 def _machine() -> str:

@@ -13,9 +13,9 @@ from typing import Literal
 
 import mlx.core as mx
 
-from ._arrays import MlxTables, Optional, compute_dtype, constant
-from ._metal.plan.blocks import Blocks, Chunk, Tables
-from ._metal.plan.turns import turns
+from .._metal.plan.blocks import Blocks, Chunk, Tables
+from .._metal.plan.turns import turns
+from .._tensors import MlxTables, Optional, compute_dtype, constant
 
 
 @lru_cache(maxsize=32)

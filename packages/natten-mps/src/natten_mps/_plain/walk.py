@@ -8,9 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ._arrays import TorchTables
-from ._metal.plan.blocks import Blocks, Chunk, Tables
-from ._metal.plan.turns import turns
+from .._metal.plan.blocks import Blocks, Chunk, Tables
+from .._metal.plan.turns import turns
+from .._tensors import TorchTables
 
 
 @lru_cache(maxsize=32)

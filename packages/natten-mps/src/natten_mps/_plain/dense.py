@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ._arrays import TorchTables
-from ._metal.problem.mask import axis_windows, bias_offsets, neighborhood_mask, slot_keys
-from ._metal.problem.problem import Problem
-from ._metal.problem.window import group_length
-from ._walk import compute_dtype
+from .._metal.problem.mask import axis_windows, bias_offsets, neighborhood_mask, slot_keys
+from .._metal.problem.problem import Problem
+from .._metal.problem.window import group_length
+from .._tensors import TorchTables
+from .walk import compute_dtype
 
 Optional = Tensor | None
 

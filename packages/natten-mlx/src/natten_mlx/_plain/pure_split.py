@@ -8,11 +8,11 @@ import math
 
 import mlx.core as mx
 
-from ._arrays import Optional, compute_dtype
-from ._metal.plan.blocks import Chunk
-from ._metal.plan.plan import Plan
-from ._metal.problem.problem import Problem
-from ._walk import Collector, Rows, Step, Walk, bias_gradient, relative_bias
+from .._metal.plan.blocks import Chunk
+from .._metal.plan.plan import Plan
+from .._metal.problem.problem import Problem
+from .._tensors import Optional, compute_dtype
+from .walk import Collector, Rows, Step, Walk, bias_gradient, relative_bias
 
 
 def _found(values: mx.array, index: mx.array, held: mx.array, groups: int, empty: float) -> mx.array:

@@ -13,16 +13,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ._metal.cpu.library import FILE, FOLDER, CpuLibrary
-from ._metal.metal.steps import RESULTS, backward_tensors
-from ._metal.plan.plan import Plan
+from .._metal.cpu.library import FILE, FOLDER, CpuLibrary
+from .._metal.metal.steps import RESULTS, backward_tensors
+from .._metal.plan.plan import Plan
 
 
 @cache
 def _found() -> CpuLibrary | str:
     """The library that was built with this package, or why there is none."""
     # An editable install keeps what was compiled apart from the sources; the package's path names both folders.
-    files = [Path(folder) / FOLDER / FILE for folder in sys.modules[__package__].__path__]
+    files = [Path(folder) / FOLDER / FILE for folder in sys.modules["natten_mps"].__path__]
     for file in files:
         if file.exists():
             try:

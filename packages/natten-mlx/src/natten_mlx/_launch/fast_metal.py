@@ -13,13 +13,13 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 
-from ._metal.metal import steps as programs
-from ._metal.metal.probe import smallest_launch
-from ._metal.metal.source import Instance, mlx_body, mlx_header
-from ._metal.metal.steps import CONTIGUOUS, RESULTS, Step, strides_of, with_strides
-from ._metal.plan import verdicts
-from ._metal.plan.backends import quoted
-from ._metal.plan.plan import Plan, most_simdgroups
+from .._metal.metal import steps as programs
+from .._metal.metal.probe import smallest_launch
+from .._metal.metal.source import Instance, mlx_body, mlx_header
+from .._metal.metal.steps import CONTIGUOUS, RESULTS, Step, strides_of, with_strides
+from .._metal.plan import verdicts
+from .._metal.plan.backends import quoted
+from .._metal.plan.plan import Plan, most_simdgroups
 
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 # Elements of the smallest array that MLX hands to a kernel as device memory; smaller ones become constants.

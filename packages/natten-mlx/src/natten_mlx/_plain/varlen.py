@@ -10,11 +10,11 @@ from typing import Any
 
 import mlx.core as mx
 
-from ._arrays import fixed_shape, made_for
-from ._metal.problem import ragged
-from ._metal.problem.ragged import KEYS, QUERIES
-from ._transforms import seen_through
-from ._varlen_nodes import Arrays, Parts, Ragged, blank_outputs
+from .._autodiff import seen_through
+from .._metal.problem import ragged
+from .._metal.problem.ragged import KEYS, QUERIES
+from .._tensors import fixed_shape, made_for
+from .._varlen_nodes import Arrays, Parts, Ragged, blank_outputs
 
 
 def attend(call: Ragged, *arrays: mx.array) -> tuple[Arrays, Arrays]:

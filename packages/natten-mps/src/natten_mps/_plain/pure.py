@@ -24,9 +24,9 @@ import math
 import torch
 from torch import Tensor
 
-from ._metal.plan.blocks import Chunk
-from ._metal.plan.plan import Plan
-from ._walk import Collector, Rows, Sums, bias_gradient, compute_dtype, exp_, mask_logits, steps
+from .._metal.plan.blocks import Chunk
+from .._metal.plan.plan import Plan
+from .walk import Collector, Rows, Sums, bias_gradient, compute_dtype, exp_, mask_logits, steps
 
 Optional = Tensor | None
 

@@ -4,8 +4,6 @@ from typing import Any, NoReturn
 
 import torch
 
-from . import _launch, _launch_native
-from ._metal.plan.device import Device
 from ._metal.problem import checks, faces
 from ._metal.problem.problem import TensorSpec
 
@@ -85,11 +83,3 @@ def _reject_layout(face: str, name: str, tensor: torch.Tensor) -> NoReturn:
 def optional_spec(face: str, name: str, tensor: Any) -> TensorSpec | None:
     """:func:`spec` of a tensor that may be None."""
     return None if tensor is None else spec(face, name, tensor)
-
-
-def device_of(device: torch.device) -> Device:
-    """The planner's view of a torch device."""
-    kind = "cpu" if device.type == "cpu" else "gpu"
-    reasons = {"metal": _launch.HOST.missing(device), "native": _launch_native.missing(device)}
-    missing = tuple((tier, reason) for tier, reason in reasons.items() if reason is not None)
-    return Device(kind, device.type, missing, float64=device.type != "mps")

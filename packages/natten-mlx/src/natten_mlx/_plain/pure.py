@@ -23,9 +23,9 @@ import math
 
 import mlx.core as mx
 
-from ._arrays import Optional, compute_dtype, exp
-from ._metal.plan.plan import Plan
-from ._walk import Collector, Rows, Step, Sums, Walk, bias_gradient, mask_logits
+from .._metal.plan.plan import Plan
+from .._tensors import Optional, compute_dtype, exp
+from .walk import Collector, Rows, Step, Sums, Walk, bias_gradient, mask_logits
 
 
 def _extra(tensor: Optional, items: range, dtype: mx.Dtype) -> Optional:

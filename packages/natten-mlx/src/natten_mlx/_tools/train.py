@@ -6,10 +6,10 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.optimizers import AdamW
 
-from ._metal.tools import train
-from .functional import explain
-from .modules import NeighborhoodAttention2D
-from .weights import load_weights
+from .._metal.tools import train
+from ..functional import explain
+from ..modules import NeighborhoodAttention2D
+from ..weights import load_weights
 
 
 class Block(nn.Module):

@@ -1,7 +1,7 @@
 """Runs the kernels as C++ primitives: the CPU kernels on a CPU stream, the Metal kernels on a GPU stream.
 
 The extension (``csrc/``, the module ``_ext``) only launches. What runs is decided by the planner and told to it as
-an ``_ext.Plan``; for derivatives and mapping the primitive asks :mod:`._transforms`. Plans are plain data and own
+an ``_ext.Plan``; for derivatives and mapping the primitive asks :mod:`.._autodiff`. Plans are plain data and own
 nothing of Python's, for MLX may drop the last reference on a stream's thread while the main thread waits for that one
 with the interpreter's lock in its hand. The extension fits one release of MLX and one version of the sources: it is
 loaded only where they match.
@@ -15,17 +15,17 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 
-from . import _digests
-from ._metal.api.recall import Recall, Signature
-from ._metal.metal import steps as programs
-from ._metal.metal.probe import smallest_launch
-from ._metal.metal.slots import COUNT, SLOTS
-from ._metal.metal.source import OPENING, Instance, entry_point, headers
-from ._metal.metal.steps import CONTIGUOUS, RESULTS, Step, strides_of, with_strides
-from ._metal.plan import verdicts
-from ._metal.plan.backends import quoted
-from ._metal.plan.plan import Plan, most_simdgroups
-from ._metal.problem.problem import Problem
+from .. import _digests
+from .._metal.api.recall import Recall, Signature
+from .._metal.metal import steps as programs
+from .._metal.metal.probe import smallest_launch
+from .._metal.metal.slots import COUNT, SLOTS
+from .._metal.metal.source import OPENING, Instance, entry_point, headers
+from .._metal.metal.steps import CONTIGUOUS, RESULTS, Step, strides_of, with_strides
+from .._metal.plan import verdicts
+from .._metal.plan.backends import quoted
+from .._metal.plan.plan import Plan, most_simdgroups
+from .._metal.problem.problem import Problem
 
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16, "float64": mx.float64}
 # Behind the slots of params.h: for each stride block how far apart its tensor's channels lie.
@@ -61,7 +61,7 @@ class Host(Hashable, Protocol):
         """Its plan."""
 
     def told(self) -> bytes:
-        """What the primitive says of it when it asks :mod:`._transforms` for a derivative, on any stream."""
+        """What the primitive says of it when it asks :mod:`natten_mlx._autodiff` for a derivative, on any stream."""
 
 
 # --- the extension -----------------------------------------------------------------------------------
@@ -73,7 +73,7 @@ def _found() -> Any:
     to something that it cannot use.
     """
     try:
-        built_with = import_module("._build_info", __package__).MLX_VERSION
+        built_with = import_module(".._build_info", __package__).MLX_VERSION
     except ModuleNotFoundError:
         return (
             "this installation of natten-mlx has no C++ extension: where it was built, CMake, a C++20 compiler or the "
@@ -84,7 +84,7 @@ def _found() -> Any:
     if built_with != present:
         return f"the C++ extension was built for MLX {built_with} and cannot run with MLX {present}"
     try:
-        extension = import_module("._ext", __package__)
+        extension = import_module(".._ext", __package__)
     except ImportError as error:
         return f"the C++ extension does not load: {quoted(error)}"
     if extension.kernels_digest != _digests.kernels_digest():

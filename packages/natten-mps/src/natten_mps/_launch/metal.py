@@ -14,12 +14,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ._metal.metal import steps as programs
-from ._metal.metal.source import ITEM_SIZES, Instance, library
-from ._metal.metal.steps import CONTIGUOUS, MOST_SIMDGROUPS, RESULTS, Step, fills_words, with_strides
-from ._metal.plan import verdicts
-from ._metal.plan.backends import quoted
-from ._metal.plan.plan import Plan
+from .._metal.metal import steps as programs
+from .._metal.metal.source import ITEM_SIZES, Instance, library
+from .._metal.metal.steps import CONTIGUOUS, MOST_SIMDGROUPS, RESULTS, Step, fills_words, with_strides
+from .._metal.plan import verdicts
+from .._metal.plan.backends import quoted
+from .._metal.plan.plan import Plan
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 SIMD_WIDTH, WIDE_BYTES = 32, 16

@@ -5,8 +5,6 @@ from typing import Any, TypeAlias
 
 import mlx.core as mx
 
-from . import _launch_fast, _launch_nanobind
-from ._metal.plan.device import Device
 from ._metal.problem import checks
 from ._metal.problem.problem import TensorSpec
 
@@ -14,8 +12,6 @@ Optional = mx.array | None
 # What a public op takes as ``stream``; None is the thread's default stream.
 StreamOrDevice: TypeAlias = "mx.Stream | mx.ThreadLocalStream | mx.Device | mx.DeviceType | None"
 _ThreadLocalStream: Any = getattr(mx, "ThreadLocalStream", ())  # not every release of MLX has them
-# MLX's shapes are 32-bit ints.
-LONGEST = 2**31 - 1
 
 
 class MlxTables:
@@ -61,18 +57,6 @@ def stream_of(face: str, stream: Any) -> mx.Stream:
     if not isinstance(stream, (mx.Device, mx.DeviceType)):
         checks.reject_type(face, "stream", stream, "a stream, a device or None")
     return mx.default_stream(stream)
-
-
-def device_of(stream: mx.Stream) -> Device:
-    """The planner's view of the device that a stream runs on."""
-    cpu = stream.device == mx.cpu
-    reasons = {
-        "nanobind": _launch_nanobind.missing(stream),
-        "fast_metal": _launch_fast.HOST.missing(stream),
-    }
-    missing = tuple((tier, reason) for tier, reason in reasons.items() if reason is not None)
-    kind = "cpu" if cpu else "gpu"
-    return Device(kind, kind, missing, float64=cpu, smallest=_launch_fast.SMALLEST, longest=LONGEST)
 
 
 def compute_dtype(tensor: mx.array) -> mx.Dtype:

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ._config import get_backend
-from ._metal.tools import train
-from .functional import explain
-from .modules import NeighborhoodAttention2D
-from .weights import load_weights
+from .._config import get_backend
+from .._metal.tools import train
+from ..functional import explain
+from ..modules import NeighborhoodAttention2D
+from ..weights import load_weights
 
 
 class Block(nn.Module):

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._items import blank_outputs
-from ._metal.problem import ragged
-from ._metal.problem.problem import Problem
-from ._metal.problem.ragged import KEYS, QUERIES
-from .functional import _run
+from .._items import blank_outputs
+from .._metal.problem import ragged
+from .._metal.problem.problem import Problem
+from .._metal.problem.ragged import KEYS, QUERIES
+from ..functional import _run
 
 
 def attend(

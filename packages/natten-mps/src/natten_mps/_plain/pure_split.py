@@ -9,9 +9,9 @@ import math
 import torch
 from torch import Tensor
 
-from ._metal.plan.blocks import Chunk
-from ._metal.plan.plan import Plan
-from ._walk import Collector, Rows, bias_gradient, compute_dtype, steps
+from .._metal.plan.blocks import Chunk
+from .._metal.plan.plan import Plan
+from .walk import Collector, Rows, bias_gradient, compute_dtype, steps
 
 Optional = Tensor | None
 

@@ -3,8 +3,7 @@
 Each call of an op is two nodes, :class:`Forward` and :class:`Backward`: primitives of the C++ extension where it
 takes the problem, ``mx.custom_function`` s otherwise. The fused ops' backward has no derivative of its own (the dense
 path has); the split ops' derivatives are the two nodes again (:mod:`natten_metal.problem.bilinear`). Both run on the
-stream of the call, wherever MLX transforms them. ``mx.compile(shapeless=True)`` raises on them, for they cannot infer
-shapes.
+stream of the call, wherever MLX transforms them. ``mx.compile(shapeless=True)`` raises: they cannot infer shapes.
 """
 
 import pickle
@@ -17,9 +16,9 @@ from typing import Any, NoReturn, TypeVar
 
 import mlx.core as mx
 
-from . import _launch_fast, _launch_nanobind, _pure, _pure_split
-from ._arrays import MlxTables, compute_dtype, device_of
 from ._config import TIERS
+from ._device import device_of
+from ._launch import fast_metal, nanobind
 from ._metal.api.recall import Signature
 from ._metal.plan import backends
 from ._metal.plan.plan import Plan, plan
@@ -27,6 +26,8 @@ from ._metal.problem import checks
 from ._metal.problem.bilinear import SPLIT, Split
 from ._metal.problem.mask import slot_keys
 from ._metal.problem.problem import INPUTS, OUTPUTS, Problem
+from ._plain import pure, pure_split
+from ._tensors import MlxTables, compute_dtype
 
 Arrays = tuple[mx.array, ...]
 Axes = tuple[int | None, ...]  # of mx.vmap: which axis of each array is mapped, if any
@@ -62,11 +63,11 @@ def run(
     names = zip(INPUTS[problem.op], inputs, strict=True)
     given = {name: tensor for name, tensor in names if tensor is not None}
     node = Forward(problem, backend, stream, tuple(given))
-    if backend == "auto" and stream.device == mx.cpu and (reason := _launch_nanobind.missing(stream)):
+    if backend == "auto" and stream.device == mx.cpu and (reason := nanobind.missing(stream)):
         backends.warn_of_missing_kernels("natten-mlx", problem.name, reason)
     outputs = node(tuple(given.values()))
     if signature is not None and problem.batch and node.planned().path == "nanobind":
-        _launch_nanobind.remember(signature, node, given)
+        nanobind.remember(signature, node, given)
     return outputs
 
 
@@ -298,18 +299,18 @@ class Forward(_Custom):
         return _empty_outputs(self.problem, arrays[-1] if self.problem.op == "av" else arrays[0])
 
     def launch_primitive(self, arrays: Arrays) -> Arrays:
-        return tuple(_launch_nanobind.forward(self, dict(zip(self.names, arrays, strict=True))))
+        return tuple(nanobind.forward(self, dict(zip(self.names, arrays, strict=True))))
 
     def launch_metal(self, planned: Plan, arrays: Arrays) -> Arrays:
-        return _launch_fast.forward(planned, dict(zip(self.names, arrays, strict=True)))
+        return fast_metal.forward(planned, dict(zip(self.names, arrays, strict=True)))
 
     def launch_pure(self, planned: Plan, arrays: Arrays) -> Arrays:
         problem, named = self.problem, dict(zip(self.names, arrays, strict=True))
         if problem.op == "qk":
-            return (_pure_split.qk(planned, **named),)
+            return (pure_split.qk(planned, **named),)
         if problem.op == "av":
-            return (_pure_split.av(planned, **named),)
-        return _pure.forward(planned, **named)
+            return (pure_split.av(planned, **named),)
+        return pure.forward(planned, **named)
 
     def differentiate(self, primals: Arrays, cotangents: Arrays, outputs: Arrays) -> Arrays:
         backward = Backward(self.problem, self.backend, self.stream, self.names)
@@ -343,11 +344,11 @@ class Backward(_Custom):
 
     def launch_primitive(self, arrays: Arrays) -> Arrays:
         grads, inputs, outputs = self.split(arrays)
-        return tuple(_launch_nanobind.backward(self, grads, dict(zip(self.names, inputs, strict=True)), outputs))
+        return tuple(nanobind.backward(self, grads, dict(zip(self.names, inputs, strict=True)), outputs))
 
     def launch_metal(self, planned: Plan, arrays: Arrays) -> Arrays:
         grads, inputs, outputs = self.split(arrays)
-        return _launch_fast.backward(planned, grads, dict(zip(self.names, inputs, strict=True)), outputs)
+        return fast_metal.backward(planned, grads, dict(zip(self.names, inputs, strict=True)), outputs)
 
     def launch_pure(self, planned: Plan, arrays: Arrays) -> Arrays:
         problem = self.problem
@@ -356,12 +357,12 @@ class Backward(_Custom):
         tensors: list[Any] = [given.get(name) for name in INPUTS[problem.op]]
         found: tuple[mx.array | None, ...]
         if problem.op == "qk":
-            found = _pure_split.qk_backward(planned, *grads, *tensors)
+            found = pure_split.qk_backward(planned, *grads, *tensors)
         elif problem.op == "av":
-            found = _pure_split.av_backward(planned, *grads, *tensors)
+            found = pure_split.av_backward(planned, *grads, *tensors)
         else:
             tensors += [None] * (len(INPUTS["na"]) - len(tensors))
-            found = _pure.backward(planned, *grads, *tensors, *outputs)
+            found = pure.backward(planned, *grads, *tensors, *outputs)
         return tuple(gradient for gradient in found if gradient is not None)
 
     def differentiate(self, primals: Arrays, cotangents: Arrays, outputs: Arrays) -> Arrays:

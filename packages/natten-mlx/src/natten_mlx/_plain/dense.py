@@ -12,10 +12,10 @@ import math
 
 import mlx.core as mx
 
-from ._arrays import MlxTables, Optional, compute_dtype, exp, fixed_shape
-from ._metal.problem.mask import axis_windows, bias_offsets, neighborhood_mask, slot_keys
-from ._metal.problem.problem import Problem
-from ._metal.problem.window import group_length
+from .._metal.problem.mask import axis_windows, bias_offsets, neighborhood_mask, slot_keys
+from .._metal.problem.problem import Problem
+from .._metal.problem.window import group_length
+from .._tensors import MlxTables, Optional, compute_dtype, exp, fixed_shape
 
 
 def _heads_first(tensor: mx.array, groups: int = 1) -> mx.array:

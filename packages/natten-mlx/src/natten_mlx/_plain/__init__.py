@@ -1,0 +1,1 @@
+"""The paths that are MLX's own operations: pure and dense."""

@@ -1,0 +1,1 @@
+"""The paths that are torch's own operations: pure and dense."""
