@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
+from ..problem.ops import AV, FUSED, QK
 from ..problem.problem import DTYPES, Problem
 
 # NATTEN_CPU_ABI of the header that this file restates.
@@ -16,18 +17,16 @@ ABI = 2
 FILE = "libnatten_cpu.dylib" if sys.platform == "darwin" else "libnatten_cpu.so"
 FOLDER = "_native"
 STATUS = {1: "no memory is left for its scratch space", 2: "it was given a problem that breaks its rules"}
-# The tensors of each function, inputs first, in the order of the header.
-ARGUMENTS = {
-    "forward": ("query", "key", "value", "additional_keys", "additional_values", "rpb", "out", "lse"),
-    "backward": (
-        "out_grad", "lse_grad", "query", "key", "value", "additional_keys", "additional_values", "rpb", "out", "lse",
-        "query_grad", "key_grad", "value_grad", "additional_keys_grad", "additional_values_grad", "rpb_grad",
-    ),
-    "qk": ("query", "key", "rpb", "logits"),
-    "qk_backward": ("logits_grad", "query", "key", "query_grad", "key_grad", "rpb_grad"),
-    "av": ("attn", "value", "out"),
-    "av_backward": ("out_grad", "attn", "value", "attn_grad", "value_grad"),
-}  # fmt: skip
+# The tensors of each function, inputs first, in the order of the header. Full attention is the fused op's, without
+# additional keys and bias.
+ARGUMENTS: dict[str, tuple[str, ...]] = {}
+for _op in (FUSED, QK, AV):
+    ARGUMENTS[_op.forward] = _op.input_names + _op.output_names
+    ARGUMENTS[_op.backward] = tuple(
+        [operand.gradient for operand in _op.outputs]
+        + [operand.name for operand in _op.saved]
+        + [operand.gradient for operand in _op.inputs]
+    )
 ROWS_ONLY = frozenset({"lse", "lse_grad"})
 
 Axes = ctypes.c_int64 * 3

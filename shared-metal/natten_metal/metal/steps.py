@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TypeVar
 
+from ..problem.ops import OPS
 from ..problem.problem import Problem
 from .slots import COUNT, SLOTS
 from .source import TRANSPOSED, WALKING, Instance
@@ -33,7 +34,7 @@ CAUTIOUS_SIMDGROUPS, CAUTIOUS_DIM = 4, 128
 # 4096 random terms lose 2e-6, 65,536 alike ones 9e-4, which 16 bits do not hold.
 LONGEST_SUM, PART = {"float32": 4096, "float16": 65_536, "bfloat16": 65_536}, 64
 # What each op returns, by the names in its program.
-RESULTS = {"na": ("out", "lse"), "attention": ("out", "lse"), "qk": ("logits",), "av": ("out",)}
+RESULTS = {op.name: op.output_names for op in OPS.values()}
 # Tensors that kernels read as contiguous ones (rpb in float32); all others may have any strides.
 CONTIGUOUS = frozenset({"rpb", "out", "lse", "lse_grad"})
 

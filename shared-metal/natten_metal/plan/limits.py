@@ -55,7 +55,7 @@ def too_long(problem: Problem, tier: str, longest: int) -> str | None:
     """Why an array of ``tier`` would have a dimension of more than ``longest`` elements; None if none has."""
     p = problem
     rows = p.batch * max(p.queries * p.heads, p.keys * p.kv_heads)
-    split = p.op in ("qk", "av")
+    split = p.record.bilinear
     lengths = {f"a query's window of {p.kernel_size}": p.slots if split else 0}
     if tier == "pure":
         lengths["the list of all tokens of all heads"] = rows
@@ -75,6 +75,6 @@ def smallest_tensor(problem: Problem) -> int:
     extra = p.batch * p.additional * p.kv_heads
     dims = (p.head_dim, p.head_dim_v)
     counts = [count * dim for count in (rows, keys, extra) for dim in dims]
-    if p.op in ("qk", "av"):
+    if p.record.bilinear:
         counts.append(rows * p.slots)
     return min((count for count in counts if count), default=0)

@@ -14,7 +14,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-SPLIT = ("qk", "av")
+from .ops import OPS
+
+SPLIT = tuple(op.name for op in OPS.values() if op.bilinear)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from .arguments import flag as flag
 from .arguments import ints_per_axis as ints_per_axis
 from .arguments import reject_type as reject_type
 from .arguments import scale_or_default as scale_or_default
+from .ops import AV, FULL, FUSED, QK
 from .problem import DTYPES, RANKS, Problem, TensorSpec
 
 Sizes = tuple[tuple[int, ...], ...]
@@ -166,7 +167,7 @@ def fused_problem(
     given |= {name: spec for name, spec in extras.items() if spec is not None}
     _agree(face, given, rpb)
     _same(face, "shape", {name: given[name].shape[1:-2] for name in ("query", "key", "value")})
-    problem = _heads_last("na", face, query, key, value, window, scale)
+    problem = _heads_last(FUSED.name, face, query, key, value, window, scale)
     check_axes(face, problem.query_shape, *window[:3])
     additional = _additional(face, additional_keys, additional_values, problem)
     if rpb is not None:
@@ -182,7 +183,7 @@ def qk_problem(
     given = {"query": query, "key": key}
     _agree(face, given, rpb)
     _same(face, "shape", {name: spec.shape[1:-2] for name, spec in given.items()})
-    problem = _heads_last("qk", face, query, key, None, window, scale)
+    problem = _heads_last(QK.name, face, query, key, None, window, scale)
     check_axes(face, problem.query_shape, *window[:3])
     if rpb is not None:
         _rpb(face, rpb, problem.heads, window[0], window[1])
@@ -203,7 +204,7 @@ def av_problem(face: str, attn: TensorSpec, value: TensorSpec, window: Window) -
     _heads(face, heads, kv_heads)
     check_axes(face, shape, *window[:3])
     return Problem(
-        "av", attn.shape[0], shape, shape, heads, kv_heads, 0, value.shape[-1], *window, 1.0, value.dtype
+        AV.name, attn.shape[0], shape, shape, heads, kv_heads, 0, value.shape[-1], *window, 1.0, value.dtype
     )  # fmt: skip
 
 
@@ -216,7 +217,7 @@ def full_problem(
     _agree(face, {"query": query, "key": key, "value": value}, None)
     _same(face, "sequence length", {"key": key.shape[1], "value": value.shape[1]})
     reach = max(query.shape[1], key.shape[1])
-    return _heads_last("attention", face, query, key, value, ((reach,), (1,), (1,), (is_causal,)), scale)
+    return _heads_last(FULL.name, face, query, key, value, ((reach,), (1,), (1,), (is_causal,)), scale)
 
 
 def _agree(face: str, given: dict[str, TensorSpec], rpb: TensorSpec | None) -> None:
@@ -296,7 +297,7 @@ def reject_forward_mode(name: str) -> NoReturn:
 
 
 def _which_have_them(name: str) -> str:
-    has_split_ops = name in ("na1d", "na2d", "na3d")
+    has_split_ops = name in FUSED.faces[1:]
     return 'use backend="dense"' + (f", or {name}_qk, a softmax and {name}_av" if has_split_ops else "")
 
 

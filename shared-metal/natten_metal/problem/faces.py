@@ -7,7 +7,8 @@ raises the errors of :mod:`.checks` or returns the :class:`Problem`.
 from typing import Any
 
 from . import checks
-from .problem import RANKS, Problem, TensorSpec
+from .ops import AV, FULL, FUSED, OPS, QK, Op
+from .problem import Problem, TensorSpec
 
 Spec = TensorSpec
 
@@ -64,36 +65,37 @@ def merged_lses(face: str, lses: Any, upstream: dict[str, Any]) -> Any:
 
 
 _WINDOW = {"stride": 1, "dilation": 1, "is_causal": False}
-# What each kind of face takes besides its tensors: names and defaults; kernel_size has none.
-_ARGUMENTS: dict[str, dict[str, Any]] = {
-    "fused": _WINDOW | dict.fromkeys(("scale", "additional_keys", "additional_values", "rpb")),
-    "qk": _WINDOW | {"scale": None, "rpb": None},
-    "av": dict(_WINDOW),
-    "attention": {"is_causal": False, "scale": None},
+# What the faces of each op take besides query, key and value: names and defaults; kernel_size has none.
+_ARGUMENTS: dict[Op, dict[str, Any]] = {
+    FUSED: _WINDOW | dict.fromkeys(("scale", *FUSED.input_names[3:])),
+    QK: _WINDOW | dict.fromkeys(("scale", *QK.input_names[2:])),
+    AV: dict(_WINDOW),
+    FULL: {"is_causal": False, "scale": None},
 }
+_PROBLEMS: dict[Op, Any] = {FUSED: fused, QK: qk, AV: av, FULL: full}
 # The arguments of faces that are tensors, besides query, key and value.
-TENSOR_ARGUMENTS = ("additional_keys", "additional_values", "rpb")
-FACES = ("neighborhood_attention", "attention", *(f"na{r}d{s}" for r in RANKS for s in ("", "_qk", "_av")))
+TENSOR_ARGUMENTS = FUSED.input_names[3:]
+_OP_OF = {face: op for op in OPS.values() for face in op.faces if face}
+FACES = tuple(sorted(_OP_OF, key=lambda face: rank_of(face) or 0))
 
 
 def explained(face: str, specs: list[Spec | None], arguments: dict[str, Any]) -> Problem:
     """The problem that ``explain`` is asked about; tensors among ``arguments`` are specs already."""
     if not isinstance(face, str):
         checks.reject_type("explain", "op", face, "the name of an op")
-    if face not in FACES:
+    if face not in _OP_OF:
         raise ValueError(f"explain: unknown op {face!r}; it explains {', '.join(FACES)}")
-    kind = face.split("_")[-1] if face.endswith(("_qk", "_av")) else ("attention" if face == "attention" else "fused")
-    known = _ARGUMENTS[kind]
-    if kind in ("fused", "attention"):  # whether lse is wanted changes nothing of what runs
+    op = _OP_OF[face]
+    known = _ARGUMENTS[op]
+    if not op.bilinear:  # whether lse is wanted changes nothing of what runs
         checks.flag("explain", "return_lse", arguments.pop("return_lse", False))
-    unknown = sorted(set(arguments) - set(known) - ({"kernel_size"} if kind != "attention" else set()))
+    unknown = sorted(set(arguments) - set(known) - ({"kernel_size"} if op.has_window else set()))
     if unknown:
         raise TypeError(f"explain: {face} has no argument '{unknown[0]}'")
-    if kind != "attention" and "kernel_size" not in arguments:
+    if op.has_window and "kernel_size" not in arguments:
         raise TypeError(f"explain: {face} needs kernel_size")
-    tensors = specs if kind in ("fused", "attention") else specs[:2]
+    tensors = specs[:2] if op.bilinear else specs
     if None in tensors:
         raise TypeError(f"explain: {face} needs query, key and value")
-    build = {"fused": fused, "qk": qk, "av": av, "attention": full}[kind]
-    problem: Problem = build(face, *tensors, **(known | arguments))  # type: ignore[operator]
+    problem: Problem = _PROBLEMS[op](face, *tensors, **(known | arguments))
     return problem

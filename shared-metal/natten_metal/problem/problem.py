@@ -4,19 +4,15 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from .ops import FUSED, OPS, Op
+
 # One axis a rank: 1-D sequences, 2-D images, 3-D volumes.
 RANKS = (1, 2, 3)
-# The fused op's name by rank; 0 is any. Looked up and not put together: a tracer may count with a rank as with a size.
-FACE_OF = ("neighborhood_attention", "na1d", "na2d", "na3d")
 DTYPES = ("float16", "bfloat16", "float32", "float64")
-# Tensors that each op takes, in order, and how many it returns.
-INPUTS = {
-    "na": ("query", "key", "value", "additional_keys", "additional_values", "rpb"),
-    "attention": ("query", "key", "value"),
-    "qk": ("query", "key", "rpb"),
-    "av": ("attn", "value"),
-}
-OUTPUTS = {"na": 2, "attention": 2, "qk": 1, "av": 1}
+# The fused op's name by rank; 0 is any. Looked up and not put together: a tracer may count with a rank as with a size.
+FACE_OF = FUSED.faces
+INPUTS = {op.name: op.input_names for op in OPS.values()}
+OUTPUTS = {op.name: len(op.outputs) for op in OPS.values()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +40,10 @@ class Axis:
 class Problem:
     """One neighborhood attention problem, whatever the framework.
 
-    op: 'na' (fused attention), 'qk', 'av' (split ops) or 'attention' (every key in reach).
+    op: the op's name; :attr:`record` is all that is known of it (:mod:`.ops`).
     Layout is heads-last: query ``[batch, *query_shape, heads, head_dim]``, key ``[batch, *key_shape,
-    kv_heads, head_dim]``, value ``[batch, *key_shape, kv_heads, head_dim_v]``. For 'av' the head_dim
-    is 0, for 'qk' the head_dim_v is.
+    kv_heads, head_dim]``, value ``[batch, *key_shape, kv_heads, head_dim_v]``. head_dim is 0 where the op reads no
+    query, head_dim_v where it reads no value.
     """
 
     op: str
@@ -68,6 +64,11 @@ class Problem:
     has_rpb: bool = False
 
     @property
+    def record(self) -> Op:
+        """The op's record: its inputs, outputs, gradient and names."""
+        return OPS[self.op]
+
+    @property
     def rank(self) -> int:
         """Number of axes: 1, 2 or 3."""
         return len(self.query_shape)
@@ -75,10 +76,7 @@ class Problem:
     @property
     def name(self) -> str:
         """The op's public name: 'na2d', 'na1d_qk', 'attention', ..."""
-        if self.op == "attention":
-            return "attention"
-        suffix = "" if self.op == "na" else f"_{self.op}"
-        return f"na{self.rank}d{suffix}"
+        return self.record.faces[self.rank]
 
     @property
     def axes(self) -> tuple[Axis, ...]:
@@ -124,7 +122,7 @@ def describe(problem: Problem) -> str:
         f"heads {p.heads}" + (f" on {p.kv_heads} kv heads" if p.kv_heads != p.heads else ""),
         f"head_dim {p.head_dim}" + (f" (values {p.head_dim_v})" if p.head_dim_v != p.head_dim else ""),
     ]
-    if p.op != "attention":
+    if p.record.has_window:
         parts += [f"kernel_size {p.kernel_size}", f"stride {p.stride}", f"dilation {p.dilation}"]
     parts += [f"is_causal {p.is_causal}"]
     if p.additional:

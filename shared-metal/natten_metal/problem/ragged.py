@@ -80,7 +80,7 @@ def rank_of(table: Table) -> int:
 def problem_of(problem: Problem, group: Group) -> Problem:
     """The problem of one launch. problem: what all items share."""
     item = replace(problem, batch=len(group.starts), query_shape=group.queries, key_shape=group.keys)
-    if problem.op == "attention":
+    if not problem.record.has_window:
         return replace(item, kernel_size=(max(*group.queries, *group.keys),))
     return replace(item, kernel_size=group.kernel_size, stride=group.stride, dilation=group.dilation)
 
