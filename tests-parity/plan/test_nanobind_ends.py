@@ -22,7 +22,7 @@ OPENING = """
 import gc, os, sys, threading
 import mlx.core as mx
 import natten_mlx as na
-from natten_mlx import _launch_nanobind as launcher
+from natten_mlx._launch import nanobind as launcher
 mx.set_default_device(mx.cpu)
 na.set_backend("nanobind")
 
@@ -95,7 +95,7 @@ SITUATIONS = {
     """,
     # What the kernels refuse is told by the call that waits for it, whatever thread ran it.
     "refused by the kernel": """
-        from natten_mlx._metal import limits
+        from natten_mlx._metal.plan import limits
         limits.too_large = lambda problem: None
         wide, narrow = (mx.broadcast_to(mx.zeros((1,)), (1, 4, 1, n)) for n in (2**29 + 1, 1))
         for wait in (mx.eval, lambda lazy: mx.eval(mx.async_eval(lazy), lazy), lambda lazy: lazy.sum().item()):

@@ -87,7 +87,7 @@ leaves = [q, k, v, xk, xv, rpb]
 out, lse = natten_mps.na2d(q, k, v, (5, 6), additional_keys=xk, additional_values=xv, rpb=rpb, return_lse=True,
                            backend="native")
 found = [out, lse, *torch.autograd.grad(out.sin().sum() + lse.sum(), leaves)]
-print(json.dumps([natten_mps._launch.metal.native.library().threads,
+print(json.dumps([natten_mps._launch.native.library().threads,
                   [t.detach().numpy().tobytes().hex() for t in found]]))
 """
 
