@@ -2,8 +2,8 @@
 //
 //   dK[t] = scale * sum_i dS[i,t] q[i]       dV[t] = sum_i P[i,t] dO[i]       t: an additional token, i: all queries
 //
-// Lanes are tokens, columns queries. Queries are dealt to parts whose number depends on the problem alone, and the
-// parts' sums are added in order. Source: FlashAttention-2 (arXiv 2307.08691).
+// Lanes are tokens, columns queries. Queries are split into parts, how many depends only on the problem, and the sums
+// of the parts are added in order. Source: FlashAttention-2 (arXiv 2307.08691).
 #pragma once
 
 #include "pairs.h"
@@ -16,7 +16,7 @@ struct AdditionalBody {
   typedef typename C::T T;
   const Operands& op;
   Tensor key_sums, value_sums;  // [parts * B, S, H_kv, D or D_v], the parts' sums
-  int patches, parts, axis;     // queries are dealt to parts along `axis`
+  int patches, parts, axis;     // queries are split into parts along `axis`
   Grid tokens;
 
   void unit(int64_t number, Scratch<C>& scratch) const {

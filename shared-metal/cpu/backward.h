@@ -9,15 +9,14 @@
 //        dQ: lanes are queries, columns the keys of their windows       (and dBias, by parts: bias.h)
 //        dK, dV: lanes are keys, columns the queries that see them, by the inverse window; the query heads of a
 //        key/value head follow one another
-//        additional keys and values: lanes are their tokens, columns all queries; queries are dealt to parts whose
-//        number depends on the problem alone, and the parts' sums are added in order
+//        additional keys and values: lanes are their tokens, columns all queries, split into parts (additional.h)
 //
 // The weights are computed again, by the same products in the same order as in the forward. lse is rounded to the
 // kernel's own type: at a logit of 1e5 a float is off by up to 0.004, and so would be every weight of the row, by 0.4%.
-// Their sum says by how much: norm[i] = 1 / sum_j exp(l[i,j] - lse[i]). The walk over queries finds it on its way, and
-// the others use it. A row whose lse is -inf has no weights: there `shift`, which stands for lse, is +inf and norm is 0.
+// Their sum corrects it: norm[i] = 1 / sum_j exp(l[i,j] - lse[i]). The walk over queries computes it, and the other
+// walks use it. A row whose lse is -inf has no weights: there `shift`, which stands for lse, is +inf and norm is 0.
 //
-// No two units of work write one number. Source: FlashAttention-2 (arXiv 2307.08691); the inverse window is
+// Units of work never write to the same element. Source: FlashAttention-2 (arXiv 2307.08691); the inverse window is
 // kernels/window.h.
 #pragma once
 

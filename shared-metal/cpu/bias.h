@@ -3,7 +3,7 @@
 //   d_bias[h, offset] = sum over batch, queries i and keys j with j - i = offset of dS[i,j]
 //
 // The entry of a (lane, column) pair is a number of the lane plus a number of the column. For the gradient, the patches
-// of a head are dealt to a number of parts that depends on the problem alone; each part sums into a table of its own,
+// of a head are split into parts, how many depends only on the problem; each part sums into a table of its own,
 // column by column and lane by lane, and the tables are added in order. An entry is a sum over all queries, so
 // tables are double.
 #pragma once
@@ -71,7 +71,7 @@ void add_to_table(const Block<C>& block, const PairIndex<C>& index, const Vector
 // Entries of all parts' tables together: 32 MB
 constexpr int64_t kTables = int64_t(1) << 22;
 
-// Parts of a head's patches: enough for the threads of any machine at hand, and not so many that tables fill memory
+// Parts of a head's patches: enough to keep the threads of most machines busy, few enough to keep the tables small
 inline int64_t bias_parts(const Walk& walk, int64_t entries) {
   const int64_t patches = walk.batch * walk.groups * walk.patches, room = kTables / (walk.heads * entries) + 1;
   const int64_t wanted = (63 + walk.heads) / walk.heads, most = wanted < room ? wanted : room;

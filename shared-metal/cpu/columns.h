@@ -5,7 +5,7 @@
 //       append their rows (read in place, or converted into scratch memory), scalars, pair indices and masks
 //       when the block is full: body.take(block)
 //
-// A block is as large as any other of its segment, give or take a run. It belongs to the vectors `on`, those of the
+// Blocks of a segment have the same size, up to the length of a run. It belongs to the vectors `on`, those of the
 // pieces that see the segment, and is `masked` unless all of their lanes see all of it.
 #pragma once
 

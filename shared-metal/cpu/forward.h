@@ -57,7 +57,7 @@ struct OnlineSoftmax {
     if (stretches.end()) end_stretch();
   }
 
-  // Totals are scaled down to the top of now
+  // Totals are scaled down to the current top
   void end_stretch() {
     double factors[C::N];
     for (int lane = 0; lane < C::N; ++lane) {
@@ -74,8 +74,8 @@ struct OnlineSoftmax {
     out.settle(), weights.settle();
   }
 
-  // Masks dot products out and returns the new top. Four tops at a time: one would wait for itself. The largest product
-  // is the largest logit, since the factor is positive.
+  // Masks dot products and returns the new top. Four tops at a time: a single one would be a chain of dependent
+  // operations. The largest product is the largest logit, since the factor is positive.
   template <bool MASKED>
   Vector<T> raise(const Block<C>& block, int v, T factor) const {
     const Vector<T> lowest = splat<T>(Lane<T>::kLowest), unseen = splat<T>(-T(__builtin_inff()));

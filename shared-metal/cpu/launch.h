@@ -8,7 +8,7 @@
 namespace natten {
 namespace NATTEN_ISA {
 
-// A block of 64-byte aligned memory, freed with its owner; data is NULL if there was none to be had
+// A block of 64-byte aligned memory, freed with its owner; data is NULL if the allocation failed
 class Memory {
  public:
   explicit Memory(int64_t bytes) : data_(allocate(bytes > 0 ? bytes : 1)) {}

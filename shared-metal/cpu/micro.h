@@ -9,11 +9,11 @@
 //           |                    A[d] [ q0   q1  ... q(N-1) ]         |                    b[i] [ b0   b1  ... b(W-1) ]
 //           +-- times A[d] ----> S[i] [  .    .  ...   .    ]         +-- times b[i] -> O[lane] [  .    .  ...   .    ]
 //
-// A column is never rearranged. A multiply-accumulate takes its one number straight from memory (AVX-512 broadcast,
-// NEON by element), and loads are what these loops wait for: g columns times V vectors of lanes cost g + V loads for
+// A column is never rearranged. A multiply-accumulate takes its scalar operand straight from memory (AVX-512 broadcast,
+// NEON by element), and these loops are bound by loads: g columns times V vectors of lanes cost g + V loads for
 // g * V products, L lanes times K vectors of channels L + K. Groups are as large as the registers allow; a count is cut
-// into groups of nearly equal size, since small ones wait for results. Products are long enough to fetch what is read
-// after them into the cache meanwhile. A group of lanes skips the columns at either end of a block that none of its rows
+// into groups of nearly equal size, since small ones stall on latency. While the products run, what is read after them
+// is prefetched. A group of lanes skips the columns at either end of a block that none of its rows
 // sees.
 // Sources: FlashAttention (arXiv 2205.14135) for the blocks; the layout is that of outer-product matrix kernels.
 #pragma once
@@ -27,7 +27,7 @@ namespace NATTEN_ISA {
 template <typename C>
 constexpr int64_t kLine = 64 / sizeof(typename C::T);
 
-// next, soon: rows that are read after these, one for each; they are fetched meanwhile
+// next, soon: rows that are read after these, one for each; they are prefetched
 template <typename C, int A, int G>
 NATTEN_INLINE void dot_group(const VectorOf<C>* lanes, const typename C::T* const* rows,
                              const typename C::T* const* next, const typename C::T* const* soon, int64_t width,
@@ -63,8 +63,8 @@ NATTEN_INLINE void dot_group(const VectorOf<C>* lanes, const typename C::T* cons
   }
 }
 
-// L rows of sums, K vectors of each from channel `at` on; weights, before: of the first of these lanes. What the
-// columns add is summed by itself and joins the sums at the end: short sums of small numbers keep more of them.
+// L rows of sums, K vectors of each from channel `at` on; weights, before: of the first of these lanes. The
+// columns' contributions are summed first and added to the sums at the end: short sums round less.
 template <typename C, int K>
 NATTEN_INLINE void sum_group(const typename C::T* weights, const typename C::T* const* rows, Range range, int64_t at,
                              typename C::T* sums, int64_t pitch, const typename C::T* before) {

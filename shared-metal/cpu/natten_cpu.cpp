@@ -44,7 +44,7 @@ const char* asked_isa() {
   return asked && *asked ? asked : nullptr;
 }
 
-// The one that is asked for if it runs, else the best that does; the setting is sound if the two are one
+// The requested one if it runs here, else the best that does; the setting is sound unless they differ
 struct Chosen {
   Choice choice;
   bool sound;

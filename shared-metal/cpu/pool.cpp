@@ -23,7 +23,7 @@ namespace natten {
 namespace {
 
 constexpr int kMostThreads = 256;
-// A thread that has run out of work looks for more for so long before it sleeps: waking costs about as much.
+// How long an idle thread looks for work before it sleeps: waking it takes about as long.
 constexpr std::chrono::microseconds kSpin(30);
 
 void pause_briefly() {
@@ -59,7 +59,7 @@ int machine_threads() {
   return int(std::thread::hardware_concurrency());
 }
 
-// The number of threads that a call gets without asking, and whether NATTEN_NUM_THREADS says so
+// The default number of threads of a call, and whether it comes from NATTEN_NUM_THREADS
 struct Threads {
   int number;
   bool set, sound;
@@ -140,7 +140,7 @@ class Pool {
       std::unique_lock<std::mutex> lock(mutex_);
       done_.wait(lock, [this] { return inside_.load() == 0; });
     }
-    // whoever left last still held the lock when it said so
+    // the last worker still held the lock when it signalled
     const std::lock_guard<std::mutex> lock(mutex_);
     return true;
   }
@@ -196,8 +196,8 @@ class Pool {
 
 std::atomic<Pool*> the_pool{nullptr};
 
-// The threads of the parent do not exist in a forked child, and its locks may be held for ever: the child lets go of
-// the parent's pool without touching it. It stays in reach, so that no leak checker complains.
+// The threads of the parent do not exist in a forked child, and its locks may be held for ever: the child abandons
+// the parent's pool without touching it. It stays reachable, so that leak checkers do not report it.
 std::atomic<Pool*> the_parents_pool{nullptr};
 void forget_pool() { the_parents_pool.store(the_pool.exchange(nullptr)); }
 

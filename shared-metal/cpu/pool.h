@@ -5,8 +5,8 @@
 //        units   0 1 2 3 | 4 5 6 7 | 8 9 ...     ranges are dealt one by one, by an atomic counter,
 //                caller    thread    caller      to the caller and to whichever threads wake in time
 //
-// Which worker computes which range changes from run to run, so a job must not let it matter. Calls may come from any
-// number of threads at once: one has the pool, the others compute alone. A forked child starts a pool of its own.
+// Which worker computes which range changes from run to run, so a job's result must not depend on it. Calls may come
+// from any number of threads at once: one has the pool, the others compute alone. A forked child starts its own pool.
 // Plain functions of C types: the kernels, compiled once per instruction set, share them with nothing but these names.
 #pragma once
 
@@ -16,14 +16,14 @@ namespace natten {
 
 typedef void (*PoolJob)(void* context, int64_t first, int64_t last, int worker);
 
-// Workers of a call with so many units, the caller among them: `threads`, but no more than NATTEN_NUM_THREADS where
-// that is set; for threads = 0 pool_threads()
+// Number of workers, the caller included, for a call with so many units: `threads`, but no more than NATTEN_NUM_THREADS
+// where that is set; for threads = 0 pool_threads()
 int pool_workers(int threads, int64_t units);
 
 // NATTEN_NUM_THREADS, read once, else performance cores, else cores allowed
 int pool_threads();
 
-// False if NATTEN_NUM_THREADS is set to something else than a number from 1 up
+// False if NATTEN_NUM_THREADS is set to anything but a positive number
 bool pool_setting_is_sound();
 
 // worker is below `workers`. Returns when all units are done.

@@ -1,11 +1,11 @@
-// Sums over any number of columns: every level adds few numbers, so that errors do not grow with their number.
+// Sums over any number of columns, in levels that each add few numbers, so that errors do not grow with the count.
 //
 //   products   a block's columns, up to 64        in registers                     micro.h
 //   sums       a stretch of up to 32 blocks       of the kernel's own type         one row of a patch after the other
 //   totals     the stretches                      double                           likewise
 //
-// n numbers added one after the other are off by up to n / 2 roundings of their sum, and by more than a float can bear
-// from some ten thousands on. A patch that sees no more than a stretch of columns never touches its totals.
+// n numbers added one by one are off by up to n / 2 roundings of their sum, too much for a float from some ten
+// thousand on. A patch that sees no more than a stretch of columns never touches its totals.
 // Source: Higham, Accuracy and Stability of Numerical Algorithms, 4.2 (sums by blocks).
 #pragma once
 
@@ -16,7 +16,7 @@ namespace NATTEN_ISA {
 
 constexpr int kStretch = 32;
 
-// The sums of a patch, `pitch` numbers for each of its rows, and what earlier stretches came to
+// The sums of a patch, `pitch` numbers for each of its rows, and the totals of earlier stretches
 template <typename C>
 struct Totals {
   typedef typename C::T T;
@@ -44,7 +44,7 @@ struct Totals {
     used = true;
   }
 
-  // Afterwards `sums` holds everything. No stretch is open, or none has ended.
+  // Afterwards `sums` holds the whole sum. Call it when no stretch is open, or before any has ended.
   void settle() {
     if (!used) return;
     for (int64_t at = 0; at < C::N * pitch; ++at) sums[at] = T(totals[at]);

@@ -131,7 +131,7 @@ NATTEN_INLINE V greater(V a, V b) {
   return a > b ? a : b;
 }
 
-// 1 / x, and 0 for 0: what a sum of nothing is divided by
+// 1 / x, and 0 for 0: the factor that normalises a sum, which may be empty
 template <typename V>
 NATTEN_INLINE V reciprocal(V x) {
   return x == 0 ? V{} : 1 / x;

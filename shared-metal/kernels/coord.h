@@ -28,7 +28,7 @@ struct Axis {
   bool causal;
 };
 
-// What all lanes of a threadgroup agree on
+// What is the same for all lanes of a threadgroup
 template <int RANK>
 struct Tile {
   Axis axis[RANK];
@@ -48,7 +48,7 @@ struct Patch {
   bool active;       // uniform: the patch begins inside the axis
   bool store;        // this lane's row exists
 
-  // Channels that the lane loads of its row, of `dim`: none of a row that does not exist, which is zero then
+  // How many of `dim` channels the lane loads of its row: none if the row does not exist, which then holds zeros
   METAL_FUNC int channels(int dim) const thread { return store ? dim : 0; }
 };
 
@@ -73,9 +73,10 @@ METAL_FUNC int patch_coord(int axis, int r) {
   return axis == C::RANK - 2 ? (place / C::PX) % C::PY : place / (C::PX * C::PY);
 }
 
-// Number, line by line along x, of the tile that is launched nth. Those at both ends of x come first: in the key walk
-// most queries see their keys, if windows are no wider than a tile, and a row may take two bricks where elsewhere it
-// takes one. A launch ends sooner if its longest threadgroups neither start last nor meet on one core.
+// Number, line by line along x, of the tile that is launched nth. Tiles at both ends of x come first, because they have
+// the most work: in the key walk, if windows are no wider than a tile, most queries see the keys there, and a row may
+// take two bricks where elsewhere it takes one. A launch ends sooner if its longest threadgroups start early and on
+// different cores.
 METAL_FUNC int ends_first(int nth, int lines, int along_x) {
   if (along_x <= 2) return nth;
   if (nth < 2 * lines) return nth / 2 * along_x + nth % 2 * (along_x - 1);

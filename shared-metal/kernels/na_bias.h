@@ -7,8 +7,8 @@
 //   partial [parts, H, 2w - 1 per axis] float, summed in order by na_sum
 //
 // A threadgroup takes every parts-th tile. Each simdgroup adds to a table of its own in threadgroup memory, one row of
-// an 8x8 fragment at a time: the columns of a row have different offsets, so no two lanes meet, and the order of the
-// sums never changes. TABLE: entries that one table can hold.
+// an 8x8 fragment at a time: the columns of a row have different offsets, so lanes never add to the same entry, and the
+// order of the sums never changes. TABLE: entries that one table can hold.
 #pragma once
 
 namespace na {

@@ -74,7 +74,7 @@ struct KeyGradient {
         NA_UNROLL for (int e = 0; e < 2; ++e) {
           const long at = b.scalar[j] + (fc + e) * scalar_step;  // read only where the row sees the column
           const bool sees = b.full[j] || b.sees(j, b.x[j] + fc + e, seen);
-          Stats query = Stats(1.0f);  // whatever they are: an unseen column is masked
+          Stats query = Stats(1.0f);  // any numbers would do: an unseen column is masked
           if (sees) query = *(const device Stats*)(stats + at);
           float entry = 0.0f;
           if (C::BIAS && sees) entry = table[b.bias[j] - fc - e];

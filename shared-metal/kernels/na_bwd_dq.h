@@ -13,8 +13,8 @@
 // Every dQ row is written once; nothing is summed across threadgroups. Source: FlashAttention-2 (arXiv 2307.08691).
 //
 // The sum of W would be 1 if lse were exact. It is a float: next to logits of 1e5 it is off by up to 0.004, and so would
-// be every weight. So the weights are summed again, which costs an addition, and what depends on them is divided.
-// lse -inf, of rows without weights, stands in stats as a number so large that W is 0.
+// be every weight. So the weights are summed again, which costs one addition, and dQ is divided by the sum at the end.
+// A row without weights has lse -inf; stats then hold a number so large that every W is 0.
 #pragma once
 
 namespace na {
@@ -57,7 +57,7 @@ struct QueryGradient {
     if (C::BIAS) table = bias + place.head * bias_entries<C::RANK>(tile);
   }
 
-  // dS of a group of bricks, times what 1 / factor is besides the sum of W; 0 where the row does not see the column
+  // dS of a group of bricks, not yet divided by the sum of W; 0 where the row does not see the column
   template <typename At, typename A, typename B>
   METAL_FUNC void logit_gradients(thread Pair<float>* ds, const thread Bricks<C::NB, At>& b, int count,
                                   const thread A& keys, const thread B& values, Span seen) thread {

@@ -28,8 +28,8 @@ METAL_FUNC void na_delta(const device typename C::T* out_grad, const device type
                          const device float* lse_grad, const thread Params& prm, device float* delta, uint3 tgid,
                          uint sg, uint lane) {
   const long own = long(tgid.x) * 16 + long(sg) * 4 + long(lane / 8);
-  const long row = min(own, prm[kRowCount] - 1);  // lanes without a row repeat the last: all of them shuffle
-  const bool few = prm[kRowCount] >> 32 == 0;  // divisions of 64 bits are dear
+  const long row = min(own, prm[kRowCount] - 1);  // lanes without a row repeat the last, since every lane must shuffle
+  const bool few = prm[kRowCount] >> 32 == 0;  // 64-bit divisions are expensive
   const long grad_at = few ? row_offset<uint>(prm, kOutGradStride, C::RANK, uint(row))
                            : row_offset<ulong>(prm, kOutGradStride, C::RANK, ulong(row));
   const device typename C::T* grad_row = out_grad + grad_at;

@@ -10,11 +10,12 @@
 // Rows are queries (coord.h has the picture), columns are keys: A = K, B = V (stage.h). Additional keys come first, as
 // a box of rank 1. Per group of NB bricks: S = Q K^T, mask where partial, online softmax, O += P V.
 //
-// The maximum is one of q.k before it is scaled, unless a bias is added: the largest weight is then 1 to the bit,
-// however large the logits, and none suffers from their rounding. (The query takes a minus sign from the scale.)
+// Unless a bias is added, the maximum is taken of q.k before scaling: the largest weight is then exactly 1, however
+// large the logits, and their rounding affects no weight. (A negative scale flips the sign of the query instead.)
 // The maximum of a row starts at kMasked, a finite number, and so do the logits of columns that it does not see; their
-// weights are 0. Nothing is ever -inf or NaN of our making, so fast math is safe. A row whose logits are all -inf (its
-// bias is) has the sum 0: out 0, lse -inf. Source: FlashAttention (arXiv 2205.14135) for the online softmax.
+// weights are 0. The kernel itself never makes an infinity or a NaN, so fast math is safe. A row whose logits are all
+// -inf, because its bias is, has the sum 0: out 0, lse -inf.
+// Source: FlashAttention (arXiv 2205.14135) for the online softmax.
 #pragma once
 
 namespace na {
@@ -130,7 +131,7 @@ METAL_FUNC void na_fwd(const device typename C::T* q, const device typename C::T
     body.l += body.l_total * since;
   }
   const float total = row_sum(body.l);
-  const bool empty = as_type<uint>(total) == 0u;  // bits, which fast math leaves alone: NaN is not empty
+  const bool empty = as_type<uint>(total) == 0u;  // as bits: fast math may drop float comparisons, and NaN is not empty
   if (!patch.store) return;
   device T* to = out + token_offset<R>(prm, kOutStride, tile, place.batch, place.head, patch.row);
   write_row<T, C::DB>(to, body.out.part, empty ? 0.0f : 1.0f / total, body.fc, int(prm[kDimV]));

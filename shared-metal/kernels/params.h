@@ -3,7 +3,7 @@
 // Everything that changes with the problem is here; everything that changes the code is a template argument (the
 // config struct that source.py generates). Blocks of 3 hold one value per axis, outermost first. A stride block
 // holds 5 element strides: batch, head, axis 0, axis 1, axis 2. Outputs are contiguous; an input's channels lie
-// Params::channel(block) elements apart, a constant 1 where the host sees to that.
+// Params::channel(block) elements apart, a constant 1 where the host guarantees it.
 // slots.py keeps the same names in the same order, and a test compares the two.
 //
 // Kernels read slots through Params, which the host's adapter defines before this header's users (source.py): hosts
@@ -32,7 +32,7 @@ enum Slot : int {
   kKeyStride = 34,
   kValueStride = 39,
   kOutStride = 44,
-  kLseStride = 49,    // lse and delta alike; stats, where they take their place
+  kLseStride = 49,    // of lse and delta, or of stats in kernels that read those instead
   kOutGradStride = 54,
   kQueryGradStride = 59,
   kKeyGradStride = 64,

@@ -9,8 +9,8 @@ constant constexpr float kLn2 = 0.693147181f;
 constant constexpr uint kMinusInfinityBits = 0xff800000u;
 
 // The weight of a pair before it is divided by the sum of its row: exp2(s * scale + bias * log2(e) - top), with scale and
-// top in base 2. s is a float sum over the channels in their order, the same in every kernel. An fma rounds its result
-// only, whatever a compiler would like to fuse: next to logits of 1e5 a rounded s * scale is off by 0.004.
+// top in base 2. s is a float sum over the channels in order, the same in every kernel. The explicit fma rounds once,
+// whatever the compiler would fuse otherwise: next to logits of 1e5 a rounded s * scale is off by 0.004.
 template <bool BIAS>
 METAL_FUNC float weight_of(float s, float scale, float bias, float top) {
   return exp2(fma(s, scale, BIAS ? fma(bias, kLog2E, -top) : -top));
@@ -66,7 +66,7 @@ METAL_FUNC Sides<C, RANK> key_sides(const device typename C::T* k, const device 
   return sides;
 }
 
-// Lets a body meet the additional keys and values
+// Walks a body over the additional keys and values
 template <typename C, typename Body>
 METAL_FUNC void walk_additional(thread Body& body, const device typename C::T* keys, const device typename C::T* values,
                                 const thread Params& prm, Place place, bool active, threadgroup typename C::T* staged_a,

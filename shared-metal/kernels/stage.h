@@ -6,7 +6,7 @@
 //   across: rows of the fragment are channels, columns are tokens      (the right side of  row . token)
 //   along:  rows of the fragment are tokens, columns are channels      (the right side of  weight * token)
 //
-// A brick may stick out of its patch's box. What is read there must be finite and is masked: staged bricks read on
+// A brick may extend beyond its patch's box. What is read there must be finite, and is masked: staged bricks continue
 // into the next row or into the zeros behind the last one; direct reads repeat the last column inside.
 #pragma once
 

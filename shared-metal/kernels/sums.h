@@ -1,10 +1,10 @@
 // Sums over the columns of a walk.
 //
-// One float sum of n terms, added one after another, loses about sqrt(n) roundings, and n where the terms are alike: a
-// million terms of 0.1 are off by a percent. Where PART is not 0, a sum is taken in parts of PART bricks, and the parts
-// are added: each of the two sums is then short. The total is touched once a part only, so it costs registers (or,
-// where they are full, a little memory) and some time. The planner sets PART where sums are long (steps.py).
-// Nothing here compensates roundings: fast math would compute that away.
+// A float sum of n terms, added one by one, accumulates about sqrt(n) rounding errors, and n of them if the terms are
+// equal: a million terms of 0.1 are off by a percent. If PART is not 0, a sum is taken in parts of PART bricks, and the
+// parts are added, so that both sums are short. The total is touched once per part; it costs registers (or, where
+// those run out, a little memory) and some time. The planner sets PART where sums are long (steps.py).
+// There is no compensated summation, because fast math would optimise it away.
 #pragma once
 
 namespace na {

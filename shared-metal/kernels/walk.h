@@ -44,7 +44,7 @@ METAL_FUNC Chunks cut_chunks(const thread Tile<RANK>& t) {
   return c;
 }
 
-// What counts the elements inside a source: device memory needs 64 bits, threadgroup memory does not
+// The type of element offsets inside a source: device memory needs 64 bits, threadgroup memory does not
 template <bool STAGE>
 struct Offset {
   typedef int type;
@@ -194,7 +194,7 @@ METAL_FUNC void walk(thread Body& body, const thread Sides<C, RANK>& sides, cons
         Bricks<C::NB, At> b;
         const int count = min(int(C::NB), total - done);
         NA_UNROLL for (int j = 0; j < C::NB; ++j) {
-          b.full[j] = b.row[j] = false;  // an unused slot is all masked
+          b.full[j] = b.row[j] = false;  // an unused brick is masked entirely
           b.a[j] = b.b[j] = b.x[j] = b.last[j] = b.scalar[j] = b.bias[j] = b.slot[j] = 0;
           if (j < count) {
             const int x = patch.x.low + next.x * 8;

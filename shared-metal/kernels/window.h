@@ -28,7 +28,7 @@ struct Span {  // half-open interval of positions
 NA_FUNC int minimum(int a, int b) { return a < b ? a : b; }
 NA_FUNC int maximum(int a, int b) { return a > b ? a : b; }
 
-// p rounded down to the first position of its stride group; a division is dear on a GPU, and s is mostly 1
+// p rounded down to the first position of its stride group; a division is expensive on a GPU, and s is usually 1
 NA_FUNC int group_start(int p, int s) { return s == 1 ? p : p / s * s; }
 
 NA_FUNC int group_length(int length, int group, int dilation) { return (length - group + dilation - 1) / dilation; }
