@@ -138,7 +138,7 @@ def torchs(row: Row) -> dict[str, Callable[[], Tensor]]:
 
     heads_first = [t.flatten(1, -3).transpose(1, 2).contiguous() for t in tensors(row)[:3]]
     seen, tokens = mask.neighborhood_mask(row.problem, TorchTables(torch.device("cpu"))), math.prod(row.shape)
-    # Looked up, to its advantage: with arithmetic on the indices flex_attention takes a third longer.
+    # Looked-up tables favour flex_attention: with arithmetic on the indices it takes a third longer.
     block_mask = create_block_mask(lambda b, h, q, k: seen[q, k], None, None, tokens, tokens, device="cpu")
     flex = torch.compile(flex_attention, dynamic=False)
 
@@ -156,10 +156,10 @@ def torchs(row: Row) -> dict[str, Callable[[], Tensor]]:
 
 
 def medians(calls: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:
-    """Median milliseconds of each call, taken in turns for ``seconds`` a contender (at least 5 rounds).
+    """Median milliseconds of each call, taken in turns for ``seconds`` per contender (at least 5 rounds).
 
-    In its turn each is called twice and timed once: after its last call an OpenMP thread waits at full speed for some
-    milliseconds, and would be in the next contender's way.
+    In its turn each is called twice and timed once: after a call, OpenMP threads spin for some milliseconds and would
+    slow the next contender down.
     """
     times: dict[str, list[float]] = {name: [] for name in calls}
     began = time.perf_counter()
@@ -173,7 +173,7 @@ def medians(calls: dict[str, Callable[[], object]], seconds: float) -> dict[str,
 
 
 def copy_bandwidth(seconds: float = 0.5) -> float:
-    """Bytes a second, read and written together, of copies that no cache holds; the best of some."""
+    """Bytes per second, reads and writes together, of copies too large for any cache; the best of several."""
     source = torch.ones(2**25)
     target, best, began = torch.empty_like(source), math.inf, time.perf_counter()
     while time.perf_counter() - began < seconds:
@@ -184,13 +184,13 @@ def copy_bandwidth(seconds: float = 0.5) -> float:
 
 
 def measure(row: Row, path: Path, threads: int, seconds: float) -> dict[str, float]:
-    """Milliseconds by column, and what they make."""
+    """Milliseconds by column, and the figures derived from them."""
     torch.set_num_threads(threads)
     library = loaded(path, None)
     forward, backward = ours(library, row)
     calls: dict[str, Callable[[], Any]] = {"forward": forward, "backward": backward}
     if platform.machine() in ("x86_64", "AMD64"):
-        # A library read its variable when it was loaded first; a copy of the file is another library.
+        # A library reads its variable when it is first loaded; a copy of the file counts as another library.
         copy = path.with_name(f"avx2-{os.getpid()}-{FILE}")
         shutil.copy(path, copy)
         calls["avx2"], calls["avx2 backward"] = ours(loaded(copy, "avx2"), row)

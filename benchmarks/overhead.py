@@ -1,7 +1,7 @@
-"""What one call of natten_mlx costs beside its work: na1d on a tiny input against MLX's own fused attention.
+"""The overhead of one call of natten_mlx: na1d on a tiny input against MLX's own fused attention.
 
-Both on the same stream, called in short turns, so that whatever else the machine does strikes both alike. Prints, in
-microseconds, the median of the rounds: building the graph alone, and building it and waiting for the result.
+Both run on the same stream in short turns, so that other load on the machine affects both alike. Prints the median of
+the rounds in microseconds: building the graph alone, and building it and waiting for the result.
 
 usage: python benchmarks/overhead.py [--rounds N] [--calls N]
 """
@@ -21,7 +21,7 @@ TURN = 50  # calls
 
 
 def calls() -> dict[str, Call]:
-    """The calls that are compared; MLX's attention wants heads before tokens."""
+    """The calls to compare; MLX's attention expects heads before tokens."""
     query = mx.random.normal((1, TOKENS, HEADS, DIM))
     swapped = mx.contiguous(query.swapaxes(1, 2))
     mx.eval(query, swapped)
@@ -34,7 +34,7 @@ def calls() -> dict[str, Call]:
 
 
 def microseconds(call: Call, count: int, evaluate: bool) -> float:
-    """Of one call, on average over ``count``."""
+    """Seconds per call, on average over ``count`` calls."""
     began = time.perf_counter()
     for _ in range(count):
         made = call()
@@ -44,7 +44,7 @@ def microseconds(call: Call, count: int, evaluate: bool) -> float:
 
 
 def measure(compared: dict[str, Call], rounds: int, count: int, evaluate: bool) -> dict[str, float]:
-    """Medians by name, of ``rounds`` rounds of ``count`` calls, made in turns of :data:`TURN`."""
+    """Medians by name over ``rounds`` rounds of ``count`` calls, in turns of :data:`TURN`."""
     found: dict[str, list[float]] = {name: [] for name in compared}
     for _ in range(rounds):
         turns: dict[str, list[float]] = {name: [] for name in compared}

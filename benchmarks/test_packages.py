@@ -18,7 +18,7 @@ from problems import CPU_TABLE, Timed
 import natten_mlx
 import natten_mps
 
-Prepared = tuple[Callable[[], object], str]  # what to time, and the plan that runs it in words
+Prepared = tuple[Callable[[], object], str]  # what to time, and its plan in words
 
 
 def arrays(problem: Timed) -> list[np.ndarray[Any, np.dtype[np.float32]]]:

@@ -104,13 +104,13 @@ CASES = {"natten-mps": torch_case, "natten-mlx": mlx_case}
 
 
 def measure(package: str, form: str, lengths: str, own: bool, rounds: int) -> dict[str, float]:
-    """Milliseconds of a forward, and of forward and backward; what the peak of memory grew by, MiB."""
+    """Milliseconds of a forward, and of forward and backward; the growth of peak memory in MiB."""
     forward, both = CASES[package](form, LENGTHS[lengths](), own)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     times = []
     for function in (forward, both):
         best = float("inf")
-        # The derivative of a cut is as large as the batch: the loop over a padded one takes a minute.
+        # The gradient of a slice is as large as the batch, so the loop over a padded batch takes a minute.
         slow = function is both and form == "padded" and not own
         for _ in range(1 if slow else rounds):
             start = time.perf_counter()

@@ -28,7 +28,7 @@ CACHE = ROOT / "build" / "macos"
 TARGET = "aarch64-macos.14.0"
 TOOLS = ("ziglang", "lief", "nanobind")
 WHEELS = ("mlx", "mlx-metal")
-# The two headers of Apple's that MLX's own include, and that ziglang lacks: the types that they are included for.
+# Stand-ins for the two Apple headers that MLX's headers include and ziglang lacks: just the types that are needed.
 STUBS = {
     "CoreFoundation/CoreFoundation.h": (
         "#include <mach/mach.h>\n#include <sys/types.h>\ntypedef double CFTimeInterval;\n"
@@ -37,15 +37,15 @@ STUBS = {
 }
 EXTENSION = ("bindings.cpp", "host.cpp", "metal.cpp", "operation.cpp", "plan.cpp")
 KERNELS = ("cpu/kernels.cpp", "cpu/natten_cpu.cpp", "cpu/pool.cpp")
-# As CMakeLists.txt and nanobind's own CMake functions have them.
+# The same flags as in CMakeLists.txt and nanobind's CMake functions.
 DEFINITIONS = (
     "NB_DOMAIN=mlx", "NB_BACKEND_MODULE=nanobind_backend", "NB_BACKEND_PYPI=nanobind-backend",
     "Py_LIMITED_API=0x030B0000", 'NATTEN_NANOBIND_INTERNALS="22"', 'NATTEN_KERNELS_DIGEST="0"',
     'NATTEN_SOURCES_DIGEST="0"',
 )  # fmt: skip
-# What uv says if it cannot reach the registry, as opposed to not finding there what is asked for.
+# What uv prints if it cannot reach the registry, as opposed to not finding a package there.
 UNREACHABLE = ("error sending request", "dns error", "timed out", "Connection refused")
-# Mangled names of the C++ standard library and run time, which macOS has.
+# Mangled names of the C++ standard library and run time, which macOS provides.
 STANDARD = re.compile(r"__Z(T[ISV])?(N?K?St|N10__cxxabiv1)|__Z(n[wa]|d[la])")
 
 
@@ -81,7 +81,7 @@ def fetch() -> None:
 
 
 def clang(driver: str, *arguments: str | Path) -> None:
-    """Run clang for macOS; CalledProcessError, with its words on stderr, if it fails."""
+    """Run clang for macOS. CalledProcessError, with its stderr, if it fails."""
     environment = os.environ | {"PYTHONPATH": str(CACHE / "tools")}
     environment |= {f"ZIG_{kind}_CACHE_DIR": str(CACHE / "zig") for kind in ("GLOBAL", "LOCAL")}
     command = [sys.executable, "-m", "ziglang", driver, "-target", TARGET]
@@ -89,7 +89,7 @@ def clang(driver: str, *arguments: str | Path) -> None:
 
 
 def compile_source(source: str, made: Path) -> None:
-    """One source of csrc, or elsewhere by its whole path, to an object file."""
+    """Compile one source of csrc, or one given by its full path, to an object file."""
     mlx, nanobind = CACHE / "wheels" / "mlx" / "include", CACHE / "tools" / "nanobind" / "include"
     common = ("-O1", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror", "-c", CSRC / source, "-o", made)
     if source in KERNELS:
@@ -102,13 +102,13 @@ def compile_source(source: str, made: Path) -> None:
 
 
 def link(objects: list[Path], made: Path) -> None:
-    """The extension. Python's symbols, and the C++ library's, are looked up where it is loaded."""
+    """Link the extension. Symbols of Python and of the C++ library are resolved where it is loaded."""
     libmlx = CACHE / "wheels" / "mlx" / "lib" / "libmlx.dylib"
     clang("cc", "-shared", *objects, libmlx, "-undefined", "dynamic_lookup", "-o", made)
 
 
 def unexported(imported: set[str], exported: set[str]) -> list[str]:
-    """The C++ symbols among ``imported`` that neither the standard library nor ``exported`` has."""
+    """The C++ symbols among ``imported`` that neither the standard library nor ``exported`` provides."""
     return sorted(n for n in imported - exported if n.startswith("__Z") and not STANDARD.match(n))
 
 
@@ -117,7 +117,7 @@ def symbols(extension: Path) -> tuple[set[str], set[str], set[str]]:
     sys.path.insert(0, str(CACHE / "tools"))
     import lief
 
-    lief.logging.disable()  # it warns of what ziglang's linker leaves empty
+    lief.logging.disable()  # it warns about what ziglang's linker leaves empty
     own = lief.MachO.parse(str(extension)).at(0)
     libmlx = lief.MachO.parse(str(CACHE / "wheels" / "mlx" / "lib" / "libmlx.dylib")).at(0)
     names = [{symbol.name for symbol in found} for found in (own.imported_symbols, own.exported_symbols)]
@@ -125,14 +125,14 @@ def symbols(extension: Path) -> tuple[set[str], set[str], set[str]]:
 
 
 def sources_digest() -> str:
-    """Of everything that the result depends on besides the wheels."""
+    """A digest of everything that the result depends on besides the wheels."""
     folders = (CSRC, CSRC / "cpu", CSRC / "kernels")
     files = [path for folder in folders for path in sorted(folder.glob("*")) if path.suffix in (".h", ".cpp")]
     return hashlib.sha256(b"".join(path.read_bytes() for path in (Path(__file__), *files))).hexdigest()
 
 
 def check(again: bool = False) -> str:
-    """What was found, in a sentence; SystemExit or CalledProcessError if something does not hold."""
+    """The result in one sentence; SystemExit or CalledProcessError if the check fails."""
     fetch()
     stamp, digest = CACHE / "passed.txt", sources_digest()
     if not again and stamp.exists() and stamp.read_text().startswith(digest):

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 WHITE = 255.0
-# Both packages do the same sums in float32, in another order; a tenth of a level cannot be seen.
+# Both packages compute the same sums in float32 in different orders; a tenth of a level is invisible.
 DEFAULT_BOUND = 0.1
 
 

@@ -1,7 +1,7 @@
-"""Compare two trainings by `demo train`, of one seed, and draw both loss curves into one picture.
+"""Compare two runs of `demo train` with one seed, and draw both loss curves into one picture.
 
-Rounding differs between the packages, and training amplifies what differs: the first steps must agree
-closely, the end only in how well the digits are read.
+The packages round differently, and training amplifies differences: the first steps must agree closely, the end only in
+how well the digits are read.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from natten_mps._metal.tools.curves import draw_curves
 from natten_mps._metal.tools.train import Record, curve_of
 
 FIRST = 30
-# The loss starts at 2.5. On one CPU both differ by 1e-6; this leaves room for a GPU's own exp and order of sums.
+# The loss starts at 2.5. On one CPU the runs differ by 1e-6; the bound leaves room for a GPU's exp and order of sums.
 DEFAULT_BOUND = 1e-3
 ACCURACY_BOUND = 0.01
 
@@ -35,9 +35,10 @@ def load_record(path: Path) -> Record:
 
 
 def differences(a: Record, b: Record) -> tuple[float, float, int]:
-    """Largest difference of the losses in the first 30 steps and in all, and digits that were read differently.
+    """Largest difference of the losses in the first 30 steps and in all steps, and the number of digits classified
+    differently.
 
-    ValueError if the runs are not of the same steps and seed.
+    ValueError if the runs differ in steps or seed.
     """
     for name, x, y in (
         ("steps", len(a.losses), len(b.losses)),

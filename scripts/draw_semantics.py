@@ -2,7 +2,7 @@
 
     python scripts/draw_semantics.py [--out docs/semantics.svg]
 
-Every cell comes from the package's own mask, so the picture cannot drift from the code.
+Every cell comes from the package's own mask, so the picture cannot disagree with the code.
 """
 
 import argparse

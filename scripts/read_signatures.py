@@ -15,7 +15,7 @@ from collections import defaultdict
 from pathlib import Path
 
 ROOT = "natten"
-# Command-line tools, and what chooses among CUDA kernels: nobody calls it from outside.
+# Command-line tools, and modules that choose among CUDA kernels; no client calls them.
 LEFT_OUT = ("profiler", "profiling_utils", "autotuner", "backends.configs")
 Found = dict[str, tuple[str, str]]
 
@@ -35,7 +35,7 @@ def parameters(arguments: ast.arguments) -> str:
 
 
 def constructor(node: ast.ClassDef) -> str:
-    """What the class is called with, after self; '-' where it inherits its constructor."""
+    """The parameters of the class's constructor, after self; '-' where it is inherited."""
     for each in node.body:
         if isinstance(each, ast.FunctionDef) and each.name == "__init__":
             return parameters(each.args).partition(" ")[2]
@@ -63,7 +63,7 @@ def defined(node: ast.stmt) -> Found:
 
 
 def home(node: ast.ImportFrom, module: str, is_package: bool) -> str | None:
-    """The module of the package that a ``from ... import`` names, None for another's."""
+    """The module of the package that a ``from ... import`` names; None for another package's."""
     if not node.level:
         named = node.module or ""
         return named.removeprefix(ROOT).removeprefix(".") if named.split(".")[0] == ROOT else None
@@ -100,7 +100,7 @@ class Package:
         return self.names[module]
 
     def offered(self, module: str) -> Found:
-        """A module's own names; a package's that it imports too, for that is what it imports them for."""
+        """A module's own names; for a package also those that it imports, since it imports them to re-export them."""
         found = self.of(module)
         if module in self.packages:
             return found

@@ -1,9 +1,9 @@
 """A client's own code twice, on the same random weights: with this project's functions, and with dense ones.
 
-The truth is the client in float64 over :mod:`dense`. In float64 a client over this project's functions must give the
-same to rounding. In float32 it may err as the client over the dense functions errs: its error is at most 2 (outputs)
-or 3 (gradients) times that one's, plus 4 ulp. The largest error of one small model is a matter of luck, so that one's
-is the largest of :data:`DRAWS` draws of the weights.
+The truth is the client in float64 over :mod:`dense`. In float64 a client over this project's functions must agree up to
+rounding. In float32 its error may be at most 2 (outputs) or 3 (gradients) times the error of the client over the dense
+functions, plus 4 ulp. Because the largest error of one small model varies by chance, the latter is the largest over
+:data:`DRAWS` draws of the weights.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ BACKENDS = tuple(
 FACTORS = {"output": 2, "gradient": 3}
 FLOOR_ULP = 4
 DRAWS = 4
-# A gradient that ought to vanish (that of a key's bias) has no size of its own to measure an error by.
+# A gradient that is zero in exact arithmetic (that of a key's bias) has no magnitude to measure an error against.
 LEAST_SHARE = 1e-3
 
 Replacements = dict[str, Any]
@@ -59,7 +59,7 @@ class Client:
 
 @contextlib.contextmanager
 def replaced(home: Any, names: Replacements) -> Iterator[None]:
-    """Other attributes of ``home`` inside the context."""
+    """Replaces attributes of ``home`` inside the context."""
     before = {name: getattr(home, name) for name in names}
     try:
         for name, value in names.items():
@@ -76,13 +76,13 @@ def noise(name: str, shape: tuple[int, ...]) -> Tensor:
 
 
 def run(client: Client, dtype: torch.dtype, draw: int = 0) -> tuple[Results, set[str]]:
-    """Outputs, gradients of every input and parameter (float64), and the paths that ran."""
+    """Outputs, gradients of every input and parameter (float64), and the backends that ran."""
     torch.manual_seed(draw)
     model = client.build().eval()
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name, parameter in parameters.items():
-            # On top of the client's own: many start at zero, and would hide everything behind them.
+            # Added to the client's own values: many start at zero, and would hide everything behind them.
             parameter += 0.2 * noise(f"{name} {draw}", parameter.shape)
     model.to(dtype)
     inputs = {f"input {i}": shape for i, shape in enumerate(client.shapes)}
@@ -112,7 +112,7 @@ def errors(found: Results, truth: Results) -> dict[str, float]:
 
 @cache
 def truth_of(client: Client, draw: int = 0) -> Results:
-    """The client over the dense functions, in float64; every parameter that ought to learn does."""
+    """The client over the dense functions in float64; every parameter that should learn gets a gradient."""
     with replaced(client.home, client.dense):
         truth, ran = run(client, torch.float64, draw)
     assert not ran, f"the reference called {ran}"
@@ -133,7 +133,7 @@ def baseline(client: Client) -> dict[str, float]:
 
 
 def assert_notices(client: Client) -> None:
-    """Assert that the comparison would notice: with every function's result one token off, nothing agrees."""
+    """Assert that the comparison can fail: with every function's result shifted by one token, nothing agrees."""
 
     def shifted(function: Any) -> Any:
         if isinstance(function, type):  # a module

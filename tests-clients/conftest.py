@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-# How the other suites tell which path ran.
+# How the other suites determine which backend ran.
 sys.path.append(str(Path(__file__).parents[1] / "tests-parity"))
 # hdit's own switch; with it torch would compile every small function of the model.
 os.environ["K_DIFFUSION_USE_COMPILE"] = "0"

@@ -1,8 +1,8 @@
-"""What the clients call, as plain masked softmax over all keys: the reference of this suite.
+"""The functions that clients call, as plain masked softmax over all keys: the reference of this suite.
 
-Nothing here is shared with the packages: windows are counted out token by token, from the definition. Quadratic,
-differentiable by torch alone. :func:`attend` is heads-last and scales; :func:`logits` and :func:`weighted` are the
-two halves, heads-first and unscaled, as the older generations had them.
+Nothing here is shared with the packages: windows are enumerated token by token, from the definition. Quadratic,
+differentiated by torch alone. :func:`attend` is heads-last and scales; :func:`logits` and :func:`weighted` are the two
+split ops, heads-first and unscaled, as in the older generations.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ def _per_axis(size: Size, rank: int) -> tuple[int, ...]:
 def _window(length: int, size: int, dilation: int, query: int, stride: int = 1, causal: bool = False) -> list[int]:
     """The keys of one query on one axis: ``size`` members of its dilation group, as centred as the border allows.
 
-    Every ``stride`` queries of the group have the window of the one in their middle. Causal: the ``size`` members up
-    to their last one, as far as the query itself.
+    Every ``stride`` consecutive queries of the group share the window of the one in their middle. Causal: the ``size``
+    members up to the last of those queries, cut off after the query itself.
     """
     group = list(range(query % dilation, length, dilation))
     place = group.index(query)
@@ -51,7 +51,7 @@ def _seen(*axes: tuple[int, int, int, int, bool]) -> Tensor:
 
 @cache
 def _neighbors(shape: tuple[int, ...], sizes: tuple[int, ...], dilations: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """The keys of each query's window ``[N, W]``, row-major, and their entries in the flat bias table ``[N, W]``."""
+    """The keys of each query's window ``[N, W]``, row-major, and their entries in the flat rpb ``[N, W]``."""
     keys, entries = [], []
     for query in itertools.product(*map(range, shape)):
         axes = [_window(*of, at) for *of, at in zip(shape, sizes, dilations, query, strict=True)]
@@ -71,7 +71,7 @@ def attend(
     query: Tensor, key: Tensor, value: Tensor, kernel_size: Size, dilation: Size = 1, scale: float | None = None,
     backend: str | None = None, *, stride: Size = 1, is_causal: bool | Sequence[bool] = False,
 ) -> Tensor:  # fmt: skip
-    """Fused attention, ``[B, *shape, H, D]``; ``backend`` is accepted, as upstream has it."""
+    """Fused attention, ``[B, *shape, H, D]``; ``backend`` is accepted for upstream's signature."""
     shape = tuple(query.shape[1:-2])
     rank, scale = len(shape), query.shape[-1] ** -0.5 if scale is None else scale
     given = (_per_axis(each, rank) for each in (kernel_size, dilation, stride, is_causal))
@@ -82,7 +82,7 @@ def attend(
 
 
 def logits(query: Tensor, key: Tensor, rpb: Tensor | None, kernel_size: Size, dilation: Size = 1) -> Tensor:
-    """``[B, H, *shape, W]``: every query against every key, of which the window's are kept; rpb ``[H, 2w-1, ...]``."""
+    """``[B, H, *shape, W]``: logits of all pairs, of which those in the window are kept; rpb ``[H, 2w-1, ...]``."""
     shape = tuple(query.shape[2:-1])
     keys, entries = _neighbors(shape, _per_axis(kernel_size, len(shape)), _per_axis(dilation, len(shape)))
     every = query.flatten(2, -2) @ key.flatten(2, -2).mT
@@ -103,5 +103,5 @@ def weighted(attn: Tensor, value: Tensor, kernel_size: Size, dilation: Size = 1)
 
 
 def unbiased_logits(query: Tensor, key: Tensor, kernel_size: Size, dilation: Size = 1) -> Tensor:
-    """:func:`logits` without a bias table."""
+    """:func:`logits` without rpb."""
     return logits(query, key, None, kernel_size, dilation)

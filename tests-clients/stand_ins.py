@@ -1,6 +1,6 @@
-"""Modules that clients import when loaded and never call on the way to their attention layers.
+"""Modules that clients import at load time but never call on the way to their attention layers.
 
-They bring compilers, audio codecs or a CUDA build along, and one of them installs on no recent Python.
+They require compilers, audio codecs or a CUDA build, and one of them does not install on any recent Python.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class _StandIns(MetaPathFinder, Loader):
 
 @contextlib.contextmanager
 def stand_in(names: frozenset[str]) -> Iterator[None]:
-    """Inside the context the packages ``names`` import as stand-ins, installed or not; nobody else sees them."""
+    """Inside the context the packages ``names`` import as stand-ins, installed or not; other code does not see them."""
     finder, before = _StandIns(names), set(sys.modules)
     sys.meta_path.insert(0, finder)
     try:

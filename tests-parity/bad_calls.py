@@ -1,4 +1,4 @@
-"""Illegal calls of every face, each with its error in full: one table, the same words from both packages."""
+"""Illegal calls of every face, each with the full text of its error: one table for both packages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from frameworks import Framework
 
 @dataclass(frozen=True)
 class T:
-    """A tensor of ones that the framework under test makes."""
+    """A tensor of ones, to be created by the framework under test."""
 
     shape: tuple[int, ...]
     dtype: str = "float32"
@@ -22,7 +22,7 @@ def t(*shape: int, dtype: str = "float32") -> T:
 
 
 def built(value: Any, framework: Framework) -> Any:
-    """``value`` with every :class:`T` in it made."""
+    """``value`` with every :class:`T` in it created."""
     if isinstance(value, T):
         return framework.tensor(np.ones(value.shape), value.dtype)
     if isinstance(value, list):
@@ -65,7 +65,7 @@ FLOATS = "float16, bfloat16, float32 or float64"
 OTHER = t(1, 7, 3, 4)
 FIVE = "query, key, value, additional_keys and additional_values must share "
 
-# face, what is changed, the error and its text; {package} and {tiers} are the package's own.
+# face, changed arguments, the error and its text; {package} and {tiers} stand for the package's own.
 Bad = tuple[str, dict[str, Any], type[Exception], str]
 TENSORS: list[Bad] = [
     ("na1d", {"query": "x"}, TypeError, f"query must be {TENSOR}; got str"),

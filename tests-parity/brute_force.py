@@ -1,6 +1,6 @@
-"""Random problems, and which query sees which key by a walk over all of them, written from the text alone.
+"""Random problems, and which query sees which key, found by a loop over all pairs straight from the definition.
 
-Nothing here is shared with the packages: a query's keys are listed one by one. :mod:`rounding` makes truth and bounds.
+No code is shared with the packages: a query's keys are listed one by one. :mod:`rounding` provides truth and bounds.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import numpy as np
 from rounding import Dense, Tensors, Wanted, accumulator
 
 Array = Any
-ITEMS = 3  # of a varlen batch
+ITEMS = 3  # items of a varlen batch
 
 
 def keys_of_axis(query: int, length: int, w: int, s: int, d: int, causal: bool) -> list[int]:
-    """The keys that a query sees on one axis, from the window's start on."""
+    """The keys that a query sees on one axis, from the start of the window."""
     group, p = query % d, query // d
     members = range(group, length, d)
     n = len(members)
@@ -34,7 +34,7 @@ def keys_of_axis(query: int, length: int, w: int, s: int, d: int, causal: bool) 
 
 @dataclass(frozen=True)
 class Window:
-    """The window's arguments, one number an axis."""
+    """The window's arguments, one number per axis."""
 
     kernel_size: tuple[int, ...]
     stride: tuple[int, ...]
@@ -65,7 +65,7 @@ class Window:
 
 
 def rounded(values: Array, dtype: str) -> Array:
-    """The nearest numbers of ``dtype``, as float64."""
+    """The nearest values of ``dtype``, as float64."""
     if dtype != "bfloat16":
         return np.asarray(values).astype(dtype).astype(np.float64)
     bits = np.asarray(values, np.float32).view(np.uint32).astype(np.uint64)
@@ -75,7 +75,7 @@ def rounded(values: Array, dtype: str) -> Array:
 
 @dataclass(frozen=True)
 class Random:
-    """A random problem. arrays: inputs and cotangents, numbers of the dtype; sizes: of a varlen batch's items."""
+    """A random problem. arrays: inputs and cotangents, exact in the dtype; sizes: of the items of a varlen batch."""
 
     op: str
     dtype: str
@@ -94,14 +94,14 @@ class Random:
         return Dense(arrays, mask, offsets, scale, self.dtype, rounded_weights=rounded_weights), slots
 
     def wanted(self, rounded_weights: bool = False) -> Wanted:
-        """Truth and error of every result and gradient."""
+        """Truth and error bound of every result and gradient."""
         if self.op == "varlen":
             return self._items(rounded_weights)
         dense, slots = self.dense(self.arrays, rounded_weights)
         return {"na": dense.fused, "qk": lambda: dense.qk(slots), "av": lambda: dense.av(slots)}[self.op]()
 
     def _items(self, rounded_weights: bool) -> Wanted:
-        """Each item as a problem of its own; nothing in the padding, but -inf in lse."""
+        """Each item as a separate problem; zeros in the padding, and -inf in lse."""
         found: Wanted = {}
         like = {"out": "d_out", "lse": "d_lse"}
         for item, size in enumerate(self.sizes):
@@ -117,7 +117,7 @@ class Random:
 
 @lru_cache(maxsize=64)
 def problem(op: str, dtype: str, number: int, width: int | None = None) -> Random:
-    """width: of all heads, where kernels are made for one; else whatever comes."""
+    """width: the head dim, where kernels are compiled for one; otherwise random."""
     random = np.random.default_rng([11, number, *map(ord, op + dtype)])
 
     def draw(least: int, most: int) -> int:
@@ -144,7 +144,7 @@ def problem(op: str, dtype: str, number: int, width: int | None = None) -> Rando
     arrays = {name: random.standard_normal((batch, *shapes[name])) for name in shapes if name in kept}
     if biased:
         arrays["rpb"] = random.standard_normal((heads, *(2 * w - 1 for w in kernel_size)))
-    # The largest logit of some 4 standard deviations; those that na_qk gives must fit the dtype.
+    # The largest logit is about 4 standard deviations; those that na_qk returns must fit the dtype.
     largest = 4 if op == "qk" and dtype == "float16" else 5
     factor = (10 ** random.uniform(0, largest) / 4) ** 0.5
     for name in {"query", "key", "additional_keys"} & set(arrays):

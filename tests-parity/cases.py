@@ -1,7 +1,7 @@
-"""The one case table: named problems of every rank and feature, and seeded inputs for them.
+"""The table of cases that all suites share: named problems of every rank and feature, with seeded inputs.
 
-Free of frameworks: the suites of the Python paths, of the CPU kernel and of the emulated Metal kernels
-read the same table. Sizes are odd on purpose, so that tiles, groups and vectors never fit.
+Free of frameworks: the suites of the packages, of the CPU kernels and of the emulated Metal kernels read the same
+table. Sizes are odd on purpose, so that they are never multiples of tiles, groups or vectors.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Case:
         return self.head_dim**-0.5 if self.scale is None else self.scale
 
     def problem(self, dtype: str = "float64", op: str = "na") -> Problem:
-        """The problem that a face of this case poses: 'na', 'qk' or 'av'."""
+        """The problem of this case: 'na', 'qk' or 'av'."""
         fused = op == "na"
         return Problem(
             op,
@@ -115,7 +115,7 @@ class Case:
 
 
 def make(name: str, shape: tuple[int, ...], kernel_size: Any, **given: Any) -> Case:
-    """A case with one number standing for all axes; kv_heads, head_dim_v default to heads, head_dim."""
+    """A case where one number stands for all axes; kv_heads, head_dim_v default to heads, head_dim."""
     rank = len(shape)
 
     def per_axis(value: Any) -> tuple[Any, ...]:
@@ -268,8 +268,8 @@ def rounded(array: Array, dtype: str) -> Array:
     if dtype != "bfloat16":
         with np.errstate(over="ignore"):
             return array.astype(dtype).astype(np.float64)
-    # bfloat16 is the upper half of a float32, so rounding is integer arithmetic on the bits. Baselines
-    # compute in float32, so their values are exact here; inputs are made through float32 as well.
+    # bfloat16 is the upper half of a float32, so rounding is integer arithmetic on the bits. Baselines compute in
+    # float32, so their values are exact here; inputs go through float32 as well.
     bits = array.astype(np.float32).view(np.uint32).astype(np.uint64)
     nearest = (bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000
     return nearest.astype(np.uint32).view(np.float32).astype(np.float64)
@@ -281,7 +281,7 @@ def lse_dtype(dtype: str) -> str:
 
 
 def generator(name: str) -> np.random.Generator:
-    """Random numbers that depend on the name only."""
+    """Random numbers that depend only on the name."""
     return np.random.default_rng(zlib.crc32(name.encode()))
 
 
@@ -312,7 +312,7 @@ def inputs(case: Case, dtype: str = "float64", draw: int = 0) -> dict[str, Array
 
 
 def slot_inputs(case: Case, dtype: str = "float64", draw: int = 0) -> dict[str, Array]:
-    """Further tensors of the split ops: attn, and the cotangent of logits."""
+    """Further tensors for the split ops: attn, and the cotangent of logits."""
     random = generator(f"{case.name}/slots/{draw}")
     slots = (case.batch, *case.shape, case.heads, int(np.prod(case.kernel_size)))
     return {name: rounded(random.standard_normal(slots), dtype) for name in ("attn", "d_logits")}

@@ -1,4 +1,4 @@
-"""Options of the test run, and what every test leaves as it found it."""
+"""Options of the test run, common fixtures, and cleaning up after each test."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import hypothesis
 import pytest
 
-# The gate must say the same thing twice; --all explores. A loaded machine is no reason to fail.
+# The default run must be reproducible; --all explores. A slow machine is no reason to fail.
 hypothesis.settings.register_profile("gate", derandomize=True, deadline=None)
 hypothesis.settings.register_profile("all", derandomize=False, deadline=None)
 
@@ -22,7 +22,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without --all, leave out the tests marked `all`: deselected, so that a skip keeps its meaning."""
+    """Without --all, leave out tests marked `all`: deselected, so that a skip always means something."""
     if config.getoption("--all"):
         return
     long = [item for item in items if item.get_closest_marker("all")]
@@ -33,7 +33,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(autouse=True)
 def default_backend() -> Iterator[None]:
-    """What a test made the process's default is put back, so that no test depends on its neighbours."""
+    """Reset the process's default backend after each test, so that tests do not depend on each other."""
     yield
     for package in ("natten_mps", "natten_mlx"):
         config = sys.modules.get(f"{package}._config")
@@ -43,7 +43,7 @@ def default_backend() -> Iterator[None]:
 
 @pytest.fixture(params=["native", "pure"])
 def torch_path(request: pytest.FixtureRequest) -> Iterator[str]:
-    """natten_mps's compiled and pure path by turns: the default in the test; it runs, and no other."""
+    """natten_mps's compiled and pure backends in turn: the default within the test, which must run that one alone."""
     from frameworks import MPS
 
     MPS.package.set_backend(request.param)

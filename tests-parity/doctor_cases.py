@@ -1,4 +1,4 @@
-"""What the doctor's cases launch: their problems, and the steps of forward and gradient."""
+"""What the doctor's cases launch: their problems, and the launches of forward and gradient."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""First calls of fresh processes: what is called, and the processes that each try one case.
+"""First calls in fresh processes: what is called, and the processes that each try one case.
 
 A case is a context of the framework (``first_calls_mps``, ``first_calls_mlx``), a call of :data:`CALLS` and a backend.
-Its process has the framework, and nothing of the package yet.
+Its process has imported the framework, but nothing of the package.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Case = tuple[str, str, str]
 
 
 def fused(package: Any, name: str, rank: int, backend: str) -> Call:
-    """Everything that goes together, and both outputs."""
+    """All options that can be combined, and both outputs."""
 
     def call(x: Tensor) -> Tensor:
         bias = x.reshape(-1)[: HEADS * 5**rank].reshape(HEADS, *[5] * rank)
@@ -57,7 +57,7 @@ def merged(package: Any, backend: str) -> Call:
 
 
 def packed(package: Any, backend: str) -> Call:
-    """Two sequences behind one another; 0.20's way of making their table."""
+    """Two concatenated sequences; 0.20's way of making their metadata."""
 
     def call(x: Tensor) -> Tensor:
         made = package.generate_varlen_parameters(x, x, x, [2, 3], [3, 2])
@@ -121,7 +121,7 @@ def _shape(rank: int) -> tuple[int, ...]:
 
 
 RANKS = (1, 2, 3)
-# The shape of x, and what makes the call of (package, backend).
+# The shape of x, and a function that makes the call for (package, backend).
 CALLS: dict[str, tuple[tuple[int, ...], Callable[[Any, str], Call]]] = {
     **{f"na{r}d": (_shape(r), lambda p, b, r=r: fused(p, f"na{r}d", r, b)) for r in RANKS},
     "neighborhood_attention": (_shape(2), lambda p, b: fused(p, "neighborhood_attention", 2, b)),
@@ -146,7 +146,7 @@ CALLS: dict[str, tuple[tuple[int, ...], Callable[[Any, str], Call]]] = {
 
 
 def outcomes(module: str, cases: Iterable[Case], timeout: float) -> dict[Case, str]:
-    """What became of each case, in a process of its own: '' or a traceback. module: whose ``attempt`` tries one."""
+    """Outcomes of cases, each in its own process: '' or a traceback. module: whose ``attempt`` tries a case."""
     cases = list(cases)
     kept = {name: value for name, value in os.environ.items() if not name.startswith("NATTEN")}
     paths = os.pathsep.join([os.path.dirname(__file__), *(path for path in sys.path if path)])
@@ -159,7 +159,7 @@ def outcomes(module: str, cases: Iterable[Case], timeout: float) -> dict[Case, s
 
 
 def _try(module: str, case: Case, told: Any) -> None:
-    """In the case's process: nothing that the case does may be left from another one."""
+    """In the case's process: nothing that the case does may be left over from another one."""
     tables = importlib.import_module(module)
     try:
         assert tables.PACKAGE not in sys.modules

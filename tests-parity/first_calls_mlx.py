@@ -25,7 +25,7 @@ def mapped(function: Call) -> Call:
 def in_threads(function: Call) -> Call:
     def call(x: Any) -> Any:
         gate, found = threading.Barrier(THREADS), []
-        # MLX computes what is lazy in the thread that made it.
+        # MLX evaluates lazy arrays in the thread that made them.
         mx.eval(x, function.parameters() if isinstance(function, nn.Module) else [])
 
         def work() -> None:
@@ -53,7 +53,7 @@ def in_a_stream(function: Call) -> Call:
     return call
 
 
-# What runs in a context, made of a function that nothing has called.
+# What runs in a context, built from a function that has not been called yet.
 CONTEXTS = {
     "compile": mx.compile,
     "compile of grad": lambda function: mx.compile(gradients(function)),
@@ -90,7 +90,7 @@ def attempt(context: str, call: str, backend: str) -> None:
 
     from frameworks import MLX
 
-    # What MLX has compiled, it does not trace again: the path is seen where the same is made once more.
+    # MLX does not trace again what it has compiled: the backend is observed by building the same function once more.
     with MLX.watch() as ran:
         again = CONTEXTS[context](make_again(function))(x)
         mx.eval(again)
@@ -103,5 +103,5 @@ def attempt(context: str, call: str, backend: str) -> None:
 
 
 def make_again(function: Call) -> Call:
-    """The same function, which MLX's cache of compiled functions does not know."""
+    """The same function as a new object, which MLX's cache of compiled functions does not know."""
     return lambda x: function(x)

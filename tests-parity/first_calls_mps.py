@@ -108,7 +108,7 @@ def in_threads(function: Call, x: Tensor) -> Call:
 
 
 def after_fork(function: Call, x: Tensor) -> Call:
-    """In a child, and then in the process itself."""
+    """In a child process, and then in the process itself."""
 
     def call(x: Tensor) -> Tensor:
         shared = torch.zeros_like(x).share_memory_()
@@ -117,14 +117,14 @@ def after_fork(function: Call, x: Tensor) -> Call:
             try:
                 shared.copy_(function(x).detach())
             finally:
-                os._exit(0)  # and the parent sees that nothing was written
+                os._exit(0)  # and the parent checks that nothing was written
         os.waitpid(child, 0)
         return torch.stack([shared, function(x)])
 
     return call
 
 
-# What runs in a context, made of (function, x) before anything was called, or with the first call.
+# What runs in a context, built from (function, x) before anything was called, or together with the first call.
 CONTEXTS = {
     "compile": compiled(),
     "compile, dynamic": compiled(dynamic=True),
@@ -178,7 +178,7 @@ def attempt(context: str, call: str, backend: str) -> None:
 
     with MPS.watch() as ran:
         again = run(x)
-    # Nothing but dense computes where there are only shapes.
+    # Only dense can compute where there are only shapes.
     assert ran == ({backend} & {"dense"} if context in SHAPES_ONLY else {backend}), ran
     reference = wanted(context, make_again(function, x), x)
     for found in (first, again):
@@ -189,7 +189,7 @@ def attempt(context: str, call: str, backend: str) -> None:
 
 
 def make_again(function: Call, x: Tensor) -> Call:
-    """A module that went to the meta device has no weights any more; its shapes are asked for with new ones."""
+    """A module on the meta device has no weights left; new ones are created from its shapes."""
     if isinstance(function, nn.Module) and any(weight.is_meta for weight in function.parameters()):
         return function.to_empty(device="cpu")
     return function

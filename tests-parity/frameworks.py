@@ -1,7 +1,7 @@
-"""One way to drive both packages: tensors in and out, gradients, and which path really ran.
+"""One interface to both packages: tensors in and out, gradients, and which backend really ran.
 
-A suite is written once and parametrised over :data:`PATHS`, package times backend. Frameworks are
-imported when first used, so the table and the bounds stay free of them.
+A suite is written once and parametrised over :data:`PATHS`, package times backend. Frameworks are imported on first
+use, so cases and tolerances stay free of them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from cases import INPUTS, Array, Case, inputs, lse_dtype, slot_inputs
 
 Tensor = Any
 
-# The modules of the tiers that both packages have, and the functions of any tier's that compute something.
+# Modules of the backends that both packages have, and the functions of any backend that compute something.
 TIER_MODULES = {"pure": ("_plain.pure", "_plain.pure_split"), "dense": ("_plain.dense",)}
 LAUNCHERS = ("forward", "backward", "qk", "av", "qk_backward", "av_backward", "repeat")
 
@@ -30,7 +30,7 @@ class Framework:
 
     name: str
     package_name: str
-    # The tier that runs the CPU kernels, and its module.
+    # The backend that runs the CPU kernels, and its module.
     compiled: str
     compiled_module: str
 
@@ -71,7 +71,7 @@ class Framework:
 
     @contextlib.contextmanager
     def watch(self) -> Iterator[set[str]]:
-        """The tiers whose functions run inside the context."""
+        """The backends whose functions run inside the context."""
         ran: set[str] = set()
         with contextlib.ExitStack() as stack:
             for tier, modules in (TIER_MODULES | {self.compiled: (self.compiled_module,)}).items():
@@ -134,7 +134,7 @@ class Mlx(Framework):
     def package(self) -> ModuleType:
         import mlx.core as mx
 
-        # Pure and dense are tested where float64 exists, on a Mac too.
+        # pure and dense are tested on the CPU, where float64 exists, on a Mac too.
         mx.set_default_device(mx.cpu)
         return super().package
 
@@ -185,12 +185,12 @@ class Path:
 
 
 PATHS = tuple(Path(framework, backend) for framework in FRAMEWORKS for backend in (framework.compiled, "pure", "dense"))
-# Those with a backward of our own, once differentiable.
+# Those with a backward of their own, differentiable once.
 OURS = tuple(path for path in PATHS if path.backend != "dense")
 
 
 def planned_path(framework: Framework, op: str, *tensors: Tensor, **arguments: Any) -> str:
-    """The path that explain() announces."""
+    """The backend that explain() announces."""
     text = framework.package.explain(op, *tensors, **arguments)
     found = re.search(r"^path: (\w+) \(", text, re.MULTILINE)
     assert found, text
@@ -209,7 +209,7 @@ def _checked(
     arguments: dict[str, Any],
     outputs: dict[str, tuple[Array, str]],
 ) -> Found:
-    """Run ``op`` and its gradients; assert the path; values and dtypes of outputs and gradients by name.
+    """Run ``op`` and its gradients; assert the backend; values and dtypes of outputs and gradients by name.
 
     outputs: cotangent and its dtype for each output, in the order of the op's results.
     """
@@ -225,12 +225,12 @@ def _checked(
         return result if many else (result,)
 
     announced = dict(zip(names, given, strict=True))
-    if "attn" in announced:  # explain() calls an op's tensors query, key, value whatever their part
+    if "attn" in announced:  # explain() calls an op's tensors query, key, value whatever their role
         announced = {"query": announced["attn"], "key": announced["value"]}
     assert planned_path(framework, op, **announced, **arguments, backend=path.backend) == path.backend
     with framework.watch() as ran:
         results, gradients = framework.vjp(call, given, cotangents)
-    # An empty batch needs no path at all.
+    # An empty batch needs no backend at all.
     empty = not arrays[names[0]].size
     assert ran == {path.backend} or (empty and not ran), f"{path} was asked for, {ran} ran"
     tensors = dict(zip(outputs, results, strict=True)) | dict(zip(names, gradients, strict=True))

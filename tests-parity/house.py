@@ -22,7 +22,7 @@ RANKED_NAME = re.compile(r"(?<!\d)[123][dD]")
 METAL_FUNCTION = re.compile(r"^[ \t]*(?:static )?(?:METAL|NA)_FUNC\b[^;{]*?(\w+)\([^;{]*\{", re.MULTILINE)
 RANKED_IDENTIFIER = re.compile(r"\b[A-Za-z_]\w*(?<!\d)[123][dD]\w*")
 
-# The words that mean window arithmetic besides what window.py itself defines.
+# Words for window arithmetic, in addition to the names that window.py defines.
 WINDOW_WORDS = frozenset({"leader", "inverse", "window"})
 C_LEADER = re.compile(r"/\s*(\w+)\s*\)?\s*\*\s*\1\s*\+\s*\1\b")
 
@@ -183,9 +183,9 @@ def _is_leader(node: ast.AST) -> bool:
 
 
 def window_arithmetic(source: str, names: frozenset[str]) -> list[str]:
-    """Functions called like those of window.py, or the leader of a stride group worked out again.
+    """Functions named like those of window.py, or the leader of a stride group computed again.
 
-    Arithmetic takes a position and at least one size: a function of one argument is none.
+    Window arithmetic takes a position and at least one size, so functions of one argument are allowed.
     """
     tree = ast.parse(source)
     named = [

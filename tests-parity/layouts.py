@@ -1,4 +1,4 @@
-"""Memory layouts that models hand over: views of one tensor, other orders of axes, repeated ones."""
+"""Memory layouts as models produce them: views of one tensor, other orders of axes, repeated ones."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ Triple = tuple[Tensor, Tensor, Tensor]
 
 
 def fused_qkv() -> Triple:
-    """One projection ``[B, X, Y, 3, H, D]`` cut into query, key and value."""
+    """One projection ``[B, X, Y, 3, H, D]`` sliced into query, key and value."""
     query, key, value = torch.randn(BATCH, X, Y, 3, HEADS, DIM).unbind(3)
     return query, key, value
 
 
 def heads_first() -> Triple:
-    """``[B, H, X, Y, D]``, as other attention has it."""
+    """``[B, H, X, Y, D]``, as in ordinary attention."""
     query, key, value = torch.randn(3, BATCH, HEADS, X, Y, DIM).movedim(2, 4).unbind()
     return query, key, value
 
@@ -29,18 +29,18 @@ def channels_last() -> Triple:
 
 
 def expanded() -> Triple:
-    """One item's keys for the whole batch, one head's values for all."""
+    """One item's keys for the whole batch, one head's values for all heads."""
     query = torch.randn(BATCH, X, Y, HEADS, DIM)
     return query, torch.randn(1, X, Y, HEADS, DIM).expand_as(query), torch.randn(BATCH, X, Y, 1, DIM).expand_as(query)
 
 
 def channels_first() -> Triple:
-    """A plain convolution's ``[B, 3 * H * D, X, Y]``: a token's channels lie apart."""
+    """A plain convolution's ``[B, 3 * H * D, X, Y]``: a token's channels are not contiguous."""
     query, key, value = torch.randn(BATCH, 3, HEADS, DIM, X, Y).permute(1, 0, 4, 5, 2, 3).unbind()
     return query, key, value
 
 
-# Those whose channels lie side by side, and the one whose do not.
+# Those with contiguous channels, and the one without.
 SIDE_BY_SIDE = {make.__name__: make for make in (fused_qkv, heads_first, channels_last, expanded)}
 LAYOUTS = SIDE_BY_SIDE | {channels_first.__name__: channels_first}
 Where = tuple[int, tuple[int, ...]]

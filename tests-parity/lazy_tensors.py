@@ -1,7 +1,7 @@
-"""Tensors whose elements are not what lies in their memory, and calls that must read them right.
+"""Tensors whose elements differ from their memory, and calls that must read them correctly.
 
-Each check runs on the default backend, and holds what a call makes of lazy tensors against what it makes of the same
-numbers in memory, to the bit.
+Each check runs on the default backend and compares a call on lazy tensors with one on the same numbers in memory, to
+the bit.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ SHAPE = (2, 6, 7, 2, 8)
 
 
 def negated(*shape: int) -> Tensor:
-    """Read as the negative of what lies there."""
+    """Its elements are the negatives of what is in memory."""
     tensor = torch.randn(*shape, dtype=torch.complex64).conj().imag
     assert tensor.is_neg()
     return tensor
@@ -85,7 +85,7 @@ def check_inputs(op: str, kind: str) -> None:
 
 
 def check_gradients(op: str, kind: str) -> None:
-    """Lazy gradients that come in, from the outside and from an op behind."""
+    """Lazy incoming gradients, from outside and from an op behind."""
     call, make = CALLS[op]
     leaves = [tensor.requires_grad_() for tensor in make(torch.randn)]
     outputs = call(*leaves)

@@ -1,4 +1,4 @@
-"""Fresh interpreters, for what happens once in a process."""
+"""Fresh interpreters, for what happens once per process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def in_a_process(code: str, timeout: float = 100, **environment: str) -> subproc
 
 
 def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A fresh interpreter that shows its log."""
+    """A fresh interpreter that prints its log."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("NATTEN")}
     paths = os.pathsep.join(path for path in sys.path if path)
     return subprocess.run(

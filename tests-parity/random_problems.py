@@ -1,4 +1,4 @@
-"""A random problem through a path, its results and gradients held to brute force."""
+"""A random problem through a backend, its results and gradients compared with brute force."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ RESULTS = {"na": ("out", "lse"), "varlen": ("out", "lse"), "qk": ("logits",), "a
 
 
 def call(path: Path, given: Random) -> None:
-    """Results and gradients of a problem lie where they must."""
+    """Results and gradients of a problem are within their bounds."""
     framework, dtype = path.framework, given.dtype
     names = [name for name in given.arrays if not name.startswith("d_")]
     arguments: dict[str, Any] = given.window.arguments
@@ -26,7 +26,7 @@ def call(path: Path, given: Random) -> None:
         arguments["seq_lens" if given.rank == 1 else "spatial_sizes"] = (
             [size[0] for size in given.sizes] if given.rank == 1 else list(given.sizes)
         )
-        # What lies in the padding is not read.
+        # Padding is not read.
         for name, array in arrays.items():
             held = np.zeros(array.shape, bool)
             for item, size in enumerate(given.sizes):

@@ -1,11 +1,11 @@
-"""What rounding explains: attention on dense matrices in float64, with the error that each element may have.
+"""The error that rounding explains: attention on dense matrices in float64, with a bound for each element.
 
-The bounds are derived, element by element, from the rounding u of the dtype that a path accumulates in. A logit that is
-off by e moves a weight P by at most P (1 - P) (exp(2 e) - 1): one key that has all the weight keeps it, whatever its
-logit. Whoever computes weights again in the backward by other products, or from a rounded lse, would move P itself by
-e: no path does.
+The bounds are derived element by element from the unit roundoff u of the dtype in which a backend accumulates. A logit
+that is off by e changes a weight P by at most P (1 - P) (exp(2 e) - 1): a key that has all the weight keeps it,
+whatever its logit. A backward that recomputed weights from other products, or from a rounded lse, would change P itself
+by e; no backend does.
 
-Free of the packages: which query sees which key, and which slot or bias that is, is given.
+Independent of the packages: which query sees which key, and the slot or rpb entry of each pair, are inputs.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ def accumulator(dtype: str) -> str:
 
 
 def assert_explained(found: Tensors, wanted: Wanted, dtype: str, where: str) -> None:
-    """found lies as near to the truth as its error allows, after one rounding more, of the result."""
+    """found is as close to the truth as its error allows, plus one rounding of the result."""
     assert found.keys() == wanted.keys()
     for name, (truth, error) in wanted.items():
         last = ROUNDING[accumulator(dtype) if name == "lse" else dtype]
-        smallest = 2.0**-24 if dtype == "float16" else 0.0  # float16 ends there
+        smallest = 2.0**-24 if dtype == "float16" else 0.0  # the largest float16
         finite = np.isfinite(truth)
         assert np.array_equal(found[name][~finite], truth[~finite]), f"{where}: {name}, of what is not finite"
-        # Twice: the truth of float64 is itself computed in float64.
+        # Twice, because the truth of float64 is itself computed in float64.
         allowed = (2 * (error + last * (abs(truth) + error)) + smallest)[finite]
         apart = abs(found[name] - truth)[finite] if finite.all() else abs(found[name][finite] - truth[finite])
         worst = np.max(apart / np.maximum(allowed, 1e-300), initial=0.0)
@@ -44,10 +44,10 @@ def assert_explained(found: Tensors, wanted: Wanted, dtype: str, where: str) -> 
 class Dense:
     """One problem on dense matrices ``[B, H, queries, keys]``.
 
-    mask: ``[queries, keys]``, which query sees which key; additional keys are seen by all. offsets: the same shape,
-    where in a flattened bias table the pair finds its bias. equal: all keys are equal, so that their logits are off by
-    the same and weights are not off at all. rounded_weights: weights are rounded to the dtype where they are multiplied
-    by values and by gradients of the output, as the Metal kernels do; sums stay what they are.
+    mask: ``[queries, keys]``, which query sees which key; all see additional keys. offsets: the same shape, the pair's
+    entry in flattened rpb. equal: all keys are equal, so that all logits have the same error and weights have none.
+    rounded_weights: weights are rounded to the dtype where they are multiplied by values and by gradients of the
+    output, as in the Metal kernels; sums are not.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Dense:
         self.keys = mask.shape[1]
 
     def flat(self, name: str) -> Array:
-        """``[B, *shape, H, D]`` -> ``[B, H, tokens, D]``, heads of keys once per query head of theirs."""
+        """``[B, *shape, H, D]`` -> ``[B, H, tokens, D]``, heads of keys repeated for each of their query heads."""
         tensor = self.arrays[name]
         moved = tensor.reshape(tensor.shape[0], -1, *tensor.shape[-2:]).transpose(0, 2, 1, 3)
         return moved.repeat(self.heads // moved.shape[1], axis=1)
@@ -104,7 +104,7 @@ class Dense:
         }  # type: ignore[misc]  # mypy cannot see that there are two
 
     def table(self, part: Array) -> Array:
-        """A sum over the pairs of each bias: ``[H, ...]``."""
+        """A sum over the pairs of each rpb entry: ``[H, ...]``."""
         bias = self.arrays["rpb"]
         found = np.zeros((self.heads, bias[0].size))
         for head in range(self.heads):
@@ -154,7 +154,7 @@ class Dense:
         weights = np.exp(logits - top)
         total = weights.sum(-1, keepdims=True)
         lse, p, terms = top + np.log(total), weights / total, mask.sum(-1).max()
-        # A dot product of D terms is off by D + 2 roundings of its terms' size; the row's largest counts for all.
+        # A dot product of D terms is off by D + 2 roundings of its terms' size; the row's largest bounds all.
         off = (q.shape[-1] + 4) * self.u * np.where(mask, size, 0).max(-1, keepdims=True)
         moved = p * (1 - p) * np.expm1(np.minimum(2 * off, 600)) * (not self.equal)
         # A weight that is too small for the dtype is 0.
@@ -165,7 +165,7 @@ class Dense:
         """Gradients of the logits, with their error."""
         towards, size = g @ v.mT, abs(g) @ abs(v).mT
         delta = (g * out).sum(-1, keepdims=True) - self.flat_lse()
-        # delta is made from the output as it was rounded.
+        # delta is computed from the rounded output.
         delta_error = (abs(g) * (out_error + self.last * abs(out))).sum(-1, keepdims=True)
         sizes = size + (abs(g) * abs(out)).sum(-1, keepdims=True) + abs(delta)
         error = (v.shape[-1] + 4) * self.u * sizes

@@ -1,15 +1,14 @@
-"""How far from the truth a result may lie.
+"""How far from the truth a result may be.
 
-The truth is :mod:`natten_metal.problem.reference` in float64. The baseline is what anyone's plain code makes of
-the same problem: inputs rounded to the dtype, one dense masked softmax in float32, one final rounding.
-With error = max|x - ref| / max|ref| per output tensor, the bound is
+The truth is :mod:`natten_metal.problem.reference` in float64. The baseline is straightforward code for the same
+problem: inputs rounded to the dtype, one dense masked softmax in float32, one final rounding. With error = max|x - ref|
+/ max|ref| per output tensor, the bound is
 
     2 (results) or 3 (gradients) * error of the baseline  +  4 ulp of the tensor's dtype at max|ref|
 
-and two packages may lie as far apart as either may from the truth: their roundings are independent, so less
-would be a matter of luck. So is the largest deviation of one small problem: the baseline's error is the largest of
-:data:`DRAWS` draws of the same problem. float64 has no wider truth
-to be measured against: there a result may lie :data:`EXACT_ULP` ulp away.
+Two packages may be as far apart as either may be from the truth, since their roundings are independent. The largest
+error of one small problem varies by chance, so the baseline's error is the largest over :data:`DRAWS` draws of the same
+problem. float64 has no wider type to be measured against: there a result may be off by :data:`EXACT_ULP` ulp.
 """
 
 from __future__ import annotations
@@ -36,13 +35,13 @@ def ulp(value: float, dtype: str) -> float:
     """The distance from ``value`` to the next number of ``dtype``."""
     if dtype != "bfloat16":
         return float(np.spacing(np.asarray(abs(value), dtype=dtype)))
-    # 8 bits of mantissa against float32's 24.
+    # 8 bits of mantissa, against 24 in float32.
     return float(np.spacing(np.float32(abs(value)))) * 2**16
 
 
 @dataclass(frozen=True)
 class Expected:
-    """The truth of one output tensor, and how far from it one may lie.
+    """The truth of one output tensor, and how far from it a result may be.
 
     error: the baseline's, relative to max|truth|. factor: 2 for results, 3 for gradients.
     """
@@ -54,7 +53,7 @@ class Expected:
 
     @property
     def top(self) -> float:
-        """max|truth|, infinities left out."""
+        """max|truth|, ignoring infinities."""
         return largest(self.truth)
 
     @property
@@ -63,7 +62,7 @@ class Expected:
 
     @property
     def own(self) -> float:
-        """The baseline's deviation on a tensor of this size."""
+        """The baseline's deviation for a tensor of this size."""
         return self.error * self.top
 
     @property
@@ -72,7 +71,7 @@ class Expected:
 
 
 def largest(array: Array) -> float:
-    """max|array|, infinities left out; 0 of nothing."""
+    """max|array|, ignoring infinities; 0 if empty."""
     return float(np.abs(array[np.isfinite(array)]).max(initial=0.0))
 
 
@@ -85,7 +84,7 @@ def deviation(found: Array, wanted: Array) -> float:
 
 
 def assert_within(found: dict[str, Array], expected: dict[str, Expected], where: str) -> None:
-    """Every expected tensor was found, and none lies further from the truth than its bound."""
+    """Every expected tensor was found, and none is further from the truth than its bound."""
     assert found.keys() == expected.keys(), f"{where}: {sorted(found)}, not {sorted(expected)}"
     for name, wanted in expected.items():
         apart = deviation(found[name], wanted.truth)
@@ -127,7 +126,7 @@ def _t(tensor: Array) -> Array:
 
 
 def _product(a: Array, b: Array) -> Array:
-    """a @ b, one addition after the other: no library's order of sums, the same on every machine."""
+    """a @ b, added one by one: the same order of sums on every machine, independent of any library."""
     total = np.zeros((*a.shape[:-1], b.shape[-1]), a.dtype)
     for i in range(a.shape[-1]):
         total += a[..., i, None] * b[..., i, None, :]
@@ -135,7 +134,7 @@ def _product(a: Array, b: Array) -> Array:
 
 
 def _bias_sum(problem: Problem, d_logits: Array) -> Array:
-    """d_logits summed per offset: the gradient of the bias table, one addition after the other."""
+    """logits_grad summed per offset: the gradient of rpb, added one by one."""
     sizes = [2 * w - 1 for w in problem.kernel_size]
     table = np.zeros((problem.heads, int(np.prod(sizes))), d_logits.dtype)
     mask, offsets = neighborhood_mask(problem), bias_offsets(problem)
@@ -220,7 +219,7 @@ def _expected(
 
 
 def fused_truth(case: Case, dtype: str, draw: int = 0) -> Tensors:
-    """Out, lse, and the gradient of every input by the input's name, of inputs rounded to ``dtype``."""
+    """Out, lse, and the gradient of every input by the input's name, for inputs rounded to ``dtype``."""
     arrays, problem = inputs(case, dtype, draw), case.problem(dtype)
     given = {name: a for name, a in arrays.items() if name not in ("d_out", "d_lse")}
     out, lse = reference.forward(problem, **given)
@@ -233,7 +232,7 @@ def _plain_fused(case: Case, dtype: str, draw: int) -> Tensors:
 
 @cache
 def fused(case: Case, dtype: str) -> dict[str, Expected]:
-    """What ``na{1,2,3}d`` must give."""
+    """The expected results of ``na{1,2,3}d``."""
     return _expected(case, dtype, {"out", "lse"}, fused_truth, _plain_fused)
 
 
@@ -276,7 +275,7 @@ def _plain_qk(case: Case, dtype: str, draw: int) -> Tensors:
 
 @cache
 def split_qk(case: Case, dtype: str) -> dict[str, Expected]:
-    """What ``na{1,2,3}d_qk`` must give."""
+    """The expected results of ``na{1,2,3}d_qk``."""
     return _expected(case, dtype, {"logits"}, qk_truth, _plain_qk)
 
 
@@ -302,5 +301,5 @@ def _plain_av(case: Case, dtype: str, draw: int) -> Tensors:
 
 @cache
 def split_av(case: Case, dtype: str) -> dict[str, Expected]:
-    """What ``na{1,2,3}d_av`` must give."""
+    """The expected results of ``na{1,2,3}d_av``."""
     return _expected(case, dtype, {"out"}, av_truth, _plain_av)

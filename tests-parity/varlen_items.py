@@ -1,4 +1,4 @@
-"""Padded batches of items of different sizes, in every rank: what the suites of the varlen ops compute."""
+"""Padded batches of items of different sizes, in every rank, for the suites of the varlen ops."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Items:
         return [random.standard_normal(shape) for shape in shapes]
 
     def outside(self) -> Array:
-        """``[B, *padded]`` bool: tokens that no item has."""
+        """``[B, *padded]`` bool: padding tokens."""
         outside = np.ones((len(self.sizes), *self.padded), bool)
         for item, size in enumerate(self.sizes):
             outside[(item, *(slice(length) for length in size))] = False

@@ -1,4 +1,4 @@
-"""Which of NATTEN's own tests cannot hold on natten-mps, and why. The patterns are pytest's node ids."""
+"""Which of NATTEN's own tests cannot pass on natten-mps, and why. The patterns are pytest's node ids."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ FP8 = "8-bit floats: no op here takes them"
 EXPECTED = "is expected to fail, for NATTEN's own "
 OWN_SWITCHES = "wants switches refused where NATTEN's kernels cannot do both; here they change nothing"
 
-# Of every release, or of those that start with the key.
+# For every release, or for those that start with the key.
 LEFT_OUT: dict[str, dict[str, str]] = {
     "": {
         "*test_compute_delta*": CUDA_ONLY,

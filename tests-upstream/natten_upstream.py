@@ -1,7 +1,7 @@
 """A pytest plugin: NATTEN's own tests of one release, unmodified, on natten-mps and a CPU.
 
-``NATTEN_UPSTREAM_VERSION`` names the release. ``natten`` is what :func:`natten_mps.compat.install` makes of it, with
-the modules besides that only NATTEN's tests import. A device called "cuda" is the CPU. What cannot hold is in
+``NATTEN_UPSTREAM_VERSION`` names the release. ``natten`` is the module that :func:`natten_mps.compat.install` makes for
+it, plus the modules that only NATTEN's tests import. A device called "cuda" is the CPU. Tests that cannot pass are in
 :mod:`left_out`, with the reason.
 """
 
@@ -30,7 +30,7 @@ RESULTS = os.environ.get("NATTEN_UPSTREAM_RESULTS")
 
 
 def on_cpu(device: Any) -> Any:
-    """The CPU for anything that names a CUDA device; everything else as it is."""
+    """The CPU for anything that names a CUDA device; everything else unchanged."""
     if isinstance(device, str) and device.split(":")[0] == "cuda":
         return "cpu"
     if isinstance(device, torch.device) and device.type == "cuda":
@@ -56,9 +56,9 @@ NOTHING = ("empty_cache", "synchronize", "manual_seed", "manual_seed_all", "rese
 
 
 def translate_devices() -> None:
-    """Replace torch's ways to name a device; this process runs NATTEN's tests and nothing else."""
+    """Replace torch's ways of naming a device; this process runs only NATTEN's tests."""
     with torch.autograd.forward_ad.dual_level():
-        # torch compiles its derivatives when they are first used, and must not find replaced functions then.
+        # torch compiles its derivatives on first use, and must not find replaced functions then.
         torch.autograd.forward_ad.make_dual(torch.zeros(1), torch.zeros(1))
     for name in FACTORIES:
         setattr(torch, name, translated(getattr(torch, name)))
@@ -120,7 +120,7 @@ ENVIRONMENT = {
 
 
 def configs(splits: bool, schedule: bool) -> dict[str, Any]:
-    """One tile shape wherever tests go through all that a CUDA kernel has; it is accepted and ignored.
+    """A single tile shape wherever tests iterate over all that a CUDA kernel has; it is accepted and ignored.
 
     splits: whether a backward's has key/value splits and a reduction; schedule: whether a forward's has a schedule.
     """
@@ -182,7 +182,7 @@ install()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what cannot hold, with the reason."""
+    """Skip what cannot pass, with the reason."""
     for item in items:
         why = reason_for(VERSION, item.nodeid)
         if why is not None:
@@ -194,7 +194,7 @@ LIMITS = ("recompile_limit", "accumulated_recompile_limit", "fail_on_recompile_l
 
 @pytest.fixture(autouse=True)
 def as_it_was() -> Iterator[None]:
-    """What a test switched on in torch is off for the next, limits of recompilation included."""
+    """Reset what a test switched on in torch, including limits of recompilation."""
     config = torch._dynamo.config
     limits = {name: getattr(config, name) for name in LIMITS}
     yield

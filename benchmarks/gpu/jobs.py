@@ -1,6 +1,6 @@
-"""What runs on the GPU: problems, and the planner's launches for each, with variants of one choice at a time.
+"""The problems to run on the GPU and the planner's launches for each, with variants that change one choice at a time.
 
-Both ends read this: build.py where clang is, run.py where the GPU is. No framework is imported.
+Both sides import this: build.py where clang is, run.py where the GPU is. It imports no framework.
 """
 
 import sys
@@ -67,7 +67,7 @@ def _small() -> dict[str, Problem]:
 SMALL = _small()
 
 
-# What a variant changes of every kernel that walks a box.
+# What a variant changes in every kernel that walks a box.
 CHANGES: dict[str, Callable[[Instance], dict[str, Any]]] = {
     "plan": lambda i: {},
     "flip": lambda i: {"stage": not i.stage},
@@ -92,7 +92,7 @@ class Job:
 
     @property
     def has_lse_grad(self) -> bool:
-        """Whether the backward is given a gradient of lse: the small fused problems are."""
+        """Whether the backward gets a gradient of lse; only the small fused problems do."""
         return self.problem in SMALL and self.posed.op == "na"
 
     @property
@@ -107,8 +107,8 @@ def _changed(step: Step, problem: Problem, variant: str) -> Step:
     instance = step.instance
     if instance.template not in WALKING:
         return step
-    # Staging moves 16 bytes at a time where head dims are full and every token starts at a 16-byte boundary. Fresh
-    # contiguous tensors with full head dims do; rows of window slots may not.
+    # Staging copies 16 bytes at a time where head dims are full and every token starts at a 16-byte boundary. That
+    # holds for fresh contiguous tensors with full head dims, but not always for rows of window slots.
     slotted = any(name in ("attn", "logits_grad") for _, name in step.inputs)
     odd = slotted and problem.slots * ITEM_SIZES[problem.dtype] % 16 != 0
     instance = replace(instance, wide=fills_words(step) and not odd)
@@ -127,5 +127,5 @@ def chosen(problems: list[str], variants: list[str]) -> list[Job]:
 
 
 def instances(of: list[Job]) -> list[Instance]:
-    """Every kernel that the jobs launch, once."""
+    """Every kernel that the jobs launch, each once."""
     return list(dict.fromkeys(step.instance for job in of for step in job.steps))

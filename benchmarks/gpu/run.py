@@ -31,7 +31,7 @@ sys.path.insert(0, str(ROOT / "tests-parity"))
 from metal_emulator.to_ptx import Cubin, assemble, entry_name
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-# Most |x - reference| / max |reference|; the tests hold results to finer bounds, these catch a broken build.
+# Largest |x - reference| / max |reference|. The tests have tighter bounds; these catch a broken build.
 BOUNDS = {"float32": 2e-5, "float16": 4e-3, "bfloat16": 3e-2}
 COLUMNS = (
     "problem", "dtype", "direction", "variant", "cap", "template", "microseconds", "bricks", "ns_per_brick",
@@ -41,7 +41,7 @@ REPLAY_SECONDS, LAUNCH_SECONDS = 0.08, 0.004
 
 
 class Arguments(ctypes.Structure):
-    """What the entry points of to_ptx take by value."""
+    """The arguments that entry points of to_ptx take by value."""
 
     _fields_ = (("buffers", ctypes.c_void_p * 31), ("grid", ctypes.c_uint * 3))
 
@@ -51,7 +51,7 @@ class Driver:
 
     def __init__(self) -> None:
         self.cuda = ctypes.CDLL("libcuda.so.1")
-        torch.zeros(1, device="cuda")  # makes the context that the driver calls use
+        torch.zeros(1, device="cuda")  # creates the context that the driver calls use
         self.functions: dict[tuple[str, int], ctypes.c_void_p] = {}
 
     def check(self, code: int) -> None:
@@ -79,7 +79,7 @@ class Driver:
 
 
 def buffers_of(step: Step, known: dict[str, Tensor]) -> list[Tensor]:
-    """Binds a step's tensors, allocates its outputs full of NaN, and fills in strides, as a host does."""
+    """Binds a launch's tensors, allocates its outputs filled with NaN, and fills in strides, as a host does."""
     bound = {argument: known[name] for argument, name in step.inputs}
     for output in step.outputs:
         made = torch.full(output.shape, math.nan, dtype=DTYPES[output.dtype], device="cuda")
@@ -89,7 +89,7 @@ def buffers_of(step: Step, known: dict[str, Tensor]) -> list[Tensor]:
         if argument in bound:
             strides = tuple(bound[argument].stride())
             if step.instance.every and argument in ("key_grad", "value_grad"):
-                strides = strides[1:]  # the parts lie outermost
+                strides = strides[1:]  # the parts are the outermost dimension
             values = stride_block(strides, channels=argument != "lse")
             slots[SLOTS[block][0] : SLOTS[block][0] + len(values)] = values
     bound["prm"] = torch.tensor(slots, dtype=torch.int64, device="cuda")
@@ -121,7 +121,9 @@ def seconds(launch: Callable[[], None]) -> float:
 
 
 def inputs_of(job: Job) -> dict[str, Tensor]:
-    """Seeded contiguous tensors, by the names of the program; values that half holds, so dtypes share a reference."""
+    """Seeded contiguous tensors, by their names in the program. All values are exact in half precision, so every dtype
+    shares one reference.
+    """
     p = job.posed
     rows, keys = (p.batch, *p.query_shape, p.heads), (p.batch, *p.key_shape, p.kv_heads)
     extra = (p.batch, p.additional, p.kv_heads)
@@ -144,7 +146,7 @@ def inputs_of(job: Job) -> dict[str, Tensor]:
 
 
 def error_of(made: Tensor, wanted: Tensor) -> float:
-    """Largest error relative to the largest value; infinities must agree, NaN never passes."""
+    """Largest error relative to the largest value. Infinities must match; a NaN never passes."""
     made = made.double().reshape(wanted.shape)
     finite = torch.isfinite(wanted)
     if not bool((torch.isfinite(made) == finite).all()) or bool((made[~finite] != wanted[~finite]).any()):
@@ -207,7 +209,7 @@ def main() -> None:
     place: object = None
     for job in sorted(jobs, key=lambda job: (list(TIMED | SMALL).index(job.problem), job.dtype, job.variant != "plan")):
         inputs = inputs_of(job)
-        # Timed problems keep one reference for all dtypes: their inputs are the same numbers.
+        # Timed problems share one reference for all dtypes, because their inputs are the same numbers.
         if job.problem in SMALL or place != job.problem:
             plain = job.problem in TIMED and job.posed.op == "na"
             wanted = dense(job.posed, inputs) if plain else small(job, inputs)

@@ -1,4 +1,4 @@
-"""Prints run.py's table in short, as Markdown: forward, backward, and the forward of other kernels beside it.
+"""Prints run.py's table in short, as Markdown: forward, backward, and other kernels' forward beside it.
 
     python benchmarks/gpu/summary.py RESULT.tsv
 

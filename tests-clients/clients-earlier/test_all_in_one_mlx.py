@@ -18,13 +18,13 @@ from mlx.utils import tree_flatten, tree_map_with_path
 from stand_ins import MUSIC, stand_in
 
 NAMES = ("na1d_qk_rpb", "na1d_av_fused", "na2d_qk_rpb", "na2d_av_fused")
-# Rounding of float32 through a network of three blocks; the reference is the same network over dense functions.
+# float32 rounding through a network of three blocks; the reference is the same network over dense functions.
 ROUNDING = 1e-4
 
 
 @pytest.fixture(scope="module", autouse=True)
 def environment() -> Any:
-    """As the client makes it: NATTEN_MLX_BACKEND=metal in every process, a Mac or not."""
+    """As the client sets it: NATTEN_MLX_BACKEND=metal in every process, on a Mac or not."""
     mx.set_default_device(mx.cpu)
     with pytest.MonkeyPatch.context() as patch, stand_in(MUSIC | {"numba", "mlx_audio_io", "demucs_mlx"}):
         patch.delenv("NATTEN_MLX_BACKEND", raising=False)
@@ -32,7 +32,7 @@ def environment() -> Any:
         for name, value in client._RUNTIME_DEFAULTS.items():
             patch.setenv(name, value)
         assert client._RUNTIME_DEFAULTS["NATTEN_MLX_BACKEND"] == "metal"
-        MLX.module("_config").BACKENDS._environment = None  # read anew by the next call
+        MLX.module("_config").BACKENDS._environment = None  # read again by the next call
         yield importlib.import_module("allin1_mlx.models.dinat_mlx")
     MLX.module("_config").BACKENDS._environment = None
 

@@ -1,4 +1,4 @@
-"""``all-in-one-mps``: the all-in-one music model as it was written for natten-mps 0.3, without a module ``natten``."""
+"""``all-in-one-mps``: the all-in-one music model as written for natten-mps 0.3, without a module ``natten``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from stand_ins import MUSIC, stand_in
 from torch import Tensor, nn
 
 with pytest.MonkeyPatch.context() as patch, stand_in(MUSIC | {"soundfile"}):
-    # The client's own switch: on a Mac natten-mps is what it takes first.
+    # The client's own switch; on a Mac it prefers natten-mps.
     patch.setenv("NATTEN_MPS", "1")
     from allin1.config import Config, HarmonixConfig
     from allin1.models import AllInOne, dinat

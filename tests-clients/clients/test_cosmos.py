@@ -16,7 +16,7 @@ with stand_in(COSMOS):
     from cosmos_predict2.models import text2image_dit
     from cosmos_predict2.module import neighborhood_attn
 
-    # The norm of CUDA's library; torch has the same one.
+    # The norm of a CUDA library; torch has the same one.
     text2image_dit.te.pytorch.RMSNorm = nn.RMSNorm
 
 VIDEO = neighborhood_attn.VideoSize(4, 6, 8)
@@ -27,7 +27,7 @@ CUDA = SimpleNamespace(
 
 
 class OnCuda:
-    """A tensor that says it is on CUDA: the client asks, and goes no further otherwise."""
+    """A CPU tensor that claims to be on CUDA, because the client refuses anything else."""
 
     device = torch.device("cuda")
 
@@ -84,7 +84,7 @@ def test_a_wrong_token_shows() -> None:
 
 
 def test_as_things_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Elsewhere the client refuses by itself, before it calls NATTEN."""
+    """On other devices the client raises by itself, before it calls NATTEN."""
     monkeypatch.undo()
     assert neighborhood_attn.HAS_NATTEN
     model = text2image_dit.Attention(

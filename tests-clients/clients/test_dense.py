@@ -1,4 +1,4 @@
-"""The reference itself, against the packages' independent one; and what clients ask before they import natten."""
+"""The dense reference against the packages' float64 one, and what clients query before they import natten."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CASES = (
     Case("dilated image", (8, 11), (3, 5), SQUARE[0], (2, 2), SQUARE[1], batch=2, scale=1.0),
     Case("volume", (4, 5, 6), (3, 2, 3), (1, 1, 1), (1, 2, 2), (False, False, False)),
 )
-# What the older generations' two halves do not have.
+# Features that the older generations' split ops do not have.
 FUSED = (
     Case("stride", (13,), (5,), (3,), (2,), FLAT[1], heads=3, kv_heads=3),
     Case("causal", (7, 9), (4, 3), (3, 1), (1, 2), (True, False), batch=2),
@@ -55,7 +55,7 @@ def fused(case: Case, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     ids=lambda each: getattr(each, "__name__", None) or str(each),
 )
 def test_dense(case: Case, function: Callable[..., Tensor], biased: bool) -> None:
-    """Fused, and as its halves, which alone take a bias: numbers and gradients of the float64 reference."""
+    """Fused, and as split ops (only those take a bias): results and gradients of the float64 reference."""
     case = replace(case, rpb=biased)
     shape = (case.batch, *case.shape, case.heads, case.head_dim)
     given = {name: noise(name, shape).double().requires_grad_() for name in ("query", "key", "value")}

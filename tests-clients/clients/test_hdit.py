@@ -69,7 +69,7 @@ def convolution_forward(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     return {"x": model(x)}
 
 
-# The client asks the module natten for its functions anew in every call.
+# The client looks up its functions in the module natten at every call.
 DENSE = {"na2d": dense.attend, "na2d_qk": dense.unbiased_logits, "na2d_av": dense.weighted}
 LEARN = ("qkv_proj.weight", "self_attn.scale")
 HOURGLASS = Client(
@@ -119,7 +119,7 @@ def test_generation_of_its_time(fused: bool) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_checkpointed(backend: str) -> None:
-    """The client's activation checkpointing changes no number."""
+    """The client's activation checkpointing does not change any result."""
     with natten_mps.use_backend(backend):
         plain, _ = run(HOURGLASS, torch.float32)
         with flags.checkpointing():

@@ -32,7 +32,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def decoder() -> nn.Module:
-    """The client's model at a small size, as it comes: over torch's flex_attention."""
+    """The client's model at a small size, unmodified: over torch's flex_attention."""
     return ltx2.LTX2VideoDiffusionDecoderModel(
         latent_channels=8, patch_size=2, decoder_head_dim=8, decoder_stage_channels=(32, 16, 16),
         decoder_stage_depths=(1, 1, 2), decoder_stage_kernels=((3, 3, 5), (3, 5, 3)),
@@ -78,7 +78,7 @@ def test_as_the_clients_own_processor(backend: str) -> None:
         flex = forward(model, *given)
         model.set_attn_processor(ltx2.LTX2VideoVaeNeighborhoodNattenProcessor())
         ours = forward(model, *given)
-        # Upstream's kernels for another device: noted, and ignored.
+        # Upstream's kernels for another device: logged and ignored.
         model.set_attn_processor(ltx2.LTX2VideoVaeNeighborhoodNattenProcessor(backend="cutlass-fna"))
         named = forward(model, *given)
     for name, video in flex.items():
@@ -87,7 +87,7 @@ def test_as_the_clients_own_processor(backend: str) -> None:
 
 
 def test_without_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a Mac meets as things are: no package of kernels, and a refusal that names it."""
+    """What happens on a Mac today: no package of kernels, and an error that names it."""
     monkeypatch.setattr(ltx2, "is_kernels_available", lambda: False)
     with pytest.raises(ImportError, match="fetches NATTEN from the Hub with the `kernels` package"):
         ltx2.LTX2VideoVaeNeighborhoodNattenProcessor()

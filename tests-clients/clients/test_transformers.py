@@ -1,8 +1,8 @@
 """Hugging Face ``transformers``: Dinat's attention layer in the newest release, which is broken there.
 
-The layer hands ``[batch, width, height, heads, dim]`` to functions that take ``[batch, heads, height, width, dim]``:
-two axes are transposed that should not be. So the image's width is taken for heads, and heads for an axis.
-The group ``clients-older`` has the last release that does it right.
+The layer passes ``[batch, width, height, heads, dim]`` to functions that take ``[batch, heads, height, width, dim]``,
+because it transposes two axes too many. The image's width is taken for heads, and heads for an axis. The group
+``clients-older`` has the last release that is correct.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def test_natten_is_available() -> None:
 
 
 class Seen(Exception):
-    """Carries the shape that the client hands over."""
+    """Carries the shape that the client passes."""
 
 
 def test_the_client_mixes_up_its_axes() -> None:
@@ -70,7 +70,7 @@ def test_every_column_is_seen() -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_layer_alone(backend: str, measured: dict[str, float]) -> None:
-    """What the layer computes there, right or wrong, is what the reference makes of the same calls."""
+    """Right or wrong, the layer computes what the reference computes for the same calls."""
     measured |= check(LAYER, backend)
 
 

@@ -15,7 +15,7 @@ from stand_ins import WEATHER, stand_in
 from torch import Tensor, nn
 
 with stand_in(WEATHER), warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # part of physicsnemo is experimental, and says so
+    warnings.simplefilter("ignore")  # part of physicsnemo is experimental and warns about it
     from earth2studio.models.nn import atlas
     from physicsnemo.experimental.models.strata.transformer import StrataTransformer3D
     from physicsnemo.models.dit import DiT
@@ -53,7 +53,7 @@ def one(model: nn.Module, *given: Tensor) -> dict[str, Tensor]:
 
 
 def levels() -> nn.Module:
-    """Its transformer of three axes: the last of three blocks is dilated; a backend of another device is named."""
+    """Its transformer over three axes: the last of three blocks is dilated; names a backend of another device."""
     return StrataTransformer3D(
         in_channels=2, input_shape=(4, 12, 10), patch_size=(1, 2, 2), embed_dim=32, num_heads=4, num_layers=3,
         qk_norm=True, attn_kernel=(2, 3, 2), na_dilation=2, do_interleaved_dilation=True, gated_attention=True,
@@ -73,7 +73,7 @@ def step(model: nn.Module, state: Tensor, forced: Tensor) -> dict[str, Tensor]:
 
 
 def around_the_globe() -> nn.Module:
-    """Atlas's layer with the window going on behind the last meridian."""
+    """Atlas's layer with a window that continues across the last meridian."""
     return atlas.NattenAttention((5, 3), 16, num_heads=2, circular_pad_width=True)
 
 

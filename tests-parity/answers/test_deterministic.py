@@ -1,4 +1,4 @@
-"""torch.use_deterministic_algorithms: nothing refuses, nothing warns, and a repeat is equal to the bit."""
+"""torch.use_deterministic_algorithms: no error, no warning, and repeated runs are equal to the bit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NAMES = ("seq-causal-dilated-stride", "img-rpb-everything", "vol-gqa-additional"
 
 @contextmanager
 def deterministic() -> Iterator[None]:
-    """torch's deterministic mode, in which new memory holds NaN; any warning is an error."""
+    """torch's deterministic mode, which fills new memory with NaN; any warning is an error."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True)
     try:

@@ -1,4 +1,4 @@
-"""A query whose logits are all -inf: out 0, lse -inf, and no gradient flows, on every path."""
+"""A query whose logits are all -inf: out 0, lse -inf and no gradient, on every backend."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def problem(additional: bool) -> dict[str, Array]:
     if additional:
         shapes |= {"additional_keys": (2, 2, 2, 3), "additional_values": (2, 2, 2, 5)}
     arrays = {name: random.standard_normal(shape) for name, shape in shapes.items()}
-    # The first head sees nothing; the second not itself; the others everything.
+    # The first head sees nothing; the second does not see itself; the others see everything.
     arrays["rpb"][0] = -np.inf
     arrays["rpb"][1, 2] = -np.inf
     return arrays
@@ -52,7 +52,7 @@ def test_nothing_but_minus_infinity(path: Path) -> None:
 
 @pytest.mark.parametrize("path", PLAIN, ids=str)
 def test_what_is_left_counts_alone(path: Path) -> None:
-    """With additional keys the first head sees those, and its gradients are those of full attention to them."""
+    """With additional keys, the first head sees only those, and its gradients are those of full attention to them."""
     arrays = problem(additional=True)
     (out, lse), gradients = run(path, arrays)
     logits = np.einsum("bthd,bsd->bhts", arrays["query"][:, :, :1], arrays["additional_keys"][:, :, 0]) * 3**-0.5
@@ -90,7 +90,7 @@ def test_second_derivatives_of_dense_are_finite() -> None:
 
 @pytest.mark.parametrize("framework", [MPS, MLX], ids=str)
 def test_dropped_weights_of_a_module(framework: Any) -> None:
-    """The split ops with a softmax between them, as a module in training takes them."""
+    """The split ops with a softmax between them, as modules use them in training."""
     module = framework.package.NeighborhoodAttention1D(4, 2, 3, attn_drop=0.5, rel_pos_bias=True)
     module.train()
     bias = np.array(framework.numpy(module.rpb))

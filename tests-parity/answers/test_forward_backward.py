@@ -1,4 +1,4 @@
-"""Fused attention against the float64 reference: every case, dtype and path, results and gradients."""
+"""Fused attention against the float64 reference: every case, dtype and backend, results and gradients."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ MISTAKES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_the_bounds_see_mistakes(mistake: str, dtype: str) -> None:
-    """Results of a slightly different problem are out of bounds, in every dtype."""
+    """The results of a slightly different problem exceed the bounds, in every dtype."""
     case = replace(BY_NAME["img-mixed"], stride=(2, 3))
     expected = tolerances.fused(case, dtype)
     wrong = replace(case, **MISTAKES[mistake])
@@ -85,7 +85,7 @@ def test_a_repeated_run_is_equal_to_the_bit(name: str, path: Path) -> None:
 
 @pytest.mark.parametrize("path", PATHS, ids=str)
 def test_an_empty_batch(path: Path) -> None:
-    """Outputs are empty, gradients of what has a batch too; the bias table's gradient is zero."""
+    """Outputs are empty, and so are gradients of tensors with a batch axis; the gradient of rpb is zero."""
     values, _ = run(path, BY_NAME["img-batch0"], "float32")
     assert values["out"].shape == (0, 5, 6, 4, 8) and values["lse"].shape == (0, 5, 6, 4)
     assert values["additional_keys"].shape == (0, 3, 2, 8)
@@ -93,7 +93,7 @@ def test_an_empty_batch(path: Path) -> None:
 
 
 def contiguous_run(path: Path, case: Case, tensors: dict[str, Any]) -> list[Any]:
-    """Results and gradients of the case's face on the tensors as they lie in memory."""
+    """Results and gradients of the case, on tensors with their given memory layout."""
     framework, arrays = path.framework, inputs(case, "float32")
     cotangents = [framework.tensor(arrays[name], "float32") for name in ("d_out", "d_lse")]
     names = tuple(tensors)
@@ -110,7 +110,7 @@ def contiguous_run(path: Path, case: Case, tensors: dict[str, Any]) -> list[Any]
 
 
 def layouts(path: Path, case: Case) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
-    """Pairs of equal tensors: as views of something else, and packed."""
+    """Pairs of equal tensors: as views of something larger, and contiguous."""
     tensor = path.framework.tensor
     arrays = {name: a for name, a in inputs(case, "float32").items() if name in INPUTS}
     heads_first = {name: np.moveaxis(a, -2, 1) for name, a in arrays.items()}
@@ -157,8 +157,8 @@ def _broadcast(path: Path, tensor: Any, batch: int) -> Any:
 @pytest.mark.parametrize("path", PATHS, ids=str)
 @pytest.mark.parametrize("name", ["img-batch3"])
 def test_memory_layout_does_not_matter(name: str, path: Path) -> None:
-    """Our kernels, and the pure path's gathered rows, give the same bits. dense hands views to the framework's own
-    product, which takes another order of sums for another layout on some processors: there, up to rounding.
+    """Our kernels, and the gathered rows of the pure path, give the same bits. dense passes views to the framework's
+    own product, which on some processors sums in another order for another layout: there, equal up to rounding.
     """
     case = BY_NAME[name]
     expected = tolerances.fused(case, "float32")

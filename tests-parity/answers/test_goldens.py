@@ -19,7 +19,7 @@ from frameworks import PATHS, Path
 Array = Any
 FOLDER = File(__file__).parents[1] / "goldens"
 FIXTURES = json.loads((FOLDER / "manifest.json").read_text())["fixtures"]
-# Largest deviation of an entry: of float64 answers from float64 runs, and where either is float32.
+# Largest deviation of an element: of float64 goldens from float64 runs, and where either is float32.
 EXACT, SINGLE = 2e-12, 5e-6
 
 INPUT_NAMES = {
@@ -62,7 +62,7 @@ def close(found: Array, wanted: Array, limit: float, what: str) -> None:
     assert found.shape == wanted.shape, what
     with np.errstate(invalid="ignore"):
         apart = np.where(found == wanted, 0.0, np.abs(found - wanted))  # -inf equals -inf
-    # A NaN compares false, so it fails.
+    # NaN compares false, so it fails.
     assert apart.max() <= limit, f"{what} is off by {apart.max():.3g}"
 
 
@@ -78,7 +78,7 @@ def vjp(
     dtype: str,
     **arguments: Any,
 ) -> tuple[list[Array], dict[str, Array]]:
-    """Outputs and gradients of a face; the path is asserted. A cotangent of None is zeros."""
+    """Outputs and gradients of a face; asserts the backend. A cotangent of None means zeros."""
     framework, names = path.framework, tuple(given)
     tensors = [framework.tensor(given[name], dtype) for name in names]
 
@@ -114,7 +114,7 @@ def test_fused(fixture: dict[str, Any], path: Path, dtype: str) -> None:
     close(out, golden["out"], limit, "out")
     close(lse, golden["lse"], limit, "lse")
     for name, gradient in gradients.items():
-        # Sums over many queries grow, and with them what float32 loses.
+        # Sums over many queries grow, and the float32 error grows with them.
         wanted = golden[GRADIENT_NAMES[name]]
         close(gradient, wanted, limit * max(1.0, np.abs(wanted).max()), f"gradient of {name}")
 
@@ -126,12 +126,13 @@ FAMILY_B = [fixture for fixture in FIXTURES if fixture["family"] == "B"]
 @pytest.mark.parametrize("path", PATHS, ids=str)
 @pytest.mark.parametrize("fixture", FAMILY_B, ids=lambda fixture: fixture["file"].removesuffix(".npz"))
 def test_split(fixture: dict[str, Any], path: Path, dtype: str) -> None:
-    """qk and av on the window's part of the fixture's logits and weights, and what they pass back."""
+    """qk and av on the window's part of the fixture's logits and weights, and their gradients."""
     golden, limit = arrays(fixture["file"]), tolerance(fixture, dtype)
     slots, rank = int(np.prod(fixture["kernel_size"])), fixture["na_dim"]
     assert golden["logits"].shape[-1] == slots + fixture["num_additional_kv"]
     logits, attn = golden["logits"][..., :slots], golden["attn"][..., :slots]
-    # What the additional keys add goes past the split ops: it is subtracted from the golden results.
+    # The contribution of the additional keys does not go through the split ops, so it is subtracted from the golden
+    # results.
     extra_out, extra_dq = additional_parts(fixture, golden, slots)
 
     given = {name: golden[INPUT_NAMES[name]] for name in ("query", "key", "rpb") if INPUT_NAMES[name] in golden}
@@ -170,7 +171,7 @@ def additional_parts(fixture: dict[str, Any], golden: dict[str, Array], slots: i
 
 
 def test_the_goldens_are_all_there() -> None:
-    """46 fixtures of two families in every rank, and nothing that the manifest does not name."""
+    """46 fixtures of two families in every rank, and no file that the manifest does not name."""
     files = {fixture["file"] for fixture in FIXTURES}
     assert files == {file.name for file in FOLDER.glob("*.npz")} and len(files) == 46
     assert {(f["family"], f["na_dim"]) for f in FIXTURES} == {(a, r) for a in "AB" for r in (1, 2, 3)}

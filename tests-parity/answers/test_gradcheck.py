@@ -1,4 +1,4 @@
-"""Derivatives by finite differences in float64, and the derivatives that only the dense path has."""
+"""Derivatives against finite differences in float64, and the derivatives that only the dense path has."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch
 from cases import BY_NAME, CASES, INPUTS, Case, inputs
 from frameworks import FRAMEWORKS, MLX, MPS, OURS, Framework, Path
 
-# gradcheck takes no empty tensors, and large problems need larger steps than float64 likes.
+# gradcheck does not accept empty tensors, and large problems would need a larger step than suits float64.
 SMALL = tuple(
     case for case in CASES if case.batch and case.additional != 0 and np.prod((case.heads, *case.shape)) <= 150
 )
-# Whole Jacobians take two calls per number of the input: these few are tiny.
+# A whole Jacobian takes two calls per input element, so only these tiny cases have one.
 TINY = (
     BY_NAME["seq-one-token"],
     BY_NAME["seq-dim1"],
@@ -107,7 +107,7 @@ def test_first_derivatives_of_mlx(case: Case, backend: str) -> None:
         return MLX.face(case.face)(**by_name, **case.window, scale=case.scale, return_lse=True, backend=backend)
 
     def total(distance: float) -> float:
-        """The outputs, weighted by their cotangents, that far in the direction."""
+        """The outputs, weighted by their cotangents, at that distance along the direction."""
         outputs = attend(*(MLX.tensor(arrays[name] + distance * directions[name]) for name in names))
         return sum(float(np.sum(MLX.numpy(a) * MLX.numpy(b))) for a, b in zip(outputs, cotangents, strict=True))
 
@@ -154,7 +154,7 @@ FUSED = tuple(op for op in OPS if not op.endswith(("qk", "av")))
 
 
 def which_have_them(op: str) -> str:
-    """What the error names instead."""
+    """The alternative that the error names."""
     return 'use backend="dense"' + ("" if op == "attention" else f", or {op}_qk, a softmax and {op}_av")
 
 
@@ -187,7 +187,7 @@ def test_forward_mode_is_refused(path: Path, op: str) -> None:
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 def test_the_dense_path_has_what_is_refused(framework: Framework, op: str) -> None:
-    """And both packages find the same numbers."""
+    """Both packages find the same numbers."""
     with framework.watch() as ran:
         second = second_derivative(Path(framework, "dense"), op)
         forward = forward_derivative(Path(framework, "dense"), op)

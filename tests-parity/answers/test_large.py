@@ -1,4 +1,4 @@
-"""Sizes beyond what a path can count: refused by the call, with the limit and what came, and never by an evaluation."""
+"""Sizes beyond a backend's limits: the call raises and names the limit and the size; evaluation never fails."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_the_call_itself_refuses(framework: Framework) -> None:
 
 
 SIDE = 50_000  # squared beyond LONGEST
-# An op of MLX's, its arrays' shapes, its window, and what each backend says that cannot take it.
+# An op of MLX, its arrays' shapes, its window, and the reason of each backend that cannot take it.
 TOO_LONG: dict[str, tuple[str, tuple[tuple[int, ...], ...], Any, dict[str, str]]] = {
     "tokens": (
         "na2d", ((1, SIDE, SIDE, 1, 1),) * 3, 1,
@@ -106,7 +106,7 @@ TOO_LONG: dict[str, tuple[str, tuple[tuple[int, ...], ...], Any, dict[str, str]]
 
 @pytest.mark.parametrize("name", TOO_LONG)
 def test_dimensions_that_mlx_cannot_count(name: str) -> None:
-    """Its shapes are 32-bit; where only one path would need more, another takes the problem."""
+    """MLX's shapes are 32-bit; if only one backend would need more, another takes the problem."""
     op, shapes, window, refused = TOO_LONG[name]
     given = [broadcast(MLX, *shape) for shape in shapes]
     more = {"rpb": mx.zeros((1, 5))} if name == "bias" else {}

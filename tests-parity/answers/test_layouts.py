@@ -1,4 +1,4 @@
-"""Views go to the CPU kernels as they lie; the pure path copies what is not contiguous, once."""
+"""The CPU kernels read views in place; the pure path copies what is not contiguous, once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Seen = list[tuple[str, dict[str, Where]]]
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
-    """Every call of the CPU library: the function, and where each tensor that it was given lies."""
+    """Every call of the CPU library: the function, and the address and strides of each tensor passed to it."""
     library, calls = MPS.module("_metal.cpu.library").CpuLibrary, []
     original = library.call
 
@@ -44,7 +44,7 @@ def test_results_and_gradients_do_not_depend_on_the_layout(layout: str) -> None:
     assert torch.equal(out, wanted)
     cotangent = torch.randn(*out.shape[:1], *out.shape[:0:-1]).permute(0, 4, 3, 2, 1)
     found = torch.autograd.grad(out, leaves, cotangent)
-    # Sums over channels may take another order.
+    # Sums over channels may be in another order.
     wanted_gradients = torch.autograd.grad(wanted, packed, cotangent.contiguous())
     torch.testing.assert_close(found, wanted_gradients, rtol=0, atol=1e-5)
 
@@ -58,7 +58,7 @@ def test_the_cpu_kernels_read_views_where_they_lie(layout: str, seen: Seen) -> N
     assert [function for function, _ in seen] == ["forward", "backward"]
     for _, tensors in seen:
         assert [tensors[name] for name in NAMES] == [where(view) for view in views]
-    # sum's gradient is one number, repeated.
+    # sum's gradient is one repeated number.
     assert set(seen[1][1]["out_grad"][1]) == {0}
 
 
@@ -66,7 +66,7 @@ def test_the_cpu_split_ops_read_views_where_they_lie(seen: Seen) -> None:
     query, key, value = fused_qkv()
     with MPS.package.use_backend("native"):
         weights = MPS.face("na2d_qk")(query, key, 3).softmax(-1)
-        # Another order of axes in memory; the values stay where they belong.
+        # Another order of axes in memory, with unchanged values.
         weights = weights.permute(4, 3, 2, 1, 0).contiguous().permute(4, 3, 2, 1, 0)
         MPS.face("na2d_av")(weights, value, 3)
     (_, logits), (_, out) = seen
@@ -75,7 +75,7 @@ def test_the_cpu_split_ops_read_views_where_they_lie(seen: Seen) -> None:
 
 
 def test_the_pure_path_copies_what_is_not_contiguous(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its gathers want rows of one tensor: a view is copied once a walk, a contiguous tensor never."""
+    """Its gathers need rows of one tensor: a view is copied once per walk, a contiguous tensor never."""
     walk, rows = MPS.module("_plain.walk").Rows, []
     original = walk.__init__
 
@@ -93,7 +93,7 @@ def test_the_pure_path_copies_what_is_not_contiguous(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.usefixtures("torch_path")
 def test_gradients_of_a_fused_projection() -> None:
-    """The gradient of the one tensor that query, key and value are cut from."""
+    """The gradient of the single tensor from which query, key and value are sliced."""
     qkv = torch.randn(2, 6, 7, 3, 2, 8, dtype=torch.float64, requires_grad=True)
     (found,) = torch.autograd.grad(attend(*qkv.unbind(3)).sin().sum(), qkv)
     parts = [part.contiguous() for part in qkv.detach().unbind(3)]

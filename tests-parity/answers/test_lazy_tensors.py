@@ -1,4 +1,4 @@
-"""What a tensor says, not what lies in its memory: torch's lazy bits, wrappers, and tensors without memory."""
+"""The logical value of a tensor counts, not its memory: torch's lazy bits, wrappers, and tensors without memory."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_dense(op: str, kind: str) -> None:
 @pytest.mark.parametrize("inside", [False, True], ids=["given", "made inside"])
 @pytest.mark.parametrize("compiler", ["eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.all)])
 def test_compiled(compiler: str, inside: bool) -> None:
-    """Compiled code gets the tensor as it is."""
+    """Compiled code receives the tensor unchanged."""
     torch.compiler.reset()
     source, key = torch.randn(2, 9, 2, 8, dtype=torch.complex64), torch.randn(2, 9, 2, 8)
 
@@ -77,7 +77,7 @@ def test_inside_of_transforms(transform: str) -> None:
 
 @on_our_paths
 def test_sparse_gradients_count_in_full() -> None:
-    """Autograd hands them on for outputs that are not sparse."""
+    """Autograd passes them on for outputs that are not sparse."""
     query = torch.randn(SHAPE, requires_grad=True)
     out = MPS.face("na2d")(query, query, query, 3)
     cotangent = torch.randn(SHAPE).relu()
@@ -86,7 +86,7 @@ def test_sparse_gradients_count_in_full() -> None:
 
 
 class Wrapper(Tensor):
-    """A wrapper without memory of its own, which hands ops on to what it holds."""
+    """A wrapper without memory of its own, which forwards ops to the tensor it holds."""
 
     held: Tensor
 
@@ -104,7 +104,7 @@ class Wrapper(Tensor):
 
 @on_our_paths
 def test_wrappers_get_the_op() -> None:
-    """Subclasses of others see our op and say what becomes of it; torch's functional tensors likewise."""
+    """Other people's subclasses see our op and decide what to do with it; so do torch's functional tensors."""
     held = torch.randn(2, 9, 2, 8)
     wanted = full(*[held] * 3)
     for found, expected in zip(full(*[Wrapper(held)] * 3), wanted, strict=True):
@@ -142,7 +142,7 @@ except ValueError as error:
 
 
 def test_a_tensor_whose_memory_was_freed() -> None:
-    """In a process of its own: what is not refused reads address 0."""
+    """In its own process: a tensor that is not rejected would be read at address 0."""
     ran = subprocess.run([sys.executable, "-c", FREED], capture_output=True, text=True, timeout=120)
     assert (ran.returncode, ran.stdout) == (0, "na1d: query has 56 elements and no memory; was it freed?\n"), ran.stderr
 

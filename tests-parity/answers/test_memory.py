@@ -1,6 +1,6 @@
 """Memory is O(N): the peak of forward and backward above inputs, outputs and gradients, in fresh processes.
 
-The process's high-water mark counts whatever allocated it: frameworks, and the C++ kernels.
+The process's high-water mark includes every allocator: the frameworks' and the C++ kernels'.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ LARGE = {
 
 
 def memory() -> dict[str, int]:
-    """Bytes of this process in memory now and at most so far."""
+    """Current and peak memory of this process in bytes."""
     status = File("/proc/self/status")
     if status.exists():
-        # Not getrusage: on Linux a process inherits the peak of the one that started it.
+        # Not getrusage: on Linux a process inherits the peak of its parent.
         fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
         return {name: int(fields[field].split()[0]) << 10 for name, field in (("now", "VmRSS"), ("most", "VmHWM"))}
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -37,9 +37,9 @@ def memory() -> dict[str, int]:
 
 
 def measure(path: str, face: str, shape: list[int], kernel_size: int, passes: list[str]) -> dict[str, Any]:
-    """Peak bytes of "forward" alone and of forward and "backward" on a path, "mps-pure", one after the other.
+    """Peak bytes of "forward" alone and of forward and "backward" on a backend, "mps-pure", one after the other.
 
-    extra: above the results; both are above what was there before.
+    extra: above the results; both are relative to the memory before.
     """
     import frameworks
 
@@ -82,7 +82,7 @@ def random(framework: Any, size: list[int]) -> list[Any]:
 
 
 def run(framework: Any, backend: str, face: str, given: list[Any], kernel_size: int, backward: bool) -> Any:
-    """The results, which the caller keeps."""
+    """The results, which the caller keeps alive."""
 
     def attend(*tensors: Any) -> tuple[Any, ...]:
         found: tuple[Any, ...] = framework.face(face)(*tensors, kernel_size, backend=backend, return_lse=True)
@@ -96,12 +96,12 @@ def run(framework: Any, backend: str, face: str, given: list[Any], kernel_size: 
 
 
 def in_a_fresh_process(module: str, call: str) -> Any:
-    """What an expression gives in a process that knows nothing but a module of the tests."""
+    """The value of an expression, evaluated in a process that has imported only one module of the tests."""
     code = f"import json; from {module} import *; print(json.dumps({call}))"
     paths = os.pathsep.join([str(File(__file__).parents[1]), *filter(None, sys.path)])
     done = subprocess.run(
         [sys.executable, "-c", code],
-        # Each thread has buffers of its own, however many tokens there are.
+        # Each thread has its own buffers, whatever the number of tokens.
         env=os.environ | {"PYTHONPATH": paths, "NATTEN_NUM_THREADS": "2"},
         capture_output=True,
         text=True,
@@ -133,7 +133,7 @@ def test_a_large_problem_takes_less_than_a_gibibyte(problem: str, path: str) -> 
 
 @pytest.mark.parametrize("path", ["mps-pure", "mlx-pure"])
 def test_memory_grows_with_the_tokens(path: str) -> None:
-    """Twice the tokens: at most about twice as much. Quadratic logits would take 4 GiB."""
+    """Twice the tokens take at most about twice the memory. Quadratic logits would take 4 GiB."""
     small, large = (
         measured(path, "na1d", (1, tokens, 4, 16), 63, "backward")["backward"]["extra"] for tokens in (8192, 16384)
     )
@@ -143,19 +143,21 @@ def test_memory_grows_with_the_tokens(path: str) -> None:
 @pytest.mark.parametrize("path", ["mps-native", "mlx-nanobind"])
 @pytest.mark.parametrize("face", ["na2d", pytest.param("na1d", marks=pytest.mark.all)])
 def test_the_compiled_kernels_keep_no_logits(face: str, path: str) -> None:
-    """Beyond inputs and results they take a fraction of the window's logits; four times the tokens, four times all."""
+    """Beyond inputs and results they need a fraction of the window's logits; four times the tokens, four times all of
+    it.
+    """
     heads, kernel_size, peaks = 4, {"na1d": 169, "na2d": 13}[face], []
     for side in (128, 256):
         shape = {"na1d": (1, side * side, heads, 16), "na2d": (1, side, side, heads, 16)}[face]
         found = measured(path, face, shape, kernel_size, "forward", "backward")
         logits = 4 * heads * 169 * side * side
         for which in ("forward", "backward"):
-            # Not far below nothing either: the peak must have seen the results.
+            # It must not be far below that either: the peak has to include the results.
             assert abs(found[which]["extra"]) < logits / 8, found
         peaks.append(found)
     for which in ("forward", "backward"):
         small, large = (found[which]["peak"] for found in peaks)
-        # What the process had freed before, and takes again, is not seen: some MiB of the tens that are measured.
+        # Memory that the process had freed before and reuses is not seen: a few MiB of the tens that are measured.
         assert large < 4.4 * small + (4 << 20), peaks
 
 

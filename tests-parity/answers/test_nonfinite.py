@@ -1,4 +1,4 @@
-"""NaN and infinity go no further than the window, or the box of keys that a block of queries visits."""
+"""NaN and infinity spread no further than the window, or the box of keys that a block of queries visits."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ POISONED = tuple(case for case in CASES if case.batch and "everything" in case.n
         "vol-large",
     )
 )
-# Rows of a piece of the CPU kernels' patches, at most: one of the widest vectors.
+# Most rows in a piece of the CPU kernels' patches: one for each lane of the widest vector.
 LANES = 16
 
 
 def touched(case: Case, backend: str, key: int) -> Array:
-    """``[queries]`` bool: what a NaN in ``key`` may reach: the blocks of queries that visit the key.
+    """``[queries]`` bool: queries that a NaN in ``key`` may reach, which are the blocks of queries that visit the key.
 
     On the dense path, which has no blocks, the queries that attend to it.
     """
@@ -53,8 +53,8 @@ def touched(case: Case, backend: str, key: int) -> Array:
 
 
 def touched_in_patches(problem: Problem, key: int) -> Array:
-    """The same of the CPU kernels, at most: which patch they take depends on the machine's vectors, but along each
-    axis it lies in :data:`LANES` positions of a dilation group that begin at a multiple of that.
+    """The same for the CPU kernels, as an upper bound: which patch they use depends on the machine's vectors, but along
+    each axis it lies within :data:`LANES` positions of a dilation group that begin at a multiple of that.
     """
     reached = np.ones(problem.query_shape, dtype=bool)
     for place, (axis, at) in enumerate(zip(problem.axes, np.unravel_index(key, problem.key_shape), strict=True)):
@@ -88,8 +88,8 @@ def attend(path: Path, case: Case, arrays: dict[str, Array]) -> tuple[Array, Arr
 @pytest.mark.parametrize("path", PATHS, ids=str)
 @pytest.mark.parametrize("case", POISONED, ids=str)
 def test_a_bad_key_stays_in_its_boxes(case: Case, path: Path, poison: float) -> None:
-    """One key (and value) of one item and head: other items and heads, and queries whose block does not
-    visit it, keep their results to the bit; every query that attends to a NaN has NaN.
+    """One poisoned key (and value) of one item and head: other items and heads, and queries whose block does not visit
+    it, keep their results to the bit; every query that attends to a NaN has NaN.
     """
     arrays = inputs(case, "float32")
     clean = attend(path, case, arrays)
@@ -114,7 +114,7 @@ def test_a_bad_key_stays_in_its_boxes(case: Case, path: Path, poison: float) -> 
 @pytest.mark.parametrize("backend", ["native", "pure"])
 @pytest.mark.parametrize("name", ["seq-long", "seq-long-causal-dilated"])
 def test_boxes_leave_queries_out(name: str, backend: str) -> None:
-    """What the test above says of queries outside is said of some."""
+    """The test above has queries outside the block in some cases."""
     case = BY_NAME[name]
     assert case in POISONED
     assert not touched(case, backend, case.problem().keys // 3).all()
@@ -138,7 +138,7 @@ def test_a_bad_query_is_its_own_affair(case: Case, path: Path) -> None:
 @pytest.mark.parametrize("path", PATHS, ids=str)
 @pytest.mark.parametrize("name", ["seq-additional-everything", "img-additional-everything"])
 def test_gradients_of_what_is_out_of_reach_stay_clean(name: str, path: Path) -> None:
-    """A NaN flowing into one query's output goes to the keys it sees, its own head and item only."""
+    """A NaN in the gradient of one query's output reaches only the keys that it sees, in its own head and item."""
     case, framework = BY_NAME[name], path.framework
     arrays = inputs(case, "float32")
     names = [n for n in INPUTS if n in arrays]
@@ -169,7 +169,7 @@ def test_gradients_of_what_is_out_of_reach_stay_clean(name: str, path: Path) -> 
 
 @pytest.mark.parametrize("path", PATHS, ids=str)
 def test_infinite_logits_of_finite_inputs(path: Path) -> None:
-    """float32 logits that overflow make NaN where they are seen, never a wrong number."""
+    """float32 logits that overflow give NaN where they are seen, never a wrong number."""
     framework = path.framework
     huge = np.full((1, 9, 1, 1), 1e30)
     huge[0, 6:] = 1.0
@@ -183,7 +183,7 @@ def test_infinite_logits_of_finite_inputs(path: Path) -> None:
 
 @pytest.mark.parametrize("path", PATHS, ids=str)
 def test_padding_is_never_read(path: Path) -> None:
-    """Padding full of NaN: results are those of zero padding, padding's own are 0 and -inf, gradients 0."""
+    """Padding full of NaN gives the results of zero padding; its own results are 0 and -inf, its gradients 0."""
     framework, random = path.framework, np.random.default_rng(5)
     sizes = [[4, 6], [0, 3], [3, 3], [5, 4]]
     inside = np.zeros((4, 5, 6, 1, 1), dtype=bool)

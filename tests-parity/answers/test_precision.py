@@ -1,6 +1,6 @@
-"""Gradients where logits are large, and sums over many tokens: errors are those of single roundings.
+"""Gradients with large logits, and sums over many tokens: the errors are those of single roundings.
 
-How far a result may lie from the truth is derived in :mod:`rounding`.
+:mod:`rounding` derives how far a result may be from the truth.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LARGE = (
 
 
 def attend(path: Path, case: Case, arrays: Tensors, dtype: str) -> Tensors:
-    """Out, lse and every gradient by name; the path ran, and no other."""
+    """Out, lse and every gradient by name; asserts that this backend ran, and no other."""
     framework, names = path.framework, [name for name in INPUTS if name in arrays]
     given = [framework.tensor(arrays[name], dtype) for name in names]
     cotangents = [framework.tensor(arrays["d_out"], dtype), framework.tensor(arrays["d_lse"], lse_dtype(dtype))]
@@ -73,8 +73,8 @@ def test_gradients_of_large_logits(path: Path, case: Case, dtype: str, size: flo
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("path", COMPILED, ids=str)
 def test_equal_keys_share_the_weight(path: Path, dtype: str) -> None:
-    """Logits of about 1e5, all equal: a float32 lse is off by up to 0.004, the weights by nothing. Matrix products of a
-    framework may round equal rows differently, so this is said of the CPU kernel alone.
+    """Logits of about 1e5, all equal: a float32 lse is off by up to 0.004, but the weights are exact. A framework's
+    matrix product may round equal rows differently, so this is asserted of the CPU kernel alone.
     """
     case = LARGE[0]
     arrays = large_inputs(case, dtype, 1e5)
@@ -86,11 +86,11 @@ def test_equal_keys_share_the_weight(path: Path, dtype: str) -> None:
 
 # --- sums over many tokens ---------------------------------------------------------------------------
 
-# What a sum may lose, in roundings of the size of its terms: as much as some 1,000 numbers that are added one after the
-# other (roundings are as often up as down: the root of their number), and the same for any number of terms. This is
-# said of the CPU kernel: frameworks' matrix products, of which the other paths are made, lose more.
+# The error that a sum may have, in roundings of the size of its terms: that of about 1,000 numbers added one by one
+# (roundings go up as often as down, so the square root of their number), whatever the number of terms. Asserted of the
+# CPU kernel alone: the frameworks' matrix products, which the other backends use, lose more.
 SUM = 32
-# exp() and logits of less than 1.
+# exp() and logits below 1.
 WEIGHT = 8
 
 
@@ -151,7 +151,7 @@ def test_sums_over_a_million_tokens(path: Path, queries: int, keys: int) -> None
 
 
 def check_bias_and_additional(path: Path, tokens: int) -> None:
-    """Sums over all queries: the gradients of a bias and of additional keys and values. Logits are the bias alone."""
+    """Sums over all queries: the gradients of rpb and of additional keys and values. The logits are rpb alone."""
     framework, random, width, dtype = path.framework, np.random.default_rng(tokens), 4, "float32"
     arrays = {
         "query": np.zeros((1, tokens, 1, width)),
@@ -210,7 +210,7 @@ def test_gradients_that_sum_over_a_million_queries(path: Path) -> None:
 @pytest.mark.parametrize("name", ["seq-rpb", "seq-rpb-causal-dilated", "img-rpb", "vol-rpb"])
 @pytest.mark.parametrize("path", COMPILED, ids=str)
 def test_a_bias_of_minus_infinity(path: Path, name: str, dtype: str) -> None:
-    """Every logit of a head is -inf: out 0, lse -inf, gradients 0, and the other head as if it were alone."""
+    """Every logit of one head is -inf: out 0, lse -inf, gradients 0; the other head is unaffected."""
     case = BY_NAME[name]
     arrays = inputs(case, dtype)
     clean = attend(path, case, arrays, dtype)
@@ -231,7 +231,7 @@ def test_a_bias_of_minus_infinity(path: Path, name: str, dtype: str) -> None:
 
 @pytest.mark.parametrize("path", COMPILED, ids=str)
 def test_one_row_without_weight(path: Path) -> None:
-    """Causal: the first query sees itself alone, and the bias of that offset is -inf. All others see more."""
+    """Causal: the first query sees only itself, and rpb is -inf at that offset. All others see more."""
     case = make("first", (40,), 5, causal=True, rpb=True, head_dim=8)
     arrays = inputs(case, "float32")
     arrays["rpb"] = arrays["rpb"].copy()
@@ -242,7 +242,7 @@ def test_one_row_without_weight(path: Path) -> None:
     assert np.all(found["query"][:, 0] == 0) and np.all(found["rpb"][:, 4] == 0)
     for name in ("out", "query", "key", "value", "rpb"):
         assert np.isfinite(found[name]).all() and found[name].any(), name
-    # What flows into the dead row reaches nobody.
+    # The gradient of the dead row's output reaches nothing.
     for name in ("d_out", "d_lse"):
         arrays[name] = arrays[name].copy()
         arrays[name][:, 0] = 0

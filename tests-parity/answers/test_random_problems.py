@@ -1,7 +1,7 @@
-"""Random problems against a brute-force reference that shares nothing with the packages.
+"""Random problems against a brute-force reference that shares no code with the packages.
 
-Every op, dtype and path, with logits of up to 1e5; every result and gradient, element by element, as near to the truth
-as the roundings of its dtype explain (:mod:`rounding`).
+Every op, dtype and backend, with logits of up to 1e5. Every element of every result and gradient must be as close to
+the truth as the roundings of its dtype explain (:mod:`rounding`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from frameworks import PATHS, Path
 from random_problems import OPS, call
 
 SOME = {"na": 12, "qk": 4, "av": 4, "varlen": 4}
-# 2,000 for each op and path: 500 of each dtype. In parts that workers can share.
+# 2,000 for each op and backend: 500 of each dtype. In parts that workers can share.
 MANY, PARTS = 500, 4
 
 
@@ -36,7 +36,7 @@ def test_many_random_problems(path: Path, op: str, dtype: str, part: int) -> Non
 
 
 def test_problems_are_of_every_kind() -> None:
-    """What the suite says of features is said of some problems."""
+    """Each feature that the suite claims to cover occurs in some problem."""
     drawn = [problem(op, "float32", number) for op in OPS for number in range(100, 160)]
     for op in OPS:
         own = [each for each in drawn if each.op == op]

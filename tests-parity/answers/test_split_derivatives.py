@@ -1,7 +1,7 @@
 """Derivatives of the split ops beyond the first reverse one: forward mode, second ones, and any mixture.
 
-Both ops are linear in each of their tensors, so these are the ops themselves again. Held against finite differences in
-float64, and against the dense path, which is plain operations.
+Both ops are linear in each of their tensors, so their derivatives are the same ops again. Compared with finite
+differences in float64, and with the dense path, which is plain operations.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ def arrays_of(case: Case, op: str) -> dict[str, Array]:
 
 
 def of_op(framework: Framework, case: Case, op: str, backend: str) -> Callable[..., Any]:
-    """The op of its tensors by position, with 0 in slots that hold no key: -inf has no difference quotient."""
+    """The op as a function of its tensors by position, with 0 in slots that hold no key: -inf has no difference
+    quotient.
+    """
     names, held = tuple(arrays_of(case, op)), held_slots(case)
     arguments: dict[str, Any] = case.window | ({"scale": case.scale} if op == "qk" else {}) | {"backend": backend}
 
@@ -53,7 +55,7 @@ def of_op(framework: Framework, case: Case, op: str, backend: str) -> Callable[.
 
 
 def given_to(framework: Framework, case: Case, op: str) -> tuple[list[Any], list[Any]]:
-    """Tensors and a direction of each."""
+    """Tensors and a direction for each."""
     arrays, random = arrays_of(case, op), np.random.default_rng(1)
     return [framework.tensor(a) for a in arrays.values()], [
         framework.tensor(random.standard_normal(a.shape)) for a in arrays.values()
@@ -84,7 +86,7 @@ def test_by_finite_differences(case: Case, op: str, backend: str) -> None:
 @each_op
 @pytest.mark.parametrize("backend", ["nanobind", "pure"])
 def test_mlx_by_finite_differences(case: Case, op: str, backend: str) -> None:
-    """The op is quadratic along a line, so that central differences are exact but for rounding."""
+    """The op is quadratic along a line, so central differences are exact up to rounding."""
     import mlx.core as mx
 
     (given, directions), call = given_to(MLX, case, op), of_op(MLX, case, op, backend)
@@ -175,7 +177,7 @@ def test_every_mixture_is_the_dense_path_s(path: Path, case: Case, op: str) -> N
 
 @pytest.mark.parametrize("path", OURS, ids=str)
 def test_slots_without_a_key_have_no_tangent(path: Path) -> None:
-    """Not -inf, as their logits; and a NaN that is pushed into such a weight goes nowhere."""
+    """0, not -inf like their logits; and a NaN cotangent of such a weight reaches nothing."""
     case, framework = BY_NAME["img-causal"], path.framework
     (query, key), (d_query, d_key) = given_to(framework, case, "qk")
     (attn, value), (d_attn, d_value) = given_to(framework, case, "av")
@@ -206,7 +208,7 @@ def test_dual_tensors_and_a_gradient_of_their_tangent(dtype: torch.dtype, torch_
     assert torch.equal(*(torch.autograd.grad(t.float().sin().sum(), key)[0] for t in (tangent, wanted)))
 
 
-# Call forms of each generation: its ops, arguments behind the tensors, and their tensors for an image of 4 x 5.
+# Call forms of each generation: its ops, the arguments after the tensors, and its tensors for an image of 4 x 5.
 IMAGE, SLOTS, TABLE, MORE = (2, 3, 4, 5, 4), (2, 3, 4, 5, 9), (3, 5, 5), (2, 3, 6, 4)
 FORMS: dict[str, tuple[str, str, tuple[tuple[int, ...], ...], tuple[Any, ...], tuple[str, ...]]] = {
     "v014 qk": ("v014", "natten2dqk", (IMAGE, IMAGE), (3, 1), ()),
@@ -219,7 +221,7 @@ FORMS: dict[str, tuple[str, str, tuple[tuple[int, ...], ...], tuple[Any, ...], t
 }
 
 
-# Its autograd functions: what `apply` takes, with shapes in place of tensors.
+# Its autograd functions: the arguments of `apply`, with shapes in place of tensors.
 LINE = (1, 2, 8, 4)
 APPLIED: dict[str, tuple[str, str, tuple[Any, ...]]] = {
     "v0141 qk": ("v0141", "NATTEN1DQKRPBFunction", (LINE, LINE, (2, 5), 2)),

@@ -1,4 +1,4 @@
-"""Items of different sizes cost what their tokens cost: memory of many sizes, launches of equal ones."""
+"""Items of different sizes cost what their tokens cost: memory for many sizes, launches for equal ones."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Array = Any
 
 
 def forms(framework: Framework) -> dict[str, tuple[list[Array], Any]]:
-    """Arrays and the call: a padded batch, a list, packed sequences; every item of another length."""
+    """Arrays and the call: a padded batch, a list, packed sequences; every item has another length."""
     random = np.random.default_rng(0)
     batch, flat = ([random.random(s).astype(np.float32) for _ in range(3)] for s in SHAPES)
     ends = np.cumsum(LENGTHS)[:-1]
@@ -47,13 +47,13 @@ SHAPES = ((COUNT, LONGEST, HEADS, DIM), (1, sum(LENGTHS), HEADS, DIM))
 
 
 def measure(name: str) -> dict[str, dict[str, int]]:
-    """Of each form the bytes of the inputs, and how far the peak of a forward and a backward lies above what was there.
+    """For each form the bytes of the inputs, and the peak of a forward and a backward above the memory before.
 
-    A process has one peak: that of a form may be an earlier one's.
+    A process has one peak, so that of a form may come from an earlier one.
     """
     framework = next(each for each in FRAMEWORKS if str(each) == name)
     small = framework.tensor(np.ones((1, 9, 2, 8)), "float32")
-    framework.evaluate(framework.face("na1d")(small, small, small, 5))  # loads what there is to load
+    framework.evaluate(framework.face("na1d")(small, small, small, 5))  # loads everything that is loaded lazily
     found = {}
     for form, (arrays, call) in forms(framework).items():
         given = [framework.tensor(a, "float32") for a in arrays]
@@ -66,7 +66,7 @@ def measure(name: str) -> dict[str, dict[str, int]]:
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 def test_memory_is_linear(framework: Framework) -> None:
-    """Forward and backward of 192 sizes in some ten times the inputs; an output for each size would be 64 times."""
+    """Forward and backward of 192 sizes take some ten times the inputs; an output per size would take 64 times."""
     command = [sys.executable, __file__, str(framework)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(File(__file__).parents[1])}
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment, timeout=120)
@@ -77,7 +77,7 @@ def test_memory_is_linear(framework: Framework) -> None:
 
 
 def counting(function: Any, seen: list[int]) -> Any:
-    """The function; every call of it is one more in ``seen``."""
+    """The function; each call adds an entry to ``seen``."""
 
     @wraps(function)
     def counted(*given: Any, **options: Any) -> Any:
@@ -89,11 +89,11 @@ def counting(function: Any, seen: list[int]) -> Any:
 
 @pytest.mark.parametrize(("framework", "launches"), [(MPS, 3), (MLX, 5)], ids=str)
 def test_launches(framework: Framework, launches: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Items of one size that lie behind one another are one launch; torch brings small ones together that do not."""
+    """Adjacent items of one size are one launch; natten-mps also gathers small ones that are not adjacent."""
     sizes, shape = [5, 5, 9, 5, 7, 9], (6, 9, 2, 4)
     tensors = [framework.tensor(np.random.default_rng(i).random(shape), "float32") for i in range(3)]
     module, seen = framework.module(framework.compiled_module), []
-    # MLX launches a problem that it has met before by repeating its plan.
+    # MLX repeats the plan of a problem that it has launched before.
     for name in ("forward", "repeat"):
         if hasattr(module, name):
             monkeypatch.setattr(module, name, counting(getattr(module, name), seen))

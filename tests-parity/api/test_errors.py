@@ -1,4 +1,4 @@
-"""Every error in full, the same from both packages; and no bad input that ends in anything else."""
+"""Every error in full, the same in both packages; no bad input ends in anything else."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_message_of_a_module(bad: BadModule, framework: Framework) -> None:
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 @pytest.mark.parametrize("face", LEGAL)
 def test_the_legal_call_is_legal(face: str, framework: Framework) -> None:
-    """What the table breaks runs as it stands."""
+    """The calls that the table breaks run when they are left intact."""
     call(framework, face, {})
 
 
@@ -80,7 +80,7 @@ def test_devices_must_agree() -> None:
 
 
 def test_tensors_must_be_dense() -> None:
-    """Whatever the backend; what is nested is told of the op that takes its items."""
+    """On every backend; for nested tensors the error names the op that takes their items."""
     import torch
 
     query, items = torch.ones(1, 7, 2, 4), [torch.ones(7, 2, 4)]
@@ -127,9 +127,10 @@ OPTIONAL = ("stride", "dilation", "is_causal", "scale", "rpb", "additional_keys"
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 @pytest.mark.parametrize("face", [face for face in LEGAL if face != "set_backend"])
 def test_junk_for_any_argument(face: str, framework: Framework) -> None:
-    """Every argument replaced by junk of every kind: the call is legal after all, or one of three errors in our words.
+    """Every argument is replaced by junk of every kind: the call is still legal, or raises one of three errors in our
+    words.
 
-    explain speaks for the face that it explains; an argument that a function does not have is Python's to refuse.
+    explain speaks for the face that it explains; Python itself rejects arguments that a function does not have.
     """
     refused, ours = 0, (f"{face}: ", "na1d: ") if face == "explain" else (f"{face}: ",)
     for name in (*LEGAL[face], *OPTIONAL):
@@ -155,7 +156,7 @@ MODULE_ARGUMENTS: dict[str, Any] = {
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 @pytest.mark.parametrize("rank", [1, 2, 3])
 def test_junk_for_any_argument_of_a_module(rank: int, framework: Framework) -> None:
-    """Its constructor refuses what its ops would; its call refuses any input that is no tensor of its shape."""
+    """The constructor rejects what its ops would; the call rejects any input that is not a tensor of its shape."""
     name = f"NeighborhoodAttention{rank}D"
     make, refused = framework.face(name), 0
     for argument in MODULE_ARGUMENTS:
@@ -174,7 +175,7 @@ def test_junk_for_any_argument_of_a_module(rank: int, framework: Framework) -> N
 
 
 def test_explain_takes_every_argument_of_the_face() -> None:
-    """return_lse changes nothing of what runs; what it is, is checked all the same."""
+    """return_lse does not change what runs, but its type is checked all the same."""
     for framework in FRAMEWORKS:
         plain, wanted = (call(framework, "explain", more) for more in ({}, {"return_lse": True}))
         assert plain == wanted
@@ -209,7 +210,7 @@ def test_numpy_numbers_are_numbers(framework: Framework) -> None:
 
 @pytest.fixture
 def unsaid(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Nothing was said in the log yet."""
+    """Nothing has been logged yet."""
     said = request.getfixturevalue("framework").module("_metal.plan.backends")._said
     before = set(said)
     said.clear()
@@ -234,7 +235,7 @@ def test_upstreams_knobs_are_noted_once(framework: Framework, caplog: pytest.Log
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 @pytest.mark.usefixtures("unsaid")
 def test_upstreams_backends_choose_nothing(framework: Framework, caplog: pytest.LogCaptureFixture) -> None:
-    """A client that asks for upstream's kernel gets what the user chose for the process."""
+    """A client that passes one of upstream's backends gets the process's default."""
     caplog.set_level(logging.INFO, "natten")
     assert "cutlass-fna" in UPSTREAM_BACKENDS
     tensors = [built(LEGAL["na1d"]["query"], framework)] * 3

@@ -1,4 +1,4 @@
-"""merge_attentions and attention: parts put together again, and every key in reach."""
+"""merge_attentions and attention: parts combined again, and full attention."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ FULL = (
 @pytest.mark.parametrize("path", PATHS, ids=str)
 @pytest.mark.parametrize("shape", FULL, ids=str)
 def test_full_attention(shape: tuple[Any, ...], path: Path) -> None:
-    """Every key, or, causal, those up to the query's own index: aligned at the top left."""
+    """Every key or, if causal, those up to the query's own index: aligned at the top left."""
     queries, keys, h, kv, d, d_v, causal, scale = shape
     framework, random = path.framework, generator(str(shape))
     sizes = ((2, queries, h, d), (2, keys, kv, d), (2, keys, kv, d_v), (2, queries, h, d_v), (2, queries, h))
@@ -80,7 +80,7 @@ def test_full_attention(shape: tuple[Any, ...], path: Path) -> None:
 @pytest.mark.parametrize("path", PATHS, ids=str)
 @pytest.mark.parametrize("cuts", [(4, 9), (1, 2, 3, 12), (12,)], ids=str)
 def test_parts_of_the_keys_merge_to_all_of_them(cuts: tuple[int, ...], path: Path) -> None:
-    """Attention over parts, merged, is attention over their union: results and gradients."""
+    """Attention over parts, merged, equals attention over their union: results and gradients."""
     framework, random = path.framework, generator(str(cuts))
     sizes = ((2, 7, 4, 3), (2, 12, 2, 3), (2, 12, 2, 5), (2, 7, 4, 5), (2, 7, 4))
     arrays = [random.standard_normal(size) for size in sizes]
@@ -107,7 +107,7 @@ def test_parts_of_the_keys_merge_to_all_of_them(cuts: tuple[int, ...], path: Pat
 @pytest.mark.parametrize("path", PATHS, ids=str)
 @pytest.mark.parametrize("name", ["seq-additional", "img-additional", "vol-gqa-additional"])
 def test_additional_keys_are_a_part(name: str, path: Path) -> None:
-    """A window merged with attention to the additional keys is the window with additional keys."""
+    """A window merged with attention to the additional keys equals the window with additional keys."""
     from cases import inputs
 
     case, framework = BY_NAME[name], path.framework
@@ -141,7 +141,9 @@ def merge(framework: Framework, outs: list[Array], lses: list[Array], dtype: str
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 def test_an_empty_part_contributes_nothing(framework: Framework) -> None:
-    """A part whose lse is -inf, whatever its out holds, NaN included; all such parts: 0, -inf, gradients 0."""
+    """A part whose lse is -inf contributes nothing, whatever its out holds, NaN included; only such parts give 0, -inf
+    and gradients 0.
+    """
     random = np.random.default_rng(3)
     outs = [random.standard_normal((1, 4, 1, 2)) for _ in range(3)]
     lses = [random.standard_normal((1, 4, 1)) for _ in range(3)]
@@ -167,7 +169,9 @@ def test_an_empty_part_contributes_nothing(framework: Framework) -> None:
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 def test_half_precision_is_merged_in_single(framework: Framework, dtype: str) -> None:
-    """Equal parts of a number that is exact in the dtype merge to it, though 64 of them would not sum to it."""
+    """Equal parts of a number that is exact in the dtype merge to exactly that number, though summing 64 of them would
+    not.
+    """
     out, lse, *gradients = merge(framework, [np.full((1, 1, 1, 1), 1001.0)] * 64, [np.zeros((1, 1, 1))] * 64, dtype)
     exact = 1000.0 if dtype == "bfloat16" else 1001.0
     assert out.item() == exact
@@ -177,7 +181,7 @@ def test_half_precision_is_merged_in_single(framework: Framework, dtype: str) ->
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 def test_large_and_small_lses(framework: Framework) -> None:
-    """lses far from 0, and far from each other, neither overflow nor vanish where they must not."""
+    """lses far from 0, and far from each other, neither overflow nor underflow wrongly."""
     outs = [np.full((1, 1, 1, 1), value) for value in (1.0, 3.0)]
     out, lse, *_ = merge(framework, outs, [np.full((1, 1, 1), 1e4)] * 2)
     assert out.item() == pytest.approx(2.0) and lse.item() == pytest.approx(1e4 + np.log(2))

@@ -1,4 +1,4 @@
-"""Models of ``mlx.nn`` with neighborhood attention in them: training steps, weights, quantisation."""
+"""Models of ``mlx.nn`` with neighborhood attention: training steps, weights, quantisation."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WINDOWS: dict[int, dict[str, Any]] = {
     2: {"kernel_size": (3, 4), "stride": (1, 2), "dilation": (2, 1)},
     3: {"kernel_size": (2, 3, 3), "rel_pos_bias": True},
 }
-# Of the attention module of each rank; a Block has them behind `attend`.
+# Parameters of the attention module of each rank; a Block has them under `attend`.
 NAMES = {
     1: {"q_proj.weight", "q_proj.bias", "kv_proj.weight", "kv_proj.bias", "proj.weight", "proj.bias"},
     2: {"qkv.weight", "qkv.bias", "proj.weight", "proj.bias"},
@@ -33,7 +33,7 @@ LAYERS = {1: ("q_proj", "kv_proj", "proj"), 2: ("qkv", "proj"), 3: ("qkv", "proj
 
 @pytest.fixture(autouse=True, params=["pure", "nanobind"])
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Each test of this module runs one path, and no other but the dense one that it compares with."""
+    """Each test of this module runs one backend, and no other but the dense one that it compares with."""
     MLX.package.set_backend(request.param)
     mx.random.seed(0)
     with MLX.watch() as ran:
@@ -42,7 +42,7 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 class Block(nn.Module):
-    """Attention and what stands around it in a transformer."""
+    """Attention with the usual layers of a transformer block around it."""
 
     def __init__(self, rank: int, dim: int = DIM) -> None:
         super().__init__()
@@ -105,14 +105,14 @@ def test_value_and_grad_of_a_model(rank: int) -> None:
     assert all(mx.abs(gradient).max().item() > 1e-4 for gradient in named(gradients).values() if gradient.size > 3)
 
 
-# MLX's CPU calls a C++ compiler for each kernel that it fuses, so one runs by default.
+# MLX's CPU backend compiles each fused kernel with a C++ compiler, so only one of them runs by default.
 STEPS = [pytest.param(backend, rank, marks=pytest.mark.all) for backend in ("pure", "nanobind") for rank in RANKS]
 STEPS[-1] = pytest.param("nanobind", 3)
 
 
 @pytest.mark.parametrize(("backend", "rank"), STEPS, indirect=["backend"])
 def test_a_compiled_training_step(rank: int) -> None:
-    """The state captured as MLX recommends: the same numbers as without, at every step, random numbers included."""
+    """With state captured as MLX recommends: the same numbers as without at every step, random numbers included."""
 
     def trained(compiled: bool) -> tuple[list[float], dict[str, mx.array]]:
         mx.random.seed(3)
@@ -199,10 +199,10 @@ def test_set_dtype(rank: int, dtype: mx.Dtype) -> None:
     close({"out": found.astype(mx.float32)}, {"out": wanted}, 0.01 if dtype == mx.float16 else 0.06)
     _, gradients = nn.value_and_grad(model, lambda x: (model(x).astype(mx.float32) ** 2).sum())(x.astype(dtype))
     assert all(mx.isfinite(g).all().item() and g.dtype == dtype for g in named(gradients).values())
-    assert model(x).dtype == mx.float32  # MLX's layers promote, and the bias table may be of any dtype
+    assert model(x).dtype == mx.float32  # MLX's layers promote, and rpb may have any dtype
 
 
-# --- other layers in the places of ours --------------------------------------------------------------
+# --- other layers in place of ours --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rank", RANKS)
@@ -220,7 +220,7 @@ def test_a_quantised_model(rank: int) -> None:
     found = model(x)
     assert 1e-5 < mx.abs(found - wanted).max().item() < 0.03 * mx.abs(wanted).max().item()
     close({"out": found}, {"out": with_dense(model, x)}, 1e-5)
-    # What is left to train: norms, biases and the bias table.
+    # What remains trainable: norms, biases and rpb.
     _, gradients = nn.value_and_grad(model, lambda x: (model(x) ** 2).sum())(x)
     assert ("attend.rpb" in named(gradients)) == ("rpb" in NAMES[rank])
     assert "attend.proj.weight" not in named(gradients) and "norm.weight" in named(gradients)

@@ -1,4 +1,4 @@
-"""The modules: upstream's state dict, weights that travel, and dropout that changes nothing else."""
+"""The modules: upstream's state dict, weights that both packages share, and dropout that changes nothing else."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def state(module: Any) -> dict[str, Array]:
 
 
 def load(module: Any, weights: dict[str, Array]) -> None:
-    """All of ``weights`` and nothing else, as each framework loads a checkpoint."""
+    """Exactly ``weights``, in the form in which each framework loads a checkpoint."""
     if isinstance(module, torch.nn.Module):
         module.load_state_dict({name: torch.tensor(array) for name, array in weights.items()}, strict=True)
     else:
@@ -136,8 +136,9 @@ def test_a_module_is_its_parts(name: str, rank: int, arguments: dict[str, Any], 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 @pytest.mark.parametrize(("name", "rank", "arguments"), MODULES, ids=[m[0] for m in MODULES])
 def test_dropout_changes_nothing_else(name: str, rank: int, arguments: dict[str, Any], framework: Framework) -> None:
-    """In eval attn_drop is none. In training, dropping almost nothing gives what eval gives: scale, stride,
-    causality, groups and bias hold in the split ops that it uses; 300 items with half dropped have its mean.
+    """In eval mode attn_drop has no effect. In training, dropping almost nothing gives almost the result of eval:
+    scale, stride, causality, groups and rpb hold in the split ops that it uses; with half dropped, 300 items have its
+    mean.
     """
     plain, x = build(framework, rank, **arguments), example(rank, 1).repeat(300, axis=0)
     weights = random_weights(plain)
@@ -169,7 +170,7 @@ def test_projection_dropout(framework: Framework) -> None:
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 @pytest.mark.parametrize(("rank", "sizes"), [(1, [9, 5]), (2, [[6, 4], [3, 7]]), (3, [[4, 3, 3], [3, 3, 5]])])
 def test_items_of_different_sizes(rank: int, sizes: list[Any], framework: Framework) -> None:
-    """Each item of a padded batch as if alone; where there is padding, the output projection's bias."""
+    """Each item of a padded batch equals a call on that item; padding gives the output projection's bias."""
     module = build(framework, rank, kernel_size=3, rel_pos_bias=True)
     load(module, random_weights(module))
     x = example(rank)
@@ -200,7 +201,7 @@ def test_dropping_weights_of_padded_items_is_refused(framework: Framework) -> No
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 def test_the_bias_table_starts_small(framework: Framework) -> None:
-    """A deviation of 0.02, as upstream."""
+    """A standard deviation of 0.02, as upstream."""
     table = state(build(framework, 2, kernel_size=13, rel_pos_bias=True))["rpb"]
     assert table.shape == (4, 25, 25) and 0.018 < table.std() < 0.022 and abs(table.mean()) < 0.002
 

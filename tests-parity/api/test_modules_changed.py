@@ -1,4 +1,4 @@
-"""Modules that are changed after construction: heads pruned and sharded, dropout replaced; and backend= and stream=."""
+"""Modules changed after construction: heads pruned and sharded, dropout replaced; and backend= and stream=."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from frameworks import FRAMEWORKS, MLX, MPS, Framework
 from mlx.nn.layers.distributed import shard_inplace
 from test_modules import Array, build, example, forward, load, random_weights, state
 
-D = 3  # of 12 channels and 4 heads
+D = 3  # out of 12 channels and 4 heads
 
 
 def linear(framework: Framework, inputs: int, outputs: int) -> Any:
@@ -21,7 +21,7 @@ def linear(framework: Framework, inputs: int, outputs: int) -> Any:
 
 
 def of_heads(array: Array, heads: list[int], parts: int, axis: int = 0) -> Array:
-    """The channels of ``heads`` in each of the parts that lie behind one another on an axis."""
+    """The channels of ``heads`` in each of the parts that are concatenated along an axis."""
     by_head = np.moveaxis(array, axis, 0)
     by_head = by_head.reshape(parts, -1, D, *by_head.shape[1:])[:, heads]
     return np.moveaxis(by_head.reshape(-1, *by_head.shape[3:]), 0, axis)
@@ -30,7 +30,7 @@ def of_heads(array: Array, heads: list[int], parts: int, axis: int = 0) -> Array
 def pruned(
     framework: Framework, weights: dict[str, Array], heads: list[int], kv_heads: list[int], **arguments: Any
 ) -> Any:
-    """A module of 4 heads of which some are left, as code that prunes heads makes one."""
+    """A module of 4 heads after some were removed, as code that prunes heads does it."""
     module, kept = build(framework, 2, **arguments), dict(weights)
     layers = {"qkv": (heads, 3), "q_proj": (heads, 1), "kv_proj": (kv_heads, 2)}
     for layer, (left, parts) in layers.items():
@@ -56,7 +56,7 @@ def pruned(
 PRUNED: dict[str, tuple[list[int], list[int], dict[str, Any]]] = {
     "two of four": ([0, 3], [0, 3], {"kernel_size": 3}),
     "one": ([2], [2], {"kernel_size": (3, 4), "rel_pos_bias": True}),
-    # Heads 0 and 1 read the one, 2 and 3 the other.
+    # Heads 0 and 1 read one kv head, 2 and 3 the other.
     "grouped": ([2, 3], [1], {"kernel_size": 3, "num_kv_heads": 2}),
     "one of each group": ([0, 2], [0, 1], {"kernel_size": 3, "num_kv_heads": 2}),
 }
@@ -65,7 +65,9 @@ PRUNED: dict[str, tuple[list[int], list[int], dict[str, Any]]] = {
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 @pytest.mark.parametrize("name", PRUNED)
 def test_pruned_heads(name: str, framework: Framework) -> None:
-    """What is left gives what the whole module gives if the output projection ignores the others; gradients too."""
+    """The pruned module equals the whole module with an output projection that ignores the removed heads; gradients
+    too.
+    """
     heads, kv_heads, arguments = PRUNED[name]
     whole, x = build(framework, 2, **arguments), example(2)
     weights = random_weights(whole)
@@ -96,7 +98,7 @@ def test_heads_that_do_not_fit_the_projection(framework: Framework) -> None:
 
 
 class Pair:
-    """Of a group of two processes what sharding asks for."""
+    """The part of a two-process group that sharding needs."""
 
     def __init__(self, rank: int) -> None:
         self.own = rank
@@ -110,7 +112,7 @@ class Pair:
 
 @pytest.mark.parametrize("arguments", [{}, {"num_kv_heads": 2}], ids=["qkv", "grouped"])
 def test_heads_sharded_by_mlx(arguments: dict[str, Any]) -> None:
-    """The parts of two processes, as ``shard_inplace`` and code around it make them, add up to the whole."""
+    """The shards of two processes, as ``shard_inplace`` and the code around it make them, add up to the whole."""
     whole, x = build(MLX, 1, kernel_size=3, **arguments), example(1)
     weights = random_weights(whole)
     load(whole, weights)
@@ -130,7 +132,7 @@ def test_heads_sharded_by_mlx(arguments: dict[str, Any]) -> None:
 
 
 class Twice:
-    """In the place of a dropout layer: every weight twice. Has no probability."""
+    """A replacement for a dropout layer that doubles every weight. It has no probability."""
 
     def __new__(cls, framework: Framework) -> Any:
         base: Any = mlx.nn.Module if framework is MLX else torch.nn.Module
@@ -144,7 +146,7 @@ class Twice:
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 def test_a_layer_in_the_place_of_attn_drop_is_used(framework: Framework) -> None:
-    """In training, whatever the constructor was given; and one that drops nothing changes nothing."""
+    """In training, whatever the constructor got; and a layer that drops nothing changes nothing."""
     x, layers = example(1), mlx.nn if framework is MLX else torch.nn
     for drop in (0.0, 0.5):
         module = build(framework, 1, kernel_size=3, attn_drop=drop)
@@ -166,7 +168,7 @@ def test_a_layer_in_the_place_of_attn_drop_is_used(framework: Framework) -> None
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 def test_the_backend_of_a_module(framework: Framework) -> None:
-    """The constructor's holds for every way to call it, a call's own comes first."""
+    """The constructor's setting holds for every way of calling the module; an argument of the call has precedence."""
     x = framework.tensor(example(1), "float32")
     module = build(framework, 1, kernel_size=3, attn_drop=0.1, backend="pure")
     training = build(framework, 1, kernel_size=3, attn_drop=0.1, backend="pure")
@@ -198,7 +200,7 @@ def test_state_dicts_are_the_same_with_a_backend() -> None:
 
 
 def test_a_whole_module_runs_on_its_stream() -> None:
-    """Made in a thread, whose default streams the main thread does not know."""
+    """Made in a thread whose default streams the main thread does not know."""
     from threading import Thread
 
     module, x = build(MLX, 2, kernel_size=3, proj_drop=0.5), MLX.tensor(example(2), "float32")

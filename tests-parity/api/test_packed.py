@@ -1,4 +1,4 @@
-"""Packed attention: sequences behind one another, each computed as if it were alone."""
+"""Packed attention: concatenated sequences, each computed independently."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Array = Any
 
 @dataclass(frozen=True)
 class Pack:
-    """Lengths of the packed sequences, and tokens that no sequence has."""
+    """Lengths of the packed sequences, and trailing tokens that belong to none."""
 
     name: str
     queries: tuple[int, ...]
@@ -69,7 +69,9 @@ def gradients(path: Path, op: Any, arrays: list[Array], **arguments: Any) -> lis
 @pytest.mark.parametrize("path", PATHS, ids=str)
 @pytest.mark.parametrize("pack", PACKS, ids=str)
 def test_each_sequence_is_alone(pack: Pack, path: Path, how: str) -> None:
-    """Results and gradients, bit for bit nothing from the neighbours; tails and keyless queries give 0 and -inf."""
+    """Results and gradients do not depend on the neighbours, to the bit; tails and queries without keys give 0 and
+    -inf.
+    """
     framework, arrays = path.framework, pack.arrays()
     op = framework.face("attention")
     if how == "lengths":
@@ -106,7 +108,7 @@ def test_each_sequence_is_alone(pack: Pack, path: Path, how: str) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 def test_dtypes_and_by_position(framework: Framework, dtype: str) -> None:
-    """Upstream's order of arguments; what is not asked for is not returned; nothing that is not a number gets in."""
+    """Upstream's order of arguments; nothing is returned unasked; anything but a number is rejected."""
     pack = PACKS[5]
     arrays = pack.arrays()[:3]
     for array, count in zip(arrays, (5, 6, 6), strict=True):
@@ -125,7 +127,7 @@ def test_dtypes_and_by_position(framework: Framework, dtype: str) -> None:
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 def test_without_lengths(framework: Framework) -> None:
-    """Nothing is packed, and what says so is taken."""
+    """Nothing is packed, and arguments that say so are accepted."""
     query = framework.tensor(np.random.default_rng(0).random((2, 3, 1, 4)), "float32")
     made = framework.face("generate_varlen_parameters")(query, query, query, None, None)
     assert made == (None, None, 0, 0)
@@ -141,7 +143,7 @@ def test_without_lengths(framework: Framework) -> None:
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 def test_lengths_win(framework: Framework) -> None:
-    """Over cumulative lengths that say something else."""
+    """Precedence over contradicting cumulative lengths."""
     tensor = framework.tensor(np.random.default_rng(0).random((1, 7, 2, 4)), "float32")
     attention = framework.face("attention")
     both = attention(tensor, tensor, tensor, **{**OFFSETS, **LENGTHS, "cumulative_seqlen_Q": [0, 1, 7]})
@@ -195,7 +197,7 @@ BROKEN = (
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 @pytest.mark.parametrize(("given", "error", "words"), BROKEN, ids=range(len(BROKEN)))
 def test_errors(given: dict[str, Any], error: type[Exception], words: str, framework: Framework) -> None:
-    """In full, the same words from both packages."""
+    """In full, in the same words from both packages."""
     tensor = framework.tensor(np.ones((1, 7, 2, 4)), "float32")
     with pytest.raises(error) as caught:
         framework.face("attention")(tensor, tensor, tensor, **given)

@@ -1,4 +1,4 @@
-"""The examples of natten-mlx's README run as they are."""
+"""The examples of natten-mlx's README run unmodified."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ import tolerances
 from cases import BY_NAME, CASES, DTYPES, Case, inputs, slot_inputs
 from frameworks import MLX, MPS, PATHS, Path, held_slots, run, run_av, run_qk
 
-# The split ops know no additional keys: of two cases that differ in those alone, one is enough.
+# The split ops do not take additional keys: of two cases that differ only in those, one is enough.
 SPLIT = tuple(case for case in CASES if case.additional is None or case.rpb or "everything" in case.name)
 
 
@@ -16,7 +16,7 @@ SPLIT = tuple(case for case in CASES if case.additional is None or case.rpb or "
 @pytest.mark.parametrize("path", PATHS, ids=str)
 @pytest.mark.parametrize("case", SPLIT, ids=str)
 def test_qk(case: Case, path: Path, dtype: str) -> None:
-    """Logits and gradients within bounds; the NaN that flows into slots without a key goes nowhere."""
+    """Logits and gradients are within bounds; a NaN cotangent of a slot without a key has no effect."""
     values, dtypes = run_qk(path, case, dtype)
     assert set(dtypes.values()) == {dtype}
     tolerances.assert_within(values, tolerances.split_qk(case, dtype), f"{path}, {case}, {dtype}")
@@ -28,7 +28,7 @@ def test_qk(case: Case, path: Path, dtype: str) -> None:
 @pytest.mark.parametrize("path", PATHS, ids=str)
 @pytest.mark.parametrize("case", SPLIT, ids=str)
 def test_av(case: Case, path: Path, dtype: str) -> None:
-    """Outputs and gradients within bounds though slots without a key are NaN; their gradient is zero."""
+    """Outputs and gradients are within bounds although slots without a key are NaN; their gradient is zero."""
     values, dtypes = run_av(path, case, dtype)
     assert set(dtypes.values()) == {dtype}
     tolerances.assert_within(values, tolerances.split_av(case, dtype), f"{path}, {case}, {dtype}")
@@ -47,7 +47,7 @@ def test_packages_agree(case: Case, dtype: str) -> None:
 
 
 def test_there_are_slots_without_a_key() -> None:
-    """What the tests above say of empty slots is said of some."""
+    """Some cases do have empty slots, which the tests above rely on."""
     empty = [case for case in SPLIT if not held_slots(case).all()]
     assert len(empty) >= 12 and {case.rank for case in empty} == {1, 2, 3}
 
@@ -71,7 +71,7 @@ def test_fused_is_softmax_of_qk_then_av(case: Case, path: Path) -> None:
 
 @pytest.mark.parametrize("path", PATHS, ids=str)
 def test_attn_of_another_dtype_is_converted(path: Path) -> None:
-    """attn in float32 with value in bfloat16: the same as attn rounded first; its gradient is float32."""
+    """attn in float32 with value in bfloat16 equals attn rounded first; its gradient is float32."""
     case, framework = BY_NAME["img-causal"], path.framework
     arrays = inputs(case, "bfloat16")
     attn, value = slot_inputs(case, "bfloat16")["attn"], framework.tensor(arrays["value"], "bfloat16")
@@ -91,7 +91,7 @@ def test_attn_of_another_dtype_is_converted(path: Path) -> None:
 
 @pytest.mark.parametrize("path", PATHS, ids=str)
 def test_half_precision_logits_may_overflow_where_fused_does_not(path: Path) -> None:
-    """300 * 300 does not fit float16, so qk gives inf; the fused op keeps float32 and stays finite."""
+    """300 * 300 overflows float16, so qk gives inf; the fused op accumulates in float32 and stays finite."""
     framework = path.framework
     tensor = framework.tensor(np.full((1, 5, 1, 1), 300.0), "float16")
     logits = framework.numpy(framework.face("na1d_qk")(tensor, tensor, 3, backend=path.backend))

@@ -1,6 +1,6 @@
-"""What type checkers make of the packages: the examples of the READMEs, and what faces return with `return_lse`.
+"""The packages under type checkers: the examples of the READMEs, and return types that depend on `return_lse`.
 
-mypy runs by default, pyright with --all (`./dev.sh test --all` installs it: it brings node along).
+mypy runs by default, pyright with --all (`./dev.sh test --all` installs it together with node).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PROTOCOLS = {
         "neighborhood_attention_varlen": "Packed",
     },
 }  # fmt: skip
-# All but what the frameworks do not type: torch's Tensor.backward; mlx.nn's modules, names and value_and_grad.
+# All but what the frameworks leave untyped: torch's Tensor.backward; mlx.nn's modules, names and value_and_grad.
 MYPY = """
 [mypy]
 strict = true
@@ -65,7 +65,7 @@ LISTED = """
 
 
 def examples() -> dict[str, str]:
-    """Each python block of a README, by a name for its file."""
+    """Each python block of a README, under a file name of its own."""
     return {
         f"{readme.parent.name if readme.parent != ROOT else 'both'}_{place}.py".replace("-", "_"): code
         for readme in READMES
@@ -74,7 +74,7 @@ def examples() -> dict[str, str]:
 
 
 def calls(package: str) -> str:
-    """Calls of every face that takes `return_lse`, and the types that they must have."""
+    """Calls of every face that takes `return_lse`, and the types they must have."""
     framework, array = ARRAYS[package]
     names = {home: ", ".join(faces) for home, faces in PROTOCOLS.items()}
     text = CALLS.format(package=package, framework=framework, array=array, **names)
@@ -90,7 +90,7 @@ def calls(package: str) -> str:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Everything to be checked."""
+    """Everything to check."""
     path = tmp_path_factory.mktemp("typed")
     files = examples() | {f"calls_of_{package}.py": calls(package) for package in ARRAYS}
     for name, text in files.items():
@@ -100,7 +100,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def complaints(folder: Path, *command: str) -> str:
-    """What a checker prints about the files; empty if it is content."""
+    """The output of a checker for the files; empty if it finds nothing."""
     files = sorted(path.name for path in folder.glob("*.py"))
     done = subprocess.run(
         [sys.executable, "-m", *command, *files], cwd=folder, capture_output=True, text=True, check=False
@@ -110,7 +110,7 @@ def complaints(folder: Path, *command: str) -> str:
 
 
 def mypy(folder: Path) -> str:
-    # A cache of its own: strict mode reads the frameworks otherwise than the project's own settings do.
+    # A separate cache: strict mode reads the frameworks with other settings than the project's own.
     cache = ROOT / ".mypy_cache" / "examples"
     return complaints(folder, "mypy", "--config-file", "mypy.ini", "--cache-dir", str(cache))
 
@@ -132,7 +132,7 @@ def test_examples_and_calls_pass(checker: typing.Callable[[Path], str], folder: 
 
 @pytest.mark.parametrize("checker", CHECKERS)
 def test_a_wrong_type_is_noticed(checker: typing.Callable[[Path], str], tmp_path: Path) -> None:
-    """Of what a face returns, of a face that is no function, of an example."""
+    """Errors in the return type of a face, in the name of a face, in an example."""
     (tmp_path / "mypy.ini").write_text(MYPY)
     wrong = calls("natten_mps").replace("return_lse=True), Both", "return_lse=True), Array", 1)
     (tmp_path / "calls.py").write_text(wrong)
@@ -162,10 +162,10 @@ def test_every_face_with_lse_has_overloads(package: str) -> None:
 @pytest.mark.parametrize("package", ARRAYS)
 @pytest.mark.parametrize(("home", "face"), [(home, face) for home, faces in PROTOCOLS.items() for face in faces])
 def test_overloads_are_the_signature(package: str, home: str, face: str) -> None:
-    """Parameters, kinds, defaults and annotations; all but what depends on `return_lse`, and lists of arrays."""
+    """Parameters, kinds, defaults and annotations; all but those that depend on `return_lse`, and lists of arrays."""
     signatures = import_module(f"{package}._signatures")
     own = inspect.signature(getattr(import_module(f"{package}.{home}"), face))
-    # Python keeps overloads by module and name; the name itself stands for a function of typing's.
+    # Python registers overloads by module and name; the name itself is a function of typing's.
     of = SimpleNamespace(__module__=signatures.__name__, __qualname__=f"{PROTOCOLS[home][face]}.__call__")
     overloads = typing.get_overloads(of)  # type: ignore[arg-type]
     flags = [inspect.signature(each).parameters["return_lse"] for each in overloads]

@@ -1,4 +1,4 @@
-"""Items of different sizes in one batch: each is computed as if it were alone."""
+"""Items of different sizes in one batch, each computed independently."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_sizes_may_be_any_integers(path: Path) -> None:
 @pytest.mark.parametrize("path", PATHS, ids=str)
 @pytest.mark.parametrize("batch", [BATCHES[0], BATCHES[3], BATCHES[5]], ids=str)
 def test_a_list_of_items(batch: Items, path: Path, dtype: str) -> None:
-    """Tensors of their own instead of a padded batch: a list of results, each as if alone."""
+    """Separate tensors instead of a padded batch: a list of results, each as from a call of its own."""
     framework, (*arrays, _, _) = path.framework, batch.arrays()
     face, padded = (framework.face(f"na{batch.rank}d{suffix}") for suffix in ("", "_varlen"))
     count, options = len(batch.sizes), batch.window | {"backend": path.backend}
@@ -106,7 +106,7 @@ def test_a_list_of_items(batch: Items, path: Path, dtype: str) -> None:
 
 @pytest.mark.parametrize("path", PATHS, ids=str)
 def test_gradients_of_a_list(path: Path) -> None:
-    """The same as those of the padded batch."""
+    """The same values as those of the padded batch."""
     batch, framework = BATCHES[4], path.framework
     arrays, sizes = batch.arrays(), range(len(batch.sizes))
     tensors = [framework.tensor(a[inside(batch, item)][0]) for a in arrays for item in sizes]
@@ -135,7 +135,7 @@ def test_dense_differentiates_twice() -> None:
 
 
 def test_traced_sizes_in_mlx() -> None:
-    """mx.compile knows no values: the error says what to give; ints and captured arrays are known."""
+    """mx.compile has no values: the error says what to pass; ints and captured arrays have values."""
     import mlx.core as mx
 
     face, x = MLX.face("na1d_varlen"), MLX.tensor(np.random.default_rng(0).random((2, 9, 2, 4)), "float32")
@@ -147,7 +147,7 @@ def test_traced_sizes_in_mlx() -> None:
     eager = face(x, x, x, lengths, 3)
     for sizes in ([9, 4], lengths, np.array([9, 4])):
         assert np.array_equal(np.array(mx.compile(lambda x, n=sizes: face(x, x, x, n, 3))(x)), np.array(eager))
-    gradient = mx.grad(lambda x, n: face(x, x, x, n, 3).sum())(x, lengths)  # lengths are not differentiated
+    gradient = mx.grad(lambda x, n: face(x, x, x, n, 3).sum())(x, lengths)  # lengths have no gradient
     assert gradient.shape == x.shape
     lists = mx.compile(lambda x: MLX.face("attention")(x[:1], x[:1], x[:1], seqlens_Q=[4, 5], seqlens_KV=[9, 0]))(x)
     assert lists.shape == (1, 9, 2, 4)

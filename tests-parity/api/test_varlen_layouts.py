@@ -10,7 +10,7 @@ import pytest
 from frameworks import FRAMEWORKS, PATHS, Framework, Path
 
 Array = Any
-# token_layout_list, the window of all, lists of windows, heads of query and key, tokens behind the last item.
+# token_layout_list, the common window, lists of windows, heads of query and key, tokens after the last item.
 CASES: dict[str, tuple[list[tuple[int, ...]], dict[str, Any], dict[str, Any], tuple[int, int], int]] = {
     "one window": ([(5,), (9,), (5,)], {"kernel_size": 3, "dilation": 1, "is_causal": True}, {}, (2, 2), 0),
     "a window each": (
@@ -62,7 +62,7 @@ def gradients(path: Path, call: Any, arrays: list[Array]) -> list[Array]:
 @pytest.mark.parametrize("path", PATHS, ids=str)
 @pytest.mark.parametrize("name", CASES)
 def test_each_item_is_alone(name: str, path: Path, configured: bool) -> None:
-    """Results and gradients are those of each item's own call; tokens behind the last give 0 and -inf."""
+    """Results and gradients equal those of a call for each item; tokens after the last give 0 and -inf."""
     layouts, window, lists, _, _ = CASES[name]
     varlen, arrays, options = module(path.framework), arrays_of(name), {"return_lse": True, "backend": path.backend}
     if configured:
@@ -93,7 +93,7 @@ def test_each_item_is_alone(name: str, path: Path, configured: bool) -> None:
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 def test_dtypes_scale_and_upstreams_arguments(framework: Framework) -> None:
-    """By upstream's names and positions; what tunes its kernels is ignored."""
+    """By upstream's names and positions; arguments that tune its kernels are ignored."""
     layouts, window, lists, _, _ = CASES["a window each"]
     varlen, arrays = module(framework), arrays_of("a window each")[:3]
     for dtype in ("float32", "float16", "bfloat16"):
@@ -141,7 +141,7 @@ BROKEN: tuple[tuple[dict[str, Any], type[Exception], str], ...] = (
 def test_errors_of_configuring(
     given: dict[str, Any], error: type[Exception], words: str, framework: Framework
 ) -> None:  # fmt: skip
-    """In full, the same words from both packages, and the item that breaks the rule."""
+    """In full, in the same words from both packages, naming the item that breaks the rule."""
     arguments: dict[str, Any] = {"token_layout_list": [(3, 3), (5, 4)], "kernel_size": 3}
     with pytest.raises(error) as caught:
         module(framework).configure_varlen(**arguments | given)

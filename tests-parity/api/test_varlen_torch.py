@@ -1,4 +1,4 @@
-"""Items of different sizes under torch's transforms: compile with sizes that only the run knows, vmap, torch.func."""
+"""Items of different sizes under torch's transforms: compile with sizes known only at run time, vmap, torch.func."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def configured(q: Tensor, lengths: list[int]) -> Any:
     return VARLEN.configure_varlen(shapes, kernel_size_list=windows)
 
 
-# The call, the shape of its tensors, and its sizes in a form that torch.compile sees: lists, tensors, metadata.
+# The call, the shape of its tensors, and its sizes in a form that torch.compile supports: lists, tensors, metadata.
 FORMS: dict[str, tuple[Callable[..., Tensor], tuple[int, ...], Callable[[Tensor, list[int]], Any]]] = {
     "padded list": (padded, (3, 9, 2, 4), lambda q, n: n),
     "padded tensor": (padded, (3, 9, 2, 4), lambda q, n: torch.tensor(n)),
@@ -65,7 +65,7 @@ SIZES = ([9, 4, 5], [3, 0, 8], [5, 5, 5])
 
 @pytest.mark.parametrize("name", FORMS)
 def test_compiles_fullgraph(name: str) -> None:
-    """Results and gradients are eager's, for sizes that follow each other in one compiled function."""
+    """Results and gradients equal eager's, for successive sizes in one compiled function."""
     call, shape, form = FORMS[name]
     counter = CompileCounterWithBackend("aot_eager")
     torch.compiler.reset()
@@ -77,12 +77,12 @@ def test_compiles_fullgraph(name: str) -> None:
         torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
         pairs = (torch.autograd.grad(out, own, cotangent) for out, own in ((found, given), (wanted, eager)))
         torch.testing.assert_close(*pairs, rtol=0, atol=1e-12)
-    # Tensors of sizes are inputs of the graph; ints of a list, or a longest length, may compile it again.
+    # Tensors of sizes are inputs of the graph; a list of ints or a maximum length may cause a recompilation.
     assert 1 <= counter.frame_count <= (1 if name in ("padded tensor", "tensor of lengths", "layouts") else 3)
 
 
 def test_errors_of_a_compiled_call() -> None:
-    """The rules hold when the compiled call reads the numbers; the item is named."""
+    """The rules are checked when the compiled call reads the numbers; the error names the item."""
     torch.compiler.reset()
     compiled = torch.compile(padded, fullgraph=True, backend="aot_eager")
     given = three(3, 9, 2, 4)
@@ -98,7 +98,7 @@ def test_errors_of_a_compiled_call() -> None:
 
 
 def test_sizes_without_values() -> None:
-    """What cannot be read says how to give it."""
+    """The error for sizes that cannot be read says how to pass them."""
     given = three(2, 9, 2, 4)
     wanted = r"must be numbers that can be read when the call is made.*give a list of ints$"
     with pytest.raises(ValueError, match=f"^na1d_varlen: seq_lens {wanted}"):
@@ -112,7 +112,7 @@ def test_sizes_without_values() -> None:
 
 
 def test_fake_tensors() -> None:
-    """Shapes and dtypes without values, sizes among them."""
+    """Shapes and dtypes without values, including the sizes."""
     with FakeTensorMode() as mode:
         given = [mode.from_tensor(t) for t in three(2, 9, 2, 4)]
         for sizes in ([9, 4], mode.from_tensor(torch.tensor([9, 4]))):
@@ -142,7 +142,7 @@ def test_functional_transforms(name: str) -> None:
 
 
 def test_gradients_of_the_bias_table() -> None:
-    """Summed over the items as over calls of their own; also mapped, one table each."""
+    """Summed over the items like separate calls; also mapped, with one rpb each."""
     given, sizes = three(3, 9, 2, 4), [9, 0, 5]
     tables = normal(2, 2, 5)
 
@@ -169,7 +169,7 @@ def test_no_second_derivative() -> None:
 
 
 def test_lists_learn() -> None:
-    """An empty item like the others, one tensor in several places, and items of another number of heads."""
+    """An empty item like the others, one tensor in several positions, and items with another number of heads."""
     x, empty, wide = (
         normal(6, 2, 4).requires_grad_(),
         normal(0, 2, 4).requires_grad_(),

@@ -1,4 +1,4 @@
-"""What weights come in and go into: wrapped modules, quantised ones, and files that cannot be trusted."""
+"""Sources and targets of weights: wrapped modules, quantised ones, and untrusted files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from natten_mps._metal.weights import state as weights
 
 
 class Wrapper(torch.nn.Module):
-    """As DistributedDataParallel and AveragedModel name what they hold."""
+    """As DistributedDataParallel and AveragedModel name their contents."""
 
     def __init__(self, inner: torch.nn.Module, averaged: bool = False) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ def inner(net: torch.nn.Module) -> Any:
 @pytest.mark.parametrize("target", WRAPPED)
 @pytest.mark.parametrize("source", WRAPPED)
 def test_wrappers_of_torch_are_seen_through(source: str, target: str, tmp_path: Path) -> None:
-    """From any wrapped model into any other, directly and by a file; the layer inside may be compiled too."""
+    """From any wrapped model into any other, directly and through a file; the layer inside may be compiled too."""
     ours, theirs = WRAPPED[source](model()), WRAPPED[target](model())
     inner(theirs)["attention"] = torch.compile(inner(theirs)["attention"])
     MPS.package.save_weights(ours, tmp_path / "weights.npz")
@@ -70,7 +70,7 @@ def test_wrappers_of_torch_are_seen_through(source: str, target: str, tmp_path: 
 
 
 def test_a_layer_that_has_a_wrappers_name() -> None:
-    """net.model is a layer of the net, not what a training script put around its weights."""
+    """net.model is a layer of the net, not a wrapper that a training script put around it."""
 
     class Net(mlx.nn.Module):
         def __init__(self) -> None:
@@ -194,7 +194,7 @@ def test_a_hostile_safetensors_file(fault: str, framework: Framework, tmp_path: 
 
 @pytest.mark.parametrize("ending", [*weight_files.FILES, ".pt"])
 def test_a_file_cut_anywhere(ending: str, tmp_path: Path) -> None:
-    """And one with a byte turned: an error that names the file, or weights that fit."""
+    """And a file with one flipped byte: an error that names the file, or weights that fit."""
     module, path = build(MPS), tmp_path / f"weights{ending}"
     if ending == ".pt":
         torch.save(module.state_dict(), path)
@@ -218,7 +218,9 @@ def test_a_file_cut_anywhere(ending: str, tmp_path: Path) -> None:
 
 
 def test_names_of_wrappers_in_the_middle() -> None:
-    """What torch.compile inserts goes wherever it stands; 'module' goes in front alone, where all have it."""
+    """torch.compile's prefix is removed wherever it occurs; 'module' only at the front, and only where all names have
+    it.
+    """
     assert weights.bare(["a._orig_mod.b", "_orig_mod.c"]) == {"a._orig_mod.b": "a.b", "_orig_mod.c": "c"}
     assert weights.bare(["module.a", "b"]) == {"module.a": "module.a", "b": "b"}
     assert weights.bare(["module.a.module.b", "n_averaged"]) == {"module.a.module.b": "a.module.b"}

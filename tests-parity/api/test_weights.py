@@ -1,4 +1,4 @@
-"""Weights travel: NATTEN's checkpoints into both packages, between them, and through files."""
+"""Weights are interchangeable: NATTEN's checkpoints into both packages, between them, and through files."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def example() -> Array:
 
 
 def upstream_checkpoint() -> dict[str, Array]:
-    """A state dict as every generation of NATTEN names it, table included."""
+    """A state dict with the names that every generation of NATTEN uses, rpb included."""
     random = np.random.default_rng(2)
     shapes = {"rpb": (4, 5, 5), "qkv.weight": (36, 12), "qkv.bias": (36,), "proj.weight": (12, 12), "proj.bias": (12,)}
     return {name: random.standard_normal(shape).astype(np.float32) / 3 for name, shape in shapes.items()}
 
 
 def computed(checkpoint: dict[str, Array], x: Array) -> Array:
-    """What upstream's module computes with it, in float64: projections around the reference."""
+    """The result of upstream's module for it in float64: projections around the reference."""
     from natten_mps._metal.problem import reference
     from natten_mps._metal.problem.problem import Problem
 
@@ -59,7 +59,7 @@ def as_torch(arrays: dict[str, Array]) -> dict[str, Any]:
 
 
 def nested(arrays: dict[str, Array]) -> dict[str, Any]:
-    """As MLX nests parameters."""
+    """Nested as MLX nests parameters."""
     made: dict[str, Any] = {}
     for name, array in arrays.items():
         *path, last = name.split(".")
@@ -105,7 +105,7 @@ def test_into_the_modules_of_each_generation(framework: Framework, generation: s
 @pytest.mark.parametrize("ending", [".npz", ".safetensors", ".pt"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_through_files_between_the_packages(dtype: str, ending: str, tmp_path: Path) -> None:
-    """torch -> file -> MLX -> file -> torch: not a bit is lost, whatever the dtype."""
+    """torch -> file -> MLX -> file -> torch: every bit is kept, whatever the dtype."""
     arguments = {"num_kv_heads": 2, "kernel_size": (3, 5)}
     ours, theirs, back = build(MPS, **arguments), build(MLX, **arguments), build(MPS, **arguments)
     MPS.package.load_weights(ours, random_weights(ours))
@@ -138,7 +138,7 @@ def test_between_the_packages_without_files() -> None:
 
 
 def test_whole_models() -> None:
-    """Layers by the same names in both frameworks, other layers among them."""
+    """Layers with the same names in both frameworks, next to other layers."""
     ours = torch.nn.ModuleDict(
         {"stem": torch.nn.Linear(5, 12), "attention": build(MPS), "norm": torch.nn.LayerNorm(12)}
     )
@@ -188,7 +188,7 @@ def test_what_does_not_fit(framework: Framework) -> None:
 
 
 def test_safetensors_files(tmp_path: Path) -> None:
-    """MLX reads what is written here, what MLX writes is read here, and a broken file is told."""
+    """MLX reads what is written here, what MLX writes is read here, and a broken file is reported."""
     path = tmp_path / "written.safetensors"
     arrays = {"a.b": np.arange(6, dtype=np.float32).reshape(2, 3), "c": np.array([1, -2], np.int64),
               "half": np.array(0.5, np.float16), "none": np.zeros((0, 3), np.uint8)}  # fmt: skip

@@ -1,4 +1,4 @@
-"""extras.allin1: the split ops under 0.3's names; any odd window, every dtype, every path, with gradients."""
+"""extras.allin1: the split ops under 0.3's names; any odd window, every dtype and backend, with gradients."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from test_compat import metal  # noqa: F401 - a fixture
 from tolerances import assert_within, split_av, split_qk
 
 Array = Any
-# The model has windows of 5; the others are the ends of what an odd window can be.
+# The model uses windows of 5; the others are the extremes of an odd window.
 CASES = [
     make("allin1 time", (27,), 5, d=4, heads=2, head_dim=6, rpb=True, scale=1.0),
     make("allin1 single", (5,), 1, heads=1, rpb=True, scale=0.5),
@@ -44,7 +44,7 @@ def test_names_and_signatures(framework: Framework) -> None:
 @pytest.mark.parametrize("path", PATHS, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_within_the_bounds_of_the_split_ops(case: Any, path: Path, dtype: str) -> None:
-    """Results and gradients against the float64 reference, on the path that was asked for."""
+    """Results and gradients against the float64 reference, on the requested backend."""
     framework, window = path.framework, (case.kernel_size, case.dilation)
     drawn = inputs_of(case, dtype)
     given = [framework.tensor(drawn[name], dtype) for name in ("query", "key", "rpb")]
@@ -79,7 +79,7 @@ def inputs_of(case: Any, dtype: str) -> dict[str, Array]:
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 def test_what_none_means(framework: Framework) -> None:
-    """No bias table, and a scale of D ** -0.5."""
+    """Without rpb, and with a scale of D ** -0.5."""
     random = np.random.default_rng(0)
     query, key = (framework.tensor(random.standard_normal((1, 9, 2, 4)), "float32") for _ in range(2))
     zeros = framework.tensor(np.zeros((2, 9)), "float32")
@@ -89,7 +89,7 @@ def test_what_none_means(framework: Framework) -> None:
 
 
 def test_on_metal(metal: Any) -> None:  # noqa: F811 - the fixture
-    """The emulated Apple GPU: forward and every gradient, and what ran."""
+    """On the emulated Apple GPU: forward and every gradient, and which kernels ran."""
     import torch
     from frameworks import MPS
 

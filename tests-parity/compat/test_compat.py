@@ -29,7 +29,7 @@ def ranks(name: str, which: tuple[int, ...], text: str) -> dict[str, str]:
 
 # --- signatures --------------------------------------------------------------------------------------
 
-# Upstream's, written out anew: what natten_metal.compat.forms says is held to this.
+# Upstream's, written out here again: natten_metal.compat.forms must agree.
 ALL, FLAT, VOLUME = (1, 2, 3), (1, 2), (3,)
 CLASS = "NeighborhoodAttention{}D"
 DROP = "qkv_bias=True, qk_scale=None, attn_drop=0.0, proj_drop=0.0"
@@ -167,7 +167,7 @@ def test_signatures(generation: str, framework: Framework) -> None:
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 def test_calls_that_do_not_fit(framework: Framework) -> None:
-    """Errors as Python's own, and this package's for what a face refuses."""
+    """Python's own errors for wrong calls, and this package's for what a face rejects."""
     old, query = module(framework, "v014"), framework.tensor(np.ones((1, 2, 9, 4)), "float32")
     for call, error, words in (
         (lambda: old.natten1dqk(query, query, 3), TypeError, "natten1dqk: missing argument 'dilation'"),
@@ -198,7 +198,7 @@ def test_calls_that_do_not_fit(framework: Framework) -> None:
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 @pytest.mark.parametrize("fixture", FAMILY_B, ids=lambda fixture: fixture["file"].removesuffix(".npz"))
 def test_what_upstream_computed(fixture: dict[str, Any], framework: Framework, dtype: str) -> None:
-    """0.17.5's own kernels, heads-first, causal axes, bias tables and additional keys included."""
+    """0.17.5's own kernels, heads-first, causal axes, rpb and additional keys included."""
     with np.load(FOLDER / fixture["file"]) as stored:
         golden = {name: stored[name].astype(np.float64) for name in stored.files}
     old, rank, limit = module(framework, "v017"), fixture["na_dim"], tolerance(fixture, dtype)
@@ -224,7 +224,7 @@ def test_what_upstream_computed(fixture: dict[str, Any], framework: Framework, d
 
 
 def qk_once(call: Any, leaves: list[Any], logits: list[Any]) -> Any:
-    """The logits of a call outside of any trace."""
+    """The logits of a call outside any trace."""
     call(*leaves)
     return logits[-1]
 
@@ -239,7 +239,7 @@ def softmax(logits: Any) -> Any:
 
 
 def heads_first_arrays(rank: int, w: int, heads: int = 2) -> dict[str, Array]:
-    """query, key, value, a bias table, weights of slots, and additional tensors."""
+    """query, key, value, rpb, weights of slots, and additional tensors."""
     random, shape = np.random.default_rng(rank), SHAPES[rank]
     drawn = {name: random.standard_normal((2, heads, *shape, 4)) for name in ("query", "key", "value")}
     drawn["rpb"] = random.standard_normal((heads, *[2 * w - 1] * rank))
@@ -247,7 +247,7 @@ def heads_first_arrays(rank: int, w: int, heads: int = 2) -> dict[str, Array]:
     return drawn
 
 
-# Calls of each generation: (generation, ranks, name, the tensors' names, what follows them).
+# Calls of each generation: (generation, ranks, name, the tensors' names, the arguments after them).
 CALLS = [
     ("v0141", FLAT, "natten{}dqkrpb", ("query", "key", "rpb"), (1,)),
     ("v0141", FLAT, "natten{}dav", ("attn", "value"), (1,)),
@@ -281,7 +281,7 @@ EACH_CALL = [(generation, rank, *rest) for generation, which, *rest in CALLS for
 def test_split_calls(
     generation: str, rank: int, name: str, tensors: tuple[str, ...], rest: tuple[int, ...], framework: Framework
 ) -> None:
-    """Equal to today's face after moving the heads, to the bit; gradients too."""
+    """Equal to today's face after moving the heads axis, to the bit; gradients too."""
     arrays, dilation = heads_first_arrays(rank, 3), rest[-1]
     given = [framework.tensor(arrays[which], "float32") for which in tensors]
     kind = "av" if "attn" in tensors else "qk"
@@ -313,7 +313,7 @@ def moveaxis(tensor: Any, ends: tuple[int, int]) -> Any:
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 @pytest.mark.parametrize("rank", ALL)
 def test_fused_calls(rank: int, framework: Framework, caplog: pytest.LogCaptureFixture) -> None:
-    """By position, as each generation orders its arguments; what tunes CUDA kernels is noted and ignored."""
+    """By position, in each generation's order of arguments; those that tune CUDA kernels are logged and ignored."""
     arrays = heads_first_arrays(rank, 3)
     tensors = [framework.tensor(np.moveaxis(arrays[n], 1, -2), "float32") for n in ("query", "key", "value")]
     rpb = framework.tensor(arrays["rpb"], "float32")
@@ -350,7 +350,7 @@ def test_attention_and_merging(framework: Framework) -> None:
     query, key, value = (framework.tensor(random.standard_normal((1, 7, 2, 4)), "float32") for _ in range(3))
     twenty, newest = module(framework, "v020"), module(framework, "v021")
     wanted = framework.numpy(framework.face("attention")(query, key, value, scale=0.7))
-    # scale stood fourth up to 0.21.4.
+    # scale was the fourth argument up to 0.21.4.
     for call in (twenty.attention, newest.attention):
         assert np.array_equal(framework.numpy(call(query, key, value, 0.7)), wanted)
     assert np.array_equal(framework.numpy(newest.attention(query, key, value, False, 0.7)), wanted)

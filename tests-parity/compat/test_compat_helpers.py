@@ -1,4 +1,4 @@
-"""Upstream's helpers: what they answer and refuse, against definitions written out here."""
+"""Upstream's helpers: results and errors, against definitions written out here."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_checks_of_tensors(framework: Framework) -> None:
     found = framework.module("compat.v021").backends
     names = found.get_compatible_backends(query, key, key, torch_compile=False)
     assert names[0] == found.choose_backend(query, key, key, False) and {"pure", "dense"} <= set(names)
-    # What is offered is taken.
+    # Values that are offered are accepted.
     for name in names:
         framework.face("na2d")(query, key, key, 3, backend=name)
     assert found.choose_fmha_backend(flat, flat, flat, True, False, False) in names
@@ -117,7 +117,7 @@ def test_counts_of_operations(framework: Framework) -> None:
 
 
 def test_torchs_own_counter() -> None:
-    """FlopCounterMode counts forward and backward of every op, modules included, as upstream counts them."""
+    """FlopCounterMode counts forward and backward of every op, modules included, like upstream."""
     from torch.utils.flop_counter import FlopCounterMode
 
     query, table = torch.randn(2, 5, 7, 3, 4, requires_grad=True), torch.randn(3, 5, 5)
@@ -134,7 +134,7 @@ def test_torchs_own_counter() -> None:
     assert count(lambda: natten_mps.na2d(query, query, query, 3).sum().backward()) == 7 * product
     assert count(lambda: v014.natten2dqkrpb(heads_first, heads_first, table, 3, 1)) == product
     assert count(lambda: natten_mps.attention(flat, flat, flat)) == 2 * (2 * 8 * 2 * 8 * 4)
-    # One product with D and one with D_v, of the window and the additional keys; and the split ops one each.
+    # One product with D and one with D_v, over the window and the additional keys; the split ops have one each.
     wide, more = torch.randn(2, 5, 7, 3, 8), (torch.randn(2, 6, 3, 4), torch.randn(2, 6, 3, 8))
     given, tokens = (query.detach(), query.detach(), wide), 2 * 5 * 7 * 3
     added = {"additional_keys": more[0], "additional_values": more[1]}
@@ -153,13 +153,13 @@ def test_torchs_own_counter() -> None:
 
 
 def test_autograd_functions() -> None:
-    """apply() is the face, forward and backward; and so in a subclass."""
+    """apply() equals the face, forward and backward, also in a subclass."""
     query, key = (torch.randn(2, 3, 9, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
     table = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
     more = torch.randn(2, 3, 6, 4, dtype=torch.float64, requires_grad=True)
 
     class Own(v014.functional.NATTEN1DQKRPBFunction):  # type: ignore[name-defined,misc]
-        """What a client derives."""
+        """A subclass as a client would write it."""
 
     functional, older = v017.functional, v0141.functional
     last = query.movedim(1, -2)
@@ -185,7 +185,7 @@ def test_autograd_functions() -> None:
 
 @pytest.mark.parametrize("batched", [True, False], ids=["items-with-batch", "bare-items"])
 def test_nested_tensors(batched: bool) -> None:
-    """Items of 0.15's and 0.17's split ops, with additional tensors, each as if alone; gradients reach them."""
+    """Items of 0.15's and 0.17's split ops, with additional tensors, each independent; gradients reach them."""
     ones = (1,) if batched else ()
     items = [torch.randn(*ones, 2, n, 4, dtype=torch.float64, requires_grad=True) for n in (7, 11)]
     extra = [torch.randn(*ones, 2, 3, 4, dtype=torch.float64) for _ in items]
@@ -215,7 +215,7 @@ def test_nested_tensors(batched: bool) -> None:
 
 
 def test_knobs_in_a_compiled_call(caplog: pytest.LogCaptureFixture) -> None:
-    """What tunes CUDA kernels is ignored in a program that is traced whole, and said by the eager call after it."""
+    """Arguments that tune CUDA kernels are ignored in a program traced as a whole, and logged by the next eager call."""
     import natten_mps._metal.backends as own
 
     query, flat = torch.randn(1, 6, 7, 2, 4), torch.randn(1, 9, 2, 4)
@@ -255,7 +255,7 @@ def test_nested_tensors_are_refused_since() -> None:
 
 
 def position(token: Ints, tile: Ints, groups: Ints, padded: Ints, flip: bool, groups_first: bool) -> int:
-    """Where a token stands among all of a batch item, by the definition: digits (group, rest, tile) of each axis."""
+    """A token's position among all of a batch item, by definition: digits (group, rest, tile) of each axis."""
     rank = len(token)
     axes = range(rank)[::-1] if flip else range(rank)
     group = [(token[a] % groups[a], groups[a]) for a in axes]
@@ -275,7 +275,9 @@ SIZES = [
 @pytest.mark.parametrize("flip", [True, False], ids=["flipped", "as-is"])
 @pytest.mark.parametrize(("shape", "tile", "groups"), SIZES)
 def test_token_permutation(shape: tuple[int, ...], tile: tuple[int, ...], groups: tuple[int, ...], flip: bool) -> None:
-    """Every token where the definition puts it, padding zero, and back; both releases' layouts."""
+    """Every token is where the definition puts it, padding is zero, and the inverse restores it; both releases'
+    layouts.
+    """
     x = torch.arange(1.0, 1 + 2 * math.prod(shape) * 3).reshape(2, *shape, 3, 1).expand(-1, *[-1] * len(shape), -1, 2)
     padded = tuple(-(-n // (t * d)) * t * d for n, t, d in zip(shape, tile, groups, strict=True))
     new, old = v021.token_permute, v020.token_permute
@@ -311,7 +313,7 @@ def test_token_permutation_refuses() -> None:
             call()
 
 
-# --- what releases differ in --------------------------------------------------------------------------
+# --- differences between releases ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
@@ -331,7 +333,9 @@ def test_what_merging_returns(release: str, pair: bool, framework: Framework) ->
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 def test_modules_of_each_release(framework: Framework) -> None:
-    """False is None for a scale, 'dim' where a release had it, and elsewhere the error says where."""
+    """False means None for a scale, and 'dim' where a release had it; elsewhere the error names the releases that have
+    it.
+    """
 
     def made(release: str) -> Any:
         return framework.module("compat").for_version(release)
@@ -356,7 +360,7 @@ def test_modules_of_each_release(framework: Framework) -> None:
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 def test_switches_at_the_start(framework: Framework) -> None:
-    """KV parallelism is off in 0.17 and on since; each has settings of its own."""
+    """KV parallelism is off in 0.17 and on since; each generation has its own settings."""
     old, new = (framework.module(f"compat.{name}") for name in ("v017", "v021"))
     for each in (old, new):
         each.NattenContext.reset()

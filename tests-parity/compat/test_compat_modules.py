@@ -53,7 +53,7 @@ def test_constructors_and_checkpoints(
     generation: str, rank: int, args: tuple[Any, ...], kwargs: dict[str, Any], today: dict[str, Any],
     has_table: bool, framework: Framework,
 ) -> None:  # fmt: skip
-    """A generation's module takes its checkpoint, table included, and computes what today's does with it."""
+    """A generation's module loads its checkpoint, rpb included, and agrees with today's module."""
     old = make(framework, generation, rank, *args, **kwargs)
     face = framework.face(f"NeighborhoodAttention{rank}D")
     assert isinstance(old, face) and type(old).__name__ == face.__name__
@@ -66,7 +66,7 @@ def test_constructors_and_checkpoints(
     assert np.array_equal(found, forward(framework, new, x))
     assert ("rpb" in weights) == has_table
     if has_table:
-        # The table acts.
+        # rpb has an effect.
         load(old, weights | {"rpb": weights["rpb"] * 3})
         assert np.abs(forward(framework, old, x) - found).max() > 1e-3
 
@@ -99,7 +99,7 @@ def test_short_inputs_are_padded(
     generation: str, rank: int, args: tuple[Any, ...], shape: tuple[int, ...], padded: tuple[int, ...],
     framework: Framework,
 ) -> None:  # fmt: skip
-    """Zeros behind each short axis, whose keys and values are the projections' biases."""
+    """Zeros are appended to each short axis; their keys and values are the projections' biases."""
     module = make(framework, generation, rank, *args)
     load(module, random_weights(module))
     x = example(*shape)
@@ -119,7 +119,7 @@ def test_short_inputs_are_refused_since(generation: str, framework: Framework) -
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 def test_late_dilation(framework: Framework) -> None:
-    """Up to 0.14.4 a module without dilation is as dilated as its shortest axis allows, at each call anew."""
+    """Up to 0.14.4 a module without dilation uses the largest dilation that its shortest axis allows, at each call."""
     late = make(framework, "v0141", 2, 8, 3, 2)
     weights = random_weights(late)
     load(late, weights)
@@ -132,7 +132,7 @@ def test_late_dilation(framework: Framework) -> None:
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 def test_late_dilation_in_training_with_dropout(framework: Framework) -> None:
-    """The split ops that dropout needs are dilated alike: dropping almost nothing changes almost nothing."""
+    """The split ops that dropout uses have the same dilation: dropping almost nothing changes almost nothing."""
     late = make(framework, "v0141", 1, 8, 3, 2, attn_drop=1e-9)
     load(late, random_weights(late))
     x = example(13)
@@ -142,7 +142,7 @@ def test_late_dilation_in_training_with_dropout(framework: Framework) -> None:
 
 
 def test_torch_modules_compile_and_pickle() -> None:
-    """Classes are where they say they are, and a call by a generation's form is traced whole."""
+    """Classes are in the modules that they name, and a call in a generation's form is traced as a whole."""
     import pickle
 
     import torch

@@ -1,4 +1,4 @@
-"""Every public name and keyword of every NATTEN release, held against what stands in for that release here.
+"""Every public name and keyword of every NATTEN release, compared with its stand-in for that release.
 
 ``upstream_signatures.tsv`` is made by ``scripts/read_signatures.py`` from the releases' source distributions.
 """
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 from frameworks import FRAMEWORKS, MLX, MPS, Framework
 
-# What is left out, as module/name, and why. A pattern that nothing matches is stale, and fails.
+# What is left out, as module/name, and why. A pattern that matches nothing is stale, and fails.
 LEFT_OUT = {
     "*/logger": "a module's own logger",
     "*/log_format": "the format of upstream's own log lines",
@@ -45,7 +45,7 @@ LEFT_OUT = {
     "utils.testing/*": "decorators of upstream's own tests",
     "utils.checks/additional_kv_tensor_checks": "0.20.0 alone took two tensors, its successor three and more",
 }  # fmt: skip
-# What torch alone has, which natten-mlx leaves out besides.
+# What only exists for torch, left out of natten-mlx as well.
 TORCH_ALONE = {
     "*/*Function": "an autograd function of torch",
     "*/FusedNeighborhoodAttention?D": "an autograd function of torch",
@@ -64,7 +64,7 @@ TORCH_ALONE = {
 
 
 class Row(NamedTuple):
-    """One way that a name is called, and the releases that have it so."""
+    """One way of calling a name, and the releases that have it."""
 
     module: str
     name: str
@@ -100,13 +100,13 @@ def find(root: Any, module: str, name: str) -> Any:
     holder = root
     for part in module.split(".") if module else ():
         found = getattr(holder, part)
-        # 0.17's natten.na1d is a module, and here the function of that name too, at the top.
+        # In 0.17 natten.na1d is a module; here it is also the function of that name, at the top.
         holder = found if isinstance(found, ModuleType) else inspect.getmodule(found)
     return getattr(holder, name)
 
 
 def misfits(found: Any, row: Row) -> list[str]:
-    """What upstream's callers may pass and ``found`` does not take."""
+    """Keywords that upstream's callers may pass and ``found`` does not accept."""
     if row.kind == "value" or row.parameters == "-":
         return []
     taken = inspect.signature(found).parameters
@@ -132,7 +132,7 @@ def misfits(found: Any, row: Row) -> list[str]:
 
 
 def test_the_table_is_whole() -> None:
-    """Seventeen releases, and the ops of each among them."""
+    """Seventeen releases, with the ops of each."""
     assert len(RELEASES) == 17 and {"0.14.4", "0.15.1", "0.17.5", "0.20.0", "0.21.7"} <= set(RELEASES)
     assert len(ROWS) > 600
     for release in RELEASES:
@@ -142,7 +142,7 @@ def test_the_table_is_whole() -> None:
 
 @pytest.fixture(params=RELEASES)
 def installed(request: pytest.FixtureRequest) -> Iterator[tuple[str, Any]]:
-    """``natten`` as a release had it, through natten_mps."""
+    """``natten`` as in a release, through natten_mps."""
     from natten_mps import compat
 
     yield request.param, compat.install(request.param)
@@ -150,7 +150,7 @@ def installed(request: pytest.FixtureRequest) -> Iterator[tuple[str, Any]]:
 
 
 def complaints(release: str, lookup: Any, excuses: dict[str, str]) -> list[str]:
-    """Every name and keyword of a release that is not taken, unless it is excused."""
+    """Every name and keyword of a release that is missing, unless it is excused."""
     found = []
     for row in ROWS:
         if release not in row.releases.split() or excuse(row.place, excuses):
@@ -179,14 +179,14 @@ def test_every_name_and_keyword_of_a_release(installed: tuple[str, Any]) -> None
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 @pytest.mark.parametrize("release", RELEASES)
 def test_every_name_and_keyword_of_for_version(release: str, framework: Framework) -> None:
-    """The same of the module of a release, its submodules being attributes of it."""
+    """The same for the module of a release, with its submodules as attributes."""
     root = framework.module("compat").for_version(release)
     excuses = LEFT_OUT | (TORCH_ALONE if framework is MLX else {})
     assert complaints(release, lambda module, name: find(root, module, name), excuses) == []
 
 
 def test_no_excuse_is_stale() -> None:
-    """Each pattern leaves something out that would be missed."""
+    """Each pattern excuses something that would be reported otherwise."""
     for excuses, framework in ((LEFT_OUT, MPS), (TORCH_ALONE, MLX)):
         needed = set()
         for row in ROWS:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from frameworks import FRAMEWORKS, MLX, MPS, Framework
 
-# Names of 0.3 by module; those of the top level are in the documentation of both.
+# Names of 0.3 by module; those of the top level are in the documentation of both packages.
 NAMES = {
     "nn": "NeighborhoodAttention1D NeighborhoodAttention2D NeighborhoodAttention3D",
     "merge": "merge_attentions",
@@ -38,7 +38,7 @@ MORE = {
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_every_module_and_name(framework: Framework) -> None:
-    """Each in the way that such code imports them; those that have a better place say so once."""
+    """Imported as such code imports them; those that have a new location warn once."""
     package = framework.package_name
     for module, names in [*NAMES.items(), *MORE[framework.name].items()]:
         found = importlib.import_module(f"{package}.{module}")
@@ -53,8 +53,8 @@ def test_every_module_and_name(framework: Framework) -> None:
         _ = framework.module("functional").na4d
 
 
-# Tokens of axes of 9, 11 and 13 with windows of 3, 3 and 5 and dilations of 1, 2 and 2: the window's first token,
-# its last, and the first entry of the bias table, counted by hand.
+# Tokens on axes of 9, 11 and 13 with windows of 3, 3 and 5 and dilations of 1, 2 and 2: the window's first token, its
+# last, and the first rpb entry, counted by hand.
 WINDOWS = (
     (9, 3, 1, [0, 0, 1, 2, 3, 4, 5, 6, 6], [2, 2, 3, 4, 5, 6, 7, 8, 8], [2, 1, 1, 1, 1, 1, 1, 1, 0]),
     (11, 3, 2, [0, 1, 0, 1, 2, 3, 4, 5, 6, 5, 6], [4, 5, 4, 5, 6, 7, 8, 9, 10, 9, 10],
@@ -66,7 +66,7 @@ WINDOWS = (
 
 @pytest.mark.parametrize(("length", "w", "d", "start", "last", "bias"), WINDOWS)
 def test_windows(length: int, w: int, d: int, start: list[int], last: list[int], bias: list[int]) -> None:
-    """natten-mps counts the last token, natten-mlx the one behind the window, each as in 0.3."""
+    """natten-mps returns the last token, natten-mlx the one after the window, each as in 0.3."""
     import torch
 
     ours, theirs = MPS.module("utils.window"), MLX.module("utils.window")
@@ -147,7 +147,7 @@ def test_a_release_that_never_was(framework: Framework, caplog: pytest.LogCaptur
 
 @pytest.mark.parametrize("word", ["metal", "mlx"])
 def test_the_wish_of_a_client(word: str) -> None:
-    """all-in-one-mlx puts it into the environment of every process; it must run where there is no Metal."""
+    """all-in-one-mlx sets it in the environment of every process, so it must work without Metal."""
     code = (
         "import mlx.core as mx; mx.set_default_device(mx.cpu); import natten_mlx\n"
         "q = mx.ones((1, 7, 2, 4)); mx.eval(natten_mlx.na1d(q, q, q, 3)); print(natten_mlx.get_backend())"

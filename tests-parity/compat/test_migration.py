@@ -1,4 +1,4 @@
-"""What docs/migration.md says of windows: each mask_mod it names beside the arguments it gives for it."""
+"""The windows in docs/migration.md: each mask_mod there against the arguments given for it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def keys_of(**window: Any) -> Array:
 
 
 def inner(mask: Array, w: int) -> Array:
-    """The rows that no border touches."""
+    """Rows whose windows no border shifts."""
     assert 2 * w < L
     return mask[w : L - w]
 

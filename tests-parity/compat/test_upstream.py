@@ -1,4 +1,4 @@
-"""What `./dev.sh upstream` runs NATTEN's own tests with, on a test written like them."""
+"""The plugin with which `./dev.sh upstream` runs NATTEN's own tests, on a test written like those."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class Tests(unittest.TestCase):
     ],
 )
 def test_a_test_of_a_release(release: str, text: str, told: list[str], tmp_path: Path) -> None:
-    """It runs on a CPU, a decorator and the list of what cannot hold leave out what they should, failures fail."""
+    """It runs on a CPU, a decorator and the list of exceptions leave out what they should, and failures fail."""
     tests, results = tmp_path / "tests", tmp_path / "results.tsv"
     tests.mkdir()
     (tests / "__init__.py").touch()

@@ -32,7 +32,7 @@ def run(*command: str | Path) -> str:
 
 
 def compile_objects(cxx: str, flags: tuple[str, ...], sources: Path, out: Path, isas: tuple[str, ...]) -> list[Path]:
-    """Objects of ``sources``/cpu for ``isas`` and of the host part; ``sources`` is shared-metal or a copy of it."""
+    """Objects of ``sources``/cpu for ``isas`` and of the common part; ``sources`` is shared-metal or a copy of it."""
     out.mkdir(parents=True, exist_ok=True)
     jobs = {isa: ("kernels.cpp", (*ISAS[isa], *KERNELS, f"-DNATTEN_ISA={isa}")) for isa in isas}
     jobs |= {"host": ("natten_cpu.cpp", ()), "pool": ("pool.cpp", ())}

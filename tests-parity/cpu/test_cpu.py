@@ -1,7 +1,7 @@
-"""The CPU kernels as a C++ program: random problems against the obvious, sanitized, on every instruction set.
+"""The CPU kernels as a C++ program: random problems against a simple reference, sanitized, on every instruction set.
 
-``test_cpu.cpp`` says what is compared. Without optimisation the sanitizers see every access, and the program is
-built in seconds; ``--all`` builds what ships, with every compiler at hand, and plants faults that must be found.
+``test_cpu.cpp`` says what is compared. Without optimisation the sanitizers see every access and the program builds in
+seconds. ``--all`` builds what ships, with every available compiler, and plants faults that must be found.
 """
 
 from __future__ import annotations
@@ -75,16 +75,16 @@ def test_memory_and_undefined_behaviour(isa: str, checked: Path) -> None:
 
 
 def test_races(folder: Path) -> None:
-    """One instruction set is enough: threads share nothing but the pool and the tensors."""
+    """One instruction set is enough: threads share only the pool and the tensors."""
     cxx = build.compiler()
     assert cxx is not None
     isa = [isa for isa in ISAS if cpu_runs(isa)][-1]
-    # a process with threads that forks is more than the tool can follow
+    # the tool does not support forking from a process with threads
     assert_clean(run(make(cxx, RACES, folder / "races"), isa, "--problems", "16", "--no-fork"), isa)
 
 
 def test_instruction_sets_share_no_inline_function(checked: Path) -> None:
-    """The linker keeps one copy of an inline function; no kernel may bring one that another could be given."""
+    """The linker keeps one copy of an inline function, so no kernel may define one that another could be given."""
     for isa in ISAS:
         listed = build.run("nm", "--demangle", "--defined-only", checked.parent / f"{isa}.o").splitlines()
         weak = [line.split(maxsplit=2)[2] for line in listed if line.split(maxsplit=2)[1] in "WVu"]
@@ -106,10 +106,10 @@ def test_as_shipped(cxx: str, folder: Path) -> None:
         assert_clean(run(program, isa, "--problems", "400", "--seed", "7"), isa)
 
 
-# Faults are planted into one instruction set: into the one that builds fastest, but for patches of several pieces.
+# Faults are planted into the instruction set that builds fastest, except for patches of several pieces.
 PLAIN = ISAS[0]
 OF_PIECES = ("columns.h", "lanes.h", "geometry.h", "micro.h")
-# File, what stands there, what a fault would make of it: each must be found.
+# File, original text, faulty text: each fault must be found.
 FAULTS = (
     ("columns.h", "seen[lower.low].high <= x", "seen[lower.low].high < x"),
     ("columns.h", "if (own.low > low) high = na::minimum(high, own.low);", ""),

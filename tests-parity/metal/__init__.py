@@ -1,1 +1,1 @@
-"""The proof of the Metal kernels where there is no Mac: their text, their work, and their results, executed."""
+"""The Metal kernels verified without a Mac: their text, their work, and their results, executed."""

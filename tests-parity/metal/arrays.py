@@ -1,4 +1,4 @@
-"""Arrays as the kernels see them: the bits of a dtype, in a memory layout of their own."""
+"""Arrays as kernels see them: the bits of a dtype, with a memory layout of their own."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def decode(stored: Array, dtype: str) -> Array:
 
 @dataclass(frozen=True)
 class Laid:
-    """A tensor somewhere in a flat memory. view: the tensor itself; offset: its first element.
+    """A tensor somewhere in flat memory. view: the tensor itself; offset: its first element.
 
-    in_place: too far apart for the emulator's copies.
+    in_place: its elements are too far apart for the emulator to copy.
     """
 
     memory: Array
@@ -45,7 +45,7 @@ class Laid:
 
     @property
     def strides(self) -> tuple[int, ...]:
-        """In elements."""
+        """Strides in elements."""
         return tuple(stride // self.memory.itemsize for stride in self.view.strides)
 
     @property
@@ -57,7 +57,7 @@ class Laid:
         return Buffer(self.memory, self.offset * self.memory.itemsize, not output, self.in_place)
 
     def counts(self, per_element: Array) -> tuple[Array, Array]:
-        """Counts of the tensor's own elements, and of the rest of its memory."""
+        """Counts for the tensor's own elements, and for the rest of its memory."""
         own = self._place(per_element)
         elsewhere = np.ones(len(per_element), bool)
         self._place(elsewhere)[...] = False
@@ -76,7 +76,7 @@ def packed(values: Array, dtype: str) -> Laid:
 
 
 def far(values: Array, dtype: str, axis: int, step: int) -> Laid:
-    """The tensor with ``step`` elements between two places of ``axis``: more memory than there is, mostly untouched."""
+    """The tensor with ``step`` elements between two positions of ``axis``: more memory than there is, mostly untouched."""
     stored = encode(values, dtype)
     strides = [stride // stored.itemsize for stride in stored.strides]
     strides[axis] = step
@@ -89,9 +89,9 @@ def far(values: Array, dtype: str, axis: int, step: int) -> Laid:
 
 
 def scattered(values: Array, dtype: str, wide: bool, rng: random.Random) -> Laid:
-    """The tensor with its axes in any order, gaps between tokens and an offset; only channels lie side by side.
+    """The tensor with its axes in any order, gaps between tokens and an offset; only channels are contiguous.
 
-    wide: tokens start at 16-byte boundaries. The gaps hold NaN, so that whatever reads them shows.
+    wide: tokens start at 16-byte boundaries. The gaps hold NaN, so that any read of them shows.
     """
     stored = encode(values, dtype)
     unit = WIDE_BYTES // stored.itemsize if wide else 1

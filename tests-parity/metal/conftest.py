@@ -1,4 +1,4 @@
-"""Fixtures of the Metal suites; where the emulator cannot run, they skip with its own sentence."""
+"""Fixtures of the Metal suites; where the emulator cannot run, they skip with its own reason."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def emulator() -> None:
 
 @contextmanager
 def installed(monkeypatch: pytest.MonkeyPatch, host: EmulatedHost) -> Iterator[EmulatedHost]:
-    """``host`` in place of torch's own, with nothing left over from another."""
+    """``host`` in place of torch's own, without anything left over from another test."""
     kept: list[Any] = [_launch._kernels, _launch._params]
     verdicts.forget()
     for cache in kept:
         cache.clear()
     monkeypatch.setattr(_launch, "HOST", host)
-    # An emulated GPU hides behind a CPU, where 'auto' would take the CPU kernels in place of those that fail.
+    # An emulated GPU poses as a CPU, where 'auto' would prefer the CPU kernels to the failing ones.
     for module in (_call, functional):
         monkeypatch.setattr(module, "TIERS", tuple(tier for tier in TIERS if tier != "native"))
     monkeypatch.setattr(backends, "warn_of_missing_kernels", lambda *words: None)
@@ -57,7 +57,7 @@ def metal(emulator: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[EmulatedH
 
 @contextmanager
 def installed_mlx(monkeypatch: pytest.MonkeyPatch, host: MlxHost) -> Iterator[MlxHost]:
-    """``host`` in place of MLX's own; the emulator finds nothing in what runs there, and no output unwritten."""
+    """``host`` in place of MLX's own; the emulator must find no fault in what runs there, and no unwritten output."""
     from natten_mlx._launch import fast_metal as _launch_fast
     from natten_mlx._launch import nanobind as _launch_nanobind
     from natten_mlx._metal.plan import backends as named
@@ -66,11 +66,11 @@ def installed_mlx(monkeypatch: pytest.MonkeyPatch, host: MlxHost) -> Iterator[Ml
     learned.forget()
     frameworks.MLX.package  # noqa: B018 - selects the CPU
     monkeypatch.setattr(_launch_fast, "HOST", host)
-    # Here an emulated GPU hides behind a CPU stream, where 'auto' would take the CPU kernels.
+    # The emulated GPU poses as a CPU stream, where 'auto' would prefer the CPU kernels.
     monkeypatch.setattr(_launch_nanobind, "_found", lambda: "the extension is left out")
     monkeypatch.setitem(frameworks.TIER_MODULES, "fast_metal", ("_launch.fast_metal",))
     monkeypatch.setattr(named, "_said", set())
-    monkeypatch.setattr(named, "warn_of_missing_kernels", lambda *words: None)  # of the CPU that it hides behind
+    monkeypatch.setattr(named, "warn_of_missing_kernels", lambda *words: None)  # of the CPU that it poses as
     yield host
     learned.forget()
     assert not host.faults

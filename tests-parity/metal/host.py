@@ -28,12 +28,12 @@ MOST_BYTES = 4096
 
 
 class KernelDefect(AssertionError):
-    """What the emulator found in a launch; no error that a host would raise, so no launcher catches it."""
+    """A fault that the emulator found in a launch; no error that a host would raise, so no launcher catches it."""
 
 
 @dataclass(frozen=True)
 class Launch:
-    """One launch that happened: the kernel's name, threads of a threadgroup, its work, and what was written.
+    """One launch that took place: the kernel's name, threads per threadgroup, its work, and what was written.
 
     executed, full: bricks, and those of them without a mask. multiply_accumulates: 8x8 products, as the emulator
     counted them. written_once: every element of every tensor that the kernel made, and of nothing else.
@@ -48,7 +48,7 @@ class Launch:
 
 
 class EmulatedKernel:
-    """A kernel as ``torch.mps`` hands it out."""
+    """A kernel as ``torch.mps`` returns it."""
 
     thread_execution_width = 32
 
@@ -101,7 +101,7 @@ def _sizes(given: int | Sequence[int]) -> list[int]:
 
 
 def _buffer(arg: Any, made: bool) -> Buffer:
-    """An argument as Metal gets it. made: the kernel may write it."""
+    """An argument as Metal receives it. made: the kernel may write it."""
     if isinstance(arg, torch.Tensor):
         if arg.dtype not in DTYPES:
             raise TypeError(f"Metal has no {arg.dtype}")
@@ -109,12 +109,12 @@ def _buffer(arg: Any, made: bool) -> Buffer:
         memory = torch.empty(0, dtype=arg.dtype).set_(storage)
         stored = {torch.bfloat16: torch.int16, torch.bool: torch.uint8}.get(arg.dtype, arg.dtype)
         fresh = made and arg.numel() * arg.element_size() == storage.nbytes()
-        # What torch.empty made holds nothing yet, and reading it is a fault.
+        # Memory from torch.empty holds nothing yet, and reading it is a fault.
         return Buffer(memory.view(stored).numpy(), arg.storage_offset() * arg.element_size(), initialised=not fresh)
     values = list(arg) if isinstance(arg, (list, tuple)) else [arg]
     if not values or not isinstance(values[0], (bool, int, float)):
         raise RuntimeError(f"neither a tensor nor numbers: {arg!r}")
-    # The first of a list says what all of it is.
+    # The first element of a list determines the type of all.
     whole = isinstance(values[0], (bool, int))
     if not all(isinstance(value, (bool, int) if whole else (bool, int, float)) for value in values):
         raise RuntimeError(f"not all of one kind: {arg!r}")
@@ -140,7 +140,7 @@ class EmulatedLibrary:
 
 
 class EmulatedHost:
-    """What ``natten_mps._launch.metal.HOST`` is where there is an Apple GPU.
+    """The value of ``natten_mps._launch.metal.HOST`` where there is an Apple GPU.
 
     allowed_threads: threads that a threadgroup of the kernel of a name may have.
     refuses: the words with which every launch fails; '' for none. options: of the emulator's compiler.

@@ -1,6 +1,6 @@
-"""Steps on numpy arrays: what a host does with a :class:`Step`, without any framework.
+"""Launches on numpy arrays: what a host does with a :class:`Step`, without any framework.
 
-Planned steps run as they are; :func:`step_of` makes the step of any instantiation, planned or not.
+Planned launches run unchanged; :func:`step_of` makes the launch of any instantiation, planned or not.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from natten_mps._metal.problem.window import group_length
 from .arrays import Laid, packed, scattered
 
 SCHEDULES = ("forward", "random", "greedy")
-# Tensors that a host packs before it launches: one stride block serves lse and delta, the others have none.
+# Tensors that a host packs before a launch: one stride block serves lse and delta, the others have none.
 PARTS = ("additional_keys_parts", "additional_values_parts", "rpb_parts", "partial")
 FLOAT = ("lse", "delta", "stats", "lse_grad", "d_lse", "rpb", *PARTS)
 PACKED = (*FLOAT, "out")
@@ -37,7 +37,7 @@ def schedules(turn: int, every: bool = False) -> tuple[str, ...]:
 
 @cache
 def compiled(source: str, **options: Any) -> metal_emulator.Library:
-    """The library of a source; compiled once a process, and once a machine."""
+    """The library of a source; compiled once per process, and once per machine."""
     return metal_emulator.compile_source(source, **options)
 
 
@@ -67,19 +67,19 @@ class Run:
         return [a.name for a in self.step.instance.arguments].index(argument)
 
     def reads(self, argument: str) -> tuple[Any, Any]:
-        """How often each element of an input was read, and each element beside it."""
+        """How often each element of an input was read, and each element around it."""
         assert self.report.read_counts is not None
         laid = self.inputs[dict(self.step.inputs)[argument]]
         return laid.counts(self.report.read_counts[self.slot(argument)])
 
     def assert_reads_inside(self) -> None:
-        """Nothing beside the inputs was read: no gap between tokens, nothing before or behind."""
+        """Nothing around the inputs was read: no gap between tokens, nothing before or after."""
         for argument, name in self.step.inputs:
             _, beside = self.reads(argument)
             assert not beside.any(), f"{self.step.instance.name} reads beside {name}"
 
     def assert_written_once(self) -> None:
-        """Every element of every output was written once, and nothing beside it."""
+        """Every element of every output was written once, and nothing around it."""
         assert self.report.write_counts is not None
         for output in self.step.outputs:
             counts = self.report.write_counts[self.slot(output.argument)]
@@ -89,7 +89,7 @@ class Run:
 
 
 def place(name: str, values: Any, dtype: str, wide: bool, rng: random.Random | None) -> Laid:
-    """An input where a host might have it: anywhere, unless hosts pack it."""
+    """An input as a host may have it: with any layout, unless hosts pack it."""
     if rng is None or name in PACKED:
         return packed(values, "float32" if name in FLOAT else dtype)
     return scattered(values, dtype, wide, rng)
@@ -99,16 +99,16 @@ def run(
     step: Step, kernel: Kernel, tensors: dict[str, Any], *, schedule: str = "forward", seed: int = 0,
     layouts: random.Random | None = None, laid: dict[str, Laid] | None = None,
 ) -> Run:  # fmt: skip
-    """Launch ``step`` on float64 ``tensors`` by name, whose values its dtype can hold.
+    """Launch ``step`` on float64 ``tensors`` by name, whose values are exact in its dtype.
 
-    layouts: a source of memory layouts; None for row-major ones. laid: inputs that lie somewhere already.
+    layouts: a source of memory layouts; None for row-major ones. laid: inputs that have a layout already.
     """
     instance = step.instance
     inputs = {name: place(name, tensors[name], instance.dtype, instance.wide, layouts) for _, name in step.inputs}
     inputs |= laid or {}
     outputs = {}
     for out in step.outputs:
-        # Only attention's own results may lie anywhere; partial sums, lse and delta are packed.
+        # Only attention's own results may have any layout; partial sums, lse and delta are packed.
         free = layouts is not None and out.argument not in FLOAT and not instance.every
         free = free and instance.template != "na_sum"
         empty = np.zeros(out.shape)
@@ -126,7 +126,9 @@ def run(
 def run_all(
     steps: tuple[Step, ...], tensors: dict[str, Any], schedule: str = "forward", **options: Any
 ) -> dict[str, Run]:
-    """Run planned steps in order; what one makes, later ones read. Runs by the instance's template and outputs."""
+    """Run planned launches in order; later ones read the results of earlier ones. Runs by the instance's template and
+    outputs.
+    """
     built = kernels((step.instance for step in steps), **options)
     known, runs = dict(tensors), {}
     for step in steps:

@@ -1,10 +1,10 @@
 """A stand-in for ``mx.fast.metal_kernel`` that runs in the emulator, on a CPU stream.
 
-It keeps MLX's contract: the text is the very one that MLX generates around header and body (MLX prints it
-where it has no GPU, while it records a call), prelude and all; inputs of fewer than eight elements come as
-constants; an input's strides are bound where the body names them; threadgroups are clipped to the grid. The
-call is a lazy node of MLX's graph (``mlx_lazy.cpp``): nothing compiles or runs before it is evaluated, what
-fails then is raised by ``mx.eval``, and there is neither derivative nor vmap.
+It keeps MLX's contract: the text is exactly what MLX generates around header and body (MLX prints it when it records a
+call without a GPU), prelude included; inputs of fewer than eight elements arrive as constants; an input's strides are
+bound where the body names them; threadgroups are clipped to the grid. The call is a lazy node of MLX's graph
+(``mlx_lazy.cpp``): nothing compiles or runs before it is evaluated, ``mx.eval`` raises what fails then, and there is
+neither derivative nor vmap.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from metal_emulator.toolchain import clang_version, digest, run_clang_or_raise
 LAZY = Path(__file__).with_name("mlx_lazy.cpp")
 MLX = Path(mx.__file__).parent
 PRELUDE = '#include "mlx/backend/metal/kernels/utils.h"\n'
-# Where a parameter of a generated kernel comes from: an input or output, or what MLX knows of an input.
+# Where a parameter of a generated kernel comes from: an input or output, or a property of an input.
 PARAMETER = re.compile(r"(?:device|constant) (?:atomic<)?(\w+)>?([*&]) (\w+) \[\[buffer\((\d+)\)\]\]")
 Memory = tuple[int, list[int], list[int]]
 
@@ -47,7 +47,8 @@ def lazy() -> ModuleType:
     source = LAZY.read_text()
     key = digest(clang_version(), source, mx.__version__, nanobind.__version__, sysconfig.get_path("include"))
     flags = ["-std=c++20", "-O0", "-w", "-shared", "-fPIC", "-fvisibility=hidden", "-DPy_LIMITED_API=0x030B0000"]
-    # As nanobind's CMake has it for its split mode: its runtime is a Python package, MLX's types are in its domain.
+    # The same flags as nanobind's CMake uses for its split mode: its runtime is a Python package, MLX's types are in
+    # its domain.
     flags += ["-DNB_DOMAIN=mlx", "-DNB_BACKEND_MODULE=nanobind_backend", "-DNB_BACKEND_PYPI=nanobind-backend"]
     folders = [nanobind.include_dir(), str(MLX / "include"), sysconfig.get_path("include")]
     libraries = [f"-L{MLX / 'lib'}", "-lmlx", f"-Wl,-rpath,{MLX / 'lib'}"]
@@ -94,9 +95,9 @@ def generated(kernel: Any, arguments: dict[str, Any]) -> str:
 
 @cache
 def compiled(text: str) -> metal_emulator.Kernel:
-    """The only kernel of a generated text; RuntimeError, as MLX has it, if Metal would not compile it.
+    """The only kernel of a generated text; RuntimeError, like MLX, if Metal would not compile it.
 
-    Running does not tell address spaces apart, so the strict check must find nothing either.
+    Execution does not distinguish address spaces, so the strict check must find nothing either.
     """
     source, folders = PRELUDE + text, [str(MLX / "include")]
     key = digest(shim_key(), source, mx.__version__)
@@ -114,7 +115,7 @@ def compiled(text: str) -> metal_emulator.Kernel:
 
 
 def poisoned_copy(memory: Memory, itemsize: int) -> Buffer:
-    """What a kernel may read of an array: its elements where they lie, and NaNs (0xFF bytes) between them."""
+    """What a kernel may read of an array: its elements where they are, and NaNs (0xFF bytes) between them."""
     address, shape, strides = memory
     reach = [stride * (length - 1) for stride, length in zip(strides, shape, strict=True)]
     low, high = sum(r for r in reach if r < 0), sum(r for r in reach if r > 0) + 1
@@ -212,7 +213,7 @@ class Kernel:
 
 @dataclass(eq=False)
 class MlxHost:
-    """MLX's Metal back-end as natten_mlx sees it.
+    """MLX's Metal back end as natten_mlx sees it.
 
     breaks: kernels whose name holds this do not compile. most_threads: what every pipeline allows in a
     threadgroup. schedule: of the emulator's threads. ran: launches in the order in which they ran; faults:

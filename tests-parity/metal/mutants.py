@@ -1,6 +1,6 @@
 """Small changes of the kernels' text.
 
-A rule is a pattern and what takes its place; every match in a kernel header is a mutant of its own.
+A rule is a pattern and its replacement; every match in a kernel header is a separate mutant.
 """
 
 from __future__ import annotations
@@ -126,11 +126,11 @@ RULES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "rows of bricks run on": (r"\+\+next\.x == next\.high", "++next.x > next.high", HEADERS),
     "additional keys have a bias, where it is added": (r" && biased\b", "", HEADERS),
     "direct even channel beyond D": (r"\bd < dim \? (tokens\[i\]) : T\(0\)", r"\1", HEADERS),
-    # Loops that are unrolled have constants for bounds, and run over registers.
+    # Loops that are unrolled have constant bounds, and run over registers.
     "a loop runs once more": (r"(?<!NA_UNROLL )(for \([^;]*; \w+) < ([^;]+;)", r"\1 <= \2", HEADERS),
     "a loop goes on below 0": (r"(?<!NA_UNROLL )(for \([^;]*; \w+) >= 0;", r"\1 >= -1;", HEADERS),
 }
-# Mutants in which nothing is to be found, by file, rule and number of the match; and why.
+# Mutants in which nothing can be found, by file, rule and number of the match; and why.
 _UNUSED = "a brick that is not used sees nothing, whoever asks"
 _NO_WEIGHT = "their weight is 0 already: this keeps NaN from rows that do not see it but might have it"
 _NO_COLUMNS = "boxes without columns exist in rank 1 only, where no other axis has an extent"
@@ -154,7 +154,8 @@ HARMLESS: dict[tuple[str, str, int], str] = {
     ("na_bwd_dq.h", "unseen columns are taken", 1): _NO_WEIGHT,
     ("na_bwd_dkv.h", "unseen columns are taken", 1): _NO_WEIGHT,
 }
-# Mutants that neither an assertion nor the emulator ends, by the same keys: how they end, and why that is a find.
+# Mutants that end neither by an assertion nor by the emulator, by the same keys: how they end, and why that counts as
+# found.
 OTHERWISE: dict[tuple[str, str, int], tuple[str, str]] = {}
 
 

@@ -30,22 +30,23 @@ from .mutants import HARMLESS, OTHERWISE, Mutant, mutants, stripped, unchanged
 from .pool import FUSED, KITS, LONG_KITS
 from .verify import attention_of, launch, sample_of
 
-# Problems that a mutant is tried on: as tests compile it, and unoptimised.
+# Problems on which a mutant is tried: compiled like the tests', and unoptimised.
 PROBLEMS = {True: 14, False: 7}
 LARGE = 4  # the problem whose logits are
-# Processor time that a mutant has: so many times that of the unchanged text, and no less than this; the latter's own.
+# Processor time that a mutant may take: a multiple of that of the unchanged text, and at least this; and the latter's
+# own limit.
 TIMES, LEAST_SECONDS, MOST_SECONDS = 10, 60, 1200
-# No compiler or launch waits for anything so long.
+# No compiler or launch takes this long for a good reason.
 WALL_SECONDS = 3 * MOST_SECONDS
 
-# Words of an assertion -> what it looked at.
+# Words of an assertion -> what it checks.
 WORDS = {
     "is off by": "values", "reads beside": "reads outside", "otherwise than": "reads", "not read once": "reads",
     "written": "not written once", " products": "products", " barriers": "chunks", "not (": "bricks",
 }  # fmt: skip
 
 
-# Instantiations that meet the mutants: kit -> its templates.
+# Instantiations that run the mutants: kit -> its templates.
 COMMON = {
     "seq-staged": ("na_fwd", "na_bwd_dkv"), "img-staged-bias": ("na_fwd", "na_bwd_dkv"),
     "img-direct": ("na_fwd", "na_bwd_dkv"), "vol-direct-grouped": ("na_fwd",), "vol-staged": ("na_bwd_dkv",),
@@ -74,7 +75,7 @@ def jury(file: str) -> dict[str, dict[str, Instance]]:
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a mutant ended: 'found', 'nothing' (is found), 'compiler', 'hangs' or 'breaks'; and words on it."""
+    """How a mutant ended: 'found', 'nothing' (was found), 'compiler', 'hangs' or 'breaks'; with details."""
 
     how: str
     words: str = ""
@@ -84,13 +85,15 @@ NOTHING = Verdict("nothing")
 
 
 def verdict(mutant: Mutant) -> Verdict:
-    """What the jury says. Compilers drop loads whose value goes nowhere; so what passes is tried unoptimised too."""
+    """The verdict on a mutant. Compilers drop loads whose value is not used, so whatever passes is tried unoptimised
+    too.
+    """
     found = tried(mutant, optimised=True)
     return found if found != NOTHING else tried(mutant, optimised=False)
 
 
 def tried(mutant: Mutant, optimised: bool) -> Verdict:
-    """What the jury says of one build of a mutant."""
+    """The verdict on one build of a mutant."""
     chosen = jury(mutant.file)
     source = library(tuple(dict.fromkeys(i for instances in chosen.values() for i in instances.values())))
     original = stripped(mutant.file)
@@ -107,10 +110,10 @@ def tried(mutant: Mutant, optimised: bool) -> Verdict:
 
 
 def _found(number: int, name: str, instances: dict[str, Instance], built: Library) -> str:
-    """What is found in the launches of a kit's instances on its problem of a number; '' if nothing."""
+    """What is found in the launches of a kit's instances on one of its problems; '' if nothing."""
     kit, rng = next(kit for kit in (*KITS, *LONG_KITS) if kit.name == name), random.Random(f"{name}/{number}")
     attending = name == "seq-staged" and number % 2 and set(instances) <= {*FUSED, "na_delta"}
-    # Of large logits, the largest may be one that a row does not see.
+    # With large logits, the largest may belong to a column that a row does not see.
     large = {"scale": 60.0} if number == LARGE else {}
     sample = attention_of(kit, rng, number) if attending else sample_of(kit, rng, number, **large)
     for instance in instances.values():
@@ -124,9 +127,9 @@ def _found(number: int, name: str, instances: dict[str, Instance], built: Librar
 
 
 def isolated(mutant: Mutant, seconds: int) -> tuple[Verdict, float]:
-    """The verdict from a process of its own, which may crash or hang; and the processor time that it took.
+    """The verdict from a separate process, which may crash or hang; and the processor time that it took.
 
-    seconds: of processor time that it has; however busy the machine is, this is enough for what ends at all.
+    seconds: its limit of processor time; on a busy machine, too, this is enough for anything that ends at all.
     """
     context = multiprocessing.get_context("fork")
     queue: Any = context.SimpleQueue()
@@ -151,7 +154,7 @@ def isolated(mutant: Mutant, seconds: int) -> tuple[Verdict, float]:
 
 
 def judged(mutant: Mutant, found: Verdict) -> tuple[bool, str]:
-    """Whether a mutant ended as it should, and words on it."""
+    """Whether a mutant ended as it should, with details."""
     wanted, reason = OTHERWISE.get(mutant.key, ("found", ""))
     if mutant.key in HARMLESS:
         wanted, reason = NOTHING.how, HARMLESS[mutant.key]

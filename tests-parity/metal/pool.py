@@ -1,8 +1,7 @@
-"""Instantiations to draw from, and random problems that each of them takes.
+"""Instantiations to draw from, and random problems that each of them accepts.
 
-A kit is a config of compile-time choices and the templates that are built with it. Together the kits
-cross rank, dtype, staged, direct and wide reads, heads in rows, bias, additional keys and window slots;
-no planner has a say in them.
+A kit is a set of compile-time choices and the templates that are built with it. Together the kits combine rank, dtype,
+staged, direct and wide reads, heads in rows, rpb, additional keys and window slots, independently of the planner.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from natten_mps._metal.metal.source import WALKING, Instance
 
 FUSED = ("na_fwd", "na_bwd_dq", "na_bwd_dkv")
 SPLIT = ("na_qk", "na_av", "na_av_t")
-# Templates whose options differ from the kit's: name here -> template and what it changes.
+# Templates whose options differ from the kit's: name here -> template and changes.
 SPECIAL: dict[str, tuple[str, dict[str, Any]]] = {
     "every": ("na_bwd_dkv", {"every": True, "bias": False}),
     "slots": ("na_bias", {"slots": True, "bias": True, "stage": False, "dim": 16, "dim_v": 16}),
@@ -28,14 +27,14 @@ SPECIAL: dict[str, tuple[str, dict[str, Any]]] = {
     "delta": ("na_delta", {"stage": False, "bias": False}),
     "na_sum": ("na_sum", {"rank": 1, "dim": 0, "dim_v": 0, "stage": False, "bias": False, "simdgroups": 8}),
 }
-# Templates in which heads may share a patch, and those that meet additional keys.
+# Templates in which heads may share a patch, and those that visit additional keys.
 HEADS_IN_ROWS = ("na_fwd", "na_bwd_dq", "na_qk", "na_av")
 TABLE = 256
 
 
 @dataclass(frozen=True)
 class Kit:
-    """One config. patch: with ``heads``, of the templates that put heads in rows; key_patch: of the others.
+    """One set of choices. patch: with ``heads``, of the templates that put heads in rows; key_patch: of the others.
 
     reads: 'staged' or 'direct', and 'wide' if tokens are full and aligned.
     """
@@ -81,7 +80,7 @@ class Kit:
         return {name: self.instance(name) for name in self.templates}
 
     def problem(self, name: str, rng: random.Random) -> Case:
-        """A random case that every instance of the kit takes."""
+        """A random case that every instance of the kit accepts."""
         while True:
             case = self._any_problem(name, rng)
             entries = 1
@@ -130,7 +129,7 @@ KITS = (
         reads="staged wide", extra=True),
     Kit("vol-staged", 3, "bfloat16", (16, 16), (2, 1, 4), CUBE, (*FUSED, "na_delta", "na_qk", "na_av"), part=2),
 )  # fmt: skip
-# Head dims of large models; few launches of each, which are dear.
+# Head dims of large models; few launches of each, because they are slow.
 LONG_KITS = (
     Kit("seq-256", 1, "float32", (256, 256), LINE, LINE, FUSED, reads="direct wide"),
     Kit("img-96-192", 2, "float16", (96, 192), FLAT, LINE, (*FUSED, "na_av_t"), simdgroups=1, chunk=8),

@@ -1,4 +1,4 @@
-"""Which cases of the table run always: those that cover its features with few kernels to compile."""
+"""Which cases of the table always run: those that cover its features with few kernels to compile."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from natten_mps._metal.metal.source import Instance
 
 DTYPES = ("float32", "float16", "bfloat16")
 OPS = ("na", "qk", "av")
-# Head dims that no case of the table is padded to: 256, 96 and 192.
+# Head dims to which no case of the table is padded: 256, 96 and 192.
 PADDED = (
     make("seq-dim256", (11,), 5, head_dim=256, heads=1),
     make("img-dim90-values180", (5, 7), 3, head_dim=90, head_dim_v=180, heads=1),
@@ -44,7 +44,7 @@ class Entry:
 
     @property
     def features(self) -> frozenset[tuple[object, ...]]:
-        """What the entry is an example of: rank and feature of fused attention; rank, dtype and op of all."""
+        """What the entry covers: rank and feature of fused attention; rank, dtype and op of all."""
         tags = [tag for tag in self.case.tags if not tag.startswith(("rank", "batch", "small"))]
         own: list[tuple[object, ...]] = [(self.case.rank, tag) for tag in tags if self.op == "na"]
         if self.op != "na":
@@ -53,7 +53,7 @@ class Entry:
 
 
 def entries() -> tuple[Entry, ...]:
-    """Every case that launches something: the split ops know no additional keys."""
+    """Every case that launches something: the split ops do not take additional keys."""
     return tuple(
         Entry(case, dtype, op)
         for case in (*CASES, *PADDED)
@@ -66,7 +66,7 @@ def entries() -> tuple[Entry, ...]:
 
 @cache
 def chosen() -> frozenset[Entry]:
-    """Greedily: most new features for each new kernel; then all that needs no further kernel."""
+    """Greedily: most new features per new kernel; then everything that needs no further kernel."""
     every = entries()
     kernels = {entry: entry.instances for entry in every}
     features = {entry: entry.features for entry in every}

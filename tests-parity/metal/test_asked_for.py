@@ -1,4 +1,4 @@
-"""Metal as the backend of a context or of the process: what fails is an error there, and what ran is kept."""
+"""Metal requested by a context or as the process's default: failures are errors there, and launches are cached."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GRADIENT = ["na_delta", "na_bwd_dq", "na_bwd_dkv"]
 
 @contextmanager
 def process_default(backend: str) -> Iterator[None]:
-    """The process's default within, and 'auto' after it."""
+    """The process's default inside, and 'auto' after it."""
     natten_mps.set_backend(backend)
     try:
         yield
@@ -35,7 +35,7 @@ ASKS = [pytest.param(natten_mps.use_backend, id="use_backend"), pytest.param(pro
 
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that has said nothing yet."""
+    """A process that has not logged anything yet."""
     monkeypatch.setattr(backends, "_said", set())
 
 
@@ -51,7 +51,7 @@ def templates(metal: EmulatedHost) -> list[str]:
 def test_a_failing_forward(
     ask: Ask, metal: EmulatedHost, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An error inside, each time, but for a call that says otherwise; the pure path and one warning outside."""
+    """Inside, an error each time unless the call names a backend; outside, the pure path and one warning."""
     with_broken(monkeypatch, "na_fwd")
     given = tensors()
     wanted = natten_mps.na1d(*given, 5, backend="pure")
@@ -71,7 +71,7 @@ def test_a_failing_forward(
 def test_a_failing_gradient(
     ask: Ask, broken: str, metal: EmulatedHost, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What was asked for in the forward holds for its gradient, wherever that is computed."""
+    """The request of the forward holds for its gradient, wherever that is computed."""
     with_broken(monkeypatch, broken)
     given = tensors()
     with ask("metal"):
@@ -82,7 +82,7 @@ def test_a_failing_gradient(
     with pytest.raises(KernelFailure, match=f"^{broken}_r1_.* does not compile: "):
         torch.autograd.grad(out.sum(), given)
     assert templates(metal) == ["na_fwd"] * 2 and not warnings_of(caplog)
-    # A forward that asked for nothing has its gradient from the pure path, whatever is asked for by then.
+    # A forward without a request gets its gradient from the pure path, whatever is requested by then.
     out = natten_mps.na1d(*given, 5)
     with ask("metal"):
         found = torch.autograd.grad(out.sum(), given)

@@ -30,10 +30,10 @@ BATCHES_ALWAYS = ("dilated", "volumes")
 
 
 def parameters() -> list[Any]:
-    """Every entry of the table; the ones that need kernels beyond the default run's only with --all."""
+    """Every entry of the table; those that need kernels beyond the default run's only with --all."""
     found = []
     for entry in entries():
-        # One worker for all that shares kernels.
+        # One worker for all that share kernels.
         marks = [pytest.mark.xdist_group(f"table-{entry.op}-{entry.dtype}")]
         found.append(
             pytest.param(entry, id=str(entry), marks=marks if entry in chosen() else [*marks, pytest.mark.all])
@@ -42,16 +42,16 @@ def parameters() -> list[Any]:
 
 
 def narrow(name: str) -> str:
-    """A kernel's name without the flag of 16-byte copies, which the tensors' addresses decide."""
+    """A kernel's name without the flag for 16-byte copies, which depends on the tensors' addresses."""
     start, _, flags = name.rpartition("_")
     return f"{start}_{flags.replace('w', '')}"
 
 
 @pytest.mark.parametrize("entry", parameters())
 def test_case(entry: Entry, metal: EmulatedHost, request: pytest.FixtureRequest) -> None:
-    """Within bounds, as the pure path has it, through exactly the planned launches and their planned work.
+    """Within the bounds of the pure path, through exactly the planned launches and their planned work.
 
-    In three schedules by turns; with --all in each of them, with the same bits.
+    In one of three schedules; with --all in each of them, with the same bits.
     """
     runner, expected = RUNNERS[entry.op]
     wanted, (pure, _) = expected(entry.case, entry.dtype), runner(PURE, entry.case, entry.dtype)
@@ -87,7 +87,7 @@ def check_launches(entry: Entry, metal: EmulatedHost) -> None:
 
 
 def test_the_default_run_covers_the_table() -> None:
-    """Every feature, with few kernels; all of it is at least 400 forward and backward runs."""
+    """Every feature, with few kernels; the whole table is at least 400 forward and backward runs."""
     every, always = entries(), chosen()
     assert 2 * len(every) >= 400 and len({str(entry) for entry in every}) == len(every)
     assert {entry.case for entry in every} == {case for case in (*CASES, *PADDED) if case.batch}
@@ -109,7 +109,7 @@ def test_an_empty_batch_launches_nothing(metal: EmulatedHost) -> None:
 
 
 def results(query: Any, key: Any, value: Any, backend: str, **arguments: Any) -> list[Any]:
-    """out, lse and the gradients of three tensors that stay as they lie in memory."""
+    """out, lse and the gradients of three tensors, which keep their memory layout."""
     out, lse = natten_mps.na2d(query, key, value, 3, return_lse=True, backend=backend, **arguments)
     cotangents = torch.linspace(-1, 1, out.numel()).reshape(out.shape), torch.linspace(1, 2, lse.numel())
     grads = torch.autograd.grad(
@@ -119,7 +119,7 @@ def results(query: Any, key: Any, value: Any, backend: str, **arguments: Any) ->
 
 
 def layouts() -> dict[str, Callable[[Any], Any]]:
-    """The same values, otherwise in memory."""
+    """The same values with another memory layout."""
     return {
         "channels apart": lambda x: x.transpose(-1, 1).contiguous().transpose(-1, 1),
         "heads first": lambda x: x.transpose(1, 3).contiguous().transpose(1, 3),
@@ -130,7 +130,7 @@ def layouts() -> dict[str, Callable[[Any], Any]]:
 
 @pytest.mark.parametrize("layout", layouts())
 def test_memory_layout_does_not_matter(layout: str, metal: EmulatedHost) -> None:
-    """Views of other tensors, misaligned ones, and channels that do not lie side by side."""
+    """Views of other tensors, misaligned ones, and channels that are not contiguous."""
     torch.manual_seed(0)
     packed = [torch.randn(1, 6, 7, 2, 16) for _ in range(3)]
     views = [layouts()[layout](tensor).requires_grad_() for tensor in packed]
@@ -159,7 +159,7 @@ def test_one_tensor_as_query_key_and_value(metal: EmulatedHost) -> None:
 
 
 def compare(metal: EmulatedHost, call: Callable[[], list[Any]], tolerance: float = 2e-5) -> list[Any]:
-    """``call`` on Metal and on the pure path; the Metal path ran in the one and not in the other."""
+    """``call`` on Metal and on the pure path; asserts that the Metal path ran in the first and not in the second."""
     found = []
     for backend in ("metal", "pure"):
         before = len(metal.launches)
@@ -186,7 +186,7 @@ def test_attention(queries: int, keys: int, causal: bool, metal: EmulatedHost) -
 
 
 def batches() -> list[Any]:
-    """A few always, the others with --all: every size of item has a plan of its own."""
+    """A few always, the others with --all: every item size has a plan of its own."""
     return [
         pytest.param(batch, id=batch.name, marks=[] if batch.name in BATCHES_ALWAYS else [pytest.mark.all])
         for batch in BATCHES
@@ -196,7 +196,7 @@ def batches() -> list[Any]:
 
 @pytest.mark.parametrize("batch", batches())
 def test_padded_items(batch: Items, metal: EmulatedHost) -> None:
-    """Results and gradients, that of lse included; nothing but zeros and lse -inf outside the items."""
+    """Results and gradients, that of lse included; only zeros and lse -inf outside the items."""
     *tensors, d_out, d_lse = [torch.tensor(array, dtype=torch.float32) for array in batch.arrays()]
     leaves = [tensor.requires_grad_() for tensor in tensors]
     face = getattr(natten_mps, f"na{batch.rank}d_varlen")
@@ -255,7 +255,7 @@ def test_float64_is_not_for_metal(metal: EmulatedHost) -> None:
 
 
 def test_explain_names_the_kernels(metal: EmulatedHost) -> None:
-    """The announced kernel is the one that runs, with the bricks that it counts."""
+    """The kernel that is announced is the one that runs, with the bricks that it counts."""
     case: Case = replace(BY_NAME["img"], name="explained")
     query, key, value = (torch.randn(1, *case.shape, 2, 8) for _ in range(3))
     text = natten_mps.explain("na2d", query, key, value, kernel_size=3)

@@ -14,12 +14,12 @@ from natten_mps._metal.tools import doctor
 from .host import EmulatedHost
 from .mlx_host import MlxHost
 
-# Where the gate examines them; between them they span every template. All of the table, in both, runs with --all.
+# Cases that run by default; together they cover every template. The whole table, in both packages, runs with --all.
 GATE = {"1-D half, keys and bias": "torch", "split 2-D, bias": "mlx"}
 
 
 def cases_of(framework: str) -> Any:
-    """Every case's place in the table, as the parameter ``place``."""
+    """The index of every case, as the parameter ``place``."""
     marked = [
         pytest.param(place, id=case.name, marks=[] if GATE.get(case.name) == framework else [pytest.mark.all])
         for place, case in enumerate(doctor.CASES)
@@ -40,7 +40,7 @@ def examine(package: str, place: int, backend: str, monkeypatch: pytest.MonkeyPa
 
 
 def assert_well(printed: str, tier: str, case: doctor.Case) -> None:
-    """One row, of that case on that tier, and a verdict."""
+    """One row, for that case on that backend, and a verdict."""
     *_, row, verdict = printed.splitlines()
     assert row[:50].split() == [tier, *case.name.split(), case.dtype]
     assert "WRONG" not in row and "FAILED" not in row
@@ -68,7 +68,7 @@ def test_torch(
 def test_mlx(
     place: int, mlx_metal: MlxHost, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Asked for by the name that the help's example has."""
+    """Requested by the name that the help's example uses."""
     case = doctor.CASES[place]
     assert examine("natten_mlx", place, "metal", monkeypatch) == 0
     assert_well(capsys.readouterr().out, "fast_metal", case)

@@ -1,4 +1,4 @@
-"""Numbers at the edge: logits of 1e5, rows without a finite logit, NaN and infinity, sums of a million terms."""
+"""Extreme numbers: logits of 1e5, rows without a finite logit, NaN and infinity, sums of a million terms."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def plain(dtype: str, **changed: Any) -> Problem:
 
 
 def arrays(p: Problem, logits: float, seed: int = 0) -> dict[str, Array]:
-    """Random tensors by name whose logits are as large as ``logits``, and a bias a tenth of that."""
+    """Random tensors by name whose logits are as large as ``logits``, and rpb a tenth of that."""
     values, root = np.random.default_rng(seed), logits**0.5
     rows, keys = (p.batch, *p.query_shape, p.heads), (p.batch, *p.key_shape, p.kv_heads)
     extra = (p.batch, p.additional, p.kv_heads)
@@ -66,7 +66,7 @@ def inputs_of(given: dict[str, Array]) -> dict[str, Array]:
 
 
 def results(p: Problem, given: dict[str, Array], **options: Any) -> dict[str, Array]:
-    """Out, lse and the gradient of every input, from the planned launches one after another."""
+    """Out, lse and the gradient of every input, from the planned launches in order."""
     inputs = inputs_of(given)
     forward = run_all(steps.forward(p), inputs, **options)["out"].outputs
     saved = {name: laid.values for name, laid in forward.items()}
@@ -99,9 +99,9 @@ def always(name: str, dtype: str, logits: float) -> bool:
     ],
 )
 def test_large_logits(name: str, dtype: str, logits: float) -> None:
-    """Results and gradients keep the bound that a dense softmax sets, whose error is the largest of a few draws.
+    """Results and gradients keep the bound of a dense softmax, whose error is the largest of several draws.
 
-    Weights that were recomputed from lse alone would be off by its rounding, 0.004 next to logits of 1e5.
+    Weights recomputed from lse alone would be off by its rounding, 0.004 next to logits of 1e5.
     """
     p = plain(dtype, **LARGE[name])
     errors: dict[str, float] = {}
@@ -117,7 +117,7 @@ def test_large_logits(name: str, dtype: str, logits: float) -> None:
         one: tolerances.Expected(wanted, errors[one], kind(one, dtype), 2 if one in ("out", "lse") else 3)
         for one, wanted in true_results(p, given).items()
     }
-    # The gradient of the bias starts from the output in its dtype.
+    # The gradient of rpb starts from the output in its dtype.
     floors = {one: replaced_kind(e, dtype) if one == "rpb" else e for one, e in expected.items()}
     tolerances.assert_within(results(p, given), floors, f"{name}, logits {logits:g}")
 
@@ -137,7 +137,7 @@ def true_results(p: Problem, given: dict[str, Array]) -> dict[str, Array]:
 @pytest.mark.parametrize("fast_math", [False, True])
 @pytest.mark.parametrize("dtype", [pytest.param("float32"), pytest.param("bfloat16", marks=pytest.mark.all)])
 def test_rows_of_minus_infinity(dtype: str, fast_math: bool) -> None:
-    """A bias of -inf wherever a row looks: out 0, lse -inf, no gradient; what other rows see of it weighs nothing."""
+    """rpb is -inf wherever a row looks: out 0, lse -inf, no gradient; for other rows it weighs nothing."""
     p = plain(dtype, has_rpb=True)
     given = arrays(p, 1.0)
     given["rpb"][0] = -np.inf  # head 0 sees nothing
@@ -150,7 +150,7 @@ def test_rows_of_minus_infinity(dtype: str, fast_math: bool) -> None:
     for name in ("out", "query"):
         assert (found[name][empty] == 0).all() and found[name][~empty].any(-1).all()
     assert (found["rpb"][0] == 0).all() and (found["rpb"][1, 4:, 4:] == 0).all() and found["rpb"][1, :4].any()
-    # The same of a bias so low that its weights vanish, where that leaves a row something to see.
+    # The same with rpb so low that its weights vanish, where that leaves a row something to see.
     low = given | {"rpb": np.where(np.isneginf(given["rpb"]), -1e4, given["rpb"])}
     sees = results(p, low, fast_math=fast_math)
     for name in ("out", "query", "lse"):
@@ -159,7 +159,7 @@ def test_rows_of_minus_infinity(dtype: str, fast_math: bool) -> None:
 
 # --- NaN and infinity --------------------------------------------------------------------------------
 
-# Template -> the tensors on its column side, each poisoned alone.
+# Template -> the tensors on its column side, each poisoned separately.
 COLUMN_SIDES = {
     "na_fwd": ("key", "value"), "na_bwd_dq": ("key", "value"), "na_bwd_dkv": ("query", "d_out", "stats"),
     "na_av": ("value",), "na_av_t": ("d_out",),
@@ -167,7 +167,7 @@ COLUMN_SIDES = {
 
 
 def in_boxes(problem: Problem, instance: Instance, column: tuple[int, ...]) -> tuple[Array, Array]:
-    """``[rows per axis]`` bool: those of tiles whose box holds a column, and those that see it."""
+    """``[rows per axis]`` bool: rows of tiles whose box holds a column, and those that see it."""
     transposed = instance.template in TRANSPOSED
     reached, sees = np.ones((), bool), np.ones((), bool)
     for place, (axis, at) in enumerate(zip(problem.axes, column, strict=True)):
@@ -238,8 +238,8 @@ def long_problem(queries: int, keys: int, dtype: str = "float32", additional: in
 def roundings(count: int) -> float:
     """The error of a sum of ``count`` terms in parts, relative to its largest value.
 
-    A rounding is u = 2^-24 of a partial sum at most, and of either sign; over n additions, whose sums grow, a third of
-    u sqrt(n) is to be expected. Three times that, of the terms of a part and of the parts.
+    A rounding error is at most u = 2^-24 of a partial sum, of either sign; over n additions, whose sums grow, u sqrt(n)
+    / 3 is expected. The bound is three times that, for the terms of a part and for the parts.
     """
     terms = 8 * PART
     return float(2.0**-24 * (terms**0.5 + (count / terms) ** 0.5))
@@ -256,7 +256,7 @@ LONG_CASES = (
     [pytest.param(*case, marks=[pytest.mark.all] if n >= 2 else []) for n, case in enumerate(LONG_CASES)],
 )
 def test_long_sums(queries: int, keys: int, additional: int, alike: bool) -> None:
-    """Sums of many terms lose no more than sums of a few, whether terms have any sign or the same."""
+    """Sums of many terms lose no more than sums of a few, whether the terms have random signs or are all equal."""
     p = long_problem(queries, keys, additional=additional)
     given = arrays(p, 1.0)
     if alike:

@@ -25,7 +25,7 @@ Record = list[logging.LogRecord]
 
 
 class Kept(logging.Handler):
-    """Keeps warnings."""
+    """Collects warnings."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -37,7 +37,7 @@ class Kept(logging.Handler):
 
 @pytest.fixture
 def warnings(monkeypatch: pytest.MonkeyPatch) -> Iterator[Record]:
-    """What the package logs as warnings, in a process that has said nothing yet."""
+    """What the package logs as warnings, in a process that has not logged anything yet."""
     monkeypatch.setattr(backends, "_said", set())
     handler = Kept()
     backends.log.addHandler(handler)
@@ -62,7 +62,7 @@ def assert_pure(found: list[Any], given: list[Any]) -> None:
 
 
 def with_broken(monkeypatch: pytest.MonkeyPatch, *templates: str) -> None:
-    """Entry points of ``templates`` call a function that is not there."""
+    """Make entry points of ``templates`` call a function that does not exist."""
     working = source.entry_point
 
     def entry_point(instance: source.Instance) -> str:
@@ -101,7 +101,7 @@ def test_a_kernel_that_does_not_compile(metal: EmulatedHost, warnings: Record, m
 def test_a_gradient_that_does_not_compile(
     metal: EmulatedHost, warnings: Record, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The forward ran on Metal, its gradients come from the pure path, and only they are warned of."""
+    """The forward ran on Metal; its gradients come from the pure path, and only those are warned about."""
     with_broken(monkeypatch, "na_bwd_dkv")
     given = tensors()
     for _ in range(2):
@@ -114,12 +114,12 @@ def test_a_gradient_that_does_not_compile(
 
 
 def matrix() -> dict[str, Any]:
-    """The support matrix's entry of Metal, where the emulated GPU hides behind the CPU."""
+    """The support matrix's entry of Metal, with the emulated GPU posing as the CPU."""
     return support.support_matrix(device_of(torch.device("cpu")), ("metal",))["metal"]
 
 
 def test_what_is_said_is_what_runs(metal: EmulatedHost, warnings: Record, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once a kernel failed, plans leave it out and say why; others go on, and so does what needs other kernels."""
+    """After a kernel failed, plans avoid it and say why; other kernels, and problems that need only those, go on."""
     with_broken(monkeypatch, "na_fwd")
     given, image = tensors(), [torch.randn(1, 5, 5, 1, 8) for _ in range(3)]
     assert "failed" not in matrix()["limits"]
@@ -129,7 +129,7 @@ def test_what_is_said_is_what_runs(metal: EmulatedHost, warnings: Record, monkey
     with pytest.raises(backends.KernelFailure, match=r"na_fwd_r1_\w+ does not compile"):
         natten_mps.explain("na1d", *given, kernel_size=5, backend="metal")
     assert re.match(r"na_fwd_r1_\w+ does not compile", matrix()["limits"]["failed"])
-    assert "path: metal" in natten_mps.explain("na2d", *image, kernel_size=3)  # nobody tried that one yet
+    assert "path: metal" in natten_mps.explain("na2d", *image, kernel_size=3)  # nobody has tried that one yet
     assert "path: metal" in natten_mps.explain("na1d_qk", *given[:2], kernel_size=5)
     assert len(warnings) == 1 and not metal.launches
 
@@ -148,7 +148,7 @@ def test_a_gradient_that_failed_is_told(metal: EmulatedHost, warnings: Record, m
 def test_another_shape_does_not_warn_again(
     metal: EmulatedHost, warnings: Record, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is the kernel that failed, not the problem."""
+    """The kernel failed, not the problem."""
     with_broken(monkeypatch, "na_fwd")
     for length in (9, 10, 11):
         query = torch.randn(1, length, 1, 8)
@@ -205,7 +205,7 @@ def test_a_launch_that_is_refused(backend: str | None, metal: EmulatedHost, warn
 
 
 def test_what_the_emulator_finds_is_no_failure_of_metal(metal: EmulatedHost, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A defect of a kernel is told as such, and never becomes a fallback."""
+    """A defect of a kernel is reported as such, and never becomes a fallback."""
     monkeypatch.setattr(_launch, "_params_tensor", lambda step, bound, device: torch.zeros(8, dtype=torch.int64))
     query = torch.randn(1, 9, 1, 8)
     with pytest.raises(AssertionError, match="out of bounds"):
@@ -216,7 +216,7 @@ def test_what_the_emulator_finds_is_no_failure_of_metal(metal: EmulatedHost, mon
 def test_the_doctor_of_broken_kernels(
     backend: str | None, metal: EmulatedHost, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It says which cases fail and why, goes on to the others, and fails."""
+    """It says which cases fail and why, continues with the others, and fails."""
     with_broken(monkeypatch, "na_qk")
     monkeypatch.setattr(doctor, "REPEATS", 1)
     names = ("1-D", "split 1-D half, causal", "2-D odd head dims")
@@ -241,7 +241,7 @@ def long_tensors() -> list[Any]:
 
 
 def test_smaller_threadgroups_are_planned_anew(metal: EmulatedHost, warnings: Record) -> None:
-    """Kernels that allow fewer simdgroups run with as many as they allow, and are right."""
+    """Kernels that allow fewer simdgroups run with as many as they allow, and give correct results."""
     given = long_tensors()
     wanted = results("pure", given)
     threads = {}

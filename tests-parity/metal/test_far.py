@@ -44,7 +44,7 @@ def cases() -> list[Any]:
 
 @pytest.mark.parametrize(("instance", "axis"), cases())
 def test_far_strides(instance: Instance, axis: int) -> None:
-    """The bits of packed tensors, from tensors with huge strides on one axis."""
+    """Tensors with huge strides on one axis give the bits of packed tensors."""
     name = DIRECT if not instance.stage else STAGED
     kit = next(kit for kit in KITS if kit.name == name)
     rng = random.Random(f"far/{instance.name}/{axis}")
@@ -52,7 +52,7 @@ def test_far_strides(instance: Instance, axis: int) -> None:
     while min(sample.problem.kernel_size) < 4 or max(sample.problem.dilation) > 1 or sample.problem.heads < 2:
         sample = sample_of(kit, rng, 0)
     step = step_of(instance, problem_for(instance, sample.problem))
-    # Neighbours of one window are at least half of BEYOND apart, on the axis itself and so in a box of it.
+    # Neighbours within a window are at least half of BEYOND apart on this axis, and so in a box of it.
     built = kernels([instance], checked=False)[instance]
     moved = {}
     for argument, tensor in step.inputs:

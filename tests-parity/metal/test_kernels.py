@@ -1,4 +1,4 @@
-"""Kernels launched directly: random problems, against the float64 reference and the work that they must do."""
+"""Kernels launched directly: random problems, against the float64 reference and the work they should do."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from .verify import attention_of, launch, sample_of
 from .work import work_of
 
 pytestmark = pytest.mark.usefixtures("emulator")
-# Random launches of KITS together in the default run, and with --all; LONG_KITS come on top, with fewer.
+# Random launches of all KITS in the default run, and with --all; LONG_KITS come on top, with fewer.
 LAUNCHES, ALL_LAUNCHES = 1000, 20_000
 SHARES = ALL_LAUNCHES // LAUNCHES
 LONG_LAUNCHES = 24
-# Kits that take full attention: sequences of any head dims, without bias or additional keys.
+# Kits for full attention: sequences of any head dims, without rpb or additional keys.
 ATTENDING = [kit for kit in KITS if kit.rank == 1 and not kit.bias and not kit.extra and "wide" not in kit.reads]
 
 
 def shares() -> list[Any]:
-    """Share 0 of every kit runs always, the others with --all."""
+    """Share 0 of every kit always runs, the others with --all."""
     found = []
     for share in range(SHARES):
         for kit in (*KITS, *LONG_KITS):
@@ -47,7 +47,7 @@ def samples_of(kit: Kit) -> int:
 def test_random_problems(kit: Kit, share: int, request: pytest.FixtureRequest) -> None:
     """No fault, results within bounds, exact work, every output written once; each template in three schedules.
 
-    They take turns; with --all, what the default run draws runs in each of them.
+    Schedules take turns; with --all, the problems of the default run use each of them.
     """
     every = share == 0 and request.config.getoption("--all")
     built = kernels(kit.instances.values())
@@ -66,7 +66,7 @@ def test_random_problems(kit: Kit, share: int, request: pytest.FixtureRequest) -
 
 @pytest.mark.parametrize("kit", [pytest.param(k, id=str(k), marks=pytest.mark.xdist_group(str(k))) for k in ATTENDING])
 def test_full_attention(kit: Kit) -> None:
-    """Windows longer than the axis, lengths that differ, keys that nobody sees."""
+    """Windows longer than the axis, different lengths, keys that no query sees."""
     built = kernels(kit.instances.values())
     rng = random.Random(f"{kit}/attention")
     for number in range(12):
@@ -96,7 +96,7 @@ def test_the_pool_is_wide() -> None:
 
 
 def test_random_problems_are_random() -> None:
-    """The problems that are drawn cut rows into pieces, leave simdgroups idle, and have ragged ends."""
+    """The random problems include rows in several pieces, idle simdgroups, and ragged ends."""
     found = set()
     for kit in KITS:
         rng = random.Random(f"{kit}/0")

@@ -33,10 +33,10 @@ from .mlx_host import Kernel, MlxHost
 pytestmark = pytest.mark.usefixtures("emulator")
 
 FAST = Path(MLX, "fast_metal")
-# Every feature on some rank in some dtype; few instantiations, for each takes seconds to compile.
+# Every feature in some rank and dtype; few instantiations, because each takes seconds to compile.
 FUSED = (("seq-additional-everything", "float32"), ("img-mqa-values", "float16"), ("vol-rpb", "bfloat16"))
 SPLIT = BY_NAME["img-rpb"]
-# The case of the tests that ask for something else than numbers, with the templates of forward and gradient.
+# The case for tests that do not check numbers, with the templates of forward and gradient.
 SMALL = BY_NAME["img-mqa-values"]
 FORWARD, GRADIENT = ["na_fwd"], {"na_delta", "na_bwd_dq", "na_bwd_dkv"}
 Attend = Callable[..., Any]
@@ -109,7 +109,7 @@ def test_fused(host: MlxHost, name: str, dtype: str) -> None:
     ],
 )
 def test_padded_items(host: MlxHost, batch: Items) -> None:
-    """Items of different sizes, in every rank: what plain code makes of them, and the gradients."""
+    """Items of different sizes in every rank against plain code, with gradients."""
     *given, d_out, d_lse = [MLX.tensor(array, "float32") for array in batch.arrays()]
     face = getattr(natten_mlx, f"na{batch.rank}d_varlen")
     found = {}
@@ -148,7 +148,7 @@ def test_both_packages_agree(host: MlxHost, monkeypatch: pytest.MonkeyPatch, nam
 
 
 def layouts(array: mx.array) -> dict[str, mx.array]:
-    """The same values in other memory: [B, X, Y, H, D] with every axis fastest once, reversed, broken up, shared."""
+    """The same values with other layouts: [B, X, Y, H, D] with every axis fastest once, reversed, split, shared."""
     axes = range(array.ndim)
     found = {f"axis {axis} fastest": mx.contiguous(mx.moveaxis(array, axis, -1)).moveaxis(-1, axis) for axis in axes}
     every = (slice(None, None, -1),) * array.ndim
@@ -179,7 +179,7 @@ def test_any_strides_give_the_same_bits(host: MlxHost) -> None:
 
 
 def test_a_cotangent_of_lse_with_gaps(host: MlxHost) -> None:
-    """Kernels read it as contiguous, and flattening alone would leave every second element."""
+    """Kernels read it as contiguous; flattening alone would skip every second element."""
     case = make("seq-eight", (8,), 2, heads=1, head_dim=16)
     given = frameworks.inputs(case, "float32")
     query, key, value, weights = (MLX.tensor(given[n], "float32") for n in ("query", "key", "value", "d_lse"))
@@ -200,7 +200,7 @@ def test_a_cotangent_of_lse_with_gaps(host: MlxHost) -> None:
 
 
 def test_few_rows(host: MlxHost) -> None:
-    """Three rows: lse, delta and their gradients are smaller than what MLX hands out as device memory."""
+    """Three rows: lse, delta and their gradients are smaller than what MLX passes as device memory."""
     case = make("seq-three", (3,), 2, heads=1, head_dim=16)
     found, _ = frameworks.run(FAST, case, "float32")
     tolerances.assert_within(found, tolerances.fused(case, "float32"), "three rows")
@@ -239,7 +239,7 @@ def test_lazy(host: MlxHost) -> None:
 
 @pytest.mark.parametrize("traced_first", [False, True])
 def test_compile(host: MlxHost, traced_first: bool) -> None:
-    """Compiled functions launch the same kernels, whether or not they were proved before MLX traces."""
+    """Compiled functions launch the same kernels, whether or not these were proved before MLX traces."""
     given = arrays()
     function = mx.value_and_grad(loss_of(attend()), argnums=(0, 1, 2))
     compiled = mx.compile(function)
@@ -262,7 +262,7 @@ def test_compile_without_shapes_raises(host: MlxHost) -> None:
 
 @pytest.mark.parametrize("backend", ["auto", "fast_metal"])
 def test_vmap_says_what_to_do(host: MlxHost, backend: str) -> None:
-    """MLX cannot map a kernel given as text; the pure path it can, and the mapped axis may be part of the batch."""
+    """MLX cannot map a kernel given as text; it can map the pure path, and the mapped axis may be part of the batch."""
     many = [mx.stack([x, x * 2]) for x in arrays()]
     for function in (attend(backend), mx.grad(loss_of(attend(backend)))):
         with pytest.raises(NotImplementedError, match=r'na2d: mx\.vmap over fast_metal .* use backend="pure"'):
@@ -284,7 +284,7 @@ def test_second_derivative_and_forward_mode_raise(host: MlxHost) -> None:
 
 
 def test_a_model(host: MlxHost, tmp_path: File) -> None:
-    """A module's gradients on the last case's kernels, and its export, which holds none of them."""
+    """A module's gradients on the last case's kernels, and its export, which contains none of them."""
     case, dtype = BY_NAME[FUSED[2][0]], mx.bfloat16
     model = natten_mlx.NeighborhoodAttention3D(16, 2, case.kernel_size, rel_pos_bias=True)
     model.set_dtype(dtype)

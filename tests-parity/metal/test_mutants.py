@@ -20,7 +20,7 @@ from .mutants import HARMLESS, OTHERWISE, RULES, Mutant, mutants, stripped, unch
 from .mutate import NOTHING, Verdict, isolated, judged, tried
 
 MUTANTS = list(mutants())
-# header, rule, number of the match: and what must find it.
+# header, rule, number of the match: and the check that must find it.
 HANDFUL = {
     ("walk.h", "no threadgroup barrier", 1): "emulator: data race",
     ("walk.h", "mask: <= for <, high", 0): "",
@@ -30,9 +30,9 @@ HANDFUL = {
     ("na_bias.h", "no simdgroup barrier", 0): "emulator: data race",
 }
 
-# A bound or a decision of the run time: min, max, a choice by what a row sees or by the head dim, an if, the bound of
-# a loop. An if whose condition begins with a constant of the config is followed from what comes after it. Loops that
-# are unrolled run over registers, up to constants of the config: no problem makes those bounds wrong.
+# A bound or a decision at run time: min, max, a choice by what a row sees or by the head dim, an if, the bound of a
+# loop. An if whose condition starts with a constant of the config is covered through the code after it. Unrolled loops
+# run over registers, up to constants of the config: no problem can make those bounds wrong.
 GUARD = re.compile(
     r"\bm(?:in|ax)\(|\b(?:sees|first|second|dim|store) \?"
     r"|\bif \((?!(?:!?(?:C::)?[A-Z]+(?: [!=]= \d)?|a == X|axis == C::RANK - 1|sizeof\(T\) == 4|condition)\))"
@@ -64,7 +64,7 @@ def test_a_handful_is_found(key: tuple[str, str, int]) -> None:
 
 @pytest.mark.usefixtures("emulator")
 def test_the_kernels_themselves_are_not_found() -> None:
-    """What finds mutants finds nothing in the text as it is."""
+    """The checks that find mutants find nothing in the original text."""
     assert tried(unchanged("walk.h"), optimised=True) == NOTHING
 
 
@@ -99,7 +99,7 @@ def test_a_text_that_does_not_compile_is_told_apart() -> None:
 
 
 def test_only_findings_count() -> None:
-    """A mutant must be found; one that is listed must end as it is listed."""
+    """A mutant must be found; one that is listed must end as listed."""
     outcomes = {how: Verdict(how, "words") for how in ("found", "compiler", "hangs", "breaks")} | {"nothing": NOTHING}
     listed = dict.fromkeys(HARMLESS, "nothing") | {key: how for key, (how, _) in OTHERWISE.items()}
     assert len(listed) == len(HARMLESS) + len(OTHERWISE)
@@ -120,7 +120,7 @@ def test_every_mutant_ends_as_it_should(file: str) -> None:
 
 
 def test_every_rule_matches_something() -> None:
-    """A rule whose text is gone proves nothing; an excuse whose mutant is gone neither."""
+    """A rule that matches no text proves nothing, and neither does an excuse without a mutant."""
     assert {mutant.rule for mutant in MUTANTS} == set(RULES)
     keys = [mutant.key for mutant in MUTANTS]
     assert len(set(keys)) == len(keys) >= 90 and {*HARMLESS, *OTHERWISE, *HANDFUL} <= set(keys)
@@ -136,29 +136,31 @@ def test_every_barrier_has_a_mutant() -> None:
 
 
 def alike(one: str, other: str) -> int:
-    """Characters that both begin with."""
+    """Number of characters in the common prefix."""
     return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def changed(mutant: Mutant) -> tuple[int, int]:
-    """Where the mutant's text differs from the header's: from the first character to behind the last."""
+    """The range in which the mutant's text differs from the header's: from the first differing character to past the
+    last.
+    """
     before, after = stripped(mutant.file), mutant.text
     first = alike(before, after)
     return first, len(before) - alike(before[first:][::-1], after[first:][::-1])
 
 
 def touches(start: int, stop: int, first: int, end: int) -> bool:
-    """Whether a change removes something of [start, stop), or puts something into it."""
+    """Whether a change removes part of [start, stop), or inserts something into it."""
     return start < end and first < stop if first < end else start < first < stop
 
 
 def test_every_guard_has_a_mutant() -> None:
-    """No bound is checked in the kernels but a mutant changes the check itself, or its entry says why none does."""
+    """Every bound check in the kernels is changed by a mutant, or its entry says why none does."""
     guards, unruled = 0, set()
     for file in HEADERS:
         changes = [changed(mutant) for mutant in MUTANTS if mutant.file == file]
         for guard in GUARD.finditer(stripped(file)):
-            # window.h is held to window.py position by position (test_text.py).
+            # test_text.py compares window.h with window.py position by position.
             if file != "window.h":
                 guards += 1
                 start, stop = guard.span("bound") if guard["bound"] else guard.span()

@@ -1,7 +1,7 @@
-"""natten_mlx's C++ primitives on a GPU stream, up to the last step: what they would launch is run by the emulator.
+"""natten_mlx's C++ primitives on a GPU stream, except for the last step: the emulator runs what they would launch.
 
-The plans, the text that a GPU would compile and the parameters, which the extension itself fills in, are the real
-ones; only the encoding of a launch (``csrc/metal.cpp``) has a stand-in.
+The plans, the text that a GPU would compile and the parameters, which the extension itself fills in, are the real ones;
+only the encoding of a launch (``csrc/metal.cpp``) has a stand-in.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from .mlx_host import poisoned_copy
 pytestmark = [pytest.mark.usefixtures("emulator"), pytest.mark.xdist_group("nanobind-launches")]
 
 Tensor = tuple[str, tuple[int, ...], mx.Dtype]
-# Of float32 sums over at most a few hundred terms of order 1.
+# For float32 sums over at most a few hundred terms of order 1.
 LIMIT = 2e-5
 
 
 @dataclass(frozen=True)
 class Launch:
-    """What the extension's own Launch is told, and that itself."""
+    """The arguments of the extension's Launch, and the Launch itself."""
 
     kernel: tuple[str, str]
     grid: tuple[int, int, int]
@@ -55,7 +55,7 @@ class Plan:
 
 @dataclass
 class Extension:
-    """The extension with an emulated GPU; it computes at once."""
+    """The extension with an emulated GPU; it computes immediately."""
 
     real: Any
     ran: list[str] = field(default_factory=list)
@@ -123,7 +123,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Extension]:
 
 
 def apart(array: mx.array) -> mx.array:
-    """The same values, channels apart and axes in another order."""
+    """The same values with strided channels and another order of axes."""
     spread = mx.repeat(mx.swapaxes(array, 1, -2), 2, axis=-1)
     return mx.swapaxes(spread[..., ::2], 1, -2)
 
@@ -179,7 +179,7 @@ def test_split(gpu: Extension) -> None:
 
 
 def test_a_kernel_that_does_not_run_is_found_out_first(gpu: Extension, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before anything of the user's is launched; the failure is kept."""
+    """Before anything of the user's is launched; the failure is recorded."""
     case, launched = BY_NAME["seq-dim3-values5"], []
 
     def refuse(*arguments: Any) -> None:

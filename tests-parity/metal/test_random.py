@@ -1,6 +1,6 @@
 """Random problems against brute force through both packages on an emulated Apple GPU, forward and gradients.
 
-Building the kernels is most of the time; the case table is what the default run has.
+Building the kernels takes most of the time; the default run relies on the case table.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from .host import EmulatedHost
 from .mlx_host import MlxHost
 
 DTYPES = ("float32", "float16", "bfloat16")
-# Of all heads: kernels are built for it.
+# The head dim, because kernels are compiled for it.
 WIDTH = 8
 MANY = 200
 

@@ -1,4 +1,6 @@
-"""Forward mode and second derivatives of the split ops on the Metal kernels, of both packages: the pure path's."""
+"""Forward mode and second derivatives of the split ops on the Metal kernels of both packages: the same as on the pure
+path.
+"""
 
 from __future__ import annotations
 

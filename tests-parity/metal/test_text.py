@@ -1,4 +1,6 @@
-"""The text of the kernels: what a front end with Metal's rules says of it, and what it shares with Python."""
+"""The text of the kernels: checked by a front end with Metal's rules, and compared with Python where both state the
+same.
+"""
 
 from __future__ import annotations
 
@@ -64,9 +66,10 @@ def everything() -> tuple[Instance, ...]:
 
 @cache
 def spanning() -> tuple[Instance, ...]:
-    """Each template with each dtype, and with and without each option: if it can be, in the rank whose turn it is.
+    """Each template with each dtype, and with and without each option: in the next rank, if possible.
 
-    MLX's text differs with the rank and the tensors that have strides, so a rank's turn is that of certain tensors.
+    MLX's text differs with the rank and the tensors that have strides, so the turn of a rank is that of certain
+    tensors.
     """
     turns = {strided: turn % 3 + 1 for turn, strided in enumerate(sorted({i.strided for i in everything()}))}
     found, met = [], set[tuple[Any, ...]]()
@@ -78,12 +81,12 @@ def spanning() -> tuple[Instance, ...]:
 
 
 def features(i: Instance) -> set[tuple[Any, ...]]:
-    """What an instantiation is an example of."""
+    """What an instantiation covers."""
     return {(i.template, i.dtype), *((i.template, option, getattr(i, option)) for option in OPTIONS)}
 
 
 def torch_text(instance: Instance) -> tuple[str, str]:
-    """What ``torch.mps.compile_shader`` gets for an instantiation: the part that all share, and its own."""
+    """The text that ``torch.mps.compile_shader`` gets for an instantiation: the shared part, and its own."""
     own = entry_point(instance)
     return library((instance,)).removesuffix(own), own
 
@@ -95,7 +98,9 @@ def primitive_text(instance: Instance) -> tuple[str, str]:
 
 
 def mlx_text(instance: Instance) -> tuple[str, str]:
-    """What MLX generates for ``mx.fast.metal_kernel``; shared by those whose tensors have strides of the same kind."""
+    """The text that MLX generates for ``mx.fast.metal_kernel``; shared by instances whose tensors have the same kind of
+    strides.
+    """
     MLX.package  # noqa: B018 - selects the CPU
     kernel = _launch_fast._kernel(MlxHost(), instance)
     step, shapes = smallest_launch(instance)
@@ -108,14 +113,14 @@ def mlx_text(instance: Instance) -> tuple[str, str]:
     return header.removesuffix(own), own + text.removeprefix(header)
 
 
-# How a kernel reads its parameters differs between hosts, and so does the text. MLX puts a prelude in front.
+# Hosts differ in how a kernel reads its parameters, and so does the text. MLX puts a prelude in front.
 FORMS: dict[str, tuple[Callable[[Instance], tuple[str, str]], str]] = {
     "torch": (torch_text, ""), "primitive": (primitive_text, ""), "mlx": (mlx_text, PRELUDE),
 }  # fmt: skip
 
 
 def parts() -> list[Any]:
-    """Everything as torch compiles it, and what spans it in the other forms; with --all everything in all of them."""
+    """Everything as torch compiles it, and a covering set in the other forms; with --all everything in all of them."""
     found = []
     for form in FORMS:
         spans = spanning() if form != "torch" else ()
@@ -131,7 +136,7 @@ def parts() -> list[Any]:
 @pytest.mark.usefixtures("emulator")
 @pytest.mark.parametrize(("form", "instances"), parts())
 def test_strict_check_and_lint_are_clean(form: str, instances: tuple[Instance, ...]) -> None:
-    """Texts that begin alike are checked as one."""
+    """Texts with a common beginning are checked as one."""
     text_of, prelude = FORMS[form]
     sources: dict[str, list[str]] = {}
     for instance in instances:
@@ -147,7 +152,7 @@ def test_strict_check_and_lint_are_clean(form: str, instances: tuple[Instance, .
 
 @pytest.mark.usefixtures("emulator")
 def test_the_checks_can_fail() -> None:
-    """A pointer that changes its address space and a literal of type double are seen amid the real text."""
+    """A pointer that changes its address space and a literal of type double are reported inside the real text."""
     source, before = library(everything()[:1]), "METAL_FUNC int fragment_row"
     assert source.count(before) == 1
     moved = "METAL_FUNC thread float* lost(device float* p) { return p; }\n"
@@ -165,7 +170,7 @@ def test_every_template_is_checked() -> None:
 
 
 def test_the_source_is_ascii_and_includes_only_metal() -> None:
-    """Hosts pass it through ASCII and compile from memory."""
+    """Hosts pass the text through ASCII and compile it from memory."""
     for instance in everything():
         assert entry_point(instance).isascii()
     source = library(everything()[:3])
@@ -175,7 +180,7 @@ def test_the_source_is_ascii_and_includes_only_metal() -> None:
 
 
 def test_headers_are_short_and_all_used() -> None:
-    """Each is in the text, in an order in which nothing is used before it is defined, and within 400 lines."""
+    """Each header is in the text, in an order in which everything is defined before it is used, and within 400 lines."""
     assert sorted(path.name for path in KERNELS.glob("*.h")) == sorted(HEADERS)
     text = headers()
     assert "barrier" in text and "atomic" not in text, "sums have one order, whatever the schedule"
@@ -198,7 +203,7 @@ def test_slots_are_those_of_the_header() -> None:
 
 
 def test_a_name_says_the_whole_instance() -> None:
-    """No two instances share a name: each field changes it, and all of the table's are different."""
+    """No two instances share a name: each field changes it, and all of the table's differ."""
     whole = everything()
     assert len({instance.name for instance in whole}) == len(whole) > 400
     one = Instance("na_fwd", "float32", 2, 16, 32)
@@ -209,7 +214,7 @@ def test_a_name_says_the_whole_instance() -> None:
     changed = [replace(one, **{f.name: other.get(f.name, not getattr(one, f.name))}) for f in fields(Instance)]
     assert len({instance.name for instance in [one, *changed]}) == len(changed) + 1
     assert all(re.fullmatch(r"[A-Za-z_]\w*", instance.name) for instance in whole)
-    # Numbers next to each other in a name stay apart.
+    # Adjacent numbers in a name stay separated.
     near = [replace(one, dim=d, dim_v=v, simdgroups=s, chunk=c) for d, v, s, c in
             itertools.product((1, 11), (1, 11), (1, 11), (1, 11))]  # fmt: skip
     assert len({instance.name for instance in near}) == len(near)
@@ -242,7 +247,7 @@ extern "C" int group_length(int length, int group, int dilation) { return na::gr
 
 @pytest.fixture(scope="module")
 def window_header(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    """window.h, compiled as C++17 by whatever compiler there is."""
+    """window.h, compiled as C++17 by any available compiler."""
     compiler = next((name for name in ("c++", "g++", "clang++") if shutil.which(name)), None)
     if compiler is None:
         pytest.skip("no C++ compiler to read window.h with")

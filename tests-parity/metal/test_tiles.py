@@ -1,4 +1,4 @@
-"""What the planner makes of thousands of problems: every row once, within Metal's limits, exactly counted work."""
+"""Plans of thousands of problems: every row once, within Metal's limits, exactly counted work."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PROBLEMS = 2000
 
 
 def random_problem(rng: random.Random) -> Problem:
-    """Of any rank and op, as users might pose it: short and long axes, small and whole windows."""
+    """Any rank and op, as users might request it: short and long axes, small and whole windows."""
     rank = rng.randint(1, 3)
     longest = {1: (9, 300, 5000), 2: (6, 40, 300), 3: (4, 14, 60)}[rank]
     shape = tuple(rng.randint(1, rng.choice(longest)) for _ in range(rank))
@@ -133,7 +133,7 @@ def test_bricks_are_counted_exactly() -> None:
 
 
 def test_bricks_of_full_attention() -> None:
-    """Lengths that differ; with more keys than queries and causal, some keys are seen by nobody."""
+    """Different lengths; causal, with more keys than queries, some keys are seen by no query."""
     for queries, keys, causal in itertools.product((1, 9, 24, 61), (1, 8, 33, 60), (False, True)):
         shapes, window = ((queries,), (keys,)), (max(queries, keys),)
         one = Problem("attention", 1, *shapes, 1, 1, 8, 8, window, (1,), (1,), (causal,), 1.0, "float32")
@@ -161,7 +161,7 @@ def test_the_planned_patch_executes_least() -> None:
 
 
 def test_the_committed_table_is_what_the_planner_says() -> None:
-    """After a change of the planner: ``python -m metal.work_table --write``, and look at what moved."""
+    """After a change of the planner: run ``python -m metal.work_table --write``, and look at what changed."""
     assert TABLE.read_text(encoding="ascii") == text()
 
 
@@ -180,7 +180,7 @@ def test_large_windows_at_stride_one_waste_little(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["FLUX 256x256 K80 s16", "Hunyuan 30x48x80 K18x24x24 s16x8x8"])
 def test_strides_that_fit_the_tiles_waste_nothing(name: str) -> None:
-    """Not a brick more than the windows hold, and not one with a mask."""
+    """Exactly the bricks that the windows hold, all of them without a mask."""
     one = NAMED[name]
     assert all(ratio == 1 for ratio in ratios(name).values())
     assert all(step.full == step.bricks for step in (*forward(one), *backward(one, False)))
@@ -199,7 +199,7 @@ SCALED = {
     "FLUX, wide windows": problem((24, 80), (20, 56), 16, 1),
     "Hunyuan, large windows": problem((5, 12, 32), (4, 10, 24), 16, 1),
 }
-# What those stand for.
+# The full-size problems that those stand for.
 FULL_SIZE = {
     "FLUX, large windows": "FLUX 256x256 K80",
     "FLUX, wide windows": "FLUX 256x256 K80",
@@ -221,7 +221,7 @@ def query_walks(steps: Iterable[Step]) -> dict[str, bool]:
     "name", [pytest.param(name, marks=[pytest.mark.all] if name in LONG else []) for name in SCALED]
 )
 def test_planned_work_is_what_runs(name: str) -> None:
-    """Scaled down and executed: the planned bricks and reads, no more, and right results."""
+    """Scaled down and executed: exactly the planned bricks and reads, and correct results."""
     one = SCALED[name]
     case = Case(
         f"scaled/{name}", one.query_shape, one.kernel_size, one.stride, one.dilation, one.is_causal, one.batch,

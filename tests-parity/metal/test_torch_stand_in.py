@@ -1,4 +1,4 @@
-"""The stand-in for ``torch.mps.compile_shader`` itself: what it binds, how it launches, and how it refuses."""
+"""The stand-in for ``torch.mps.compile_shader`` itself: what it binds, how it launches, and what it rejects."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def library(host: EmulatedHost) -> EmulatedLibrary:
 
 
 def words(library: EmulatedLibrary, given: Any, count: int) -> list[int]:
-    """The 32-bit words of an argument that is no tensor, as a kernel reads them; there are no more of them."""
+    """The 32-bit words of a non-tensor argument as a kernel reads them, and no more."""
     found = []
     for at in range(count + 1):
         out = torch.empty(1, dtype=torch.int32)
@@ -68,7 +68,7 @@ def words(library: EmulatedLibrary, given: Any, count: int) -> list[int]:
     ],
 )
 def test_numbers(library: EmulatedLibrary, given: Any, wanted: list[int]) -> None:
-    """Integers and booleans have 64 bits, floats 32, by themselves and in lists."""
+    """Integers and booleans have 64 bits, floats 32, alone and in lists."""
     assert words(library, given, len(wanted)) == wanted
 
 
@@ -82,7 +82,7 @@ def test_what_goes_by_value_is_small(library: EmulatedLibrary, host: EmulatedHos
 
 
 def test_strides_of_tensors_are_ignored(library: EmulatedLibrary) -> None:
-    """A tensor is the address of its first element: what lies there is read in the order of memory."""
+    """A tensor is the address of its first element: the memory from there is read in order."""
     x = torch.arange(24, dtype=torch.uint8).reshape(4, 6)
     for view, first in ((x.t(), 0), (x[1:, 2:], 8), (x[:, ::2], 0), (x[0].expand(2, 6), 0)):
         out = torch.empty(8, dtype=torch.uint8)
@@ -110,7 +110,7 @@ def test_what_metal_does_not_have(library: EmulatedLibrary, host: EmulatedHost, 
 
 
 def test_new_memory_holds_nothing(library: EmulatedLibrary) -> None:
-    """A kernel that reads what ``torch.empty`` made and nobody wrote is at fault, and so is one beyond the memory."""
+    """Reading what ``torch.empty`` allocated and nobody wrote is a fault, and so is reading past the memory."""
     both = "kernel void twice(device float* out [[buffer(0)]]) { out[0] = out[0] * 2; }"
     twice = EmulatedHost().compile_shader(both).twice
     with pytest.raises(KernelDefect, match="uninitialised"):
@@ -124,7 +124,7 @@ def test_new_memory_holds_nothing(library: EmulatedLibrary) -> None:
 
 @pytest.mark.parametrize("given", [[], None, "7", [None], [1, 2.5]])
 def test_what_is_no_argument(library: EmulatedLibrary, host: EmulatedHost, given: Any) -> None:
-    """The first number of a list says what all of it is; a whole number is a float too, but not the reverse."""
+    """The first number of a list determines the type of all; an integer is accepted as a float, but not the reverse."""
     with pytest.raises(RuntimeError, match=r"neither a tensor|not all of one kind"):
         library.word(torch.empty(1, dtype=torch.int32), given, 0)
     assert not host.launches
@@ -141,7 +141,7 @@ def test_what_is_no_argument(library: EmulatedLibrary, host: EmulatedHost, given
         (None, 32, 32),
         (12, MOST, 12),
         ((12,), 8, 8),
-        ((5, 12), MOST, MOST),  # in two and three dimensions the most, along the first
+        ((5, 12), MOST, MOST),  # the largest sizes in two and three dimensions, along the first
         ((3, 4, 5), 64, 64),
     ],
 )
@@ -162,7 +162,7 @@ def test_threads_and_the_default_group(
 
 @pytest.mark.parametrize(("threads", "group"), [(60, 7), ((6, 10), (4, 3)), ((3, 4, 5), (2, 2, 2))])
 def test_threads_are_not_groups(library: EmulatedLibrary, host: EmulatedHost, threads: Any, group: Any) -> None:
-    """The threads are as many as were asked for, and the last group of an axis may have fewer."""
+    """There are as many threads as requested, and the last group of an axis may have fewer."""
     out = torch.empty(60, dtype=torch.int32)
     library.places(out, threads=threads, group_size=group)
     all_, own = ([*(size if isinstance(size, tuple) else [size]), 1, 1][:3] for size in (threads, group))
@@ -223,7 +223,7 @@ def test_kernels_are_attributes(library: EmulatedLibrary, host: EmulatedHost) ->
     ],
 )
 def test_a_source_that_does_not_compile(host: EmulatedHost, source: str, said: str) -> None:
-    """A SyntaxError, at once, with the compiler's words."""
+    """A SyntaxError, immediately, with the compiler's words."""
     with pytest.raises(SyntaxError, match=said) as caught:
         host.compile_shader(source)
     assert str(caught.value).startswith("failed to compile source code: ") == source.isascii()

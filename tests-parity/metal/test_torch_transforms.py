@@ -21,7 +21,7 @@ from .host import EmulatedHost
 
 @pytest.fixture(autouse=True)
 def on_metal(metal: EmulatedHost) -> EmulatedHost:
-    """The default of each test; the kernels that it launches are in ``launches``."""
+    """The default of each test; the kernels it launches are in ``launches``."""
     natten_mps.set_backend("metal")
     return metal
 
@@ -82,7 +82,7 @@ def test_deterministic_mode(on_metal: EmulatedHost) -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_views_are_read_where_they_lie(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tensor is copied only if a token's channels do not lie side by side, and then in both directions."""
+    """A tensor is copied only if a token's channels are not contiguous, and then in both directions."""
     launch, seen = _launch._launch, []
 
     def recording(host: Any, step: Any, known: dict[str, Tensor]) -> None:
@@ -108,7 +108,7 @@ def test_views_are_read_where_they_lie(layout: str, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("op", CALLS)
 def test_lazy_tensors(op: str, kind: str, on_metal: EmulatedHost) -> None:
-    """The binding hands memory on as it lies: negative bits and zeros without memory are resolved before."""
+    """The binding passes on memory as it is, so negative bits and zeros without memory are resolved before."""
     check_inputs(op, kind)
     check_gradients(op, kind)
     assert on_metal.launches

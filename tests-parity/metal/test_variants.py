@@ -1,4 +1,4 @@
-"""The same kernels compiled otherwise: fast math, sanitizers, unoptimised; and equal to the bit in every order."""
+"""The same kernels compiled differently: fast math, sanitizers, unoptimised; and equal to the bit in every order."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     # Loads that clang drops, because their value is selected away, and that other compilers may keep.
     "unoptimised": {"optimised": False},
 }
-# Between them: float32 and float16, staged and direct, every template, bias, additional keys, parts.
+# Together: float32 and float16, staged and direct, every template, rpb, additional keys, parts.
 COMPILED_ANEW = ("img-staged-bias", "img-direct")
 LAUNCHES = 24
 # Parts and elements of the sums.
@@ -35,7 +35,7 @@ PARTIAL = (7, 600)
 
 
 def parameters() -> list[Any]:
-    """Two kits always, unoptimised only the one with most to select; the others with --all."""
+    """Two kits always, the unoptimised build only for the one with most selects; the others with --all."""
     found = []
     for kit, variant in itertools.product((*KITS, *LONG_KITS), VARIANTS):
         always = kit.name in COMPILED_ANEW and (kit.bias or variant != "unoptimised")
@@ -46,7 +46,7 @@ def parameters() -> list[Any]:
 
 @pytest.mark.parametrize(("kit", "variant"), parameters())
 def test_compiled_otherwise(kit: Kit, variant: str) -> None:
-    """The same bounds, the same work, and nothing that a sanitizer finds; each template in three schedules."""
+    """The same bounds, the same work, and no finding of a sanitizer; each template in three schedules."""
     built = kernels(kit.instances.values(), **VARIANTS[variant])
     rng, met = random.Random(f"{kit}/{variant}"), set()
     for number in range(math.ceil(LAUNCHES / len(kit.instances))):
@@ -59,7 +59,7 @@ def test_compiled_otherwise(kit: Kit, variant: str) -> None:
 
 
 def bits(sample: Any, instance: Instance, kernel: Kernel, schedule: str, seed: int) -> list[bytes]:
-    """Every output of one launch, as it lies in memory."""
+    """Every output of one launch, as raw memory."""
     tensors = sample.tensors
     if instance.template == "na_sum":
         step = sum_step(instance, sample.problem, *PARTIAL)
@@ -75,7 +75,7 @@ def bits(sample: Any, instance: Instance, kernel: Kernel, schedule: str, seed: i
     "kit", [pytest.param(kit, id=str(kit), marks=pytest.mark.xdist_group(str(kit))) for kit in (*KITS, *LONG_KITS)]
 )
 def test_equal_to_the_bit(kit: Kit) -> None:
-    """Repeated, and in whatever order threads, simdgroups and threadgroups run."""
+    """Repeated, and in any order of threads, simdgroups and threadgroups."""
     built, rng = kernels(kit.instances.values()), random.Random(f"{kit}/bits")
     orders = [("forward", 0), ("forward", 0), ("reverse", 0), ("random", 1), ("random", 2), ("greedy", 0)]
     for number in range(2):

@@ -1,4 +1,4 @@
-"""What is asserted of a launch: no fault, results within bounds, exactly the work that the definition asks for."""
+"""What is asserted of a launch: no fault, results within bounds, exactly the work that the definition requires."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ from .pool import Kit
 from .work import EveryWork, work_of
 
 Array = Any
-# Templates that make the weights anew, from lse.
+# Templates that recompute the weights from lse.
 RECOMPUTING = ("na_bwd_dq", "na_bwd_dkv", "na_bias")
-# Tensors that a template reads rows of.
+# Tensors whose rows a template reads.
 ROWS = {
     "na_fwd": ("q",), "na_bwd_dq": ("q", "out_grad"), "na_bwd_dkv": ("k", "v"), "na_qk": ("q",),
     "na_bias": ("q", "out_grad"),
 }  # fmt: skip
-# Those whose columns it reads, and how many products of a brick each of them takes part in.
+# Those whose columns it reads, and in how many products of a brick each takes part.
 COLUMNS = {
     "na_fwd": {"k": 1, "v": 1}, "na_bwd_dq": {"k": 2, "v": 1}, "na_bwd_dkv": {"q": 2, "out_grad": 2},
     "na_qk": {"k": 1}, "na_av": {"v": 1}, "na_av_t": {"x": 1}, "na_bias": {"k": 1, "v": 1},
 }  # fmt: skip
-# Of full attention, relative to the largest value, besides the last rounding.
+# For full attention, relative to the largest value, in addition to the last rounding.
 ATTENTION_ERROR = {"float32": 3e-6, "float16": 1e-3, "bfloat16": 8e-3}
 
 
 class Sample:
-    """A random problem: its tensors by name, and what every kernel must make of them.
+    """A random problem: its tensors by name, and the correct results of every kernel.
 
     expected: from the kind of op ('fused', 'qk', 'av') to truth and bounds of its results. gradients: the truth of
     kernels that start from the saved output, which is rounded.
@@ -55,12 +55,12 @@ class Sample:
         exact, lse = reference.forward(problem, **given)
         out = rounded(exact, problem.dtype)
         delta = (arrays["d_out"] * out).sum(-1)
-        # Kernels of the backward start from what the forward's kernels would have left.
+        # Kernels of the backward start from what the forward's kernels would have saved.
         saved = {"out": out, "lse": rounded(lse, "float32"), "delta": rounded(delta - arrays["d_lse"], "float32")}
         saved["stats"] = stats_of(lse, saved["lse"], saved["delta"])
         self.exact_lse = lse
         self.delta = {True: delta - arrays["d_lse"], False: delta}
-        # What rounding the output moves delta by moves the gradients as a gradient of lse would.
+        # Rounding the output changes delta, which changes the gradients as a gradient of lse would.
         moved = arrays["d_lse"] + (arrays["d_out"] * exact).sum(-1) - delta
         self.gradients = cache(lambda: reference.backward(problem, arrays["d_out"], moved, **given))
         self.tensors = arrays | saved
@@ -68,19 +68,21 @@ class Sample:
         if slots:
             _, held = slot_keys(problem)
             self.held = held.reshape(1, *problem.query_shape, 1, -1)
-        # What lies in slots without a key must go nowhere.
+        # Values in slots without a key must have no effect.
         self.tensors |= {name: np.where(self.held, values, np.nan) for name, values in slots.items()}
 
 
 def stats_of(exact: Array, lse: Array, delta: Array) -> Array:
-    """What dQ's kernel leaves of each query: lse in base 2, what it is off by as a factor of the weights, delta, 0."""
+    """What dQ's kernel saves for each query: lse in base 2, the factor that corrects the weights for its rounding,
+    delta, 0.
+    """
     in_base_2 = rounded(lse * np.log2(np.e), "float32")
     factor = rounded(np.exp2(in_base_2 - exact * np.log2(np.e)), "float32")
     return np.stack([in_base_2, factor, delta, np.zeros_like(delta)], -1)
 
 
 def sample_of(kit: Kit, rng: random.Random, number: int, **changed: Any) -> Sample:
-    """A random case of a kit, with the bounds that the other suites hold it to. changed: fields of the case."""
+    """A random case of a kit, with the bounds that the other suites use. changed: fields of the case."""
     case, dtype = replace(kit.problem(f"{kit}/{number}/{rng.random()}", rng), **changed), kit.dtype
 
     def expected(kind: str) -> dict[str, tolerances.Expected]:
@@ -91,8 +93,10 @@ def sample_of(kit: Kit, rng: random.Random, number: int, **changed: Any) -> Samp
 
 
 def attention_of(kit: Kit, rng: random.Random, number: int) -> Sample:
-    """Full attention of sequences, with as many queries as keys or not; the case table has no such."""
-    # Where queries end with a tile, the next tile may have keys that nobody sees: no columns, from 0 to 0.
+    """Full attention of sequences, with equal or different numbers of queries and keys; the case table has none of
+    those.
+    """
+    # Where queries end with a tile, the next tile may have keys that no query sees: no columns, from 0 to 0.
     queries = rng.choice((rng.randint(1, 70), 8 * kit.simdgroups * rng.randint(1, 2)))
     keys, kv_heads = rng.randint(1, 70), rng.randint(1, 2)
     heads, window, dims = kv_heads * kit.heads, max(queries, keys), [rng.randint(1, d) for d in kit.dims]
@@ -126,7 +130,7 @@ def kind_of(name: str, dtype: str) -> str:
 
 
 def problem_for(instance: Instance, problem: Problem) -> Problem:
-    """The problem as the template poses it: split ops scale by what their callers say."""
+    """The problem as the template sees it: split ops scale by what their callers say."""
     if instance.template in ("na_av", "na_av_t"):
         return replace(problem, scale=1.0)
     return problem
@@ -166,8 +170,8 @@ def check_values(sample: Sample, done: Run) -> None:
 def with_saved_rows(expected: tolerances.Expected, truth: Array, sample: Sample) -> tolerances.Expected:
     """Truth and bound of what starts from the rounded output and recomputes weights as exp(logit - lse).
 
-    The logit is a sum of its own, whose error is none of a dense softmax: there the same logits make the weights and
-    their sum. It matters where windows are so small that the baseline makes no error.
+    The logit is a separate sum, with an error that a dense softmax does not have: there the same logits give the
+    weights and their sum. It matters where windows are so small that the baseline has no error.
     """
     query, key = (np.linalg.norm(sample.tensors[name], axis=-1).max(initial=0.0) for name in ("query", "key"))
     largest = abs(sample.problem.scale) * query * key
@@ -175,7 +179,7 @@ def with_saved_rows(expected: tolerances.Expected, truth: Array, sample: Sample)
 
 
 def check_stats(sample: Sample, found: Array) -> None:
-    """lse and the sum of weights make the exact lse, to within the rounding of logits; delta is handed on."""
+    """lse and the sum of weights together give the exact lse, to within the rounding of logits; delta is passed on."""
     in_base_2, factor, delta, rest = np.moveaxis(found, -1, 0)
     query, key = (np.linalg.norm(sample.tensors[name], axis=-1).max(initial=0.0) for name in ("query", "key"))
     bias = np.abs(sample.tensors.get("rpb", np.zeros(1))).max()
@@ -227,7 +231,7 @@ def check_reads(done: Run, argument: str, tokens: Array) -> None:
 
 
 def launch(sample: Sample, instance: Instance, kernel: Kernel, rng: random.Random, schedule: str) -> None:
-    """One random launch of one instance, and all that is asserted of it."""
+    """One random launch of one instance, with everything that is asserted of it."""
     seed = rng.randrange(1 << 16)
     if instance.template == "na_sum":
         parts, count = rng.randint(1, 9), rng.randint(1, 900)

@@ -26,9 +26,9 @@ Array = Any
 class AxisWork:
     """One axis of a launch, summed over its tiles and dilation groups.
 
-    staged: how often staging copies each token as a column. direct: how often a product that reads device memory
-    itself reads it as one. steps, full: bricks along x; rows of the box on the other axes. boxes: columns that the
-    tiles see, tile by tile. idle: rows of patches that do not exist.
+    staged: how often staging copies each token as a column. direct: how often a product that reads device memory itself
+    reads it as one. steps, full: bricks along x; rows of the box on the other axes. boxes: columns that the tiles see,
+    tile by tile. idle: rows of patches that do not exist.
     """
 
     staged: Array
@@ -47,7 +47,7 @@ def seen_by(axis: Axis, transposed: bool) -> Array:
 
 
 def span(mask: Array) -> tuple[int, int]:
-    """``[first, last + 1)`` of the columns that any of the rows ``mask [rows, columns]`` sees; empty if none."""
+    """``[first, last + 1)`` of the columns that any row of ``mask [rows, columns]`` sees; empty if none."""
     columns = np.flatnonzero(mask.any(0))
     return (int(columns[0]), int(columns[-1]) + 1) if columns.size else (0, 0)
 
@@ -73,7 +73,9 @@ def chunks(rows: int, length: int, chunk: int) -> int:
 
 
 def in_bricks(length: int) -> Array:
-    """How often direct reads read each of ``length`` columns of a row: the last also for those its brick lacks."""
+    """How often direct reads read each of ``length`` columns of a row: the last one also in place of those missing from
+    its brick.
+    """
     counts = np.ones(length, int)
     counts[-1:] += -length % 8
     return counts
@@ -132,7 +134,7 @@ class Work:
 
     @property
     def patches(self) -> int:
-        """Patches that do something, of all batch items and heads."""
+        """Patches that have work, of all batch items and heads."""
         heads = self.problem.kv_heads if self.instance.template in TRANSPOSED else self.problem.heads
         heads //= 1 if self.instance.template in TRANSPOSED else self.instance.heads
         return self.problem.batch * heads * math.prod(axis.patches for axis in self.axes)
@@ -161,12 +163,12 @@ class Work:
 
     def read(self, products: int) -> Array:
         """``[tokens..]``: reads of each column of one head, that ``products`` products of a brick take part in."""
-        # Rows of different heads read the columns of their key/value head for themselves.
+        # Rows of different heads read the columns of their key/value head separately.
         times = 1 if self.instance.template in TRANSPOSED else self.problem.group_heads // self.instance.heads
         return self.outer("staged") * times if self.instance.stage else self.outer("direct") * times * products
 
     def read_additional(self, products: int) -> Array:
-        """``[S]``: the same of additional keys, which all patches see whole."""
+        """``[S]``: the same for additional keys, which all patches see in full."""
         times, i = self.problem.group_heads // self.instance.heads, self.instance
         if i.stage:
             return pieces(self.problem.additional, i.chunk) * math.prod(len(axis.boxes) for axis in self.axes) * times
@@ -175,7 +177,7 @@ class Work:
 
 
 def work_of(problem: Problem, instance: Instance) -> Work:
-    """What a launch of ``instance`` on ``problem`` has to do."""
+    """The work of a launch of ``instance`` on ``problem``."""
     transposed, axes = instance.template in TRANSPOSED, []
     for place, axis in enumerate(problem.axes):
         along_x = place == problem.rank - 1
@@ -187,9 +189,9 @@ def work_of(problem: Problem, instance: Instance) -> Work:
 
 @dataclass(frozen=True)
 class EveryWork:
-    """A launch of na_bwd_dkv of additional keys: each patch of 8 of them meets every query of every head.
+    """A launch of na_bwd_dkv for additional keys: each patch of 8 of them visits every query of every head.
 
-    parts: shares of the outermost axis, each with threadgroups of its own.
+    parts: shares of the outermost axis, each with its own threadgroups.
     """
 
     problem: Problem
@@ -204,7 +206,7 @@ class EveryWork:
 
     @property
     def shares(self) -> list[int]:
-        """Lengths along x of the boxes that one patch meets, part by part in rank 1."""
+        """Lengths along x of the boxes that one patch visits, part by part in rank 1."""
         return [self.problem.query_shape[-1]] if self.problem.rank > 1 else self.cuts
 
     @property

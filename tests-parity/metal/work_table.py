@@ -1,8 +1,8 @@
-"""The work of well-known problems, as a committed table: ``python -m metal.work_table --write`` makes it anew.
+"""The work of well-known problems, as a committed table: ``python -m metal.work_table --write`` rebuilds it.
 
-Run it in ``tests-parity``. executed counts bricks of 8x8 pairs of one launch, useful is pairs / 64, and ratio
-their quotient: 1 is a kernel that computes nothing but what the windows hold. flat is the ratio that bricks would
-have that ran on from one row of a patch's box into the next, which no kernel does: what there is to gain.
+Run it in ``tests-parity``. executed counts bricks of 8x8 pairs of one launch, useful is pairs / 64, and ratio their
+quotient: 1 is a kernel that computes only what the windows hold. flat is the ratio of bricks that would continue from
+one row of a patch's box into the next, which no kernel does: the possible gain.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ NAMED = {
 
 
 def useful(one: Problem) -> float:
-    """Bricks that would hold all pairs of all heads and batch items without a gap."""
+    """Bricks that would hold all pairs of all heads and batch items without gaps."""
     return one.batch * one.heads * pairs(one) / 64
 
 
@@ -77,7 +77,7 @@ def box_lengths(axis: Axis, transposed: bool, extent: int) -> Counter[int]:
 
 
 def flat_bricks(one: Problem, transposed: bool) -> int:
-    """Bricks of 8 columns that follow one another in a patch's box, whatever its rows; with the best patch for them."""
+    """Bricks of 8 consecutive columns in a patch's box, across its rows; with the best patch for them."""
     choices = []
     for heads in (1,) if transposed else [h for h in (1, 2, 4, 8) if one.group_heads % h == 0]:
         for patch in patches(one.rank, heads):

@@ -1,6 +1,6 @@
-"""Compiling: the runtime, the precompiled shim, and kernel libraries, each once, kept in the cache by content hash.
+"""Compiling: the runtime, the precompiled shim, and kernel libraries, each once, cached by content hash.
 
-Safe with several processes at once: everything is made in a temporary folder and moved into place whole.
+Safe with several processes at once: everything is made in a temporary folder and then moved into place.
 """
 
 import os
@@ -41,7 +41,7 @@ COMMON_FLAGS = (
     "-fno-rtti",
     "-fno-strict-aliasing",
     "-fno-math-errno",
-    # A read through a null pointer is kept, and reported
+    # Keep reads through null pointers, so that they are reported
     "-fno-delete-null-pointer-checks",
     # A large frame touches the guard page below its stack
     "-fstack-clash-protection",
@@ -113,7 +113,7 @@ class Variant:
 
 
 def build_once(name: str, make: Callable[[Path], object]) -> Path:
-    """The cached file `name`; if it is not there, make(path) writes it and it is moved into place."""
+    """The cached file `name`; if it does not exist, make(path) writes it and it is moved into place."""
     target = cache_folder() / name
     if not target.exists():
         with tempfile.TemporaryDirectory(dir=cache_folder()) as folder:
@@ -155,7 +155,7 @@ def shim_flags() -> list[str]:
 def precompiled_shim(variant: Variant) -> Path:
     """The shim, parsed once for all kernels of a variant.
 
-    clang takes it only together with the very files that it was made of, so their places and times are in the key.
+    clang accepts it only together with exactly the files that it was made of, so their paths and times are in the key.
     """
     flags = variant.flags()
     headers = sorted(path for folder in ("runtime", "shim") for path in (HERE / folder).glob("*.h"))
@@ -204,7 +204,7 @@ def kernel_library(translation: Translation, kernels: tuple[str, ...], variant: 
             objects.append(str(source.with_suffix(".o")))
             commands.append([*flags, *shim_flags(), "-include-pch", str(pch), "-c", str(source), "-o", objects[-1]])
         list(_pool.map(compile_unit, commands))
-        # Functions that are not inline come out of every unit alike
+        # Functions that are not inline are the same in every unit
         link = ["-shared", "-nostdlib", "-Wl,-z,defs", "-Wl,-z,muldefs", *objects, str(runtime_library()), "-lm", "-lc"]
         run_clang_or_raise([*link, "-o", str(path)])
 

@@ -92,7 +92,7 @@ class Result(ctypes.Structure):
 
 @dataclass
 class Memory:
-    """One array, however many slots show it, and what happened to it."""
+    """One array, however many slots refer to it, and what happened to it."""
 
     array: np.ndarray
     slots: list[int]
@@ -109,7 +109,7 @@ class Memory:
         self.writes = np.zeros(cells, np.uint16)
 
     def cell_bytes(self) -> int:
-        """Bytes that are watched as one: an element, or the words of a larger one."""
+        """Bytes watched as a unit: an element, or the words of a larger one."""
         size = self.array.itemsize
         if size <= MAX_CELL:
             return size
@@ -121,7 +121,7 @@ class Memory:
         return counts.reshape(*self.array.shape, cells).max(-1)
 
     def to_runtime(self) -> BufferIn:
-        """As the runtime takes it."""
+        """In the runtime's form."""
         return BufferIn(
             data=self.array.ctypes.data,
             bytes=self.array.nbytes,
@@ -156,7 +156,7 @@ def dispatch(
     threadgroup: tuple[int, int, int],
     options: Options,
 ) -> tuple[Result, float]:
-    """Run one launch; counters go to `memories` and the result, which comes with the seconds it took.
+    """Run one launch; counters go to `memories` and the result, which includes the seconds it took.
 
     slots: for each buffer slot its memory's number and byte offset. argument_bytes: of each [[threadgroup(n)]].
     """

@@ -22,10 +22,9 @@ MAX_THREADS = 1024
 class Buffer:
     """An array bound at a byte offset, as setBuffer:offset: does; the kernel sees the array from there on.
 
-    initialised=False: the contents count as never written, and start as 0xFF bytes (NaN).
-    in_place: the kernel gets the array itself, for arrays that no copy fits; nothing of them is watched, so only
-    libraries compiled with checked=False take them.
-    Slots that share memory must be given the same array object's memory, with offsets.
+    initialised=False: the contents count as never written, and start as 0xFF bytes (NaN). in_place: the kernel gets the
+    array itself, for arrays too large to copy; they are not watched, so only libraries compiled with checked=False
+    accept them. Slots that share memory must be given the same array object's memory, with offsets.
     """
 
     array: np.ndarray

@@ -46,10 +46,10 @@ def compile_source(
 
     kernels: the ones to compile, by host name (default: all). fast_math: clang's -ffast-math, with denormals flushed.
     sanitizer: None, "address" (bounds of private arrays too) or "undefined" (integer overflow, division by zero,
-    shifts, alignment, ...). checked=False leaves the memory checks out: faster, and only divergence and crashes are
-    found. optimised=False keeps every access of the source, those whose value goes nowhere too.
-    include_dirs: folders for #include of other than Metal's own headers.
-    Raises CompileError with clang's messages, Unavailable if this machine cannot run the emulator.
+    shifts, alignment, ...). checked=False leaves out the memory checks: faster, but only divergence and crashes are
+    found. optimised=False keeps every access of the source, even those whose value is not used. include_dirs: folders
+    for #include of headers other than Metal's own. Raises CompileError with clang's messages, Unavailable if this
+    machine cannot run the emulator.
     """
     require()
     variant = Variant(fast_math, sanitizer, checked, optimised)

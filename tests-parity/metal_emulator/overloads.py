@@ -1,7 +1,7 @@
 """Members, functions and partial specialisations that differ only in an address space.
 
-Without address spaces they are duplicates. The `thread` one stays; its device, threadgroup and constant twins go.
-Our own kernels have none; MLX's prelude does.
+Without address spaces they are duplicates. The `thread` one is kept; its device, threadgroup and constant twins are
+removed. Our own kernels have none; MLX's prelude does.
 """
 
 from .tokens import ADDRESS_SPACES, CLOSING, OPENING, after_match, is_blank, lines_only, significant

@@ -7,7 +7,7 @@ import numpy as np
 
 
 class FaultKind(Enum):
-    """What can be wrong with a launch, in the order of runtime.h."""
+    """Kinds of faults, in the order of runtime.h."""
 
     OUT_OF_BOUNDS = "out of bounds"
     UNINITIALISED_READ = "read of uninitialised memory"
@@ -26,7 +26,7 @@ class FaultKind(Enum):
 
 @dataclass(frozen=True)
 class Fault:
-    """One finding: the first of its kind at its place in the source."""
+    """One fault: the first of its kind at its place in the source."""
 
     kind: FaultKind
     detail: str

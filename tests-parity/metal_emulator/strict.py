@@ -56,7 +56,7 @@ def check(source: str, include_dirs: Sequence[str] = ()) -> list[Finding]:
 
 
 def read_diagnostics(output: str) -> list[Finding]:
-    """Findings in clang's output. An error inside the shim is told at the line of the source that led there."""
+    """Findings in clang's output. An error inside the shim is reported at the line of the source that led there."""
     findings = []
     pending = ""
     for line in output.splitlines():

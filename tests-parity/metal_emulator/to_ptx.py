@@ -37,7 +37,7 @@ FLAGS = (
 
 @dataclass(frozen=True)
 class Cubin:
-    """Assembled code and what the assembler says of its only, or largest, kernel."""
+    """Assembled code and the assembler's figures for its only, or largest, kernel."""
 
     code: bytes
     registers: int

@@ -20,7 +20,7 @@ ADDRESS_SPACES = frozenset(
 
 
 def tokenize(text: str) -> list[str]:
-    """All tokens, spaces and line markers included: joined, they give the text again."""
+    """All tokens, spaces and line markers included: joined, they are the original text."""
     return split_double_brackets(TOKEN.findall(text))
 
 

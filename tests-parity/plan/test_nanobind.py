@@ -1,4 +1,4 @@
-"""natten-mlx's C++ primitives: how they sit in MLX's graph. Results and transforms are held by the common suites."""
+"""natten-mlx's C++ primitives in MLX's graph. The common suites cover results and transforms."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def launcher() -> Any:
 
 @pytest.fixture(autouse=True)
 def nanobind() -> None:
-    """Every call of this module asks for the extension, in every thread."""
+    """Every call of this module requests the extension, in every thread."""
     assert launcher().unavailable_reason() is None
     MLX.package.set_backend("nanobind")
 
@@ -54,7 +54,7 @@ def graph(*outputs: mx.array) -> str:
     return text.getvalue()
 
 
-# --- inputs as they lie ------------------------------------------------------------------------------
+# --- strided inputs -------------------------------------------------------------------------------------
 
 VIEWS: dict[str, Callable[[mx.array], mx.array]] = {
     "axes in another order": lambda x: mx.moveaxis(mx.contiguous(mx.moveaxis(x, 3, 1)), 1, 3),
@@ -68,7 +68,7 @@ VIEWS: dict[str, Callable[[mx.array], mx.array]] = {
 @pytest.mark.parametrize("view", VIEWS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_strided_inputs(view: str, dtype: str) -> None:
-    """Bit-equal to packed ones, forward and backward, for each input alone and for all."""
+    """Bit-equal to contiguous ones, forward and backward, for each input alone and for all."""
     packed = [random(2, 9, 8, 2, 5, seed=i, dtype=dtype) for i in range(3)]
 
     def call(*arrays: mx.array) -> list[mx.array]:
@@ -101,7 +101,7 @@ def test_broadcast_inputs() -> None:
 
 
 def test_cotangents_of_another_dtype() -> None:
-    """MLX hands them on as they are."""
+    """MLX passes them on unchanged."""
     query, cotangent = random(1, 12, 2, 4, dtype="float16"), random(1, 12, 2, 4, seed=1, dtype="float16")
 
     def call(query: mx.array) -> list[mx.array]:
@@ -113,7 +113,7 @@ def test_cotangents_of_another_dtype() -> None:
 
 @pytest.mark.parametrize("view", [lambda x: x[:, ::2, ::2], lambda x: mx.swapaxes(x, 1, 2)])
 def test_views_are_not_copied(view: Callable[[mx.array], mx.array]) -> None:
-    """What a call allocates is its outputs."""
+    """A call allocates only its outputs."""
     whole = random(1, 128, 128, 4, 16)
     mx.eval(whole)
     given = view(whole)
@@ -127,7 +127,7 @@ def test_views_are_not_copied(view: Callable[[mx.array], mx.array]) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_empty_batch(name: str) -> None:
-    """Through every op, forward and backward, also where the batch is what vmap maps."""
+    """Through every op, forward and backward, also where vmap maps the batch."""
     case = BY_NAME[name]
     arrays = {n: MLX.tensor(a, "float32") for n, a in inputs(case, "float32").items() if n in INPUTS}
     given = [a if n == "rpb" else a[:0] for n, a in arrays.items()]
@@ -176,7 +176,7 @@ def test_the_gradient_is_another_primitive() -> None:
 
 
 def test_the_gradient_of_a_split_op_does_not_need_its_output() -> None:
-    """Logits and what they become are the largest tensors there are."""
+    """Logits and their gradients are the largest tensors there are."""
     query = random(1, 9, 2, 4)
     gradient = mx.grad(lambda q: (MLX.face("na1d_qk")(q, q, 3) * 2).sum())(query)
     assert "na1d_qk qk_backward" in graph(gradient) and 'label ="na1d_qk qk"' not in graph(gradient)
@@ -208,7 +208,7 @@ def test_errors_come_out_as_they_were() -> None:
 
 
 def test_a_plan_lives_as_long_as_its_primitives() -> None:
-    """Also where its caches have long forgotten it, and on another thread."""
+    """Even after its caches have evicted it, and on another thread."""
     query = random(1, 9, 2, 4)
     wanted = MLX.face("na1d")(query, query, query, 3)
     mx.eval(wanted)
@@ -286,7 +286,7 @@ def test_streams_wait_for_each_other() -> None:
     same(*gradients)
 
 
-# --- calls that came before --------------------------------------------------------------------------
+# --- recalled calls -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -303,7 +303,7 @@ def test_streams_wait_for_each_other() -> None:
     ],
 )
 def test_a_remembered_call_lets_no_other_pass(legal: dict[str, Any], wrong: dict[str, Any]) -> None:
-    """Equal is not the same: what was checked once vouches for its own types only."""
+    """Equal is not the same: a checked call vouches only for arguments of its own types."""
     query = random(1, 9, 2, 4)
     MLX.face("na1d")(query, query, query, **legal)
     with MLX.watch() as ran:
@@ -335,7 +335,9 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_stub_is_the_extension_s_own(tmp_path: Path) -> None:
-    """Made anew: ``import mlx.core; from nanobind.stubgen import main; main(["-m", "natten_mlx._ext", "-o", ...])``."""
+    """Rebuild it with ``import mlx.core; from nanobind.stubgen import main; main(["-m", "natten_mlx._ext", "-o",
+    ...])``.
+    """
     from nanobind.stubgen import main
 
     made = tmp_path / "_ext.pyi"

@@ -1,6 +1,6 @@
-"""Where natten-mlx's primitives and plans end: on MLX's threads, within a call of MLX's, after the interpreter.
+"""The lifetime of natten-mlx's primitives and plans: on MLX's threads, within a call of MLX's, after the interpreter.
 
-Each situation is a process of its own with a time limit, for what used to go wrong was a deadlock or an abort.
+Each situation has its own process with a time limit, because failures used to be deadlocks or aborts.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import pytest
 CSRC = Path(__file__).resolve().parents[2] / "packages" / "natten-mlx" / "csrc"
 SECONDS = 60
 
-# `outputs(n)`: results of n distinct problems, and `gradients(n)`: theirs, of which the caches have forgotten the
-# plans, so that the graph alone holds them.
+# `outputs(n)`: results of n distinct problems, and `gradients(n)`: theirs. The caches have evicted their plans, so that
+# only the graph holds them.
 OPENING = """
 import gc, os, sys, threading
 import mlx.core as mx
@@ -46,7 +46,7 @@ def gradients(n):
 """
 
 SITUATIONS = {
-    # More plans than the caches hold, as a user gets there.
+    # More plans than the caches hold, reached as a user would.
     "saved": """
         items = [mx.random.normal((n, 2, 16)) for n in range(20, 1320)]
         mx.save(sys.argv[1], mx.concatenate(na.na1d_varlen(items, items, items, None, 7)))
@@ -93,7 +93,7 @@ SITUATIONS = {
         lazy = outputs(20) + gradients(20)
         compiled = mx.compile(lambda q: na.na1d(q, q, q, 5))(mx.zeros((1, 30, 1, 4)))
     """,
-    # What the kernels refuse is told by the call that waits for it, whatever thread ran it.
+    # An error of the kernels is raised by the call that waits for it, whatever thread ran it.
     "refused by the kernel": """
         from natten_mlx._metal.plan import limits
         limits.too_large = lambda problem: None
@@ -107,7 +107,7 @@ SITUATIONS = {
                 raise AssertionError("not told")
             mx.eval(outputs(1))
     """,
-    # The child has none of its parent's threads and computes nothing; it must only get away.
+    # The child has none of its parent's threads and computes nothing; it only has to exit.
     "forked": """
         import warnings
         warnings.simplefilter("ignore", DeprecationWarning)  # of threads in a process that forks
@@ -124,7 +124,7 @@ SITUATIONS = {
 
 
 def ends_well(situation: str, folder: Path) -> None:
-    """The process says its last word and exits with 0, without a line of complaint."""
+    """The process prints its last line and exits with 0, without any error output."""
     code = OPENING + textwrap.dedent(SITUATIONS[situation]) + '\nprint("end")\n'
     done = subprocess.run(
         [sys.executable, "-c", code, str(folder / "out.npy")],
@@ -149,7 +149,7 @@ def test_a_process_ends_well_many_times(situation: str, tmp_path: Path) -> None:
 
 
 def test_what_mlx_destroys_knows_nothing_of_python() -> None:
-    """The types of plans and primitives, and all that they are made of, are declared without Python's."""
+    """The types of plans and primitives, and all their members, are declared without Python's."""
     headers, seen = ["operation.h"], set()
     while headers:
         name = headers.pop()
@@ -187,7 +187,7 @@ print(before, memory())
 @pytest.mark.all
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc and trims glibc's heap")
 def test_memory_does_not_grow_with_the_number_of_problems() -> None:
-    """Every cache is full after 4,000; 10,000 more distinct problems change nothing, nor do their gradients."""
+    """Every cache is full after 4,000; 10,000 more distinct problems need no more memory, nor do their gradients."""
     done = subprocess.run(
         [sys.executable, "-c", OPENING + GROWTH], capture_output=True, text=True, timeout=600, check=False
     )

@@ -1,4 +1,4 @@
-"""When natten-mlx's C++ extension is not used: each guard, provoked, says why in a sentence; another path runs."""
+"""When natten-mlx's C++ extension is not used: each guard, provoked, says why in one sentence; another backend runs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Provoke = Callable[[pytest.MonkeyPatch, Path], None]
 
 
 def nothing_built(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    monkeypatch.setitem(sys.modules, "natten_mlx._build_info", None)  # as if there were no such file
+    monkeypatch.setitem(sys.modules, "natten_mlx._build_info", None)  # as if the file did not exist
 
 
 def another_mlx(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
@@ -65,7 +65,7 @@ GUARDS: dict[Provoke, str] = {
 
 @pytest.fixture
 def afresh() -> Iterator[None]:
-    """The extension is looked for anew, and nothing of the outcome stays."""
+    """The extension is searched for again, and nothing of the outcome remains."""
     launcher = MLX.module("_launch.nanobind")
     for forget in (launcher._found.cache_clear, launcher.remembered.clear):
         forget()
@@ -98,7 +98,7 @@ def test_each_guard_says_why_and_another_path_runs(
 def test_the_slow_path_is_told_once(
     provoke: Provoke, afresh: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Where a call under 'auto' takes it, and nobody asked for it."""
+    """Only where a call under 'auto' falls back to it, and not where it was requested."""
     package, query = MLX.package, mx.ones((1, 9, 2, 4))
     provoke(monkeypatch, tmp_path)
     monkeypatch.setattr(MLX.module("_metal.plan.backends"), "_said", set())
@@ -120,7 +120,7 @@ def test_the_slow_path_is_told_once(
 
 
 def test_without_a_reason_it_runs(afresh: None) -> None:
-    """The guards let through what matches, in silence."""
+    """The guards accept what matches, silently."""
     assert MLX.package.nanobind_unavailable_reason() is None
     assert MLX.package.has_nanobind()
 

@@ -1,4 +1,4 @@
-"""The CPU kernels behind natten-mps: what they read, where they run, and what happens where they are missing."""
+"""The CPU kernels behind natten-mps: what they read, where they run, and what happens if they are missing."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_what_the_library_says_of_itself() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
 def test_views_are_read_where_they_lie(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fused projection, heads first, every other token, channels apart, one item for the whole batch: no copies."""
+    """A fused projection, heads first, every other token, strided channels, one item for the whole batch: no copies."""
     fused = torch.randn(2, 9, 8, 3, 2, 16, dtype=dtype)
     heads_first = torch.randn(2, 2, 9, 8, 16, dtype=dtype).movedim(1, 3)
     apart = torch.randn(2, 16, 9, 16, 2, dtype=dtype).permute(0, 2, 3, 4, 1)[:, :, ::2]
@@ -121,7 +121,7 @@ def _forked(results: Any) -> None:
 
 
 def test_a_forked_process_computes() -> None:
-    """As a data loader's workers do: the parent's threads do not exist there."""
+    """Like a data loader's workers: the parent's threads do not exist there."""
     wanted = [float(t.detach().double().sum()) for t in with_gradients(tensors(2), backend="native")]
     context = multiprocessing.get_context("fork")
     results = context.SimpleQueue()
@@ -144,12 +144,12 @@ def test_an_empty_batch() -> None:
     assert not gradients[3].any() and gradients[3].shape == rpb.shape
 
 
-# --- where it is missing ---------------------------------------------------------------------------
+# --- without the library --------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def fresh_search() -> Iterator[None]:
-    """The library is looked for anew, in the test and after it."""
+    """The library is searched for again, in the test and after it."""
     _launch_native._found.cache_clear()
     yield
     _launch_native._found.cache_clear()
@@ -157,7 +157,7 @@ def fresh_search() -> Iterator[None]:
 
 @pytest.mark.usefixtures("fresh_search")
 def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The pure path runs, the plan says why, and asking for the kernel is an error with the same words."""
+    """The pure path runs, the plan says why, and requesting the kernel is an error with the same words."""
     monkeypatch.setattr(_launch_native, "FILE", "no_such_library.so")
     reason = "this install of natten-mps has no compiled CPU kernel for "
     with MPS.watch() as ran:
@@ -173,7 +173,7 @@ def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("fresh_search")
 def test_the_slow_path_is_told_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """Where a call under 'auto' takes it, and nobody asked for it."""
+    """Only where a call under 'auto' falls back to it, and not where it was requested."""
     monkeypatch.setattr(_launch_native, "FILE", "no_such_library.so")
     monkeypatch.setattr(natten_mps._metal.plan.backends, "_said", set())
     with_gradients(tensors(1), backend="pure")

@@ -1,4 +1,4 @@
-"""Plans are data; backends are chosen in one order; what is claimed to run runs."""
+"""Plans are data; backends are chosen in a fixed order; whatever is claimed to run does run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TIERS = {"mps": ("metal", "native", "pure", "dense"), "mlx": ("nanobind", "fast_
 
 
 def reasons(framework: Framework) -> dict[str, str | None]:
-    """For each tier why it cannot run on this machine's CPU; None if it can."""
+    """For each backend why it cannot run on this machine's CPU; None if it can."""
     device_of = framework.module("_device").device_of
     if framework is MPS:
         import torch
@@ -37,7 +37,7 @@ def reasons(framework: Framework) -> dict[str, str | None]:
 
 
 def automatic(framework: Framework) -> str:
-    """The tier that 'auto' takes on this machine's CPU."""
+    """The backend that 'auto' takes on this machine's CPU."""
     return next(tier for tier, reason in reasons(framework).items() if reason is None)
 
 
@@ -70,7 +70,7 @@ def plain(value: Any) -> bool:
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_a_step_fits_its_memory(case: Any) -> None:
-    """The logits of one step stay within the budget, or one tile is all that a step holds."""
+    """The logits computed at once stay within the budget, or belong to a single tile."""
     problem = case.problem("float32")
     made = plan.plan(problem, CPU, "pure", ("pure",))
     for walk, extra in ((made.queries, case.additional or 0), (plan.walk(problem, transposed=True), 0)):
@@ -83,7 +83,7 @@ def test_a_step_fits_its_memory(case: Any) -> None:
 
 
 def test_plans_are_bounded_for_huge_problems() -> None:
-    """Planning does not walk over tokens: a million of them is planned, with a step of bounded size."""
+    """Planning does not loop over tokens: a million of them is planned, with bounded chunks."""
     case = dataclasses.replace(BY_NAME["seq"], shape=(1 << 20,), kernel_size=(129,), heads=8, kv_heads=8)
     made = plan.plan(case.problem("float32"), CPU, "pure", ("pure",))
     assert made.queries is not None
@@ -163,7 +163,7 @@ def test_explain(framework: Framework) -> None:
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 def test_auto_runs_what_explain_announces(framework: Framework) -> None:
-    """And says of each tier that it passed why."""
+    """And it says why, for each backend that it passed over."""
     given, path = tensors(framework), automatic(framework)
     before = itertools.takewhile(lambda found: found[1] is not None, reasons(framework).items())
     passed = [f"{tier}: {reason}" for tier, reason in before]
@@ -185,7 +185,7 @@ def test_the_support_matrix_is_true(framework: Framework) -> None:
         assert set(entry["ops"].values()) == {entry["reason"]}
         claims = [entry[name] for name in ("available", "forward", "backward", "varlen")]
         assert len(set(claims)) == 1
-        # On a Mac the matrix speaks of its GPU; these tests run on the CPU.
+        # On a Mac the matrix describes its GPU; these tests run on the CPU.
         if entry["available"] != (reasons(framework)[tier] is None):
             assert package_has_gpu(framework), tier
             continue
@@ -230,7 +230,7 @@ def test_the_order_of_precedence(framework: Framework, monkeypatch: pytest.Monke
     package, own = framework.package, f"NATTEN_{framework.name.upper()}_BACKEND"
 
     def set_environment(**values: str) -> None:
-        # as a new process would find it
+        # as in a new process
         monkeypatch.setattr(framework.module("_config").BACKENDS, "_environment", None)
         for name in ("NATTEN_BACKEND", "NATTEN_MPS_BACKEND", "NATTEN_MLX_BACKEND"):
             monkeypatch.delenv(name, raising=False)
@@ -284,7 +284,7 @@ def test_use_backend_ends_with_an_error(framework: Framework) -> None:
 
 @pytest.mark.parametrize("path", OURS, ids=str)
 def test_backward_keeps_the_backend_of_forward(path: Path) -> None:
-    """The context is left before the gradient is asked for."""
+    """The context has ended before the gradient is computed."""
     framework, case = path.framework, BY_NAME["img"]
     arrays = inputs(case, "float32")
     given = [framework.tensor(arrays[name], "float32") for name in ("query", "key", "value")]

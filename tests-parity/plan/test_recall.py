@@ -27,7 +27,7 @@ def tensor(framework: Framework, dtype: str = "float32") -> Any:
 def test_equal_is_not_the_same(
     framework: Framework, backend: str, legal: dict[str, Any], wrong: dict[str, Any]
 ) -> None:
-    """What was checked once vouches for its own types only."""
+    """A checked call vouches only for arguments of its own types."""
     x, half, call = tensor(framework), tensor(framework, "float16"), framework.face("na1d")
     for _ in range(2):
         call(x, x, x, **legal, backend=backend)
@@ -41,7 +41,7 @@ def test_equal_is_not_the_same(
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 def test_a_list_that_changes(framework: Framework) -> None:
-    """Its numbers are read by each call anew."""
+    """Each call reads its numbers again."""
     x, call, size = tensor(framework), framework.face("na1d"), [3]
     narrow = framework.numpy(call(x, x, x, 3))
     assert np.array_equal(framework.numpy(call(x, x, x, size)), narrow)
@@ -53,7 +53,7 @@ def test_a_list_that_changes(framework: Framework) -> None:
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 def test_memory_is_bounded(framework: Framework, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A call that came before is found; of many kinds some are kept."""
+    """Repeated calls are found; of many kinds only some are kept."""
     monkeypatch.setattr(framework.module("_metal.api.recall"), "MOST", 4)
     checked = framework.module("functional")._checked
     checked.clear()

@@ -1,4 +1,4 @@
-"""What the support matrix says of devices that need not be here; test_plan.py runs what it claims of this one."""
+"""The support matrix for devices that need not exist here; test_plan.py runs what it claims for this one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FAMILIES = ("fused", "additional_keys", "rpb", "attention", "split", "varlen", "
 
 
 def test_the_support_matrix_of_a_gpu() -> None:
-    """Asked of the planner, which needs no GPU."""
+    """The planner is asked, which needs no GPU."""
     gpu = Device("gpu", "some gpu", (("native", "it runs on the CPU"),), float64=False, smallest=8)
     tiers = ("metal", "fast_metal", "nanobind", "native", "pure", "dense")
     matrix = support.support_matrix(gpu, tiers)
@@ -49,7 +49,7 @@ def test_the_support_matrix_of_a_gpu() -> None:
 
 
 def test_the_limits_are_true() -> None:
-    """Of each: the last problem that is taken, and the first that is refused with the words of the matrix."""
+    """For each limit: the last problem that is accepted, and the first one refused, with the words of the matrix."""
     gpu = Device("gpu", "some gpu", smallest=8)
     told = support.support_matrix(gpu, ("metal", "fast_metal"))
     assert told["metal"]["limits"]["float64"] == "Metal has no float64"
@@ -89,7 +89,7 @@ def test_the_limits_are_true() -> None:
 def test_the_support_matrix_asks_about_each_op(
     lost: str, left_out: list[str] | None, denied: set[str], families: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the planner refuses is denied, and no more."""
+    """Exactly what the planner refuses is denied."""
     gpu = Device("gpu", "some gpu", float64=False)
 
     def obstacle(problem: Any, device: Device, tier: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Several threads at once: what the packages keep from call to call is shared by all of them."""
+"""Several threads at once, which share everything that the packages keep from call to call."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ THREADS = 8
 
 @pytest.fixture
 def hurry() -> Iterator[None]:
-    """Threads that take turns after a few operations each."""
+    """Threads that switch after a few operations each."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     yield
@@ -32,7 +32,7 @@ def hurry() -> Iterator[None]:
 
 
 def together(work: Any) -> None:
-    """``work(number)`` in :data:`THREADS` threads that begin at the same moment; the first failure is raised."""
+    """``work(number)`` in :data:`THREADS` threads that start at the same moment; raises the first failure."""
     failures: list[BaseException] = []
     ready = threading.Barrier(THREADS)
 
@@ -53,7 +53,7 @@ def together(work: Any) -> None:
         raise failures[0]
 
 
-# Many problems of one walk (their heads differ), and many walks: more than any cache keeps.
+# Many problems of one walk (with different heads), and many walks: more than any cache keeps.
 CALLS = [(length, heads, causal) for length in (9, 10, 31) for heads in range(1, 21) for causal in (False, True)]
 
 
@@ -70,7 +70,7 @@ def call(path: Path, length: int, heads: int, causal: bool) -> Any:
 
 @pytest.mark.parametrize("path", PATHS, ids=str)
 def test_threads_do_not_disturb_each_other(path: Path, hurry: None) -> None:
-    """Each thread calls each problem in an order of its own; each result is what one thread alone computes."""
+    """Each thread calls the problems in its own order; each result equals that of a single thread."""
     with path.framework.watch() as ran:
         alone = {arguments: call(path, *arguments) for arguments in CALLS}
     assert ran == {path.backend}
@@ -86,7 +86,7 @@ def test_threads_do_not_disturb_each_other(path: Path, hurry: None) -> None:
 
 @dataclass(frozen=True)
 class Name:
-    """A thread gives up its turn within each look-up of it."""
+    """A thread yields in the middle of each look-up."""
 
     number: int
 
@@ -96,7 +96,7 @@ class Name:
 
 
 def test_what_a_chunk_keeps_is_shared_and_bounded(hurry: None) -> None:
-    """Threads ask for more notes than are kept: each gets its own, whoever made it."""
+    """Threads cache more values than are kept: each gets its own, whoever made it."""
     problem = Problem("na", 1, (64,), (64,), 1, 1, 4, 4, (5,), (1,), (1,), (False,), 1.0, "float32")
     walk = plan.plan(problem, Device("cpu", "cpu"), "pure", ("pure",)).queries
     assert walk is not None

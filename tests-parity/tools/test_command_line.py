@@ -1,4 +1,4 @@
-"""How commands end when something outside of them goes wrong: a message and an exit status, never a traceback."""
+"""How commands end when something outside of them fails: a message and an exit status, never a traceback."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def ended(package: str, folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The command as a process of its own, by ``python -m``."""
+    """The command in a process of its own, by ``python -m``."""
     done = subprocess.run(
         [sys.executable, "-m", package, *arguments],
         cwd=folder, env=os.environ | environment, capture_output=True, text=True, timeout=120, check=False,
@@ -51,7 +51,7 @@ def test_a_backend_of_the_environment(package: str, command: tuple[str, ...], fo
     name = f"{NAMES[package]} {'demo train' if 'train' in command else 'demo'}"
     assert done.returncode == 1
     assert done.stderr.startswith(f"{name}: NATTEN_BACKEND: unknown backend 'garbage'; {NAMES[package]} has auto,")
-    # Dense attention has room for a digit's tokens, not for an image's.
+    # Dense attention has enough memory for a digit's tokens, but not for an image's.
     done = ended(package, folder, *command, NATTEN_BACKEND="dense")
     if "train" in command:
         assert done.returncode == 0 and "path: dense" in done.stdout
@@ -79,7 +79,7 @@ def test_a_terminal_of_few_characters(package: str, folder: Path) -> None:
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_a_closed_pipe(package: str, folder: Path) -> None:
-    """As `natten-mps demo | true` has it: whoever reads has gone before the first line."""
+    """As in `natten-mps demo | true`: the reader has gone before the first line."""
     read, write = os.pipe()
     os.close(read)
     process = subprocess.Popen(
@@ -105,7 +105,7 @@ def test_an_interrupt(package: str, folder: Path) -> None:
     assert not list(folder.glob("*train*"))
 
 
-# --- places -----------------------------------------------------------------------------------------
+# --- paths ----------------------------------------------------------------------------------------------
 
 
 def test_a_file_is_not_written_over_what_is_read(folder: Path) -> None:

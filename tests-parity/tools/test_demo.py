@@ -44,7 +44,7 @@ def attend(query: np.ndarray, key: np.ndarray, value: np.ndarray, window: int) -
 
 
 def direct_non_local_means(noisy: np.ndarray, sigma: float, window: int) -> np.ndarray:
-    """The two loops of the definition: every pixel with every pixel of its window, patch against patch."""
+    """The two loops of the definition: every pixel with every pixel of its window, patch by patch."""
     height, width, _ = noisy.shape
     h = 0.8 * sigma
     padded = np.pad(noisy, ((2, 2), (2, 2), (0, 0)), mode="reflect")
@@ -80,7 +80,7 @@ def file(photograph: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture(scope="module")
 def expected(photograph: np.ndarray) -> np.ndarray:
-    """The photograph with the noise of seed 0, denoised in float64 from attention's definition."""
+    """The photograph with the noise of seed 0, denoised in float64 from the definition of attention."""
     noisy = denoise.add_noise(photograph / np.float32(255), SIGMA, 0).astype(np.float64)
     return denoise.non_local_means(noisy, SIGMA, WINDOW, attend)
 
@@ -180,8 +180,8 @@ def test_demo_denoises(
     noisy = denoise.add_noise(image, SIGMA, 0)
     denoised = np.load(array)
     assert denoised.dtype == np.float32
-    # A twentieth of a grey level: float32 logits reach 100 (an error of 1e-5), and taking the pixel's own
-    # weight out multiplies their error by up to 23.
+    # A twentieth of a grey level: float32 logits reach 100 (an error of 1e-5), and removing the pixel's own weight
+    # multiplies their error by up to 23.
     np.testing.assert_allclose(denoised, expected, rtol=0, atol=2e-4)
 
     before, after = denoise.psnr(noisy, image), denoise.psnr(denoised, image)
@@ -275,7 +275,7 @@ def test_busiest_pixel() -> None:
     assert (right - left, bottom - top) == (9, 9)
 
 
-# --- what goes wrong ----------------------------------------------------------------------------------
+# --- errors ---------------------------------------------------------------------------------------------
 
 
 def make_missing(folder: Path) -> tuple[list[object], str]:

@@ -20,7 +20,7 @@ FEW = [case for case in doctor.CASES if case.name in ("1-D", "2-D position bias"
 
 
 def patient_of(package: str) -> doctor.Patient:
-    """The package's own patient, with its doctor's classes in natten_mps's copy of the shared code."""
+    """The package under examination, with its doctor's classes in natten_mps's copy of the shared code."""
     found = importlib.import_module(f"{package}._doctor").PATIENT
     return doctor.Patient(*(getattr(found, field.name) for field in dataclasses.fields(found)))
 
@@ -56,7 +56,9 @@ def test_a_wrong_result_is_found(package: str, name: str, wrong: float, capsys: 
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_a_kernel_that_does_not_run(package: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """It costs its own row, which quotes the compiler, and no other; a wrong row is told apart from it."""
+    """A failing kernel costs its own row, which quotes the compiler, and no other; a wrong result is reported
+    differently.
+    """
     patient, broken, wrong = patient_of(package), FEW[0], FEW[1]
     backends = importlib.import_module(f"{package}._metal.plan.backends")
     steps = importlib.import_module(f"{package}._metal.metal.steps")
@@ -81,7 +83,9 @@ def test_a_kernel_that_does_not_run(package: str, capsys: pytest.CaptureFixture[
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_a_missing_backend(package: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Its reason is told, by its own name and by its alias; a name that the package does not have is told apart."""
+    """The reason is given under its own name and its alias; a name that the package does not have is reported
+    differently.
+    """
     patient = patient_of(package)
     tiers = [tier for tier, _ in patient.tiers()]
     ill = dataclasses.replace(patient, tiers=lambda: [(tier, "the GPU is on holiday") for tier in tiers])
@@ -98,7 +102,7 @@ def test_a_missing_backend(package: str, capsys: pytest.CaptureFixture[str]) -> 
 @pytest.mark.parametrize("package", PACKAGES)
 @pytest.mark.parametrize("backend", ["pure", "dense", "auto"])
 def test_backends_that_are_asked_for(package: str, backend: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """All of them but the dense one, which is there to compare with, unless it is asked for by name."""
+    """All of them except dense, the reference, unless it is requested by name."""
     patient = patient_of(package)
     assert doctor.examine(patient, backend, tuple(FEW[:1])) == 0
     at_hand = [tier for tier, reason in patient.tiers() if reason is None and tier != "dense"]
@@ -124,7 +128,7 @@ def test_the_command(package: str, one_case: None, capsys: pytest.CaptureFixture
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_the_example_of_the_help(package: str, one_case: None, capsys: pytest.CaptureFixture[str]) -> None:
-    """It names a backend that the package has: all is well, or the reason why not is told."""
+    """It names a backend of the package: everything passes, or the reason why it cannot run is given."""
     cli = importlib.import_module(f"{package}.cli")
     with pytest.raises(SystemExit):
         cli.main(["doctor", "--help"])
@@ -142,7 +146,7 @@ def test_the_example_of_the_help(package: str, one_case: None, capsys: pytest.Ca
 
 
 def test_the_cases_cover_every_kernel() -> None:
-    """What the comment at CASES claims, of the planned launches."""
+    """The claim of the comment at CASES, for the planned launches."""
     launched = [(case, step) for case in doctor.CASES for step in steps_of(case)]
     used = {(step.instance.template, step.instance.dtype) for _, step in launched}
     assert used == set(itertools.product(source.TEMPLATES, doctor.BOUNDS))
@@ -177,7 +181,7 @@ def test_the_cases_fit_the_table() -> None:
 def test_the_first_call_is_told_apart(
     seconds: tuple[float, float], once: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What it took longer than the calls after it, and never less than nothing."""
+    """How much longer it took than the calls after it, never negative."""
     now = 0.0
     turns = itertools.chain(seconds[:1], itertools.repeat(seconds[1]))
 

@@ -25,13 +25,13 @@ from natten_mps._metal.tools import curves, train
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 import compare_training
 
-# One worker trains, for all of these tests.
+# One worker trains for all of these tests.
 pytestmark = pytest.mark.xdist_group("train")
 
 STEPS = 40
-# The loss starts at 2.5, where neighbours in float32 are 2.4e-7 apart. Before rounding has had time to grow, two
-# orders of summation differ by a few of them; at the end of the short run each tier may be 1e-5 away. Any other
-# formula is further away by then: test_the_bound_is_tight.
+# The loss starts at 2.5, where adjacent float32 numbers are 2.4e-7 apart. Before rounding errors have grown, two orders
+# of summation differ by a few of those; at the end of the short run backends may differ by 1e-5. Any other formula
+# differs by more: test_the_bound_is_tight.
 AT_FIRST, FIRST = 2e-6, 5
 AT_LAST = 1e-5
 PALE, BRIGHT = (colour for colour, _ in curves.STYLES)
@@ -52,7 +52,7 @@ def command(framework: Framework, *arguments: object) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What a training left: its record, the picture, and the record's text."""
+    """The output of a training: its record, the picture, and the record's text."""
 
     record: train.Record
     picture: np.ndarray
@@ -60,7 +60,7 @@ class Run:
 
 
 def trained(tier: Tier, *arguments: object) -> Run:
-    """A training by the command, on the tier that was asked for and on no other."""
+    """A training by the command, on the requested backend and no other."""
     with TemporaryDirectory() as folder:
         out, record = Path(folder) / "out.png", Path(folder) / "run.json"
         with tier.framework.watch() as ran:
@@ -82,7 +82,7 @@ def short(tier: Tier) -> Run:
 DENSE = Tier(MPS, "dense")
 
 
-# --- what both packages are given ---------------------------------------------------------------------
+# --- data and model of both packages --------------------------------------------------------------------
 
 
 def test_patches_are_the_pixels_around_every_second_one() -> None:
@@ -101,7 +101,7 @@ def test_a_fifth_is_held_out() -> None:
     real = load_digits()
     images = train.patches((real.images / 16).astype(np.float32))
     assert found == sorted((label, image.tobytes()) for image, label in zip(images, real.target, strict=True))
-    # No digit is rare among those held out, or sorted to one end.
+    # No digit is rare among those held out, and they are not sorted.
     assert np.bincount(digits.test_labels).min() > 20
     assert np.array_equal(digits.test_images, train.load_patches().test_images)
 
@@ -174,7 +174,7 @@ def test_short_training_is_that_of_dense_attention(tier: Tier) -> None:
     assert np.mean(run.losses[-5:]) < 0.7 * np.mean(run.losses[:5])
     labels = train.load_patches().test_labels
     assert run.after == np.mean(np.equal(run.predictions, labels))
-    # A digit on the edge between two readings may fall either way.
+    # A digit on the edge between two classes may fall either way.
     assert np.not_equal(run.predictions, expected.predictions).sum() <= 1
 
 
@@ -301,7 +301,7 @@ def test_a_loss_that_is_no_number_ends_the_training(
 
 
 def shown(pixels: np.ndarray, colour: tuple[int, int, int], box: tuple[int, int, int, int]) -> np.ndarray:
-    """Where a colour is inside of a plot, rows from its top."""
+    """Where a colour occurs inside a plot, rows from its top."""
     left, top, right, bottom = box
     return (pixels[top : bottom + 1, left : right + 1] == colour).all(-1)
 
@@ -317,7 +317,7 @@ def test_curves_stand_where_their_losses_are() -> None:
     for step in range(100):
         x = round(step / 99 * (right - left))
         rows = np.flatnonzero(pale[:, x])
-        if abs(falling[step] - 0.5) > 0.1:  # not where the other lies over it
+        if abs(falling[step] - 0.5) > 0.1:  # except where the other lies over it
             assert abs(rows.mean() - (step / 99) * (bottom - top)) <= 4
         level = np.flatnonzero(bright[:, x])
         assert len(level) == 3

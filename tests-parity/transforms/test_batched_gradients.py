@@ -1,4 +1,4 @@
-"""torch's other ways to many gradients at once, and to a graph of operations: on every path that runs on a CPU."""
+"""Batched gradients by torch's older vmap, and FX graphs of operations, on every backend of a CPU."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Function = Callable[[Tensor], Tensor]
 
 @pytest.fixture(params=PATHS)
 def backend(request: pytest.FixtureRequest) -> Any:
-    """The path under test: it runs, and no other."""
+    """The backend under test: it runs, and no other."""
     with MPS.watch() as ran:
         yield request.param
     assert ran == {request.param}
@@ -47,18 +47,18 @@ def batched(out: Tensor, leaf: Tensor, cotangents: Tensor) -> Tensor:
 
 
 def refused(name: str, call: Callable[[], Tensor]) -> None:
-    """An error in place of an answer, which names two ways that lead there."""
+    """An error instead of a result, which names two alternatives."""
     words = r"^\w+: .*is_grads_batched.*jacobian\(vectorize=True\).* use torch\.func\.jacrev, .* or backend=\"dense\"$"
     with pytest.raises(NotImplementedError, match=words) as caught:
         call()
-    # A module and a packed call are told of by the op that they call last.
+    # For a module and a packed call the error names the op that they call last.
     last = {"na1d_qk na1d_av": "na1d_av", "attention by length": "attention", "NeighborhoodAttention1D": "na1d"}
     assert str(caught.value).startswith(f"{last.get(name, name)}: ")
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_batched_cotangents(name: str, backend: str) -> None:
-    """``torch.autograd.grad(is_grads_batched=True)``, and the way that is named where it does not work."""
+    """``torch.autograd.grad(is_grads_batched=True)``, and the alternative that is named where it does not work."""
     function, x = prepared(name, backend)
     leaf = x.clone().requires_grad_()
     out = function(leaf)
@@ -75,7 +75,7 @@ def test_batched_cotangents(name: str, backend: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_vectorized_jacobian(name: str, backend: str) -> None:
-    """``torch.autograd.functional.jacobian(vectorize=True)``, and the way that is named where it does not work."""
+    """``torch.autograd.functional.jacobian(vectorize=True)``, and the alternative named where it does not work."""
     function, x = prepared(name, backend)
     wanted = torch.func.jacrev(function)(x)
     assert wanted.abs().sum() > 0
@@ -90,7 +90,7 @@ def test_a_vectorized_jacobian(name: str, backend: str) -> None:
 @pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recorded_graph(name: str, mode: str, backend: str) -> None:
-    """``make_fx``, of a call and of its gradient; a symbolic graph holds for other sizes."""
+    """``make_fx`` of a call and of its gradient; a symbolic graph holds for other sizes."""
     function, x = prepared(name, backend)
 
     def with_gradient(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,6 @@
 """torch.compile: one compilation for all sizes, and torch.func's transforms inside of it.
 
-Results of compiled functions are held against eager ones in test_transforms.
+Results of compiled functions are compared with eager ones in test_transforms.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 pytestmark = pytest.mark.usefixtures("torch_path")
-# Batch and axes; the first differ from each other and from heads and head_dim, which torch would take for one.
+# Batch and axes; in the first shape they differ from each other and from heads and head_dim, which torch would unify.
 SIZES = ((3, 6, 7), (5, 9, 8), (4, 11, 6), (7, 5, 13), (2, 9, 9))
 HEADS, DIM = 2, 4
 RELEASE = tuple(int(part) for part in torch.__version__.split(".")[:2])
@@ -130,7 +130,7 @@ SECOND = {
 @pytest.mark.parametrize("op", ["na1d", pytest.param("na1d_qk", marks=pytest.mark.all)])
 @pytest.mark.parametrize("name", FIRST)
 def test_derivatives_inside_the_graph(name: str, op: str, torch_path: str) -> None:
-    """Not only beside it: the kernels' derivatives are what the graph holds."""
+    """Compiled, not bypassed: the graph contains the kernels' derivatives."""
     torch.compiler.reset()
     given = torch.randn(1, 5, 1, 2, dtype=torch.float64)
     if "vmap" in name:
@@ -143,7 +143,7 @@ def test_derivatives_inside_the_graph(name: str, op: str, torch_path: str) -> No
 
 @pytest.mark.parametrize("name", SECOND)
 def test_no_derivative_is_made_up(name: str, torch_path: str) -> None:
-    """Second derivatives and forward mode of the fused op are refused in our words, eager and compiled."""
+    """Second derivatives and forward mode of the fused op raise our error, eager and compiled."""
     torch.compiler.reset()
     given = torch.randn(1, 5, 1, 2, dtype=torch.float64)
     kind = "second" if name == "jacrev of grad" else "forward-mode"
@@ -156,13 +156,13 @@ def test_no_derivative_is_made_up(name: str, torch_path: str) -> None:
         torch.compile(eager, backend="aot_eager")(given)
     if RELEASE >= (2, 13):
         assert type(caught.value) is NotImplementedError and str(caught.value) == words
-    else:  # torch's own error, that ends what it would go on with
+    else:  # torch's own error, which stops it from continuing
         assert words in str(caught.value)
 
 
 @pytest.mark.parametrize("name", [*(pytest.param(n, marks=pytest.mark.all) for n in SECOND), "jacfwd of jacfwd"])
 def test_split_ops_have_every_derivative(name: str, torch_path: str) -> None:
-    """Eager and compiled in full, as torch finds them of the same function written out."""
+    """In full, eager and compiled, the same as torch's derivatives of the function written out."""
     torch.compiler.reset()
     given = torch.randn(1, 5, 1, 2, dtype=torch.float64)
     kind = SECOND.get(name, lambda f: torch.func.jacfwd(torch.func.jacfwd(summed(f))))

@@ -1,4 +1,4 @@
-"""``use_backend`` belongs to its own context: tasks, threads and generators do not see each other's choice."""
+"""``use_backend`` is local to its context: tasks, threads and generators do not see each other's choice."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from processes import python
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 def test_tasks_that_take_turns(framework: Framework) -> None:
-    """Each keeps its own choice, whatever the others do in between; a task inherits where it was made."""
+    """Each keeps its own choice, whatever the others do meanwhile; a task inherits from where it was created."""
     package, seen = framework.package, []
 
     async def task(backend: str, turns: int) -> None:
@@ -29,7 +29,7 @@ def test_tasks_that_take_turns(framework: Framework) -> None:
     async def main() -> None:
         with package.use_backend("pure"):
             tasks = [asyncio.create_task(task(backend, turns)) for backend, turns in (("dense", 3), ("auto", 2))]
-        # They keep what they were made in, also when it has ended here.
+        # They keep the choice in which they were created, even after it has ended here.
         assert package.get_backend() == "auto"
         await asyncio.gather(*tasks)
         assert package.get_backend() == "auto"
@@ -42,7 +42,7 @@ def test_tasks_that_take_turns(framework: Framework) -> None:
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 @pytest.mark.parametrize("first", [0, 1])
 def test_generators_leave_nothing_behind(framework: Framework, first: int) -> None:
-    """In whatever order they end; the one that is left has its choice."""
+    """In any order of ending, the remaining one has its choice."""
     package = framework.package
 
     def generator(backend: str) -> Iterator[str]:
@@ -60,7 +60,7 @@ def test_generators_leave_nothing_behind(framework: Framework, first: int) -> No
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 def test_a_generator_that_ends_in_another_context(framework: Framework) -> None:
-    """Its choice ends where it began, too."""
+    """A choice also ends where it began."""
     package = framework.package
 
     def generator() -> Iterator[None]:
@@ -94,7 +94,7 @@ def test_nested_and_ended_by_errors(framework: Framework) -> None:
 
 
 def test_compiled_functions_follow_it() -> None:
-    """Whole graphs: the first call of a process, a recompilation per backend, a choice inside of the function."""
+    """Whole graphs: the first call of a process, a recompilation per backend, a choice inside the function."""
     done = python(
         """
 import sys, threading; sys.path.insert(0, TESTS)
@@ -140,7 +140,7 @@ print([*found, path(compiled)])
 
 
 def test_the_first_call_is_compiled_once() -> None:
-    """What a first call in a process finds out, and what a plain call notes after it, makes no graph anew."""
+    """What the first call in a process finds out, and what a plain call records after it, causes no recompilation."""
     done = python(
         """
 import torch, natten_mps

@@ -25,7 +25,7 @@ def registered() -> set[str]:
 
 
 def calls(name: str) -> dict[str, list[tuple[Any, ...]]]:
-    """Arguments of every op, of a case's sizes and window."""
+    """Arguments of every op, for a case's sizes and window."""
     case, ops = BY_NAME[name], MPS.module("_ops").torch.ops.natten_mps
     arrays = inputs(case, "float64")
     tensors = {n: MPS.tensor(arrays[n]) for n in INPUTS if n in arrays}
@@ -64,7 +64,7 @@ def test_every_op_is_well_formed(name: str) -> None:
 
 
 def test_no_op_is_left_out() -> None:
-    """An op that is added must be added above, too."""
+    """A new op must be added above, too."""
     assert MPS.module("_ops") and MPS.module("_varlen_ops") and registered() == CHECKED | VARLEN
 
 
@@ -83,13 +83,13 @@ class Recorded(TorchDispatchMode):
 
 @pytest.mark.usefixtures("torch_path")
 def test_ops_of_varlen_are_well_formed() -> None:
-    """Items in a padded batch, forward and backward. The table is made by plain arithmetic and has no derivative."""
+    """Items in a padded batch, forward and backward. Their table is made by plain arithmetic and has no derivative."""
     query = torch.randn(3, 9, 2, 4, dtype=torch.float64, requires_grad=True)
     with Recorded() as seen:
         MPS.package.na1d_varlen(query, query * 2, query.sin(), [9, 5, 0], 3).sum().backward()
     assert {func.name() for func, _ in seen.calls} == {"natten_mps::varlen_forward", "natten_mps::varlen_backward"}
     for func, recorded in seen.calls:
-        # The backward has no derivative, which the check of compiled calls would ask for.
+        # The backward has no derivative, which the check of compiled calls would require.
         once = func.name().endswith("_forward")
         arguments = recorded if once else tree_map_only(Tensor, lambda t: t.detach(), recorded)
         assert set(torch.library.opcheck(func, arguments, test_utils=CHECKS).values()) == {"SUCCESS"}
@@ -118,7 +118,7 @@ def test_ops_differentiate_and_map_as_their_faces_do(op: str) -> None:
 
 @pytest.mark.parametrize("op", ["na", "attention", "qk", "av"])
 def test_ops_under_levels_of_torch_func(op: str) -> None:
-    """What programs hold that were compiled or exported: each level of torch.func meets the op's own rules."""
+    """Compiled and exported programs: each level of torch.func applies the op's own rules."""
     given, *static = calls("seq-gqa")[f"{op}_forward"][0]
     forward = getattr(torch.ops.natten_mps, f"{op}_forward").default
 
@@ -142,8 +142,8 @@ def test_ops_under_levels_of_torch_func(op: str) -> None:
 
 
 def test_private_names_of_torch() -> None:
-    """Each in one place: where an op is not differentiated any more, where a tangent is differentiated once more, what
-    the dispatcher would do with a call, and the type of tensors without numbers.
+    """Each in one place: where an op is no longer differentiated, where a tangent is differentiated again, what the
+    dispatcher would do with a call, and the type of tensors without data.
     """
     sources = Path(MPS.module("_call").__file__).parent.glob("*.py")
     private = {
@@ -173,7 +173,7 @@ def test_private_names_of_torch() -> None:
 
 @pytest.mark.usefixtures("torch_path")
 def test_results_are_not_views() -> None:
-    """They may be changed in place where torch's own may: their gradients do not read them."""
+    """They may be changed in place where torch's own may, because their gradients do not read them."""
     query, key = torch.randn(2, 1, 9, 2, 4)
     given = [query.clone().requires_grad_() for _ in range(2)]
     logits = [MPS.face("na1d_qk")(each, key, 3) for each in given]
@@ -184,7 +184,7 @@ def test_results_are_not_views() -> None:
 
 
 def test_meta_tensors_have_shapes() -> None:
-    """What tools ask for that want to know sizes and nothing else: forward, gradient, split ops, a module."""
+    """What tools that only need sizes use: forward, gradient, split ops, a module."""
     query = torch.empty(2, 9, 2, 8, dtype=torch.bfloat16, device="meta", requires_grad=True)
     out, lse = MPS.package.na1d(query, query, query, 3, return_lse=True)
     (gradient,) = torch.autograd.grad((out, lse), query, (out, lse))

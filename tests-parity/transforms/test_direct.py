@@ -1,4 +1,4 @@
-"""Which calls go to the kernels directly, and which through the custom op, where somebody may be waiting for it."""
+"""Which calls go directly to the kernels, and which through the custom op, because something may intercept it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ X = torch.randn(1, 9, 2, 4, generator=torch.Generator().manual_seed(0))
 
 
 class Listing(TorchDispatchMode):
-    """The ops that come by."""
+    """The ops that are dispatched."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ OTHER: dict[str, Callable[[Tensor], Tensor]] = {
 
 @pytest.mark.parametrize(("function", "wanted"), PLAIN.values(), ids=PLAIN)
 def test_plain_calls(function: Any, wanted: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Directly, with the results that the op gives."""
+    """Directly, with the same results as the op."""
     with ways(monkeypatch) as seen:
         found = function(X)
     assert seen == wanted
@@ -89,7 +89,7 @@ def test_plain_calls(function: Any, wanted: list[bool], monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("name", OTHER)
 def test_other_calls(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where torch has more to do than to differentiate, it gets the op."""
+    """Where torch does more than differentiate, the op is dispatched."""
     with ways(monkeypatch) as seen:
         found = OTHER[name](X)
     assert seen and not seen[0]

@@ -1,4 +1,4 @@
-"""DistributedDataParallel: two processes with half of a batch each do what one does with all of it."""
+"""DistributedDataParallel: two processes with half of a batch each equal one process with all of it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def data() -> Tensor:
 
 
 def trained(model: nn.Module, batch: Tensor, backend: str) -> dict[str, Any]:
-    """Gradients of the first step, weights after the last, and the tiers that ran."""
+    """Gradients of the first step, weights after the last, and the backends that ran."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     gradients: list[Tensor] = []
     with MPS.package.use_backend(backend), MPS.watch() as ran:
@@ -60,7 +60,7 @@ def test_two_processes(tmp_path: Path) -> None:
     assert started is not None
     until = time.monotonic() + LIMIT
     try:
-        while not started.join(timeout=1):  # raises what a process raised
+        while not started.join(timeout=1):  # re-raises what a process raised
             assert time.monotonic() < until, "the processes hang"
     finally:
         for process in started.processes:

@@ -1,4 +1,6 @@
-"""torch.export: the program holds the custom op, follows the sizes, travels through a file, and learns."""
+"""torch.export: the program contains the custom op, is dynamic in its sizes, can be saved and loaded, and can be
+trained.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,7 @@ class Attend(nn.Module):
 
 
 def dynamic(rank: int) -> dict[int, Any]:
-    """Batch and every axis as they come; an axis is no shorter than the window."""
+    """Dynamic batch and axes; an axis is no shorter than the window."""
     return {0: Dim("batch")} | {axis + 1: Dim("xyz"[axis], min=3) for axis in range(rank)}
 
 
@@ -80,7 +82,7 @@ def test_modules_learn_after_export(options: dict[str, Any], strict: bool) -> No
 
 
 def test_an_axis_that_may_be_too_short_is_named() -> None:
-    """The rule w * d <= L stays: export asks for the bound instead of dropping it."""
+    """The rule w * d <= L is kept: export asks for the bound instead of dropping it."""
     given, dims = torch.randn(3, 2, 6, 2, 4).unbind(), {0: Dim("batch"), 1: Dim("length")}
     shapes = dict.fromkeys(("query", "key", "value"), dims)
     with pytest.raises(torch._dynamo.exc.UserError, match=r"length = Dim\('length', min=3\)"):

@@ -23,7 +23,7 @@ SPLIT = BY_NAME["img-mixed"]
 
 @pytest.fixture(autouse=True, params=["pure", "nanobind"])
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The path that plain calls run; what is exported must not depend on it."""
+    """The backend of plain calls; what is exported must not depend on it."""
     MLX.package.set_backend(request.param)
     yield request.param
 
@@ -39,7 +39,7 @@ def gradient_of(call: Call, count: int) -> Call:
 
 
 def assert_close(found: Any, wanted: Any, limit: float) -> None:
-    """Apart at most ``limit`` times the largest number of each array."""
+    """The difference is at most ``limit`` times the largest number of each array."""
     found, wanted = ([x] if isinstance(x, mx.array) else list(x) for x in (found, wanted))
     assert len(found) == len(wanted)
     for a, b in zip(found, wanted, strict=True):
@@ -49,7 +49,7 @@ def assert_close(found: Any, wanted: Any, limit: float) -> None:
 
 
 def round_trip(file: Path, call: Call, *arrays: mx.array) -> Call:
-    """``call`` written to ``file``, through the pure path whatever is the default, and read again."""
+    """``call`` written to ``file``, through the pure path whatever the default, and read again."""
     with MLX.watch() as ran:
         MLX.face("export_function")(str(file), call, *arrays)
     assert ran == {"pure"}
@@ -135,7 +135,7 @@ def test_dense_is_kept(tmp_path: Path) -> None:
 
 
 def test_another_size_is_refused(tmp_path: Path) -> None:
-    """The same number of tokens too, which fits every table."""
+    """The same number of tokens too, which would fit every table."""
     query = mx.random.normal((1, 6, 4, 2, 4), stream=mx.cpu)
     call = lambda q: MLX.face("na2d")(q, q, q, 3)  # noqa: E731
     with pytest.raises(NotImplementedError, match=r"shapeless=True is not implemented.*export one function per size"):
@@ -147,12 +147,12 @@ def test_another_size_is_refused(tmp_path: Path) -> None:
         imported = round_trip(tmp_path / "f.mlxfn", function, query)
         with pytest.raises(ValueError, match="No imported function found"):
             imported(query.swapaxes(1, 2))
-    with pytest.raises(ValueError, match="infer"):  # what was exported stays what it was outside
+    with pytest.raises(ValueError, match="infer"):  # exported functions keep working outside
         mx.eval(mx.compile(call, shapeless=True)(query))
 
 
 def test_what_mlx_itself_says(tmp_path: Path, backend: str) -> None:
-    """Of its own function, and of a call that forces the C++ primitives: nothing is written in their place."""
+    """For its own function, and for a call that forces the C++ primitives: nothing is written instead."""
     arrays = given_to(BY_NAME["seq"], "float32")
     call = attend(BY_NAME["seq"], tuple(arrays), return_lse=True)
     named = {"pure": "CustomTransforms", "nanobind": "na1d"}
@@ -160,7 +160,7 @@ def test_what_mlx_itself_says(tmp_path: Path, backend: str) -> None:
         with pytest.raises(ValueError, match=f"Unable to serialize primitive {named[backend]}"):
             mx.export_function(str(tmp_path / "f.mlxfn"), function, *arrays.values())
     forced = attend(BY_NAME["seq"], tuple(arrays), return_lse=True, backend="nanobind")
-    for _ in range(2):  # the second time the plan is remembered
+    for _ in range(2):  # the second time the plan is recalled
         with pytest.raises(ValueError, match="Unable to serialize primitive na1d"):
             MLX.face("export_function")(str(tmp_path / "f.mlxfn"), forced, *arrays.values())
 

@@ -1,4 +1,4 @@
-"""The first call of a process works in every context of its framework: a tracer meets nothing that it cannot follow.
+"""The first call of a process works in every context of its framework: a tracer finds nothing that it cannot trace.
 
 Each case has a process of its own (``first_calls``). Without --all: most contexts, with a few calls each.
 """
@@ -22,7 +22,7 @@ CONTEXTS = {
     ),
 }  # fmt: skip
 BACKENDS = {"mps": ("native", "pure", "dense"), "mlx": ("nanobind", "pure", "dense")}
-# The calls that a context is tried with in each run.
+# The calls that are tried in a context in each run.
 SHORT = {
     "compile": ("knobs", "NeighborhoodAttention2D", "na1d_varlen"),
     "compile, dynamic": ("compat 0.21.0",),
@@ -36,7 +36,7 @@ SHORT = {
     "compile of grad": ("NeighborhoodAttention2D",),
 }
 OTHERWISE = ("na2d",)
-# What a context refuses, and the words in which it does.
+# What a context rejects, and the words of its error.
 REFUSED = {
     (
         "meta tensors",
@@ -54,7 +54,7 @@ def tried(framework: Framework, cases: list[Case]) -> None:
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 def test_first_calls(framework: Framework) -> None:
-    """Of 'auto''s own path."""
+    """For the backend that 'auto' picks."""
     backend = BACKENDS[framework.name][0]
     tried(framework, [(c, k, backend) for c in CONTEXTS[framework.name] for k in SHORT.get(c, OTHERWISE)])
 
@@ -69,7 +69,7 @@ def test_every_first_call(framework: Framework, context: str) -> None:
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 def test_no_face_is_left_out(framework: Framework) -> None:
-    """A public function that is added must be tried, too."""
+    """A new public function must be tried, too."""
     named = {word for call in CALLS for word in call.split()}
     homes = framework.package._HOMES
     assert {name for home in ("functional", "varlen", "modules") for name in homes[home]} - {"explain"} <= named

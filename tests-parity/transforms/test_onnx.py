@@ -1,5 +1,5 @@
-"""Graphs of plain operations in the tools that they are made for: ONNX by both of torch's exporters, run in onnxruntime
-and held against the op; and counts of operations by fvcore.
+"""Graphs of plain operations in the tools that need them: ONNX by both of torch's exporters, run in onnxruntime and
+compared with the op; and operation counts by fvcore.
 
 `./dev.sh test --all` installs the tools. Without them these tests fail; they do not skip.
 """
@@ -26,7 +26,7 @@ def module(name: str) -> nn.Module:
 
 
 def run(file: Path, x: Tensor) -> tuple[Tensor, ...]:
-    """What onnxruntime makes of a file."""
+    """The results of onnxruntime for a file."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
@@ -42,7 +42,7 @@ def operators(file: Path) -> set[str]:
 
 
 def export(function: nn.Module, x: Tensor, file: Path, dynamo: bool) -> None:
-    """To a file that takes batches of any size."""
+    """To a file that accepts batches of any size."""
     if dynamo:
         torch.onnx.export(function, (x,), file, dynamo=True, dynamic_shapes=({0: Dim("batch")},), verbose=False)
     else:
@@ -52,7 +52,7 @@ def export(function: nn.Module, x: Tensor, file: Path, dynamo: bool) -> None:
 @pytest.mark.parametrize("dynamo", [False, True], ids=["traced", "exported"])
 @pytest.mark.parametrize("name", SIZES)
 def test_onnx(name: str, dynamo: bool, tmp_path: Path) -> None:
-    """Every rank, causal axes, stride, dilation, grouped heads, a bias, additional keys, the log-sum-exp, a module."""
+    """Every rank, causal axes, stride, dilation, grouped heads, rpb, additional keys, the log-sum-exp, a module."""
     function, size = module(name), SIZES[name]
     with MPS.package.export_mode(), MPS.watch() as ran:
         export(function, torch.randn(size), tmp_path / "model.onnx", dynamo)
@@ -66,14 +66,16 @@ def test_onnx(name: str, dynamo: bool, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dynamo", [False, True], ids=["traced", "exported"])
 def test_onnx_outside_of_the_mode(dynamo: bool, tmp_path: Path) -> None:
-    """The error says what to do; the exporter of exported programs, which tries several ways, quotes it in its own."""
+    """The error says what to do; the exporter of exported programs, which tries several strategies, quotes it in its
+    own.
+    """
     with pytest.raises(Exception, match=r"na2d: .*torch\.onnx\.export .* natten_mps\.export_mode\(\)") as caught:
         export(Module("fused"), torch.randn(X), tmp_path / "model.onnx", dynamo)
     assert isinstance(caught.value.__cause__ if dynamo else caught.value, NotImplementedError)
 
 
 def test_fvcore_counts_operations() -> None:
-    """Every query against every key, as the dense path computes; outside of the mode, the error names the mode."""
+    """Every query against every key, as on the dense path; outside of the mode, the error names the mode."""
     from fvcore.nn import FlopCountAnalysis
 
     batch, *shape, heads, dim = X

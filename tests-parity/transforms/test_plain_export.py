@@ -60,7 +60,7 @@ def packed(x: Tensor) -> Any:
 
 
 MORE: dict[str, Callable[[Tensor], Any]] = {"sequence": sequence, "volume": volume}
-# Of items whose sizes are read on the host: their batch is what was traced.
+# For items whose sizes are read on the host, the batch size is fixed by the trace.
 ITEMS: dict[str, Callable[[Tensor], Any]] = {"padded": padded, "packed": packed}
 
 
@@ -80,7 +80,7 @@ def close(found: Any, wanted: Any) -> None:
 
 
 def operations(graph: Any) -> set[str]:
-    """The kinds of a graph's nodes, blocks included."""
+    """The kinds of a graph's nodes, including nested blocks."""
     nodes = list(graph.nodes())
     inner = [operations(block) for node in nodes for block in node.blocks()]
     return {node.kind() for node in nodes}.union(*inner)
@@ -88,8 +88,8 @@ def operations(graph: Any) -> set[str]:
 
 @pytest.mark.parametrize("name", CALLS | MORE | ITEMS)
 def test_jit_trace(name: str) -> None:
-    """A trace holds torch's operations alone, which converters walk over, and is right for other numbers and batches;
-    outside of the mode, the error names the mode.
+    """A trace contains only torch's operations, which converters understand, and is right for other numbers and
+    batches; outside of the mode, the error names the mode.
     """
     x, module = torch.randn(X), Module(name)
     other = torch.randn(X if name in ITEMS else (5, *X[1:]))
@@ -116,7 +116,7 @@ def test_jit_trace_of_a_module() -> None:
 
 
 def test_onnx_s_exporter_of_exported_programs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It would find an op that it does not know; what it asks torch.export for says which way there is."""
+    """The checks find an unknown op, and the error of torch.export names the alternative."""
     monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
     with pytest.raises(NotImplementedError, match=r"torch\.onnx\.export .* natten_mps\.export_mode\(\)"):
         torch.export.export(Module("fused"), (torch.randn(X),))
@@ -135,7 +135,7 @@ def test_torch_export(name: str, strict: bool) -> None:
 
 @pytest.mark.parametrize("name", CALLS)
 def test_dense_on_shapes_alone(name: str) -> None:
-    """On meta and fake tensors: the shapes, dtypes and strides of the other paths."""
+    """On meta and fake tensors: the shapes, dtypes and strides of the other backends."""
     wanted = CALLS[name](torch.randn(X))
     wanted = wanted if isinstance(wanted, tuple) else (wanted,)
     with MPS.package.use_backend("dense"), FakeTensorMode() as mode:

@@ -1,4 +1,4 @@
-"""Programs that torch.export saved in one process run in another, which has imported the package and called nothing."""
+"""Programs saved by torch.export in one process run in another, which has imported the package but called nothing."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class Calls(nn.Module):
         ]  # fmt: skip
 
 
-# Which of both is imported first; and a search for torch before it is imported, as libraries make it.
+# Which of the two is imported first; and a search for torch before it is imported, as some libraries do.
 IMPORTS = {
     "package first": "import natten_mps\nimport torch",
     "torch first": "import torch\nimport natten_mps",
     "searched first": "import natten_mps, importlib.util\nassert importlib.util.find_spec('torch')\nimport torch",
 }
-# Prints what was there before the program ran, and the sums of what it gave.
+# Prints what existed before the program ran, and the sums of its results.
 LOAD = """
 import json, sys
 called = "natten_mps.functional" in sys.modules
@@ -64,7 +64,7 @@ def test_a_saved_program(imports: str, program: Path) -> None:
 
 
 def test_importing_the_package_alone_imports_no_torch() -> None:
-    """It waits for torch, and no longer once torch is there."""
+    """It waits for torch, and no longer than until torch is there."""
     waiting = "print('torch' in sys.modules, [type(f).__name__ for f in sys.meta_path if 'with_torch' in repr(f)])"
     done = in_a_process(f"import sys, natten_mps\n{waiting}\nimport torch\n{waiting}")
     assert done.stdout == "False ['_Torch']\nTrue []\n", done.stderr

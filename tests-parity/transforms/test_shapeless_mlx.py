@@ -26,7 +26,7 @@ def items(*lengths: int) -> Arrays:
 
 
 def face(name: str, *arguments: Any, **more: Any) -> Callable[..., Any]:
-    """The op on one array in the place of each of its tensors."""
+    """The op with one array for each of its tensors."""
 
     def call(x: mx.array) -> Any:
         tensors = (x, x) if name.endswith("_qk") else (x, x, x)
@@ -57,7 +57,7 @@ def first_of(call: Callable[..., Any], *place: int) -> Callable[..., Any]:
 
 NOTHING = {"seqlens_Q": [0, 0], "seqlens_KV": [0, 0]}
 NO_KEYS = {"seqlens_Q": [2, 3], "seqlens_KV": [0, 0]}
-# The function, what it is traced with, and what it is called with.
+# The function, the arguments of the trace, and those of the call.
 CALLS: dict[str, tuple[Callable[..., Any], Arrays, Arrays]] = {
     "fused": (face("na1d", 3, **LSE), tokens(2, 9), tokens(2, 11)),
     "another batch": (face("na1d", 3), tokens(1, 9), tokens(3, 9)),
@@ -96,7 +96,7 @@ def flat(found: Any) -> Arrays:
 
 
 def refuses(call: Callable[..., Any], traced: Arrays, given: Arrays) -> bool:
-    """Whether the compiled function raises; where it does not, its results are those of the function itself."""
+    """Whether the compiled function raises; if it does not, its results must equal those of the function itself."""
     compiled = mx.compile(lambda *xs: flat(call(*xs)), shapeless=True)
     try:
         compiled(*traced)
@@ -124,7 +124,7 @@ def test_nor_does_its_gradient(name: str) -> None:
 
 
 def test_merged_parts_fit_any_size() -> None:
-    """Made of plain operations without sizes of their own."""
+    """Plain operations without sizes of their own."""
 
     def call(x: mx.array) -> Any:
         return MLX.face("merge_attentions")([x, 2 * x], [x.sum(-1), x.max(-1)])

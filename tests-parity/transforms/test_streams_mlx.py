@@ -1,4 +1,4 @@
-"""``stream=``: every op takes it, and all of the op runs there, its gradient too."""
+"""``stream=``: every op accepts it, and all of the op runs there, its gradient too."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ OPS = (
 
 @pytest.fixture(autouse=True, params=["pure", "nanobind"])
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The path under test, in every thread."""
+    """The backend under test, in every thread."""
     MLX.package.set_backend(request.param)
     yield request.param
 
 
 def arguments_of(op: str) -> tuple[Any, ...]:
-    """Small ones, the same each time."""
+    """Small ones, always the same."""
     rank = int(op[2]) if op.startswith("na") else 1
     shape = (6, 5, 4)[:rank]
     mx.random.seed(rank)
@@ -42,7 +42,7 @@ def arguments_of(op: str) -> tuple[Any, ...]:
 def called(op: str, stream: Any, given: tuple[Any, ...], cotangents: list[mx.array]) -> list[mx.array]:
     """The op's results, and with cotangents for them the gradient of its first array too.
 
-    The op and its gradient are called where another stream is the default.
+    The op and its gradient are called while another stream is the default.
     """
     fused = {"return_lse": True} if op in {*FUSED, *(f"{name}_varlen" for name in FUSED)} else {}
 
@@ -55,14 +55,14 @@ def called(op: str, stream: Any, given: tuple[Any, ...], cotangents: list[mx.arr
     first = given[0][0] if op == "merge_attentions" else given[0]
     if not cotangents:
         return call(first)
-    with mx.stream(stream):  # for MLX copies what a gradient starts with
+    with mx.stream(stream):  # because MLX copies the initial gradient
         outs, gradients = mx.vjp(call, [first], cotangents)
     return [*outs, *gradients]
 
 
 @pytest.fixture
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gradients are asked for where another stream is the default."""
+    """Gradients are computed while another stream is the default."""
     kind = MLX.module("_autodiff").Forward
     original = kind.differentiate
 
@@ -82,7 +82,7 @@ def test_the_ops_are_all_that_take_a_stream() -> None:
 @pytest.mark.usefixtures("elsewhere")
 @pytest.mark.parametrize("op", OPS)
 def test_all_of_an_op_runs_on_its_stream(op: str, backend: str) -> None:
-    """Its graph, made in a thread with streams of its own, is evaluated where they are unknown."""
+    """Its graph, made in a thread with its own streams, is evaluated where those are unknown."""
     stream, made = mx.new_stream(mx.cpu), []
     given = arguments_of(op)
     cotangents = [mx.ones(out.shape, out.dtype) for out in called(op, mx.cpu, given, [])]
@@ -131,7 +131,7 @@ def test_several_streams_at_once() -> None:
 
 @pytest.mark.parametrize("op", OPS)
 def test_a_thread_local_stream(op: str, backend: str) -> None:
-    """It stands for a stream of each thread's own; all of the op runs there."""
+    """It stands for each thread's own stream; all of the op runs there."""
     stream, resolve = mx.new_thread_local_stream(mx.cpu), MLX.module("_tensors").stream_of
     given = arguments_of(op)
     cotangents = [mx.ones(out.shape, out.dtype) for out in called(op, mx.cpu, given, [])]

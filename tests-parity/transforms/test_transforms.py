@@ -1,6 +1,6 @@
-"""torch's transforms of the compiled and the pure path: gradients, vmap, compile, autocast, checkpointing.
+"""torch's transforms of the compiled and the pure backend: gradients, vmap, compile, autocast, checkpointing.
 
-Each is compared with plain eager calls of the same path.
+Each is compared with plain eager calls of the same backend.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def test_a_whole_jacobian() -> None:
 @pytest.mark.parametrize("name", [*NAMES, "seq-rpb"])
 @pytest.mark.parametrize("mapped", ["all", "query", "key value", "rpb", "additional_keys"])
 def test_vmap(name: str, mapped: str) -> None:
-    """Over all inputs, over some, and over the bias table alone."""
+    """Over all inputs, over some, and over rpb alone."""
     tensors = given_to(BY_NAME[name])
     over = set(tensors) if mapped == "all" else set(mapped.split()) & set(tensors)
     if not over:
@@ -130,7 +130,7 @@ def test_nested_vmap(name: str) -> None:
 
 @pytest.mark.parametrize("name", [*NAMES, "seq-rpb"])
 def test_gradients_per_sample(name: str) -> None:
-    """vmap of grad: the bias table shared by all samples has a gradient of its own in each."""
+    """vmap of grad: rpb shared by all samples has a gradient of its own in each."""
     tensors = given_to(BY_NAME[name])
     call, many = attend(BY_NAME[name], tuple(tensors)), stacked(tensors, 3)
     grad = torch.func.grad(lambda *t: (call(*t) ** 2).sum(), argnums=tuple(range(len(tensors))))
@@ -198,7 +198,7 @@ def test_compile(name: str) -> None:
 
 
 def test_compile_for_inference_follows_the_shape() -> None:
-    """No input needs a gradient; called again with other sizes the compiled function computes those."""
+    """No input needs a gradient; called again with other sizes, the compiled function computes those."""
     torch.compiler.reset()
     call = attend(BY_NAME["img"], ("query", "key", "value"))
     compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
@@ -262,7 +262,7 @@ def test_compile_with_inductor() -> None:
 @pytest.mark.parametrize("name", ["img-rpb-everything", "seq-gqa"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_autocast(name: str, dtype: torch.dtype) -> None:
-    """All tensors are cast first; gradients come back in the dtype of what was given."""
+    """All tensors are cast first; gradients come back in the dtypes of the inputs."""
     tensors = given_to(BY_NAME[name], "float32")
     call = attend(BY_NAME[name], tuple(tensors), return_lse=True)
     leaves = [t.clone().requires_grad_() for t in tensors.values()]
@@ -321,7 +321,7 @@ def test_gradients_of_some_inputs_and_of_none() -> None:
 
 
 def test_threads_agree() -> None:
-    """The same problem, planned and run by eight threads at once for the first time."""
+    """The same problem, planned and run for the first time by eight threads at once."""
     case = BY_NAME["img-large-rpb"]
     tensors = {name: t * 1.5 for name, t in given_to(case, "float32").items()}
     call, found = attend(case, tuple(tensors)), []

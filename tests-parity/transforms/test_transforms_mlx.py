@@ -1,6 +1,6 @@
-"""MLX's transforms of the paths with kernels of their own: grad, vmap, compile, checkpoint, streams and threads.
+"""MLX's transforms of the backends with kernels of their own: grad, vmap, compile, checkpoint, streams and threads.
 
-Each is compared with plain calls of the same path.
+Each is compared with plain calls of the same backend.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def given_to(case: Case, dtype: str = "float64") -> dict[str, mx.array]:
 
 
 def attend(case: Case, names: tuple[str, ...], **options: Any) -> Attend:
-    """The case's face as a function of the arrays ``names``, on the path under test."""
+    """The case's face as a function of the arrays ``names``, on the backend under test."""
 
     def call(*arrays: mx.array) -> Any:
         by_name = dict(zip(names, arrays, strict=True))
@@ -61,7 +61,7 @@ def close(found: Any, wanted: Any, limit: float = 1e-12) -> None:
 
 @pytest.fixture(autouse=True, params=["pure", "nanobind"])
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Each test of this module runs one path, and no other; in every thread."""
+    """Each test of this module runs one backend, and no other; in every thread."""
     MLX.package.set_backend(request.param)
     with MLX.watch() as ran:
         yield request.param
@@ -95,7 +95,7 @@ def test_grad_with_one_array_for_all() -> None:
 @pytest.mark.parametrize("name", [*NAMES, "seq-rpb"])
 @pytest.mark.parametrize("mapped", ["all", "query", "key value", "rpb", "additional_keys"])
 def test_vmap(name: str, mapped: str) -> None:
-    """Over all inputs, over some, and over the bias table alone."""
+    """Over all inputs, over some, and over rpb alone."""
     arrays = given_to(BY_NAME[name])
     over = set(arrays) if mapped == "all" else set(mapped.split()) & set(arrays)
     if not over:
@@ -130,7 +130,7 @@ def test_nested_vmap(name: str) -> None:
 
 @pytest.mark.parametrize("name", [*NAMES, "seq-rpb"])
 def test_gradients_per_sample(name: str) -> None:
-    """vmap of grad: the bias table shared by all samples has a gradient of its own in each."""
+    """vmap of grad: rpb shared by all samples has a gradient of its own in each."""
     arrays = given_to(BY_NAME[name])
     call, many = attend(BY_NAME[name], tuple(arrays)), stacked(arrays, 3)
     grad = mx.grad(lambda *a: (call(*a) ** 2).sum(), argnums=tuple(range(len(arrays))))
@@ -175,7 +175,7 @@ def test_vmap_of_the_other_ops() -> None:
 # --- compile, checkpoint -----------------------------------------------------------------------------
 
 
-# MLX's CPU calls a C++ compiler for each kernel that it fuses, so one case runs by default.
+# MLX's CPU backend compiles each fused kernel with a C++ compiler, so one case runs by default.
 SLOW = [pytest.param(name, marks=pytest.mark.all) for name in NAMES[:2]]
 
 
@@ -202,7 +202,7 @@ def test_compile_follows_the_shape() -> None:
 
 @pytest.mark.parametrize("op", ["na1d", "na1d_qk", "attention"])
 def test_shapeless_compile_raises(op: str) -> None:
-    """It would otherwise compute the first call's size."""
+    """Otherwise it would compute the first call's size."""
     case = BY_NAME["seq"]
     query, *_ = given_to(case, "float32").values()
     window = {} if op == "attention" else {"kernel_size": 3}
@@ -247,7 +247,7 @@ def test_any_cpu_stream() -> None:
 
 
 def test_threads_agree() -> None:
-    """The same problem, planned and run by four threads at once for the first time."""
+    """The same problem, planned and run for the first time by four threads at once."""
     case = BY_NAME["img-large-rpb"]
     MLX.package  # noqa: B018 - selects the CPU
     values = {name: a * 1.5 for name, a in inputs(case, "float32").items() if name in INPUTS}

@@ -1,4 +1,4 @@
-"""``mx.vmap`` of every op on every path that it passes, and both frameworks' over axes without an element.
+"""``mx.vmap`` of every op on every backend that supports it, and of both frameworks over empty axes.
 
 Each call in MLX is mapped over two problems, whose results are those of two plain calls, and over none.
 """
@@ -97,7 +97,7 @@ def test_gradient_through_vmap_of_none(backend: str) -> None:
 @pytest.mark.parametrize("op", ["na1d", "na1d_varlen", "na1d_qk"])
 @pytest.mark.parametrize("backend", ["native", "pure", "dense"])
 def test_torch_maps_none(backend: str, op: str) -> None:
-    """With a bias table for each problem, where the op takes one; and the gradients."""
+    """With an rpb for each problem, where the op takes one; and the gradients."""
     x, rpb = torch.zeros(0, *X), torch.zeros(0, *BIAS)
     last = 3 if op == "na1d_qk" else X[-1]
 

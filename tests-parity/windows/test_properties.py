@@ -1,4 +1,4 @@
-"""Random problems of every rank: a sweep that nobody picked by hand, the same one at every run."""
+"""Random problems of every rank: a sweep without hand-picked cases, the same one at every run."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def axes(draw: Any, length: int) -> tuple[int, int, int, int, bool]:
 
 @st.composite
 def problems(draw: Any, rank: int) -> Case:
-    """A legal problem: any window on any axis, any heads and head dims, additional keys, bias, batch."""
+    """A legal problem: any window on any axis, any heads and head dims, additional keys, rpb, batch."""
     lengths = draw(st.lists(st.integers(1, LONGEST[rank]), min_size=rank, max_size=rank))
     shape, kernel, stride, dilation, causal = zip(*(draw(axes(length)) for length in lengths), strict=True)
     rpb = draw(st.booleans())

@@ -1,4 +1,4 @@
-"""Any legal problem has a walk on the pure path: it covers every row once, within the budget of memory."""
+"""Any legal problem has a walk on the pure path, which covers every row once within the memory budget."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def walks(problem: Problem) -> list[blocks.Blocks]:
 
 
 def assert_within_budget(problem: Problem, walk: blocks.Blocks) -> None:
-    """The logits of a step, and what it gathers for them, or one tile is a step: a small one, or of one row."""
+    """The logits computed at once, and what is gathered for them, or a single tile: a small one, or one of one row."""
     transposed = walk.axes[0].transposed
     size = 8 if problem.dtype == "float64" else 4
     rows, columns = walk.tile_rows, walk.box_columns
@@ -88,18 +88,18 @@ def assert_within_budget(problem: Problem, walk: blocks.Blocks) -> None:
 
 
 def axis_of(walk: blocks.Blocks, place: int) -> tuple[blocks.AxisBlocks, Any]:
-    """One axis of a walk, and its tables for some tiles: the first, the last, and some between."""
+    """One axis of a walk, and its tables for some tiles: the first, the last, and some in between."""
     axis = walk.axes[place]
     random = np.random.default_rng(place)
     tiles = np.unique([0, 1, axis.tiles - 1, axis.tiles // 2, *random.integers(axis.tiles, size=5)])
     tiles = tiles[tiles < axis.tiles]
-    # As many columns as fit a test: boxes may be of millions.
+    # As many columns as a test can handle: boxes may have millions.
     tiles = tiles[: max(1, (1 << 22) // axis.box)]
     return axis, blocks.AxisTables(axis, mask.NumpyTables(), tiles)
 
 
 def assert_holds_windows(axis: blocks.AxisBlocks, table: Any) -> None:
-    """Each row's columns, out of those there are, lie in its tile's box; the rows are those of the tile."""
+    """Each row's columns, as far as they exist, are in its tile's box; the rows are those of the tile."""
     assert (table.low >= table.column[:, :1]).all()
     assert (table.high <= table.column[:, -1:] + 1).all()
     assert (table.low < table.high).all()
@@ -161,7 +161,7 @@ def test_any_legal_problem_has_a_plan(problem: Problem) -> None:
 
 
 def test_the_bound_of_long_axes_holds_and_is_close(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Against the widest span itself, which a pass over all tiles finds."""
+    """Compared with the exact widest span, found by a pass over all tiles."""
     exact = {}
     for most in (1 << 30, 0):
         monkeypatch.setattr(blocks, "MOST_SPANS", most)
@@ -196,8 +196,9 @@ def test_tables_of_single_tiles_are_those_of_all(transposed: bool, monkeypatch: 
 
 
 def assert_taken_in_turns(walk: blocks.Blocks) -> int:
-    """Each tile has one turn, each column that a row sees counts as seen, and no turn has a column twice. The most
-    turns that a step takes."""
+    """Each tile has one turn, each column that a row sees counts as seen, and no turn has a column twice. Returns the
+    largest number of turns of a chunk.
+    """
     most = 0
     for chunk in blocks.Tables(walk, mask.NumpyTables()).chunks():
         assert ((chunk.mask & chunk.held[..., None]).any(1) <= chunk.seen).all()
@@ -215,7 +216,7 @@ def assert_taken_in_turns(walk: blocks.Blocks) -> int:
 def test_turns_share_no_key(case: Case) -> None:
     walk = plan.walk(case.problem("float32"), transposed=False)
     assert_taken_in_turns(walk)
-    # Smaller tiles, more of them: more that overlap, in steps that end anywhere.
+    # Smaller tiles, more of them: more that overlap, in chunks that end anywhere.
     tiles = [min(3, axis.tile) for axis in walk.axes]
     axes = [
         replace(axis, tile=tile, box=blocks.box_size(axis.axis, False, tile))
@@ -226,7 +227,7 @@ def test_turns_share_no_key(case: Case) -> None:
 
 
 def test_turns_are_few() -> None:
-    """As many as tiles that may meet, not as tiles: two of an axis whose tiles are longer than its windows."""
+    """As many turns as tiles that may overlap, not as tiles: two on an axis whose tiles are longer than its windows."""
     walk = plan.walk(windowed((4096,), 7, d=4), transposed=False)
     assert walk.step > 10 and assert_taken_in_turns(walk) == 2
     walk = plan.walk(windowed((64, 64), (3, 5), heads=1), transposed=False)
@@ -239,7 +240,7 @@ def test_turns_are_few() -> None:
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 @pytest.mark.parametrize("name", ["seq-additional-everything", "img-rpb-everything", "vol-causal"])
 def test_a_walk_of_single_rows_runs(name: str, framework: Framework, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What an extreme problem asks for, of a small one: each tile is a row, and nothing is kept."""
+    """The walk of an extreme problem, for a small one: each tile is a row, and nothing is kept."""
     for holder, constant, value in (
         (plan, "TILE_BYTES", 64),
         (plan, "STEP_BYTES", 64),
@@ -266,7 +267,7 @@ def test_a_walk_of_single_rows_runs(name: str, framework: Framework, monkeypatch
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 def test_heads_share_a_walk(framework: Framework) -> None:
-    """Problems of other heads on one walk: what its chunks keep from one call to the next fits them all."""
+    """Problems with other heads on one walk: what its chunks keep from call to call fits them all."""
     walks = set()
     for heads, kv_heads in ((4, 4), (4, 2), (4, 1), (2, 2), (2, 1), (4, 4)):
         case = make(f"{heads} heads, {kv_heads} of keys", (9,), 3, heads=heads, kv_heads=kv_heads)
@@ -277,7 +278,7 @@ def test_heads_share_a_walk(framework: Framework) -> None:
 
 
 def forget(framework: Framework) -> None:
-    """Empty the caches of what was planned."""
+    """Empty the caches of plans."""
     framework.module("_metal.plan.plan").plan.cache_clear()
     framework.module("_metal.plan.blocks").box_size.cache_clear()
     walk = framework.module("_plain.walk")
@@ -289,7 +290,7 @@ WIDE = (200_000, 5_001)
 
 
 def measure(package: str) -> dict[str, Any]:
-    """The peak of a forward pass above what was there before, and how far a few rows lie from the truth."""
+    """The peak of a forward pass above the memory before, and the error of a few rows."""
     framework = {"mps": MPS, "mlx": MLX}[package]
     tokens, w = WIDE
     random = np.random.default_rng(1)
@@ -316,8 +317,8 @@ def measure(package: str) -> dict[str, Any]:
 @pytest.mark.all
 @pytest.mark.parametrize("package", ["mps", "mlx"])
 def test_wide_windows_run_in_bounded_memory(package: str) -> None:
-    """What a step holds for each of its pairs of a query and a key, and no more: tiles of one row, whose columns, masks
-    and gathered rows are made for the step. For all tiles, the columns alone would be 8 GB.
+    """What is held for each pair of a query and a key computed at once, and no more: tiles of one row, whose columns,
+    masks and gathered rows are made for the chunk. For all tiles, the columns alone would take 8 GB.
     """
     found = in_a_fresh_process("test_walks", f"measure({package!r})")
     print(package, found)
@@ -327,10 +328,10 @@ def test_wide_windows_run_in_bounded_memory(package: str) -> None:
     walk = plan.walk(problem, transposed=False)
     assert walk.tile_rows == 1
     pairs = walk.step * walk.box_columns
-    # Integers of 8 bytes: a chunk's columns by place, by token and over all axes, of this step and the last; three
-    # more on the way to them; the rows to gather, twice.
+    # Integers of 8 bytes: a chunk's columns by position, by token and over all axes, of this chunk and the last; three
+    # more intermediate ones; the rows to gather, twice.
     tables = 8 * (2 * 3 + 3 + 2)
-    # The window as bias, logits, weights, two more on the way; keys and values; masks.
+    # The window as a mask added to logits, logits, weights, two more intermediate ones; keys and values; masks.
     values = 4 * 5 + 4 * 2 * width + 4
-    tensors = 8 * 4 * tokens * width  # results, and parts of them on the way
+    tensors = 8 * 4 * tokens * width  # results, and their parts before that
     assert 0 < found["peak"] < pairs * (tables + values) + tensors, found

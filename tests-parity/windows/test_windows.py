@@ -22,7 +22,7 @@ TABLES = mask.NumpyTables()
 
 
 def keys_of(query: int, length: int, w: int, s: int, d: int, causal: bool) -> list[int]:
-    """The keys of one query, in order: the definition, line by line, nothing shared with the package."""
+    """The keys of one query in order: the definition, line by line, sharing no code with the package."""
     group = [token for token in range(length) if token % d == query % d]
     position, count = query // d, len(group)
     if causal:
@@ -62,7 +62,7 @@ def between(low: Array, high: Array, count: int) -> Array:
 
 
 def test_every_window_of_small_axes() -> None:
-    """Window, inverse, mask and pair count of every axis, and the claims that boxes rest on."""
+    """Window, inverse, mask and pair count of every axis, and the properties that boxes rely on."""
     positions = 0
     for axis in axes(27):
         wanted, d = dense(axis), axis.dilation
@@ -204,7 +204,7 @@ def test_slots_are_row_major_and_causal_tails_are_empty() -> None:
 
 
 def test_picture() -> None:
-    """Query 0 starts at the border, query 2 of a dilated axis sees its own group only."""
+    """Query 0 starts at the border, query 2 of a dilated axis sees only its own group."""
     assert mask.picture(Axis(5, 5, 3, 1, 1, False)).splitlines() == ["O##..", "#O#..", ".#O#.", "..#O#", "..##O"]
     assert mask.picture(Axis(4, 4, 2, 1, 2, True)).splitlines() == ["O...", ".O..", "#.O.", ".#.O"]
     with pytest.raises(ValueError, match=r"^picture: at most 64 tokens can be drawn; got 65$"):

@@ -1,4 +1,4 @@
-"""Skips what needs the emulator where it cannot run, with its own sentence."""
+"""Skips tests that need the emulator where it cannot run, with its own reason."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Where the emulator cannot run it says so in one sentence. These tests run everywhere."""
+"""Where the emulator cannot run, it says so in one sentence. These tests run everywhere."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Sources and the cache: which kernels a library has, what is compiled once, and what is refused."""
+"""Sources and the cache: which kernels a library has, what is compiled once, and what is rejected."""
 
 import os
 import shutil
@@ -25,7 +25,7 @@ TEMPLATE = HEADER + (
 
 @pytest.fixture
 def empty_cache(tmp_path, monkeypatch):
-    """A cache of its own; the runtime is built anew only by tests that launch."""
+    """A cache of its own; the runtime is rebuilt only by tests that launch."""
     monkeypatch.setenv("METAL_EMULATOR_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
@@ -66,7 +66,7 @@ def test_compiled_once_and_by_content():
 
 
 def test_the_precompiled_shim_goes_with_its_files(empty_cache, tmp_path, monkeypatch):
-    """clang refuses it where they lie elsewhere or were written at another time."""
+    """clang rejects it if its sources have moved or were written at another time."""
     found = [build.precompiled_shim(build.Variant())]
     for folder in ("runtime", "shim"):
         shutil.copytree(build.HERE / folder, tmp_path / folder)

@@ -1,4 +1,4 @@
-"""Kernels with one planted fault each: reported as exactly that kind, whatever the schedule; clean twins: nothing."""
+"""Kernels with one planted fault each, reported as exactly that kind in every schedule; clean twins have none."""
 
 import numpy as np
 import pytest

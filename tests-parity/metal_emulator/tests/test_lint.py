@@ -1,4 +1,4 @@
-"""Every rule of the lint finds its planted mistake at its line, and nothing else; clean code gives nothing."""
+"""Every rule of the lint finds its planted mistake at its line, and nothing else; clean code has no findings."""
 
 import pytest
 

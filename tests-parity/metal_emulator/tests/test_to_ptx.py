@@ -1,4 +1,4 @@
-"""The same Metal text as PTX: entries, shared memory, shuffles; assembled where ptxas is there. Nothing runs here."""
+"""The same Metal text as PTX: entries, shared memory, shuffles; assembled if ptxas is available. Nothing runs here."""
 
 import re
 import shutil
