@@ -76,7 +76,7 @@ def packed(values: Array, dtype: str) -> Laid:
 
 
 def far(values: Array, dtype: str, axis: int, step: int) -> Laid:
-    """The tensor with ``step`` elements between two positions of ``axis``: more memory than there is, mostly untouched."""
+    """The tensor with ``step`` elements between two positions of ``axis``: more than fits memory, mostly untouched."""
     stored = encode(values, dtype)
     strides = [stride // stored.itemsize for stride in stored.strides]
     strides[axis] = step
