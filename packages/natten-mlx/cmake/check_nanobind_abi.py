@@ -1,7 +1,7 @@
 """Prints the version of nanobind's internals, e.g. 22; fails unless it is the one inside MLX's own wheel.
 
-Two extensions exchange C++ objects, here mx.array, only where these versions are equal; with different ones every
-call would be a TypeError.
+Two extensions can exchange C++ objects, here mx.array, only if these versions are equal; otherwise every call would be
+a TypeError.
 
 usage: check_nanobind_abi.py [--mlx FOLDER] [--nanobind FOLDER]     (default: the packages that this Python imports)
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 
 
 def folder_of(package: str) -> Path:
-    """Where a package lies, without importing it."""
+    """The folder of a package, without importing it."""
     found = importlib.util.find_spec(package)
     if found is None or not found.submodule_search_locations:
         sys.exit(f"{package} is not installed for {sys.executable}")

@@ -1,1 +1,1 @@
-"""NATTEN's older generations and 0.3 of these packages: their call forms, translated."""
+"""The call forms of NATTEN's older generations and of 0.3 of these packages, translated into today's."""

@@ -1,7 +1,7 @@
 """Upstream's helpers that need no framework: checks of arguments and shapes, tuples, environment, logs.
 
-They answer and refuse as upstream's do, but with this package's rules where those are wider (a window of 1 is legal)
-and in its words. Tensors are anything with a ``shape``.
+They return and reject the same as upstream's, except where this package's rules are wider (a window of 1 is legal), and
+with this package's error texts. A tensor is anything with a ``shape``.
 """
 
 import logging
@@ -68,7 +68,7 @@ def sub_tuple(X: Sequence[int], Y: Sequence[int]) -> Ints:
 
 
 def _per_axis(name: str, na_dim: int, given: Any, kind: type, least: int | None, default: Any = None) -> Any:
-    """One value for each axis, of ``kind`` and at least ``least``; ValueError otherwise, as upstream has it."""
+    """One value per axis, of ``kind`` and at least ``least``; ValueError otherwise, as upstream."""
     if given is None and default is not None:
         given = default
     values = (given,) * na_dim if type(given) is kind else given
@@ -110,7 +110,7 @@ def check_causal_arg(na_dim: int, is_causal: Any) -> Bools:
 
 
 def check_all_args(na_dim: int, kernel_size: Any, stride: Any, dilation: Any, is_causal: Any) -> tuple[Any, ...]:
-    """kernel_size, stride, dilation and is_causal on each axis; ValueError for what is none."""
+    """kernel_size, stride, dilation and is_causal on each axis; ValueError for invalid ones."""
     return (
         check_kernel_size_arg(na_dim, kernel_size), check_stride_arg(na_dim, stride),
         check_dilation_arg(na_dim, dilation), check_causal_arg(na_dim, is_causal),
@@ -118,7 +118,7 @@ def check_all_args(na_dim: int, kernel_size: Any, stride: Any, dilation: Any, is
 
 
 def check_all_args_without_stride(na_dim: int, kernel_size: Any, dilation: Any, is_causal: Any) -> tuple[Any, ...]:
-    """The same as 0.17 had it: kernel_size, dilation and is_causal."""
+    """The same for 0.17: kernel_size, dilation and is_causal."""
     checked = check_all_args(na_dim, kernel_size, 1, dilation, is_causal)
     return checked[0], *checked[2:]
 
@@ -156,7 +156,7 @@ def check_kernel_schedule(kernel_schedule: Any) -> KernelSchedule | None:
 
 
 def get_num_na_weights(kernel_size: Any) -> int:
-    """Slots of a window: the product of its sizes, or an int itself."""
+    """Slots of a window: the product of its sizes, or the int itself."""
     if isinstance(kernel_size, int):
         return kernel_size
     product = 1
@@ -185,7 +185,7 @@ def check_args_against_input(
 def is_self_attention(
     input_tensor: Any, kernel_size: Ints, is_causal: Bools, has_additional_attention: bool = True
 ) -> bool:
-    """Whether the windows cover everything, so that full attention computes the same."""
+    """Whether the windows cover everything, so that full attention gives the same result."""
     shape = tuple(input_tensor.shape[1:-2])
     if len(shape) == 1 and not has_additional_attention:
         return kernel_size[0] == shape[0]
@@ -193,7 +193,9 @@ def is_self_attention(
 
 
 def check_additional_keys(input_tensor: Any, additional_keys: Any) -> int:
-    """How many there are, ``[batch, heads, number, dim]``; ValueError unless the rest is the input's. None: 0."""
+    """The number of additional keys ``[batch, heads, number, dim]``; ValueError unless the rest matches the input.
+    None: 0.
+    """
     if additional_keys is None:
         return 0
     shape, wanted = tuple(additional_keys.shape), tuple(input_tensor.shape)
@@ -222,7 +224,7 @@ def check_additional_values(attn_tensor: Any, additional_values: Any, value: Any
 
 
 def get_device_cc(device: Any = None, *, device_index: Any = None) -> int:
-    """Compute capability of a CUDA device as ``10 * major + minor``; 0 here, where there is none."""
+    """Compute capability of a CUDA device as ``10 * major + minor``; 0 here, where there is no CUDA."""
     return 0
 
 
@@ -243,19 +245,19 @@ def get_logger(name: str) -> logging.Logger:
 
 
 def log_or_raise_error(msg: str, raise_error: bool = False, exception: Any = RuntimeError) -> None:
-    """Raise ``exception(msg)``, or note it in the log."""
+    """Raise ``exception(msg)``, or log it."""
     if raise_error:
         raise exception(msg)
     log.debug(msg)
 
 
 def parse_env_flag(env_var: str, default: bool) -> bool:
-    """An environment variable's '0' or '1'; anything else is the default."""
+    """An environment variable's '0' or '1'; the default for anything else."""
     return {"0": False, "1": True}.get(os.environ.get(env_var, ""), default)
 
 
 def parse_env_int(env_var: str, default: int) -> int:
-    """An environment variable's whole number; anything else is the default."""
+    """An environment variable's integer; the default for anything else."""
     try:
         return int(os.environ.get(env_var, ""))
     except ValueError:

@@ -1,8 +1,7 @@
-"""Upstream's switches and questions: remembered and answered, for nothing here depends on them.
+"""Upstream's switches and their getters. Switches only keep their value, because nothing here depends on them.
 
-Upstream's switches choose among CUDA kernels, or trade memory and determinism for speed. What this package
-computes is always deterministic, in memory proportional to the tokens, and never goes through flex_attention.
-So a switch is remembered, and its question answers what was last set.
+Upstream's switches choose among CUDA kernels, or trade memory and determinism for speed. Results of this package are
+always deterministic, in memory proportional to the number of tokens, and never computed by flex_attention.
 """
 
 from collections.abc import Callable
@@ -30,7 +29,7 @@ _DEFAULTS: dict[str, Any] = {
     "flex_compile_backprop_allowed": False,
     "training_memory_preference": MemoryUsagePreference.Default,
 }
-# Upstream's names of what is remembered, each with that of its question.
+# Upstream's name of each stored setting, with that of its getter.
 _TUNING = {
     "enabled_for_forward": "is_autotuner_enabled_for_forward",
     "enabled_for_backward": "is_autotuner_enabled_for_backward",
@@ -42,7 +41,7 @@ Names = dict[str, Any]
 
 
 def _settings(name: str, defaults: Names) -> Any:
-    """A class that is the process's settings; its ``reset()`` makes them what they are at the start."""
+    """A class that holds the process's settings; ``reset()`` restores the defaults."""
 
     def reset() -> None:
         for setting, value in defaults.items():
@@ -67,7 +66,7 @@ def no_configs(*tensors: Any, **arguments: Any) -> list[Any]:
 
 
 class _Switches:
-    """Switches and questions over one set of settings. kv_parallel: whether KV parallelism is on at the start."""
+    """Switches and getters over one set of settings. kv_parallel: whether KV parallelism is on by default."""
 
     def __init__(self, kv_parallel: bool) -> None:
         self.context = _settings("NattenContext", _DEFAULTS | {"is_kv_parallelism_enabled": kv_parallel})
@@ -105,7 +104,7 @@ class _Switches:
         return question
 
     def set_memory_usage_preference(self, pref: str = "default") -> None:
-        """Remember 'default', 'strict' or 'unrestricted'; ValueError for anything else."""
+        """Store 'default', 'strict' or 'unrestricted'; ValueError for anything else."""
         names = {preference.name.lower(): preference for preference in MemoryUsagePreference}
         if pref not in names:
             raise ValueError(f"set_memory_usage_preference: pref must be one of {', '.join(names)}; got {pref!r}")
@@ -115,18 +114,18 @@ class _Switches:
         self, mode: bool = True, kv_parallel: bool = True, use_flex_attention: bool = False,
         force_flex_attention: bool = False,
     ) -> None:  # fmt: skip
-        """Remember whether modules should use the fused op; here they always do, unless dropout needs the weights."""
+        """Store whether modules should use the fused op; here they always do, unless dropout needs the weights."""
         self.context.is_fused_na_enabled = bool(mode)
         self.context.is_kv_parallelism_enabled = bool(mode and kv_parallel)
         self.context.use_flex_attention = bool(mode and use_flex_attention)
         self.context.force_flex_attention = bool(mode and force_flex_attention)
 
     def use_flex_attention(self, mode: bool = True) -> None:
-        """Remember whether flex_attention should run the fused op; it never does here."""
+        """Store whether flex_attention should run the fused op; it never does here."""
         self.use_fused_na(mode, use_flex_attention=True)
 
     def force_flex_attention(self) -> None:
-        """Remember that flex_attention is wanted wherever it can run; it never runs here."""
+        """Store that flex_attention is preferred; it never runs here."""
         self.use_fused_na(True, use_flex_attention=True, force_flex_attention=True)
 
     def use_autotuner(
@@ -135,9 +134,9 @@ class _Switches:
         warmup_steps_forward: int | None = None, warmup_steps_backward: int | None = None,
         steps_forward: int | None = None, steps_backward: int | None = None,
     ) -> None:  # fmt: skip
-        """Remember what was asked of the auto-tuner, which is not there: plans are made from the problem alone.
+        """Store the settings of the auto-tuner, which does not exist here: plans are made from the problem alone.
 
-        TypeError for numbers of steps that are no ints.
+        TypeError for numbers of steps that are not ints.
         """
         asked = (forward_pass, backward_pass, thorough_mode_forward, thorough_mode_backward)
         for setting, mode in zip(_TUNING, asked, strict=True):
@@ -151,32 +150,32 @@ class _Switches:
                 setattr(self.tuner, setting, count)
 
     def disable_autotuner(self) -> None:
-        """Forget what was asked of the auto-tuner."""
+        """Reset the settings of the auto-tuner."""
         self.tuner.reset()
 
     def is_autotuner_enabled(self) -> bool:
-        """Whether it was asked for in either direction."""
+        """Whether it was enabled in either direction."""
         return self.tuner.enabled_for_forward or self.tuner.enabled_for_backward
 
     def allow_flex_compile(self, mode: bool = True, backprop: bool = False) -> None:
-        """Remember the guard of compiled flex_attention; backprop is allowed only with mode."""
+        """Store the guard of compiled flex_attention; backprop is allowed only with mode."""
         self.context.flex_compile_allowed = bool(mode)
         self.context.flex_compile_backprop_allowed = bool(mode and backprop)
 
     def allow_flex_compile_backprop(self, mode: bool = True) -> None:
-        """Remember the guard of its gradients, allowed only where compilation is."""
+        """Store the guard of its gradients, allowed only together with compilation."""
         self.allow_flex_compile(self.context.flex_compile_allowed, mode)
 
     def disable_flex_compile(self) -> None:
-        """Both guards off."""
+        """Turn both guards off."""
         self.allow_flex_compile(False)
 
     def disable_flex_compile_backprop(self) -> None:
-        """The guard of the gradients off."""
+        """Turn the guard of the gradients off."""
         self.allow_flex_compile(self.context.flex_compile_allowed, False)
 
     def common(self) -> Names:
-        """What every generation since 0.17 has."""
+        """The settings of every generation since 0.17."""
         return {
             "MemoryUsagePreference": MemoryUsagePreference,
             "NattenContext": self.context,
@@ -233,7 +232,7 @@ class _Switches:
 
 
 _NO_CUDA, _ALWAYS = "there is no CUDA here", "every backend has it"
-# What every generation has.
+# The settings of every generation.
 _DEVICE = {
     "has_cuda": _answer(False, _NO_CUDA),
     "has_half": _answer(True, _ALWAYS),
@@ -252,10 +251,10 @@ _CONFIGS: Names = {
     for op in ("fna", "fmha")
 } | {"get_configs_for_flex_fna": no_configs, "get_configs_for_flex_fmha": no_configs}
 
-# KV parallelism was off at the start in 0.17, and has been on since.
+# KV parallelism was off by default in 0.17, and has been on since.
 _OLD, _NEW = _Switches(kv_parallel=False), _Switches(kv_parallel=True)
-# The switches and questions of each generation. 0.3's modules had has_* everywhere, so 0.20 and 0.21 keep them;
-# 0.21 keeps the switches of 0.17 too, none of which has another meaning there.
+# The switches and getters of each generation. 0.3's modules had has_* everywhere, so 0.20 and 0.21 keep them; 0.21 also
+# keeps the switches of 0.17, none of which has another meaning there.
 CONTEXT: dict[str, Names] = {
     "v0141": {},
     "v0145": {},
@@ -269,7 +268,7 @@ CONTEXT: dict[str, Names] = {
 
 
 class _FlopHandler:
-    """What 0.3 called its handler: counts nothing."""
+    """0.3's name for its handler; it counts nothing."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> int:
         return 0

@@ -1,7 +1,7 @@
-"""What natten-mps and natten-mlx 0.3 offered in submodules of their own, for code that was written for them.
+"""Names that natten-mps and natten-mlx 0.3 had in submodules of their own, for code written for them.
 
-Positions are tokens of one axis; windows are those of :mod:`..problem.window`, right for even windows too, which 0.3
-had wrong.
+Positions are tokens of one axis. Windows are those of :mod:`..problem.window`, correct for even windows too, unlike in
+0.3.
 """
 
 import warnings
@@ -13,7 +13,7 @@ from ..problem.window import INTEGERS, ArrayNamespace, group_length, window
 
 
 def moved(old: str, advice: str) -> None:
-    """DeprecationWarning at whoever imports ``old``, a module of 0.3. advice: what to do instead."""
+    """DeprecationWarning for whoever imports ``old``, a module of 0.3. advice: the replacement."""
     warnings.warn(f"{old} is a module of 0.3; {advice}", DeprecationWarning, stacklevel=3)
 
 
@@ -72,6 +72,6 @@ def window_last(index: Any, length: int, kernel_size: int, dilation: int, xp: Ar
 
 
 def bias_start(index: Any, length: int, kernel_size: int, dilation: int, xp: ArrayNamespace = INTEGERS) -> Any:
-    """The entry of a bias table that the window's first key has."""
+    """The rpb entry of the window's first key."""
     position, start, _ = _positions(index, length, kernel_size, dilation, xp)
     return start - position + kernel_size - 1

@@ -1,7 +1,8 @@
-"""Upstream's counts of operations: what a call multiplies and adds, from its shapes.
+"""Upstream's operation counts: the multiplications and additions of a call, from its shapes.
 
 A product of matrices ``[m, k] x [k, n]`` is ``m * k * n`` multiply-accumulates, and twice as many floating-point
-operations. As upstream counts, softmax and bias are left out where it says so, and causal axes change nothing.
+operations. As in upstream, softmax and rpb are left out where the docstring says so, and causal axes make no
+difference.
 """
 
 import math
@@ -30,7 +31,7 @@ def na_qk_flop_count(
     q_shape: Shape, k_shape: Shape, kernel_size: Any, dilation: Any, is_causal: Any, is_heads_last: bool,
     return_macs: bool = False,
 ) -> int:  # fmt: skip
-    """Floating-point operations (or multiply-accumulates) of a window's logits, without scale and bias."""
+    """Floating-point operations (or multiply-accumulates) of a window's logits, without scale and rpb."""
     if tuple(q_shape) != tuple(k_shape):
         raise ValueError(f"na_qk_flop_count: q_shape and k_shape must be equal; got {q_shape} and {k_shape}")
     return _count("na_qk_flop_count", q_shape, kernel_size, is_heads_last, return_macs)
@@ -86,7 +87,7 @@ HANDLES: dict[str, Callable[[Sequence[Any], Sequence[Any]], int]] = {
     **{f"qk_{rank}d_rpb_flop": _ranked(f"qk_{rank}d_rpb_flop", rank, True) for rank in RANKS},
     **{f"av_{rank}d_flop": _ranked(f"av_{rank}d_flop", rank, False) for rank in RANKS},
 }
-# Up to 0.14 the names without a rank are the 2-D ops'.
+# Up to 0.14 the names without a rank belong to the 2-D ops.
 OLD_HANDLES = {"qk_rpb_flop": HANDLES["qk_2d_rpb_flop"], "av_flop": HANDLES["av_2d_flop"]}
 COUNTS: dict[str, Any] = {
     each.__name__: each for each in (na_qk_flop_count, na_av_flop_count, fna_flop_count, fna_generic_flops)

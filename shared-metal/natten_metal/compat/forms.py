@@ -17,8 +17,8 @@ class Form:
     """How one public name is called.
 
     kind: what it computes: 'qk', 'av', 'fused', 'attention', 'merge' or 'module'. rank: number of axes, 0 for any.
-    names: the parameters in order, all of which may be given by position; defaults: those of the last of them.
-    aliases: other words for some of them, that some releases had.
+    names: the parameters in order, all of which may be given by position; defaults: those of the last of them. aliases:
+    other names of some of them in some releases.
     """
 
     kind: str
@@ -28,7 +28,7 @@ class Form:
     aliases: Mapping[str, str] = field(default_factory=dict)
 
     def bind(self, face: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Every parameter's value by name; TypeError where the call does not fit, as Python's own."""
+        """Every parameter's value by name; TypeError for a call that does not fit, like Python's own."""
         if len(args) > len(self.names):
             raise TypeError(f"{face}: takes at most {len(self.names)} arguments; got {len(args)}")
         # Cut to one length: torch 2.9 traces zip(strict=False) as if it were strict.
@@ -49,7 +49,7 @@ class Form:
 
     @property
     def signature(self) -> inspect.Signature:
-        """The form as Python tells it."""
+        """The form as a Python signature."""
         kind, none = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.empty
         return inspect.Signature(
             [inspect.Parameter(name, kind, default=self.defaults.get(name, none)) for name in self.names]
@@ -73,7 +73,7 @@ MODULE = "NeighborhoodAttention{}D"
 DROPOUT = {"qkv_bias": True, "qk_scale": None, "attn_drop": 0.0, "proj_drop": 0.0}
 SEPARATE_DEPTH = "kernel_size_d kernel_size dilation_d dilation"
 
-# 0.14.1 to 0.14.4: the window's size follows from the bias table or from the weights; the table is not optional.
+# 0.14.1 to 0.14.4: the window's size follows from rpb or from the weights; rpb is not optional.
 _FIRST: Forms = {
     **per_rank("natten{}dqkrpb", "qk", (1, 2), "query key rpb dilation"),
     **per_rank("natten{}dav", "av", (1, 2), "attn value dilation"),
@@ -86,7 +86,7 @@ _FOURTEEN: Forms = {
     **per_rank("natten{}dav", "av", (1, 2), "attn value kernel_size dilation"),
     **per_rank(MODULE, "module", (1, 2), "dim num_heads kernel_size", dilation=1, bias=True, **DROPOUT),
 }
-# 0.14.5: the same, but for the weights' half.
+# 0.14.5: the same, except for the split op on weights.
 _FOURTEEN_FIVE: Forms = _FOURTEEN | per_rank("natten{}dav", "av", (1, 2), "attn value dilation")
 
 _NATTEN_VOLUME: Forms = {
@@ -94,14 +94,14 @@ _NATTEN_VOLUME: Forms = {
     **per_rank("natten{}dqk", "qk", (3,), f"query key {SEPARATE_DEPTH}", additional_keys=None),
     **per_rank("natten{}dav", "av", (3,), f"attn value {SEPARATE_DEPTH}", additional_values=None),
 }
-# From 0.15 on these are the na*d ones under their older names, additional tensors included.
+# From 0.15 on these are the older names of the na*d ones, additional tensors included.
 _NATTEN: Forms = {
     **_FOURTEEN,
     **per_rank("natten{}dqk", "qk", (1, 2), "query key kernel_size dilation", additional_keys=None),
     **per_rank("natten{}dav", "av", (1, 2), "attn value kernel_size dilation", additional_values=None),
     **_NATTEN_VOLUME,
 }
-# 0.15: volumes, whose depth has arguments of its own.
+# 0.15: 3-D ops, whose depth has separate arguments.
 _FIFTEEN: Forms = {
     **_NATTEN,
     **per_rank("na{}d_qk", "qk", (1, 2), "query key kernel_size dilation", additional_keys=None),
@@ -122,14 +122,14 @@ _SPLIT: Forms = {
     **per_rank("na{}d_av", "av", (1, 2), "attn value kernel_size", dilation=1, additional_values=None, is_causal=False),
     **per_rank("na{}d_av", "av", (3,), "attn value kernel_size dilation", additional_values=None, is_causal=False),
 }
-# 0.17 deprecated the natten*d names and took their additional tensors away.
+# 0.17 deprecated the natten*d names and removed their additional tensors.
 _DEPRECATED: Forms = {
     **_FOURTEEN,
     **per_rank("natten{}dqkrpb", "qk", (3,), f"query key rpb {SEPARATE_DEPTH}"),
     **per_rank("natten{}dqk", "qk", (3,), f"query key {SEPARATE_DEPTH}"),
     **per_rank("natten{}dav", "av", (3,), f"attn value {SEPARATE_DEPTH}"),
 }
-# 0.17: one argument a window, causal axes, and the fused op (heads-last, where the split ones are heads-first).
+# 0.17: one argument per window, causal axes, and the fused op (heads-last, while the split ones are heads-first).
 _SEVENTEEN: Forms = {
     **_DEPRECATED,
     **_SPLIT,
@@ -166,7 +166,7 @@ _MODERN_MODULE: Forms = {
     **per_rank(MODULE, "module", RANKS, "embed_dim num_heads kernel_size", **_MODERN),
     "NeighborhoodAttentionGeneric": form("module", 0, "na_dim embed_dim num_heads kernel_size", **_MODERN),
 }
-# In 0.20.0 alone the modules' first argument was still called 'dim'.
+# Only in 0.20.0 the modules' first argument was still called 'dim'.
 _TWENTY_MODULE = {name: replace(its, aliases={"dim": "embed_dim"}) for name, its in _MODERN_MODULE.items()}
 _FUSED_TWENTY = {**_FUSED, "try_fuse_additional_kv": False}
 # 0.20 to 0.21.1: fused ops only, with stride where 0.17 had dilation.
@@ -187,7 +187,7 @@ _TWENTY_ONE: Forms = {
     "merge_attentions": form("merge", 0, "outputs lse_tensors", torch_compile=True, use_autograd_fix=True),
 }
 
-# Oldest first, each with what upstream had.
+# Oldest first, each with upstream's names.
 FORMS: dict[str, Forms] = {
     "v0141": _FIRST,
     "v0145": _FOURTEEN_FIVE,
@@ -200,7 +200,7 @@ FORMS: dict[str, Forms] = {
 
 
 def _elsewhere(face: str, word: str) -> str:
-    """Which generations' form of a name has an argument, and what it is called in the newest, for an error."""
+    """The generations whose form of a name has an argument, and its name in the newest, for an error."""
     having = [generation for generation, forms in FORMS.items() if face in forms and word in forms[face].names]
     if not having:
         return ""
@@ -208,9 +208,9 @@ def _elsewhere(face: str, word: str) -> str:
     return f"; {new}'{word}' is of the call forms {', '.join(having)}, which compat.for_version and compat.install know"
 
 
-# Arguments that the newest form calls something else.
+# Arguments that have another name in the newest form.
 RENAMED = {"dim": "embed_dim"}
-# What natten-mps and natten-mlx 0.3 had in a module that upstream did not, in the form of 0.17.
+# What natten-mps and natten-mlx 0.3 had in a module where upstream had none, in the form of 0.17.
 _ALL_SPLIT = tuple(name for name, its in _SEVENTEEN.items() if its.kind in ("qk", "av"))
 _FUSED_NAMES = tuple(name for name, its in _SEVENTEEN.items() if its.kind == "fused")
 ADDED: dict[str, Forms] = {generation: {} for generation in FORMS} | {

@@ -1,8 +1,8 @@
-"""Call forms inside NATTEN's submodules, as data: what each generation had beside its public functions.
+"""Call forms inside NATTEN's submodules, as data: what each generation had besides its public functions.
 
-``INNER[generation][submodule]`` are functions: the launchers of single kernels (all of which run the same op here),
-the split ops of nested tensors, the older names of the fused op. ``FUNCTIONS[generation]`` are the autograd functions
-of :mod:`natten.functional`, whose arguments go to ``apply`` by position.
+``INNER[generation][submodule]`` are functions: the launchers of single kernels (all of which run the same op here), the
+split ops of nested tensors, the older names of the fused op. ``FUNCTIONS[generation]`` are the autograd functions of
+:mod:`natten.functional`, whose arguments go to ``apply`` by position.
 
 Source: upstream NATTEN's releases 0.14.4 to 0.21.7, their parameters.
 """
@@ -66,7 +66,7 @@ def _kernels(newest: bool) -> dict[str, Forms]:
 
 
 def _backends(newest: bool) -> dict[str, Forms]:
-    """The backends' submodules; the package has all of them but the reference's."""
+    """The backends' submodules; the package has all of them except the reference's."""
     kernels = _kernels(newest)
     everything = {name: its for part, forms in kernels.items() if part != "reference" for name, its in forms.items()}
     return {"backends": everything} | {f"backends.{part}": forms for part, forms in kernels.items()}

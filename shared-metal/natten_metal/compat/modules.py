@@ -1,6 +1,6 @@
-"""The submodules of NATTEN's generations: which names each holds, made of a package's own parts.
+"""The submodules of NATTEN's generations: which names each contains, built from a package's own parts.
 
-A package hands in :class:`Parts`, what only its framework can do; the rest is the same for both.
+A package passes :class:`Parts`, which only its framework can provide; the rest is the same for both.
 """
 
 from collections.abc import Callable
@@ -25,12 +25,12 @@ Submodules = dict[str, Names]
 
 @dataclass(frozen=True)
 class Parts:
-    """What a package brings.
+    """What a package provides.
 
     faces(forms, module): the functions of call forms, by name, for the module of that name. helpers: upstream's checks
     of tensors. functions(generation, module): a generation's autograd Function classes, by name. device, dtype, tensor,
-    ops, attn_merge, flops, environment: what the submodules of these names hold, by name. tokens: what
-    ``token_permute`` holds, by generation. nested: whether the framework has nested tensors.
+    ops, attn_merge, flops, environment: the contents of the submodules of these names, by name. tokens: the contents of
+    ``token_permute``, by generation. nested: whether the framework has nested tensors.
     """
 
     faces: Callable[[Forms, str], Names]
@@ -48,14 +48,14 @@ class Parts:
 
 
 def submodules(generation: str, made: Names, module: str, parts: Parts) -> Submodules:
-    """By name (``"utils.checks"``) what each submodule of a generation holds. made: the module's own names."""
+    """The contents of each submodule of a generation by name (``"utils.checks"``). made: the module's own names."""
     upstream = forms(generation, added=False) | dict.fromkeys(RENAMED_CLASSES.get(generation, {}))
     public = {name: made[name] for name in upstream}
     functions = {name: it for name, it in public.items() if not isinstance(it, type)}
     found: Submodules = {"functional": functions | parts.functions(generation, f"{module}.functional")}
     own = _old if generation < "v020" else _new
     inner: Submodules = {}
-    # Children first: a package holds the very functions of its modules.
+    # Children first: a package re-exports the very functions of its modules.
     for name, its in sorted(INNER[generation].items(), reverse=True):
         if name != "nested" or parts.nested:
             known = {n: f for child, names in inner.items() if child.startswith(f"{name}.") for n, f in names.items()}
@@ -85,7 +85,7 @@ def _old(generation: str, public: Names, parts: Parts) -> Submodules:
     tensor = compat_checks.ADDITIONAL | parts.tensor
     found |= {"ops": dict(parts.ops), "utils.tensor": tensor}
     if generation == "v015":
-        # The switches and questions had no module of their own yet.
+        # The switches and getters had no module of their own yet.
         switches = CONTEXT[generation] | {"get_device_cc": parts.device["get_device_cc"]}
         return found | {
             "functional": switches,
@@ -108,7 +108,7 @@ def _old(generation: str, public: Names, parts: Parts) -> Submodules:
 
 
 def _new(generation: str, public: Names, parts: Parts) -> Submodules:
-    """From 0.20 on: submodules by what they are for."""
+    """From 0.20 on: submodules by topic."""
     checks = {
         **compat_checks.ARGUMENTS, **compat_checks.TUPLES, **parts.helpers.checks(),
         "check_all_args": compat_checks.check_all_args, "KernelSchedule": KernelSchedule,
@@ -159,9 +159,9 @@ def _types() -> Names:
 
 
 def new_module(name: str, text: str, contents: Names) -> ModuleType:
-    """A module that looks imported."""
+    """A module that looks as if it had been imported."""
     module = ModuleType(name, text)
-    # Every one a package, so that an unknown submodule is "No module named ...".
+    # All of them packages, so that an unknown submodule is "No module named ...".
     module.__spec__ = ModuleSpec(name, None, origin=__package__, is_package=True)
     module.__path__ = []
     module.__package__ = name
@@ -171,7 +171,7 @@ def new_module(name: str, text: str, contents: Names) -> ModuleType:
 
 
 def as_modules(root: str, text: str, found: Submodules) -> dict[str, ModuleType]:
-    """By their names in ``found`` the modules ``root.name``, each an attribute of the one above it."""
+    """The modules ``root.name`` for the names in ``found``, each an attribute of its parent."""
     made: dict[str, ModuleType] = {}
     for name in sorted(found):
         made[name] = new_module(f"{root}.{name}", text, found[name])

@@ -1,4 +1,4 @@
-"""Upstream's checks of tensors, and its questions which backend takes them, over a package's specs and planner."""
+"""Upstream's checks of tensors, and its queries for backends, over a package's specs and planner."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,8 +15,8 @@ REFUSALS = (TypeError, ValueError, NotImplementedError)
 class TensorHelpers:
     """The helpers of one package.
 
-    spec: its description of a tensor. tiers: those that take a problem, best first. generate: what makes the arguments
-    of packed attention of lengths.
+    spec: its description of a tensor. tiers: the backends that take a problem, best first. generate: makes the
+    arguments of packed attention from lengths.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class TensorHelpers:
         return self.spec(face, "query", query), self.spec(face, "key", key), self.spec(face, "value", value)
 
     def _neighborhood(self, face: str, query: Any, key: Any, value: Any) -> Problem:
-        """The problem of a window of one token, which fits any tensors that fit each other."""
+        """The problem with a window of one token, which fits any tensors that fit each other."""
         return faces.fused(face, *self._specs(face, query, key, value), 1, 1, 1, False, None)
 
     def _attention(self, face: str, query: Any, key: Any, value: Any, is_causal: Any = False) -> Problem:
@@ -57,7 +57,7 @@ class TensorHelpers:
         self, query: Any, key: Any, value: Any, must_match_head_dims: bool = False, supports_gqa_mqa: bool = True,
         raise_error: bool = True, backend_name: str | None = None,
     ) -> bool:  # fmt: skip
-        """Whether ``[B, *shape, H, D]`` tensors fit each other; with raise_error the reason is raised."""
+        """Whether ``[B, *shape, H, D]`` tensors fit each other; with raise_error, raise the reason."""
         wanted = (must_match_head_dims, supports_gqa_mqa, raise_error, backend_name)
         return self._check(self._neighborhood, "na_tensor_checks", (query, key, value), *wanted)
 
@@ -65,7 +65,7 @@ class TensorHelpers:
         self, query: Any, key: Any, value: Any, must_match_head_dims: bool = False, supports_gqa_mqa: bool = True,
         raise_error: bool = True, backend_name: str | None = None,
     ) -> bool:  # fmt: skip
-        """Whether ``[B, S, H, D]`` tensors fit each other; with raise_error the reason is raised."""
+        """Whether ``[B, S, H, D]`` tensors fit each other; with raise_error, raise the reason."""
         wanted = (must_match_head_dims, supports_gqa_mqa, raise_error, backend_name)
         return self._check(self._attention, "fmha_tensor_checks", (query, key, value), *wanted)
 
@@ -73,7 +73,7 @@ class TensorHelpers:
         self, query: Any, key: Any, value: Any, add_key: Any = None, add_value: Any = None,
         must_match_head_dims: bool = False, supports_gqa_mqa: bool = True,
     ) -> None:  # fmt: skip
-        """Raise what is wrong with additional keys and values ``[B, S, H_kv, D]``, given both or neither."""
+        """Raise if additional keys and values ``[B, S, H_kv, D]`` are invalid, or only one of them is given."""
         face = "additional_kv_tensor_checks"
         more = (
             None if each is None else self.spec(face, name, each)
@@ -85,7 +85,7 @@ class TensorHelpers:
             self._check(self._neighborhood, face, tensors, must_match_head_dims, supports_gqa_mqa, True, None)
 
     def get_compatible_backends(self, query: Any, key: Any, value: Any, torch_compile: bool = False) -> list[str]:
-        """This package's backends that take such tensors, best first; any window they fit goes through these."""
+        """This package's backends for such tensors, best first, with any window that fits."""
         return self.tiers(self._neighborhood("get_compatible_backends", query, key, value), query)
 
     def choose_backend(self, query: Any, key: Any, value: Any, torch_compile: bool = False) -> str:
@@ -96,7 +96,7 @@ class TensorHelpers:
         self, query: Any, key: Any, value: Any, is_causal: bool = False, is_varlen: bool = False,
         torch_compile: bool = False,
     ) -> list[str]:  # fmt: skip
-        """This package's backends that take full attention of such tensors, best first."""
+        """This package's backends for full attention of such tensors, best first."""
         return self.tiers(self._attention("get_compatible_fmha_backends", query, key, value, is_causal), query)
 
     def choose_fmha_backend(
@@ -111,7 +111,7 @@ class TensorHelpers:
         cumulative_seqlen_Q: Any = None, cumulative_seqlen_KV: Any = None, max_seqlen_Q: int | None = None,
         max_seqlen_KV: int | None = None,
     ) -> tuple[Any, Any, int, int]:  # fmt: skip
-        """The four arguments of packed attention, made of lengths or as given; (None, None, 0, 0) without any."""
+        """The four arguments of packed attention, made from lengths or as given; (None, None, 0, 0) without any."""
         packed = (cumulative_seqlen_Q, cumulative_seqlen_KV, max_seqlen_Q, max_seqlen_KV)
         if seqlens_Q is not None or seqlens_KV is not None or all(not isinstance(each, int) for each in packed[2:]):
             return self.generate(query, key, value, seqlens_Q, seqlens_KV)
@@ -120,7 +120,7 @@ class TensorHelpers:
         return cumulative_seqlen_Q, cumulative_seqlen_KV, int(max_seqlen_Q or 0), int(max_seqlen_KV or 0)
 
     def varlen(self) -> dict[str, Any]:
-        """What ``natten.utils.checks`` has for packed attention."""
+        """The checks of packed attention in ``natten.utils.checks``."""
         return {**named(self.varlen_tensor_checks), "generate_varlen_parameters": self.generate}
 
     def checks(self) -> dict[str, Any]:
@@ -128,7 +128,7 @@ class TensorHelpers:
         return named(self.na_tensor_checks, self.fmha_tensor_checks, self.additional_kv_tensor_checks)
 
     def backends(self) -> dict[str, Any]:
-        """The questions of ``natten.backends``."""
+        """The queries of ``natten.backends``."""
         return named(
             self.get_compatible_backends, self.choose_backend, self.get_compatible_fmha_backends,
             self.choose_fmha_backend,

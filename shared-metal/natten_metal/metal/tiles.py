@@ -1,9 +1,9 @@
 """Tiles of the Metal kernels: which patch, how many simdgroups, and exactly how much work they execute.
 
-A patch is 8 rows of one simdgroup, a brick 8 columns side by side (kernels/coord.h, kernels/walk.h). The
-executed work of a patch shape is an exact sum: rows of the box and bricks along x are independent of each
-other, so each axis is counted alone and the counts are multiplied. Nothing here is measured; what was
-measured (which staging wins where) is named where it decides.
+A patch is 8 rows of one simdgroup, a brick 8 adjacent columns (kernels/coord.h, kernels/walk.h). The executed work of a
+patch shape is an exact sum: rows of the box and bricks along x are independent of each other, so each axis is counted
+separately and the counts are multiplied. Nothing here is measured at run time; where a past measurement decides (which
+staging is faster where), the comment names it.
 """
 
 import itertools
@@ -21,11 +21,11 @@ ROWS, COLUMNS = 8, 8  # of a patch and of a brick: one 8x8 fragment
 DIMS = (16, 32, 64, 96, 128, 192, 256)  # head dims that kernels are built for
 MOST_CHUNK = 128
 # Bricks per softmax group. Two give independent chains of products, but twice the code and more registers: one was
-# faster on a GPU through the same kernels (benchmarks/gpu).
+# faster on a GPU that ran the same kernels (benchmarks/gpu).
 SOFTMAX_BRICKS = 1
-# Measured there as well, beyond rank 1: windows below the first are read directly, for staged ones have few bricks
-# between two barriers. Where a row has to be cut, and in the key walk with its two sums in registers, staging wins only
-# if windows are at least as long as the second.
+# Measured there as well, beyond rank 1: windows shorter than the first are read directly, because staged ones have few
+# bricks between two barriers. Where a row has to be split, and in the key walk with its two sums in registers, staging
+# is faster only if windows are at least as long as the second.
 SHORT_WINDOW, LONG_WINDOW = 16, 56
 # Simdgroups of a threadgroup that reads directly: they share nothing, and small threadgroups fill the GPU more evenly.
 DIRECT_SIMDGROUPS = 4
@@ -93,16 +93,16 @@ def count_bricks(problem: Problem, patch: tuple[int, int, int], heads: int, tran
         axis_bricks(axis, transposed, extent, place == problem.rank - 1)
         for place, (axis, extent) in enumerate(zip(problem.axes, extents, strict=True))
     ]
-    # Sums over the groups of each axis factorise: every combination of groups is a problem of its own.
+    # Sums over the groups of each axis factorise: every combination of groups is an independent problem.
     executed = math.prod(sum(steps for steps, _ in axis) for axis in axes)
     full = math.prod(sum(inner for _, inner in axis) for axis in axes)
-    # Query heads ride in the rows of a patch, or are walked one after another against the same keys.
+    # Query heads share the rows of a patch, or are walked one after another against the same keys.
     repeat = problem.group_heads // heads
     return Bricks(executed * repeat, full * repeat)
 
 
 def patch_count(problem: Problem, patch: tuple[int, int, int]) -> int:
-    """Patches of query rows that hold at least one row, of one batch item and block of heads."""
+    """Patches of query rows with at least one row, for one batch item and block of heads."""
     count = 1
     for axis, extent in zip(problem.axes, patch[3 - problem.rank :], strict=True):
         groups = (group_length(axis.queries, group, axis.dilation) for group in range(axis.dilation))
@@ -111,7 +111,7 @@ def patch_count(problem: Problem, patch: tuple[int, int, int]) -> int:
 
 
 def patches(rank: int, heads: int) -> list[tuple[int, int, int]]:
-    """Shapes (z, y, x) of ``8 / heads`` rows; axes that the rank lacks are 1."""
+    """Shapes (z, y, x) of ``8 / heads`` rows; missing leading axes are 1."""
     rows = ROWS // heads
     sides = [side for side in (1, 2, 4, 8) if side <= rows]
     shapes = itertools.product(sides, repeat=rank)
@@ -125,7 +125,7 @@ def _three(shape: tuple[int, ...]) -> tuple[int, int, int]:
 
 
 def chunk_size(dtype: str, dim: int, dim_v: int) -> int:
-    """Columns that threadgroup memory holds of both staged tensors, a multiple of 8 (0: not even one brick)."""
+    """Columns of both staged tensors that fit threadgroup memory, a multiple of 8 (0: not even one brick)."""
     per_column = (dim + dim_v) * ITEM_SIZES[dtype] + 32
     return min(MOST_CHUNK, (THREADGROUP_BYTES // per_column - COLUMNS) // COLUMNS * COLUMNS)
 
@@ -162,12 +162,14 @@ def tiling(
 
 
 def _simdgroups(length: int, extent: int, room: int, most: int) -> int:
-    """Patches side by side: few idle ones, no more than ``room`` rows unless that saves a fifth, then many."""
+    """Patches side by side: first few idle ones, then, unless that saves a fifth, no more than ``room`` rows, then
+    many.
+    """
 
     def cost(count: int) -> tuple[Fraction, int]:
         covered = -(-length // (count * extent)) * count * extent
         crowded = 5 if count * extent <= room else 6
-        # Each threadgroup reads its box once, so more patches share it: a small preference for many.
+        # Each threadgroup reads its box once, so more patches share it: a slight preference for many.
         return Fraction(covered * crowded * (2 * count + 1), count), -count
 
     return min(range(1, most + 1), key=cost)

@@ -74,16 +74,18 @@ def tiles_per_group(length: int, dilation: int, tile: int) -> int:
     return -(-group_length(length, 0, dilation) // tile)
 
 
-# Tiles of an axis that are all looked at for the widest span.
+# Up to this many tiles of an axis are all examined for the widest span.
 MOST_SPANS = 16_384
 
 
 @lru_cache(maxsize=4096)
 def box_size(axis: Axis, transposed: bool, tile: int) -> int:
-    """Columns that hold the span of any tile of ``tile`` rows: the widest span, or on long axes a bound on it."""
+    """A number of columns that holds the span of any tile of ``tile`` rows: the widest span, or on long axes a bound on
+    it.
+    """
     rows = axis.keys if transposed else axis.queries
     columns = axis.queries if transposed else axis.keys
-    # Groups have two lengths at most, those of the first and the last.
+    # Groups have at most two lengths, those of the first and the last.
     lengths = {
         (group_length(rows, g, axis.dilation), group_length(columns, g, axis.dilation)) for g in (0, axis.dilation - 1)
     }
@@ -102,9 +104,9 @@ def box_size(axis: Axis, transposed: bool, tile: int) -> int:
 
 
 def _inner_span(axis: Axis, transposed: bool, tile: int) -> int:
-    """What a tile's span does not exceed; away from the ends of the axis, if ``transposed``.
+    """An upper bound of a tile's span; if ``transposed``, away from the ends of the axis.
 
-    Leaders of rows ``tile - 1`` apart are as many strides apart as that distance begins, and borders only push
+    Leaders of rows ``tile - 1`` apart differ by at most that distance rounded up to strides, and borders only push
     windows together. The queries that see a key begin and end at multiples of the stride, and so do those of a tile.
     """
     w, s = axis.window, axis.stride
@@ -114,11 +116,11 @@ def _inner_span(axis: Axis, transposed: bool, tile: int) -> int:
 
 
 def _widest_at_ends(axis: Axis, tile: int, rows: int, columns: int) -> set[int]:
-    """First keys of the tiles that, among those at either end of the axis, the most queries see.
+    """First keys of those tiles at either end of the axis that the most queries see.
 
-    The keys before ``window`` are seen from the first query on, so spans grow up to the last tile that begins
-    there; those from ``columns - window`` on are seen up to the last query, so spans shrink from the first tile
-    that ends there.
+    The keys before ``window`` are seen from the first query on, so spans grow up to the last tile that begins there;
+    those from ``columns - window`` on are seen up to the last query, so spans shrink from the first tile that ends
+    there.
     """
     w = axis.window
     left = min(w, rows) - 1
@@ -155,9 +157,9 @@ class AxisTables:
 class Chunk:
     """The tables of some consecutive tiles: ``c`` tiles of ``T`` rows and ``U`` columns over all axes.
 
-    Threads share the chunks that are kept. What a chunk keeps is therefore read and written in single operations on
-    a dict, which are atomic: two threads may make the same array, none finds half of one, and no lock is held where
-    the process forks.
+    Threads share cached chunks. So what a chunk caches is read and written in single operations on a dict, which are
+    atomic: two threads may make the same array, but none sees half of one, and no lock can be held when the process
+    forks.
     """
 
     MOST_NOTES = 32
@@ -171,7 +173,7 @@ class Chunk:
         self._notes: dict[Any, Any] = {}
 
     def noted(self, name: Any, make: Callable[[], Any]) -> Any:
-        """What ``make`` returned the first time for ``name``: index arrays in the framework's own form."""
+        """The value that ``make`` returned the first time for ``name``: index arrays in the framework's own form."""
         found = self._notes.get(name)
         if found is None:
             if len(self._notes) >= self.MOST_NOTES:
@@ -181,7 +183,7 @@ class Chunk:
 
     @property
     def kept(self) -> bool:
-        """Whether the chunk is kept from one call to the next, and its notes with it."""
+        """Whether the chunk, with what it caches, is kept from one call to the next."""
         return self._tables.keeps_chunks
 
     def settle(self, constant: Callable[[Any], Any]) -> None:
@@ -191,7 +193,7 @@ class Chunk:
 
     @property
     def held(self) -> Any:
-        """``[c, T]`` bool: the row is a token and not a repetition past the end of its group."""
+        """``[c, T]`` bool: the row is a token, not a repetition past the end of its group."""
         return self._all_axes([table.row_held[ids] for table, ids in zip(self._axes, self._tile_ids, strict=True)])
 
     @property
@@ -208,7 +210,7 @@ class Chunk:
         return self._all_axes(parts)
 
     def _all_axes(self, parts: list[Any]) -> Any:
-        """Where ``[c, n_a]`` of each axis hold, all of them: ``[c, n]``."""
+        """The AND of ``[c, n_a]`` of each axis: ``[c, n]``."""
         total = None
         for axis, part in enumerate(parts):
             spread = part.reshape(_spread(part.shape, len(parts), [axis]))
@@ -224,12 +226,12 @@ class Chunk:
         return self._mask
 
     def slots(self) -> Any:
-        """``[c, T, U]``: the window slot that the pair has; meaningless where masked."""
+        """``[c, T, U]``: the window slot of the pair; meaningless where masked."""
         slots = self._pairs(_slot, lambda a, b: a + b, self._tables.slot_strides)
         return self._tables.xp.where(self.mask, slots, 0)
 
     def offsets(self) -> Any:
-        """``[c, T, U]``: the pair's index into a flattened bias table; 0 where masked."""
+        """``[c, T, U]``: the pair's index into flattened rpb; 0 where masked."""
         offsets = self._pairs(_offset, lambda a, b: a + b, self._tables.bias_strides)
         return self._tables.xp.where(self.mask, offsets, 0)
 
@@ -302,16 +304,16 @@ def _offset(table: AxisTables, blocks: AxisBlocks, ids: Any) -> Any:
 
 
 class Tables:
-    """The index tables of a walk, on the device of ``xp``; chunks of tiles are cut from them.
+    """The index tables of a walk, on the device of ``xp``; chunks of tiles are taken from them.
 
-    They are made of a few numbers per tile, and kept only where they are small: of a long axis with large boxes they
-    would outgrow the tensors.
+    They are computed from a few numbers per tile, and kept only if they are small: for a long axis with large boxes
+    they would outgrow the tensors.
     """
 
-    # A walk with at most this many (row, column) pairs keeps its chunks, so small problems do not
-    # build their masks again at each call.
+    # A walk with at most this many (row, column) pairs keeps its chunks, so that small problems do not rebuild their
+    # masks at each call.
     KEEP_PAIRS = 1 << 19
-    # And one whose axes have at most this many rows and columns in all of their tiles keeps the tables of the axes.
+    # A walk whose axes have at most this many rows and columns in all of their tiles keeps the tables of the axes.
     KEEP_PLACES = 1 << 18
 
     def __init__(self, blocks: Blocks, xp: TableNamespace) -> None:
@@ -326,11 +328,11 @@ class Tables:
 
     @property
     def keeps_chunks(self) -> bool:
-        """Whether the walk is so small that its chunks are kept from one call to the next."""
+        """Whether the walk is small enough to keep its chunks from one call to the next."""
         return self._kept is not None
 
     def settle(self, constant: Callable[[Any], Any]) -> None:
-        """Replace every kept table by ``constant`` of it: for a framework whose arrays are not computed yet."""
+        """Replace every kept table by ``constant`` of it, for a framework whose arrays are lazy."""
         for axis in self._axes or ():
             for name, table in vars(axis).items():
                 setattr(axis, name, constant(table))
@@ -356,14 +358,16 @@ class Tables:
         return [flat // stride % size for stride, size in zip(_strides(sizes), sizes, strict=True)]
 
     def axes_of(self, ids: list[Any]) -> tuple[list[AxisTables], list[Any]]:
-        """Tables that hold the tiles ``ids`` of each axis, and where in them: kept ones, or of these tiles alone."""
+        """Tables that contain the tiles ``ids`` of each axis, and their indices: kept tables, or ones for these tiles
+        alone.
+        """
         if self._axes is not None:
             return self._axes, ids
         axes = [AxisTables(axis, self.xp, of_axis) for axis, of_axis in zip(self.blocks.axes, ids, strict=True)]
         return axes, [slice(None)] * len(ids)
 
     def places(self) -> Any:
-        """``[tokens]``: where each token's row lies among the ``tiles * tile_rows`` rows of the walk."""
+        """``[tokens]``: the position of each token's row among the ``tiles * tile_rows`` rows of the walk."""
         tile_strides = _strides([axis.tiles for axis in self.blocks.axes])
         slot_strides = _strides([axis.tile for axis in self.blocks.axes])
         rank: int = len(self.blocks.axes)
@@ -382,7 +386,7 @@ def _strides(sizes: list[int]) -> list[int]:
 
 
 def _spread(shape: Any, spots: int, at: list[int]) -> list[int]:
-    """A shape that puts dimensions 1.. of ``shape`` at the spots ``at`` of ``spots``, 1 elsewhere."""
+    """A shape that puts dimensions 1.. of ``shape`` at the positions ``at`` of ``spots``, 1 elsewhere."""
     spread = [1] * spots
     for size, spot in zip(shape[1:], at, strict=True):
         spread[spot] = size

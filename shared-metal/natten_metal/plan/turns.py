@@ -1,9 +1,9 @@
-"""Whose turn it is: tiles of a step that may add to the same columns do so one after the other.
+"""Turns: tiles computed at once that may add to the same columns do so one after the other.
 
-Each tile of a walk over queries has a part of the gradients of all keys in its box, and boxes overlap. A key's parts
-are added in the order of the walk: tiles whose boxes have no key in common take a turn together, each reading, adding
-to and writing rows of its own, so that no result depends on who is first. No atomic additions, and a repeated run is
-equal to the bit.
+Each tile of a walk over queries contributes to the gradients of all keys in its box, and boxes overlap. A key's
+contributions are added in the order of the walk: tiles whose boxes have no key in common take a turn together, each
+reading, adding to and writing rows of its own, so that the result does not depend on the order within a turn. No atomic
+additions, and repeated runs are equal to the bit.
 """
 
 from functools import lru_cache
@@ -14,10 +14,10 @@ Tiles = slice | list[int]
 
 
 def apart(blocks: AxisBlocks) -> int:
-    """Tiles of a dilation group that are this many apart see no column in common.
+    """Tiles of a dilation group at least this far apart have no column in common.
 
-    The rows that see a column lie side by side, at most so many as a box of the inverse walk holds. Rows of two tiles
-    that are n apart have ``(n - 1) * tile`` rows at least between them.
+    The rows that see a column are adjacent, at most as many as a box of the inverse walk holds. Rows of two tiles that
+    are n apart are at least ``(n - 1) * tile`` rows apart.
     """
     rows = box_size(blocks.axis, not blocks.transposed, 1)
     return 1 - (1 - rows) // blocks.tile
@@ -27,8 +27,8 @@ def apart(blocks: AxisBlocks) -> int:
 def turns(blocks: Blocks, first: int, count: int) -> tuple[Tiles, ...]:
     """The tiles ``first .. first + count - 1``, numbered from 0, by turns; those of a turn have no column in common.
 
-    On each axis, tiles of different dilation groups share nothing, and those of one group take turns by their place
-    in it. Two tiles need but one axis on which they share nothing; equal turns on all axes leave only such.
+    On each axis, tiles of different dilation groups share nothing, and those of one group take turns by their position
+    in it. Two tiles are independent if they share nothing on at least one axis; equal turns on all axes guarantee that.
     """
     found: dict[int, list[int]] = {}
     axes = [(axis.tiles, axis.axis.dilation, apart(axis)) for axis in reversed(blocks.axes)]
@@ -42,7 +42,7 @@ def turns(blocks: Blocks, first: int, count: int) -> tuple[Tiles, ...]:
 
 
 def _evenly(places: list[int]) -> Tiles:
-    """A slice, where they are evenly spaced."""
+    """As a slice, if they are evenly spaced."""
     step = places[1] - places[0] if len(places) > 1 else 1
     even = places == list(range(places[0], places[-1] + 1, step))
     return slice(places[0], places[-1] + 1, step) if even else places

@@ -1,1 +1,1 @@
-"""The problem that a call poses, its rules, its window, and what the answer is: nothing here knows a device."""
+"""The problem of a call, its rules, its window, and the correct result. Independent of any device."""

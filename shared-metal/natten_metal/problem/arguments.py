@@ -1,6 +1,6 @@
-"""Single values among an op's arguments: how one is recognised, and how it is shown where it is refused.
+"""Single values among an op's arguments: how they are recognised, and how they are shown when rejected.
 
-What a user passes may be of any type and any size, so nothing here relies on how a value prints.
+Users may pass anything of any size, so nothing here relies on how a value prints.
 """
 
 import math
@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 # How much of a long string or list a message shows: characters, and items of each list.
 _MOST = 120, 8
-# Integers that no size can be; Python refuses to print those of more than 4300 digits.
+# Integers too large for any size; Python refuses to print those of more than 4300 digits.
 _WORD = 63
 
 
@@ -32,13 +32,13 @@ def _cut(text: str) -> str:
 
 
 def reject_type(face: str, name: str, value: object, wanted: str) -> NoReturn:
-    """TypeError: ``name`` is not what the op takes."""
+    """TypeError: ``name`` is not what the op expects."""
     found = type(value).__name__ if wanted.startswith("a tensor") else shown(value)
     raise TypeError(f"{face}: {name} must be {wanted}; got {found}")
 
 
 def is_int(value: object) -> bool:
-    """Whether ``value`` is an integer of Python or numpy; a bool is none."""
+    """Whether ``value`` is an integer of Python or numpy; bools are not."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
@@ -89,7 +89,7 @@ def flag(face: str, name: str, value: Any) -> bool:
 
 
 def count(face: str, name: str, value: Any) -> int:
-    """``value`` as an int of at least 1; a bool or a float is none."""
+    """``value`` as an int of at least 1; bools and floats are rejected."""
     if not is_int(value):
         reject_type(face, name, value, "an int")
     if value < 1:
@@ -111,7 +111,7 @@ def number(face: str, name: str, value: Any, wanted: str = "a number") -> float:
 
 
 def probability(face: str, name: str, value: Any) -> float:
-    """``value`` as the probability of dropping something: from 0 on, below 1."""
+    """``value`` as a dropout probability in [0, 1)."""
     found = number(face, name, value)
     if not 0 <= found < 1:
         raise ValueError(f"{face}: {name} must be at least 0 and below 1; got {found}")
@@ -119,7 +119,7 @@ def probability(face: str, name: str, value: Any) -> float:
 
 
 def scale_or_default(face: str, scale: Any, head_dim: int, name: str = "scale") -> float:
-    """The factor on q.k: ``head_dim ** -0.5`` for None; 0.0 means 0.0."""
+    """The factor of q.k: ``head_dim ** -0.5`` for None; 0.0 means 0.0."""
     if scale is None:
         return float(head_dim) ** -0.5 if head_dim else 1.0
     return number(face, name, scale, "a number or None")

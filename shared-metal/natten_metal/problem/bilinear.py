@@ -24,7 +24,7 @@ class Split:
     """The two kernels of a split op, on tensors of either framework.
 
     op: ``(x, y, bias or None)`` -> F, with 0 in slots that hold no key. gradients: ``(g, x, y, bias or None)`` -> G,
-    one for each tensor that is given; of the bias only the shape counts.
+    one for each tensor that is given; of rpb only the shape matters.
     """
 
     op: Callable[[Any, Any, Any], Any]
@@ -32,7 +32,7 @@ class Split:
     zeros_like: Callable[[Any], Any]
 
     def tangent(self, inputs: Sequence[Any], tangents: Sequence[Any]) -> Any:
-        """Of F at ``inputs`` (x, y[, bias]) along ``tangents``, one of which is not None."""
+        """The tangent of F at ``inputs`` (x, y[, bias]) along ``tangents``, at least one of which is not None."""
         (x, y), (dx, dy, bias) = inputs[:2], _three(tangents)
         if dx is None and dy is None:
             return self.op(self.zeros_like(x), self.zeros_like(y), bias)
@@ -41,7 +41,7 @@ class Split:
         return self.op(dx, y, bias) + self.op(x, dy, None)
 
     def tangents_of_gradients(self, g: Any, inputs: Sequence[Any], dg: Any, tangents: Sequence[Any]) -> list[Any]:
-        """Of G, one for each input that is given, along ``dg`` and ``tangents``."""
+        """Tangents of G, one for each input that is given, along ``dg`` and ``tangents``."""
         (x, y, bias), (dx, dy, _) = _three(inputs), _three(tangents)
         found = [self.zeros_like(tensor) for tensor in (x, y, bias) if tensor is not None]
         if dg is not None:
@@ -52,7 +52,7 @@ class Split:
         return found
 
     def gradients_of_gradients(self, g: Any, inputs: Sequence[Any], cotangents: Sequence[Any]) -> tuple[Any, Any, Any]:
-        """Of g, x and y, for cotangents of G, one of which is not None."""
+        """Gradients of g, x and y, for cotangents of G, at least one of which is not None."""
         (x, y), (cx, cy, _) = inputs[:2], _three(cotangents)
         of_x, of_y = (None, None) if cx is None and cy is None else self._mixed(g, x, y, cx, cy)
         return self.tangent(inputs, cotangents), of_x, of_y

@@ -1,6 +1,6 @@
-"""The neighborhood as a mask over all pairs: to look at, to count, and for the dense path.
+"""The neighborhood as a mask over all pairs: for display, for counting, and for the dense path.
 
-Written over an array namespace like :mod:`.window`, so numpy, torch and MLX build the same mask.
+Written over an array namespace like :mod:`.window`, so that numpy, torch and MLX build the same mask.
 """
 
 import math
@@ -54,7 +54,7 @@ def neighborhood_mask(problem: Problem, xp: TableNamespace | None = None) -> Any
 def slot_keys(problem: Problem, xp: TableNamespace | None = None) -> tuple[Any, Any]:
     """``[queries, slots]``: the key token of each window slot, and whether the slot holds a key.
 
-    Slots are row-major over the window; a slot that holds none names some key of the group.
+    Slots are row-major over the window; a slot without a key refers to some key of the group.
     """
     xp = xp or NumpyTables()
     tokens, held = None, None
@@ -73,14 +73,16 @@ def slot_keys(problem: Problem, xp: TableNamespace | None = None) -> tuple[Any, 
 
 
 def bias_offsets(problem: Problem, xp: TableNamespace | None = None) -> Any:
-    """``[queries, keys]``: index of each pair into the flattened bias table; clamped where masked."""
+    """``[queries, keys]``: index of each pair into flattened rpb; clamped where masked."""
     xp = xp or NumpyTables()
     total = None
     for axis, sizes in enumerate(problem.axes):
         w, d = sizes.window, sizes.dilation
         difference = xp.arange(sizes.keys)[None, :] // d - xp.arange(sizes.queries)[:, None] // d
         offset = xp.minimum(xp.maximum(difference + (w - 1), 0), 2 * w - 2)
-        offset = offset * math.prod([2 * other - 1 for other in problem.kernel_size[axis + 1 :]])  # Dynamo: a list
+        offset = offset * math.prod(
+            [2 * other - 1 for other in problem.kernel_size[axis + 1 :]]
+        )  # under Dynamo, a list
         shape = [1] * (2 * problem.rank)
         shape[axis], shape[problem.rank + axis] = sizes.queries, sizes.keys
         total = offset.reshape(shape) if total is None else total + offset.reshape(shape)
@@ -89,7 +91,7 @@ def bias_offsets(problem: Problem, xp: TableNamespace | None = None) -> Any:
 
 
 def axis_pairs(axis: Axis) -> int:
-    """(query, key) pairs of one axis, counted in closed form: no array, any length."""
+    """(query, key) pairs of one axis in closed form: no array, any length."""
     pairs = 0
     for group in range(axis.dilation):
         keys = group_length(axis.keys, group, axis.dilation)
@@ -109,7 +111,7 @@ def pairs(problem: Problem) -> int:
 
 
 def sparsity(problem: Problem) -> float:
-    """The fraction of all (query, key) pairs that the problem leaves out, in [0, 1)."""
+    """The fraction of all (query, key) pairs that are not computed, in [0, 1)."""
     return 1.0 - pairs(problem) / (problem.queries * (problem.keys + problem.additional))
 
 
@@ -126,7 +128,7 @@ def flops(problem: Problem, backward: bool = False) -> int:
 
 
 def picture(axis: Axis, most: int = 64) -> str:
-    """One line per query: '#' where it attends, '.' where not; its own place is 'O' or 'o'.
+    """One line per query: '#' where it attends, '.' elsewhere; its own position is 'O' or 'o'.
 
     ``most`` bounds the lines and columns; a longer axis raises ValueError.
     """

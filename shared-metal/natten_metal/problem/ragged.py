@@ -20,10 +20,10 @@ from .problem import Problem
 
 Row = tuple[int, ...]
 Table = tuple[Row, ...]
-# Items of at most so many tokens are brought together where they lie apart; of larger ones a copy costs more than a
-# launch of their own (an estimate).
+# Items of at most this many tokens are gathered if they are not adjacent; for larger ones a copy costs more than a
+# separate launch (an estimate).
 TOGETHER = 128
-# Sides of a group: what its queries have in common, and its keys (and values).
+# Sides of a group: its queries, and its keys (and values).
 QUERIES, KEYS = 0, 1
 
 
@@ -31,7 +31,7 @@ QUERIES, KEYS = 0, 1
 class Group:
     """Items that make one problem: the shapes of their queries and keys, their window, and where each begins.
 
-    adjacent: they lie behind one another, so that all of them are one view.
+    adjacent: they follow one another, so that one view covers all of them.
     """
 
     queries: tuple[int, ...]
@@ -44,13 +44,13 @@ class Group:
 
 
 def padded_table(sizes: Iterable[Row], kernel_size: Row, stride: Row, dilation: Row) -> Table:
-    """Items that are batch items, or members of a list, of ``sizes``; one window."""
+    """Items of a batch or a list, of ``sizes``, with one window."""
     window = (*kernel_size, *stride, *dilation)
     return tuple((item, item, *size, *size, *window) for item, size in enumerate(sizes))
 
 
 def packed_table(queries: Sequence[int], keys: Sequence[int]) -> Table:
-    """Sequences behind one another for full attention, from cumulative lengths ``[n + 1]``."""
+    """Concatenated sequences for full attention, from cumulative lengths ``[n + 1]``."""
     # By index: torch 2.9 traces zip(strict=False) as if it were strict.
     return tuple(
         (queries[i], keys[i], queries[i + 1] - queries[i], keys[i + 1] - keys[i], 0, 0, 0)
@@ -59,7 +59,7 @@ def packed_table(queries: Sequence[int], keys: Sequence[int]) -> Table:
 
 
 def layouts_table(layouts: Iterable[Row], windows: Iterable[tuple[Row, Row, Row]]) -> Table:
-    """Items behind one another, each with a window of its own."""
+    """Concatenated items, each with a window of its own."""
     rows, start = [], 0
     for layout, window in zip(layouts, windows, strict=True):
         rows.append((start, start, *layout, *layout, *window[0], *window[1], *window[2]))
@@ -73,12 +73,12 @@ def columns(rank: int) -> int:
 
 
 def rank_of(table: Table) -> int:
-    """The rank of a table that has a row."""
+    """The rank of a table with at least one row."""
     return (len(table[0]) - 2) // 5
 
 
 def problem_of(problem: Problem, group: Group) -> Problem:
-    """The problem of one launch. problem: what all items share."""
+    """The problem of one launch. problem: what all items have in common."""
     item = replace(problem, batch=len(group.starts), query_shape=group.queries, key_shape=group.keys)
     if not problem.record.has_window:
         return replace(item, kernel_size=(max(*group.queries, *group.keys),))
@@ -87,9 +87,9 @@ def problem_of(problem: Problem, group: Group) -> Problem:
 
 @lru_cache(maxsize=64)
 def groups(table: Table, rank: int, kind: str, together: int | None) -> tuple[Group, ...]:
-    """The launches of a call: items of equal problems, but none without queries or keys.
+    """The launches of a call: one for items of equal problems, none for items without queries or keys.
 
-    together: as :data:`TOGETHER`; None for all of a kind in one launch.
+    together: like :data:`TOGETHER`; None puts all of a kind into one launch.
     """
     found: dict[Row, list[tuple[int, int]]] = {}
     for row in table:
@@ -117,9 +117,9 @@ def _parts(
 
 
 def tokens_of(group: Group, side: int, kind: str, padded: tuple[int, ...]) -> "array[int]":
-    """The tokens of a group's items, item after item, counted through the whole of a padded or packed tensor.
+    """The tokens of a group's items, item after item, as indices into the flattened padded or packed tensor.
 
-    side: 0 queries, 1 keys. padded: the shape that a batch item of a padded tensor has.
+    side: 0 queries, 1 keys. padded: the shape of a batch item of a padded tensor.
     """
     shape, found = (group.queries, group.keys)[side], array("q")
     for start in group.starts:

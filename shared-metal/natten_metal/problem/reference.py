@@ -142,7 +142,7 @@ def qk(problem: Problem, query: Array, key: Array, rpb: Array = None) -> Array:
 
 
 def av(problem: Problem, attn: Array, value: Array) -> Array:
-    """Window slots times the values they stand for: ``[B, *shape, H, D_v]``."""
+    """Window slots times their values: ``[B, *shape, H, D_v]``."""
     return _heads_last(_dense_weights(problem, attn) @ _heads_first(value, problem.group_heads), problem.query_shape)
 
 

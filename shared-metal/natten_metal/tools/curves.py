@@ -1,6 +1,6 @@
-"""The picture of loss curves: steps to the right, the loss upwards on a logarithmic scale.
+"""The picture of loss curves: steps on the x axis, the loss on a logarithmic y axis.
 
-Curves that agree lie on top of each other, so the first is drawn broad and pale and the next thin over it.
+Curves that agree overlap, so the first is drawn wide and pale and the next thin on top of it.
 """
 
 import math
@@ -18,7 +18,7 @@ GRID = (226, 226, 220)
 STYLES = (((120, 190, 255), 9), (ACCENT, 3))
 SIZE = (1100, 620)
 LEGEND = 34
-# Room for the numbers left of the plot and below it.
+# Space for the numbers to the left of the plot and below it.
 LEFT, BELOW = 66, 44
 # A loss of 0 has no logarithm.
 LEAST = 1e-8
@@ -34,7 +34,7 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class Axes:
-    """Where the plot stands, and what it spans.
+    """The position and range of the plot.
 
     box: left, top, right, bottom in pixels. steps: of the longest curve. low, high: powers of ten.
     """

@@ -1,7 +1,7 @@
-"""The ``demo`` command of both packages: denoise a photograph by neighborhood attention.
+"""The ``demo`` command of both packages: denoise a photograph with neighborhood attention.
 
-Loads an image, adds noise, removes it (:mod:`denoise`), prints what was done and how well, and writes a
-picture of it (:mod:`picture`). The framework comes in as a :class:`Host`.
+Loads an image, adds noise, removes it (:mod:`denoise`), prints what was done and how well, and writes a picture of it
+(:mod:`picture`). The framework is passed in as a :class:`Host`.
 """
 
 import argparse
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 WINDOW = 21
 SIGMA = 25.0
 MAX_SIDE = 1024
-# The modules that the demo needs, and what they are called in a package index.
+# The modules that the demo needs, and their names in the package index.
 MODULES = {"numpy": "numpy", "PIL": "pillow", "tqdm": "tqdm", "sklearn": "scikit-learn"}
 SAMPLE = "china.jpg"
 
@@ -32,8 +32,8 @@ SAMPLE = "china.jpg"
 class Host:
     """The package that runs the demo.
 
-    package: its name, 'natten-mps'. backends: those that can attend to a whole band; 'dense' cannot, its memory is
-    quadratic in the pixels. get_backend: the package's function. attend(query, key, value, kernel_size, backend) ->
+    package: its name, 'natten-mps'. backends: those that can attend to a whole band; 'dense' cannot, because its memory
+    is quadratic in the pixels. get_backend: the package's function. attend(query, key, value, kernel_size, backend) ->
     output, lse and explain(query, key, value, kernel_size, backend) -> str: on numpy arrays, at scale 1; shapes as in
     :data:`denoise.Attend`. backend None means the backend in force.
     """
@@ -77,7 +77,7 @@ def add_demo(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", ho
 
 
 def whole(text: str, least: int) -> int:
-    """A whole number of at least ``least``; argparse.ArgumentTypeError for anything else."""
+    """An integer of at least ``least``; argparse.ArgumentTypeError for anything else."""
     try:
         number = int(text)
     except ValueError:
@@ -96,7 +96,7 @@ def _side(text: str) -> int:
 
 
 def natural(text: str) -> int:
-    """A whole number that is not negative; argparse.ArgumentTypeError for anything else."""
+    """An integer that is not negative; argparse.ArgumentTypeError for anything else."""
     return whole(text, 0)
 
 
@@ -111,7 +111,7 @@ def _sigma(text: str) -> float:
 
 
 def require(modules: list[str], package: str) -> None:
-    """Raise :class:`CommandError` with the command that installs them if ``modules`` are not there."""
+    """Raise :class:`CommandError` with the command that installs ``modules`` if any is missing."""
     for name in modules:
         try:
             importlib.import_module(name)
@@ -126,7 +126,7 @@ def require(modules: list[str], package: str) -> None:
 def load_image(path: Path | None, max_side: int) -> tuple["Array", str, str]:
     """The image ``[height, width, 3]``, float32 in [0, 1]; its name; a note if it was scaled down, or ''.
 
-    Without a path it is scikit-learn's photograph. Transparency is dropped, orientation tags are obeyed.
+    Without a path it is scikit-learn's photograph. Transparency is dropped, orientation tags are applied.
     """
     import numpy as np
     from PIL import Image, ImageOps, UnidentifiedImageError
@@ -158,9 +158,9 @@ def load_image(path: Path | None, max_side: int) -> tuple["Array", str, str]:
 
 
 def denoise(noisy: "Array", args: argparse.Namespace, host: Host) -> tuple["Array", float, float]:
-    """The denoised image, the seconds it took, and those of them that the attention took.
+    """The denoised image, the total seconds, and the seconds spent in the attention.
 
-    Shows a bar that counts rows, on stderr.
+    Shows a progress bar of rows on stderr.
     """
     from tqdm import tqdm
 
@@ -181,7 +181,7 @@ def denoise(noisy: "Array", args: argparse.Namespace, host: Host) -> tuple["Arra
 
 
 def explain(noisy: "Array", args: argparse.Namespace, host: Host) -> str:
-    """The package's own words on how it computes the first band, indented to stand behind a label.
+    """The package's explanation of how it computes the first band, indented to follow a label.
 
     Raises :class:`CommandError` with the package's reason if the chosen backend cannot take the problem.
     """

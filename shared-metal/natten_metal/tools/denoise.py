@@ -40,12 +40,12 @@ if TYPE_CHECKING:
     Attend = Callable[[Array, Array, Array, int], tuple[Array, Array]]
 
 PATCH = 5
-# Deviation of the Gaussian that weights a patch, in pixels.
+# Standard deviation of the Gaussian that weights a patch, in pixels.
 PATCH_DEVIATION = 1.0
-# Filter strength h in units of the noise's deviation: the best for sigma = 25/255 on scikit-learn's
-# china.jpg with window 21, and there within 0.3 dB of the best for every sigma from 5/255 to 60/255.
+# Filter strength h in units of the noise's standard deviation: the best for sigma = 25/255 on scikit-learn's china.jpg
+# with window 21, and within 0.3 dB of the best there for every sigma from 5/255 to 60/255.
 STRENGTH = 0.8
-# Pixels of a band: 80k of them hold 50 MB of queries and keys.
+# Pixels per band: 80k of them hold 50 MB of queries and keys.
 BAND_PIXELS = 80_000
 
 
@@ -60,7 +60,7 @@ class Band:
 
 
 def add_noise(image: "Array", sigma: float, seed: int) -> "Array":
-    """``image`` plus Gaussian noise of deviation ``sigma`` (same units), not clipped; float32.
+    """``image`` plus Gaussian noise of standard deviation ``sigma`` (same units), not clipped; float32.
 
     The same ``seed`` gives the same noise.
     """
@@ -79,11 +79,11 @@ def psnr(image: "Array", reference: "Array") -> float:
 
 
 def bands(height: int, width: int, window: int) -> Iterator[Band]:
-    """Cut an image into bands such that attention on rows ``[low, high)`` alone gives each pixel of
-    ``[first, last)`` the neighbourhood that it has in the whole image.
+    """Cut an image into bands such that attention on rows ``[low, high)`` alone gives each pixel of ``[first, last)``
+    the same neighbourhood as in the whole image.
 
-    Start and end of a window never decrease with the row, so the first row of a band reaches highest and
-    the last lowest. The rows cut away above a band shift its windows and their limits alike.
+    Start and end of a window never decrease with the row, so the window of a band's first row reaches highest and that
+    of its last row lowest. Cutting away the rows above a band shifts its windows and their limits by the same amount.
     """
     rows = max(BAND_PIXELS // width, 2 * window)
     for first in range(0, height, rows):
@@ -152,14 +152,14 @@ def non_local_means(
     height, width, _ = noisy.shape
     strength = STRENGTH * sigma
     taken = 1 - math.exp(-2 * sigma**2 / strength**2)
-    # Distances do not feel the mean, but small features keep |p|^2 - 2 p.p' + |p'|^2 accurate in float32.
+    # Distances do not depend on the mean, but small features keep |p|^2 - 2 p.p' + |p'|^2 accurate in float32.
     centred = noisy - noisy.mean((0, 1), dtype=np.float64).astype(noisy.dtype)
     out = np.empty_like(noisy)
     for band in bands(height, width, window) if band_list is None else band_list:
         query, key = query_and_key(patches(centred, band.low, band.high), strength)
         value = np.ascontiguousarray(noisy[None, band.low : band.high, :, None])
         output, lse = attend(query, key, value, window)
-        # q_i.k_i = |p_i|^2 / h^2, which the key holds with the opposite sign.
+        # q_i.k_i = |p_i|^2 / h^2, which the key contains with the opposite sign.
         own = np.exp(-key[..., -1] - lse)[..., None] * taken
         fixed = (output - own * value) / (1 - own)
         inside = slice(band.first - band.low, band.last - band.low)

@@ -1,4 +1,4 @@
-"""The picture that the demo writes: images side by side, and one attention window seen up close.
+"""The picture that the demo writes: images side by side, and one attention window enlarged.
 
     header
     [ image ]            [ image ]            [ image ]           the window drawn to scale around a pixel
@@ -43,10 +43,10 @@ class Panel:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where things stand in the picture, in its pixels.
+    """Positions in the picture, in its pixels.
 
-    size: of the picture. scale: picture pixels of an image pixel. zoom: the same in the enlarged window.
-    images, insets: left upper corners, one for each panel.
+    size: of the picture. scale: picture pixels per image pixel. zoom: the same in the enlarged window. images, insets:
+    top left corners, one for each panel.
     """
 
     size: tuple[int, int]
@@ -57,7 +57,7 @@ class Layout:
 
 
 def layout(width: int, height: int, window: int, panels: int) -> Layout:
-    """Place ``panels`` images of ``width`` x ``height`` pixels and their enlarged windows."""
+    """Lay out ``panels`` images of ``width`` x ``height`` pixels and their enlarged windows."""
     scale = max(1, round(CELL / width))
     zoom = max(1, round(INSET / window))
     cell = max(width * scale, CELL, window * zoom + INSET)
@@ -81,9 +81,9 @@ def window_box(pixel: tuple[int, int], shape: Sequence[int], window: int) -> tup
 
 
 def busiest_pixel(image: "Array", window: int) -> tuple[int, int]:
-    """(row, column) of the pixel whose window has the largest contrast (deviation of the grey level).
+    """(row, column) of the pixel whose window has the largest contrast (standard deviation of the grey level).
 
-    Only pixels whose windows lie side by side or half over each other are compared.
+    Only pixels whose windows are adjacent or overlap by half are compared.
     """
     import numpy as np
 
@@ -103,7 +103,7 @@ def _pillow(image: "Array") -> "Image.Image":
 
 
 def _frame(draw: Any, left: int, top: int, right: int, bottom: int, stroke: int) -> None:
-    """Outline around the box (ends excluded): just outside of it, so that it hides none of its pixels."""
+    """Outline around the box (ends excluded), just outside of it, so that it covers none of its pixels."""
     draw.rectangle((left - stroke, top - stroke, right + stroke - 1, bottom + stroke - 1), outline=ACCENT, width=stroke)
 
 

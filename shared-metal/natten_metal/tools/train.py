@@ -47,7 +47,7 @@ STEPS = 800
 BATCH = 32
 RATE = 3e-3
 WARM_UP = 50
-# What is left of AdamW. A long memory of squared gradients (0.999) does not suit a run this short.
+# The remaining settings of AdamW. A long memory of squared gradients (0.999) does not suit a run this short.
 BETAS = (0.9, 0.99)
 EPSILON = 1e-8
 DECAY = 0.05
@@ -57,7 +57,7 @@ SPLIT_SEED = 0
 
 @dataclass(frozen=True, slots=True)
 class Digits:
-    """Patches ``[N, 4, 4, 9]`` float32 with ink from 0 to 1, and labels ``[N]``: to learn from, and held out."""
+    """Patches ``[N, 4, 4, 9]`` float32 with ink from 0 to 1, and labels ``[N]``: for training, and held out."""
 
     images: "Array"
     labels: "Labels"
@@ -75,7 +75,7 @@ class Trainer(Protocol):
         """``[N, 4, 4, 9]`` -> ``[N, 10]``."""
 
     def explain(self) -> str:
-        """The package's own words on how it attends to a batch."""
+        """The package's explanation of how it attends to a batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +95,10 @@ class TrainHost:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What a run left behind.
+    """The results of a run.
 
     losses: mean cross-entropy of each step's batch. before, after: accuracy on the held-out images, from 0 to 1.
-    predictions: the digit read from each held-out image. seconds: of training, evaluation left out.
+    predictions: the digit read from each held-out image. seconds: of training, without evaluation.
     """
 
     package: str
@@ -157,7 +157,7 @@ def initial_weights(seed: int) -> dict[str, "Array"]:
 
 
 def batches(digits: Digits, steps: int, seed: int) -> Iterator[tuple["Array", "Labels"]]:
-    """``steps`` batches of images and labels, shuffled anew each time all images have been seen."""
+    """``steps`` batches of images and labels, reshuffled each time all images have been used."""
     import numpy as np
 
     generator = np.random.default_rng([seed, 1])
@@ -170,7 +170,7 @@ def batches(digits: Digits, steps: int, seed: int) -> Iterator[tuple["Array", "L
 
 
 def rates(steps: int) -> list[float]:
-    """The learning rate of each step: a linear rise over the first 50, under half a cosine that ends near 0."""
+    """The learning rate of each step: a linear rise over the first 50, times half a cosine that ends near 0."""
     return [
         RATE * min((step + 1) / WARM_UP, 1) * (1 + math.cos(math.pi * step / steps)) / 2
         for step in range(steps)
@@ -180,7 +180,7 @@ def rates(steps: int) -> list[float]:
 def add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", host: TrainHost) -> None:
     """Add the ``demo train`` command to a command line; its ``run`` default takes the parsed arguments.
 
-    It is a command of two words: :func:`join_train` makes them one.
+    The command has two words, which :func:`join_train` joins.
     """
     package = host.package
     parser = commands.add_parser(
@@ -211,13 +211,13 @@ def join_train(argv: list[str]) -> list[str]:
 
 
 def accuracy(trainer: Trainer, digits: Digits) -> tuple[float, list[int]]:
-    """The part of the held-out images that are read right, and what each was read as."""
+    """The fraction of the held-out images that are read correctly, and what each was read as."""
     predictions = trainer.logits(digits.test_images).argmax(-1)
     return float((predictions == digits.test_labels).mean()), predictions.tolist()
 
 
 def train(trainer: Trainer, digits: Digits, args: argparse.Namespace) -> list[float]:
-    """The loss of each step. Shows a bar that counts steps, on stderr."""
+    """The loss of each step. Shows a progress bar of steps on stderr."""
     from tqdm import tqdm
 
     losses: list[float] = []
@@ -265,12 +265,12 @@ def _run(args: argparse.Namespace, host: TrainHost) -> None:
 
 
 def curve_of(record: Record) -> Curve:
-    """The run's loss curve, labelled with what it reached."""
+    """The run's loss curve, labelled with the final result."""
     return Curve(f"{record.package}: {record.after:.2%} right, {record.seconds:.1f} s", tuple(record.losses))
 
 
 def _write(record: Record, args: argparse.Namespace) -> None:
-    """The loss curve, and the record if it is wanted."""
+    """The loss curve, and the record if requested."""
     picture = draw_curves("Neighborhood attention learns to read digits: loss by step", [curve_of(record)])
     write(args.out, lambda file: picture.save(file, format="PNG"))
     if args.record is not None:

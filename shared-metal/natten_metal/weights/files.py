@@ -1,6 +1,6 @@
 """Files of weights: .npz and .safetensors, read and written through numpy.
 
-Nothing in a file is trusted: whatever does not hold together is a ValueError that names the file and the fault.
+Nothing in a file is trusted: any inconsistency is a ValueError that names the file and the fault.
 """
 
 import json
@@ -18,7 +18,7 @@ SAFETENSORS = {
     "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "|u1", "BOOL": "|b1",
 }  # fmt: skip
 FILES = (".npz", ".safetensors")
-# As the format has it: a header beyond this is none.
+# The format's limit: a larger header is invalid.
 MOST_HEADER = 100_000_000
 
 
@@ -29,14 +29,14 @@ def _kind(path: Path, face: str, more: str = "") -> str:
 
 
 def broken(path: Any, why: object) -> ValueError:
-    """The error for a file that cannot be read; ``why``: in words, or what its reader raised."""
+    """The error for a file that cannot be read; ``why``: in words, or the exception of its reader."""
     path = Path(path)
     reason = f"{type(why).__name__}: {why}".split("\n")[0][:200] if isinstance(why, Exception) else str(why)
     return ValueError(f"load_weights: {path.name} is no {path.suffix} file, or not all of it is there ({reason})")
 
 
 def read(path: Any, more: str = "") -> Arrays:
-    """The arrays of an .npz or .safetensors file. more: what else the caller reads, for the message."""
+    """The arrays of an .npz or .safetensors file. more: other formats that the caller reads, for the message."""
     path = Path(path)
     return _read_npz(path) if _kind(path, "load_weights", more) == ".npz" else _read_safetensors(path)
 
@@ -66,12 +66,12 @@ def write(path: Any, arrays: Mapping[str, Any]) -> None:
 
 
 def _widened(bits: Any) -> Any:
-    """bfloat16, as 16-bit integers, in float32."""
+    """bfloat16, given as 16-bit integers, as float32."""
     return (bits.astype("<u4") << 16).view("<f4")
 
 
 def _read_npz(path: Path) -> Arrays:
-    """What numpy wrote, or MLX: it puts bfloat16 down as two bytes of no type."""
+    """A file of numpy or MLX, which writes bfloat16 as two untyped bytes."""
     import numpy
 
     try:
@@ -90,7 +90,7 @@ def _read_safetensors(path: Path) -> Arrays:
         raise broken(path, f"its header should have {length} bytes, the file has {len(content)}")
     try:
         header = json.loads(content[8 : 8 + length])
-    except (ValueError, RecursionError) as error:  # of text that is no JSON, or no UTF-8
+    except (ValueError, RecursionError) as error:  # for text that is not JSON, or not UTF-8
         raise broken(path, error) from error
     if not isinstance(header, dict):
         raise broken(path, "its header is no table of arrays")

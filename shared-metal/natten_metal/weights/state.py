@@ -1,6 +1,6 @@
-"""Weights that travel: between NATTEN's checkpoints, natten-mps and natten-mlx.
+"""Weights that are interchangeable between NATTEN's checkpoints, natten-mps and natten-mlx.
 
-Every generation of NATTEN, and both packages, call a module's weights the same: ``qkv`` (or ``q_proj`` and
+Every generation of NATTEN, and both packages, use the same names for a module's weights: ``qkv`` (or ``q_proj`` and
 ``kv_proj`` with fewer key/value heads), ``proj`` and ``rpb``. What differs is the framework, what a checkpoint is
 wrapped in, and the file. Everything passes through numpy; bfloat16, which numpy lacks, through float32, exactly.
 """
@@ -12,10 +12,10 @@ from typing import Any
 Arrays = dict[str, Any]
 Shapes = Mapping[str, tuple[int, ...]]
 
-# What training scripts wrap a state dict in.
+# Keys under which training scripts wrap a state dict.
 WRAPPERS = ("state_dict", "model", "model_state_dict")
-# What torch puts into names: torch.compile, FSDP and activation checkpointing anywhere, parallel training and
-# averaged models before all of them.
+# Prefixes that torch adds to names: torch.compile, FSDP and activation checkpointing anywhere, parallel training and
+# averaged models in front of all of them.
 INSERTED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 PREFIX, COUNTER = "module.", "n_averaged"
 
@@ -41,7 +41,7 @@ def to_numpy(name: str, tensor: Any, face: str = "load_weights") -> Any:
 
 
 def bare(names: Iterable[str]) -> dict[str, str]:
-    """Each name without what wrappers of torch put into it: ``{name: bare name}``."""
+    """Each name without the prefixes of torch's wrappers: ``{name: bare name}``."""
     parts = {name: [part for part in name.split(".") if part not in INSERTED] for name in names}
     found = {name: ".".join(own) for name, own in parts.items()}
     while any(own.startswith(PREFIX) for own in found.values()):
@@ -52,10 +52,10 @@ def bare(names: Iterable[str]) -> dict[str, str]:
 
 
 def named(state: Any, wanted: Iterable[str]) -> Arrays:
-    """The weights of a checkpoint by bare name: flat, and out of what training scripts wrap them in.
+    """The weights of a checkpoint by bare name: flat, and taken out of the wrapping of training scripts.
 
-    wanted: the module's own bare names. Where none is at hand in ``state`` itself, and a wrapper is there, the wrapper
-    is opened: a model may have a layer called 'model'.
+    wanted: the module's own bare names. A wrapper is opened only if ``state`` itself has none of them, because a model
+    may have a layer called 'model'.
     """
     if not isinstance(state, Mapping):
         raise TypeError(f"load_weights: weights must be a mapping of names to arrays; got {type(state).__name__}")
@@ -71,7 +71,7 @@ def named(state: Any, wanted: Iterable[str]) -> Arrays:
 
 
 def _flattened(path: str, state: Any) -> Iterator[tuple[str, Any]]:
-    """Names with dots for what MLX keeps in dicts and lists."""
+    """Dotted names for what MLX keeps in dicts and lists."""
     if isinstance(state, Mapping):
         parts: Any = state.items()
     elif isinstance(state, (list, tuple)) and not path.endswith("_packed_params"):
@@ -84,7 +84,7 @@ def _flattened(path: str, state: Any) -> Iterator[tuple[str, Any]]:
 
 
 def fitting(given: Shapes, wanted: Shapes, strict: bool) -> tuple[list[str], list[str]]:
-    """Names that are missing from ``given``, and names there that nothing wants.
+    """Names that are missing from ``given``, and names there that no parameter has.
 
     ValueError where shapes differ, and with ``strict`` where either list is not empty.
     """
@@ -102,7 +102,7 @@ def fitting(given: Shapes, wanted: Shapes, strict: bool) -> tuple[list[str], lis
 
 
 def _hint(missing: list[str], unexpected: list[str]) -> str:
-    """What the module would have to be made with, if the names tell."""
+    """The arguments that the module would need, if the names tell."""
 
     def ends(names: list[str], what: str) -> bool:
         return any(what in name.split(".") for name in names)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.4.0"
 
-# Where each public name lives; the order is that of the documentation.
+# The module of each public name; the order is that of the documentation.
 _HOMES = {
     "functional": (
         "neighborhood_attention", "na1d", "na2d", "na3d", "na1d_qk", "na2d_qk", "na3d_qk", "na1d_av", "na2d_av",

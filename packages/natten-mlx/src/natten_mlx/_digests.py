@@ -1,4 +1,4 @@
-"""What the C++ extension is made of, as digests: compiled into it, and compared with what lies here.
+"""Digests of the C++ extension's sources: compiled into it, and compared with the sources installed here.
 
 The build runs this file, which prints both digests; the package imports it. Needs neither MLX nor the package.
 """
@@ -15,17 +15,17 @@ _SUFFIXES = (".h", ".cpp", ".txt")
 
 
 def kernels_digest() -> str:
-    """Of the kernel sources that come with the package: the text that a GPU compiles, and the window arithmetic."""
+    """Digest of the kernel sources in the package: the text that a GPU compiles, and the window arithmetic."""
     return _digest(KERNELS)
 
 
 def sources_digest() -> str | None:
-    """Of the C++ sources, those of the CPU kernels among them; None where the package came without."""
+    """Digest of the C++ sources, including those of the CPU kernels; None where the package came without."""
     return _digest(SOURCES) if SOURCES.exists() else None
 
 
 def _digest(folder: Path) -> str:
-    """Of the names and contents of a folder's sources, in order."""
+    """Digest of the names and contents of a folder's sources, in order."""
     whole = hashlib.sha256()
     for path in sorted(_files(folder), key=str):
         content = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -34,7 +34,7 @@ def _digest(folder: Path) -> str:
 
 
 def _files(folder: Path) -> list[Path]:
-    # Folders in there may be symlinks.
+    # Its folders may be symlinks.
     walk = os.walk(folder, followlinks=True)
     return [Path(root) / name for root, _, names in walk for name in names if name.endswith(_SUFFIXES)]
 

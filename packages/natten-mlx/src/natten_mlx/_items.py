@@ -1,4 +1,4 @@
-"""The items of a call in its arrays: brought together for a launch, put back where they belong."""
+"""The items of a call in its arrays: gathered for a launch, and scattered back to their places."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from ._metal.problem.ragged import Group
 
 
 def _index(group: Group, side: int, kind: str) -> mx.array:
-    """Where a group's items are on the first axis: batch items of a padded array, tokens of a packed one."""
+    """The range of a group's items on the first axis: batch items of a padded array, tokens of a packed one."""
     starts = mx.array([start[side] for start in group.starts], mx.int64)
     if kind == "padded":
         return starts
@@ -17,7 +17,7 @@ def _index(group: Group, side: int, kind: str) -> mx.array:
 
 
 def take(kind: str, arrays: Sequence[mx.array], group: Group, side: int) -> mx.array:
-    """A group's items as a batch ``[n, *shape, ...]``: a view where they lie behind one another."""
+    """A group's items as a batch ``[n, *shape, ...]``: a view if they are adjacent."""
     shape, count = (group.queries, group.keys)[side], len(group.starts)
     first = group.starts[0][side]
     if kind == "listed":
@@ -27,14 +27,14 @@ def take(kind: str, arrays: Sequence[mx.array], group: Group, side: int) -> mx.a
         if group.adjacent:
             return arrays[0][(slice(first, first + count), *inner)]
         return mx.take(arrays[0][(slice(None), *inner)], _index(group, side, kind), 0)
-    # Never arrays[0][0]: MLX gathers what an int selects, which is a copy of the whole.
+    # Never arrays[0][0]: for an int index, MLX gathers, which copies the whole.
     end = first + count * math.prod(shape)
     own = arrays[0][:, first:end] if group.adjacent else mx.take(arrays[0], _index(group, side, kind), 1)
     return own.reshape(count, *shape, *own.shape[2:])
 
 
 def put(kind: str, arrays: list[mx.array], group: Group, side: int, items: mx.array) -> None:
-    """Replace what :func:`take` would read; MLX writes into an array that nothing else needs."""
+    """Replace what :func:`take` would read; MLX writes in place, because nothing else needs the array."""
     shape, count = (group.queries, group.keys)[side], len(group.starts)
     first = group.starts[0][side]
     if kind == "listed":

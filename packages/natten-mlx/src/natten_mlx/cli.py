@@ -53,7 +53,7 @@ def _use_backend(backend: str) -> AbstractContextManager[None]:
     return use_backend(backend)
 
 
-# Dense attention has room for the few tokens of a digit.
+# Dense attention has enough memory for the few tokens of a digit.
 TRAIN_HOST = TrainHost("natten-mlx", (*HOST.backends, "dense"), _get_backend, _trainer, _use_backend)
 
 

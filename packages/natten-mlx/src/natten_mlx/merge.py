@@ -1,4 +1,4 @@
-"""merge_attentions, where natten-mlx 0.3 had it."""
+"""merge_attentions at its location in natten-mlx 0.3."""
 
 from ._metal.compat.earlier import moved
 from .functional import merge_attentions as merge_attentions

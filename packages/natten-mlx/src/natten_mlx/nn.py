@@ -1,4 +1,4 @@
-"""The modules, where natten-mlx 0.3 had them."""
+"""The modules at their location in natten-mlx 0.3."""
 
 from ._metal.compat.earlier import moved
 from .modules import NeighborhoodAttention1D as NeighborhoodAttention1D

@@ -1,4 +1,4 @@
-"""get_support_matrix, where natten-mlx 0.3 had it."""
+"""get_support_matrix at its location in natten-mlx 0.3."""
 
 from ._config import get_support_matrix as get_support_matrix
 from ._metal.compat.earlier import moved

@@ -1,9 +1,9 @@
-"""Whether torch's dispatcher would take a call nowhere but to autograd and to the kernel of its device.
+"""Whether torch's dispatcher would do nothing with a call but pass it to autograd and to the kernel of its device.
 
-So it is with plain tensors in an eager program, which is most calls; then nothing is lost by going there directly,
-and much of a small call's time is saved. Whatever else there is (a transform of torch.func, a mode such as a counter
-of operations or fake tensors, a tensor that is a wrapper or not yet negated) has a dispatch key, in the tensor or in
-the thread, and gets the custom op.
+That is so for plain tensors in an eager program, which is most calls; then the dispatcher can be skipped, which saves
+much of a small call's time. Anything else (a transform of torch.func, a mode such as an operation counter or fake
+tensors, a wrapper tensor, a lazily negated one) has a dispatch key in the tensor or in the thread, and gets the custom
+op.
 """
 
 from collections.abc import Iterable
@@ -14,13 +14,13 @@ from torch import Tensor
 
 _KEYS, _THREAD = torch._C._dispatch_keys, torch._C._dispatch_tls_local_include_set
 _Key, _Set = torch._C.DispatchKey, torch._C.DispatchKeySet
-# What a thread has that does nothing else.
+# The keys of a thread in which nothing else is active.
 _NOTHING_ELSE = (_Set(_Key.BackendSelect) | _Set(_Key.ADInplaceOrView)).raw_repr()
 
 
 @cache
 def _plain(device: str) -> int:
-    """The keys of a plain tensor, as bits; none of a device whose tensors have no numbers."""
+    """The keys of a plain tensor, as bits; none for a device whose tensors hold no data."""
     if device == "meta":
         return 0
     bits: int = _KEYS(torch.empty(0, device=device)).raw_repr()
@@ -28,7 +28,7 @@ def _plain(device: str) -> int:
 
 
 def goes_directly(tensors: Iterable[Tensor | None]) -> bool:
-    """Whether the custom op can be left out. A profiler lists ops by name, so it gets the op too."""
+    """Whether the custom op can be skipped. A profiler lists ops by name, so it gets the op too."""
     if torch.compiler.is_compiling() or torch.autograd.profiler._is_profiler_enabled:
         return False
     if _THREAD().raw_repr() & ~_NOTHING_ELSE:

@@ -1,8 +1,9 @@
-"""Tensors whose elements are not what lies in their memory: negated when read, or zeros without memory.
+"""Tensors whose elements differ from their memory: negated when read, or zeros without memory.
 
-Torch's own fallbacks for these dispatch keys look at tensors and lists of tensors, and pass a list of optional tensors,
-which is what the custom ops take, on as it is. So the ops have kernels of their own for the keys. Nothing is asked of a
-tensor that has neither: the dispatcher does not come here. (Conjugate tensors are complex, and no op takes those.)
+Torch's own fallbacks for these dispatch keys handle tensors and lists of tensors, but pass on unchanged a list of
+optional tensors, which is what the custom ops take. So the ops have their own kernels for these keys. Tensors that have
+neither key are not affected: the dispatcher does not come here. (Conjugate tensors are complex, and no op accepts
+those.)
 """
 
 from collections.abc import Callable
@@ -15,7 +16,7 @@ DISPATCH_KEYS = ("Negative", "ZeroTensor")
 
 
 def resolving(op: Any) -> Callable[..., Any]:
-    """``op`` of the same arguments, with tensors in its lists as they are read: the kernel of a lazy dispatch key."""
+    """``op`` with the same arguments, the tensors in its lists materialised: the kernel of a lazy dispatch key."""
 
     def kernel(*arguments: Any) -> Any:
         return op(*([_read(t) for t in a] if _holds_tensors(a) else a for a in arguments))

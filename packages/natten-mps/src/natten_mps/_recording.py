@@ -1,21 +1,21 @@
-"""Who records a call in a graph, and who cannot."""
+"""Which tracer records a call in a graph, and which cannot."""
 
 import torch
 
 
 def _for_onnx() -> bool:
-    """Whether torch.onnx.export is at work."""
+    """Whether torch.onnx.export is running."""
     if not torch.onnx.is_in_onnx_export():
         return False
-    # Its first try is traced by Python, its next by Dynamo, which would take the line above for False.
+    # Its first attempt is traced by Python, its next by Dynamo, which would evaluate the line above to False.
     torch.compiler.assume_constant_result(_for_onnx)
     return True
 
 
 def recording(face: str) -> bool:
-    """Whether torch.compile or torch.export records the call of ``face``, as one op of this package's.
+    """Whether torch.compile or torch.export records the call of ``face`` as one op of this package.
 
-    NotImplementedError where something records that knows torch's own operations alone.
+    NotImplementedError under a tracer that only knows torch's own operations.
     """
     recorded = torch.compiler.is_compiling() or torch.compiler.is_exporting()
     by_name = torch.jit.is_tracing()  # type: ignore[attr-defined]  # public, and in no list of exports

@@ -1,8 +1,8 @@
-"""Registers the package's ops as soon as torch is there, and does not import torch for that.
+"""Registers the package's ops as soon as torch is imported, without importing it.
 
-A program that torch.export saved names ops. It loads wherever the package was imported, before torch or after it.
-Modules of the package that need torch find it imported: otherwise the ops would be registered, which imports most of
-them, in the middle of the first one.
+A program saved by torch.export refers to ops by name, and has to load wherever the package was imported, before torch
+or after it. Modules of the package that need torch find it imported: otherwise registering the ops, which imports most
+of those modules, would happen in the middle of the first one.
 """
 
 import sys
@@ -13,12 +13,12 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 OPS = ("_ops", "_varlen_ops")
-# Modules of the package that do without torch, at least until something is computed.
+# Modules of the package that do not need torch, at least until something is computed.
 TORCH_FREE = frozenset(("_metal", "__main__", "cli", "compat", "extras", "version", "_with_torch"))
 
 
 def register() -> None:
-    """Register the ops now if torch has been imported, and otherwise right after it will be."""
+    """Register the ops now if torch has been imported, otherwise right after it is."""
     if "torch" in sys.modules:
         _register()
     else:
@@ -31,7 +31,7 @@ def _register() -> None:
 
 
 class _Imported(Loader):
-    """Loads a module that somebody else imported since it was asked for: it must not be executed again."""
+    """Loads a module that another import has loaded in the meantime, without executing it again."""
 
     def __init__(self, module: ModuleType) -> None:
         self._module, self._spec = module, module.__spec__
@@ -44,7 +44,7 @@ class _Imported(Loader):
 
 
 class _Torch(MetaPathFinder):
-    """Finds torch where the other finders do, and registers the ops when it has been executed."""
+    """Finds torch like the other finders, and registers the ops once it has been executed."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -55,7 +55,7 @@ class _Torch(MetaPathFinder):
             imported = sys.modules.get(fullname)  # for the ops
             if imported is None:
                 return None
-            # Python looks for a module's own spec where one has appeared meanwhile.
+            # Python looks for a module's own spec, which may have appeared in the meantime.
             spec = imported.__spec__ = ModuleSpec(fullname, _Imported(imported))
             return spec
         if fullname != "torch":

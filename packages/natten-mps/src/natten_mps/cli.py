@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def _tensors(arrays: Sequence[Any], backend: str | None) -> "list[torch.Tensor]":
-    """The arrays as tensors on the GPU if there is one, else, and for the CPU's own kernel, on the CPU."""
+    """The arrays as tensors: on the GPU if there is one, otherwise, and for the CPU kernels, on the CPU."""
     import torch
 
     device = "mps" if torch.backends.mps.is_available() and backend != "native" else "cpu"
@@ -59,7 +59,7 @@ def _use_backend(backend: str) -> AbstractContextManager[None]:
     return use_backend(backend)
 
 
-# Dense attention has room for the few tokens of a digit.
+# Dense attention has enough memory for the few tokens of a digit.
 TRAIN_HOST = TrainHost("natten-mps", (*HOST.backends, "dense"), _get_backend, _trainer, _use_backend)
 
 

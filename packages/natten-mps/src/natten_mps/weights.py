@@ -16,7 +16,7 @@ from ._metal.weights import files as weight_files
 from ._metal.weights import state as weights
 
 TORCH_FILES = (".pt", ".pth", ".bin")
-# What torch.load raises for a file that is cut short, or that holds more than weights.
+# What torch.load raises for a file that is truncated or contains more than weights.
 UNREADABLE = (
     RuntimeError, EOFError, OSError, pickle.UnpicklingError, ValueError, TypeError, LookupError, AttributeError,
 )  # fmt: skip
@@ -69,8 +69,8 @@ def _shape(name: str, tensor: Any) -> tuple[int, ...]:
 
 
 def save_weights(module: nn.Module, path: Any) -> None:
-    """Write a module's state dict as .npz or .safetensors (bfloat16 as float32), by names without what
-    torch.compile and parallel training put into them; ValueError for another ending.
+    """Write a module's state dict as .npz or .safetensors (bfloat16 as float32), without the prefixes that
+    torch.compile and parallel training add to names; ValueError for any other extension.
     """
     own = module.state_dict()
     weight_files.write(path, {short: own[name] for name, short in weights.bare(own).items()})

@@ -1,1 +1,1 @@
-"""The paths that are MLX's own operations: pure and dense."""
+"""The backends made of MLX's own operations: pure and dense."""

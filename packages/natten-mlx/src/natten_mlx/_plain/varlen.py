@@ -1,4 +1,4 @@
-"""Items of different sizes in plain operations, which MLX sees: for the dense path, exported graphs and lists.
+"""Items of different sizes in plain operations of MLX: for the dense path, exported graphs and lists.
 
 One gather of all items' tokens, one split, one launch per kind of item, one concatenation and one gather: each is
 linear in the number of tokens, and so is its derivative. Lists need neither gather.
@@ -18,14 +18,14 @@ from .._varlen_nodes import Arrays, Parts, Ragged, blank_outputs
 
 
 def attend(call: Ragged, *arrays: mx.array) -> tuple[Arrays, Arrays]:
-    """Outs and lses. arrays: queries, keys, values, and the bias table if there is one."""
+    """Outs and lses. arrays: queries, keys, values, and rpb if there is one."""
     rank = len(call.problem.query_shape)
     groups = call.groups if call.kind == "listed" else ragged.groups(call.table, rank, call.kind, None)
     if not groups:
         return call(*arrays)
     with mx.stream(call.stream):
         if call.backend == "dense" and not seen_through():
-            arrays = tuple(map(fixed_shape, arrays))  # the sizes are those of this call
+            arrays = tuple(map(fixed_shape, arrays))  # the sizes belong to this call
         parts = call.split(arrays)
         if call.kind == "listed":
             return _listed(call, groups, parts)
@@ -60,7 +60,7 @@ def _batches(
 
 
 def _listed(call: Ragged, groups: tuple[ragged.Group, ...], parts: Parts) -> tuple[Arrays, Arrays]:
-    """Items that are arrays of their own already. parts: of ``call.split``."""
+    """Items that already are separate arrays. parts: of ``call.split``."""
     queries, _, values, _ = parts
     outs: list[Any] = [None] * len(queries)
     lses: list[Any] = [None] * len(queries)
@@ -83,11 +83,11 @@ def _listed(call: Ragged, groups: tuple[ragged.Group, ...], parts: Parts) -> tup
 def _put(
     kind: str, whole: mx.array, groups: tuple[ragged.Group, ...], padded: tuple[int, ...], found: Any
 ) -> Arrays:  # fmt: skip
-    """The results of the launches, where their items are; ``whole`` where there are none."""
+    """The results of the launches at the positions of their items; ``whole`` elsewhere."""
     axis = len(padded)
     filler = whole.flatten(0, axis)
     flat = mx.concatenate([batch.flatten(0, batch.ndim - filler.ndim) for batch in found])
-    # For each token the row of its result, or its own row of what is not computed.
+    # For each token the row of its result, or its own row of ``whole`` if none is computed.
     tokens, total = _tokens(kind, groups, QUERIES, padded), filler.shape[0]
     rows = list(range(flat.shape[0], flat.shape[0] + total))
     for row, token in enumerate(tokens):

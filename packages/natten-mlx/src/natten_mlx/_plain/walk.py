@@ -1,8 +1,8 @@
-"""Arrays on the pure path's walk: gather a tile's rows, mask its box, put its results together.
+"""Arrays on the pure path's walk: gather a tile's rows, mask its box, assemble its results.
 
-Nothing is evaluated here, each function adds to MLX's graph. MLX runs a graph in an order of its own;
-what a step gathers therefore hangs on what the step before it computed (:class:`Walk`), so that steps
-run one after another, each in the memory that the last one left.
+Nothing is evaluated here; each function adds to MLX's graph. MLX runs a graph in an order of its own, so what a step
+gathers is made to depend on what the step before it computed (:class:`Walk`): steps then run one after another, each in
+the memory that the last one freed.
 """
 
 import math
@@ -27,7 +27,7 @@ def tables(blocks: Blocks) -> Tables:
 
 
 def _noted(chunk: Chunk, name: object, make: Callable[[], mx.array]) -> mx.array:
-    """``make()``, computed once if the chunk is kept, else a part of the graph."""
+    """``make()``, computed once if the chunk is kept, otherwise part of the graph."""
 
     found: mx.array = chunk.noted(name, lambda: constant(make()) if chunk.kept else make())
     return found
@@ -37,8 +37,8 @@ def _noted(chunk: Chunk, name: object, make: Callable[[], mx.array]) -> mx.array
 class Step:
     """Some tiles and the batch items to compute them for.
 
-    start: a zero that MLX knows only when the step before is through (None: there is none).
-    parts: what this step computes for later, gathered here as it is made.
+    start: a zero that MLX knows only when the step before is done (None: there is none). parts: what this step computes
+    for later ones, collected here.
     """
 
     chunk: Chunk
@@ -48,7 +48,7 @@ class Step:
 
 
 class Walk:
-    """The steps of a walk, in order; ``after`` is the walk that must be through first."""
+    """The steps of a walk, in order; ``after`` is the walk that must be finished first."""
 
     def __init__(self, blocks: Blocks | None, batch: int, after: "Walk | None" = None) -> None:
         assert blocks is not None
@@ -83,9 +83,9 @@ Side = Literal["rows", "columns"]
 
 
 class Rows:
-    """A heads-last array ``[B, *shape, H, D]`` as rows of D, gathered a tile at a time.
+    """A heads-last array ``[B, *shape, H, D]`` as rows of D, gathered tile by tile.
 
-    groups: query heads per key/value head; they ride with the rows of a tile.
+    groups: query heads per key/value head; they are joined to the rows of a tile.
     """
 
     def __init__(self, tensor: mx.array, groups: int = 1) -> None:
@@ -106,7 +106,7 @@ class Rows:
         return _noted(step.chunk, (which, self.heads, items), make)
 
     def index(self, step: Step, which: Side) -> mx.array:
-        """The same, known only when the step before is through."""
+        """The same, known only when the step before is done."""
         places = self.places(step, which)
         return places if step.start is None else places + step.start
 
@@ -119,7 +119,7 @@ class Rows:
 
 
 class Collector:
-    """Results of tiles, ``[b, c, kv heads, groups * T, D]`` each, put together as ``[B, *shape, H, D]``."""
+    """Results of tiles, ``[b, c, kv heads, groups * T, D]`` each, assembled as ``[B, *shape, H, D]``."""
 
     def __init__(self, blocks: Blocks, batch: int, heads: int, width: int, dtype: mx.Dtype) -> None:
         self.blocks, self.dtype = blocks, dtype
@@ -136,11 +136,11 @@ class Collector:
             return
         if self.buffer is None:
             self.buffer = mx.zeros(self.shape, self.dtype)
-        # MLX writes into the buffer itself, for nothing else reads this version of it.
+        # MLX writes in place, because nothing else reads this version of the buffer.
         self.buffer[items.start : items.stop, chunk.first : chunk.first + chunk.count] = part
 
     def result(self, shape: tuple[int, ...]) -> mx.array:
-        """Every token's row, found where its tile left it."""
+        """Every token's row, gathered from where its tile left it."""
         assert self.buffer is not None
         batch, tiles, heads, tile_rows, width = self.shape
         small = batch * tiles * heads * tile_rows <= Tables.KEEP_PAIRS
@@ -156,7 +156,7 @@ class Sums:
 
     def __init__(self, blocks: Blocks, rows: Rows) -> None:
         self.blocks, self.rows, self.nobody = blocks, rows, rows.rows.shape[0]
-        # The last row takes what belongs to nobody: columns that the box has, but no row of its tile sees.
+        # The last row collects what belongs to no key: columns of the box that no row of its tile sees.
         self.buffer = mx.zeros((self.nobody + 1, rows.width), rows.dtype)
 
     def _turns(self, step: Step) -> list[tuple[slice | mx.array, mx.array]]:
@@ -175,7 +175,7 @@ class Sums:
 
     def add(self, step: Step, part: mx.array) -> None:
         for tiles, index in self._turns(step):
-            # MLX writes into the buffer itself, for nothing else reads this version of it.
+            # MLX writes in place, because nothing else reads this version of the buffer.
             self.buffer[index] = self.buffer[index] + part[:, tiles]
         step.parts.append(self.buffer)
 
@@ -197,7 +197,7 @@ def _remembered_places(blocks: Blocks, batch: int, heads: int) -> mx.array:
 
 
 def mask_logits(logits: mx.array, chunk: Chunk, rpb: Optional, groups: int, transposed: bool = False) -> mx.array:
-    """Plus -inf where the window does not reach, and plus the relative positional bias.
+    """Add -inf outside the window, and rpb.
 
     logits: ``[b, c, kv heads, groups * T, U]``; transposed: ``[b, c, kv heads, T, groups * U]``.
     """
@@ -213,7 +213,7 @@ def mask_logits(logits: mx.array, chunk: Chunk, rpb: Optional, groups: int, tran
 
 
 def relative_bias(chunk: Chunk, rpb: mx.array, kv_heads: int, groups: int) -> mx.array:
-    """``[c, kv heads, groups, T, U]``: the bias of each pair; of no meaning where masked."""
+    """``[c, kv heads, groups, T, U]``: the bias of each pair; meaningless where masked."""
     table = mx.unflatten(rpb.flatten(1), 0, (kv_heads, groups))
     return mx.take(table, chunk.offsets(), axis=2).transpose(2, 0, 1, 3, 4)
 
@@ -221,8 +221,8 @@ def relative_bias(chunk: Chunk, rpb: mx.array, kv_heads: int, groups: int) -> mx
 def bias_gradient(d_logits: mx.array, chunk: Chunk, blocks: Blocks) -> mx.array:
     """Sum ``d_logits [b, c, kv heads, groups * T, U]`` over all pairs of equal offset: ``[H, 2w - 1, ...]``.
 
-    Axis by axis: a skew lines up the diagonals (column - row) of the tile, their sums are found again
-    at the offset they belong to. Sums and gathers only, so the order never changes.
+    Axis by axis: a skew aligns the diagonals (column - row) of the tile, and their sums are gathered at the offsets
+    they belong to. Only sums and gathers, so the order never changes.
     """
     rank = len(blocks.axes)
     tile, box = [axis.tile for axis in blocks.axes], [axis.box for axis in blocks.axes]

@@ -30,7 +30,7 @@ class Block(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Patches ``[B, 4, 4, 9]`` -> logits ``[B, 10]``; :mod:`train` says how."""
+    """Patches ``[B, 4, 4, 9]`` -> logits ``[B, 10]``; described in :mod:`train`."""
 
     def __init__(self) -> None:
         super().__init__()

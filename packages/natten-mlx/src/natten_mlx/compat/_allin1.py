@@ -16,7 +16,7 @@ def _qk_rpb(rank: int) -> Callable[..., mx.array]:
         query: mx.array, key: mx.array, rpb: mx.array | None, kernel_size: Ints, dilation: Ints = 1, *,
         scale: float | None = None, backend: str | None = None, stream: StreamOrDevice = None,
     ) -> mx.array:  # fmt: skip
-        """Logits of the window slots with a bias table: ``[B, *shape, H, D]`` -> ``[B, *shape, H, slots]``.
+        """Logits of the window slots with rpb: ``[B, *shape, H, D]`` -> ``[B, *shape, H, slots]``.
 
         rpb: ``[H, 2 * kernel_size - 1 per axis]`` or None. scale: None is ``D ** -0.5``.
         """

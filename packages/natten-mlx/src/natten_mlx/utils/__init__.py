@@ -1,4 +1,4 @@
-"""Helpers that natten-mlx 0.3 had: :mod:`.params` and :mod:`.window`."""
+"""Helpers of natten-mlx 0.3: :mod:`.params` and :mod:`.window`."""
 
 from .._metal.compat.earlier import moved
 from .params import check_dilation_kernel_vs_input as check_dilation_kernel_vs_input

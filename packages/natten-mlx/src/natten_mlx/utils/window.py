@@ -1,4 +1,4 @@
-"""Windows in tokens of one axis, where natten-mlx 0.3 had them."""
+"""Windows on one axis, in tokens, as in natten-mlx 0.3."""
 
 from typing import Any
 
@@ -13,12 +13,12 @@ def get_window_start(index: int, length: int, kernel_size: int, neighborhood_siz
 
 
 def get_window_end(start_index: int, length: int, kernel_size: int, dilation: int) -> int:
-    """Behind the last token of the window that starts at token ``start_index``, or the axis' end."""
+    """One past the last token of the window that starts at token ``start_index``, or the end of the axis."""
     return min(start_index + kernel_size * dilation, length)
 
 
 def get_pb_start(index: int, length: int, kernel_size: int, neighborhood_size: int, dilation: int) -> int:
-    """The entry of a bias table that the window's first key has. neighborhood_size follows from kernel_size."""
+    """The rpb entry of the window's first key. neighborhood_size follows from kernel_size."""
     return int(earlier.bias_start(index, length, kernel_size, dilation))
 
 

@@ -1,1 +1,1 @@
-"""The paths that are torch's own operations: pure and dense."""
+"""The backends made of torch's own operations: pure and dense."""

@@ -1,1 +1,1 @@
-"""What the command line's tools need of torch."""
+"""The parts of the command line's tools that need torch."""

@@ -31,7 +31,7 @@ class Block(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Patches ``[B, 4, 4, 9]`` -> logits ``[B, 10]``; :mod:`train` says how."""
+    """Patches ``[B, 4, 4, 9]`` -> logits ``[B, 10]``; described in :mod:`train`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Classifier(nn.Module):
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """The operations are too small to share: on a busy machine threads would mostly wait for each other."""
+    """The operations are too small to parallelise: on a busy machine threads would mostly wait for each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -58,7 +58,7 @@ def _one_thread() -> Iterator[None]:
 
 
 class Trainer:
-    """A :class:`train.Trainer` on the GPU if there is one and the backend is not the CPU's own."""
+    """A :class:`train.Trainer` on the GPU if there is one and the backend does not require the CPU."""
 
     def __init__(self, weights: dict[str, Any]) -> None:
         on_gpu = torch.backends.mps.is_available() and get_backend() != "native"

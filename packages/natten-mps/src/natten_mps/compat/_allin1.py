@@ -16,7 +16,7 @@ def _qk_rpb(rank: int) -> Callable[..., Tensor]:
         query: Tensor, key: Tensor, rpb: Tensor | None, kernel_size: Ints, dilation: Ints = 1, *,
         scale: float | None = None, backend: str | None = None,
     ) -> Tensor:  # fmt: skip
-        """Logits of the window slots with a bias table: ``[B, *shape, H, D]`` -> ``[B, *shape, H, slots]``.
+        """Logits of the window slots with rpb: ``[B, *shape, H, D]`` -> ``[B, *shape, H, slots]``.
 
         rpb: ``[H, 2 * kernel_size - 1 per axis]`` or None. scale: None is ``D ** -0.5``.
         """

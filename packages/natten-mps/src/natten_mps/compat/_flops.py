@@ -1,8 +1,9 @@
-"""How torch's own counter of operations counts the ops of this package: as upstream counts them.
+"""Operation counts of this package's ops for torch's own counter, the same as upstream's.
 
 ``torch.utils.flop_counter.FlopCounterMode`` asks here for the floating-point operations of each custom op: products of
-the window's size for every token, two for a fused forward, five for its backward, one and two for a split op's.
-Items of different sizes (varlen, packed) are not counted: their sizes are in a tensor, and the counter hands on shapes.
+the window's size for every token, two for a fused forward, five for its backward, one and two for a split op's. Items
+of different sizes (varlen, packed) are not counted, because their sizes are in a tensor and the counter only passes on
+shapes.
 """
 
 import math
@@ -11,15 +12,15 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
-from .. import _ops as _ops  # the custom ops are registered there
+from .. import _ops as _ops  # which registers the custom ops
 from .._metal.problem.problem import INPUTS
 
-# Products of matrices in forward and backward.
+# Matrix products in forward and backward.
 PRODUCTS = {"na": (2, 5), "attention": (2, 5), "qk": (1, 2), "av": (1, 2)}
 
 
 def _one_product(op: str, inputs: list[Any], kernel_size: Any) -> int:
-    """Floating-point operations of one product over all tokens; shapes heads-last. D and D_v count as their mean."""
+    """Floating-point operations of one product over all tokens; shapes heads-last. D and D_v are averaged."""
     first, second = inputs[0], inputs[1]
     tokens = math.prod(first[:-1])
     if op == "av":

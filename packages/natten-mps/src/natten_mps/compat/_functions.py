@@ -15,8 +15,8 @@ Given = dict[str, Any]
 def function_class(name: str, form: Form, module: str, run: Callable[[str, Form, Given], Any]) -> Any:
     """The autograd function ``name`` of ``module``: ``apply`` takes the form's arguments by position.
 
-    Its derivatives run the op again under autograd: the op's own kernels, once more forward. Forward mode is the
-    derivative of the gradient, which is linear in what flows into it: of the split ops alone.
+    Its derivatives run the op again under autograd, which costs one more forward of the op's own kernels. Forward mode,
+    for the split ops only, is the derivative of the gradient, which is linear in the incoming gradient.
     """
 
     def forward(ctx: Any, *args: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Nested tensors in 0.15's and 0.17's forms: each item by itself, as if it were alone."""
+"""Nested tensors in 0.15's and 0.17's forms: each item is computed independently."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,9 +18,9 @@ def _nested(given: Given) -> dict[str, tuple[Tensor, ...]]:
 
 
 def over_nested(run: Run) -> Run:
-    """``run``, and for nested tensors a nested tensor of its results, differentiable as the items are.
+    """``run``, and for nested tensors a nested tensor of its results, differentiable like the items.
 
-    Forms since 0.20 refuse nested tensors, as upstream's do: the op's own error names the varlen ops.
+    Forms since 0.20 reject nested tensors, as upstream's do: the op's own error names the varlen ops.
     """
 
     def each(name: str, form: Form, given: Given) -> Any:
@@ -35,7 +35,7 @@ def over_nested(run: Run) -> Run:
             raise ValueError(f"{name}: all tensors but the bias must be nested, with equally many items; got {found}")
         results = []
         for own in zip(*items.values(), strict=True):
-            # Items have a batch of their own, as upstream's kernels want them, or none.
+            # Items have a batch axis of their own, as upstream's kernels expect, or none.
             bare = own[0].dim() == form.rank + 2
             alone = {which: it[None] if bare else it for which, it in zip(items, own, strict=True)}
             result = run(name, form, given | alone)

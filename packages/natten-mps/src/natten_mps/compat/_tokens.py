@@ -19,7 +19,7 @@ Ints = tuple[int, ...]
 
 
 def _tiling(face: str, rank: int, tile_shape: Any, dilation: Any) -> tuple[Ints, Ints]:
-    """tile_shape and dilation (None is 1) of ``rank`` axes each; ValueError otherwise."""
+    """tile_shape and dilation (None means 1) of ``rank`` axes each; ValueError otherwise."""
     if rank not in RANKS:
         raise ValueError(f"{face}: tensor must be [B, *shape, H, D] with 1, 2 or 3 axes; got {rank}")
     tile, groups = tuple(tile_shape), tuple(dilation) if dilation is not None else (1,) * rank
@@ -30,7 +30,7 @@ def _tiling(face: str, rank: int, tile_shape: Any, dilation: Any) -> tuple[Ints,
 
 
 def _orders(rank: int, flip: bool, groups_first: bool) -> list[int]:
-    """Where the axes (rest, tile, group) of each axis, numbered from 0, lie in a permuted tensor."""
+    """The positions of the axes (rest, tile, group) of each axis, numbered from 0, in a permuted tensor."""
     axes = range(rank)[::-1] if flip else range(rank)
     rest, tile, group = ([3 * axis + part for axis in axes] for part in range(3))
     return [*group, *rest, *tile] if groups_first else [*rest, *tile, *group]
@@ -58,7 +58,7 @@ def maybe_unpad(tensor: Tensor, padding: Any) -> Tensor:
 
 
 def _permuted(face: str, tensor: Tensor, tile: Ints, groups: Ints, flip: bool, groups_first: bool) -> Tensor:
-    """The tokens of a padded tensor in their order, the axes still apart: ``[B, 3 * rank axes, H, D]``."""
+    """The tokens of a padded tensor in permuted order, with separate axes: ``[B, 3 * rank axes, H, D]``."""
     sizes = tuple(tensor.shape[1:-2])
     if any(n % (t * d) for n, t, d in zip(sizes, tile, groups, strict=True)):
         raise ValueError(f"{face}: shape must be a multiple of tile_shape * dilation; got {sizes}, {tile}, {groups}")

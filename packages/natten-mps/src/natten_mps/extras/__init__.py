@@ -1,1 +1,1 @@
-"""What particular models need; nothing else imports it."""
+"""Functions for particular models; nothing else imports them."""

@@ -1,4 +1,4 @@
-"""Window arguments, checked and once per axis, where natten-mps 0.3 had them."""
+"""Window arguments, checked and expanded to one per axis, as in natten-mps 0.3."""
 
 from .._metal.compat.earlier import check_dilation_kernel_vs_input as check_dilation_kernel_vs_input
 from .._metal.compat.earlier import check_kernel_size_vs_input as check_kernel_size_vs_input

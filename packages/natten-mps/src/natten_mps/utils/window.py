@@ -1,4 +1,4 @@
-"""Windows in tokens of one axis, where natten-mps 0.3 had them."""
+"""Windows on one axis, in tokens, as in natten-mps 0.3."""
 
 from torch import Tensor
 
@@ -24,6 +24,6 @@ def get_window_start_vectorized(indices: Tensor, length: int, kernel_size: int, 
 
 
 def get_pb_start_vectorized(indices: Tensor, length: int, kernel_size: int, dilation: int) -> Tensor:
-    """The entry of a bias table that the first key of each query's window has."""
+    """The rpb entry of the first key of each query's window."""
     found: Tensor = earlier.bias_start(indices, length, kernel_size, dilation, TorchTables(indices.device))
     return found
