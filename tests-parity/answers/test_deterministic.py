@@ -2,30 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 from cases import BY_NAME, INPUTS, inputs
+from determinism import deterministic
 from frameworks import MPS
 
 NAMES = ("seq-causal-dilated-stride", "img-rpb-everything", "vol-gqa-additional", "seq-gqa")
-
-
-@contextmanager
-def deterministic() -> Iterator[None]:
-    """torch's deterministic mode, which fills new memory with NaN; any warning is an error."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            yield
-    finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 def results(name: str, split: bool) -> list[Any]:

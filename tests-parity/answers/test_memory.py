@@ -5,16 +5,11 @@ The process's high-water mark includes every allocator: the frameworks' and the 
 
 from __future__ import annotations
 
-import json
-import os
-import resource
-import subprocess
-import sys
 import time
-from pathlib import Path as File
 from typing import Any
 
 import pytest
+from process_memory import in_a_fresh_process, memory
 
 LIMIT = 1 << 30
 
@@ -23,17 +18,6 @@ LARGE = {
     "sequence of 65536": ("na1d", (1, 65536, 4, 64), 127),
     "image of 256 x 256": ("na2d", (1, 256, 256, 4, 64), 13),
 }
-
-
-def memory() -> dict[str, int]:
-    """Current and peak memory of this process in bytes."""
-    status = File("/proc/self/status")
-    if status.exists():
-        # Not getrusage: on Linux a process inherits the peak of its parent.
-        fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
-        return {name: int(fields[field].split()[0]) << 10 for name, field in (("now", "VmRSS"), ("most", "VmHWM"))}
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"now": most, "most": most}
 
 
 def measure(path: str, face: str, shape: list[int], kernel_size: int, passes: list[str]) -> dict[str, Any]:
@@ -93,22 +77,6 @@ def run(framework: Any, backend: str, face: str, given: list[Any], kernel_size: 
         framework.evaluate(*(() if backward else found))
     assert ran == {backend}
     return found
-
-
-def in_a_fresh_process(module: str, call: str) -> Any:
-    """The value of an expression, evaluated in a process that has imported only one module of the tests."""
-    code = f"import json; from {module} import *; print(json.dumps({call}))"
-    paths = os.pathsep.join([str(File(__file__).parents[1]), *filter(None, sys.path)])
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        # Each thread has its own buffers, whatever the number of tokens.
-        env=os.environ | {"PYTHONPATH": paths, "NATTEN_NUM_THREADS": "2"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
 
 
 def measured(path: str, face: str, shape: tuple[int, ...], kernel_size: int, *passes: str) -> dict[str, Any]:

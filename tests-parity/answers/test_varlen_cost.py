@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from frameworks import FRAMEWORKS, MLX, MPS, Framework
-from test_memory import memory
+from process_memory import memory
 
 COUNT, LONGEST, HEADS, DIM = 192, 200, 2, 8
 LENGTHS = list(range(LONGEST - COUNT + 1, LONGEST + 1))

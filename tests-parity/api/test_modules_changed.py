@@ -11,7 +11,7 @@ import pytest
 import torch
 from frameworks import FRAMEWORKS, MLX, MPS, Framework
 from mlx.nn.layers.distributed import shard_inplace
-from test_modules import Array, build, example, forward, load, random_weights, state
+from module_weights import Array, build, example, forward, load, random_weights, state
 
 D = 3  # out of 12 channels and 4 heads
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from frameworks import FRAMEWORKS, MLX, MPS, Framework
 from mlx.utils import tree_flatten
-from test_modules import state
+from module_weights import state
 from test_weights import build, upstream_checkpoint
 
 from natten_mps._metal.weights import files as weight_files

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from frameworks import FRAMEWORKS, MLX, MPS, Framework
-from test_modules import forward, random_weights, state
+from module_weights import forward, random_weights, state
 
 from natten_mps._metal.weights import files as weight_files
 

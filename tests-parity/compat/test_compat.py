@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 from frameworks import FRAMEWORKS, MPS, Framework
+from golden_files import FAMILY_B, FOLDER, close, tolerance
 from metal.conftest import installed
 from metal.host import EmulatedHost
-from test_goldens import FAMILY_B, FOLDER, close, tolerance
 
 import natten_mps
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from frameworks import FRAMEWORKS, Framework
-from test_modules import forward, load, random_weights, state
+from module_weights import forward, load, random_weights, state
 
 Array = Any
 PLAIN = {"qkv.weight": (24, 8), "qkv.bias": (24,), "proj.weight": (8, 8), "proj.bias": (8,)}

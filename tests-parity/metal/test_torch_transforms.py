@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from determinism import deterministic
 from layouts import LAYOUTS, SIDE_BY_SIDE, Where, where
 from lazy_tensors import CALLS, KINDS, check_gradients, check_inputs
-from test_deterministic import deterministic
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.export import Dim

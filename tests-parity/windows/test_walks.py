@@ -13,7 +13,7 @@ from cases import BY_NAME, CASES, Case, make
 from frameworks import FRAMEWORKS, MLX, MPS, Framework, Path, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_memory import in_a_fresh_process, memory
+from process_memory import in_a_fresh_process, memory
 from tolerances import assert_within, fused
 
 from natten_mps._metal.plan import blocks, plan, turns

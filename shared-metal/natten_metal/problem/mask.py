@@ -80,9 +80,7 @@ def bias_offsets(problem: Problem, xp: TableNamespace | None = None) -> Any:
         w, d = sizes.window, sizes.dilation
         difference = xp.arange(sizes.keys)[None, :] // d - xp.arange(sizes.queries)[:, None] // d
         offset = xp.minimum(xp.maximum(difference + (w - 1), 0), 2 * w - 2)
-        offset = offset * math.prod(
-            [2 * other - 1 for other in problem.kernel_size[axis + 1 :]]
-        )  # under Dynamo, a list
+        offset = offset * math.prod([2 * other - 1 for other in problem.kernel_size[axis + 1 :]])  # Dynamo: a list
         shape = [1] * (2 * problem.rank)
         shape[axis], shape[problem.rank + axis] = sizes.queries, sizes.keys
         total = offset.reshape(shape) if total is None else total + offset.reshape(shape)
