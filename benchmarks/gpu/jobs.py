@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "shared-metal"))
 
 from natten_metal.metal import steps as programs  # noqa: E402
-from natten_metal.metal.source import ITEM_SIZES, WALKING, Instance  # noqa: E402
+from natten_metal.metal.source import ITEM_SIZES, Instance  # noqa: E402
 from natten_metal.metal.steps import Step, fills_words  # noqa: E402
 from natten_metal.problem.problem import Problem  # noqa: E402
 
@@ -105,7 +105,7 @@ class Job:
 
 def _changed(step: Step, problem: Problem, variant: str) -> Step:
     instance = step.instance
-    if instance.template not in WALKING:
+    if not instance.record.walks:
         return step
     # Staging copies 16 bytes at a time where head dims are full and every token starts at a 16-byte boundary. That
     # holds for fresh contiguous tensors with full head dims, but not always for rows of window slots.

@@ -66,7 +66,7 @@ struct Scale {
 
 inline Problem pad_problem(const natten_problem& given) {
   Problem p = {};
-  p.dtype = given.dtype, p.rank = given.rank, p.batch = int(given.batch);
+  p.dtype = given.dtype, p.rank = int(given.rank), p.batch = int(given.batch);
   p.heads = int(given.heads), p.kv_heads = int(given.kv_heads), p.group_heads = p.heads / p.kv_heads;
   p.dim = int(given.head_dim), p.dim_v = int(given.head_dim_v), p.additional = int(given.additional);
   p.threads = given.threads, p.scale = given.scale;
@@ -83,13 +83,12 @@ inline Problem pad_problem(const natten_problem& given) {
   return p;
 }
 
-inline Tensor pad_tensor(const natten_tensor* given, int rank, int dtype) {
+inline Tensor pad_tensor(const natten_tensor& given, int rank, int dtype) {
   Tensor t;
   t.dtype = dtype;
-  if (!given) return t;
-  t.data = static_cast<char*>(given->data);
-  t.batch = given->stride[0], t.head = given->stride[4], t.channel = given->stride[5];
-  for (int a = 0; a < rank; ++a) t.axis[3 - rank + a] = given->stride[1 + a];
+  t.data = static_cast<char*>(given.data);
+  t.batch = given.stride[0], t.head = given.stride[4], t.channel = given.stride[5];
+  for (int a = 0; a < rank; ++a) t.axis[3 - rank + a] = given.stride[1 + a];
   return t;
 }
 

@@ -5,14 +5,11 @@
 
 namespace natten {
 
+#define NATTEN_FUNCTION(name) int (*name)(const natten_problem*, const natten_tensors*);
 struct Kernels {
-  decltype(&natten_forward) forward;
-  decltype(&natten_backward) backward;
-  decltype(&natten_qk) qk;
-  decltype(&natten_qk_backward) qk_backward;
-  decltype(&natten_av) av;
-  decltype(&natten_av_backward) av_backward;
+  NATTEN_FUNCTIONS(NATTEN_FUNCTION)
 };
+#undef NATTEN_FUNCTION
 
 #if defined(__x86_64__) || defined(_M_X64)
 namespace avx512 {

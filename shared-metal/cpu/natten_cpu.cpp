@@ -131,89 +131,88 @@ bool has_dims(const natten_problem* p, bool dim, bool dim_v) {
   return (!dim || counts(p->head_dim, 1)) && (!dim_v || counts(p->head_dim_v, 1));
 }
 
+// Whether tensors that a function cannot do without are there; of no batch they have no elements
 template <typename... Tensors>
-bool given(const Tensors*... tensors) {
-  return (... && (tensors != nullptr));
+bool given(const natten_problem* p, const Tensors&... tensors) {
+  return p->batch == 0 || (... && (tensors.data != nullptr));
 }
 
-bool additional_given(const natten_problem* p, const natten_tensor* keys, const natten_tensor* values) {
-  return p->additional == 0 || given(keys, values);
+bool additional_given(const natten_problem* p, const natten_tensors& t) {
+  return p->additional == 0 || given(p, t.additional_keys, t.additional_values);
 }
 
-template <typename Call>
-int guarded(const Call& call) {
+typedef int (*Function)(const natten_problem*, const natten_tensors*);
+
+int guarded(Function function, const natten_problem* p, const natten_tensors* t) {
   try {
-    return call();
+    return function(p, t);
   } catch (const std::bad_alloc&) {
     return NATTEN_NO_MEMORY;
   }
 }
 
+// --- the interface, told -----------------------------------------------------------------------------------
+
+#define NATTEN_NAME(name) " " #name
+#define NATTEN_DTYPE(NAME, name) " " #name
+#define NATTEN_NUMBER(type, name) " " #type ":" #name ":1"
+#define NATTEN_AXES(type, name) " " #type ":" #name ":3"
+#define NATTEN_TENSOR(name, layout) " " #name ":" #layout
+constexpr char kInterface[] = "dtypes" NATTEN_DTYPES(NATTEN_DTYPE)
+    "\nfields" NATTEN_FIELDS(NATTEN_NUMBER, NATTEN_NUMBER, NATTEN_AXES)
+    "\ntensors" NATTEN_TENSORS(NATTEN_TENSOR)
+    "\nfunctions" NATTEN_FUNCTIONS(NATTEN_NAME);
+
 }  // namespace
 }  // namespace natten
 
+using natten::additional_given;
 using natten::chosen;
 using natten::given;
 using natten::guarded;
+using natten::has_dims;
+using natten::sound;
 
 extern "C" {
 
-int natten_forward(const natten_problem* p, const natten_tensor* query, const natten_tensor* key,
-                   const natten_tensor* value, const natten_tensor* additional_keys,
-                   const natten_tensor* additional_values, const natten_tensor* bias, natten_tensor* out,
-                   natten_tensor* lse) {
-  if (!natten::sound(p) || !natten::has_dims(p, true, true)) return NATTEN_BAD_PROBLEM;
-  if (!given(query, key, value, out, lse)) return NATTEN_BAD_PROBLEM;
-  if (!natten::additional_given(p, additional_keys, additional_values)) return NATTEN_BAD_PROBLEM;
-  return guarded([&] {
-    return chosen().kernels->forward(p, query, key, value, additional_keys, additional_values, bias, out, lse);
-  });
+int natten_forward(const natten_problem* p, const natten_tensors* t) {
+  if (!t || !sound(p) || !has_dims(p, true, true)) return NATTEN_BAD_PROBLEM;
+  if (!given(p, t->query, t->key, t->value, t->out, t->lse) || !additional_given(p, *t)) return NATTEN_BAD_PROBLEM;
+  return guarded(chosen().kernels->forward, p, t);
 }
 
-int natten_backward(const natten_problem* p, const natten_tensor* out_grad, const natten_tensor* lse_grad,
-                    const natten_tensor* query, const natten_tensor* key, const natten_tensor* value,
-                    const natten_tensor* additional_keys, const natten_tensor* additional_values,
-                    const natten_tensor* bias, const natten_tensor* out, const natten_tensor* lse,
-                    natten_tensor* query_grad, natten_tensor* key_grad, natten_tensor* value_grad,
-                    natten_tensor* additional_keys_grad, natten_tensor* additional_values_grad,
-                    natten_tensor* bias_grad) {
-  if (!natten::sound(p) || !natten::has_dims(p, true, true)) return NATTEN_BAD_PROBLEM;
-  if (!given(out_grad, query, key, value, out, lse) || (bias_grad && !bias)) return NATTEN_BAD_PROBLEM;
-  if (!natten::additional_given(p, additional_keys, additional_values)) return NATTEN_BAD_PROBLEM;
-  return guarded([&] {
-    return chosen().kernels->backward(p, out_grad, lse_grad, query, key, value, additional_keys, additional_values,
-                                      bias, out, lse, query_grad, key_grad, value_grad, additional_keys_grad,
-                                      additional_values_grad, bias_grad);
-  });
+int natten_backward(const natten_problem* p, const natten_tensors* t) {
+  if (!t || !sound(p) || !has_dims(p, true, true)) return NATTEN_BAD_PROBLEM;
+  if (!given(p, t->out_grad, t->query, t->key, t->value, t->out, t->lse)) return NATTEN_BAD_PROBLEM;
+  if (!additional_given(p, *t) || (t->rpb_grad.data && !t->rpb.data)) return NATTEN_BAD_PROBLEM;
+  return guarded(chosen().kernels->backward, p, t);
 }
 
-int natten_qk(const natten_problem* p, const natten_tensor* query, const natten_tensor* key, const natten_tensor* bias,
-              natten_tensor* logits) {
-  if (!natten::sound(p) || !natten::has_dims(p, true, false) || !given(query, key, logits)) return NATTEN_BAD_PROBLEM;
-  return guarded([&] { return chosen().kernels->qk(p, query, key, bias, logits); });
+int natten_qk(const natten_problem* p, const natten_tensors* t) {
+  if (!t || !sound(p) || !has_dims(p, true, false)) return NATTEN_BAD_PROBLEM;
+  if (!given(p, t->query, t->key, t->logits)) return NATTEN_BAD_PROBLEM;
+  return guarded(chosen().kernels->qk, p, t);
 }
 
-int natten_qk_backward(const natten_problem* p, const natten_tensor* logits_grad, const natten_tensor* query,
-                       const natten_tensor* key, natten_tensor* query_grad, natten_tensor* key_grad,
-                       natten_tensor* bias_grad) {
-  if (!natten::sound(p) || !natten::has_dims(p, true, false)) return NATTEN_BAD_PROBLEM;
-  if (!given(logits_grad, query, key)) return NATTEN_BAD_PROBLEM;
-  return guarded([&] {
-    return chosen().kernels->qk_backward(p, logits_grad, query, key, query_grad, key_grad, bias_grad);
-  });
+int natten_qk_backward(const natten_problem* p, const natten_tensors* t) {
+  if (!t || !sound(p) || !has_dims(p, true, false)) return NATTEN_BAD_PROBLEM;
+  if (!given(p, t->logits_grad, t->query, t->key)) return NATTEN_BAD_PROBLEM;
+  return guarded(chosen().kernels->qk_backward, p, t);
 }
 
-int natten_av(const natten_problem* p, const natten_tensor* attn, const natten_tensor* value, natten_tensor* out) {
-  if (!natten::sound(p) || !natten::has_dims(p, false, true) || !given(attn, value, out)) return NATTEN_BAD_PROBLEM;
-  return guarded([&] { return chosen().kernels->av(p, attn, value, out); });
+int natten_av(const natten_problem* p, const natten_tensors* t) {
+  if (!t || !sound(p) || !has_dims(p, false, true)) return NATTEN_BAD_PROBLEM;
+  if (!given(p, t->attn, t->value, t->out)) return NATTEN_BAD_PROBLEM;
+  return guarded(chosen().kernels->av, p, t);
 }
 
-int natten_av_backward(const natten_problem* p, const natten_tensor* out_grad, const natten_tensor* attn,
-                       const natten_tensor* value, natten_tensor* attn_grad, natten_tensor* value_grad) {
-  if (!natten::sound(p) || !natten::has_dims(p, false, true)) return NATTEN_BAD_PROBLEM;
-  if (!given(out_grad, attn, value)) return NATTEN_BAD_PROBLEM;
-  return guarded([&] { return chosen().kernels->av_backward(p, out_grad, attn, value, attn_grad, value_grad); });
+int natten_av_backward(const natten_problem* p, const natten_tensors* t) {
+  if (!t || !sound(p) || !has_dims(p, false, true)) return NATTEN_BAD_PROBLEM;
+  if (!given(p, t->out_grad, t->attn, t->value)) return NATTEN_BAD_PROBLEM;
+  return guarded(chosen().kernels->av_backward, p, t);
 }
+
+const char* natten_cpu_interface(void) { return natten::kInterface; }
 
 int natten_cpu_abi(void) { return NATTEN_CPU_ABI; }
 

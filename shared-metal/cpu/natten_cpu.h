@@ -8,8 +8,8 @@
  * A row all of whose logits are -inf has out 0, lse -inf and gradients 0.
  *
  * Every function returns NATTEN_OK or one of the codes below and writes nothing outside its outputs. Calls may come
- * from any number of threads at once. Results are bit-equal for any number of threads. An input that is NULL is absent
- * (additional keys, bias, the gradient of lse); an output that is NULL is not computed (gradients only).
+ * from any number of threads at once. Results are bit-equal for any number of threads. An input whose data is NULL is
+ * absent (additional keys, rpb, the gradient of lse); a gradient whose data is NULL is not computed.
  */
 #ifndef NATTEN_CPU_H
 #define NATTEN_CPU_H
@@ -27,72 +27,106 @@ extern "C" {
 #endif
 
 /* Changes with every change of this file. */
-#define NATTEN_CPU_ABI 2
+#define NATTEN_CPU_ABI 3
 
 enum natten_status { NATTEN_OK = 0, NATTEN_NO_MEMORY = 1, NATTEN_BAD_PROBLEM = 2 };
 
-enum natten_dtype { NATTEN_FLOAT16 = 0, NATTEN_BFLOAT16 = 1, NATTEN_FLOAT32 = 2, NATTEN_FLOAT64 = 3 };
+/* --- the interface as tables --------------------------------------------------------------------------------
+ * What follows is made of them, and so are the tables of the C++ sources that include this file. natten_cpu_interface()
+ * tells them to hosts that cannot include it. */
 
-/* Element strides of [B, *shape, H, C]: batch, axis 0..2 (rank of them, the rest ignored), head, channel. A tensor
- * without channels (lse) ignores the last, one without a batch or axes (additional keys: batch, token, -, -, head,
- * channel) uses axis 0 for its tokens. The bias and its gradient are contiguous and use no strides. */
+/* A dtype's number is its place. */
+#define NATTEN_DTYPES(DTYPE) \
+  DTYPE(FLOAT16, float16) DTYPE(BFLOAT16, bfloat16) DTYPE(FLOAT32, float32) DTYPE(FLOAT64, float64)
+
+/* SETTING: what a host decides; NUMBER and AXES: what the problem is. Entries of AXES at and past `rank` are ignored. */
+#define NATTEN_FIELDS(SETTING, NUMBER, AXES)                                                                \
+  SETTING(int32_t, dtype)                                                                                    \
+  SETTING(int32_t, threads)     /* 0: natten_cpu_threads(); else so many, at most NATTEN_NUM_THREADS if set */ \
+  NUMBER(int64_t, rank)         /* 1, 2 or 3 */                                                              \
+  NUMBER(int64_t, batch)                                                                                     \
+  NUMBER(int64_t, heads)        /* query heads, a multiple of kv_heads */                                    \
+  NUMBER(int64_t, kv_heads)                                                                                  \
+  NUMBER(int64_t, head_dim)     /* D >= 1; ignored by av */                                                  \
+  NUMBER(int64_t, head_dim_v)   /* D_v >= 1; ignored by qk */                                                \
+  NUMBER(int64_t, additional)   /* tokens of additional keys and values, 0: none */                          \
+  NUMBER(double, scale)                                                                                      \
+  AXES(int64_t, query_shape)    /* tokens per axis, outermost first */                                       \
+  AXES(int64_t, key_shape)      /* another than query_shape in full attention only: rank 1, kernel_size >= both */ \
+  AXES(int64_t, kernel_size)                                                                                 \
+  AXES(int64_t, stride)                                                                                      \
+  AXES(int64_t, dilation)                                                                                    \
+  AXES(int64_t, is_causal)
+
+/* How a tensor lies. CHANNELS: [B, *shape, H, C]; ROWS: [B, *shape, H]; FLAT: contiguous, its strides are ignored. */
+enum natten_layout { NATTEN_CHANNELS, NATTEN_ROWS, NATTEN_FLAT };
+
+/* Each has a gradient of the same layout, name_grad. Accumulation is float32 (float64 for NATTEN_FLOAT64). lse and rpb,
+ * and their gradients, have that dtype; every other tensor has the problem's. */
+#define NATTEN_TENSORS(TENSOR)                                              \
+  TENSOR(query, CHANNELS)                                                   \
+  TENSOR(key, CHANNELS)                                                     \
+  TENSOR(value, CHANNELS)                                                   \
+  TENSOR(additional_keys, CHANNELS)   /* [B, tokens, H_kv, D] */            \
+  TENSOR(additional_values, CHANNELS) /* [B, tokens, H_kv, D_v] */          \
+  TENSOR(rpb, FLAT)                   /* relative positional bias, [H, prod(2w-1)] */ \
+  TENSOR(out, CHANNELS)                                                     \
+  TENSOR(lse, ROWS)                                                         \
+  TENSOR(logits, CHANNELS)            /* [B, *shape, H, prod(w)], row-major over the window */ \
+  TENSOR(attn, CHANNELS)              /* as logits */
+
+/* natten_<function>(problem, tensors); what each reads and writes stands at its declaration. */
+#define NATTEN_FUNCTIONS(FUNCTION) \
+  FUNCTION(forward) FUNCTION(backward) FUNCTION(qk) FUNCTION(qk_backward) FUNCTION(av) FUNCTION(av_backward)
+
+/* --- what they make ------------------------------------------------------------------------------------------ */
+
+#define NATTEN_ENUMERATOR(NAME, name) NATTEN_##NAME,
+enum natten_dtype { NATTEN_DTYPES(NATTEN_ENUMERATOR) };
+#undef NATTEN_ENUMERATOR
+
+#define NATTEN_NUMBER(type, name) type name;
+#define NATTEN_AXES(type, name) type name[3];
+typedef struct natten_problem {
+  NATTEN_FIELDS(NATTEN_NUMBER, NATTEN_NUMBER, NATTEN_AXES)
+} natten_problem;
+#undef NATTEN_NUMBER
+#undef NATTEN_AXES
+
+/* Element strides of [B, *shape, H, C]: batch, axis 0..2 (rank of them, the rest ignored), head, channel. */
 typedef struct natten_tensor {
   void *data;
   int64_t stride[6];
 } natten_tensor;
 
-/* Accumulation is float32 (float64 for NATTEN_FLOAT64). lse, its gradient, the bias and the bias's gradient have that
- * dtype; every other tensor has `dtype`. */
-typedef struct natten_problem {
-  int32_t dtype;
-  int32_t rank;              /* 1, 2 or 3 */
-  int64_t batch;
-  int64_t heads;             /* query heads, a multiple of kv_heads */
-  int64_t kv_heads;
-  int64_t head_dim;          /* D >= 1; ignored by av */
-  int64_t head_dim_v;        /* D_v >= 1; ignored by qk */
-  int64_t additional;        /* tokens of additional keys and values, 0: none */
-  int64_t query_shape[3];    /* tokens per axis, outermost first; axes at and past `rank` are ignored */
-  int64_t key_shape[3];      /* differs from query_shape in full attention only: rank 1, kernel_size >= both */
-  int64_t kernel_size[3];
-  int64_t stride[3];
-  int64_t dilation[3];
-  int32_t is_causal[3];
-  int32_t threads;           /* 0: natten_cpu_threads(); else so many, but no more than NATTEN_NUM_THREADS where set */
-  double scale;
-} natten_problem;
+#define NATTEN_MEMBER(name, layout) natten_tensor name, name##_grad;
+typedef struct natten_tensors {
+  NATTEN_TENSORS(NATTEN_MEMBER)
+} natten_tensors;
+#undef NATTEN_MEMBER
 
-/* Fused attention. bias: [H, prod(2w-1)] or NULL. out [B, *shape, H, D_v], lse [B, *shape, H]. */
-NATTEN_API int natten_forward(const natten_problem *problem, const natten_tensor *query, const natten_tensor *key,
-                              const natten_tensor *value, const natten_tensor *additional_keys,
-                              const natten_tensor *additional_values, const natten_tensor *bias, natten_tensor *out,
-                              natten_tensor *lse);
+/* --- functions ---------------------------------------------------------------------------------------------- */
 
-/* out and lse: what natten_forward made of the same inputs. */
-NATTEN_API int natten_backward(const natten_problem *problem, const natten_tensor *out_grad,
-                               const natten_tensor *lse_grad, const natten_tensor *query, const natten_tensor *key,
-                               const natten_tensor *value, const natten_tensor *additional_keys,
-                               const natten_tensor *additional_values, const natten_tensor *bias,
-                               const natten_tensor *out, const natten_tensor *lse, natten_tensor *query_grad,
-                               natten_tensor *key_grad, natten_tensor *value_grad,
-                               natten_tensor *additional_keys_grad, natten_tensor *additional_values_grad,
-                               natten_tensor *bias_grad);
+/* Fused attention: out [B, *shape, H, D_v] and lse [B, *shape, H] of query, key, value, the additional ones and rpb. */
+NATTEN_API int natten_forward(const natten_problem *problem, const natten_tensors *tensors);
 
-/* Split ops. logits, attn and their gradients: [B, *shape, H, prod(w)], row-major over the window; a slot at or past
- * the window's end holds -inf in logits, is never read in attn or in a gradient, and gets a gradient of zero. */
-NATTEN_API int natten_qk(const natten_problem *problem, const natten_tensor *query, const natten_tensor *key,
-                         const natten_tensor *bias, natten_tensor *logits);
+/* Gradients of its inputs, of out_grad, lse_grad, those inputs, and the out and lse that natten_forward made of them. */
+NATTEN_API int natten_backward(const natten_problem *problem, const natten_tensors *tensors);
 
-NATTEN_API int natten_qk_backward(const natten_problem *problem, const natten_tensor *logits_grad,
-                                  const natten_tensor *query, const natten_tensor *key, natten_tensor *query_grad,
-                                  natten_tensor *key_grad, natten_tensor *bias_grad);
+/* Split ops: logits of query, key and rpb; out of attn and value. A slot at or past the window's end holds -inf in
+ * logits, is never read in attn or in a gradient, and gets a gradient of zero. */
+NATTEN_API int natten_qk(const natten_problem *problem, const natten_tensors *tensors);
+NATTEN_API int natten_av(const natten_problem *problem, const natten_tensors *tensors);
 
-NATTEN_API int natten_av(const natten_problem *problem, const natten_tensor *attn, const natten_tensor *value,
-                         natten_tensor *out);
+/* Gradients of query, key and rpb, of logits_grad, query and key (rpb is not read). */
+NATTEN_API int natten_qk_backward(const natten_problem *problem, const natten_tensors *tensors);
 
-NATTEN_API int natten_av_backward(const natten_problem *problem, const natten_tensor *out_grad,
-                                  const natten_tensor *attn, const natten_tensor *value, natten_tensor *attn_grad,
-                                  natten_tensor *value_grad);
+/* Gradients of attn and value, of out_grad, attn and value. */
+NATTEN_API int natten_av_backward(const natten_problem *problem, const natten_tensors *tensors);
+
+/* The tables above, a line each, in order: "dtypes float16 ...", "fields int32_t:dtype:1 ... int64_t:query_shape:3 ...",
+ * "tensors query:CHANNELS ...", "functions forward ...". */
+NATTEN_API const char *natten_cpu_interface(void);
 
 /* NATTEN_CPU_ABI of the library. */
 NATTEN_API int natten_cpu_abi(void);

@@ -101,21 +101,27 @@ inline Results outputs(Random& random, const Fused& f) {
 
 inline natten_tensor flat(Array& a) { return {a.bytes.data(), {0, 0, 0, 0, 0, 0}}; }
 
+// The inputs of a fused problem, and every result that it has
+inline natten_tensors fused_tensors(Fused& f, Results& r) {
+  natten_tensors t = {};
+  t.query = tensor_of(f.query), t.key = tensor_of(f.key), t.value = tensor_of(f.value), t.out = tensor_of(r.out);
+  t.query_grad = tensor_of(r.query), t.key_grad = tensor_of(r.key), t.value_grad = tensor_of(r.value);
+  t.out_grad = tensor_of(f.out_grad), t.lse_grad = tensor_of(f.lse_grad, false), t.lse = tensor_of(r.lse, false);
+  if (f.p.additional) {
+    t.additional_keys = tensor_of(f.additional_keys), t.additional_values = tensor_of(f.additional_values);
+    t.additional_keys_grad = tensor_of(r.additional_keys), t.additional_values_grad = tensor_of(r.additional_values);
+  }
+  if (f.has_bias) t.rpb = flat(f.bias), t.rpb_grad = flat(r.bias);
+  return t;
+}
+
 // Forward and backward; r keeps what it held where a function fails
 inline int run_fused(Fused& f, Results& r, int threads) {
   natten_problem p = f.p;
   p.threads = threads;
-  natten_tensor q = tensor_of(f.query), k = tensor_of(f.key), v = tensor_of(f.value), o = tensor_of(r.out);
-  natten_tensor ak = tensor_of(f.additional_keys), av = tensor_of(f.additional_values), b = flat(f.bias);
-  natten_tensor og = tensor_of(f.out_grad), lg = tensor_of(f.lse_grad, false), l = tensor_of(r.lse, false);
-  natten_tensor dq = tensor_of(r.query), dk = tensor_of(r.key), dv = tensor_of(r.value), db = flat(r.bias);
-  natten_tensor dak = tensor_of(r.additional_keys), dav = tensor_of(r.additional_values);
-  natten_tensor *keys = p.additional ? &ak : nullptr, *values = p.additional ? &av : nullptr;
-  natten_tensor* bias = f.has_bias ? &b : nullptr;
-  const int status = natten_forward(&p, &q, &k, &v, keys, values, bias, &o, &l);
-  if (status != NATTEN_OK) return status;
-  return natten_backward(&p, &og, &lg, &q, &k, &v, keys, values, bias, &o, &l, &dq, &dk, &dv,
-                         p.additional ? &dak : nullptr, p.additional ? &dav : nullptr, f.has_bias ? &db : nullptr);
+  natten_tensors t = fused_tensors(f, r);
+  const int status = natten_forward(&p, &t);
+  return status == NATTEN_OK ? natten_backward(&p, &t) : status;
 }
 
 inline void compare(const natten_problem& p, const Array& found, const Values& truth, const char* what,
@@ -132,7 +138,7 @@ inline void compare(const natten_problem& p, const Array& found, const Values& t
   closest[p.dtype] = std::max(closest[p.dtype], apart / allowed);
   char text[200];
   snprintf(text, sizeof(text), "%s is %.3g away, %.3g allowed (dtype %d, rank %d)", what, apart, allowed, p.dtype,
-           p.rank);
+           int(p.rank));
   check(apart <= allowed, text, where);
   check(untouched_between(found), what, "something between its elements was written");
 }

@@ -44,10 +44,15 @@ static void test_qk(Random& random, const natten_problem& p) {
   fill(random, gradient);
   Array dq = output_like(random, f.query), dk = output_like(random, f.key);
   Array db = make_array(random, f.bias.dtype, f.bias.dims, 0);
-  natten_tensor q = tensor_of(f.query), k = tensor_of(f.key), b = flat(f.bias), l = tensor_of(logits);
-  natten_tensor g = tensor_of(gradient), tq = tensor_of(dq), tk = tensor_of(dk), tb = flat(db);
-  check(natten_qk(&p, &q, &k, f.has_bias ? &b : nullptr, &l) == NATTEN_OK, "status", "qk");
-  check(natten_qk_backward(&p, &g, &q, &k, &tq, &tk, f.has_bias ? &tb : nullptr) == NATTEN_OK, "status", "qk backward");
+  natten_tensors t = {};
+  t.query = tensor_of(f.query), t.key = tensor_of(f.key), t.logits = tensor_of(logits);
+  if (f.has_bias) t.rpb = flat(f.bias);
+  check(natten_qk(&p, &t) == NATTEN_OK, "status", "qk");
+  t = {};
+  t.logits_grad = tensor_of(gradient), t.query = tensor_of(f.query), t.key = tensor_of(f.key);
+  t.query_grad = tensor_of(dq), t.key_grad = tensor_of(dk);
+  if (f.has_bias) t.rpb_grad = flat(db);
+  check(natten_qk_backward(&p, &t) == NATTEN_OK, "status", "qk backward");
   Values found(size_t(logits.count()), -INFINITY), query = zeros(dq), key = zeros(dk), bias = zeros(db);
   each_pair(p, [&](int64_t query_row, int64_t key_row, int64_t slot, int64_t entry) {
     found[size_t(slot)] = logit(f, query_row, false, key_row, entry);
@@ -66,10 +71,11 @@ static void test_av(Random& random, const natten_problem& p) {
   for (int64_t i = 0; i < attn.count(); ++i) attn.set(i, NAN);  // masked slots stay so
   each_pair(p, [&](int64_t, int64_t, int64_t slot, int64_t) { attn.set(slot, pick(random, -8, 8) / 4.0); });
   Array out = output_like(random, f.out_grad), da = output_like(random, attn), dv = output_like(random, f.value);
-  natten_tensor a = tensor_of(attn), v = tensor_of(f.value), o = tensor_of(out), g = tensor_of(f.out_grad);
-  natten_tensor ta = tensor_of(da), tv = tensor_of(dv);
-  check(natten_av(&p, &a, &v, &o) == NATTEN_OK, "status", "av");
-  check(natten_av_backward(&p, &g, &a, &v, &ta, &tv) == NATTEN_OK, "status", "av backward");
+  natten_tensors t = {};
+  t.attn = tensor_of(attn), t.value = tensor_of(f.value), t.out = tensor_of(out);
+  check(natten_av(&p, &t) == NATTEN_OK, "status", "av");
+  t.out = {}, t.out_grad = tensor_of(f.out_grad), t.attn_grad = tensor_of(da), t.value_grad = tensor_of(dv);
+  check(natten_av_backward(&p, &t) == NATTEN_OK, "status", "av backward");
   Values sum = zeros(out), gradient = zeros(da), value = zeros(dv);
   each_pair(p, [&](int64_t query_row, int64_t key_row, int64_t slot, int64_t) {
     add_row(sum, query_row, attn.get(slot), f.value, key_row);
@@ -248,7 +254,11 @@ static void test_refusals(Random& random) {
   f.p.key_shape[0] = 23, refused("lengths that differ, rank 2");
   f.p.query_shape[0] = f.p.key_shape[0] = int64_t(1) << 31, refused("an axis of 2^31");
   f.p.heads = f.p.kv_heads = f.p.head_dim = int64_t(1) << 28, refused("more elements than memory has bytes");
-  check(natten_av(nullptr, nullptr, nullptr, nullptr) == NATTEN_BAD_PROBLEM, "no problem", "refusals");
+  check(natten_av(nullptr, nullptr) == NATTEN_BAD_PROBLEM, "no problem", "refusals");
+  const natten_problem p = large_fused(random).p;
+  const natten_tensors none = {};
+#define REFUSED(name) check(natten_##name(&p, &none) == NATTEN_BAD_PROBLEM, "no tensors", #name);
+  NATTEN_FUNCTIONS(REFUSED)
 }
 
 // Every tensor is one number read over and over: only the rows' deltas would need memory
@@ -261,9 +271,10 @@ static void test_memory(Random& random) {
   }
   f.p.batch = int64_t(1) << 24, f.p.heads = f.p.kv_heads = 4096;
   natten_problem p = f.p;
-  natten_tensor t = tensor_of(f.query), s = tensor_of(f.lse_grad, false), dq = tensor_of(r.query);
-  const int status = natten_backward(&p, &t, &s, &t, &t, &t, nullptr, nullptr, nullptr, &t, &s, &dq, nullptr, nullptr,
-                                     nullptr, nullptr, nullptr);
+  natten_tensors t = {};
+  t.query = t.key = t.value = t.out = t.out_grad = tensor_of(f.query);
+  t.lse = t.lse_grad = tensor_of(f.lse_grad, false), t.query_grad = tensor_of(r.query);
+  const int status = natten_backward(&p, &t);
   check(status == NATTEN_NO_MEMORY, "terabytes", "memory");
 }
 

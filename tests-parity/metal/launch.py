@@ -16,7 +16,7 @@ import metal_emulator
 import numpy as np
 from metal_emulator import Kernel, Report
 
-from natten_mps._metal.metal.source import TRANSPOSED, Instance, library
+from natten_mps._metal.metal.source import Instance, library
 from natten_mps._metal.metal.steps import STATS, Output, Step, parameters, with_strides
 from natten_mps._metal.problem.problem import Problem
 from natten_mps._metal.problem.window import group_length
@@ -143,7 +143,7 @@ def run_all(
 
 def tiles_of(problem: Problem, instance: Instance) -> tuple[int, ...]:
     """Tiles per axis, of the longest dilation group."""
-    transposed = instance.template in TRANSPOSED
+    transposed = instance.record.transposed
     tiles = []
     for place_, axis in enumerate(problem.axes):
         extent = instance.patch[3 - problem.rank + place_]

@@ -13,7 +13,8 @@ from typing import Any
 
 from cases import Case
 
-from natten_mps._metal.metal.source import WALKING, Instance
+from natten_mps._metal.metal.source import Instance
+from natten_mps._metal.metal.templates import TEMPLATES
 
 FUSED = ("na_fwd", "na_bwd_dq", "na_bwd_dkv")
 SPLIT = ("na_qk", "na_av", "na_av_t")
@@ -64,11 +65,11 @@ class Kit:
         in_rows = template in HEADS_IN_ROWS
         options: dict[str, Any] = {
             "patch": self.patch if in_rows else self.key_patch, "heads": self.heads if in_rows else 1,
-            "dim": 0 if template in ("na_av", "na_av_t") else self.dims[0],
-            "dim_v": 0 if template == "na_qk" else self.dims[1], "rank": self.rank,
+            "dim": self.dims[0] if TEMPLATES[template].reads_dim else 0,
+            "dim_v": self.dims[1] if TEMPLATES[template].reads_dim_v else 0, "rank": self.rank,
             "simdgroups": self.simdgroups, "chunk": self.chunk, "bricks": self.bricks,
-            "part": self.part if template in WALKING and template != "na_qk" else 0,
-            "stage": "direct" not in self.reads, "wide": "wide" in self.reads and template in WALKING,
+            "part": self.part if TEMPLATES[template].walks and template != "na_qk" else 0,
+            "stage": "direct" not in self.reads, "wide": "wide" in self.reads and TEMPLATES[template].walks,
             "bias": self.bias and template not in ("na_av", "na_av_t"),
             "extra": self.extra and template in ("na_fwd", "na_bwd_dq"),
             "table": TABLE if template == "na_bias" else 0,

@@ -34,7 +34,7 @@ def examine(package: str, place: int, backend: str, monkeypatch: pytest.MonkeyPa
     """The exit status of the package's own doctor, which examines the case at ``place`` of its table."""
     own: Any = importlib.import_module(f"{package}._metal.tools.doctor")
     monkeypatch.setattr(own, "REPEATS", TURNS - 1)
-    patient = importlib.import_module(f"{package}._doctor").PATIENT
+    patient = importlib.import_module(f"{package}._tools.doctor").PATIENT
     status: int = own.examine(patient, backend, own.CASES[place : place + 1])
     return status
 

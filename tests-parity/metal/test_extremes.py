@@ -11,7 +11,7 @@ import tolerances
 from cases import rounded
 
 from natten_mps._metal.metal import steps
-from natten_mps._metal.metal.source import TRANSPOSED, Instance
+from natten_mps._metal.metal.source import Instance
 from natten_mps._metal.metal.steps import LONGEST_SUM, PART
 from natten_mps._metal.problem import reference
 from natten_mps._metal.problem.problem import Problem
@@ -168,7 +168,7 @@ COLUMN_SIDES = {
 
 def in_boxes(problem: Problem, instance: Instance, column: tuple[int, ...]) -> tuple[Array, Array]:
     """``[rows per axis]`` bool: rows of tiles whose box holds a column, and those that see it."""
-    transposed = instance.template in TRANSPOSED
+    transposed = instance.record.transposed
     reached, sees = np.ones((), bool), np.ones((), bool)
     for place, (axis, at) in enumerate(zip(problem.axes, column, strict=True)):
         last = place == problem.rank - 1
@@ -207,7 +207,7 @@ def test_bad_numbers_stay_in_their_boxes(kit: Kit) -> None:
                 dirty = run(step, built[instance], sample.tensors | {name: poisoned}).outputs
                 reached, sees = in_boxes(p, instance, column)
                 for output, laid in clean.items():
-                    heads = p.group_heads if instance.template not in TRANSPOSED else 1
+                    heads = p.group_heads if not instance.record.transposed else 1
                     before, after = laid.view, dirty[output].view
                     touched = np.zeros(before.shape[: p.rank + 2], bool)
                     touched[batch, ..., :heads] = reached[..., None]

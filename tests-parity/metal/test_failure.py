@@ -14,13 +14,14 @@ import natten_mps
 from natten_mps._device import device_of
 from natten_mps._launch import metal as _launch
 from natten_mps._metal.metal import source
+from natten_mps._metal.metal.templates import TEMPLATES
 from natten_mps._metal.plan import backends, support
 from natten_mps._metal.tools import doctor
 from natten_mps._tools.doctor import PATIENT
 
 from .host import EmulatedHost
 
-WALKING = source.WALKING
+WALKING = tuple(template.name for template in TEMPLATES.values() if template.walks)
 Record = list[logging.LogRecord]
 
 

@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 
-from natten_mps._metal.metal.source import WALKING
-
 from .launch import SCHEDULES, kernels, schedules
 from .pool import FUSED, KITS, LONG_KITS, Kit
 from .verify import attention_of, launch, sample_of
@@ -80,7 +78,7 @@ def test_the_pool_is_wide() -> None:
     """At most 60 instantiations, and every option in more than one of them."""
     pool = [instance for kit in KITS for instance in kit.instances.values()]
     assert len(set(pool)) <= 60
-    walks = [instance for instance in pool if instance.template in WALKING]
+    walks = [instance for instance in pool if instance.record.walks]
     for option in ({"rank": 1}, {"rank": 2}, {"rank": 3}, {"dtype": "float32"}, {"dtype": "float16"},
                    {"dtype": "bfloat16"}, {"stage": False}, {"stage": True, "wide": False}, {"wide": True},
                    {"stage": False, "wide": True}, {"heads": 2}, {"heads": 4}, {"heads": 8}, {"bias": True},
@@ -103,7 +101,7 @@ def test_random_problems_are_random() -> None:
         for number in range(40):
             problem = kit.problem(str(number), rng).problem(kit.dtype)
             for instance in kit.instances.values():
-                if instance.template not in WALKING or instance.every:
+                if not instance.record.walks or instance.every:
                     continue
                 work = work_of(problem, instance)
                 x = work.axes[-1]

@@ -31,7 +31,6 @@ from natten_mps._metal.metal.source import (
     KERNELS,
     TEMPLATES,
     THREADGROUP_BYTES,
-    WALKING,
     Instance,
     config,
     entry_point,
@@ -57,7 +56,7 @@ INCLUDES = Path(mx.__file__).parent / "include"
 def everything() -> tuple[Instance, ...]:
     """Every instantiation of the case table and of the pool, in a fixed order; some with 16-byte copies too."""
     planned = {instance for entry in entries() for instance in entry.instances}
-    one_of_each = {(i.template, i.dtype, i.rank, i.stage): i for i in planned if i.template in WALKING}
+    one_of_each = {(i.template, i.dtype, i.rank, i.stage): i for i in planned if i.record.walks}
     planned |= {replace(instance, wide=True) for instance in one_of_each.values()}
     return tuple(
         sorted(planned | {i for kit in (*KITS, *LONG_KITS) for i in kit.instances.values()}, key=lambda i: i.name)

@@ -13,8 +13,9 @@ import pytest
 import tolerances
 from cases import Case, inputs, lse_dtype
 
-from natten_mps._metal.metal.source import THREADGROUP_BYTES, TRANSPOSED, WALKING, Instance
+from natten_mps._metal.metal.source import THREADGROUP_BYTES, Instance
 from natten_mps._metal.metal.steps import SLOTS, Step, backward, forward
+from natten_mps._metal.metal.templates import TEMPLATES
 from natten_mps._metal.metal.tiles import count_bricks, patches
 from natten_mps._metal.plan.device import Device
 from natten_mps._metal.plan.limits import obstacle
@@ -81,7 +82,7 @@ def check_step(problem: Problem, step: Step) -> None:
         assert step.grid == (p.heads, parts, 1) and 1 <= parts <= math.prod(tiles) * math.prod(p.dilation) * p.batch
         assert i.table >= math.prod(2 * w - 1 for w in p.kernel_size)
         return
-    heads = p.kv_heads if i.template in TRANSPOSED else p.heads // i.heads
+    heads = p.kv_heads if i.record.transposed else p.heads // i.heads
     assert step.grid == (heads, math.prod(tiles), p.batch * math.prod(p.dilation))
     assert p.group_heads % i.heads == 0
 
@@ -99,7 +100,8 @@ def test_plans(most: int) -> None:
             planned += 1
             seen |= {(step.instance.template, step.instance.stage), step.instance.patch, step.instance.heads}
     assert planned > 2 * PROBLEMS
-    assert seen >= {(template, stage) for template in WALKING for stage in (True, False)}
+    walking = [template.name for template in TEMPLATES.values() if template.walks]
+    assert seen >= {(template, stage) for template in walking for stage in (True, False)}
     assert seen >= {(1, 1, 8), (1, 8, 1), (2, 2, 2), 1, 2, 4, 8}
 
 
@@ -148,8 +150,8 @@ def test_the_planned_patch_executes_least() -> None:
     for _ in range(300):
         one = small_problem(rng)
         for step in (*forward(one), *backward(one, False)):
-            i, transposed = step.instance, step.instance.template in TRANSPOSED
-            if i.template not in WALKING:
+            i, transposed = step.instance, step.instance.record.transposed
+            if not i.record.walks:
                 continue
             choices = [(patch, h) for h in ((1,) if transposed else (1, 2, 4, 8)) if one.heads % h == 0
                        for patch in patches(one.rank, h)]  # fmt: skip
@@ -212,7 +214,7 @@ LONG = ("FLUX, wide windows", "Hunyuan, large windows")
 
 def query_walks(steps: Iterable[Step]) -> dict[str, bool]:
     """Whether a template whose rows are queries stages its columns; in the key walk that depends on the size."""
-    walks = [step.instance for step in steps if step.bricks and step.instance.template not in TRANSPOSED]
+    walks = [step.instance for step in steps if step.bricks and not step.instance.record.transposed]
     return {instance.template: instance.stage for instance in walks}
 
 

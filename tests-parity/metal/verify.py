@@ -13,7 +13,7 @@ import tolerances
 from cases import inputs, lse_dtype, rounded, slot_inputs
 from metal_emulator import Kernel
 
-from natten_mps._metal.metal.source import WALKING, Instance
+from natten_mps._metal.metal.source import Instance
 from natten_mps._metal.problem import reference
 from natten_mps._metal.problem.mask import slot_keys
 from natten_mps._metal.problem.problem import Problem
@@ -209,7 +209,7 @@ def check_work(problem: Problem, done: Run, parts: int) -> None:
     assert done.report.multiply_accumulates == products, f"{done.report.multiply_accumulates}, not {products} products"
     work = EveryWork(problem, instance, parts) if instance.every else work_of(problem, instance)
     assert done.bricks == work.bricks, f"{instance.name}, {problem}: {done.bricks}, not {work.bricks}"
-    if instance.template in WALKING:
+    if instance.record.walks:
         barriers = done.report.barriers
         assert barriers == 2 * work.chunks, f"{instance.name}, {problem}: {barriers} barriers, not 2 for each chunk"
     if instance.slots:
@@ -253,5 +253,5 @@ def launch(sample: Sample, instance: Instance, kernel: Kernel, rng: random.Rando
         check_delta(sample, done)
         return
     check_values(sample, done)
-    if instance.template in WALKING or instance.template == "na_bias":
+    if instance.record.walks or instance.template == "na_bias":
         check_work(sample.problem, done, parts)

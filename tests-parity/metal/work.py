@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from natten_mps._metal.metal.source import TRANSPOSED, Instance
+from natten_mps._metal.metal.source import Instance
 from natten_mps._metal.problem.mask import NumpyTables, axis_mask
 from natten_mps._metal.problem.problem import Axis, Problem
 from natten_mps._metal.problem.window import group_length
@@ -135,8 +135,8 @@ class Work:
     @property
     def patches(self) -> int:
         """Patches that have work, of all batch items and heads."""
-        heads = self.problem.kv_heads if self.instance.template in TRANSPOSED else self.problem.heads
-        heads //= 1 if self.instance.template in TRANSPOSED else self.instance.heads
+        heads = self.problem.kv_heads if self.instance.record.transposed else self.problem.heads
+        heads //= 1 if self.instance.record.transposed else self.instance.heads
         return self.problem.batch * heads * math.prod(axis.patches for axis in self.axes)
 
     @property
@@ -164,7 +164,7 @@ class Work:
     def read(self, products: int) -> Array:
         """``[tokens..]``: reads of each column of one head, that ``products`` products of a brick take part in."""
         # Rows of different heads read the columns of their key/value head separately.
-        times = 1 if self.instance.template in TRANSPOSED else self.problem.group_heads // self.instance.heads
+        times = 1 if self.instance.record.transposed else self.problem.group_heads // self.instance.heads
         return self.outer("staged") * times if self.instance.stage else self.outer("direct") * times * products
 
     def read_additional(self, products: int) -> Array:
@@ -178,7 +178,7 @@ class Work:
 
 def work_of(problem: Problem, instance: Instance) -> Work:
     """The work of a launch of ``instance`` on ``problem``."""
-    transposed, axes = instance.template in TRANSPOSED, []
+    transposed, axes = instance.record.transposed, []
     for place, axis in enumerate(problem.axes):
         along_x = place == problem.rank - 1
         extent = instance.patch[3 - problem.rank + place]
@@ -280,7 +280,7 @@ def _pairs(a: Array, b: Array) -> Array:
 
 def dispatched_rows(problem: Problem, instance: Instance, tiles: tuple[int, ...]) -> Array:
     """``[*rows]``: how often the grid of ``tiles`` stores each row, by coord.h's own arithmetic on whole arrays."""
-    transposed, counts = instance.template in TRANSPOSED, []
+    transposed, counts = instance.record.transposed, []
     for place, (axis, count) in enumerate(zip(problem.axes, tiles, strict=True)):
         length = axis.keys if transposed else axis.queries
         extent = instance.patch[3 - problem.rank + place]

@@ -14,7 +14,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from natten_mps._metal.metal.source import TRANSPOSED
 from natten_mps._metal.metal.steps import backward, forward
 from natten_mps._metal.metal.tiles import patches
 from natten_mps._metal.problem.interval import row_interval
@@ -100,7 +99,7 @@ def rows() -> list[tuple[str, ...]]:
             ratio = step.bricks / useful(one)
             found.append((
                 name, i.template, patch, str(i.heads), str(i.simdgroups), reads, str(step.bricks), str(step.full),
-                f"{useful(one):g}", f"{ratio:.4f}", f"{flat_bricks(one, i.template in TRANSPOSED) / useful(one):.4f}",
+                f"{useful(one):g}", f"{ratio:.4f}", f"{flat_bricks(one, i.record.transposed) / useful(one):.4f}",
             ))  # fmt: skip
     return found
 

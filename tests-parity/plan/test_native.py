@@ -19,7 +19,8 @@ from frameworks import MPS
 import natten_mps
 from natten_mps._launch import native as _launch_native
 from natten_mps._metal.cpu import library as cpu_library
-from natten_mps._metal.problem.problem import DTYPES
+from natten_mps._metal.problem.ops import OPS
+from natten_mps._metal.problem.problem import DTYPES, Problem
 
 
 def tensors(*leading: int, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
@@ -212,16 +213,15 @@ def test_other_devices_are_not_for_the_cpu_kernel() -> None:
     assert _launch_native.missing(torch.device("mps")) == ("the CPU kernel runs on cpu tensors; these are on mps")
 
 
-def test_structures_and_header_agree() -> None:
-    """Fields, functions and codes of natten_cpu.h, by name and in order."""
+def test_the_library_and_the_ops_agree() -> None:
+    """The interface that the library tells, made of the header's tables, and the records of the ops."""
     header = (Path(__file__).parents[2] / "shared-metal" / "cpu" / "natten_cpu.h").read_text()
-    body = header.split("typedef struct natten_problem {")[1].split("}")[0]
-    fields = [line.split(";")[0].split()[-1].split("[")[0] for line in body.splitlines() if ";" in line]
-    assert fields == [name for name, *_ in cpu_library.CpuProblem._fields_]
     assert f"#define NATTEN_CPU_ABI {cpu_library.ABI}\n" in header
-    for function, names in cpu_library.ARGUMENTS.items():
-        words = header.split(f"int natten_{function}(")[1].split(")")[0].replace("*", " ").split(",")
-        told = [word.split()[-1] for word in words][1:]
-        assert told == [name.replace("rpb", "bias") for name in names], function
-    for name, code in (("FLOAT16", 0), ("BFLOAT16", 1), ("FLOAT32", 2), ("FLOAT64", 3)):
-        assert f"NATTEN_{name} = {code}" in header and DTYPES[code].upper() == name
+    told = _launch_native.library().interface
+    assert told.dtypes == DTYPES
+    assert set(told.functions) == {name for op in OPS.values() for name in (op.forward, op.backward)}
+    assert all(f"int natten_{name}(" in header for name in told.functions)
+    operands = {operand for op in OPS.values() for operand in op.inputs + op.outputs}
+    layouts = {o.name: "FLAT" if not o.batched else "CHANNELS" if o.channels else "ROWS" for o in operands}
+    assert told.layouts == layouts | {f"{name}_grad": layout for name, layout in layouts.items()}
+    assert all(hasattr(Problem, name) for name in told.fields.keys() - {"dtype", "threads"})

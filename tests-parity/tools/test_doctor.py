@@ -12,6 +12,7 @@ from doctor_cases import steps_of
 
 from natten_mps._metal.metal import source
 from natten_mps._metal.metal.steps import Step, fills_words
+from natten_mps._metal.metal.templates import TEMPLATES
 from natten_mps._metal.metal.tiles import DIMS
 from natten_mps._metal.tools import doctor
 
@@ -21,7 +22,7 @@ FEW = [case for case in doctor.CASES if case.name in ("1-D", "2-D position bias"
 
 def patient_of(package: str) -> doctor.Patient:
     """The package under examination, with its doctor's classes in natten_mps's copy of the shared code."""
-    found = importlib.import_module(f"{package}._doctor").PATIENT
+    found = importlib.import_module(f"{package}._tools.doctor").PATIENT
     return doctor.Patient(*(getattr(found, field.name) for field in dataclasses.fields(found)))
 
 
@@ -155,12 +156,12 @@ def test_the_cases_cover_every_kernel() -> None:
     }  # fmt: skip
     assert {i.dtype for i in instances(launched, "na_bwd_dkv") if i.every} == set(doctor.BOUNDS)
     assert any(i.empty_zero for i in instances(launched, "na_qk"))
-    for template in source.WALKING:
+    for template in (name for name, record in TEMPLATES.items() if record.walks):
         walks = [step for _, step in launched if step.instance.template == template]
         assert {step.instance.stage for step in walks} == {True, False}, template
         assert {fills_words(step) for step in walks} == {True, False}, template
         assert {step.instance.rank for step in walks} == {1, 2, 3}, template
-        assert any(step.instance.heads > 1 for step in walks) == (template not in source.TRANSPOSED), template
+        assert any(step.instance.heads > 1 for step in walks) == (not TEMPLATES[template].transposed), template
     for template in ("na_fwd", "na_bwd_dq", "na_bwd_dkv"):
         staged = {(i.stage, i.rank > 1) for i in instances(launched, template)}
         assert staged == {(True, False), (True, True), (False, True)}, template

@@ -1,4 +1,5 @@
 // The Python module `natten_mlx._ext`: plans in, lazy arrays out. Its only user is natten_mlx/_launch/nanobind.py.
+#include <algorithm>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -25,39 +26,29 @@ using namespace nb::literals;
 namespace natten_mlx {
 namespace {
 
-template <typename T>
-void read_axes(nb::handle problem, const char* name, T (&axes)[3], T padding) {
-  auto values = nb::cast<std::vector<T>>(problem.attr(name));
-  for (size_t axis = 0; axis < 3; ++axis) axes[axis] = axis < values.size() ? values[axis] : padding;
-}
-
 int32_t dtype_of(const std::string& name) {
-  if (name == "float16") return NATTEN_FLOAT16;
-  if (name == "bfloat16") return NATTEN_BFLOAT16;
-  if (name == "float32") return NATTEN_FLOAT32;
-  if (name == "float64") return NATTEN_FLOAT64;
+#define DTYPE(NAME, known) \
+  if (name == #known) return NATTEN_##NAME;
+  NATTEN_DTYPES(DTYPE)
+#undef DTYPE
   throw std::invalid_argument("no such dtype: " + name);
 }
 
-// The planner's Problem, field by field.
+// The planner's Problem, field by field; its settings stay 0.
 natten_problem read_problem(nb::handle from) {
-  auto number = [&](const char* name) { return nb::cast<int64_t>(from.attr(name)); };
   natten_problem p{};
+#define SETTING(type, name)
+#define NUMBER(type, name) p.name = nb::cast<type>(from.attr(#name));
+#define AXES(type, name)                                              \
+  {                                                                   \
+    const auto values = nb::cast<std::vector<type>>(from.attr(#name)); \
+    std::copy_n(values.begin(), std::min<size_t>(values.size(), 3), p.name); \
+  }
+  NATTEN_FIELDS(SETTING, NUMBER, AXES)
+#undef SETTING
+#undef NUMBER
+#undef AXES
   p.dtype = dtype_of(nb::cast<std::string>(from.attr("dtype")));
-  p.rank = static_cast<int32_t>(number("rank"));
-  p.batch = number("batch");
-  p.heads = number("heads");
-  p.kv_heads = number("kv_heads");
-  p.head_dim = number("head_dim");
-  p.head_dim_v = number("head_dim_v");
-  p.additional = number("additional");
-  read_axes<int64_t>(from, "query_shape", p.query_shape, 1);
-  read_axes<int64_t>(from, "key_shape", p.key_shape, 1);
-  read_axes<int64_t>(from, "kernel_size", p.kernel_size, 1);
-  read_axes<int64_t>(from, "stride", p.stride, 1);
-  read_axes<int64_t>(from, "dilation", p.dilation, 1);
-  read_axes<int32_t>(from, "is_causal", p.is_causal, 0);
-  p.scale = nb::cast<double>(from.attr("scale"));
   return p;
 }
 

@@ -1,6 +1,7 @@
 #include "operation.h"
 
 #include <algorithm>
+#include <iterator>
 #include <new>
 #include <stdexcept>
 #include <string>
@@ -13,10 +14,26 @@
 namespace natten_mlx {
 namespace {
 
-// [B, *shape, H(, C)] as the C interface has it. rows: without channels, as lse is.
-natten_tensor described(void* data, const mx::Strides& strides, bool rows) {
-  natten_tensor tensor{data, {}};
-  const int channels = rows ? 0 : 1, axes = static_cast<int>(strides.size()) - 2 - channels;
+// A tensor of the C interface, by name.
+struct Member {
+  const char* name;
+  natten_tensor natten_tensors::*tensor;
+  natten_layout layout;
+};
+
+constexpr Member kMembers[] = {
+#define MEMBER(name, layout) \
+  {#name, &natten_tensors::name, NATTEN_##layout}, {#name "_grad", &natten_tensors::name##_grad, NATTEN_##layout},
+    NATTEN_TENSORS(MEMBER)
+#undef MEMBER
+};
+
+// An array as the C interface has it.
+natten_tensor described(const mx::array& array, natten_layout layout) {
+  natten_tensor tensor{const_cast<void*>(array.data<void>()), {}};
+  if (layout == NATTEN_FLAT) return tensor;
+  const mx::Strides& strides = array.strides();
+  const int channels = layout == NATTEN_CHANNELS ? 1 : 0, axes = static_cast<int>(strides.size()) - 2 - channels;
   tensor.stride[0] = strides[0];
   for (int axis = 0; axis < axes; ++axis) tensor.stride[1 + axis] = strides[1 + axis];
   tensor.stride[4] = strides[1 + axes];
@@ -24,7 +41,7 @@ natten_tensor described(void* data, const mx::Strides& strides, bool rows) {
   return tensor;
 }
 
-// One call of the CPU kernels: addresses and strides by name. MLX keeps the buffers until it has run.
+// One call of the CPU kernels. MLX keeps the buffers until it has run.
 class Call {
  public:
   Call(std::shared_ptr<const Plan> plan, const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs)
@@ -34,55 +51,21 @@ class Call {
   }
 
   void operator()() {
-    const int status = run();
+    const int status = plan_->function(&plan_->problem, &tensors_);
     if (status == NATTEN_NO_MEMORY) throw std::bad_alloc();
     if (status != NATTEN_OK) throw std::runtime_error(plan_->name + ": the CPU kernel refused the problem");
   }
 
  private:
   void add(const std::string& name, const mx::array& array) {
-    // A bias is contiguous and needs no strides.
-    const bool bias = name == "rpb" || name == "rpb_grad", rows = name == "lse" || name == "lse_grad";
-    void* data = const_cast<void*>(array.data<void>());
-    tensors_.push_back(bias ? natten_tensor{data, {}} : described(data, array.strides(), rows));
-    names_.push_back(name);
-  }
-
-  // The tensor of that name; nullptr if the plan has none.
-  natten_tensor* at(std::string_view name) {
-    for (size_t i = 0; i < names_.size(); ++i)
-      if (names_[i] == name) return &tensors_[i];
-    return nullptr;
-  }
-
-  int run() {
-    const natten_problem* problem = &plan_->problem;
-    switch (plan_->function) {
-      case Function::forward:
-        return natten_forward(problem, at("query"), at("key"), at("value"), at("additional_keys"),
-                              at("additional_values"), at("rpb"), at("out"), at("lse"));
-      case Function::backward:
-        return natten_backward(problem, at("out_grad"), at("lse_grad"), at("query"), at("key"), at("value"),
-                               at("additional_keys"), at("additional_values"), at("rpb"), at("out"), at("lse"),
-                               at("query_grad"), at("key_grad"), at("value_grad"), at("additional_keys_grad"),
-                               at("additional_values_grad"), at("rpb_grad"));
-      case Function::qk:
-        return natten_qk(problem, at("query"), at("key"), at("rpb"), at("logits"));
-      case Function::qk_backward:
-        return natten_qk_backward(problem, at("logits_grad"), at("query"), at("key"), at("query_grad"),
-                                  at("key_grad"), at("rpb_grad"));
-      case Function::av:
-        return natten_av(problem, at("attn"), at("value"), at("out"));
-      case Function::av_backward:
-        return natten_av_backward(problem, at("out_grad"), at("attn"), at("value"), at("attn_grad"),
-                                  at("value_grad"));
-    }
-    return NATTEN_BAD_PROBLEM;
+    const auto named = [&](const Member& member) { return name == member.name; };
+    const auto member = std::find_if(std::begin(kMembers), std::end(kMembers), named);
+    if (member == std::end(kMembers)) throw std::invalid_argument(plan_->name + ": no such tensor: " + name);
+    tensors_.*(member->tensor) = described(array, member->layout);
   }
 
   std::shared_ptr<const Plan> plan_;
-  std::vector<std::string_view> names_;  // the plan's own
-  std::vector<natten_tensor> tensors_;
+  natten_tensors tensors_{};
 };
 
 }  // namespace

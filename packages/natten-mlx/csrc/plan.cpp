@@ -1,18 +1,26 @@
 #include "plan.h"
 
 #include <algorithm>
-#include <cstring>
 #include <stdexcept>
 
 namespace natten_mlx {
+namespace {
+
+bool same(const natten_problem& a, const natten_problem& b) {
+#define NUMBER(type, name) a.name == b.name &&
+#define AXES(type, name) std::equal(a.name, a.name + 3, b.name) &&
+  return NATTEN_FIELDS(NUMBER, NUMBER, AXES) true;
+#undef NUMBER
+#undef AXES
+}
+
+}  // namespace
 
 Function function_of(const std::string& name) {
-  if (name == "forward") return Function::forward;
-  if (name == "backward") return Function::backward;
-  if (name == "qk") return Function::qk;
-  if (name == "qk_backward") return Function::qk_backward;
-  if (name == "av") return Function::av;
-  if (name == "av_backward") return Function::av_backward;
+#define FUNCTION(known) \
+  if (name == #known) return natten_##known;
+  NATTEN_FUNCTIONS(FUNCTION)
+#undef FUNCTION
   throw std::invalid_argument("no such function: " + name);
 }
 
@@ -30,10 +38,9 @@ std::vector<int64_t> Launch::parameters(const std::vector<mx::array>& tensors) c
 }
 
 bool Plan::same_as(const Plan& other) const {
-  static_assert(sizeof(natten_problem) == 200, "a struct without padding may be compared by its bytes");
   const auto same_name = [](const Tensor& a, const Tensor& b) { return a.name == b.name; };
   return this == &other ||
-         (function == other.function && std::memcmp(&problem, &other.problem, sizeof problem) == 0 &&
+         (function == other.function && same(problem, other.problem) &&
           std::equal(inputs.begin(), inputs.end(), other.inputs.begin(), other.inputs.end(), same_name));
 }
 

@@ -62,8 +62,8 @@ struct Launch {
   std::vector<int64_t> parameters(const std::vector<mx::array>& tensors) const;
 };
 
-// Functions of the C interface.
-enum class Function { forward, backward, qk, qk_backward, av, av_backward };
+// A function of the C interface.
+using Function = int (*)(const natten_problem*, const natten_tensors*);
 
 struct Plan : std::enable_shared_from_this<Plan> {
   // Whether another plan computes the same from the same inputs.

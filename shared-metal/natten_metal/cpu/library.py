@@ -1,6 +1,7 @@
 """The CPU kernels' C interface (``cpu/natten_cpu.h``) through ctypes: no framework, only addresses and strides.
 
-A tensor is given as ``(address, element strides)``; its shape follows from the problem.
+The library tells its own interface: its structures are built from what it says. A tensor is given as ``(address,
+element strides)``; its shape follows from the problem.
 """
 
 import ctypes
@@ -8,28 +9,16 @@ import sys
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
-from ..problem.ops import AV, FUSED, QK
-from ..problem.problem import DTYPES, Problem
+from ..problem.problem import Problem
 
-# NATTEN_CPU_ABI of the header that this file restates.
-ABI = 2
+# NATTEN_CPU_ABI of the header: the meaning of its functions.
+ABI = 3
 FILE = "libnatten_cpu.dylib" if sys.platform == "darwin" else "libnatten_cpu.so"
 FOLDER = "_native"
 STATUS = {1: "no memory is left for its scratch space", 2: "it was given a problem that breaks its rules"}
-# The tensors of each function, inputs first, in the order of the header. Full attention is the fused op's, without
-# additional keys and bias.
-ARGUMENTS: dict[str, tuple[str, ...]] = {}
-for _op in (FUSED, QK, AV):
-    ARGUMENTS[_op.forward] = _op.input_names + _op.output_names
-    ARGUMENTS[_op.backward] = tuple(
-        [operand.gradient for operand in _op.outputs]
-        + [operand.name for operand in _op.saved]
-        + [operand.gradient for operand in _op.inputs]
-    )
-ROWS_ONLY = frozenset({"lse", "lse_grad"})
-
-Axes = ctypes.c_int64 * 3
+_TYPES: dict[str, Any] = {"int32_t": ctypes.c_int32, "int64_t": ctypes.c_int64, "double": ctypes.c_double}
 
 
 class CpuTensor(ctypes.Structure):
@@ -38,16 +27,45 @@ class CpuTensor(ctypes.Structure):
     _fields_ = (("data", ctypes.c_void_p), ("stride", ctypes.c_int64 * 6))
 
 
-class CpuProblem(ctypes.Structure):
-    """``natten_problem``."""
+class Interface:
+    """What ``natten_cpu_interface()`` says: dtypes, fields of a problem, tensors with their layouts, functions.
 
-    _fields_ = (
-        ("dtype", ctypes.c_int32), ("rank", ctypes.c_int32), ("batch", ctypes.c_int64), ("heads", ctypes.c_int64),
-        ("kv_heads", ctypes.c_int64), ("head_dim", ctypes.c_int64), ("head_dim_v", ctypes.c_int64),
-        ("additional", ctypes.c_int64), ("query_shape", Axes), ("key_shape", Axes), ("kernel_size", Axes),
-        ("stride", Axes), ("dilation", Axes), ("is_causal", ctypes.c_int32 * 3), ("threads", ctypes.c_int32),
-        ("scale", ctypes.c_double),
-    )  # fmt: skip
+    problem, tensors: ``natten_problem`` and ``natten_tensors`` as structures of ctypes. A tensor's gradient has its
+    layout.
+    """
+
+    def __init__(self, told: str) -> None:
+        table = {name: words for name, *words in (line.split() for line in told.splitlines())}
+        self.dtypes, self.functions = tuple(table["dtypes"]), tuple(table["functions"])
+        fields = [field.split(":") for field in table["fields"]]
+        self.fields = {name: int(count) for _, name, count in fields}
+        self.layouts: dict[str, str] = {}
+        for name, layout in (tensor.split(":") for tensor in table["tensors"]):
+            self.layouts |= {name: layout, f"{name}_grad": layout}
+        types = [(name, _TYPES[kind] * 3 if count == "3" else _TYPES[kind]) for kind, name, count in fields]
+        self.problem: Any = type("natten_problem", (ctypes.Structure,), {"_fields_": types})
+        members = [(name, CpuTensor) for name in self.layouts]
+        self.tensors: Any = type("natten_tensors", (ctypes.Structure,), {"_fields_": members})
+
+    def strides(self, name: str, strides: tuple[int, ...]) -> "ctypes.Array[ctypes.c_int64]":
+        """Strides of ``[B, *shape, H(, C)]`` at their places in the structure."""
+        block = [0] * 6
+        if self.layouts[name] != "FLAT":
+            channels = strides[-1:] if self.layouts[name] == "CHANNELS" else ()
+            batch, *axes, head = strides[: len(strides) - len(channels)]
+            block[0], block[1 : 1 + len(axes)], block[4] = batch, axes, head
+            block[5:] = channels or (0,)
+        return (ctypes.c_int64 * 6)(*block)
+
+    def pose(self, problem: Problem, threads: int) -> Any:
+        """``problem`` as a ``natten_problem``."""
+        settings = {"dtype": self.dtypes.index(problem.dtype), "threads": threads}
+        posed = self.problem(**settings)
+        for name, count in self.fields.items():
+            if name not in settings:
+                value = getattr(problem, name)
+                setattr(posed, name, (ctypes.c_int64 * 3)(*value) if count == 3 else value)
+        return posed
 
 
 class CpuLibrary:
@@ -62,10 +80,14 @@ class CpuLibrary:
         found = self._functions.natten_cpu_abi()
         if found != ABI:
             raise OSError(f"{path.name} has interface {found}, this package speaks {ABI}")
-        self._functions.natten_cpu_isa.restype = self._functions.natten_cpu_complaint.restype = ctypes.c_char_p
+        for name in ("isa", "complaint", "interface"):
+            getattr(self._functions, f"natten_cpu_{name}").restype = ctypes.c_char_p
         complaint = self._functions.natten_cpu_complaint()
         if complaint is not None:
             raise ValueError(complaint.decode(errors="replace"))
+        self.interface = Interface(self._functions.natten_cpu_interface().decode())
+        self._strides = lru_cache(maxsize=1024)(self.interface.strides)
+        self._problem = lru_cache(maxsize=1024)(self.interface.pose)
 
     @property
     def instruction_set(self) -> str:
@@ -85,36 +107,11 @@ class CpuLibrary:
         tensors: name -> (address, element strides of every dimension). threads: how many to use, but no more than
         ``NATTEN_NUM_THREADS`` where that is set; 0 is :attr:`threads`. MemoryError if scratch memory is short.
         """
-        given = [
-            ctypes.byref(_tensor(name, *tensors[name])) if name in tensors else None for name in ARGUMENTS[function]
-        ]
-        status = getattr(self._functions, f"natten_{function}")(ctypes.byref(_problem(problem, threads)), *given)
+        given = self.interface.tensors()
+        for name, (address, strides) in tensors.items():
+            setattr(given, name, CpuTensor(address, self._strides(name, tuple(strides))))
+        run = getattr(self._functions, f"natten_{function}")
+        status = run(ctypes.byref(self._problem(problem, threads)), ctypes.byref(given))
         if status:
             error = MemoryError if status == 1 else ValueError
             raise error(f"{problem.name}: the CPU kernel refused natten_{function}: {STATUS[status]}")
-
-
-def _tensor(name: str, address: int, strides: Sequence[int]) -> CpuTensor:
-    return CpuTensor(address, _block(name, tuple(strides)))
-
-
-@lru_cache(maxsize=1024)
-def _block(name: str, strides: tuple[int, ...]) -> "ctypes.Array[ctypes.c_int64]":
-    """Strides of ``[B, *shape, H(, C)]`` at their places in the structure; a bias is contiguous and needs none."""
-    block = [0] * 6
-    if not name.startswith("rpb"):
-        channels = [] if name in ROWS_ONLY else [strides[-1]]
-        batch, *axes, head = strides[: len(strides) - len(channels)]
-        block[0], block[1 : 1 + len(axes)], block[4] = batch, axes, head
-        block[5:] = channels or [0]
-    return (ctypes.c_int64 * 6)(*block)
-
-
-@lru_cache(maxsize=1024)
-def _problem(p: Problem, threads: int) -> CpuProblem:
-    padding = (1,) * (3 - p.rank)
-    axes = (p.query_shape, p.key_shape, p.kernel_size, p.stride, p.dilation)
-    return CpuProblem(
-        DTYPES.index(p.dtype), p.rank, p.batch, p.heads, p.kv_heads, p.head_dim, p.head_dim_v, p.additional,
-        *(Axes(*axis, *padding) for axis in axes), (ctypes.c_int32 * 3)(*p.is_causal), threads, p.scale,
-    )  # fmt: skip

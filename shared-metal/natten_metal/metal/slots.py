@@ -14,24 +14,3 @@ SLOTS = {
     "kKeyGradPart": (85, 1), "kValueGradPart": (86, 1),
 }  # fmt: skip
 COUNT = 87
-
-# The stride block that each template reads for a tensor; tensors not named are contiguous and have none.
-_COMMON = {
-    "q": "kQueryStride", "k": "kKeyStride", "v": "kValueStride", "extra_k": "kExtraKeyStride",
-    "extra_v": "kExtraValueStride", "out": "kOutStride", "lse": "kLseStride", "out_grad": "kOutGradStride",
-    "query_grad": "kQueryGradStride", "key_grad": "kKeyGradStride", "value_grad": "kValueGradStride",
-}  # fmt: skip
-_STATS = {"stats": "kLseStride"}  # in place of lse and delta
-STRIDE_SLOTS = {
-    "na_fwd": _COMMON,
-    "na_delta": {"out_grad": "kOutGradStride"},
-    "na_bwd_dq": _COMMON,
-    "na_bwd_dkv": _COMMON | _STATS,
-    "na_qk": {"q": "kQueryStride", "k": "kKeyStride", "logits": "kOutStride"},
-    "na_av": {"attn": "kQueryStride", "v": "kValueStride", "out": "kOutStride"},
-    "na_av_t": {"attn": "kQueryStride", "x": "kValueStride", "out": "kOutStride"},
-    "na_bias": _COMMON | _STATS | {"d_logits": "kOutGradStride"},
-    "na_sum": {},
-}
-# na_bwd_dkv of additional keys reads them, and writes their gradients, as rank-1 tensors.
-EVERY_STRIDE_SLOTS = _COMMON | _STATS | {"k": "kExtraKeyStride", "v": "kExtraValueStride"}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from .slots import EVERY_STRIDE_SLOTS, STRIDE_SLOTS
+from .templates import TEMPLATES, Argument, Template
 
 KERNELS = Path(__file__).parent / "kernels"
 HEADERS = (
@@ -24,67 +24,10 @@ THREADGROUP_BYTES = 32768
 
 
 @dataclass(frozen=True, slots=True)
-class Argument:
-    """One buffer of an entry point. kind: 'T' (the tensors' dtype), 'R' (the result's), 'float' or 'long'.
-
-    when: the option that must be set for the buffer to exist; '' for always.
-    """
-
-    name: str
-    kind: str
-    output: bool = False
-    when: str = ""
-
-
-def _inputs(names: str) -> tuple[Argument, ...]:
-    return tuple(Argument(name, "T") for name in names.split())
-
-
-_PRM = (Argument("prm", "long"),)
-_EXTRA = (Argument("extra_k", "T", when="extra"), Argument("extra_v", "T", when="extra"))
-_BIAS = (Argument("bias", "float", when="bias"),)
-_ROWS = (Argument("out_grad", "T"), Argument("stats", "float"))
-
-# The templates and their buffers, in the order of the Metal function's parameters.
-TEMPLATES: dict[str, tuple[Argument, ...]] = {
-    "na_fwd": (
-        *_inputs("q k v"), *_EXTRA, *_BIAS, *_PRM, Argument("out", "T", True), Argument("lse", "float", True),
-    ),
-    "na_delta": (
-        *_inputs("out_grad out"), Argument("lse_grad", "float", when="lse_grad"), *_PRM,
-        Argument("delta", "float", True),
-    ),
-    "na_bwd_dq": (
-        *_inputs("q k v"), *_EXTRA, *_BIAS, Argument("out_grad", "T"), Argument("lse", "float"),
-        Argument("delta", "float"), *_PRM, Argument("query_grad", "T", True), Argument("stats", "float", True),
-    ),
-    "na_bwd_dkv": (
-        *_inputs("q k v"), *_BIAS, *_ROWS, *_PRM, Argument("key_grad", "R", True), Argument("value_grad", "R", True),
-    ),
-    "na_qk": (*_inputs("q k"), *_BIAS, *_PRM, Argument("logits", "T", True)),
-    "na_av": (*_inputs("attn v"), *_PRM, Argument("out", "T", True)),
-    "na_av_t": (*_inputs("attn x"), *_PRM, Argument("out", "T", True)),
-    "na_bias": (
-        *(Argument(name, "T", when="fused") for name in ("q", "k", "v")),
-        *_BIAS,
-        Argument("out_grad", "T", when="fused"), Argument("stats", "float", when="fused"),
-        Argument("d_logits", "T", when="slots"),
-        *_PRM, Argument("partial", "float", True),
-    ),
-    "na_sum": (Argument("partial", "float"), *_PRM, Argument("out", "T", True)),
-}  # fmt: skip
-# Templates that walk boxes of columns and may stage them in threadgroup memory.
-WALKING = ("na_fwd", "na_bwd_dq", "na_bwd_dkv", "na_qk", "na_av", "na_av_t")
-# Templates whose rows are keys, and whose columns are the queries that see them.
-TRANSPOSED = ("na_bwd_dkv", "na_av_t")
-# Templates whose bricks know the window slot of each pair.
-SLOTTED = ("na_qk", "na_av", "na_av_t")
-
-
-@dataclass(frozen=True, slots=True)
 class Instance:
     """One instantiation of a kernel template: every compile-time choice.
 
+    template: its name; :attr:`record` is what is known of it (:mod:`.templates`).
     dim, dim_v: padded head dims (DA, DB). patch: rows of one simdgroup along (z, y, x); times heads it is
     8. simdgroups: patches per threadgroup. chunk: staged columns. bricks: bricks per softmax group.
     wide: 16-byte copies (the tensors' alignment allows them). every: na_bwd_dkv of additional keys.
@@ -114,6 +57,11 @@ class Instance:
     part: int = 0
 
     @property
+    def record(self) -> Template:
+        """The template's record."""
+        return TEMPLATES[self.template]
+
+    @property
     def fused(self) -> bool:
         """na_bias of the fused op: it recomputes the gradients of the logits."""
         return not self.slots
@@ -138,38 +86,30 @@ class Instance:
     @property
     def arguments(self) -> tuple[Argument, ...]:
         """The buffers that this instantiation binds, in order."""
-        return tuple(a for a in TEMPLATES[self.template] if not a.when or getattr(self, a.when))
+        return tuple(a for a in self.record.arguments if not a.when or getattr(self, a.when))
 
     @property
     def stride_slots(self) -> dict[str, str]:
-        """Argument -> the stride block that it fills."""
-        return EVERY_STRIDE_SLOTS if self.every else STRIDE_SLOTS[self.template]
+        """Argument -> the stride block that it fills; contiguous arguments have none."""
+        blocks = {a.name: (self.every and a.every_stride) or a.stride for a in self.arguments}
+        return {name: block for name, block in blocks.items() if block}
 
     @property
     def strided(self) -> tuple[str, ...]:
         """The inputs that may have any strides: the user's own tensors. All others are contiguous."""
-        slots = self.stride_slots
-        return tuple(a.name for a in self.arguments if a.kind == "T" and not a.output and a.name in slots)
+        return tuple(a.name for a in self.arguments if a.kind == "T" and not a.output and a.stride)
 
     @property
     def products(self) -> int:
-        """8x8 products of one brick: each of S, dP, O, dV, dQ and dK has one for 8 of its channels.
-
-        Templates that multiply no matrices have none.
-        """
-        d, d_v = self.dim // 8, self.dim_v // 8
-        counts = {
-            "na_fwd": d + d_v, "na_bwd_dq": 2 * d + d_v, "na_bwd_dkv": 2 * d + 2 * d_v, "na_qk": d, "na_av": d_v,
-            "na_av_t": d_v, "na_bias": 0 if self.slots else d + d_v,
-        }  # fmt: skip
-        return counts.get(self.template, 0)
+        """8x8 products of one brick; none where logits' gradients are read instead of computed."""
+        return 0 if self.slots else self.record.products(self.dim // 8, self.dim_v // 8)
 
     @property
     def threadgroup_bytes(self) -> int:
         """Threadgroup memory: two staged tensors of chunk + 8 tokens, 16 bytes of padding each."""
-        if self.template == "na_bias":
+        if self.record.tables:
             return 4 * self.table * self.simdgroups
-        if self.template not in WALKING or not self.stage:
+        if not self.record.walks or not self.stage:
             return 0
         size = ITEM_SIZES[self.dtype]
         return (self.chunk + 8) * ((self.dim + self.dim_v) * size + 32)
@@ -212,8 +152,8 @@ def config(instance: Instance) -> str:
     }  # fmt: skip
     bools = {
         "STAGE": i.stage, "WIDE": i.wide, "BIAS": i.bias, "EXTRA": i.extra, "EVERY": i.every,
-        "LSE_GRAD": i.lse_grad, "TRANSPOSED": i.template in TRANSPOSED, "EMPTY_ZERO": i.empty_zero,
-        "SLOTS": i.template in SLOTTED or i.slots,
+        "LSE_GRAD": i.lse_grad, "TRANSPOSED": i.record.transposed, "EMPTY_ZERO": i.empty_zero,
+        "SLOTS": i.record.slotted or i.slots,
     }  # fmt: skip
     result = "float" if i.every else METAL_TYPES[i.dtype]
     members = [f"typedef {METAL_TYPES[i.dtype]} T;", f"typedef {result} R;"]
@@ -236,18 +176,18 @@ def call(instance: Instance, params: str = "prm", places: tuple[str, str, str] =
     """
     bound = {a.name for a in instance.arguments}
     passed = []
-    for a in TEMPLATES[instance.template]:
+    for a in instance.record.arguments:
         # A buffer that this instantiation does not have is never read: any pointer of its type will do.
         passed.append(a.name if a.name in bound else f"(const device {_metal_type(a, instance)}*)prm")
     passed = ["params" if name == "prm" else name for name in passed]
     lines = [f"const na::Params params = {{{params}}};"]
-    if instance.template in WALKING:
+    if instance.record.walks:
         metal, size = METAL_TYPES[instance.dtype], ITEM_SIZES[instance.dtype]
         for which, dim in (("a", instance.dim), ("b", instance.dim_v)):
             bytes_ = (instance.chunk + 8) * (dim * size + 16) if instance.stage else 16
             lines.append(f"threadgroup uint4 staged_{which}[{bytes_ // 16}];")
             passed.append(f"(threadgroup {metal}*)staged_{which}")
-    if instance.template == "na_bias":
+    if instance.record.tables:
         lines.append(f"threadgroup float tables[{instance.table * instance.simdgroups}];")
         passed.append("tables")
     passed += places

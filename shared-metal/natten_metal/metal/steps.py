@@ -12,10 +12,12 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TypeVar
 
-from ..problem.ops import OPS
+from ..problem import ops
+from ..problem.ops import OPS, Operand, rows
 from ..problem.problem import Problem
 from .slots import COUNT, SLOTS
-from .source import TRANSPOSED, WALKING, Instance
+from .source import Instance
+from .templates import AV, AV_TRANSPOSED, DELTA, FORWARD, KEY_VALUE_GRAD, QK, QUERY_GRAD, RPB_GRAD, STATS, SUM, Template
 from .tiles import COLUMNS, DIMS, ROWS, SOFTMAX_BRICKS, Tiling, chunk_size, padded_dim, patch_count, tiling
 
 T = TypeVar("T")  # a framework's tensor
@@ -23,10 +25,6 @@ T = TypeVar("T")  # a framework's tensor
 # Threadgroups that share the sum over all queries or tiles.
 MOST_PARTS = 64
 MOST_TABLE = 4096
-# What na_bwd_dq leaves of a query for the steps behind it: lse in base 2, 1 / sum of weights, delta, 0.
-STATS = 4
-# Rows and threads of a threadgroup of na_delta.
-DELTA_ROWS, DELTA_THREADS = 16, 128
 # Simdgroups that a threadgroup may have; fewer where the kernel's registers would not fit and the host cannot tell.
 MOST_SIMDGROUPS = 8
 CAUTIOUS_SIMDGROUPS, CAUTIOUS_DIM = 4, 128
@@ -118,7 +116,7 @@ def fills_words(step: Step) -> bool:
     first, count = SLOTS["kDim"][0], 2
     dims = step.params[first : first + count]
     padded = (step.instance.dim, step.instance.dim_v)
-    return step.instance.template in WALKING and all(p in (0, dim) for p, dim in zip(padded, dims, strict=True))
+    return step.instance.record.walks and all(p in (0, dim) for p, dim in zip(padded, dims, strict=True))
 
 
 def backward_tensors(op: str, inputs: dict[str, T], grads: Sequence[T | None], outputs: Sequence[T]) -> dict[str, T]:
@@ -140,11 +138,22 @@ def parameters(problem: Problem, values: dict[str, int | Iterable[int]]) -> tupl
     p = problem
     slots = [0] * COUNT
     fixed: dict[str, int | Iterable[int]] = {
-        "kHeads": p.heads, "kGroupHeads": p.group_heads, "kDim": p.head_dim, "kDimV": p.head_dim_v,
-        "kScaleBits": bits_of(p.scale), "kAdditional": p.additional, "kParts": 1, "kQueryShape": p.query_shape,
-        "kKeyShape": p.key_shape, "kWindow": p.kernel_size, "kStride": p.stride, "kDilation": p.dilation,
-        "kCausal": [int(c) for c in p.is_causal], "kBatch": p.batch, "kRowCount": p.batch * p.queries * p.heads,
-    }  # fmt: skip
+        "kHeads": p.heads,
+        "kGroupHeads": p.group_heads,
+        "kDim": p.head_dim,
+        "kDimV": p.head_dim_v,
+        "kScaleBits": bits_of(p.scale),
+        "kAdditional": p.additional,
+        "kParts": 1,
+        "kBatch": p.batch,
+        "kQueryShape": p.query_shape,
+        "kKeyShape": p.key_shape,
+        "kWindow": p.kernel_size,
+        "kStride": p.stride,
+        "kDilation": p.dilation,
+        "kCausal": [int(c) for c in p.is_causal],
+        "kRowCount": p.batch * p.queries * p.heads,
+    }
     for name, value in (fixed | values).items():
         first, _ = SLOTS[name]
         given = [value] if isinstance(value, int) else list(value)
@@ -153,18 +162,33 @@ def parameters(problem: Problem, values: dict[str, int | Iterable[int]]) -> tupl
 
 
 def _walk(
-    problem: Problem, template: str, inputs: dict[str, str], outputs: tuple[Output, ...], most: int, **options: object
+    problem: Problem,
+    template: Template,
+    inputs: dict[str, str],
+    outputs: tuple[Output, ...],
+    most: int,
+    **options: object,
 ) -> Step:
     """A step of a walking template: its tiling, grid and parameters."""
-    transposed = template in TRANSPOSED
-    dim = 0 if template in ("na_av", "na_av_t") else padded_dim(problem.head_dim)
-    dim_v = 0 if template == "na_qk" else padded_dim(problem.head_dim_v)
+    transposed = template.transposed
+    dim = padded_dim(problem.head_dim) if template.reads_dim else 0
+    dim_v = padded_dim(problem.head_dim_v) if template.reads_dim_v else 0
     chosen: Tiling = tiling(problem, transposed, dim, dim_v, most)
     instance = Instance(
-        template, problem.dtype, problem.rank, dim, dim_v, chosen.patch, chosen.heads, chosen.simdgroups,
-        chosen.chunk, SOFTMAX_BRICKS, chosen.stage, part=_part(problem.dtype, terms(problem, transposed)),
+        template.name,
+        problem.dtype,
+        problem.rank,
+        dim,
+        dim_v,
+        chosen.patch,
+        chosen.heads,
+        chosen.simdgroups,
+        chosen.chunk,
+        SOFTMAX_BRICKS,
+        chosen.stage,
+        part=_part(problem.dtype, terms(problem, transposed)),
         **options,  # type: ignore[arg-type]
-    )  # fmt: skip
+    )
     heads = problem.kv_heads if transposed else problem.heads // chosen.heads
     grid = (heads, math.prod(chosen.tiles), problem.batch * math.prod(problem.dilation))
     times = problem.batch * problem.kv_heads
@@ -192,27 +216,42 @@ def _part(dtype: str, count: int) -> int:
 
 def _sum(problem: Problem, partial: str, name: str, shape: tuple[int, ...], parts: int, dtype: str) -> Step:
     count = math.prod(shape)
-    instance = Instance("na_sum", dtype, 1, 0, 0, simdgroups=8, stage=False)
+    instance = Instance(SUM.name, dtype, 1, 0, 0, simdgroups=SUM.rows // 32, stage=False)
     params = parameters(problem, {"kParts": parts, "kRowCount": count})
     output = Output("out", name, shape, dtype)
-    return Step(instance, (-(-count // 256), 1, 1), 256, params, (("partial", partial),), (output,))
+    return Step(instance, (-(-count // SUM.rows), 1, 1), SUM.rows, params, (("partial", partial),), (output,))
 
 
 @lru_cache(maxsize=256)
 def forward(problem: Problem, most: int = MOST_SIMDGROUPS) -> tuple[Step, ...]:
     """The launches of an op. most: simdgroups that a threadgroup may have."""
-    p = problem
-    rows = (p.batch, *p.query_shape, p.heads)
-    if p.op == "qk":
-        bias = {"bias": "rpb"} if p.has_rpb else {}
-        output = (Output("logits", "logits", (*rows, p.slots), p.dtype),)
-        return (_walk(p, "na_qk", {"q": "query", "k": "key"} | bias, output, most, bias=p.has_rpb),)
-    output = (Output("out", "out", (*rows, p.head_dim_v), p.dtype),)
-    if p.op == "av":
-        return (_walk(replace(p, scale=1.0), "na_av", {"attn": "attn", "v": "value"}, output, most),)
-    inputs = _tensors(p)
-    lse = Output("lse", "lse", rows, "float32")
-    return (_walk(p, "na_fwd", inputs, (*output, lse), most, bias=p.has_rpb, extra=p.additional > 0),)
+    return _FORWARD[problem.record](problem, most)
+
+
+def _made(argument: str, operand: Operand, p: Problem) -> Output:
+    """A kernel's output that is one of the op's."""
+    return Output(argument, operand.name, operand.shape(p), operand.dtype(p))
+
+
+def _gradient(argument: str, operand: Operand, p: Problem) -> Output:
+    """A kernel's output that is the gradient of one of the op's inputs."""
+    return Output(argument, operand.gradient, operand.shape(p), p.dtype)
+
+
+def _qk_forward(p: Problem, most: int) -> tuple[Step, ...]:
+    bias = {"bias": "rpb"} if p.has_rpb else {}
+    outputs = (_made("logits", ops.LOGITS, p),)
+    return (_walk(p, QK, {"q": "query", "k": "key"} | bias, outputs, most, bias=p.has_rpb),)
+
+
+def _av_forward(p: Problem, most: int) -> tuple[Step, ...]:
+    outputs = (_made("out", ops.OUT, p),)
+    return (_walk(replace(p, scale=1.0), AV, {"attn": "attn", "v": "value"}, outputs, most),)
+
+
+def _fused_forward(p: Problem, most: int) -> tuple[Step, ...]:
+    outputs = (_made("out", ops.OUT, p), _made("lse", ops.LSE, p))
+    return (_walk(p, FORWARD, _tensors(p), outputs, most, bias=p.has_rpb, extra=p.additional > 0),)
 
 
 def _tensors(p: Problem) -> dict[str, str]:
@@ -225,40 +264,33 @@ def _tensors(p: Problem) -> dict[str, str]:
 @lru_cache(maxsize=256)
 def backward(problem: Problem, has_lse_grad: bool, most: int = MOST_SIMDGROUPS) -> tuple[Step, ...]:
     """The launches of an op's gradient, from the gradients of its outputs and what the forward saved."""
-    return {"qk": _qk_backward, "av": _av_backward}.get(problem.op, _fused_backward)(problem, has_lse_grad, most)
+    return _BACKWARD[problem.record](problem, has_lse_grad, most)
 
 
 def _fused_backward(p: Problem, has_lse_grad: bool, most: int) -> tuple[Step, ...]:
-    rows = (p.batch, *p.query_shape, p.heads)
-    count = math.prod(rows)
-    delta = Instance("na_delta", p.dtype, p.rank, 0, 0, stage=False, lse_grad=has_lse_grad)
-    given = {"out_grad": "out_grad", "out": "out"} | ({"lse_grad": "lse_grad"} if has_lse_grad else {})
-    steps = [
-        Step(
-            delta, (-(-count // DELTA_ROWS), 1, 1), DELTA_THREADS, parameters(p, {}), tuple(given.items()),
-            (Output("delta", "delta", rows, "float32"),),
-        )
-    ]  # fmt: skip
-    rows_of = {"out_grad": "out_grad", "lse": "lse", "delta": "delta"}
-    made = (
-        Output("query_grad", "query_grad", (*rows, p.head_dim), p.dtype),
-        Output("stats", "stats", (*rows, STATS), "float32"),
-    )
     options = {"bias": p.has_rpb}
-    steps.append(_walk(p, "na_bwd_dq", _tensors(p) | rows_of, made, most, extra=p.additional > 0, **options))
+    read = _tensors(p) | {"out_grad": "out_grad", "lse": "lse", "delta": "delta"}
+    stats = Output("stats", "stats", (*rows(p), STATS), "float32")
+    made = (_gradient("query_grad", ops.QUERY, p), stats)
+    steps = [_delta(p, has_lse_grad), _walk(p, QUERY_GRAD, read, made, most, extra=p.additional > 0, **options)]
     saved = {"out_grad": "out_grad", "stats": "stats"}
     plain = {arg: name for arg, name in _tensors(p).items() if not arg.startswith("extra")}
-    keys = (p.batch, *p.key_shape, p.kv_heads)
-    outputs = (
-        Output("key_grad", "key_grad", (*keys, p.head_dim), p.dtype),
-        Output("value_grad", "value_grad", (*keys, p.head_dim_v), p.dtype),
-    )
-    steps.append(_walk(p, "na_bwd_dkv", plain | saved, outputs, most, **options))
+    made = (_gradient("key_grad", ops.KEY, p), _gradient("value_grad", ops.VALUE, p))
+    steps.append(_walk(p, KEY_VALUE_GRAD, plain | saved, made, most, **options))
     if p.additional:
         steps += _additional_backward(p, saved, most)
     if p.has_rpb:
-        steps += _bias_backward(p, plain | saved, slots=False, most=most)
+        steps += _rpb_backward(p, plain | saved, slots=False, most=most)
     return tuple(steps)
+
+
+def _delta(p: Problem, has_lse_grad: bool) -> Step:
+    """delta = rowsum(dO * O) - dLSE, of every query."""
+    instance = Instance(DELTA.name, p.dtype, p.rank, 0, 0, stage=False, lse_grad=has_lse_grad)
+    inputs = {"out_grad": "out_grad", "out": "out"} | ({"lse_grad": "lse_grad"} if has_lse_grad else {})
+    outputs = (Output("delta", "delta", rows(p), "float32"),)
+    grid = (-(-math.prod(rows(p)) // DELTA.rows), 1, 1)
+    return Step(instance, grid, 32 * instance.simdgroups, parameters(p, {}), tuple(inputs.items()), outputs)
 
 
 def _additional_backward(p: Problem, saved: dict[str, str], most: int) -> list[Step]:
@@ -272,9 +304,19 @@ def _additional_backward(p: Problem, saved: dict[str, str], most: int) -> list[S
     # Every query is a column: the box's rows are as long as rows get, and staged if one brick fits.
     stage = chunk_size(p.dtype, dim, dim_v) >= COLUMNS
     instance = Instance(
-        "na_bwd_dkv", p.dtype, p.rank, dim, dim_v, base.patch, 1, simdgroups, base.chunk, SOFTMAX_BRICKS, stage,
-        every=True, part=_part(p.dtype, math.prod(p.query_shape) * p.group_heads // parts),
-    )  # fmt: skip
+        KEY_VALUE_GRAD.name,
+        p.dtype,
+        p.rank,
+        dim,
+        dim_v,
+        base.patch,
+        simdgroups=simdgroups,
+        chunk=base.chunk,
+        bricks=SOFTMAX_BRICKS,
+        stage=stage,
+        every=True,
+        part=_part(p.dtype, math.prod(p.query_shape) * p.group_heads // parts),
+    )
     params = parameters(p, {"kParts": parts, "kKeyGradPart": math.prod(shape), "kValueGradPart": math.prod(shape_v)})
     inputs = {"q": "query", "k": "additional_keys", "v": "additional_values"} | saved
     outputs = (
@@ -298,56 +340,62 @@ def _every_bricks(p: Problem, parts: int) -> tuple[int, int]:
     return times * sum(-(-n // COLUMNS) for n in lengths), times * sum(n // COLUMNS for n in lengths)
 
 
-def _bias_backward(p: Problem, inputs: dict[str, str], slots: bool, most: int) -> list[Step]:
-    """The bias's gradient: tables of sums, one per part, summed in order."""
-    sizes = [2 * w - 1 for w in p.kernel_size]
+def _rpb_backward(p: Problem, inputs: dict[str, str], slots: bool, most: int) -> list[Step]:
+    """The gradient of rpb: tables of sums, one per part, summed in order."""
+    heads, *sizes = ops.RPB.shape(p)
     entries = math.prod(sizes)
     table = next(size for size in (64, 256, 1024, MOST_TABLE) if size >= entries)
     dim, dim_v = (DIMS[0],) * 2 if slots else (padded_dim(p.head_dim), padded_dim(p.head_dim_v))
     chosen = tiling(p, False, dim, dim_v, min(most, 8192 // table), in_rows=False)
     instance = Instance(
-        "na_bias", p.dtype, p.rank, dim, dim_v, chosen.patch, 1, chosen.simdgroups, chosen.chunk, SOFTMAX_BRICKS, False,
-        bias=True, slots=slots, table=table,
-    )  # fmt: skip
-    work = math.prod(chosen.tiles) * math.prod(p.dilation) * p.batch
-    parts = max(1, min(MOST_PARTS, work))
+        RPB_GRAD.name,
+        p.dtype,
+        p.rank,
+        dim,
+        dim_v,
+        chosen.patch,
+        simdgroups=chosen.simdgroups,
+        chunk=chosen.chunk,
+        bricks=SOFTMAX_BRICKS,
+        stage=False,
+        bias=True,
+        slots=slots,
+        table=table,
+    )
+    parts = max(1, min(MOST_PARTS, math.prod(chosen.tiles) * math.prod(p.dilation) * p.batch))
     params = parameters(p, {"kTiles": chosen.tiles, "kParts": parts})
-    partial = Output("partial", "rpb_parts", (parts, p.heads, entries), "float32")
+    partial = Output("partial", "rpb_parts", (parts, heads, entries), "float32")
+    times = p.batch * p.kv_heads
+    bricks, full = chosen.bricks.executed * times, chosen.bricks.full * times
+    grid, threads = (heads, parts, 1), 32 * chosen.simdgroups
     return [
-        Step(
-            instance,
-            (p.heads, parts, 1),
-            32 * chosen.simdgroups,
-            params,
-            tuple(inputs.items()),
-            (partial,),
-            chosen.bricks.executed * p.batch * p.kv_heads,
-            chosen.bricks.full * p.batch * p.kv_heads,
-        ),
-        _sum(p, "rpb_parts", "rpb_grad", (p.heads, *sizes), parts, "float32"),
+        Step(instance, grid, threads, params, tuple(inputs.items()), (partial,), bricks, full),
+        _sum(p, "rpb_parts", "rpb_grad", (heads, *sizes), parts, "float32"),
     ]
 
 
 def _qk_backward(p: Problem, has_lse_grad: bool, most: int) -> tuple[Step, ...]:
     # Weighted sums of keys and queries: their channels take the place of values'.
     weigh = replace(p, head_dim_v=p.head_dim)
-    dq = Output("out", "query_grad", (p.batch, *p.query_shape, p.heads, p.head_dim), p.dtype)
-    dk = Output("out", "key_grad", (p.batch, *p.key_shape, p.kv_heads, p.head_dim), p.dtype)
+    query_grad, key_grad = _gradient("out", ops.QUERY, p), _gradient("out", ops.KEY, p)
     steps = [
-        _walk(weigh, "na_av", {"attn": "logits_grad", "v": "key"}, (dq,), most),
-        _walk(weigh, "na_av_t", {"attn": "logits_grad", "x": "query"}, (dk,), most),
+        _walk(weigh, AV, {"attn": "logits_grad", "v": "key"}, (query_grad,), most),
+        _walk(weigh, AV_TRANSPOSED, {"attn": "logits_grad", "x": "query"}, (key_grad,), most),
     ]
     if p.has_rpb:
-        steps += _bias_backward(p, {"bias": "rpb", "d_logits": "logits_grad"}, slots=True, most=most)
+        steps += _rpb_backward(p, {"bias": "rpb", "d_logits": "logits_grad"}, slots=True, most=most)
     return tuple(steps)
 
 
 def _av_backward(p: Problem, has_lse_grad: bool, most: int) -> tuple[Step, ...]:
-    rows = (p.batch, *p.query_shape, p.heads)
     logits = replace(p, head_dim=p.head_dim_v, scale=1.0)
-    d_attn = Output("logits", "attn_grad", (*rows, p.slots), p.dtype)
-    dv = Output("out", "value_grad", (p.batch, *p.key_shape, p.kv_heads, p.head_dim_v), p.dtype)
+    attn_grad, value_grad = _gradient("logits", ops.ATTN, p), _gradient("out", ops.VALUE, p)
     return (
-        _walk(logits, "na_qk", {"q": "out_grad", "k": "value"}, (d_attn,), most, empty_zero=True),
-        _walk(replace(p, scale=1.0), "na_av_t", {"attn": "attn", "x": "out_grad"}, (dv,), most),
+        _walk(logits, QK, {"q": "out_grad", "k": "value"}, (attn_grad,), most, empty_zero=True),
+        _walk(replace(p, scale=1.0), AV_TRANSPOSED, {"attn": "attn", "x": "out_grad"}, (value_grad,), most),
     )
+
+
+# The programs of each op. (Full attention is the fused op with windows that hold every key.)
+_FORWARD = {ops.FUSED: _fused_forward, ops.FULL: _fused_forward, ops.QK: _qk_forward, ops.AV: _av_forward}
+_BACKWARD = {ops.FUSED: _fused_backward, ops.FULL: _fused_backward, ops.QK: _qk_backward, ops.AV: _av_backward}

@@ -1,0 +1,201 @@
+"""The kernel templates, one record each: their buffers, what they walk, and the work of one brick.
+
+A template is a function of the headers in ``kernels/``. Everything that differs between templates is read from its
+record: the source text, strides, tiling, counted work and the smallest launch. No other shipped file spells a
+template's name. To add one, write its header, its record here, and the program (:mod:`.steps`) that launches it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+Shape = tuple[int, ...]
+
+# What na_bwd_dq leaves of a query for the launches that follow: lse in base 2, 1 / sum of weights, delta, 0.
+STATS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """The sizes that the shapes of a launch's buffers are made of.
+
+    rows: ``[B, *shape, H]`` of the queries; keys: ``[B, *shape, H_kv]``; additional: ``[B, S, H_kv]``; slots: of a
+    query's window; table: of the relative positional bias, per axis; parts: the outermost dimension of partial sums, or
+    none.
+    """
+
+    rows: Shape
+    keys: Shape
+    additional: Shape
+    dim: int
+    dim_v: int
+    slots: int
+    table: Shape
+    parts: Shape = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Argument:
+    """One buffer of an entry point.
+
+    kind: 'T' (the tensors' dtype), 'R' (the result's), 'float' or 'long'. shape: in a launch of these sizes. output:
+    whether the kernel writes it. when: the option of the instance that must be set for the buffer to exist; '' for
+    always. stride: the stride block of the parameter array that tells where its elements lie; '' for contiguous ones.
+    every_stride: the same where the keys are additional ones, if it is another.
+    """
+
+    name: str
+    kind: str
+    shape: Callable[[Sizes], Shape]
+    stride: str = ""
+    output: bool = False
+    when: str = ""
+    every_stride: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Template:
+    """One kernel template.
+
+    name: of the Metal function. arguments: its buffers, in the order of the function's parameters. products: 8x8
+    products of a brick, given the 8-channel blocks of D and D_v: each of S, dP, O, dV, dQ and dK has one for each block
+    of its channels. reads_dim, reads_dim_v: whether rows or columns have channels of D, and of D_v. walks: whether it
+    walks boxes of columns, which it may stage in threadgroup memory. transposed: whether its rows are keys, and its
+    columns the queries that see them. slotted: whether its bricks know the window slot of each pair. tables: whether it
+    sums in tables in threadgroup memory. rows: rows that a threadgroup takes where it walks nothing and takes them in
+    order; 0 where it does not.
+    """
+
+    name: str
+    arguments: tuple[Argument, ...]
+    products: Callable[[int, int], int]
+    reads_dim: bool = True
+    reads_dim_v: bool = True
+    walks: bool = True
+    transposed: bool = False
+    slotted: bool = False
+    tables: bool = False
+    rows: int = 0
+
+
+def _no_products(dim: int, dim_v: int) -> int:
+    return 0
+
+
+_Q = Argument("q", "T", lambda s: (*s.rows, s.dim), "kQueryStride")
+_K = Argument("k", "T", lambda s: (*s.keys, s.dim), "kKeyStride", every_stride="kExtraKeyStride")
+_V = Argument("v", "T", lambda s: (*s.keys, s.dim_v), "kValueStride", every_stride="kExtraValueStride")
+_EXTRA_K = Argument("extra_k", "T", lambda s: (*s.additional, s.dim), "kExtraKeyStride", when="extra")
+_EXTRA_V = Argument("extra_v", "T", lambda s: (*s.additional, s.dim_v), "kExtraValueStride", when="extra")
+_BIAS = Argument("bias", "float", lambda s: (s.rows[-1], *s.table), when="bias")
+_PRM = Argument("prm", "long", lambda s: ())
+_OUT_GRAD = Argument("out_grad", "T", lambda s: (*s.rows, s.dim_v), "kOutGradStride")
+_STATS = Argument("stats", "float", lambda s: (*s.rows, STATS), "kLseStride")
+# Attention weights, or gradients of logits: one channel for each window slot.
+_ATTN = Argument("attn", "T", lambda s: (*s.rows, s.slots), "kQueryStride")
+
+
+def _fused_only(argument: Argument) -> Argument:
+    """An argument that na_bias has where it recomputes the gradients of the fused op's logits."""
+    return replace(argument, when="fused")
+
+
+FORWARD = Template(
+    "na_fwd",
+    (
+        *(_Q, _K, _V, _EXTRA_K, _EXTRA_V, _BIAS, _PRM),
+        Argument("out", "T", lambda s: (*s.rows, s.dim_v), "kOutStride", output=True),
+        Argument("lse", "float", lambda s: s.rows, "kLseStride", output=True),
+    ),
+    products=lambda dim, dim_v: dim + dim_v,
+)
+DELTA = Template(
+    "na_delta",
+    (
+        _OUT_GRAD,
+        Argument("out", "T", lambda s: (*s.rows, s.dim_v)),
+        Argument("lse_grad", "float", lambda s: s.rows, when="lse_grad"),
+        _PRM,
+        Argument("delta", "float", lambda s: s.rows, output=True),
+    ),
+    products=_no_products,
+    walks=False,
+    rows=16,
+)
+QUERY_GRAD = Template(
+    "na_bwd_dq",
+    (
+        *(_Q, _K, _V, _EXTRA_K, _EXTRA_V, _BIAS, _OUT_GRAD),
+        Argument("lse", "float", lambda s: s.rows, "kLseStride"),
+        Argument("delta", "float", lambda s: s.rows),
+        _PRM,
+        Argument("query_grad", "T", lambda s: (*s.rows, s.dim), "kQueryGradStride", output=True),
+        Argument("stats", "float", lambda s: (*s.rows, STATS), output=True),
+    ),
+    products=lambda dim, dim_v: 2 * dim + dim_v,
+)
+KEY_VALUE_GRAD = Template(
+    "na_bwd_dkv",
+    (
+        *(_Q, _K, _V, _BIAS, _OUT_GRAD, _STATS, _PRM),
+        Argument("key_grad", "R", lambda s: (*s.parts, *s.keys, s.dim), "kKeyGradStride", output=True),
+        Argument("value_grad", "R", lambda s: (*s.parts, *s.keys, s.dim_v), "kValueGradStride", output=True),
+    ),
+    products=lambda dim, dim_v: 2 * dim + 2 * dim_v,
+    transposed=True,
+)
+QK = Template(
+    "na_qk",
+    (*(_Q, _K, _BIAS, _PRM), Argument("logits", "T", lambda s: (*s.rows, s.slots), "kOutStride", output=True)),
+    products=lambda dim, dim_v: dim,
+    reads_dim_v=False,
+    slotted=True,
+)
+AV = Template(
+    "na_av",
+    (*(_ATTN, _V, _PRM), Argument("out", "T", lambda s: (*s.rows, s.dim_v), "kOutStride", output=True)),
+    products=lambda dim, dim_v: dim_v,
+    reads_dim=False,
+    slotted=True,
+)
+AV_TRANSPOSED = Template(
+    "na_av_t",
+    (
+        _ATTN,
+        Argument("x", "T", lambda s: (*s.rows, s.dim_v), "kValueStride"),
+        _PRM,
+        Argument("out", "T", lambda s: (*s.keys, s.dim_v), "kOutStride", output=True),
+    ),
+    products=lambda dim, dim_v: dim_v,
+    reads_dim=False,
+    transposed=True,
+    slotted=True,
+)
+RPB_GRAD = Template(
+    "na_bias",
+    (
+        *map(_fused_only, (_Q, _K, _V)),
+        _BIAS,
+        *map(_fused_only, (_OUT_GRAD, _STATS)),
+        Argument("d_logits", "T", lambda s: (*s.rows, s.slots), "kOutGradStride", when="slots"),
+        _PRM,
+        Argument("partial", "float", lambda s: (1, s.rows[-1], *s.table), output=True),
+    ),
+    products=lambda dim, dim_v: dim + dim_v,
+    walks=False,
+    tables=True,
+)
+SUM = Template(
+    "na_sum",
+    (
+        Argument("partial", "float", lambda s: s.rows[:1]),
+        _PRM,
+        Argument("out", "T", lambda s: s.rows[:1], output=True),
+    ),
+    products=_no_products,
+    walks=False,
+    rows=256,
+)
+TEMPLATES = {
+    template.name: template
+    for template in (FORWARD, DELTA, QUERY_GRAD, KEY_VALUE_GRAD, QK, AV, AV_TRANSPOSED, RPB_GRAD, SUM)
+}
