@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 from ..metal.steps import Step
+from ..problem import checks
 
 log = logging.getLogger("natten")
 
@@ -105,7 +106,7 @@ def accept_knobs(op: str, knobs: dict[str, object]) -> None:
     """Note upstream's CUDA arguments once in the log; any other name is a TypeError."""
     for name in knobs:
         if name not in UPSTREAM_KNOBS:
-            raise TypeError(f"{op}: got an unexpected keyword argument '{name}'")
+            checks.reject_keyword(op, name)
         say_once(f"{op}: '{name}' tunes upstream's CUDA kernels; accepted and ignored")
 
 
@@ -197,13 +198,7 @@ class Backends:
         self._seen_by_tracer.choices = choices
 
     def _known(self, op: str, backend: object) -> str:
-        if not isinstance(backend, str):
-            raise TypeError(f"{op}: backend must be a string or None; got {type(backend).__name__}")
-        name = self.aliases.get(backend, backend)
-        if name != "auto" and name not in self.tiers:
-            known = ", ".join(("auto", *self.tiers))
-            raise ValueError(f"{op}: unknown backend '{backend}'; {self.package} has {known}")
-        return name
+        return checks.backend_name(op, backend, self.aliases, self.tiers, self.package)
 
     def _read_environment(self) -> str:
         """What the environment says, or 'auto'. It is read once, by the first call that it decides: reading it

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from ..metal import steps
+from ..problem import checks
 from ..problem.problem import OUTPUTS, Axis, Problem, describe
 from . import limits, verdicts
 from .backends import KernelFailure
@@ -109,10 +110,7 @@ def plan(problem: Problem, device: Device, backend: str, tiers: tuple[str, ...])
     if backend != "auto":
         reason = _rule(problem, device, backend)
         if reason is not None:
-            raise NotImplementedError(
-                f"{problem.name}: backend='{backend}' cannot take this problem: {reason}. "
-                "backend='auto' picks a path that can"
-            )
+            checks.reject_problem(problem.name, backend, reason)
         failure = _forward_failure(problem, device, backend)
         if failure is not None:
             raise failure
@@ -123,7 +121,7 @@ def plan(problem: Problem, device: Device, backend: str, tiers: tuple[str, ...])
             passed = [f"{other}: {reasons[other]}" for other in tiers[: tiers.index(tier)]]
             planned = _plan_of(problem, device, tier, "; ".join(passed) or "the fastest path that takes this problem")
             return replace(planned, failed=_failure_before(problem, device, tiers[: tiers.index(tier)]))
-    raise NotImplementedError(f"{problem.name}: no path takes this problem: " + "; ".join(map(str, reasons.values())))
+    raise checks.no_backend(problem.name, reasons)
 
 
 verdicts.depends(plan.cache_clear)

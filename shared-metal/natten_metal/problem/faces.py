@@ -7,6 +7,7 @@ raises the errors of :mod:`.checks` or returns the :class:`Problem`.
 from typing import Any
 
 from . import checks
+from .checks import merged_lses as merged_lses
 from .ops import AV, FULL, FUSED, OPS, QK, Op
 from .problem import Problem, TensorSpec
 
@@ -55,15 +56,6 @@ def full(face: str, query: Spec, key: Spec, value: Spec, is_causal: Any, scale: 
     return checks.full_problem(face, query, key, value, causal, factor)
 
 
-def merged_lses(face: str, lses: Any, upstream: dict[str, Any]) -> Any:
-    """The second argument of ``merge_attentions``, taken out of ``upstream`` where it has upstream's name there."""
-    if "lse_tensors" not in upstream:
-        return lses
-    if lses is not None:
-        raise TypeError(f"{face}: give lses, or lse_tensors as upstream calls them, not both")
-    return upstream.pop("lse_tensors")
-
-
 _WINDOW = {"stride": 1, "dilation": 1, "is_causal": False}
 # What the faces of each op take besides query, key and value: names and defaults; kernel_size has none.
 _ARGUMENTS: dict[Op, dict[str, Any]] = {
@@ -81,21 +73,13 @@ FACES = tuple(sorted(_OP_OF, key=lambda face: rank_of(face) or 0))
 
 def explained(face: str, specs: list[Spec | None], arguments: dict[str, Any]) -> Problem:
     """The problem that ``explain`` is asked about; tensors among ``arguments`` are specs already."""
-    if not isinstance(face, str):
-        checks.reject_type("explain", "op", face, "the name of an op")
-    if face not in _OP_OF:
-        raise ValueError(f"explain: unknown op {face!r}; it explains {', '.join(FACES)}")
+    checks.check_explained(face, FACES)
     op = _OP_OF[face]
     known = _ARGUMENTS[op]
     if not op.bilinear:  # whether lse is wanted changes nothing of what runs
         checks.flag("explain", "return_lse", arguments.pop("return_lse", False))
-    unknown = sorted(set(arguments) - set(known) - ({"kernel_size"} if op.has_window else set()))
-    if unknown:
-        raise TypeError(f"explain: {face} has no argument '{unknown[0]}'")
-    if op.has_window and "kernel_size" not in arguments:
-        raise TypeError(f"explain: {face} needs kernel_size")
     tensors = specs[:2] if op.bilinear else specs
-    if None in tensors:
-        raise TypeError(f"explain: {face} needs query, key and value")
+    window = {"kernel_size"} if op.has_window else set()
+    checks.check_explained_arguments(face, set(arguments), set(known) | window, op.has_window, tensors)
     problem: Problem = _PROBLEMS[op](face, *tensors, **(known | arguments))
     return problem

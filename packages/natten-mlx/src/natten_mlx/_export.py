@@ -30,10 +30,7 @@ def export_function(
             forces a backend with kernels of its own, or for another reason.
     """
     if checks.flag("export_function", "shapeless", shapeless):
-        raise NotImplementedError(
-            "export_function: shapeless=True is not implemented: neighborhood attention is traced for one size; "
-            "export one function per size"
-        )
+        checks.reject_shapeless()
     backend = "dense" if get_backend() == "dense" else "pure"
     with use_backend(backend), as_plain_operations():
         mx.export_function(file, function, *arguments, **named)

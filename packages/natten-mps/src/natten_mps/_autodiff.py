@@ -187,15 +187,6 @@ def _refuse(rule: Callable[[str], NoReturn], call: Call, given: tuple[Any, ...])
         raise
 
 
-def reject_batched(name: str) -> NoReturn:
-    """What an op answers to torch's older vmap, whose tensors nothing public looks into."""
-    raise NotImplementedError(
-        f"{name}: torch.autograd.grad(is_grads_batched=True) and torch.autograd.functional.jacobian(vectorize=True) "
-        "map by an older vmap of torch's, which cannot look into this package's ops; use torch.func.jacrev, or "
-        'torch.vmap over the function of torch.func.vjp, which can, or backend="dense"'
-    )
-
-
 def _vmap(launch: Any, size: int, dims: Any, call: Call, tensors: Any, one_by_one: bool) -> tuple[Any, Any]:
     """Fold the mapped axis into the batch; with a bias per mapped problem, one problem after another."""
     if size == 0:  # of no problem, the shapes of one

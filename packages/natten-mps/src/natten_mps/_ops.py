@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._autodiff import BATCHED, DIFFERENTIATED, Backward, Forward, differentiable_forward, reject_batched
+from ._autodiff import BATCHED, DIFFERENTIATED, Backward, Forward, differentiable_forward
 from ._call import Call, call_of, forward_op
 from ._kernels import fake_backward, fake_forward, run_backward, run_forward
 from ._lazy_bits import DISPATCH_KEYS, resolving
+from ._metal.problem.checks import reject_batched
 from ._metal.problem.problem import INPUTS
 from ._recording import recording
 

@@ -2,6 +2,8 @@
 
 import torch
 
+from ._metal.problem import checks
+
 
 def _for_onnx() -> bool:
     """Whether torch.onnx.export is running."""
@@ -20,8 +22,5 @@ def recording(face: str) -> bool:
     recorded = torch.compiler.is_compiling() or torch.compiler.is_exporting()
     by_name = torch.jit.is_tracing()  # type: ignore[attr-defined]  # public, and in no list of exports
     if by_name or (torch.compiler.is_exporting() and _for_onnx()):
-        raise NotImplementedError(
-            f"{face}: torch.jit.trace and torch.onnx.export cannot record this package's ops; call them inside of "
-            "`with natten_mps.export_mode():`, which makes these ops plain operations"
-        )
+        checks.reject_recorder(face)
     return recorded

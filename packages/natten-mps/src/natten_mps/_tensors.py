@@ -5,6 +5,7 @@ from typing import Any, NoReturn
 import torch
 
 from ._metal.problem import checks, faces
+from ._metal.problem.ops import FULL
 from ._metal.problem.problem import TensorSpec
 
 _NAMES = {
@@ -62,22 +63,13 @@ def _reject_wrapper(face: str, name: str, tensor: torch.Tensor) -> None:
     # By name: torch.distributed is large, and need not be imported to know that a tensor is not of it.
     for kind in type(tensor).__mro__:
         if kind.__name__ in _WRAPPERS and kind.__module__.startswith("torch."):
-            raise NotImplementedError(
-                f"{face}: {name} must be a plain tensor; got a {kind.__name__}. {_WRAPPERS[kind.__name__]}"
-            )
+            checks.reject_wrapper(face, name, kind.__name__, _WRAPPERS[kind.__name__])
 
 
 def _reject_layout(face: str, name: str, tensor: torch.Tensor) -> NoReturn:
     if not tensor.is_nested:
-        layout = str(tensor.layout).removeprefix("torch.")
-        raise NotImplementedError(f"{face}: {name} must be a dense tensor; got layout {layout}. Use .to_dense()")
-    rank = faces.rank_of(face)
-    op = "na1d_varlen, na2d_varlen and na3d_varlen take" if rank is None else f"na{rank}d_varlen takes"
-    if face == "attention":
-        op = "with seqlens_Q and seqlens_KV it takes packed sequences, and na1d_varlen"
-    raise NotImplementedError(
-        f"{face}: {name} must be a dense tensor; got a nested one. {op} lists of tensors: list({name}.unbind())"
-    )
+        checks.reject_layout(face, name, str(tensor.layout).removeprefix("torch."))
+    checks.reject_nested(face, name, faces.rank_of(face), packs=face in FULL.faces)
 
 
 def optional_spec(face: str, name: str, tensor: Any) -> TensorSpec | None:

@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ._autodiff import BATCHED, DIFFERENTIATED, Backward, Forward, reject_batched
+from ._autodiff import BATCHED, DIFFERENTIATED, Backward, Forward
 from ._call import Call, below_autograd
 from ._items import blank_outputs, put, take, targets
 from ._kernels import run_backward, run_forward
 from ._metal.problem import checks_varlen, ragged
+from ._metal.problem.checks import reject_batched
 from ._metal.problem.ragged import KEYS, QUERIES
 from ._plain.walk import compute_dtype
 from ._recording import recording

@@ -16,6 +16,7 @@ from torch import Tensor
 from .._metal.cpu.library import FILE, FOLDER, CpuLibrary
 from .._metal.metal.steps import RESULTS, backward_tensors
 from .._metal.plan.plan import Plan
+from .._metal.problem import checks
 
 
 @cache
@@ -60,7 +61,7 @@ def _address(plan: Plan, name: str, tensor: Tensor) -> int:
     """Where the elements lie; ValueError where none do. Lazy elements were resolved on the way (:mod:`._lazy_bits`)."""
     address = tensor.data_ptr()
     if not address and tensor.numel():
-        raise ValueError(f"{plan.problem.name}: {name} has {tensor.numel()} elements and no memory; was it freed?")
+        checks.reject_freed(plan.problem.name, name, tensor.numel())
     return address
 
 

@@ -1,0 +1,51 @@
+"""The rules of ``backend`` and of keyword arguments that an op does not know."""
+
+from typing import Any, NoReturn
+
+from .arguments import reject_type
+
+
+def backend_name(op: str, backend: Any, aliases: dict[str, str], known: tuple[str, ...], package: str) -> str:
+    """The name that ``backend`` stands for: 'auto', or one of ``known``."""
+    if not isinstance(backend, str):
+        raise TypeError(f"{op}: backend must be a string or None; got {type(backend).__name__}")
+    name = aliases.get(backend, backend)
+    if name != "auto" and name not in known:
+        raise ValueError(f"{op}: unknown backend '{backend}'; {package} has {', '.join(('auto', *known))}")
+    return name
+
+
+def reject_keyword(op: str, name: str) -> NoReturn:
+    """A keyword argument that the op does not know."""
+    raise TypeError(f"{op}: got an unexpected keyword argument '{name}'")
+
+
+def reject_problem(name: str, backend: str, reason: str) -> NoReturn:
+    """A backend that was asked for and cannot take the problem."""
+    raise NotImplementedError(
+        f"{name}: backend='{backend}' cannot take this problem: {reason}. backend='auto' picks a path that can"
+    )
+
+
+def no_backend(name: str, reasons: dict[str, str | None]) -> NotImplementedError:
+    """The error of a problem that no backend can take."""
+    return NotImplementedError(f"{name}: no path takes this problem: " + "; ".join(map(str, reasons.values())))
+
+
+def check_explained(face: Any, faces: tuple[str, ...]) -> None:
+    """The op that ``explain`` is asked about."""
+    if not isinstance(face, str):
+        reject_type("explain", "op", face, "the name of an op")
+    if face not in faces:
+        raise ValueError(f"explain: unknown op {face!r}; it explains {', '.join(faces)}")
+
+
+def check_explained_arguments(face: str, given: set[str], known: set[str], needs_window: bool, tensors: Any) -> None:
+    """The arguments of :func:`check_explained`'s op. known: all that it takes, kernel_size included."""
+    unknown = sorted(given - known)
+    if unknown:
+        raise TypeError(f"explain: {face} has no argument '{unknown[0]}'")
+    if needs_window and "kernel_size" not in given:
+        raise TypeError(f"explain: {face} needs kernel_size")
+    if None in tensors:
+        raise TypeError(f"explain: {face} needs query, key and value")

@@ -1,0 +1,87 @@
+"""The rules of the modules' constructors and inputs, in the words of the ops that they call."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..problem import TensorSpec
+from . import arguments
+from .window import Window, check_bias_stride, check_window, window_arguments
+
+
+@dataclass(frozen=True)
+class ModuleArguments:
+    """What a module's constructor was given, checked: window entries one per axis."""
+
+    embed_dim: int
+    num_heads: int
+    num_kv_heads: int
+    window: Window
+    scale: float
+    qkv_bias: bool
+    attn_drop: float
+    proj_drop: float
+    rel_pos_bias: bool
+
+
+def constructor(
+    face: str, rank: int, embed_dim: Any, num_heads: Any, num_kv_heads: Any, window: tuple[Any, ...], qk_scale: Any,
+    qkv_bias: Any, drops: tuple[Any, Any], rel_pos_bias: Any,
+) -> ModuleArguments:  # fmt: skip
+    """A module's arguments; TypeError, ValueError or NotImplementedError where an op of theirs would raise it.
+
+    window: kernel_size, stride, dilation and is_causal; drops: attn_drop and proj_drop. The axes' lengths are the
+    only thing that a call has to check.
+    """
+    width, heads, kv_heads = _heads(face, embed_dim, num_heads, num_kv_heads)
+    kernel_size, stride, dilation, is_causal = window_arguments(face, rank, *window)
+    check_window(face, kernel_size, stride, dilation)
+    has_table = arguments.flag(face, "rel_pos_bias", rel_pos_bias)
+    if has_table:
+        check_bias_stride(face, "rel_pos_bias", stride)
+    return ModuleArguments(
+        width, heads, kv_heads, (kernel_size, stride, dilation, is_causal),
+        arguments.scale_or_default(face, qk_scale, width // heads, "qk_scale"),
+        arguments.flag(face, "qkv_bias", qkv_bias),
+        arguments.probability(face, "attn_drop", drops[0]), arguments.probability(face, "proj_drop", drops[1]),
+        has_table,
+    )  # fmt: skip
+
+
+def _heads(face: str, embed_dim: Any, num_heads: Any, num_kv_heads: Any) -> tuple[int, int, int]:
+    width, heads = arguments.count(face, "embed_dim", embed_dim), arguments.count(face, "num_heads", num_heads)
+    kv_heads = heads if num_kv_heads is None else arguments.count(face, "num_kv_heads", num_kv_heads)
+    if width % heads:
+        raise ValueError(f"{face}: embed_dim must be a multiple of num_heads; got {width} and {heads}")
+    if heads % kv_heads:
+        raise ValueError(f"{face}: num_heads must be a multiple of num_kv_heads; got {heads} and {kv_heads}")
+    return width, heads, kv_heads
+
+
+def check_input(face: str, given: TensorSpec, rank: int, embed_dim: int) -> None:
+    """ValueError unless a module's input is ``[batch, *shape, embed_dim]``."""
+    if len(given.shape) != rank + 2 or given.shape[-1] != embed_dim:
+        axes = ", ".join("XYZ"[:rank]) if rank > 1 else "L"
+        raise ValueError(f"{face}: input must be [batch, {axes}, {embed_dim}]; got {given.shape}")
+
+
+def check_projection(
+    face: str, layer: str, width: int, parts: int, heads: tuple[str, int], head_dim: int
+) -> None:  # fmt: skip
+    """ValueError unless a projection gives as many channels as the module's heads have, whoever changed either.
+
+    heads: the name of their number, and the number. parts: of query, key and value, those in the projection.
+    """
+    name, count = heads
+    if width != parts * count * head_dim:
+        factors = f"{parts} * {count} * {head_dim}" if parts > 1 else f"{count} * {head_dim}"
+        raise ValueError(
+            f"{face}: {layer} gives {width} channels, but {name}={count} with head_dim {head_dim} needs {factors}; "
+            f"where heads are pruned or sharded, set {name} to those that stay"
+        )
+
+
+def reject_dropout(face: str, sizes: str) -> None:
+    """Dropping weights needs the split ops, which know no items of different sizes."""
+    raise NotImplementedError(
+        f"{face}: attn_drop in training does not go with {sizes}; set attn_drop=0.0 or call the items one by one"
+    )

@@ -1,0 +1,113 @@
+"""The problem of each op: fused, split and full; raises if the tensors or the window break a rule."""
+
+import math
+from dataclasses import replace
+
+from ..ops import AV, FULL, FUSED, QK
+from ..problem import Problem, TensorSpec
+from .tensors import agree, check_additional, check_heads, check_rpb, no_zero, same, tensor_rank
+from .window import Window, check_axes
+
+
+def fused_problem(
+    face: str,
+    query: TensorSpec,
+    key: TensorSpec,
+    value: TensorSpec,
+    window: Window,
+    scale: float,
+    additional_keys: TensorSpec | None = None,
+    additional_values: TensorSpec | None = None,
+    rpb: TensorSpec | None = None,
+) -> Problem:
+    """The problem of ``na1d``, ``na2d``, ``na3d``; raises if the tensors or the window break a rule."""
+    rank = len(query.shape) - 3
+    tensor_rank(face, "key", key, rank)
+    tensor_rank(face, "value", value, rank)
+    given = {"query": query, "key": key, "value": value}
+    extras = {"additional_keys": additional_keys, "additional_values": additional_values}
+    given |= {name: spec for name, spec in extras.items() if spec is not None}
+    agree(face, given, rpb)
+    same(face, "shape", {name: given[name].shape[1:-2] for name in ("query", "key", "value")})
+    problem = _heads_last(FUSED.name, face, query, key, value, window, scale)
+    check_axes(face, problem.query_shape, *window[:3])
+    additional = check_additional(face, additional_keys, additional_values, problem)
+    if rpb is not None:
+        check_rpb(face, rpb, problem.heads, window[0], window[1])
+    return replace(problem, additional=additional, has_rpb=rpb is not None)
+
+
+def qk_problem(
+    face: str, query: TensorSpec, key: TensorSpec, window: Window, scale: float, rpb: TensorSpec | None = None
+) -> Problem:
+    """The problem of the split op ``na{1,2,3}d_qk``: logits of each query's window slots."""
+    tensor_rank(face, "key", key, len(query.shape) - 3)
+    given = {"query": query, "key": key}
+    agree(face, given, rpb)
+    same(face, "shape", {name: spec.shape[1:-2] for name, spec in given.items()})
+    problem = _heads_last(QK.name, face, query, key, None, window, scale)
+    check_axes(face, problem.query_shape, *window[:3])
+    if rpb is not None:
+        check_rpb(face, rpb, problem.heads, window[0], window[1])
+    return replace(problem, has_rpb=rpb is not None)
+
+
+def av_problem(face: str, attn: TensorSpec, value: TensorSpec, window: Window) -> Problem:
+    """The problem of the split op ``na{1,2,3}d_av``: weights of window slots times values."""
+    tensor_rank(face, "value", value, len(attn.shape) - 3)
+    same(face, "batch size", {"attn": attn.shape[0], "value": value.shape[0]})
+    same(face, "device", {"attn": attn.device, "value": value.device})
+    same(face, "shape", {"attn": attn.shape[1:-2], "value": value.shape[1:-2]})
+    slots = math.prod(window[0])
+    if attn.shape[-1] != slots:
+        raise ValueError(f"{face}: attn must have prod(kernel_size) = {slots} slots; got {attn.shape[-1]}")
+    shape, heads, kv_heads = attn.shape[1:-2], attn.shape[-2], value.shape[-2]
+    no_zero(face, {"shape": shape, "heads": heads, "value heads": kv_heads, "value head_dim": value.shape[-1]})
+    check_heads(face, heads, kv_heads)
+    check_axes(face, shape, *window[:3])
+    return Problem(
+        AV.name, attn.shape[0], shape, shape, heads, kv_heads, 0, value.shape[-1], *window, 1.0, value.dtype
+    )  # fmt: skip
+
+
+def full_problem(
+    face: str, query: TensorSpec, key: TensorSpec, value: TensorSpec, is_causal: bool, scale: float
+) -> Problem:
+    """The problem of ``attention``: every key in reach, or those up to the query's own index."""
+    for name, spec in (("key", key), ("value", value)):
+        tensor_rank(face, name, spec, 1)
+    agree(face, {"query": query, "key": key, "value": value}, None)
+    same(face, "sequence length", {"key": key.shape[1], "value": value.shape[1]})
+    reach = max(query.shape[1], key.shape[1])
+    return _heads_last(FULL.name, face, query, key, value, ((reach,), (1,), (1,), (is_causal,)), scale)
+
+
+def _heads_last(
+    op: str,
+    face: str,
+    query: TensorSpec,
+    key: TensorSpec,
+    value: TensorSpec | None,
+    window: Window,
+    scale: float,
+) -> Problem:
+    """The problem of tensors whose ranks and axes are known to agree; checks heads and head dims."""
+    heads, head_dim = query.shape[-2:]
+    kv_heads = key.shape[-2]
+    same(face, "head_dim", {"query": head_dim, "key": key.shape[-1]})
+    if value is not None:
+        same(face, "number of heads", {"key": kv_heads, "value": value.shape[-2]})
+    sizes = {
+        "query shape": query.shape[1:-2],
+        "key shape": key.shape[1:-2],
+        "heads": heads,
+        "kv heads": kv_heads,
+    }
+    sizes |= {"head_dim": head_dim} | ({} if value is None else {"value head_dim": value.shape[-1]})
+    no_zero(face, sizes)
+    check_heads(face, heads, kv_heads)
+    head_dim_v = 0 if value is None else value.shape[-1]
+    return Problem(
+        op, query.shape[0], query.shape[1:-2], key.shape[1:-2], heads, kv_heads, head_dim, head_dim_v,
+        *window, scale, query.dtype,
+    )  # fmt: skip
