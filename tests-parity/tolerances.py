@@ -189,14 +189,6 @@ def baseline(problem: Problem, arrays: dict[str, Array]) -> dict[str, Array]:
     return found
 
 
-def _expected(truth: dict[str, Array], plain: dict[str, Array], dtype: str, results: set[str]) -> dict[str, Expected]:
-    kinds = {name: lse_dtype(dtype) if name == "lse" else dtype for name in truth}
-    return {
-        name: Expected(truth[name], rounded(plain[name], kinds[name]), kinds[name], 2 if name in results else 3)
-        for name in truth
-    }
-
-
 Tensors = dict[str, Array]
 
 

@@ -29,6 +29,8 @@
 namespace natten {
 namespace NATTEN_ISA {
 
+// Here, and not above: kernels.cpp is compiled once per instruction set, and a function of window.h that all of them
+// shared by name could be linked from the object that uses instructions this machine lacks. The file includes nothing.
 #include "../kernels/window.h"
 
 using na::Span;

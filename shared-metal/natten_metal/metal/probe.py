@@ -8,8 +8,8 @@ import math
 
 from ..problem.ops import FUSED
 from ..problem.problem import Problem
+from .launches import Output, Step, parameters
 from .source import Instance
-from .steps import Output, Step, parameters
 from .templates import Sizes
 
 # Batch items, each of one token: every tensor has at least as many elements.

@@ -68,15 +68,18 @@ class Instance:
 
     @property
     def name(self) -> str:
-        """The entry point's name: it says the whole instantiation."""
-        flags = "".join(
-            letter
-            for letter, on in (
-                ("s", self.stage), ("w", self.wide), ("b", self.bias), ("x", self.extra), ("e", self.every),
-                ("l", self.lse_grad), ("t", self.slots), ("z", self.empty_zero),
-            )
-            if on
-        )  # fmt: skip
+        """The entry point's name: it says the whole instantiation. No letter stands for two things."""
+        options = {
+            "s": self.stage,
+            "w": self.wide,
+            "b": self.bias,
+            "x": self.extra,
+            "e": self.every,
+            "l": self.lse_grad,
+            "i": self.slots,
+            "z": self.empty_zero,
+        }
+        flags = "".join(letter for letter, on in options.items() if on)
         patch = "".join(map(str, self.patch))
         return (
             f"{self.template}_r{self.rank}_{self.dtype}_d{self.dim}_v{self.dim_v}_p{patch}h{self.heads}"

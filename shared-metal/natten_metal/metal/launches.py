@@ -1,0 +1,123 @@
+"""One launch of a kernel as pure data: its instantiation, grid, parameters, and the tensors that it reads and makes."""
+
+import math
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from ..problem.problem import Problem
+from .slots import COUNT, SLOTS
+from .source import Instance
+
+# Tensors that kernels read as contiguous ones (rpb in float32); all others may have any strides.
+CONTIGUOUS = frozenset({"rpb", "out", "lse", "lse_grad"})
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """A tensor that a step makes: the kernel's argument, its name in the program, shape and dtype."""
+
+    argument: str
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One kernel launch. grid: threadgroups; threads: of one. inputs: (argument, tensor name) pairs.
+
+    params holds every slot but the strides; ``bricks`` and ``full`` are the launch's exact work (0 where it
+    walks no bricks).
+    """
+
+    instance: Instance
+    grid: tuple[int, int, int]
+    threads: int
+    params: tuple[int, ...]
+    inputs: tuple[tuple[str, str], ...]
+    outputs: tuple[Output, ...]
+    bricks: int = 0
+    full: int = 0
+
+    @property
+    def products(self) -> int:
+        """8x8 products of the launch, exactly: simdgroup multiply-accumulates."""
+        return self.bricks * self.instance.products
+
+    @property
+    def stride_slots(self) -> dict[str, str]:
+        """Argument -> the stride block it fills."""
+        return self.instance.stride_slots
+
+    def __str__(self) -> str:
+        """The launch in words, without its parameters."""
+        grid = " x ".join(map(str, self.grid))
+        return f"kernel {self.instance.name}: {grid} threadgroups of {self.threads} threads"
+
+
+def bits_of(scale: float) -> int:
+    """The scale as the kernels read it: float32 bits of scale * log2(e)."""
+    return int(struct.unpack("<i", struct.pack("<f", scale * math.log2(math.e)))[0])
+
+
+def strides_of(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Element strides of a contiguous tensor."""
+    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+
+
+def stride_block(strides: tuple[int, ...], channels: bool) -> tuple[int, ...]:
+    """Strides of ``[B, *shape, H(, D)]`` in the order of a slot block: batch, head, axes."""
+    kept = strides[:-1] if channels else strides
+    return (kept[0], kept[-1], *kept[1:-1])
+
+
+def with_strides(step: Step, strides: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+    """The parameter array of a step. strides: of the tensors by argument; those not named keep zeros."""
+    slots = list(step.params)
+    for argument, own in strides.items():
+        block = step.stride_slots.get(argument)
+        if block is None:
+            continue
+        if step.instance.every and argument in ("key_grad", "value_grad"):
+            own = own[1:]  # the parts lie outermost
+        values = stride_block(own, channels=argument != "lse")
+        first, _ = SLOTS[block]
+        slots[first : first + len(values)] = values
+    return tuple(slots)
+
+
+def fills_words(step: Step) -> bool:
+    """Whether the channels of every staged token fill whole 16-byte words; a host must also know where tokens start."""
+    first, count = SLOTS["kDim"][0], 2
+    dims = step.params[first : first + count]
+    padded = (step.instance.dim, step.instance.dim_v)
+    return step.instance.record.walks and all(p in (0, dim) for p, dim in zip(padded, dims, strict=True))
+
+
+def parameters(problem: Problem, values: dict[str, int | Iterable[int]]) -> tuple[int, ...]:
+    """The parameter array of a launch on ``problem``, strides left out; ``values`` go before the problem's own."""
+    p = problem
+    slots = [0] * COUNT
+    fixed: dict[str, int | Iterable[int]] = {
+        "kHeads": p.heads,
+        "kGroupHeads": p.group_heads,
+        "kDim": p.head_dim,
+        "kDimV": p.head_dim_v,
+        "kScaleBits": bits_of(p.scale),
+        "kAdditional": p.additional,
+        "kParts": 1,
+        "kBatch": p.batch,
+        "kQueryShape": p.query_shape,
+        "kKeyShape": p.key_shape,
+        "kWindow": p.kernel_size,
+        "kStride": p.stride,
+        "kDilation": p.dilation,
+        "kCausal": [int(c) for c in p.is_causal],
+        "kRowCount": p.batch * p.queries * p.heads,
+    }
+    for name, value in (fixed | values).items():
+        first, _ = SLOTS[name]
+        given = [value] if isinstance(value, int) else list(value)
+        slots[first : first + len(given)] = given
+    return tuple(slots)
