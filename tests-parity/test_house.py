@@ -26,6 +26,16 @@ SYMLINKS = {
     "shared-metal/natten_metal/metal/kernels": "../../kernels",
 }
 NAMES = house.window_functions((ROOT / WINDOW).read_text())
+# Trees of modules, and the rooms of the shared one in their order: each imports from those before it alone.
+TREES = ("shared-metal/natten_metal", "packages/natten-mps/src/natten_mps", "packages/natten-mlx/src/natten_mlx")
+ROOMS = {"problem": 0, "metal": 1, "plan": 2, "api": 3, "cpu": 4, "compat": 4, "weights": 4, "tools": 4}
+CHECKS, TEMPLATES = "shared-metal/natten_metal/problem/checks/", "shared-metal/natten_metal/metal/templates.py"
+# What raises other errors than those of an op, besides the tools, upstream's older interfaces and weights.
+OTHER_ERRORS = {
+    "shared-metal/natten_metal/api/recall.py",  # caught where the function is called
+    "shared-metal/natten_metal/cpu/library.py",  # an environment variable, or a problem that passed the checks
+    "packages/natten-mlx/src/natten_mlx/_launch/nanobind.py",  # an environment variable
+}
 
 
 def git(*arguments: str) -> str:
@@ -97,6 +107,41 @@ def test_no_blind_except() -> None:
     assert_none(complaints(shipped(".py"), lambda source, _: house.blind_excepts(source)))
 
 
+def modules_of(tree: str) -> dict[str, str]:
+    paths = [p for p in project_files() if p.startswith(f"{tree}/") and p.endswith(".py")]
+    return {p.removeprefix(f"{tree}/"): (ROOT / p).read_text() for p in paths}
+
+
+@pytest.mark.parametrize("tree", TREES)
+def test_no_module_imports_itself_by_way_of_others(tree: str) -> None:
+    edges = house.imports_of(modules_of(tree))
+    assert sum(map(len, edges.values())) > 50, "hardly an import was seen"
+    assert_none(house.import_circles(edges))
+
+
+def test_rooms_are_in_order() -> None:
+    modules = modules_of(TREES[0])
+    assert {path.split("/")[0] for path in modules} - {"__init__.py"} == set(ROOMS)
+    edges = house.imports_of(modules, lazy=True)
+    assert_none(house.import_circles(edges))
+    assert_none(house.rooms_out_of_order(edges, ROOMS))
+
+
+def test_a_template_is_named_once() -> None:
+    names = frozenset(re.findall(r'^    "(na_\w+)",$', (ROOT / TEMPLATES).read_text(), re.MULTILINE))
+    headers = "".join((ROOT / p).read_text() for p in shipped(".h"))
+    assert names == set(re.findall(r"^METAL_FUNC void (na_\w+)\(", headers, re.MULTILINE)), "the headers have others"
+    paths = [p for p in shipped(".py") if p != TEMPLATES]
+    assert_none(complaints(paths, lambda source, _: house.quoted_names(source, names)))
+
+
+def test_errors_of_ops_are_worded_in_one_place() -> None:
+    elsewhere = re.compile(r"/compat/|/weights[/.]|/_?tools/")
+    assert set(shipped(".py")) >= OTHER_ERRORS
+    paths = {p for p in shipped(".py") if not p.startswith(CHECKS) and not elsewhere.search(p)}
+    assert_none(complaints(sorted(paths - OTHER_ERRORS), lambda source, _: house.raised_errors(source)))
+
+
 def test_no_registry_host_no_machine_path_no_lock_file() -> None:
     def rule(path: str) -> list[str]:
         content = (ROOT / path).read_bytes()
@@ -140,6 +185,29 @@ def link_to_b(index: str) -> list[str]:
     return house.not_symlinks(index, {"a/_metal": "../b"})
 
 
+def sources_in(text: str) -> dict[str, str]:
+    """Sources by path, of lines "path: statement"."""
+    return {path: statement for path, _, statement in (line.partition(": ") for line in text.splitlines())}
+
+
+def circles(text: str) -> list[str]:
+    return house.import_circles(house.imports_of(sources_in(text)))
+
+
+def lazy_circles(text: str) -> list[str]:
+    return house.import_circles(house.imports_of(sources_in(text), lazy=True))
+
+
+def rooms(statement: str) -> list[str]:
+    """Of a module in the second of three rooms."""
+    sources = {"one/x.py": "", "two/y.py": statement, "two/z.py": "", "too/x.py": "", "three/x.py": "", "free.py": ""}
+    return house.rooms_out_of_order(house.imports_of(sources), {"one": 0, "two": 1, "too": 1, "three": 2})
+
+
+def templates(source: str) -> list[str]:
+    return house.quoted_names(source, frozenset({"na_fwd"}))
+
+
 # (rule, a violation that it must report, a clean twin that it must let through)
 PLANTED: list[tuple[Rule, str, str]] = [
     (house.framework_imports, "def f():\n    import torch.nn", "import math\nfrom . import torch"),
@@ -172,6 +240,29 @@ PLANTED: list[tuple[Rule, str, str]] = [
     (house.blind_excepts, "try: f()\nexcept (OSError, BaseException): pass", "raise Exception"),
     (house.blind_excepts, "try: f()\nexcept builtins.Exception: pass", "x = Exception"),
     (house.blind_excepts, "with contextlib.suppress(Exception): f()", "with suppress(OSError): f()"),
+    (
+        circles,
+        "a/x.py: from .y import f\na/y.py: from ..b import g\nb.py: from .a import x",
+        "a/x.py: from .y import f\na/y.py: from ..b import g\nb.py: import a.x",
+    ),
+    (
+        circles,
+        "a/x.py: from .y import f\na/y.py: from ..b import g\nb.py: from .a.x import f",
+        "a/x.py: from .y import f\na/y.py: from ..b import g\nb.py: def f(): from .a import x",
+    ),
+    (circles, "a/__init__.py: from .x import f\na/x.py: from . import g", "a/__init__.py: from .x import f\na/x.py: 1"),
+    (
+        lazy_circles,
+        "a/x.py: from .y import f\na/y.py: from ..b import g\nb.py: def f(): from .a import x",
+        "a/x.py: from .y import f\na/y.py: from ..b import g\nb.py: if TYPE_CHECKING: from .a import x",
+    ),
+    (rooms, "from ..three import x", "from ..one.x import f\nfrom . import z"),
+    (rooms, "from ..too.x import f", "from ..one import x"),
+    (rooms, "from .. import free", "import free"),
+    (templates, "x = {'na_fwd': 1}", "x = 'na_fwd_r2'"),
+    (templates, "if name in ('na_fwd',): ...", "na_fwd = f'na_{name}'"),
+    (house.raised_errors, "def f():\n  raise ValueError('x')", "raise NotImplementedError"),
+    (house.raised_errors, "raise TypeError(f'{x}') from None", "raise checks.no_backend('x')"),
     (house.registry_hosts, HOST, "the package registry"),
     (house.machine_paths, PATH, "packages/work/x, ../tmp/y, and/or/else"),
     (lambda path: house.lock_files([path]), "packages/natten-mps/uv.lock", "docs/uv.lock.md"),

@@ -6,6 +6,7 @@ Written over an array namespace like :mod:`.window`, so that numpy, torch and ML
 import math
 from typing import Any
 
+from .checks.window import check_drawable
 from .interval import TableNamespace
 from .problem import Axis, Problem
 from .window import INTEGERS, group_length, window
@@ -130,8 +131,7 @@ def picture(axis: Axis, most: int = 64) -> str:
 
     ``most`` bounds the lines and columns; a longer axis raises ValueError.
     """
-    if max(axis.queries, axis.keys) > most:
-        raise ValueError(f"picture: at most {most} tokens can be drawn; got {max(axis.queries, axis.keys)}")
+    check_drawable(max(axis.queries, axis.keys), most)
     lines = []
     for query in range(axis.queries):
         group, p = query % axis.dilation, query // axis.dilation

@@ -193,7 +193,7 @@ def neighborhood_attention_varlen(
             kernel_size_list, stride_list, dilation_list,
         )  # fmt: skip
     elif token_layout_list is not None:
-        raise ValueError(f"{face}: give metadata or token_layout_list, not both")
+        checks_varlen.reject_both(face)
     table, rank, causal, made_for = checks_varlen.metadata_parts(face, metadata)
     chosen = BACKENDS.resolve(face, made_for if backend is None else backend)
     where = stream_of(face, stream)

@@ -45,6 +45,12 @@ def check_axes(
             )
 
 
+def check_drawable(longest: int, most: int) -> None:
+    """The length of an axis that is drawn, one character for each pair of tokens."""
+    if longest > most:
+        raise ValueError(f"picture: at most {most} tokens can be drawn; got {longest}")
+
+
 def check_bias_stride(face: str, name: str, stride: tuple[int, ...]) -> None:
     """NotImplementedError: a bias table by relative position goes with stride 1."""
     if any(s > 1 for s in stride):
