@@ -216,7 +216,7 @@ def test_nested_tensors(batched: bool) -> None:
 
 def test_knobs_in_a_compiled_call(caplog: pytest.LogCaptureFixture) -> None:
     """Arguments that tune CUDA kernels are ignored in a program traced as a whole; the next eager call logs them."""
-    import natten_mps._metal.backends as own
+    import natten_mps._metal.plan.backends as own
 
     query, flat = torch.randn(1, 6, 7, 2, 4), torch.randn(1, 9, 2, 4)
     knobs = {"q_tile_shape": (8, 8), "kernel_schedule": "pp", "torch_compile": True}
