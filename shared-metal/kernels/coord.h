@@ -68,9 +68,9 @@ METAL_FUNC int patch_extent(int axis) {
 // The position inside the patch of fragment row r (heads fastest, then x)
 template <typename C>
 METAL_FUNC int patch_coord(int axis, int r) {
-  const int place = r / C::HR;
-  if (axis == C::RANK - 1) return place % C::PX;
-  return axis == C::RANK - 2 ? (place / C::PX) % C::PY : place / (C::PX * C::PY);
+  const int position = r / C::HR;
+  if (axis == C::RANK - 1) return position % C::PX;
+  return axis == C::RANK - 2 ? (position / C::PX) % C::PY : position / (C::PX * C::PY);
 }
 
 // Number, line by line along x, of the tile that is launched nth. Tiles at both ends of x come first, because they have
@@ -143,12 +143,12 @@ METAL_FUNC void find_patch(thread Patch<C::RANK>& patch, const thread Tile<C::RA
   }
 }
 
-// Element offset of positions p of the tile's dilation group, in the tensor whose strides are at `slot`
+// Element offset of positions p of the tile's dilation group, in the tensor whose strides are at `block`
 template <int RANK>
-METAL_FUNC long token_offset(const thread Params& prm, int slot, const thread Tile<RANK>& t, int batch, int head,
+METAL_FUNC long token_offset(const thread Params& prm, int block, const thread Tile<RANK>& t, int batch, int head,
                              const thread int* p) {
-  long at = batch * prm[slot] + head * prm[slot + 1];
-  NA_UNROLL for (int a = 0; a < RANK; ++a) at += (p[a] * t.step[a] + t.group[a]) * prm[slot + 2 + a];
+  long at = batch * prm[block] + head * prm[block + 1];
+  NA_UNROLL for (int a = 0; a < RANK; ++a) at += (p[a] * t.step[a] + t.group[a]) * prm[block + 2 + a];
   return at;
 }
 

@@ -76,24 +76,24 @@ METAL_FUNC void na_bias(const device typename C::T* q, const device typename C::
   const int head = int(tgid.x);
   for (int at = int(tgid.y); at < tiles * groups * int(prm[kBatch]); at += int(prm[kParts])) {
     const int batch = at / (tiles * groups);
-    const Place place = {batch, at / tiles % groups, head, head / int(prm[kGroupHeads])};
+    const Slice slice = {batch, at / tiles % groups, head, head / int(prm[kGroupHeads])};
     Tile<R> tile;
     Patch<R> patch;
-    if (!find_tile<C>(tile, prm, at % tiles, place.group)) continue;  // uniform
+    if (!find_tile<C>(tile, prm, at % tiles, slice.group)) continue;  // uniform
     find_patch<C>(patch, tile, int(sg), body.fr);
     body.store = patch.store;
     if (C::SLOTS) {
       body.channel = prm.channel(kOutGradStride);
       body.d_logits = d_logits + token_offset<R>(prm, kOutGradStride, tile, batch, head, patch.row);
     } else {
-      body.rows.load(q, out_grad, bias, prm, tile, patch, place);
+      body.rows.load(q, out_grad, bias, prm, tile, patch, slice);
       const long own_at = token_offset<R>(prm, kLseStride, tile, batch, head, patch.row);
       const Stats own = *(const device Stats*)(stats + own_at);
       body.rows.lse = own[0];
       body.rows.factor = own[1];
       body.rows.delta = own[2];
     }
-    const Sides<C, R> sides = key_sides<C, R>(k, v, prm, kKeyStride, kValueStride, tile, place, nullptr, nullptr);
+    const Sides<C, R> sides = key_sides<C, R>(k, v, prm, kKeyStride, kValueStride, tile, slice, nullptr, nullptr);
     walk<C, R>(body, sides, tile, patch, int(sg), int(lane));
   }
   threadgroup_barrier(mem_flags::mem_threadgroup);

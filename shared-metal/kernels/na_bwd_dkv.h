@@ -20,10 +20,10 @@ namespace na {
 
 // Element offset of the lane's row: a key on all axes, or an additional key on one
 template <typename C>
-METAL_FUNC long row_at(const thread Params& prm, int slot, const thread Tile<C::RANK>& t, int batch, int head,
+METAL_FUNC long row_at(const thread Params& prm, int block, const thread Tile<C::RANK>& t, int batch, int head,
                        const thread Patch<C::RANK>& patch) {
-  if (C::EVERY) return batch * prm[slot] + head * prm[slot + 1] + patch.row[0] * prm[slot + 2];
-  return token_offset<C::RANK>(prm, slot, t, batch, head, patch.row);
+  if (C::EVERY) return batch * prm[block] + head * prm[block + 1] + patch.row[0] * prm[block + 2];
+  return token_offset<C::RANK>(prm, block, t, batch, head, patch.row);
 }
 
 template <typename C>

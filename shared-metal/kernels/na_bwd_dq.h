@@ -42,10 +42,10 @@ struct QueryGradient {
   // The lane's row: what it needs of its query
   METAL_FUNC void load(const device T* q, const device T* out_grads, const device float* bias,
                        const thread Params& prm, const thread Tile<C::RANK>& tile, const thread Patch<C::RANK>& patch,
-                       Place place) thread {
-    const device T* q_row = q + token_offset<C::RANK>(prm, kQueryStride, tile, place.batch, place.head, patch.row);
+                       Slice slice) thread {
+    const device T* q_row = q + token_offset<C::RANK>(prm, kQueryStride, tile, slice.batch, slice.head, patch.row);
     const device T* g_row =
-        out_grads + token_offset<C::RANK>(prm, kOutGradStride, tile, place.batch, place.head, patch.row);
+        out_grads + token_offset<C::RANK>(prm, kOutGradStride, tile, slice.batch, slice.head, patch.row);
     const long q_channel = prm.channel(kQueryStride);
     const long g_channel = prm.channel(kOutGradStride);
     const int dim = patch.channels(int(prm[kDim]));
@@ -54,7 +54,7 @@ struct QueryGradient {
     NA_UNROLL for (int d = 0; d < C::DB; d += 8) out_grad[d / 8] = load_channels(g_row, d + fc, dim_v, g_channel);
     scale = as_type<float>(int(prm[kScaleBits]));
     biased = true;
-    if (C::BIAS) table = bias + place.head * bias_entries<C::RANK>(tile);
+    if (C::BIAS) table = bias + slice.head * bias_entries<C::RANK>(tile);
   }
 
   // dS of a group of bricks, not yet divided by the sum of W; 0 where the row does not see the column
@@ -110,13 +110,13 @@ METAL_FUNC void na_bwd_dq(const device typename C::T* q, const device typename C
   QueryGradient<C> body;
   body.fr = fragment_row(lane);
   body.fc = fragment_col(lane);
-  const Place place = find_place<C>(prm, tgid, body.fr);
+  const Slice slice = find_slice<C>(prm, tgid, body.fr);
   Tile<R> tile;
   Patch<R> patch;
-  if (!find_tile<C>(tile, prm, int(tgid.y), place.group)) return;  // uniform, before any barrier
+  if (!find_tile<C>(tile, prm, int(tgid.y), slice.group)) return;  // uniform, before any barrier
   find_patch<C>(patch, tile, int(sg), body.fr);
-  body.load(q, out_grad, bias, prm, tile, patch, place);
-  const long scalar = token_offset<R>(prm, kLseStride, tile, place.batch, place.head, patch.row);
+  body.load(q, out_grad, bias, prm, tile, patch, slice);
+  const long scalar = token_offset<R>(prm, kLseStride, tile, slice.batch, slice.head, patch.row);
   body.lse = as_type<uint>(lse[scalar]) == kMinusInfinityBits ? -kMasked : lse[scalar] * kLog2E;
   body.delta = delta[scalar];
   body.factor = 1.0f;
@@ -125,10 +125,10 @@ METAL_FUNC void na_bwd_dq(const device typename C::T* q, const device typename C
   body.parts.bricks = 0;
   body.biased = false;
   if (C::EXTRA) {
-    walk_additional<C>(body, extra_k, extra_v, prm, place, patch.active, staged_a, staged_b, int(sg), int(lane));
+    walk_additional<C>(body, extra_k, extra_v, prm, slice, patch.active, staged_a, staged_b, int(sg), int(lane));
   }
   body.biased = true;
-  const Sides<C, R> sides = key_sides<C, R>(k, v, prm, kKeyStride, kValueStride, tile, place, staged_a, staged_b);
+  const Sides<C, R> sides = key_sides<C, R>(k, v, prm, kKeyStride, kValueStride, tile, slice, staged_a, staged_b);
   walk<C, R>(body, sides, tile, patch, int(sg), int(lane));
   if (C::PART != 0) {
     body.sum.finish(1.0f);
@@ -137,7 +137,7 @@ METAL_FUNC void na_bwd_dq(const device typename C::T* q, const device typename C
   const float total = row_sum(body.weights);
   const float factor = as_type<uint>(total) == 0u ? 0.0f : 1.0f / total;
   if (!patch.store) return;
-  device T* to = query_grad + token_offset<R>(prm, kQueryGradStride, tile, place.batch, place.head, patch.row);
+  device T* to = query_grad + token_offset<R>(prm, kQueryGradStride, tile, slice.batch, slice.head, patch.row);
   write_row<T, C::DA>(to, body.sum.part, body.scale * kLn2 * factor, body.fc, int(prm[kDim]));
   if (body.fc == 0) ((device Stats*)stats)[scalar] = Stats(body.lse, factor, body.delta, 0.0f);
 }

@@ -11,16 +11,16 @@
 
 namespace na {
 
-// Element offset of flat row `at` of [B, *shape, H] in the tensor whose strides are at `slot`; I holds any row
+// Element offset of flat row `at` of [B, *shape, H] in the tensor of a stride block; I holds any row
 template <typename I>
-METAL_FUNC long row_offset(const thread Params& prm, int slot, int rank, I at) {
-  long offset = long(at % I(prm[kHeads])) * prm[slot + 1];
+METAL_FUNC long row_offset(const thread Params& prm, int block, int rank, I at) {
+  long offset = long(at % I(prm[kHeads])) * prm[block + 1];
   at /= I(prm[kHeads]);
   for (int a = rank - 1; a >= 0; --a) {
-    offset += long(at % I(prm[kQueryShape + a])) * prm[slot + 2 + a];
+    offset += long(at % I(prm[kQueryShape + a])) * prm[block + 2 + a];
     at /= I(prm[kQueryShape + a]);
   }
-  return offset + long(at) * prm[slot];
+  return offset + long(at) * prm[block];
 }
 
 template <typename C>

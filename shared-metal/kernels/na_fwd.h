@@ -97,14 +97,14 @@ METAL_FUNC void na_fwd(const device typename C::T* q, const device typename C::T
   Forward<C> body;
   body.fr = fragment_row(lane);
   body.fc = fragment_col(lane);
-  const Place place = find_place<C>(prm, tgid, body.fr);
+  const Slice slice = find_slice<C>(prm, tgid, body.fr);
   Tile<R> tile;
   Patch<R> patch;
-  if (!find_tile<C>(tile, prm, int(tgid.y), place.group)) return;  // uniform, before any barrier
+  if (!find_tile<C>(tile, prm, int(tgid.y), slice.group)) return;  // uniform, before any barrier
   find_patch<C>(patch, tile, int(sg), body.fr);
   const int dim = patch.channels(int(prm[kDim]));
   const long channel = prm.channel(kQueryStride);
-  const device T* q_row = q + token_offset<R>(prm, kQueryStride, tile, place.batch, place.head, patch.row);
+  const device T* q_row = q + token_offset<R>(prm, kQueryStride, tile, slice.batch, slice.head, patch.row);
   const float scale = as_type<float>(int(prm[kScaleBits]));
   const Pair<T> sign = Pair<T>(T(scale < 0.0f ? -1.0f : 1.0f));
   NA_UNROLL for (int d = 0; d < C::DA; d += 8) {
@@ -116,13 +116,13 @@ METAL_FUNC void na_fwd(const device typename C::T* q, const device typename C::T
   body.parts.bricks = 0;
   body.scale = abs(scale);
   body.unit = C::BIAS ? 1.0f : body.scale;
-  if (C::BIAS) body.table = bias + place.head * bias_entries<R>(tile);
+  if (C::BIAS) body.table = bias + slice.head * bias_entries<R>(tile);
   body.biased = false;
   if (C::EXTRA) {
-    walk_additional<C>(body, extra_k, extra_v, prm, place, patch.active, staged_a, staged_b, int(sg), int(lane));
+    walk_additional<C>(body, extra_k, extra_v, prm, slice, patch.active, staged_a, staged_b, int(sg), int(lane));
   }
   body.biased = true;
-  const Sides<C, R> sides = key_sides<C, R>(k, v, prm, kKeyStride, kValueStride, tile, place, staged_a, staged_b);
+  const Sides<C, R> sides = key_sides<C, R>(k, v, prm, kKeyStride, kValueStride, tile, slice, staged_a, staged_b);
   walk<C, R>(body, sides, tile, patch, int(sg), int(lane));
   // Addresses only now: held over the loop they would cost registers.
   if (C::PART != 0) {
@@ -133,10 +133,10 @@ METAL_FUNC void na_fwd(const device typename C::T* q, const device typename C::T
   const float total = row_sum(body.l);
   const bool empty = as_type<uint>(total) == 0u;  // as bits: fast math may drop float comparisons, and NaN is not empty
   if (!patch.store) return;
-  device T* to = out + token_offset<R>(prm, kOutStride, tile, place.batch, place.head, patch.row);
+  device T* to = out + token_offset<R>(prm, kOutStride, tile, slice.batch, slice.head, patch.row);
   write_row<T, C::DB>(to, body.out.part, empty ? 0.0f : 1.0f / total, body.fc, int(prm[kDimV]));
   if (body.fc == 0) {
-    lse[token_offset<R>(prm, kLseStride, tile, place.batch, place.head, patch.row)] =
+    lse[token_offset<R>(prm, kLseStride, tile, slice.batch, slice.head, patch.row)] =
         empty ? as_type<float>(kMinusInfinityBits) : (body.m * body.unit + log2(total)) * kLn2;
   }
 }

@@ -75,22 +75,22 @@ METAL_FUNC void na_qk(const device typename C::T* q, const device typename C::T*
   Logits<C> body;
   body.fr = fragment_row(lane);
   body.fc = fragment_col(lane);
-  const Place place = find_place<C>(prm, tgid, body.fr);
+  const Slice slice = find_slice<C>(prm, tgid, body.fr);
   Tile<R> tile;
   Patch<R> patch;
-  if (!find_tile<C>(tile, prm, int(tgid.y), place.group)) return;  // uniform, before any barrier
+  if (!find_tile<C>(tile, prm, int(tgid.y), slice.group)) return;  // uniform, before any barrier
   find_patch<C>(patch, tile, int(sg), body.fr);
-  const device T* q_row = q + token_offset<R>(prm, kQueryStride, tile, place.batch, place.head, patch.row);
+  const device T* q_row = q + token_offset<R>(prm, kQueryStride, tile, slice.batch, slice.head, patch.row);
   const int dim = patch.channels(int(prm[kDim]));
   NA_UNROLL for (int d = 0; d < C::DA; d += 8) {
     body.query[d / 8] = load_channels(q_row, d + body.fc, dim, prm.channel(kQueryStride));
   }
-  body.logits = logits + token_offset<R>(prm, kOutStride, tile, place.batch, place.head, patch.row);
+  body.logits = logits + token_offset<R>(prm, kOutStride, tile, slice.batch, slice.head, patch.row);
   body.scale = as_type<float>(int(prm[kScaleBits])) * kLn2;
   body.store = patch.store;
-  if (C::BIAS) body.table = bias + place.head * bias_entries<R>(tile);
+  if (C::BIAS) body.table = bias + slice.head * bias_entries<R>(tile);
   Sides<C, R> sides;
-  sides.a = columns_of<T, R>(k, prm, kKeyStride, tile, place.batch, place.kv_head);
+  sides.a = columns_of<T, R>(k, prm, kKeyStride, tile, slice.batch, slice.kv_head);
   sides.b = sides.a;
   sides.staged_a = staged_a;
   sides.staged_b = staged_b;
@@ -140,17 +140,17 @@ METAL_FUNC void na_av(const device typename C::T* attn, const device typename C:
   WeighKeys<C> body;
   body.fr = fragment_row(lane);
   body.fc = fragment_col(lane);
-  const Place place = find_place<C>(prm, tgid, body.fr);
+  const Slice slice = find_slice<C>(prm, tgid, body.fr);
   Tile<R> tile;
   Patch<R> patch;
-  if (!find_tile<C>(tile, prm, int(tgid.y), place.group)) return;  // uniform, before any barrier
+  if (!find_tile<C>(tile, prm, int(tgid.y), slice.group)) return;  // uniform, before any barrier
   find_patch<C>(patch, tile, int(sg), body.fr);
   body.channel = prm.channel(kQueryStride);
-  body.weights = attn + token_offset<R>(prm, kQueryStride, tile, place.batch, place.head, patch.row);
+  body.weights = attn + token_offset<R>(prm, kQueryStride, tile, slice.batch, slice.head, patch.row);
   body.sum.clear();
   body.parts.bricks = 0;
   Sides<C, R> sides;
-  sides.b = columns_of<T, R>(v, prm, kValueStride, tile, place.batch, place.kv_head);
+  sides.b = columns_of<T, R>(v, prm, kValueStride, tile, slice.batch, slice.kv_head);
   sides.a = sides.b;
   sides.staged_a = staged_a;
   sides.staged_b = staged_b;
@@ -159,7 +159,7 @@ METAL_FUNC void na_av(const device typename C::T* attn, const device typename C:
   walk<C, R>(body, sides, tile, patch, int(sg), int(lane));
   body.sum.finish(1.0f);
   if (!patch.store) return;
-  device T* to = out + token_offset<R>(prm, kOutStride, tile, place.batch, place.head, patch.row);
+  device T* to = out + token_offset<R>(prm, kOutStride, tile, slice.batch, slice.head, patch.row);
   write_row<T, C::DB>(to, body.sum.part, as_type<float>(int(prm[kScaleBits])) * kLn2, body.fc, int(prm[kDimV]));
 }
 
@@ -209,22 +209,22 @@ METAL_FUNC void na_av_t(const device typename C::T* attn, const device typename 
   body.fr = fragment_row(lane);
   body.fc = fragment_col(lane);
   const int group_heads = int(prm[kGroupHeads]);
-  Place place = find_place<C>(prm, tgid, body.fr);
-  place.kv_head = int(tgid.x);
+  Slice slice = find_slice<C>(prm, tgid, body.fr);
+  slice.kv_head = int(tgid.x);
   Tile<R> tile;
   Patch<R> patch;
-  if (!find_tile<C>(tile, prm, int(tgid.y), place.group)) return;  // uniform, before any barrier
+  if (!find_tile<C>(tile, prm, int(tgid.y), slice.group)) return;  // uniform, before any barrier
   find_patch<C>(patch, tile, int(sg), body.fr);
   body.x = tile.axis[R - 1];
   body.row_x = patch.row[R - 1];
   body.sum.clear();
   body.parts.bricks = 0;
   for (int h = 0; h < group_heads; ++h) {
-    const int head = place.kv_head * group_heads + h;
+    const int head = slice.kv_head * group_heads + h;
     Sides<C, R> sides;
-    sides.b = columns_of<T, R>(x, prm, kValueStride, tile, place.batch, head);
+    sides.b = columns_of<T, R>(x, prm, kValueStride, tile, slice.batch, head);
     sides.a = sides.b;
-    const Columns<T, R> slots = columns_of<T, R>(attn, prm, kQueryStride, tile, place.batch, head);
+    const Columns<T, R> slots = columns_of<T, R>(attn, prm, kQueryStride, tile, slice.batch, head);
     NA_UNROLL for (int a = 0; a < R; ++a) sides.scalar_step[a] = slots.step[a];
     body.weights = slots.box;
     body.channel = slots.channel;
@@ -237,7 +237,7 @@ METAL_FUNC void na_av_t(const device typename C::T* attn, const device typename 
   }
   body.sum.finish(1.0f);
   if (!patch.store) return;
-  device T* to = out + token_offset<R>(prm, kOutStride, tile, place.batch, place.kv_head, patch.row);
+  device T* to = out + token_offset<R>(prm, kOutStride, tile, slice.batch, slice.kv_head, patch.row);
   write_row<T, C::DB>(to, body.sum.part, as_type<float>(int(prm[kScaleBits])) * kLn2, body.fc, int(prm[kDimV]));
 }
 

@@ -1,4 +1,4 @@
-// Which problem of the launch a threadgroup has, and the tensors on the column side of its walk.
+// Which slice of the problem a threadgroup works on, and the tensors on the column side of its walk.
 #pragma once
 
 namespace na {
@@ -17,7 +17,7 @@ METAL_FUNC float weight_of(float s, float scale, float bias, float top) {
 }
 
 // The additional keys of a batch item as a box of rank 1 that every row sees whole
-METAL_FUNC void every_column(thread Tile<1>& t, thread Patch<1>& patch, int count, bool active) {
+METAL_FUNC void additional_box(thread Tile<1>& t, thread Patch<1>& patch, int count, bool active) {
   const Span all = {0, count};
   t.axis[0] = {1, count, count, 1, false};
   t.group[0] = 0;
@@ -30,8 +30,8 @@ METAL_FUNC void every_column(thread Tile<1>& t, thread Patch<1>& patch, int coun
   patch.store = false;
 }
 
-// Which problem of the launch a threadgroup has
-struct Place {
+// The part of the problem that a threadgroup works on besides its tile
+struct Slice {
   int batch;
   int group;    // dilation group, all axes
   int head;     // the lane's own query head
@@ -39,26 +39,26 @@ struct Place {
 };
 
 template <typename C>
-METAL_FUNC Place find_place(const thread Params& prm, uint3 tgid, int fragment_row) {
+METAL_FUNC Slice find_slice(const thread Params& prm, uint3 tgid, int fragment_row) {
   int groups = 1;
   NA_UNROLL for (int a = 0; a < C::RANK; ++a) groups *= int(prm[kDilation + a]);
-  Place place;
-  place.batch = int(tgid.z) / groups;
-  place.group = int(tgid.z) % groups;
-  place.head = int(tgid.x) * C::HR + fragment_row % C::HR;
-  place.kv_head = int(tgid.x) * C::HR / int(prm[kGroupHeads]);
-  return place;
+  Slice slice;
+  slice.batch = int(tgid.z) / groups;
+  slice.group = int(tgid.z) % groups;
+  slice.head = int(tgid.x) * C::HR + fragment_row % C::HR;
+  slice.kv_head = int(tgid.x) * C::HR / int(prm[kGroupHeads]);
+  return slice;
 }
 
 // Keys and values as the column side
 template <typename C, int RANK>
 METAL_FUNC Sides<C, RANK> key_sides(const device typename C::T* k, const device typename C::T* v,
-                                    const thread Params& prm, int key_slot, int value_slot,
-                                    const thread Tile<RANK>& tile, Place place, threadgroup typename C::T* staged_a,
+                                    const thread Params& prm, int key_block, int value_block,
+                                    const thread Tile<RANK>& tile, Slice slice, threadgroup typename C::T* staged_a,
                                     threadgroup typename C::T* staged_b) {
   Sides<C, RANK> sides;
-  sides.a = columns_of<typename C::T, RANK>(k, prm, key_slot, tile, place.batch, place.kv_head);
-  sides.b = columns_of<typename C::T, RANK>(v, prm, value_slot, tile, place.batch, place.kv_head);
+  sides.a = columns_of<typename C::T, RANK>(k, prm, key_block, tile, slice.batch, slice.kv_head);
+  sides.b = columns_of<typename C::T, RANK>(v, prm, value_block, tile, slice.batch, slice.kv_head);
   sides.staged_a = staged_a;
   sides.staged_b = staged_b;
   sides.dim_a = int(prm[kDim]);
@@ -69,13 +69,13 @@ METAL_FUNC Sides<C, RANK> key_sides(const device typename C::T* k, const device 
 // Walks a body over the additional keys and values
 template <typename C, typename Body>
 METAL_FUNC void walk_additional(thread Body& body, const device typename C::T* keys, const device typename C::T* values,
-                                const thread Params& prm, Place place, bool active, threadgroup typename C::T* staged_a,
+                                const thread Params& prm, Slice slice, bool active, threadgroup typename C::T* staged_a,
                                 threadgroup typename C::T* staged_b, int sg, int lane) {
   Tile<1> tile;
   Patch<1> patch;
-  every_column(tile, patch, int(prm[kAdditional]), active);
+  additional_box(tile, patch, int(prm[kAdditional]), active);
   const Sides<C, 1> sides =
-      key_sides<C, 1>(keys, values, prm, kExtraKeyStride, kExtraValueStride, tile, place, staged_a, staged_b);
+      key_sides<C, 1>(keys, values, prm, kExtraKeyStride, kExtraValueStride, tile, slice, staged_a, staged_b);
   walk<C, 1>(body, sides, tile, patch, sg, lane);
 }
 

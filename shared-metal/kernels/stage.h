@@ -61,16 +61,16 @@ struct Columns {
 };
 
 template <typename T, int RANK>
-METAL_FUNC Columns<T, RANK> columns_of(const device T* tensor, const thread Params& prm, int slot,
+METAL_FUNC Columns<T, RANK> columns_of(const device T* tensor, const thread Params& prm, int block,
                                        const thread Tile<RANK>& t, int batch, int head) {
   Columns<T, RANK> c;
   int corner[RANK];
   NA_UNROLL for (int a = 0; a < RANK; ++a) {
     corner[a] = t.box[a].low;
-    c.step[a] = prm[slot + 2 + a] * t.step[a];
+    c.step[a] = prm[block + 2 + a] * t.step[a];
   }
-  c.channel = prm.channel(slot);
-  c.box = tensor + token_offset<RANK>(prm, slot, t, batch, head, corner);
+  c.channel = prm.channel(block);
+  c.box = tensor + token_offset<RANK>(prm, block, t, batch, head, corner);
   return c;
 }
 

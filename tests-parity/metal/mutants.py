@@ -76,7 +76,7 @@ RULES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "masked is minus infinity": (r"kMasked = -1\.7014117e38f", "kMasked = -__builtin_inff()", HEADERS),
     "additional keys have a bias": (r"body\.biased = false;", "body.biased = true;", HEADERS),
     "empty slots are not filled": (r"if \(!holds\) logits", "if (false) logits", HEADERS),
-    "bias of the wrong head": (r"place\.head \* bias_entries", "place.kv_head * bias_entries", HEADERS),
+    "bias of the wrong head": (r"slice\.head \* bias_entries", "slice.kv_head * bias_entries", HEADERS),
     "head of the wrong group": (r"kv_head \* group_heads \+ h;", "kv_head * group_heads;", HEADERS),
     "lse in base 2": (r"(\(body\.m \* body\.unit \+ log2\(total\)\)) \* kLn2", r"\1", HEADERS),
     "the maximum is scaled already": (r"(body\.m) \* body\.unit", r"\1", HEADERS),
