@@ -88,7 +88,7 @@ def buffers_of(step: Step, known: dict[str, Tensor]) -> list[Tensor]:
     for argument, block in step.stride_slots.items():
         if argument in bound:
             strides = tuple(bound[argument].stride())
-            if step.instance.every and argument in ("key_grad", "value_grad"):
+            if step.instance.of_additional and argument in ("key_grad", "value_grad"):
                 strides = strides[1:]  # the parts are the outermost dimension
             values = stride_block(strides, channels=argument != "lse")
             slots[SLOTS[block][0] : SLOTS[block][0] + len(values)] = values

@@ -11,9 +11,9 @@
 // another and summed in registers, so no result is shared between threadgroups and every row is written once.
 // Four products a brick: S = K Q^T, dP = V dO^T, dV += P dO, dK += dS Q.
 //
-// EVERY: rows are the additional keys instead, and every query is a column. Their tiles are too few to fill a GPU, so
-// each is launched kParts times: part `tgid.y % kParts` takes its share of the outermost axis and writes float partial
-// sums, for na_sum (na_bias.h).
+// OF_ADDITIONAL: rows are the additional keys instead, and every query is a column. Their tiles are too few to fill a
+// GPU, so each is launched kParts times: part `tgid.y % kParts` takes its share of the outermost axis and writes float
+// partial sums, for na_sum (na_rpb.h).
 #pragma once
 
 namespace na {
@@ -22,7 +22,7 @@ namespace na {
 template <typename C>
 METAL_FUNC long row_at(const thread Params& prm, int block, const thread Tile<C::RANK>& t, int batch, int head,
                        const thread Patch<C::RANK>& patch) {
-  if (C::EVERY) return batch * prm[block] + head * prm[block + 1] + patch.row[0] * prm[block + 2];
+  if (C::OF_ADDITIONAL) return batch * prm[block] + head * prm[block + 1] + patch.row[0] * prm[block + 2];
   return token_offset<C::RANK>(prm, block, t, batch, head, patch.row);
 }
 
@@ -37,7 +37,7 @@ struct KeyGradient {
   const device float* stats;  // of the box's first query
   int scalar_step;            // between queries side by side along x
   float scale;
-  const device float* table;  // the query head's bias
+  const device float* rpb;  // the query head's rpb
   int fr;
   int fc;
 
@@ -45,12 +45,12 @@ struct KeyGradient {
   METAL_FUNC void load(const device T* k, const device T* v, const thread Params& prm, const thread Tile<C::RANK>& tile,
                        const thread Patch<C::RANK>& patch, int batch, int kv_head, int dim, int dim_v) thread {
     // Additional keys lie along one axis; their stride blocks take the place of the keys'
-    constexpr int k_slot = C::EVERY ? int(kExtraKeyStride) : int(kKeyStride);
-    constexpr int v_slot = C::EVERY ? int(kExtraValueStride) : int(kValueStride);
-    const device T* k_row = k + row_at<C>(prm, k_slot, tile, batch, kv_head, patch);
-    const device T* v_row = v + row_at<C>(prm, v_slot, tile, batch, kv_head, patch);
-    const long k_channel = prm.channel(k_slot);
-    const long v_channel = prm.channel(v_slot);
+    constexpr int k_block = C::OF_ADDITIONAL ? int(kAdditionalKeyStride) : int(kKeyStride);
+    constexpr int v_block = C::OF_ADDITIONAL ? int(kAdditionalValueStride) : int(kValueStride);
+    const device T* k_row = k + row_at<C>(prm, k_block, tile, batch, kv_head, patch);
+    const device T* v_row = v + row_at<C>(prm, v_block, tile, batch, kv_head, patch);
+    const long k_channel = prm.channel(k_block);
+    const long v_channel = prm.channel(v_block);
     NA_UNROLL for (int d = 0; d < C::DA; d += 8) key[d / 8] = load_channels(k_row, d + fc, dim, k_channel);
     NA_UNROLL for (int d = 0; d < C::DB; d += 8) value[d / 8] = load_channels(v_row, d + fc, dim_v, v_channel);
     key_sum.clear();
@@ -77,8 +77,8 @@ struct KeyGradient {
           Stats query = Stats(1.0f);  // any numbers would do: an unseen column is masked
           if (sees) query = *(const device Stats*)(stats + at);
           float entry = 0.0f;
-          if (C::BIAS && sees) entry = table[b.bias[j] - fc - e];
-          p[e] = sees ? weight_of<C::BIAS>(s[j][e], scale, entry, query[0]) * query[1] : 0.0f;
+          if (C::RPB && sees) entry = rpb[b.bias[j] - fc - e];
+          p[e] = sees ? weight_of<C::RPB>(s[j][e], scale, entry, query[0]) * query[1] : 0.0f;
           ds[e] = sees ? p[e] * (g[j][e] - query[2]) : 0.0f;
         }
         const Pair<T> weight = Pair<T>(T(p[0]), T(p[1]));
@@ -97,7 +97,7 @@ struct KeyGradient {
   }
 };
 
-// The tile of an EVERY launch: rows count along the additional keys, the box is this part's share of all queries
+// The tile of an OF_ADDITIONAL launch: rows are additional keys, the box is this part's share of all queries
 template <typename C>
 METAL_FUNC void find_every(thread Tile<C::RANK>& t, thread Patch<C::RANK>& patch, const thread Params& prm, int tile,
                            int part, int sg, int fragment_row) {
@@ -124,7 +124,7 @@ METAL_FUNC void find_every(thread Tile<C::RANK>& t, thread Patch<C::RANK>& patch
 
 template <typename C>
 METAL_FUNC void na_bwd_dkv(const device typename C::T* q, const device typename C::T* k, const device typename C::T* v,
-                           const device float* bias, const device typename C::T* out_grad, const device float* stats,
+                           const device float* rpb, const device typename C::T* out_grad, const device float* stats,
                            const thread Params& prm, device typename C::R* key_grad, device typename C::R* value_grad,
                            threadgroup typename C::T* staged_a, threadgroup typename C::T* staged_b, uint3 tgid,
                            uint sg, uint lane) {
@@ -134,14 +134,14 @@ METAL_FUNC void na_bwd_dkv(const device typename C::T* q, const device typename 
   body.fr = fragment_row(lane);
   body.fc = fragment_col(lane);
   int groups = 1;
-  NA_UNROLL for (int a = 0; a < R; ++a) groups *= C::EVERY ? 1 : int(prm[kDilation + a]);
+  NA_UNROLL for (int a = 0; a < R; ++a) groups *= C::OF_ADDITIONAL ? 1 : int(prm[kDilation + a]);
   const int batch = int(tgid.z) / groups;
   const int kv_head = int(tgid.x);
-  const int parts = C::EVERY ? int(prm[kParts]) : 1;
+  const int parts = C::OF_ADDITIONAL ? int(prm[kParts]) : 1;
   const int part = int(tgid.y) % parts;
   Tile<R> tile;
   Patch<R> patch;
-  if (C::EVERY) {
+  if (C::OF_ADDITIONAL) {
     find_every<C>(tile, patch, prm, int(tgid.y) / parts, part, int(sg), body.fr);
   } else {
     if (!find_tile<C>(tile, prm, int(tgid.y), int(tgid.z) % groups)) return;  // uniform, before any barrier
@@ -160,7 +160,7 @@ METAL_FUNC void na_bwd_dkv(const device typename C::T* q, const device typename 
     NA_UNROLL for (int a = 0; a < R; ++a) sides.scalar_step[a] = scalars.step[a];
     body.stats = scalars.box;
     body.scalar_step = int(scalars.step[R - 1]);  // stats are contiguous: 4 H times the dilation
-    if (C::BIAS) body.table = bias + head * bias_entries<R>(tile);
+    if (C::RPB) body.rpb = rpb + head * rpb_entries<R>(tile);
     sides.staged_a = staged_a;
     sides.staged_b = staged_b;
     sides.dim_a = dim;
@@ -172,7 +172,7 @@ METAL_FUNC void na_bwd_dkv(const device typename C::T* q, const device typename 
   if (!patch.store) return;
   long k_at = row_at<C>(prm, kKeyGradStride, tile, batch, kv_head, patch);
   long v_at = row_at<C>(prm, kValueGradStride, tile, batch, kv_head, patch);
-  if (C::EVERY) {  // the parts of a result lie one after another
+  if (C::OF_ADDITIONAL) {  // the parts of a result lie one after another
     k_at += part * prm[kKeyGradPart];
     v_at += part * prm[kValueGradPart];
   }

@@ -3,7 +3,7 @@
 //   W[i,j] = exp(scale * q[i].k[j] + bias - lse[i])      P[i,j] = W[i,j] / sum_j W[i,j]
 //   dS[i,j] = P[i,j] * (dO[i].v[j] - delta[i])           j in window(i) and all additional keys
 //   dQ[i]  = scale * sum_j dS[i,j] k[j]
-//   stats[i] = (lse[i] in base 2, 1 / sum_j W[i,j], delta[i], 0)      for na_bwd_dkv.h and na_bias.h
+//   stats[i] = (lse[i] in base 2, 1 / sum_j W[i,j], delta[i], 0)      for na_bwd_dkv.h and na_rpb.h
 //
 //   dO like out, lse and delta [B, *shape, H] float (na_delta.h), dQ like q, stats [B, *shape, H, 4] float; the other
 //   shapes as in na_fwd.h
@@ -34,13 +34,13 @@ struct QueryGradient {
   float factor;         // 1 / sum of W, where it is known
   float delta;
   float scale;
-  const device float* table;
+  const device float* rpb;
   bool biased;
   int fr;
   int fc;
 
   // The lane's row: what it needs of its query
-  METAL_FUNC void load(const device T* q, const device T* out_grads, const device float* bias,
+  METAL_FUNC void load(const device T* q, const device T* out_grads, const device float* whole_rpb,
                        const thread Params& prm, const thread Tile<C::RANK>& tile, const thread Patch<C::RANK>& patch,
                        Slice slice) thread {
     const device T* q_row = q + token_offset<C::RANK>(prm, kQueryStride, tile, slice.batch, slice.head, patch.row);
@@ -54,7 +54,7 @@ struct QueryGradient {
     NA_UNROLL for (int d = 0; d < C::DB; d += 8) out_grad[d / 8] = load_channels(g_row, d + fc, dim_v, g_channel);
     scale = as_type<float>(int(prm[kScaleBits]));
     biased = true;
-    if (C::BIAS) table = bias + slice.head * bias_entries<C::RANK>(tile);
+    if (C::RPB) rpb = whole_rpb + slice.head * rpb_entries<C::RANK>(tile);
   }
 
   // dS of a group of bricks, not yet divided by the sum of W; 0 where the row does not see the column
@@ -70,8 +70,8 @@ struct QueryGradient {
       NA_UNROLL for (int e = 0; e < 2; ++e) {
         const bool sees = b.full[j] || b.sees(j, b.x[j] + fc + e, seen);
         float entry = 0.0f;
-        if (C::BIAS && biased && sees) entry = table[b.bias[j] + fc + e];
-        const float weight = sees ? weight_of<C::BIAS>(s[j][e], scale, entry, lse) * factor : 0.0f;
+        if (C::RPB && biased && sees) entry = rpb[b.bias[j] + fc + e];
+        const float weight = sees ? weight_of<C::RPB>(s[j][e], scale, entry, lse) * factor : 0.0f;
         weights += weight;
         ds[j][e] = sees ? weight * (g[j][e] - delta) : 0.0f;
       }
@@ -100,8 +100,8 @@ struct QueryGradient {
 
 template <typename C>
 METAL_FUNC void na_bwd_dq(const device typename C::T* q, const device typename C::T* k, const device typename C::T* v,
-                          const device typename C::T* extra_k, const device typename C::T* extra_v,
-                          const device float* bias, const device typename C::T* out_grad, const device float* lse,
+                          const device typename C::T* additional_k, const device typename C::T* additional_v,
+                          const device float* rpb, const device typename C::T* out_grad, const device float* lse,
                           const device float* delta, const thread Params& prm, device typename C::T* query_grad,
                           device float* stats, threadgroup typename C::T* staged_a,
                           threadgroup typename C::T* staged_b, uint3 tgid, uint sg, uint lane) {
@@ -115,7 +115,7 @@ METAL_FUNC void na_bwd_dq(const device typename C::T* q, const device typename C
   Patch<R> patch;
   if (!find_tile<C>(tile, prm, int(tgid.y), slice.group)) return;  // uniform, before any barrier
   find_patch<C>(patch, tile, int(sg), body.fr);
-  body.load(q, out_grad, bias, prm, tile, patch, slice);
+  body.load(q, out_grad, rpb, prm, tile, patch, slice);
   const long scalar = token_offset<R>(prm, kLseStride, tile, slice.batch, slice.head, patch.row);
   body.lse = as_type<uint>(lse[scalar]) == kMinusInfinityBits ? -kMasked : lse[scalar] * kLog2E;
   body.delta = delta[scalar];
@@ -124,8 +124,9 @@ METAL_FUNC void na_bwd_dq(const device typename C::T* q, const device typename C
   body.weights = body.weights_total = 0.0f;
   body.parts.bricks = 0;
   body.biased = false;
-  if (C::EXTRA) {
-    walk_additional<C>(body, extra_k, extra_v, prm, slice, patch.active, staged_a, staged_b, int(sg), int(lane));
+  if (C::ADDITIONAL) {
+    walk_additional<C>(body, additional_k, additional_v, prm, slice, patch.active, staged_a, staged_b, int(sg),
+                       int(lane));
   }
   body.biased = true;
   const Sides<C, R> sides = key_sides<C, R>(k, v, prm, kKeyStride, kValueStride, tile, slice, staged_a, staged_b);

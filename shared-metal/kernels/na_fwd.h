@@ -4,7 +4,7 @@
 //   lse[i] = log sum_j exp(scale * q[i].k[j] + bias)                             natural logarithm
 //
 //   q [B, *shape, H, D]   k [B, *shape, H_kv, D]   v [B, *shape, H_kv, D_v]   additional: [B, S, H_kv, D(_v)]
-//   out [B, *shape, H, D_v]   lse [B, *shape, H] float   any strides (params.h)   bias [H, 2w - 1 per axis] float
+//   out [B, *shape, H, D_v]   lse [B, *shape, H] float   any strides (params.h)   rpb [H, 2w - 1 per axis] float
 //   grid of threadgroups: (H / HR, tiles, B * dilation groups); threads per group: NSG * 32
 //
 // Rows are queries (coord.h has the picture), columns are keys: A = K, B = V (stage.h). Additional keys come first, as
@@ -34,7 +34,7 @@ struct Forward {
   float l_total;
   float scale;
   float unit;
-  const device float* table;  // the row's head's bias
+  const device float* rpb;  // the row's head's rpb
   bool biased;                // uniform: off for additional keys
   int fr;
   int fc;
@@ -45,14 +45,14 @@ struct Forward {
     Pair<float> s[C::NB];
     NA_UNROLL for (int j = 0; j < C::NB; ++j) s[j] = Pair<float>(0.0f);
     multiply_across<T, C::DA, C::NB>(s, query, b.a, b.last, count, keys, fr, fc);
-    Pair<float> entry[C::NB];  // of the bias table
+    Pair<float> entry[C::NB];  // of rpb
     float top = m;
     NA_UNROLL for (int j = 0; j < C::NB; ++j) {
       NA_UNROLL for (int e = 0; e < 2; ++e) {
         const bool sees = b.full[j] || b.sees(j, b.x[j] + fc + e, seen);
         entry[j][e] = 0.0f;
-        if (C::BIAS && biased && sees) entry[j][e] = table[b.bias[j] + fc + e];
-        const float logit = C::BIAS ? fma(s[j][e], scale, entry[j][e] * kLog2E) : s[j][e];
+        if (C::RPB && biased && sees) entry[j][e] = rpb[b.bias[j] + fc + e];
+        const float logit = C::RPB ? fma(s[j][e], scale, entry[j][e] * kLog2E) : s[j][e];
         top = max(top, sees ? logit : kMasked);
       }
     }
@@ -66,7 +66,7 @@ struct Forward {
         Pair<T> p;
         NA_UNROLL for (int e = 0; e < 2; ++e) {
           const bool sees = b.full[j] || b.sees(j, b.x[j] + fc + e, seen);
-          const float own = C::BIAS ? weight_of<true>(s[j][e], scale, entry[j][e], m) : exp2((s[j][e] - m) * scale);
+          const float own = C::RPB ? weight_of<true>(s[j][e], scale, entry[j][e], m) : exp2((s[j][e] - m) * scale);
           const float weight = sees ? own : 0.0f;
           l += weight;
           p[e] = T(weight);
@@ -88,8 +88,8 @@ struct Forward {
 
 template <typename C>
 METAL_FUNC void na_fwd(const device typename C::T* q, const device typename C::T* k, const device typename C::T* v,
-                       const device typename C::T* extra_k, const device typename C::T* extra_v,
-                       const device float* bias, const thread Params& prm, device typename C::T* out, device float* lse,
+                       const device typename C::T* additional_k, const device typename C::T* additional_v,
+                       const device float* rpb, const thread Params& prm, device typename C::T* out, device float* lse,
                        threadgroup typename C::T* staged_a, threadgroup typename C::T* staged_b, uint3 tgid, uint sg,
                        uint lane) {
   typedef typename C::T T;
@@ -115,11 +115,12 @@ METAL_FUNC void na_fwd(const device typename C::T* q, const device typename C::T
   body.l = body.l_total = 0.0f;
   body.parts.bricks = 0;
   body.scale = abs(scale);
-  body.unit = C::BIAS ? 1.0f : body.scale;
-  if (C::BIAS) body.table = bias + slice.head * bias_entries<R>(tile);
+  body.unit = C::RPB ? 1.0f : body.scale;
+  if (C::RPB) body.rpb = rpb + slice.head * rpb_entries<R>(tile);
   body.biased = false;
-  if (C::EXTRA) {
-    walk_additional<C>(body, extra_k, extra_v, prm, slice, patch.active, staged_a, staged_b, int(sg), int(lane));
+  if (C::ADDITIONAL) {
+    walk_additional<C>(body, additional_k, additional_v, prm, slice, patch.active, staged_a, staged_b, int(sg),
+                       int(lane));
   }
   body.biased = true;
   const Sides<C, R> sides = key_sides<C, R>(k, v, prm, kKeyStride, kValueStride, tile, slice, staged_a, staged_b);

@@ -7,8 +7,8 @@
 //   slots are row-major over the window, slot s of an axis is the key at start + s; attn, logits [B, *shape, H, W]
 //   grids: (H / HR, tiles, B * dilation groups), for na_av_t (H_kv, ...); threads per group: NSG * 32
 //
-// The gradients are these same three: of qk, dQ is na_av of (d_logits, K) and dK is na_av_t of (d_logits, Q), with
-// factor = scale; of av, d_attn is na_qk of (dO, V) with empty slots 0, and dV is na_av_t of (attn, dO).
+// The gradients are these same three: of qk, dQ is na_av of (logits_grad, K) and dK is na_av_t of (logits_grad, Q),
+// with factor = scale; of av, d_attn is na_qk of (dO, V) with empty slots 0, and dV is na_av_t of (attn, dO).
 // Slots that hold no key are never read, whatever they contain. attn's strides are in the block of q (kQueryStride).
 #pragma once
 
@@ -22,7 +22,7 @@ struct Logits {
   Pair<T> query[C::DA / 8];
   device T* logits;  // of the lane's row
   float scale;       // natural base
-  const device float* table;
+  const device float* rpb;
   bool store;
   int fr;
   int fc;
@@ -36,7 +36,7 @@ struct Logits {
     NA_UNROLL for (int j = 0; j < C::NB; ++j) {
       NA_UNROLL for (int e = 0; e < 2; ++e) {
         if (j < count && store && (b.full[j] || b.sees(j, b.x[j] + fc + e, seen))) {
-          const float bias = C::BIAS ? table[b.bias[j] + fc + e] : 0.0f;
+          const float bias = C::RPB ? rpb[b.bias[j] + fc + e] : 0.0f;
           logits[b.slot[j] + fc + e] = T(s[j][e] * scale + bias);
         }
       }
@@ -67,7 +67,7 @@ METAL_FUNC void fill_empty_slots(device typename C::T* logits, const thread Tile
 }
 
 template <typename C>
-METAL_FUNC void na_qk(const device typename C::T* q, const device typename C::T* k, const device float* bias,
+METAL_FUNC void na_qk(const device typename C::T* q, const device typename C::T* k, const device float* rpb,
                       const thread Params& prm, device typename C::T* logits, threadgroup typename C::T* staged_a,
                       threadgroup typename C::T* staged_b, uint3 tgid, uint sg, uint lane) {
   typedef typename C::T T;
@@ -88,7 +88,7 @@ METAL_FUNC void na_qk(const device typename C::T* q, const device typename C::T*
   body.logits = logits + token_offset<R>(prm, kOutStride, tile, slice.batch, slice.head, patch.row);
   body.scale = as_type<float>(int(prm[kScaleBits])) * kLn2;
   body.store = patch.store;
-  if (C::BIAS) body.table = bias + slice.head * bias_entries<R>(tile);
+  if (C::RPB) body.rpb = rpb + slice.head * rpb_entries<R>(tile);
   Sides<C, R> sides;
   sides.a = columns_of<T, R>(k, prm, kKeyStride, tile, slice.batch, slice.kv_head);
   sides.b = sides.a;

@@ -18,7 +18,7 @@ enum Slot : int {
   kDim = 2,           // D <= DA; channels D..DA-1 are zero padding
   kDimV = 3,          // D_v <= DB
   kScaleBits = 4,     // float bits of scale * log2(e)
-  kAdditional = 5,    // additional keys S, which are the rows where EVERY is set
+  kAdditional = 5,    // additional keys S, which are the rows where OF_ADDITIONAL is set
   kParts = 6,         // parts that share one result and are summed in order afterwards
   kBatch = 7,         // batch items B
   kQueryShape = 8,    // 3 slots: query tokens per axis
@@ -37,8 +37,8 @@ enum Slot : int {
   kQueryGradStride = 59,
   kKeyGradStride = 64,
   kValueGradStride = 69,
-  kExtraKeyStride = 74,    // additional keys and values: batch, head, token, 0, 0
-  kExtraValueStride = 79,
+  kAdditionalKeyStride = 74,    // additional keys and values: batch, head, token, 0, 0
+  kAdditionalValueStride = 79,
   kRowCount = 84,     // B * prod(shape) * H
   kKeyGradPart = 85,  // elements between two parts of a partial result
   kValueGradPart = 86,

@@ -11,9 +11,9 @@ constant constexpr uint kMinusInfinityBits = 0xff800000u;
 // The weight of a pair before it is divided by the sum of its row: exp2(s * scale + bias * log2(e) - top), with scale and
 // top in base 2. s is a float sum over the channels in order, the same in every kernel. The explicit fma rounds once,
 // whatever the compiler would fuse otherwise: next to logits of 1e5 a rounded s * scale is off by 0.004.
-template <bool BIAS>
+template <bool RPB>
 METAL_FUNC float weight_of(float s, float scale, float bias, float top) {
-  return exp2(fma(s, scale, BIAS ? fma(bias, kLog2E, -top) : -top));
+  return exp2(fma(s, scale, RPB ? fma(bias, kLog2E, -top) : -top));
 }
 
 // The additional keys of a batch item as a box of rank 1 that every row sees whole
@@ -75,13 +75,13 @@ METAL_FUNC void walk_additional(thread Body& body, const device typename C::T* k
   Patch<1> patch;
   additional_box(tile, patch, int(prm[kAdditional]), active);
   const Sides<C, 1> sides =
-      key_sides<C, 1>(keys, values, prm, kExtraKeyStride, kExtraValueStride, tile, slice, staged_a, staged_b);
+      key_sides<C, 1>(keys, values, prm, kAdditionalKeyStride, kAdditionalValueStride, tile, slice, staged_a, staged_b);
   walk<C, 1>(body, sides, tile, patch, sg, lane);
 }
 
-// Entries of one head's bias table
+// Entries of one head's rpb
 template <int RANK>
-METAL_FUNC int bias_entries(const thread Tile<RANK>& t) {
+METAL_FUNC int rpb_entries(const thread Tile<RANK>& t) {
   int entries = 1;
   NA_UNROLL for (int a = 0; a < RANK; ++a) entries *= 2 * t.axis[a].w - 1;
   return entries;

@@ -60,7 +60,7 @@ struct Bricks {
   At a[NB];         // element offset of the first column in A's source
   At b[NB];         // and in B's
   long scalar[NB];  // and in the tensors of one value a token (lse, delta)
-  int bias[NB];     // entry of the bias table for the lane's row and the first column
+  int bias[NB];     // entry of rpb for the lane's row and the first column
   int slot[NB];     // window slot of the lane's row and the first column (TRANSPOSED: without the part of x)
   int x[NB];        // position of the first column
   int last[NB];     // last column inside the patch's box, 0..7
@@ -111,7 +111,7 @@ METAL_FUNC void take_brick(thread Bricks<NB, At>& b, int j, thread BrickCursor<R
   }
 }
 
-// Entry of the flattened bias table [2w - 1 per axis] for the lane's row and the brick's first column
+// Entry of flattened rpb [2w - 1 per axis] for the lane's row and the brick's first column
 template <bool TRANSPOSED, int RANK>
 METAL_FUNC int bias_entry(const thread BrickCursor<RANK>& next, const thread Tile<RANK>& t,
                           const thread Patch<RANK>& patch, int x) {
@@ -203,7 +203,7 @@ METAL_FUNC void walk(thread Body& body, const thread Sides<C, RANK>& sides, cons
             b.b[j] = C::STAGE ? At(staged * pitch<T, C::DB>()) : At(box_offset(next, tile, x, sides.b.step));
             if (C::TRANSPOSED) b.scalar[j] = box_offset(next, tile, x, sides.scalar_step);
             if (C::SLOTS) b.slot[j] = slot_entry<C::TRANSPOSED>(next, tile, patch, x);
-            if (C::BIAS) b.bias[j] = bias_entry<C::TRANSPOSED>(next, tile, patch, x);
+            if (C::RPB) b.bias[j] = bias_entry<C::TRANSPOSED>(next, tile, patch, x);
             take_brick(b, j, next, tile, patch);
             NA_COUNT(full_brick, b.full[j] && lane == 0);
             NA_COUNT(partial_brick, !b.full[j] && lane == 0);

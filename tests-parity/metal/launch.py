@@ -109,7 +109,7 @@ def run(
     outputs = {}
     for out in step.outputs:
         # Only attention's own results may have any layout; partial sums, lse and delta are packed.
-        free = layouts is not None and out.argument not in FLOAT and not instance.every
+        free = layouts is not None and out.argument not in FLOAT and not instance.of_additional
         free = free and instance.template != "na_sum"
         empty = np.zeros(out.shape)
         outputs[out.name] = scattered(empty, out.dtype, False, layouts) if free else packed(empty, out.dtype)
@@ -155,9 +155,9 @@ def tiles_of(problem: Problem, instance: Instance) -> tuple[int, ...]:
 
 # The tensors of each template: argument -> name among the arrays of a case.
 TENSORS = {
-    "q": "query", "k": "key", "v": "value", "extra_k": "additional_keys", "extra_v": "additional_values",
-    "bias": "rpb", "out_grad": "d_out", "out": "out", "lse": "lse", "delta": "delta", "stats": "stats",
-    "lse_grad": "d_lse", "attn": "attn", "x": "d_out", "d_logits": "d_logits", "partial": "partial",
+    "q": "query", "k": "key", "v": "value", "additional_k": "additional_keys", "additional_v": "additional_values",
+    "rpb": "rpb", "out_grad": "d_out", "out": "out", "lse": "lse", "delta": "delta", "stats": "stats",
+    "lse_grad": "d_lse", "attn": "attn", "x": "d_out", "logits_grad": "d_logits", "partial": "partial",
 }  # fmt: skip
 
 
@@ -177,7 +177,7 @@ def step_of(instance: Instance, problem: Problem, parts: int = 1) -> Step:
         outputs = (("out", (*rows, p.head_dim_v), i.dtype), ("lse", rows, "float32"))
     elif template == "na_bwd_dq":
         outputs = (("query_grad", (*rows, p.head_dim), i.dtype), ("stats", (*rows, STATS), "float32"))
-    elif template == "na_bwd_dkv" and not i.every:
+    elif template == "na_bwd_dkv" and not i.of_additional:
         grid = (p.kv_heads, *grid[1:])
         outputs = (("key_grad", (*keys, p.head_dim), i.dtype), ("value_grad", (*keys, p.head_dim_v), i.dtype))
     elif template == "na_bwd_dkv":
@@ -192,11 +192,11 @@ def step_of(instance: Instance, problem: Problem, parts: int = 1) -> Step:
     elif template == "na_av_t":
         grid, outputs = (p.kv_heads, *grid[1:]), (("out", (*keys, p.head_dim_v), i.dtype),)
     else:
-        assert template == "na_bias"
+        assert template == "na_rpb"
         entries = math.prod(2 * w - 1 for w in p.kernel_size)
         grid, outputs = (p.heads, parts, 1), (("partial", (parts, p.heads, entries), "float32"),)
     names = {a.name: TENSORS[a.name] for a in i.arguments if a.name != "prm" and not a.output}
-    if i.every:
+    if i.of_additional:
         names |= {"k": "additional_keys", "v": "additional_values"}
     threads = 128 if template == "na_delta" else 32 * i.simdgroups
     made = tuple(Output(argument, argument, shape, dtype) for argument, shape, dtype in outputs)

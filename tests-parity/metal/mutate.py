@@ -57,12 +57,13 @@ JURIES: dict[str, dict[str, tuple[str, ...]]] = {
     "na_delta.h": {"seq-staged": ("na_delta",), "vol-staged": ("na_delta",)},
     "na_bwd_dq.h": {"img-staged-bias": ("na_bwd_dq",), "seq-staged": ("na_bwd_dq",)},
     "na_bwd_dkv.h": {"seq-staged": ("na_bwd_dkv",), "img-96-192": ("na_bwd_dkv",),
-                     "img-staged-bias": ("na_bwd_dkv", "every"), "vol-direct-grouped": ("na_bwd_dkv", "every")},
+                     "img-staged-bias": ("na_bwd_dkv", "of_additional"),
+                     "vol-direct-grouped": ("na_bwd_dkv", "of_additional")},
     "na_split.h": {"img-direct": ("zero", "na_av", "na_av_t"), "seq-small-chunk": ("na_qk", "na_av_t"),
                    "img-staged-bias": ("na_qk",), "seq-staged": ("na_qk", "na_av"), "vol-staged": ("na_av",),
                    "img-96-192": ("na_av_t",)},
-    "na_bias.h": {"seq-direct-bias": ("na_bias", "slots"), "img-staged-bias": ("na_bias",), "seq-staged": ("na_sum",),
-                  "img-bias": ("na_bias",)},
+    "na_rpb.h": {"seq-direct-bias": ("na_rpb", "slots"), "img-staged-bias": ("na_rpb",), "seq-staged": ("na_sum",),
+                  "img-bias": ("na_rpb",)},
     "walk.h": COMMON | {"seq-small-chunk": ("na_qk", "na_av_t"), "seq-direct-bias": ("na_fwd",)},
 }  # fmt: skip
 

@@ -20,13 +20,13 @@ FUSED = ("na_fwd", "na_bwd_dq", "na_bwd_dkv")
 SPLIT = ("na_qk", "na_av", "na_av_t")
 # Templates whose options differ from the kit's: name here -> template and changes.
 SPECIAL: dict[str, tuple[str, dict[str, Any]]] = {
-    "every": ("na_bwd_dkv", {"every": True, "bias": False}),
-    "slots": ("na_bias", {"slots": True, "bias": True, "stage": False, "dim": 16, "dim_v": 16}),
-    "na_bias": ("na_bias", {"bias": True, "stage": False}),
-    "zero": ("na_qk", {"empty_zero": True, "bias": False}),
-    "na_delta": ("na_delta", {"lse_grad": True, "stage": False, "bias": False}),
-    "delta": ("na_delta", {"stage": False, "bias": False}),
-    "na_sum": ("na_sum", {"rank": 1, "dim": 0, "dim_v": 0, "stage": False, "bias": False, "simdgroups": 8}),
+    "of_additional": ("na_bwd_dkv", {"of_additional": True, "rpb": False}),
+    "slots": ("na_rpb", {"slots": True, "rpb": True, "stage": False, "dim": 16, "dim_v": 16}),
+    "na_rpb": ("na_rpb", {"rpb": True, "stage": False}),
+    "zero": ("na_qk", {"empty_zero": True, "rpb": False}),
+    "na_delta": ("na_delta", {"lse_grad": True, "stage": False, "rpb": False}),
+    "delta": ("na_delta", {"stage": False, "rpb": False}),
+    "na_sum": ("na_sum", {"rank": 1, "dim": 0, "dim_v": 0, "stage": False, "rpb": False, "simdgroups": 8}),
 }
 # Templates in which heads may share a patch, and those that visit additional keys.
 HEADS_IN_ROWS = ("na_fwd", "na_bwd_dq", "na_qk", "na_av")
@@ -53,8 +53,8 @@ class Kit:
     bricks: int = 1
     part: int = 0
     reads: str = "staged"
-    bias: bool = False
-    extra: bool = False
+    rpb: bool = False
+    additional: bool = False
 
     def __str__(self) -> str:
         return self.name
@@ -70,9 +70,9 @@ class Kit:
             "simdgroups": self.simdgroups, "chunk": self.chunk, "bricks": self.bricks,
             "part": self.part if TEMPLATES[template].walks and template != "na_qk" else 0,
             "stage": "direct" not in self.reads, "wide": "wide" in self.reads and TEMPLATES[template].walks,
-            "bias": self.bias and template not in ("na_av", "na_av_t"),
-            "extra": self.extra and template in ("na_fwd", "na_bwd_dq"),
-            "table": TABLE if template == "na_bias" else 0,
+            "rpb": self.rpb and template not in ("na_av", "na_av_t"),
+            "additional": self.additional and template in ("na_fwd", "na_bwd_dq"),
+            "table": TABLE if template == "na_rpb" else 0,
         }  # fmt: skip
         return Instance(template, self.dtype, **(options | changed))
 
@@ -96,13 +96,13 @@ class Kit:
         shape = (*(rng.randint(1, {2: 8, 3: 4}[self.rank]) for _ in range(self.rank - 1)), x)
         dilation = tuple(rng.choice((1, rng.randint(1, min(3, n)))) for n in shape)
         kernel = tuple(rng.randint(1, n // d) for n, d in zip(shape, dilation, strict=True))
-        stride = tuple(1 if self.bias else rng.choice((1, rng.randint(1, w))) for w in kernel)
+        stride = tuple(1 if self.rpb else rng.choice((1, rng.randint(1, w))) for w in kernel)
         kv_heads, scales = rng.randint(1, 2), (None, None, 0.1, -0.2)
         dim, dim_v = (d if "wide" in self.reads else rng.randint(1, d) for d in self.dims)
         return Case(
             name, shape, kernel, stride, dilation, tuple(rng.random() < 0.3 for _ in shape), rng.randint(1, 2),
             kv_heads * self.heads * rng.choice((1, 1, 2)), kv_heads, dim, dim_v,
-            rng.randint(1, 45) if self.extra else None, self.bias, rng.choice(scales),
+            rng.randint(1, 45) if self.additional else None, self.rpb, rng.choice(scales),
         )  # fmt: skip
 
 
@@ -110,24 +110,24 @@ class Kit:
 LINE, FLAT, TALL, CUBE = (1, 1, 8), (1, 2, 4), (1, 4, 2), (2, 2, 2)
 KITS = (
     Kit("seq-staged", 1, "float32", (16, 32), LINE, LINE, (*FUSED, "na_delta", *SPLIT, "na_sum"), bricks=2, part=3),
-    Kit("seq-wide-grouped", 1, "bfloat16", (32, 16), (1, 1, 2), LINE, (*FUSED, "every"), 4, 3, 40, reads="staged wide",
-        extra=True),
-    Kit("seq-direct-bias", 1, "float16", (16, 16), (1, 1, 1), LINE, (*FUSED, "na_bias", "slots"), 8, bricks=3,
-        reads="direct", bias=True),
+    Kit("seq-wide-grouped", 1, "bfloat16", (32, 16), (1, 1, 2), LINE, (*FUSED, "of_additional"), 4, 3, 40,
+        reads="staged wide", additional=True),
+    Kit("seq-direct-bias", 1, "float16", (16, 16), (1, 1, 1), LINE, (*FUSED, "na_rpb", "slots"), 8, bricks=3,
+        reads="direct", rpb=True),
     Kit("seq-small-chunk", 1, "bfloat16", (16, 16), LINE, LINE, ("na_fwd", "na_bwd_dkv", "na_qk", "na_av_t"), chunk=8,
         part=1),
-    Kit("img-staged-bias", 2, "float32", (16, 16), (1, 2, 2), FLAT, (*FUSED, "every", "na_bias", "na_qk"), 2,
-        chunk=16, bias=True, extra=True),
+    Kit("img-staged-bias", 2, "float32", (16, 16), (1, 2, 2), FLAT, (*FUSED, "of_additional", "na_rpb", "na_qk"), 2,
+        chunk=16, rpb=True, additional=True),
     Kit("img-direct", 2, "float16", (32, 16), FLAT, TALL, (*FUSED, "na_delta", "zero", "na_av", "na_av_t", "na_sum"),
         bricks=2, reads="direct"),
     Kit("img-wide", 2, "float32", (64, 32), TALL, LINE, (*FUSED, "na_av"), simdgroups=3, chunk=32,
         reads="staged wide"),
-    Kit("img-bias", 2, "bfloat16", (16, 16), LINE, FLAT, (*FUSED, "na_bias", "slots"), simdgroups=1,
-        bias=True),
-    Kit("vol-direct-grouped", 3, "float32", (16, 16), (1, 1, 2), FLAT, (*FUSED, "every", "delta"), 4,
-        part=4, reads="direct wide", extra=True),
-    Kit("vol-wide", 3, "float16", (16, 16), CUBE, CUBE, (*FUSED, "every", "na_av_t"), chunk=8, bricks=2,
-        reads="staged wide", extra=True),
+    Kit("img-bias", 2, "bfloat16", (16, 16), LINE, FLAT, (*FUSED, "na_rpb", "slots"), simdgroups=1,
+        rpb=True),
+    Kit("vol-direct-grouped", 3, "float32", (16, 16), (1, 1, 2), FLAT, (*FUSED, "of_additional", "delta"), 4,
+        part=4, reads="direct wide", additional=True),
+    Kit("vol-wide", 3, "float16", (16, 16), CUBE, CUBE, (*FUSED, "of_additional", "na_av_t"), chunk=8, bricks=2,
+        reads="staged wide", additional=True),
     Kit("vol-staged", 3, "bfloat16", (16, 16), (2, 1, 4), CUBE, (*FUSED, "na_delta", "na_qk", "na_av"), part=2),
 )  # fmt: skip
 # Head dims of large models; few launches of each, because they are slow.

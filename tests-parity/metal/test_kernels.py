@@ -20,7 +20,7 @@ LAUNCHES, ALL_LAUNCHES = 1000, 20_000
 SHARES = ALL_LAUNCHES // LAUNCHES
 LONG_LAUNCHES = 24
 # Kits for full attention: sequences of any head dims, without rpb or additional keys.
-ATTENDING = [kit for kit in KITS if kit.rank == 1 and not kit.bias and not kit.extra and "wide" not in kit.reads]
+ATTENDING = [kit for kit in KITS if kit.rank == 1 and not kit.rpb and not kit.additional and "wide" not in kit.reads]
 
 
 def shares() -> list[Any]:
@@ -81,8 +81,9 @@ def test_the_pool_is_wide() -> None:
     walks = [instance for instance in pool if instance.record.walks]
     for option in ({"rank": 1}, {"rank": 2}, {"rank": 3}, {"dtype": "float32"}, {"dtype": "float16"},
                    {"dtype": "bfloat16"}, {"stage": False}, {"stage": True, "wide": False}, {"wide": True},
-                   {"stage": False, "wide": True}, {"heads": 2}, {"heads": 4}, {"heads": 8}, {"bias": True},
-                   {"extra": True}, {"every": True}, {"bricks": 1}, {"bricks": 2}, {"bricks": 3}):  # fmt: skip
+                   {"stage": False, "wide": True}, {"heads": 2}, {"heads": 4}, {"heads": 8}, {"rpb": True},
+                   {"additional": True}, {"of_additional": True}, {"bricks": 1}, {"bricks": 2},
+                   {"bricks": 3}):  # fmt: skip
         having = [i for i in walks if all(getattr(i, name) == value for name, value in option.items())]
         assert len(having) >= 2, option
     for rank in (1, 2, 3):
@@ -90,7 +91,7 @@ def test_the_pool_is_wide() -> None:
             assert any((i.rank, i.dtype) == (rank, dtype) for i in walks)
         templates = {i.template for i in pool if i.rank == rank}
         assert templates >= {"na_fwd", "na_delta", "na_bwd_dq", "na_bwd_dkv"}
-    assert {i.slots for i in pool if i.template == "na_bias"} == {True, False}
+    assert {i.slots for i in pool if i.template == "na_rpb"} == {True, False}
 
 
 def test_random_problems_are_random() -> None:
@@ -101,7 +102,7 @@ def test_random_problems_are_random() -> None:
         for number in range(40):
             problem = kit.problem(str(number), rng).problem(kit.dtype)
             for instance in kit.instances.values():
-                if not instance.record.walks or instance.every:
+                if not instance.record.walks or instance.of_additional:
                     continue
                 work = work_of(problem, instance)
                 x = work.axes[-1]

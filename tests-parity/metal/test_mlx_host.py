@@ -87,7 +87,7 @@ def test_fused(host: MlxHost, name: str, dtype: str) -> None:
     wanted = {
         *FORWARD,
         *GRADIENT,
-        *(["na_bias", "na_sum"] if case.rpb else []),
+        *(["na_rpb", "na_sum"] if case.rpb else []),
         *(["na_sum"] if case.additional else []),
     }
     assert set(host.templates) == wanted
@@ -133,7 +133,7 @@ def test_split(host: MlxHost) -> None:
     for run, expected in ((frameworks.run_qk, tolerances.split_qk), (frameworks.run_av, tolerances.split_av)):
         found, _ = run(FAST, SPLIT, "float32")
         tolerances.assert_within(found, expected(SPLIT, "float32"), run.__name__)
-    assert set(host.templates) == {"na_qk", "na_av", "na_av_t", "na_bias", "na_sum"}
+    assert set(host.templates) == {"na_qk", "na_av", "na_av_t", "na_rpb", "na_sum"}
 
 
 @pytest.mark.parametrize(("name", "dtype"), FUSED[:1])
@@ -295,7 +295,7 @@ def test_a_model(host: MlxHost, tmp_path: File) -> None:
         with natten_mlx.use_backend(backend):
             found[backend] = dict(tree_flatten(step(model, x)))
             mx.eval(found)
-    assert set(host.templates) == {*FORWARD, *GRADIENT, "na_bias", "na_sum"}
+    assert set(host.templates) == {*FORWARD, *GRADIENT, "na_rpb", "na_sum"}
     for name, wanted in found["dense"].items():
         assert mx.abs(found["fast_metal"][name] - wanted).max() <= 0.03 * mx.abs(wanted).max(), name
     launches, file = len(host.ran), str(tmp_path / "model.mlxfn")

@@ -27,7 +27,7 @@ HANDFUL = {
     ("coord.h", "rows of a patch all exist", 0): "",
     ("coord.h", "common: ends swapped, low", 0): "",
     ("stage.h", "no zeros behind a chunk", 0): "",
-    ("na_bias.h", "no simdgroup barrier", 0): "emulator: data race",
+    ("na_rpb.h", "no simdgroup barrier", 0): "emulator: data race",
 }
 
 # A bound or a decision at run time: min, max, a choice by what a row sees or by the head dim, an if, the bound of a
@@ -35,7 +35,7 @@ HANDFUL = {
 # run over registers, up to constants of the config: no problem can make those bounds wrong.
 GUARD = re.compile(
     r"\bm(?:in|ax)\(|\b(?:sees|first|second|dim|store) \?"
-    r"|\bif \((?!(?:!?(?:C::)?[A-Z]+(?: [!=]= \d)?|a == X|axis == C::RANK - 1|sizeof\(T\) == 4|condition)\))"
+    r"|\bif \((?!(?:!?(?:C::)?[A-Z_]+(?: [!=]= \d)?|a == X|axis == C::RANK - 1|sizeof\(T\) == 4|condition)\))"
     r"(?:[^()\n]|\((?:[^()\n]|\([^()\n]*\))*\))*\)"
     r"|(?<!NA_UNROLL )\bfor \([^;]*;(?P<bound>[^;]*);"
 )

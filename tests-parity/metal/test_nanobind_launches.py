@@ -157,7 +157,7 @@ def test_fused(gpu: Extension, name: str, lay: Any) -> None:
     wanted = mx.vjp(call, [arrays[n] for n in given], [arrays["d_out"], arrays["d_lse"]])
     close(found, wanted[0])
     close(gradients, wanted[1])
-    templates = {"na_fwd", "na_delta", "na_bwd_dq", "na_bwd_dkv", "na_sum"} | ({"na_bias"} if case.rpb else set())
+    templates = {"na_fwd", "na_delta", "na_bwd_dq", "na_bwd_dkv", "na_sum"} | ({"na_rpb"} if case.rpb else set())
     assert {ran.partition("_r")[0] for ran in gpu.ran} == templates
 
 

@@ -48,7 +48,7 @@ Array = Any
 MOST_LINES = 400
 # Sources are checked this many instantiations at a time.
 TOGETHER = 70
-OPTIONS = ("stage", "wide", "bias", "extra", "every", "lse_grad", "slots", "empty_zero")
+OPTIONS = ("stage", "wide", "rpb", "additional", "of_additional", "lse_grad", "slots", "empty_zero")
 INCLUDES = Path(mx.__file__).parent / "include"
 
 
@@ -225,7 +225,7 @@ def test_threadgroup_memory_is_what_the_text_declares() -> None:
     for instance in everything():
         declared = re.findall(r"threadgroup (uint4|float) \w+\[(\d+)\];", entry_point(instance))
         found = sum(sizes[kind] * int(count) for kind, count in declared)
-        placeholder = 32 if declared and not instance.stage and instance.template != "na_bias" else 0
+        placeholder = 32 if declared and not instance.stage and instance.template != "na_rpb" else 0
         assert found == instance.threadgroup_bytes + placeholder <= THREADGROUP_BYTES, instance.name
 
 

@@ -70,7 +70,7 @@ def check_step(problem: Problem, step: Step) -> None:
         return
     assert step.threads == 32 * i.simdgroups and math.prod(i.patch) * i.heads == 8
     (parts,) = slot(step, "kParts")
-    if i.every:
+    if i.of_additional:
         tiles, rest = divmod(step.grid[1], parts)
         assert rest == 0 and (tiles - 1) * 8 * i.simdgroups < p.additional <= tiles * 8 * i.simdgroups
         assert step.grid[::2] == (p.kv_heads, p.batch) and parts <= p.query_shape[0]
@@ -78,7 +78,7 @@ def check_step(problem: Problem, step: Step) -> None:
     tiles = slot(step, "kTiles")[: p.rank]
     assert tiles == tiles_of(p, i)
     assert (dispatched_rows(p, i, tiles) == 1).all()
-    if i.template == "na_bias":
+    if i.template == "na_rpb":
         assert step.grid == (p.heads, parts, 1) and 1 <= parts <= math.prod(tiles) * math.prod(p.dilation) * p.batch
         assert i.table >= math.prod(2 * w - 1 for w in p.kernel_size)
         return

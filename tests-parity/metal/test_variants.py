@@ -38,7 +38,7 @@ def parameters() -> list[Any]:
     """Two kits always, the unoptimised build only for the one with most selects; the others with --all."""
     found = []
     for kit, variant in itertools.product((*KITS, *LONG_KITS), VARIANTS):
-        always = kit.name in COMPILED_ANEW and (kit.bias or variant != "unoptimised")
+        always = kit.name in COMPILED_ANEW and (kit.rpb or variant != "unoptimised")
         marks = [pytest.mark.xdist_group(f"{kit}-{variant}"), *([] if always else [pytest.mark.all])]
         found.append(pytest.param(kit, variant, id=f"{kit}-{variant}", marks=marks))
     return found
@@ -65,7 +65,7 @@ def bits(sample: Any, instance: Instance, kernel: Kernel, schedule: str, seed: i
         step = sum_step(instance, sample.problem, *PARTIAL)
         tensors = {"partial": rounded(np.random.default_rng(0).standard_normal(PARTIAL), "float32")}
     else:
-        parts = 2 if instance.template == "na_bias" else 1
+        parts = 2 if instance.template == "na_rpb" else 1
         step = step_of(instance, problem_for(instance, sample.problem), parts)
     done = run(step, kernel, tensors, schedule=schedule, seed=seed)
     return [np.ascontiguousarray(laid.view).tobytes() for laid in done.outputs.values()]

@@ -20,20 +20,20 @@ from natten_mps._metal.problem.problem import Problem
 
 from .launch import Run, run, step_of, sum_step
 from .pool import Kit
-from .work import EveryWork, work_of
+from .work import AdditionalWork, work_of
 
 Array = Any
 # Templates that recompute the weights from lse.
-RECOMPUTING = ("na_bwd_dq", "na_bwd_dkv", "na_bias")
+RECOMPUTING = ("na_bwd_dq", "na_bwd_dkv", "na_rpb")
 # Tensors whose rows a template reads.
 ROWS = {
     "na_fwd": ("q",), "na_bwd_dq": ("q", "out_grad"), "na_bwd_dkv": ("k", "v"), "na_qk": ("q",),
-    "na_bias": ("q", "out_grad"),
+    "na_rpb": ("q", "out_grad"),
 }  # fmt: skip
 # Those whose columns it reads, and in how many products of a brick each takes part.
 COLUMNS = {
     "na_fwd": {"k": 1, "v": 1}, "na_bwd_dq": {"k": 2, "v": 1}, "na_bwd_dkv": {"q": 2, "out_grad": 2},
-    "na_qk": {"k": 1}, "na_av": {"v": 1}, "na_av_t": {"x": 1}, "na_bias": {"k": 1, "v": 1},
+    "na_qk": {"k": 1}, "na_av": {"v": 1}, "na_av_t": {"x": 1}, "na_rpb": {"k": 1, "v": 1},
 }  # fmt: skip
 # For full attention, relative to the largest value, in addition to the last rounding.
 ATTENTION_ERROR = {"float32": 3e-6, "float16": 1e-3, "bfloat16": 8e-3}
@@ -148,10 +148,10 @@ def check_values(sample: Sample, done: Run) -> None:
         wanted = {"query_grad": fused["query"]}
         check_stats(sample, found.pop("stats"))
     elif instance.template == "na_bwd_dkv":
-        names = ("additional_keys", "additional_values") if instance.every else ("key", "value")
+        names = ("additional_keys", "additional_values") if instance.of_additional else ("key", "value")
         wanted = dict(zip(("key_grad", "value_grad"), (fused[name] for name in names), strict=True))
-        found = {name: values.sum(0) for name, values in found.items()} if instance.every else found
-    elif instance.template == "na_bias":
+        found = {name: values.sum(0) for name, values in found.items()} if instance.of_additional else found
+    elif instance.template == "na_rpb":
         wanted = {"partial": sample.expected("qk")["rpb"] if instance.slots else fused["rpb"]}
         found = {"partial": found["partial"].sum(0).reshape(wanted["partial"].truth.shape)}
     elif instance.template == "na_qk":
@@ -207,7 +207,7 @@ def check_work(problem: Problem, done: Run, parts: int) -> None:
     instance = done.step.instance
     products = done.bricks[0] * instance.products
     assert done.report.multiply_accumulates == products, f"{done.report.multiply_accumulates}, not {products} products"
-    work = EveryWork(problem, instance, parts) if instance.every else work_of(problem, instance)
+    work = AdditionalWork(problem, instance, parts) if instance.of_additional else work_of(problem, instance)
     assert done.bricks == work.bricks, f"{instance.name}, {problem}: {done.bricks}, not {work.bricks}"
     if instance.record.walks:
         barriers = done.report.barriers
@@ -216,11 +216,13 @@ def check_work(problem: Problem, done: Run, parts: int) -> None:
         return  # its rows and columns are window slots, whose values exist once
     for argument in ROWS.get(instance.template, ()):
         own, _ = done.reads(argument)
-        assert (own == (parts if instance.every else 1)).all(), f"{instance.name}: rows of {argument} are not read once"
+        assert (own == (parts if instance.of_additional else 1)).all(), (
+            f"{instance.name}: rows of {argument} are not read once"
+        )
     for argument, count in COLUMNS[instance.template].items():
         check_reads(done, argument, work.read(count))
-        if instance.extra:
-            check_reads(done, f"extra_{argument}", work.read_additional(count))
+        if instance.additional:
+            check_reads(done, f"additional_{argument}", work.read_additional(count))
 
 
 def check_reads(done: Run, argument: str, tokens: Array) -> None:
@@ -243,8 +245,8 @@ def launch(sample: Sample, instance: Instance, kernel: Kernel, rng: random.Rando
         assert (np.abs(done.outputs["out"].values - values.sum(0)) <= bound).all()
         return
     parts = 1
-    if instance.every or instance.template == "na_bias":
-        parts = rng.randint(1, min(5, sample.problem.query_shape[0]) if instance.every else 5)
+    if instance.of_additional or instance.template == "na_rpb":
+        parts = rng.randint(1, min(5, sample.problem.query_shape[0]) if instance.of_additional else 5)
     step = step_of(instance, problem_for(instance, sample.problem), parts)
     done = run(step, kernel, sample.tensors, schedule=schedule, seed=seed, layouts=rng)
     done.assert_written_once()
@@ -253,5 +255,5 @@ def launch(sample: Sample, instance: Instance, kernel: Kernel, rng: random.Rando
         check_delta(sample, done)
         return
     check_values(sample, done)
-    if instance.record.walks or instance.template == "na_bias":
+    if instance.record.walks or instance.template == "na_rpb":
         check_work(sample.problem, done, parts)

@@ -142,7 +142,7 @@ class Work:
     @property
     def bricks(self) -> tuple[int, int]:
         """Executed bricks and full ones of the launch, those of additional keys included."""
-        extra = self.problem.additional if self.instance.extra else 0
+        extra = self.problem.additional if self.instance.additional else 0
         steps = math.prod(axis.steps for axis in self.axes) * self.repeat + self.patches * -(-extra // 8)
         full = math.prod(axis.full for axis in self.axes) * self.repeat + self.patches * (extra // 8)
         return steps, full
@@ -154,7 +154,7 @@ class Work:
             return 0
         boxes = list(itertools.product(*(axis.boxes for axis in self.axes)))
         own = sum(chunks(math.prod(rows), x, self.instance.chunk) for *rows, x in boxes)
-        extra = self.problem.additional if self.instance.extra else 0
+        extra = self.problem.additional if self.instance.additional else 0
         return (own + chunks(1, extra, self.instance.chunk) * len(boxes)) * self.repeat
 
     def outer(self, name: str) -> Array:
@@ -188,7 +188,7 @@ def work_of(problem: Problem, instance: Instance) -> Work:
 
 
 @dataclass(frozen=True)
-class EveryWork:
+class AdditionalWork:
     """A launch of na_bwd_dkv for additional keys: each patch of 8 of them visits every query of every head.
 
     parts: shares of the outermost axis, each with its own threadgroups.

@@ -151,10 +151,10 @@ def test_the_cases_cover_every_kernel() -> None:
     launched = [(case, step) for case in doctor.CASES for step in steps_of(case)]
     used = {(step.instance.template, step.instance.dtype) for _, step in launched}
     assert used == set(itertools.product(source.TEMPLATES, doctor.BOUNDS))
-    assert {(i.dtype, i.fused) for i in instances(launched, "na_bias")} >= {
+    assert {(i.dtype, i.fused) for i in instances(launched, "na_rpb")} >= {
         *itertools.product(doctor.BOUNDS, [True]), ("float32", False),
     }  # fmt: skip
-    assert {i.dtype for i in instances(launched, "na_bwd_dkv") if i.every} == set(doctor.BOUNDS)
+    assert {i.dtype for i in instances(launched, "na_bwd_dkv") if i.of_additional} == set(doctor.BOUNDS)
     assert any(i.empty_zero for i in instances(launched, "na_qk"))
     for template in (name for name, record in TEMPLATES.items() if record.walks):
         walks = [step for _, step in launched if step.instance.template == template]

@@ -79,7 +79,7 @@ def with_strides(step: Step, strides: Mapping[str, tuple[int, ...]]) -> tuple[in
         block = step.stride_slots.get(argument)
         if block is None:
             continue
-        if step.instance.every and argument in ("key_grad", "value_grad"):
+        if step.instance.of_additional and argument in ("key_grad", "value_grad"):
             own = own[1:]  # the parts lie outermost
         values = stride_block(own, channels=argument != "lse")
         first, _ = SLOTS[block]

@@ -24,7 +24,7 @@ def smallest_launch(instance: Instance) -> tuple[Step, dict[str, tuple[int, ...]
     i, one = instance, (1,) * instance.rank
     dim, dim_v = max(i.dim, 1), max(i.dim_v, 1)
     rows, keys, additional = (ITEMS, *one, i.heads), (ITEMS, *one, 1), (ITEMS, 1, 1)
-    if i.every:  # the keys are additional ones, and so are the shapes of their gradients, in one part
+    if i.of_additional:  # the keys are additional ones, and so are the shapes of their gradients, in one part
         sizes = Sizes(rows, additional, additional, dim, dim_v, 1, one, parts=(1,))
     else:
         sizes = Sizes(rows, keys, additional, dim, dim_v, 1, one)
@@ -44,11 +44,11 @@ def smallest_launch(instance: Instance) -> tuple[Step, dict[str, tuple[int, ...]
         is_causal=(False,) * i.rank,
         scale=1.0,
         dtype=i.dtype,
-        additional=int(i.extra or i.every),
-        has_rpb=i.bias,
+        additional=int(i.additional or i.of_additional),
+        has_rpb=i.rpb,
     )
     inputs = tuple((a.name, a.name) for a in i.arguments if not a.output and a.name != "prm")
-    kinds = {"T": i.dtype, "R": "float32" if i.every else i.dtype, "float": "float32"}
+    kinds = {"T": i.dtype, "R": "float32" if i.of_additional else i.dtype, "float": "float32"}
     outputs = tuple(Output(a.name, a.name, shapes[a.name], kinds[a.kind]) for a in i.arguments if a.output)
     # Walks: one tile an item. Templates of rows: as many threadgroups as hold the rows. Tables: one part.
     grid, params = (1, 1, ITEMS if i.record.walks else 1), parameters(problem, {"kTiles": one})

@@ -10,7 +10,8 @@ SLOTS = {
     "kWindow": (14, 3), "kStride": (17, 3), "kDilation": (20, 3), "kCausal": (23, 3), "kTiles": (26, 3),
     "kQueryStride": (29, 5), "kKeyStride": (34, 5), "kValueStride": (39, 5), "kOutStride": (44, 5),
     "kLseStride": (49, 5), "kOutGradStride": (54, 5), "kQueryGradStride": (59, 5), "kKeyGradStride": (64, 5),
-    "kValueGradStride": (69, 5), "kExtraKeyStride": (74, 5), "kExtraValueStride": (79, 5), "kRowCount": (84, 1),
+    "kValueGradStride": (69, 5), "kAdditionalKeyStride": (74, 5), "kAdditionalValueStride": (79, 5),
+    "kRowCount": (84, 1),
     "kKeyGradPart": (85, 1), "kValueGradPart": (86, 1),
 }  # fmt: skip
 COUNT = 87

@@ -16,7 +16,7 @@ from .templates import TEMPLATES, Argument, Template
 KERNELS = Path(__file__).parent / "kernels"
 HEADERS = (
     "params.h", "window.h", "mma.h", "sums.h", "coord.h", "stage.h", "walk.h", "place.h",
-    "na_fwd.h", "na_delta.h", "na_bwd_dq.h", "na_bwd_dkv.h", "na_split.h", "na_bias.h",
+    "na_fwd.h", "na_delta.h", "na_bwd_dq.h", "na_bwd_dkv.h", "na_split.h", "na_rpb.h",
 )  # fmt: skip
 METAL_TYPES = {"float32": "float", "float16": "half", "bfloat16": "bfloat"}
 ITEM_SIZES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -30,9 +30,9 @@ class Instance:
     template: its name; :attr:`record` is what is known of it (:mod:`.templates`).
     dim, dim_v: padded head dims (DA, DB). patch: rows of one simdgroup along (z, y, x); times heads it is
     8. simdgroups: patches per threadgroup. chunk: staged columns. bricks: bricks per softmax group.
-    wide: 16-byte copies (the tensors' alignment allows them). every: na_bwd_dkv of additional keys.
-    slots: na_bias of d_logits instead of the fused op. empty_zero: na_qk leaves 0 where a slot has no key. table:
-    entries that na_bias's tables hold. part: bricks whose terms are summed before they join the total (0: all).
+    wide: 16-byte copies (the tensors' alignment allows them). of_additional: na_bwd_dkv of additional keys.
+    slots: na_rpb of logits_grad instead of the fused op. empty_zero: na_qk leaves 0 where a slot has no key. table:
+    entries that na_rpb's tables hold. part: bricks whose terms are summed before they join the total (0: all).
     """
 
     template: str
@@ -47,9 +47,9 @@ class Instance:
     bricks: int = 2
     stage: bool = True
     wide: bool = False
-    bias: bool = False
-    extra: bool = False
-    every: bool = False
+    rpb: bool = False
+    additional: bool = False
+    of_additional: bool = False
     lse_grad: bool = False
     slots: bool = False
     empty_zero: bool = False
@@ -63,7 +63,7 @@ class Instance:
 
     @property
     def fused(self) -> bool:
-        """na_bias of the fused op: it recomputes the gradients of the logits."""
+        """na_rpb of the fused op: it recomputes the gradients of the logits."""
         return not self.slots
 
     @property
@@ -72,9 +72,9 @@ class Instance:
         options = {
             "s": self.stage,
             "w": self.wide,
-            "b": self.bias,
-            "x": self.extra,
-            "e": self.every,
+            "b": self.rpb,
+            "x": self.additional,
+            "e": self.of_additional,
             "l": self.lse_grad,
             "i": self.slots,
             "z": self.empty_zero,
@@ -94,7 +94,7 @@ class Instance:
     @property
     def stride_slots(self) -> dict[str, str]:
         """Argument -> the stride block that it fills; contiguous arguments have none."""
-        blocks = {a.name: (self.every and a.every_stride) or a.stride for a in self.arguments}
+        blocks = {a.name: (self.of_additional and a.additional_stride) or a.stride for a in self.arguments}
         return {name: block for name, block in blocks.items() if block}
 
     @property
@@ -154,11 +154,11 @@ def config(instance: Instance) -> str:
         "NSG": i.simdgroups, "CHUNK": i.chunk, "NB": i.bricks, "PART": i.part, "TABLE": i.table,
     }  # fmt: skip
     bools = {
-        "STAGE": i.stage, "WIDE": i.wide, "BIAS": i.bias, "EXTRA": i.extra, "EVERY": i.every,
+        "STAGE": i.stage, "WIDE": i.wide, "RPB": i.rpb, "ADDITIONAL": i.additional, "OF_ADDITIONAL": i.of_additional,
         "LSE_GRAD": i.lse_grad, "TRANSPOSED": i.record.transposed, "EMPTY_ZERO": i.empty_zero,
         "SLOTS": i.record.slotted or i.slots,
     }  # fmt: skip
-    result = "float" if i.every else METAL_TYPES[i.dtype]
+    result = "float" if i.of_additional else METAL_TYPES[i.dtype]
     members = [f"typedef {METAL_TYPES[i.dtype]} T;", f"typedef {result} R;"]
     members += [f"static constexpr constant int {name} = {value};" for name, value in ints.items()]
     members += [f"static constexpr constant bool {name} = {str(value).lower()};" for name, value in bools.items()]
@@ -167,7 +167,7 @@ def config(instance: Instance) -> str:
 
 def _metal_type(argument: Argument, instance: Instance) -> str:
     if argument.kind == "R":
-        return "float" if instance.every else METAL_TYPES[instance.dtype]
+        return "float" if instance.of_additional else METAL_TYPES[instance.dtype]
     return {"T": METAL_TYPES[instance.dtype]}.get(argument.kind, argument.kind)
 
 
@@ -228,7 +228,7 @@ def _mlx_params(instance: Instance) -> str:
     for name in instance.strided:
         block = instance.stride_slots[name]
         # Axes of the tensor's tokens: additional keys and values lie along one.
-        axes = 1 if block in ("kExtraKeyStride", "kExtraValueStride") else instance.rank
+        axes = 1 if block in ("kAdditionalKeyStride", "kAdditionalValueStride") else instance.rank
         members.append(f"  const constant long* {name};")
         reads.append(f"    if (slot >= {block} && slot < {block} + 5) return stride({name}, slot - {block}, {axes});")
         channels.append(f"    if (block == {block}) return {name}[{axes + 2}];")

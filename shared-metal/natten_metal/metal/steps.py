@@ -88,7 +88,7 @@ def _walk(
     grid = (heads, math.prod(chosen.tiles), problem.batch * math.prod(problem.dilation))
     times = problem.batch * problem.kv_heads
     bricks, full = chosen.bricks.executed * times, chosen.bricks.full * times
-    if instance.extra:
+    if instance.additional:
         patches = patch_count(problem, chosen.patch) * problem.batch * heads
         bricks += patches * -(-problem.additional // COLUMNS)
         full += patches * (problem.additional // COLUMNS)
@@ -134,9 +134,9 @@ def _gradient(argument: str, operand: Operand, p: Problem) -> Output:
 
 
 def _qk_forward(p: Problem, most: int) -> tuple[Step, ...]:
-    bias = {"bias": "rpb"} if p.has_rpb else {}
+    bias = {"rpb": "rpb"} if p.has_rpb else {}
     outputs = (_made("logits", ops.LOGITS, p),)
-    return (_walk(p, QK, {"q": "query", "k": "key"} | bias, outputs, most, bias=p.has_rpb),)
+    return (_walk(p, QK, {"q": "query", "k": "key"} | bias, outputs, most, rpb=p.has_rpb),)
 
 
 def _av_forward(p: Problem, most: int) -> tuple[Step, ...]:
@@ -146,14 +146,14 @@ def _av_forward(p: Problem, most: int) -> tuple[Step, ...]:
 
 def _fused_forward(p: Problem, most: int) -> tuple[Step, ...]:
     outputs = (_made("out", ops.OUT, p), _made("lse", ops.LSE, p))
-    return (_walk(p, FORWARD, _tensors(p), outputs, most, bias=p.has_rpb, extra=p.additional > 0),)
+    return (_walk(p, FORWARD, _tensors(p), outputs, most, rpb=p.has_rpb, additional=p.additional > 0),)
 
 
 def _tensors(p: Problem) -> dict[str, str]:
     inputs = {"q": "query", "k": "key", "v": "value"}
     if p.additional:
-        inputs |= {"extra_k": "additional_keys", "extra_v": "additional_values"}
-    return inputs | ({"bias": "rpb"} if p.has_rpb else {})
+        inputs |= {"additional_k": "additional_keys", "additional_v": "additional_values"}
+    return inputs | ({"rpb": "rpb"} if p.has_rpb else {})
 
 
 @lru_cache(maxsize=256)
@@ -163,13 +163,13 @@ def backward(problem: Problem, has_lse_grad: bool, most: int = MOST_SIMDGROUPS) 
 
 
 def _fused_backward(p: Problem, has_lse_grad: bool, most: int) -> tuple[Step, ...]:
-    options = {"bias": p.has_rpb}
+    options = {"rpb": p.has_rpb}
     read = _tensors(p) | {"out_grad": "out_grad", "lse": "lse", "delta": "delta"}
     stats = Output("stats", "stats", (*rows(p), STATS), "float32")
     made = (_gradient("query_grad", ops.QUERY, p), stats)
-    steps = [_delta(p, has_lse_grad), _walk(p, QUERY_GRAD, read, made, most, extra=p.additional > 0, **options)]
+    steps = [_delta(p, has_lse_grad), _walk(p, QUERY_GRAD, read, made, most, additional=p.additional > 0, **options)]
     saved = {"out_grad": "out_grad", "stats": "stats"}
-    plain = {arg: name for arg, name in _tensors(p).items() if not arg.startswith("extra")}
+    plain = {arg: name for arg, name in _tensors(p).items() if not arg.startswith("additional")}
     made = (_gradient("key_grad", ops.KEY, p), _gradient("value_grad", ops.VALUE, p))
     steps.append(_walk(p, KEY_VALUE_GRAD, plain | saved, made, most, **options))
     if p.additional:
@@ -209,7 +209,7 @@ def _additional_backward(p: Problem, saved: dict[str, str], most: int) -> list[S
         chunk=base.chunk,
         bricks=SOFTMAX_BRICKS,
         stage=stage,
-        every=True,
+        of_additional=True,
         part=_part(p.dtype, math.prod(p.query_shape) * p.group_heads // parts),
     )
     params = parameters(p, {"kParts": parts, "kKeyGradPart": math.prod(shape), "kValueGradPart": math.prod(shape_v)})
@@ -220,13 +220,13 @@ def _additional_backward(p: Problem, saved: dict[str, str], most: int) -> list[S
     )
     grid = (p.kv_heads, tiles * parts, p.batch)
     return [
-        Step(instance, grid, 32 * simdgroups, params, tuple(inputs.items()), outputs, *_every_bricks(p, parts)),
+        Step(instance, grid, 32 * simdgroups, params, tuple(inputs.items()), outputs, *_additional_bricks(p, parts)),
         _sum(p, "additional_keys_parts", "additional_keys_grad", shape, parts, p.dtype),
         _sum(p, "additional_values_parts", "additional_values_grad", shape_v, parts, p.dtype),
     ]
 
 
-def _every_bricks(p: Problem, parts: int) -> tuple[int, int]:
+def _additional_bricks(p: Problem, parts: int) -> tuple[int, int]:
     """Bricks, and full ones, of all additional keys against all queries, whose outermost axis is cut in parts."""
     cuts = [p.query_shape[0] * part // parts for part in range(parts + 1)]
     pieces = [after - before for before, after in itertools.pairwise(cuts)]
@@ -253,7 +253,7 @@ def _rpb_backward(p: Problem, inputs: dict[str, str], slots: bool, most: int) ->
         chunk=chosen.chunk,
         bricks=SOFTMAX_BRICKS,
         stage=False,
-        bias=True,
+        rpb=True,
         slots=slots,
         table=table,
     )
@@ -278,7 +278,7 @@ def _qk_backward(p: Problem, has_lse_grad: bool, most: int) -> tuple[Step, ...]:
         _walk(weigh, AV_TRANSPOSED, {"attn": "logits_grad", "x": "query"}, (key_grad,), most),
     ]
     if p.has_rpb:
-        steps += _rpb_backward(p, {"bias": "rpb", "d_logits": "logits_grad"}, slots=True, most=most)
+        steps += _rpb_backward(p, {"rpb": "rpb", "logits_grad": "logits_grad"}, slots=True, most=most)
     return tuple(steps)
 
 

@@ -40,7 +40,7 @@ class Argument:
     kind: 'T' (the tensors' dtype), 'R' (the result's), 'float' or 'long'. shape: in a launch of these sizes. output:
     whether the kernel writes it. when: the option of the instance that must be set for the buffer to exist; '' for
     always. stride: the stride block of the parameter array that tells where its elements lie; '' for contiguous ones.
-    every_stride: the same where the keys are additional ones, if it is another.
+    additional_stride: the same where the keys are additional ones, if it is another.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Argument:
     stride: str = ""
     output: bool = False
     when: str = ""
-    every_stride: str = ""
+    additional_stride: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,11 +82,15 @@ def _no_products(dim: int, dim_v: int) -> int:
 
 
 _Q = Argument("q", "T", lambda s: (*s.rows, s.dim), "kQueryStride")
-_K = Argument("k", "T", lambda s: (*s.keys, s.dim), "kKeyStride", every_stride="kExtraKeyStride")
-_V = Argument("v", "T", lambda s: (*s.keys, s.dim_v), "kValueStride", every_stride="kExtraValueStride")
-_EXTRA_K = Argument("extra_k", "T", lambda s: (*s.additional, s.dim), "kExtraKeyStride", when="extra")
-_EXTRA_V = Argument("extra_v", "T", lambda s: (*s.additional, s.dim_v), "kExtraValueStride", when="extra")
-_BIAS = Argument("bias", "float", lambda s: (s.rows[-1], *s.table), when="bias")
+_K = Argument("k", "T", lambda s: (*s.keys, s.dim), "kKeyStride", additional_stride="kAdditionalKeyStride")
+_V = Argument("v", "T", lambda s: (*s.keys, s.dim_v), "kValueStride", additional_stride="kAdditionalValueStride")
+_ADDITIONAL_K = Argument(
+    "additional_k", "T", lambda s: (*s.additional, s.dim), "kAdditionalKeyStride", when="additional"
+)
+_ADDITIONAL_V = Argument(
+    "additional_v", "T", lambda s: (*s.additional, s.dim_v), "kAdditionalValueStride", when="additional"
+)
+_RPB = Argument("rpb", "float", lambda s: (s.rows[-1], *s.table), when="rpb")
 _PRM = Argument("prm", "long", lambda s: ())
 _OUT_GRAD = Argument("out_grad", "T", lambda s: (*s.rows, s.dim_v), "kOutGradStride")
 _STATS = Argument("stats", "float", lambda s: (*s.rows, STATS), "kLseStride")
@@ -95,14 +99,14 @@ _ATTN = Argument("attn", "T", lambda s: (*s.rows, s.slots), "kQueryStride")
 
 
 def _fused_only(argument: Argument) -> Argument:
-    """An argument that na_bias has where it recomputes the gradients of the fused op's logits."""
+    """An argument that na_rpb has where it recomputes the gradients of the fused op's logits."""
     return replace(argument, when="fused")
 
 
 FORWARD = Template(
     "na_fwd",
     (
-        *(_Q, _K, _V, _EXTRA_K, _EXTRA_V, _BIAS, _PRM),
+        *(_Q, _K, _V, _ADDITIONAL_K, _ADDITIONAL_V, _RPB, _PRM),
         Argument("out", "T", lambda s: (*s.rows, s.dim_v), "kOutStride", output=True),
         Argument("lse", "float", lambda s: s.rows, "kLseStride", output=True),
     ),
@@ -124,7 +128,7 @@ DELTA = Template(
 QUERY_GRAD = Template(
     "na_bwd_dq",
     (
-        *(_Q, _K, _V, _EXTRA_K, _EXTRA_V, _BIAS, _OUT_GRAD),
+        *(_Q, _K, _V, _ADDITIONAL_K, _ADDITIONAL_V, _RPB, _OUT_GRAD),
         Argument("lse", "float", lambda s: s.rows, "kLseStride"),
         Argument("delta", "float", lambda s: s.rows),
         _PRM,
@@ -136,7 +140,7 @@ QUERY_GRAD = Template(
 KEY_VALUE_GRAD = Template(
     "na_bwd_dkv",
     (
-        *(_Q, _K, _V, _BIAS, _OUT_GRAD, _STATS, _PRM),
+        *(_Q, _K, _V, _RPB, _OUT_GRAD, _STATS, _PRM),
         Argument("key_grad", "R", lambda s: (*s.parts, *s.keys, s.dim), "kKeyGradStride", output=True),
         Argument("value_grad", "R", lambda s: (*s.parts, *s.keys, s.dim_v), "kValueGradStride", output=True),
     ),
@@ -145,7 +149,7 @@ KEY_VALUE_GRAD = Template(
 )
 QK = Template(
     "na_qk",
-    (*(_Q, _K, _BIAS, _PRM), Argument("logits", "T", lambda s: (*s.rows, s.slots), "kOutStride", output=True)),
+    (*(_Q, _K, _RPB, _PRM), Argument("logits", "T", lambda s: (*s.rows, s.slots), "kOutStride", output=True)),
     products=lambda dim, dim_v: dim,
     reads_dim_v=False,
     slotted=True,
@@ -171,12 +175,12 @@ AV_TRANSPOSED = Template(
     slotted=True,
 )
 RPB_GRAD = Template(
-    "na_bias",
+    "na_rpb",
     (
         *map(_fused_only, (_Q, _K, _V)),
-        _BIAS,
+        _RPB,
         *map(_fused_only, (_OUT_GRAD, _STATS)),
-        Argument("d_logits", "T", lambda s: (*s.rows, s.slots), "kOutGradStride", when="slots"),
+        Argument("logits_grad", "T", lambda s: (*s.rows, s.slots), "kOutGradStride", when="slots"),
         _PRM,
         Argument("partial", "float", lambda s: (1, s.rows[-1], *s.table), output=True),
     ),

@@ -1,8 +1,8 @@
 // Gradient of the relative positional bias: sums of dS over all pairs of equal offset (key - query).
 //
-//   d_bias[h, offset] = sum over batch, queries i and keys j with j - i = offset of dS[i,j]
+//   rpb_grad[h, offset] = sum over batch, queries i and keys j with j - i = offset of dS[i,j]
 //
-//   dS is recomputed as in na_bwd_dq.h, or read from the slots of d_logits (SLOTS: the gradient of na_qk)
+//   dS is recomputed as in na_bwd_dq.h, or read from the slots of logits_grad (SLOTS: the gradient of na_qk)
 //   grid of threadgroups: (H, parts, 1); threads per group: NSG * 32; HR is 1
 //   partial [parts, H, 2w - 1 per axis] float, summed in order by na_sum
 //
@@ -17,7 +17,7 @@ template <typename C>
 struct BiasGradient {
   typedef typename C::T T;
   QueryGradient<C> rows;      // logits and their gradients, as for dQ; its sum stays unused
-  const device T* d_logits;   // of the lane's row (SLOTS)
+  const device T* logits_grad;   // of the lane's row (SLOTS)
   long channel;               // elements between two of its slots
   threadgroup float* sums;    // the simdgroup's table
   bool store;
@@ -32,7 +32,7 @@ struct BiasGradient {
       NA_UNROLL for (int j = 0; j < C::NB; ++j) {
         NA_UNROLL for (int e = 0; e < 2; ++e) {
           const bool sees = j < count && (b.full[j] || b.sees(j, b.x[j] + fc + e, seen));
-          ds[j][e] = sees ? float(d_logits[(b.slot[j] + fc + e) * channel]) : 0.0f;
+          ds[j][e] = sees ? float(logits_grad[(b.slot[j] + fc + e) * channel]) : 0.0f;
         }
       }
     } else {
@@ -53,9 +53,9 @@ struct BiasGradient {
 };
 
 template <typename C>
-METAL_FUNC void na_bias(const device typename C::T* q, const device typename C::T* k, const device typename C::T* v,
-                        const device float* bias, const device typename C::T* out_grad, const device float* stats,
-                        const device typename C::T* d_logits, const thread Params& prm, device float* partial,
+METAL_FUNC void na_rpb(const device typename C::T* q, const device typename C::T* k, const device typename C::T* v,
+                        const device float* rpb, const device typename C::T* out_grad, const device float* stats,
+                        const device typename C::T* logits_grad, const thread Params& prm, device float* partial,
                         threadgroup float* tables, uint3 tgid, uint sg, uint lane) {
   typedef typename C::T T;
   constexpr int R = C::RANK;
@@ -84,9 +84,9 @@ METAL_FUNC void na_bias(const device typename C::T* q, const device typename C::
     body.store = patch.store;
     if (C::SLOTS) {
       body.channel = prm.channel(kOutGradStride);
-      body.d_logits = d_logits + token_offset<R>(prm, kOutGradStride, tile, batch, head, patch.row);
+      body.logits_grad = logits_grad + token_offset<R>(prm, kOutGradStride, tile, batch, head, patch.row);
     } else {
-      body.rows.load(q, out_grad, bias, prm, tile, patch, slice);
+      body.rows.load(q, out_grad, rpb, prm, tile, patch, slice);
       const long own_at = token_offset<R>(prm, kLseStride, tile, batch, head, patch.row);
       const Stats own = *(const device Stats*)(stats + own_at);
       body.rows.lse = own[0];
