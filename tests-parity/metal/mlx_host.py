@@ -229,7 +229,7 @@ class MlxHost:
     @property
     def templates(self) -> list[str]:
         """The kernel templates that ran, in order."""
-        return [launch.name.partition("_r")[0] for launch in self.ran]
+        return [launch.name.rpartition("_r")[0] for launch in self.ran]
 
     def missing(self, stream: mx.Stream) -> str | None:
         return None

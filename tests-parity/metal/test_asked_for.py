@@ -44,7 +44,7 @@ def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 def templates(metal: EmulatedHost) -> list[str]:
-    return [name.partition("_r")[0] for name in metal.names]
+    return [name.rpartition("_r")[0] for name in metal.names]
 
 
 @pytest.mark.parametrize("ask", ASKS)

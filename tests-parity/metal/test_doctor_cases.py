@@ -60,7 +60,7 @@ def test_torch(
     assert examine("natten_mps", place, "metal", monkeypatch) == 0
     assert_well(capsys.readouterr().out, "metal", case)
     planned = [step.instance.template for step in steps_of(case)]
-    assert sorted(name.partition("_r")[0] for name in metal.names) == sorted(planned * TURNS)
+    assert sorted(name.rpartition("_r")[0] for name in metal.names) == sorted(planned * TURNS)
     assert all(launch.written_once for launch in metal.launches)
 
 
@@ -73,5 +73,5 @@ def test_mlx(
     assert examine("natten_mlx", place, "metal", monkeypatch) == 0
     assert_well(capsys.readouterr().out, "fast_metal", case)
     planned = [step.instance.template for step in steps_of(case)]
-    proofs = [name.partition("_r")[0] for name in {launch.name for launch in mlx_metal.ran}]
+    proofs = [name.rpartition("_r")[0] for name in {launch.name for launch in mlx_metal.ran}]
     assert sorted(mlx_metal.templates) == sorted(planned * TURNS + proofs)

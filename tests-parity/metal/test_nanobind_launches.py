@@ -158,7 +158,7 @@ def test_fused(gpu: Extension, name: str, lay: Any) -> None:
     close(found, wanted[0])
     close(gradients, wanted[1])
     templates = {"na_fwd", "na_delta", "na_bwd_dq", "na_bwd_dkv", "na_sum"} | ({"na_rpb"} if case.rpb else set())
-    assert {ran.partition("_r")[0] for ran in gpu.ran} == templates
+    assert {ran.rpartition("_r")[0] for ran in gpu.ran} == templates
 
 
 def test_split(gpu: Extension) -> None:

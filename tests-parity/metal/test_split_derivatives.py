@@ -37,7 +37,7 @@ def test_torch(metal: EmulatedHost) -> None:
         return [logits, out, torch.func.jvp(gradient, (query,), (d_query,))[1]]
 
     found = derivatives("metal")
-    assert {name.partition("_r")[0] for name in metal.names} == KERNELS
+    assert {name.rpartition("_r")[0] for name in metal.names} == KERNELS
     count = len(metal.launches)
     wanted = derivatives("pure")
     assert len(metal.launches) == count

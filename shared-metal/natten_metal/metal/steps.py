@@ -120,7 +120,7 @@ def _sum(problem: Problem, partial: str, name: str, shape: tuple[int, ...], part
 @lru_cache(maxsize=256)
 def forward(problem: Problem, most: int = MOST_SIMDGROUPS) -> tuple[Step, ...]:
     """The launches of an op. most: simdgroups that a threadgroup may have."""
-    return _FORWARD[problem.record](problem, most)
+    return _FORWARD[problem.op](problem, most)
 
 
 def _made(argument: str, operand: Operand, p: Problem) -> Output:
@@ -159,7 +159,7 @@ def _tensors(p: Problem) -> dict[str, str]:
 @lru_cache(maxsize=256)
 def backward(problem: Problem, has_lse_grad: bool, most: int = MOST_SIMDGROUPS) -> tuple[Step, ...]:
     """The launches of an op's gradient, from the gradients of its outputs and what the forward saved."""
-    return _BACKWARD[problem.record](problem, has_lse_grad, most)
+    return _BACKWARD[problem.op](problem, has_lse_grad, most)
 
 
 def _fused_backward(p: Problem, has_lse_grad: bool, most: int) -> tuple[Step, ...]:
@@ -292,5 +292,10 @@ def _av_backward(p: Problem, has_lse_grad: bool, most: int) -> tuple[Step, ...]:
 
 
 # The programs of each op. (Full attention is the fused op with windows that hold every key.)
-_FORWARD = {ops.FUSED: _fused_forward, ops.FULL: _fused_forward, ops.QK: _qk_forward, ops.AV: _av_forward}
-_BACKWARD = {ops.FUSED: _fused_backward, ops.FULL: _fused_backward, ops.QK: _qk_backward, ops.AV: _av_backward}
+_FORWARD = {
+    ops.FUSED.name: _fused_forward, ops.FULL.name: _fused_forward, ops.QK.name: _qk_forward, ops.AV.name: _av_forward,
+}  # fmt: skip
+_BACKWARD = {
+    ops.FUSED.name: _fused_backward, ops.FULL.name: _fused_backward, ops.QK.name: _qk_backward,
+    ops.AV.name: _av_backward,
+}  # fmt: skip
