@@ -22,7 +22,7 @@ Tensor = Any
 
 # Modules of the backends that both packages have, and the functions of any backend that compute something.
 TIER_MODULES = {"pure": ("_plain.pure", "_plain.pure_split"), "dense": ("_plain.dense",)}
-LAUNCHERS = ("forward", "backward", "qk", "av", "qk_backward", "av_backward", "repeat")
+LAUNCHERS = ("run", "forward", "backward", "qk", "av", "qk_backward", "av_backward", "repeat")
 
 
 class Framework:

@@ -43,7 +43,7 @@ def touched(case: Case, backend: str, key: int) -> Array:
         return found
     if backend in CPU_TIERS:
         return touched_in_patches(problem, key)
-    walk = plan(problem, Device("cpu", "cpu"), "pure", ("pure",)).queries
+    walk = plan(problem, Device("cpu", "cpu"), "pure", ("pure",)).forward.queries
     assert walk is not None
     reached = np.zeros(problem.queries, dtype=bool)
     for chunk in blocks.Tables(walk, mask.NumpyTables()).chunks():

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import frameworks
 import metal_emulator
 import pytest
 
-from natten_mps import _call, functional
-from natten_mps._config import TIERS
-from natten_mps._launch import metal as _launch
-from natten_mps._metal.plan import backends, verdicts
+from natten_mps._device import on_machine
+from natten_mps._metal.plan.backend import FAST_METAL, METAL
 
-from .host import EmulatedHost
+from .host import EmulatedHost, EmulatedMachine
 
 if TYPE_CHECKING:
-    from .mlx_host import MlxHost
+    from .mlx_host import EmulatedMlxHost
 
 
 @pytest.fixture(scope="session")
@@ -32,20 +30,9 @@ def emulator() -> None:
 @contextmanager
 def installed(monkeypatch: pytest.MonkeyPatch, host: EmulatedHost) -> Iterator[EmulatedHost]:
     """``host`` in place of torch's own, without anything left over from another test."""
-    kept: list[Any] = [_launch._kernels, _launch._params]
-    verdicts.forget()
-    for cache in kept:
-        cache.clear()
-    monkeypatch.setattr(_launch, "HOST", host)
-    # An emulated GPU poses as a CPU, where 'auto' would prefer the CPU kernels to the failing ones.
-    for module in (_call, functional):
-        monkeypatch.setattr(module, "TIERS", tuple(tier for tier in TIERS if tier != "native"))
-    monkeypatch.setattr(backends, "warn_of_missing_kernels", lambda *words: None)
-    monkeypatch.setitem(frameworks.TIER_MODULES, "metal", ("_launch.metal",))
-    yield host
-    verdicts.forget()
-    for cache in kept:
-        cache.clear()
+    monkeypatch.setitem(frameworks.TIER_MODULES, METAL.name, ("_launch.metal",))
+    with on_machine(EmulatedMachine(host)):
+        yield host
 
 
 @pytest.fixture
@@ -56,31 +43,29 @@ def metal(emulator: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[EmulatedH
 
 
 @contextmanager
-def installed_mlx(monkeypatch: pytest.MonkeyPatch, host: MlxHost) -> Iterator[MlxHost]:
-    """``host`` in place of MLX's own; the emulator must find no fault in what runs there, and no unwritten output."""
-    from natten_mlx._launch import fast_metal as _launch_fast
-    from natten_mlx._launch import nanobind as _launch_nanobind
-    from natten_mlx._metal.plan import backends as named
-    from natten_mlx._metal.plan import verdicts as learned
+def installed_mlx(monkeypatch: pytest.MonkeyPatch, host: EmulatedMlxHost) -> Iterator[EmulatedMlxHost]:
+    """natten_mlx on a machine that compiles and launches by ``host``, in a process that has said nothing yet.
 
-    learned.forget()
+    The emulator finds nothing in what runs there, and no output unwritten.
+    """
+    from natten_mlx._device import on_machine
+    from natten_mlx._metal.plan import backends
+
+    from .mlx_host import EmulatedMlxMachine
+
     frameworks.MLX.package  # noqa: B018 - selects the CPU
-    monkeypatch.setattr(_launch_fast, "HOST", host)
-    # The emulated GPU poses as a CPU stream, where 'auto' would prefer the CPU kernels.
-    monkeypatch.setattr(_launch_nanobind, "_found", lambda: "the extension is left out")
-    monkeypatch.setitem(frameworks.TIER_MODULES, "fast_metal", ("_launch.fast_metal",))
-    monkeypatch.setattr(named, "_said", set())
-    monkeypatch.setattr(named, "warn_of_missing_kernels", lambda *words: None)  # of the CPU that it poses as
-    yield host
-    learned.forget()
+    monkeypatch.setitem(frameworks.TIER_MODULES, FAST_METAL.name, ("_launch.fast_metal",))
+    monkeypatch.setattr(backends, "_said", set())
+    with on_machine(EmulatedMlxMachine(host)):
+        yield host
     assert not host.faults
     assert all(launch.written_once for launch in host.ran)
 
 
 @pytest.fixture
-def mlx_metal(emulator: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[MlxHost]:
+def mlx_metal(emulator: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[EmulatedMlxHost]:
     """natten_mlx with an emulated Apple GPU behind its CPU stream."""
-    from .mlx_host import MlxHost
+    from .mlx_host import EmulatedMlxHost
 
-    with installed_mlx(monkeypatch, MlxHost()) as host:
+    with installed_mlx(monkeypatch, EmulatedMlxHost()) as host:
         yield host

@@ -15,6 +15,11 @@ import numpy as np
 import torch
 from metal_emulator import Buffer, CompileError, EmulatorFault, Kernel, Library, Report
 
+from natten_mps._device import Machine
+from natten_mps._launch.metal import MetalHost
+from natten_mps._metal.plan.backend import NATIVE
+from natten_mps._metal.plan.device import Device
+
 from .launch import compiled
 
 Array = Any
@@ -139,7 +144,7 @@ class EmulatedLibrary:
         return list(self._library.names)
 
 
-class EmulatedHost:
+class EmulatedHost(MetalHost):
     """The value of ``natten_mps._launch.metal.HOST`` where there is an Apple GPU.
 
     allowed_threads: threads that a threadgroup of the kernel of a name may have.
@@ -147,6 +152,7 @@ class EmulatedHost:
     """
 
     def __init__(self, **options: Any) -> None:
+        super().__init__()
         self.allowed_threads: Callable[[str], int] = lambda name: DEFAULT_THREADS
         self.refuses = ""
         self.schedule, self.seed = "forward", 0
@@ -170,3 +176,12 @@ class EmulatedHost:
     def names(self) -> list[str]:
         """The kernels that ran, in order."""
         return [launch.name for launch in self.launches]
+
+
+class EmulatedMachine(Machine):
+    """A machine whose CPU tensors are an Apple GPU's, but for float64, which they have."""
+
+    metal: EmulatedHost
+
+    def _view_of(self, device: torch.device) -> Device:
+        return Device("gpu", device.type, ((NATIVE.name, "the tensors are a GPU's"),))

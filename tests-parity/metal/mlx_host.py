@@ -18,7 +18,7 @@ import sysconfig
 import tempfile
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -32,6 +32,11 @@ from metal_emulator import Buffer, CompileError, EmulatorFault
 from metal_emulator.build import build_once, shim_key
 from metal_emulator.strict import check
 from metal_emulator.toolchain import clang_version, digest, run_clang_or_raise
+
+from natten_mlx._device import Machine
+from natten_mlx._launch.fast_metal import MetalHost
+from natten_mlx._launch.nanobind import ExtensionHost
+from natten_mlx._metal.plan.device import Device
 
 LAZY = Path(__file__).with_name("mlx_lazy.cpp")
 MLX = Path(mx.__file__).parent
@@ -143,7 +148,7 @@ class Launch:
 class Kernel:
     """What ``metal_kernel`` returns: call it for lazy outputs."""
 
-    host: MlxHost
+    host: EmulatedMlxHost
     name: str
     input_names: list[str]
     output_names: list[str]
@@ -212,7 +217,7 @@ class Kernel:
 
 
 @dataclass(eq=False)
-class MlxHost:
+class EmulatedMlxHost(MetalHost):
     """MLX's Metal back end as natten_mlx sees it.
 
     breaks: kernels whose name holds this do not compile. most_threads: what every pipeline allows in a
@@ -225,6 +230,9 @@ class MlxHost:
     schedule: str = "forward"
     ran: list[Launch] = field(default_factory=list)
     faults: list[EmulatorFault] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__init__()
 
     @property
     def templates(self) -> list[str]:
@@ -246,3 +254,19 @@ class MlxHost:
             ensure_row_contiguous=False,
         )  # fmt: skip
         return Kernel(self, name, input_names, output_names, real)
+
+
+class NoExtension(ExtensionHost):
+    """No extension: an emulated GPU hides behind a CPU stream, where 'auto' would take the CPU kernels."""
+
+    found = "the extension is left out"
+
+
+class EmulatedMlxMachine(Machine):
+    """A machine whose CPU stream is an Apple GPU's, but for float64, which it has."""
+
+    def __init__(self, host: EmulatedMlxHost) -> None:
+        super().__init__(host, NoExtension())
+
+    def _view_of(self, stream: mx.Stream) -> Device:
+        return replace(super()._view_of(stream), kind="gpu")

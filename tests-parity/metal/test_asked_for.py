@@ -11,7 +11,7 @@ import torch
 
 import natten_mps
 from natten_mps._metal.plan import backends
-from natten_mps._metal.plan.backends import KernelFailure
+from natten_mps._metal.plan.verdicts import KernelFailure
 
 from .host import EmulatedHost
 from .test_failure import results, tensors, with_broken

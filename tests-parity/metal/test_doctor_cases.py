@@ -12,7 +12,7 @@ from natten_mps._metal.metal import source
 from natten_mps._metal.tools import doctor
 
 from .host import EmulatedHost
-from .mlx_host import MlxHost
+from .mlx_host import EmulatedMlxHost
 
 # Cases that run by default; together they cover every template. The whole table, in both packages, runs with --all.
 GATE = {"1-D half, keys and bias": "torch", "split 2-D, bias": "mlx"}
@@ -66,7 +66,7 @@ def test_torch(
 
 @cases_of("mlx")
 def test_mlx(
-    place: int, mlx_metal: MlxHost, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    place: int, mlx_metal: EmulatedMlxHost, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Requested by the name that the help's example uses."""
     case = doctor.CASES[place]

@@ -22,13 +22,13 @@ from mlx.utils import tree_flatten
 from varlen_items import BATCHES, Items
 
 import natten_mlx
-from natten_mlx._launch import fast_metal as _launch_fast
-from natten_mlx._metal.plan import backends
+from natten_mlx._device import machine
+from natten_mlx._metal.plan.verdicts import KernelFailure
 
 from .conftest import installed, installed_mlx
 from .host import EmulatedHost
 from .launch import SCHEDULES
-from .mlx_host import Kernel, MlxHost
+from .mlx_host import EmulatedMlxHost, Kernel
 
 pytestmark = pytest.mark.usefixtures("emulator")
 
@@ -39,18 +39,19 @@ SPLIT = BY_NAME["img-rpb"]
 # The case for tests that do not check numbers, with the templates of forward and gradient.
 SMALL = BY_NAME["img-mqa-values"]
 FORWARD, GRADIENT = ["na_fwd"], {"na_delta", "na_bwd_dq", "na_bwd_dkv"}
+Install = Callable[[EmulatedMlxHost], EmulatedMlxHost]
 Attend = Callable[..., Any]
 
 
 @pytest.fixture
-def install(emulator: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[MlxHost], MlxHost]]:
+def install(emulator: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
     """Puts a host in place of MLX's own."""
     with ExitStack() as hosts:
         yield lambda host: hosts.enter_context(installed_mlx(monkeypatch, host))
 
 
 @pytest.fixture
-def host(mlx_metal: MlxHost) -> MlxHost:
+def host(mlx_metal: EmulatedMlxHost) -> EmulatedMlxHost:
     return mlx_metal
 
 
@@ -77,7 +78,7 @@ def loss_of(call: Attend) -> Attend:
 
 
 @pytest.mark.parametrize(("name", "dtype"), FUSED)
-def test_fused(host: MlxHost, name: str, dtype: str) -> None:
+def test_fused(host: EmulatedMlxHost, name: str, dtype: str) -> None:
     """Outputs and every gradient, within the bounds of plain code; each kernel is proved and then launched."""
     case = BY_NAME[name]
     found, dtypes = frameworks.run.__wrapped__(FAST, case, dtype)
@@ -108,7 +109,7 @@ def test_fused(host: MlxHost, name: str, dtype: str) -> None:
         if batch.name in ("dilated", "images", "volumes")
     ],
 )
-def test_padded_items(host: MlxHost, batch: Items) -> None:
+def test_padded_items(host: EmulatedMlxHost, batch: Items) -> None:
     """Items of different sizes in every rank against plain code, with gradients."""
     *given, d_out, d_lse = [MLX.tensor(array, "float32") for array in batch.arrays()]
     face = getattr(natten_mlx, f"na{batch.rank}d_varlen")
@@ -128,7 +129,7 @@ def test_padded_items(host: MlxHost, batch: Items) -> None:
     assert (np.array(found["fast_metal"][1])[outside] == -np.inf).all()
 
 
-def test_split(host: MlxHost) -> None:
+def test_split(host: EmulatedMlxHost) -> None:
     """Logits and weighted sums of window slots, and their gradients."""
     for run, expected in ((frameworks.run_qk, tolerances.split_qk), (frameworks.run_av, tolerances.split_av)):
         found, _ = run(FAST, SPLIT, "float32")
@@ -137,7 +138,7 @@ def test_split(host: MlxHost) -> None:
 
 
 @pytest.mark.parametrize(("name", "dtype"), FUSED[:1])
-def test_both_packages_agree(host: MlxHost, monkeypatch: pytest.MonkeyPatch, name: str, dtype: str) -> None:
+def test_both_packages_agree(host: EmulatedMlxHost, monkeypatch: pytest.MonkeyPatch, name: str, dtype: str) -> None:
     case = BY_NAME[name]
     ours, _ = frameworks.run(FAST, case, dtype)
     monkeypatch.delitem(frameworks.TIER_MODULES, "fast_metal")  # a module that the other package does not have
@@ -158,7 +159,7 @@ def layouts(array: mx.array) -> dict[str, mx.array]:
     return found
 
 
-def test_any_strides_give_the_same_bits(host: MlxHost) -> None:
+def test_any_strides_give_the_same_bits(host: EmulatedMlxHost) -> None:
     query, key, value = given = arrays()
     wanted = attend()(*given)
     gradients = mx.grad(loss_of(attend()), argnums=(0, 1, 2))(*given)
@@ -178,7 +179,7 @@ def test_any_strides_give_the_same_bits(host: MlxHost) -> None:
     assert mx.allclose(ones, dense, rtol=0, atol=0.01)
 
 
-def test_a_cotangent_of_lse_with_gaps(host: MlxHost) -> None:
+def test_a_cotangent_of_lse_with_gaps(host: EmulatedMlxHost) -> None:
     """Kernels read it as contiguous; flattening alone would skip every second element."""
     case = make("seq-eight", (8,), 2, heads=1, head_dim=16)
     given = frameworks.inputs(case, "float32")
@@ -199,14 +200,14 @@ def test_a_cotangent_of_lse_with_gaps(host: MlxHost) -> None:
     assert set(host.templates) == {*FORWARD, *GRADIENT}
 
 
-def test_few_rows(host: MlxHost) -> None:
+def test_few_rows(host: EmulatedMlxHost) -> None:
     """Three rows: lse, delta and their gradients are smaller than what MLX passes as device memory."""
     case = make("seq-three", (3,), 2, heads=1, head_dim=16)
     found, _ = frameworks.run(FAST, case, "float32")
     tolerances.assert_within(found, tolerances.fused(case, "float32"), "three rows")
 
 
-def test_tensors_that_are_too_small(host: MlxHost) -> None:
+def test_tensors_that_are_too_small(host: EmulatedMlxHost) -> None:
     small = mx.ones((1, 7, 1, 1))
     with pytest.raises(NotImplementedError, match=r"fewer than 8 elements as constants, .* got one of 7"):
         natten_mlx.na1d(small, small, small, 3, backend="fast_metal")
@@ -216,7 +217,7 @@ def test_tensors_that_are_too_small(host: MlxHost) -> None:
     assert not host.ran
 
 
-def test_wide_heads_take_fewer_simdgroups(host: MlxHost) -> None:
+def test_wide_heads_take_fewer_simdgroups(host: EmulatedMlxHost) -> None:
     def simdgroups(dim: int) -> int:
         text = natten_mlx.explain("na1d", *[mx.ones((1, 64, 1, dim), mx.float16)] * 3, kernel_size=3)
         found = re.search(r"_g(\d+)_", text)
@@ -229,7 +230,7 @@ def test_wide_heads_take_fewer_simdgroups(host: MlxHost) -> None:
 # --- MLX's transforms --------------------------------------------------------------------------------
 
 
-def test_lazy(host: MlxHost) -> None:
+def test_lazy(host: EmulatedMlxHost) -> None:
     """A call computes nothing but the proof of its kernel."""
     found = attend()(*arrays())
     assert host.templates == FORWARD
@@ -238,7 +239,7 @@ def test_lazy(host: MlxHost) -> None:
 
 
 @pytest.mark.parametrize("traced_first", [False, True])
-def test_compile(host: MlxHost, traced_first: bool) -> None:
+def test_compile(host: EmulatedMlxHost, traced_first: bool) -> None:
     """Compiled functions launch the same kernels, whether or not these were proved before MLX traces."""
     given = arrays()
     function = mx.value_and_grad(loss_of(attend()), argnums=(0, 1, 2))
@@ -255,13 +256,13 @@ def test_compile(host: MlxHost, traced_first: bool) -> None:
         assert all(mx.array_equal(x, y) for x, y in zip(a[1], b[1], strict=True))
 
 
-def test_compile_without_shapes_raises(host: MlxHost) -> None:
+def test_compile_without_shapes_raises(host: EmulatedMlxHost) -> None:
     with pytest.raises(ValueError, match="cannot infer output shapes"):
         mx.eval(mx.compile(attend(), shapeless=True)(*arrays()))
 
 
 @pytest.mark.parametrize("backend", ["auto", "fast_metal"])
-def test_vmap_says_what_to_do(host: MlxHost, backend: str) -> None:
+def test_vmap_says_what_to_do(host: EmulatedMlxHost, backend: str) -> None:
     """MLX cannot map a kernel given as text; it can map the pure path, and the mapped axis may be part of the batch."""
     many = [mx.stack([x, x * 2]) for x in arrays()]
     for function in (attend(backend), mx.grad(loss_of(attend(backend)))):
@@ -274,7 +275,7 @@ def test_vmap_says_what_to_do(host: MlxHost, backend: str) -> None:
     assert host.templates[before:] == FORWARD
 
 
-def test_second_derivative_and_forward_mode_raise(host: MlxHost) -> None:
+def test_second_derivative_and_forward_mode_raise(host: EmulatedMlxHost) -> None:
     given = arrays()
     loss = loss_of(attend())
     with pytest.raises(NotImplementedError, match="second derivatives"):
@@ -283,7 +284,7 @@ def test_second_derivative_and_forward_mode_raise(host: MlxHost) -> None:
         mx.jvp(loss, given, given)
 
 
-def test_a_model(host: MlxHost, tmp_path: File) -> None:
+def test_a_model(host: EmulatedMlxHost, tmp_path: File) -> None:
     """A module's gradients on the last case's kernels, and its export, which contains none of them."""
     case, dtype = BY_NAME[FUSED[2][0]], mx.bfloat16
     model = natten_mlx.NeighborhoodAttention3D(16, 2, case.kernel_size, rel_pos_bias=True)
@@ -317,12 +318,15 @@ def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
 @pytest.mark.parametrize(
     ("broken", "words"),
     [
-        (MlxHost(breaks="na_fwd"), r"na_fwd_r2_\w+ does not run: .*planted"),
-        (MlxHost(most_threads=32), r"na_fwd_r2_\w+ does not run: Thread group size \(96\) is greater than"),
+        (EmulatedMlxHost(breaks="na_fwd"), r"na_fwd_r2_\w+ does not run: .*planted"),
+        (EmulatedMlxHost(most_threads=32), r"na_fwd_r2_\w+ does not run: Thread group size \(96\) is greater than"),
     ],
 )
 def test_a_failure_is_one_warning_and_the_pure_path(
-    install: Callable[[MlxHost], MlxHost], caplog: pytest.LogCaptureFixture, broken: MlxHost, words: str
+    install: Install,
+    caplog: pytest.LogCaptureFixture,
+    broken: EmulatedMlxHost,
+    words: str,
 ) -> None:
     install(broken)
     given = arrays()
@@ -337,21 +341,19 @@ def test_a_failure_is_one_warning_and_the_pure_path(
     assert re.search(words, said) and "`natten-mlx doctor`" in said
     assert re.search(r"The plan was: kernel na_fwd_r2_\w+: [\d x]+ threadgroups of \d+ threads$", said)
     for _ in range(2):
-        with pytest.raises(backends.KernelFailure, match=words):
+        with pytest.raises(KernelFailure, match=words):
             attend()(*given)
 
 
-def test_a_failure_of_the_gradient_alone(
-    install: Callable[[MlxHost], MlxHost], caplog: pytest.LogCaptureFixture
-) -> None:
-    broken, given = install(MlxHost(breaks="na_bwd_dkv")), arrays("float16")
+def test_a_failure_of_the_gradient_alone(install: Install, caplog: pytest.LogCaptureFixture) -> None:
+    broken, given = install(EmulatedMlxHost(breaks="na_bwd_dkv")), arrays("float16")
     found, gradient = mx.compile(mx.value_and_grad(loss_of(attend("auto"))))(*given)
     mx.eval(found, gradient)
     assert set(broken.templates) == {"na_fwd", "na_delta", "na_bwd_dq"}
     (said,) = warnings_of(caplog)
     assert re.search(r"The plan was: kernel na_bwd_dkv_r2_\w+: [\d x]+ threadgroups of \d+ threads$", said)
     assert mx.allclose(gradient, mx.grad(loss_of(attend("dense")))(*given), rtol=0, atol=0.02)
-    with pytest.raises(backends.KernelFailure, match="planted"):
+    with pytest.raises(KernelFailure, match="planted"):
         mx.grad(loss_of(attend()))(*given)
 
 
@@ -366,9 +368,9 @@ def test_without_a_stand_in_the_cpu_is_told_apart() -> None:
 # --- the text ----------------------------------------------------------------------------------------
 
 
-def test_the_text_is_one_kernel_with_the_strides_it_reads(host: MlxHost) -> None:
+def test_the_text_is_one_kernel_with_the_strides_it_reads(host: EmulatedMlxHost) -> None:
     mx.eval(mx.grad(loss_of(attend()))(*arrays()))
-    for kernel in _launch_fast._kernels.values():
+    for kernel in machine().fast_metal.kernels.values():
         if not isinstance(kernel, Kernel) or kernel.host is not host:
             continue
         (source,) = kernel.sources.values()

@@ -9,7 +9,7 @@ import mlx.core as mx
 import pytest
 from frameworks import MLX
 
-from .mlx_host import MlxHost
+from .mlx_host import EmulatedMlxHost
 
 pytestmark = pytest.mark.usefixtures("emulator")
 MLX.package  # noqa: B018 - selects the CPU
@@ -18,7 +18,7 @@ MLX.package  # noqa: B018 - selects the CPU
 @pytest.fixture
 def doubled() -> Callable[..., Any]:
     """Launches a kernel of the given body on ``x``, on as many threads as ``out`` has elements."""
-    host = MlxHost()
+    host = EmulatedMlxHost()
 
     def launch(body: str, x: mx.array, size: int = 8) -> mx.array:
         kernel = host.metal_kernel("doubled", ["x"], ["out"], body, "", False)
@@ -49,7 +49,7 @@ def test_the_stand_in_binds_what_mlx_binds(doubled: Callable[..., Any]) -> None:
     ],
 )
 def test_the_stand_in_fails_late(body: str, x: int, words: str) -> None:
-    host = MlxHost()
+    host = EmulatedMlxHost()
     kernel = host.metal_kernel("late", ["x"], ["out"], body, "", False)
     (out,) = kernel(
         inputs=[mx.ones(x)], output_shapes=[(8,)], output_dtypes=[mx.float32], grid=(8, 1, 1), threadgroup=(8, 1, 1)

@@ -17,10 +17,12 @@ from cases import BY_NAME, INPUTS, Case, inputs, slot_inputs
 from frameworks import MLX
 from metal_emulator import Buffer
 
-from natten_mlx import _autodiff as _transforms
-from natten_mlx._launch import nanobind as _launch_nanobind
-from natten_mlx._metal.plan import backends, verdicts
+from natten_mlx import _autodiff
+from natten_mlx._device import Machine, machine, on_machine
+from natten_mlx._launch.nanobind import ExtensionHost
+from natten_mlx._metal.plan.backend import NANOBIND
 from natten_mlx._metal.plan.device import Device
+from natten_mlx._metal.plan.verdicts import KernelFailure
 
 from .launch import compiled
 from .mlx_host import poisoned_copy
@@ -102,24 +104,28 @@ class Extension:
         self.ran.append(name)
 
 
+class EmulatedHost(ExtensionHost):
+    """Has the extension with an emulated GPU."""
+
+    def __init__(self, extension: Extension) -> None:
+        super().__init__()
+        self.__dict__["found"] = extension
+
+
+class EmulatedMachine(Machine):
+    """A machine whose CPU stream is a GPU's."""
+
+    def _view_of(self, stream: mx.Stream) -> Device:
+        return Device("gpu", "gpu", float64=False)
+
+
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Extension]:
+def gpu() -> Iterator[Extension]:
     """A GPU stream's plans and launches for arrays of the CPU."""
     MLX.package  # noqa: B018 - selects the CPU
-    extension, caches = Extension(_launch_nanobind._found()), (
-        _launch_nanobind._forward_plan, _launch_nanobind._backward_plan, _launch_nanobind._kernel,
-    )  # fmt: skip
-    monkeypatch.setattr(_launch_nanobind, "_found", lambda: extension)
-    monkeypatch.setattr(_launch_nanobind, "_on_gpu", lambda host: True)
-    monkeypatch.setattr(_launch_nanobind, "_proved", set())
-    monkeypatch.setattr(_transforms, "device_of", lambda stream: Device("gpu", "gpu", float64=False))
-    for cache in caches:
-        cache.cache_clear()
-    verdicts.forget()
-    yield extension
-    verdicts.forget()
-    for cache in caches:
-        cache.cache_clear()
+    extension = Extension(machine().nanobind.found)
+    with on_machine(EmulatedMachine(nanobind=EmulatedHost(extension))):
+        yield extension
 
 
 def apart(array: mx.array) -> mx.array:
@@ -129,7 +135,8 @@ def apart(array: mx.array) -> mx.array:
 
 
 def node(kind: Any, case: Case, op: str, names: Sequence[str]) -> Any:
-    return kind(case.problem("float32", op), "nanobind", mx.default_stream(mx.cpu), tuple(names))
+    stream = mx.default_stream(mx.cpu)
+    return kind(machine().plan_on(stream, case.problem("float32", op), NANOBIND.name), stream, tuple(names))
 
 
 def close(found: Sequence[mx.array], wanted: Sequence[mx.array]) -> None:
@@ -146,10 +153,10 @@ def test_fused(gpu: Extension, name: str, lay: Any) -> None:
     case = BY_NAME[name]
     arrays = {n: MLX.tensor(a, "float32") for n, a in inputs(case, "float32").items()}
     given = {n: arrays[n] if n == "rpb" else lay(arrays[n]) for n in INPUTS if n in arrays}
-    forward, backward = (node(k, case, "na", given) for k in (_transforms.Forward, _transforms.Backward))
-    found = _launch_nanobind.forward(forward, given)
+    forward, backward = (node(k, case, "na", given) for k in (_autodiff.Forward, _autodiff.Backward))
+    found = forward(tuple(given.values()))
     grads = [lay(arrays["d_out"]), arrays["d_lse"]]
-    gradients = _launch_nanobind.backward(backward, grads, given, found)
+    gradients = backward((*grads, *given.values(), *found))
     call = lambda *a: list(  # noqa: E731
         MLX.face(case.face)(**dict(zip(given, a, strict=True)), **case.window, scale=case.scale, return_lse=True,
                             backend="pure")
@@ -166,9 +173,10 @@ def test_split(gpu: Extension) -> None:
     arrays = {n: MLX.tensor(a, "float32") for n, a in (inputs(case, "float32") | slot_inputs(case, "float32")).items()}
     for op, names, cotangent in (("qk", ("query", "key"), "d_logits"), ("av", ("attn", "value"), "d_out")):
         given = {n: apart(arrays[n]) for n in names}
-        forward, backward = (node(k, case, op, given) for k in (_transforms.Forward, _transforms.Backward))
-        found = _launch_nanobind.forward(forward, given)
-        gradients = _launch_nanobind.backward(backward, [apart(arrays[cotangent])], given, found)
+        forward, backward = (node(k, case, op, given) for k in (_autodiff.Forward, _autodiff.Backward))
+        found = forward(tuple(given.values()))
+        grad = apart(arrays[cotangent])
+        gradients = backward((grad, *given.values(), grad))
         options = {"scale": case.scale} if op == "qk" else {}
         call = lambda *a, op=op, options=options: [  # noqa: E731
             MLX.face(f"{case.face}_{op}")(*a, **case.window, **options, backend="pure")
@@ -189,6 +197,6 @@ def test_a_kernel_that_does_not_run_is_found_out_first(gpu: Extension, monkeypat
     monkeypatch.setattr(gpu, "launch", refuse)
     given = {n: MLX.tensor(a, "float32") for n, a in inputs(case, "float32").items() if n in INPUTS}
     for _ in range(2):
-        with pytest.raises(backends.KernelFailure, match="no such luck"):
-            _launch_nanobind.forward(node(_transforms.Forward, case, "na", given), given)
+        with pytest.raises(KernelFailure, match="no such luck"):
+            node(_autodiff.Forward, case, "na", given)(tuple(given.values()))
     assert len(launched) == 1

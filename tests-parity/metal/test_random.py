@@ -11,7 +11,7 @@ from frameworks import MLX, MPS, Path
 from random_problems import OPS, call
 
 from .host import EmulatedHost
-from .mlx_host import MlxHost
+from .mlx_host import EmulatedMlxHost
 
 DTYPES = ("float32", "float16", "bfloat16")
 # The head dim, because kernels are compiled for it.
@@ -34,5 +34,5 @@ def test_many_on_metal(op: str, dtype: str, metal: EmulatedHost) -> None:
 @pytest.mark.all
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("op", OPS)
-def test_many_on_fast_metal(op: str, dtype: str, mlx_metal: MlxHost) -> None:
+def test_many_on_fast_metal(op: str, dtype: str, mlx_metal: EmulatedMlxHost) -> None:
     check(Path(MLX, "fast_metal"), op, dtype)

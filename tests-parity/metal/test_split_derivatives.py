@@ -14,7 +14,7 @@ import natten_mlx
 import natten_mps
 
 from .host import EmulatedHost
-from .mlx_host import MlxHost
+from .mlx_host import EmulatedMlxHost
 
 # Causal, so that some slots hold no key; key and value heads are shared.
 WINDOW: dict[str, Any] = {"kernel_size": 3, "is_causal": True}
@@ -45,7 +45,7 @@ def test_torch(metal: EmulatedHost) -> None:
         torch.testing.assert_close(ours, pure, rtol=0, atol=1e-5 * float(pure.abs().max()))
 
 
-def test_mlx(mlx_metal: MlxHost) -> None:
+def test_mlx(mlx_metal: EmulatedMlxHost) -> None:
     query, key, attn, value = map(mx.array, GIVEN)
     d_query, d_key, d_attn, d_value = map(mx.array, ALONG)
 

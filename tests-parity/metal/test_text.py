@@ -40,7 +40,7 @@ from natten_mps._metal.metal.source import (
 )
 from natten_mps._metal.problem.window import inverse, window
 
-from .mlx_host import PRELUDE, MlxHost
+from .mlx_host import PRELUDE, EmulatedMlxHost
 from .pool import KITS, LONG_KITS
 from .table import DTYPES, entries
 
@@ -101,11 +101,12 @@ def mlx_text(instance: Instance) -> tuple[str, str]:
     strides.
     """
     MLX.package  # noqa: B018 - selects the CPU
-    kernel = _launch_fast._kernel(MlxHost(), instance)
+    host = EmulatedMlxHost()
+    kernel = _launch_fast._kernel(host, instance)
     step, shapes = smallest_launch(instance)
     kinds = {a.name: instance.dtype if a.kind == "T" else "float32" for a in instance.arguments}
     given = {name: mx.zeros(shape, _launch_fast.DTYPES[kinds[name]]) for name, shape in shapes.items()}
-    _launch_fast._launch(kernel, step, given)  # recorded, never evaluated
+    _launch_fast._launch(host, kernel, step, given)  # recorded, never evaluated
     (text,) = kernel.sources.values()
     header, own = mlx_header(instance), config(instance)
     assert text.startswith(header)

@@ -85,9 +85,9 @@ def test_views_are_read_where_they_lie(layout: str, monkeypatch: pytest.MonkeyPa
     """A tensor is copied only if a token's channels are not contiguous, and then in both directions."""
     launch, seen = _launch._launch, []
 
-    def recording(host: Any, step: Any, known: dict[str, Tensor]) -> None:
+    def recording(host: Any, kernel: Any, step: Any, known: dict[str, Tensor]) -> None:
         seen.append({name: where(known[name]) for _, name in step.inputs})
-        launch(host, step, known)
+        launch(host, kernel, step, known)
 
     monkeypatch.setattr(_launch, "_launch", recording)
     views = dict(zip(("query", "key", "value"), LAYOUTS[layout](), strict=True))

@@ -215,7 +215,7 @@ def test_nonsense_is_an_error_of_every_call(framework: Framework, name: str) -> 
 
 
 def test_sound_variables_reach_natten_mlx() -> None:
-    code = CALLS["mlx"] + "call()\nfound = natten_mlx._launch.nanobind._found()\n"
+    code = CALLS["mlx"] + "call()\nfound = natten_mlx._device.machine().nanobind.found\n"
     code += "print(json.dumps([found.threads(), found.instruction_set(), found.complaint()]))"
     isa = "neon" if platform.machine() in ("arm64", "aarch64") else "sse"
     assert lines_of(code, NATTEN_NUM_THREADS="3", NATTEN_CPU_ISA=isa) == [[3, isa, None]]

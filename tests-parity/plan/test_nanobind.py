@@ -22,15 +22,15 @@ STUB = Path(__file__).resolve().parents[2] / "packages" / "natten-mlx" / "src" /
 Arrays = list[mx.array]
 
 
-def launcher() -> Any:
+def host() -> Any:
     MLX.package  # noqa: B018 - selects the CPU
-    return MLX.module("_launch.nanobind")
+    return MLX.module("_device").machine().nanobind
 
 
 @pytest.fixture(autouse=True)
 def nanobind() -> None:
     """Every call of this module requests the extension, in every thread."""
-    assert launcher().unavailable_reason() is None
+    assert host().unavailable_reason() is None
     MLX.package.set_backend("nanobind")
 
 
@@ -213,7 +213,7 @@ def test_a_plan_lives_as_long_as_its_primitives() -> None:
     wanted = MLX.face("na1d")(query, query, query, 3)
     mx.eval(wanted)
     lazy = MLX.face("na1d")(query, query, query, 3)
-    for cache in (launcher()._forward_plan.cache_clear, launcher().remembered.clear, gc.collect):
+    for cache in (host().plans.clear, host().remembered.clear, gc.collect):
         cache()
     same(lazy, wanted)
 
@@ -238,7 +238,7 @@ def test_a_plan_takes_no_other_arrays() -> None:
     """The kernels would read past their ends."""
     extension, query = MLX.module("_ext"), random(1, 9, 2, 4)
     MLX.face("na1d")(query, query, query, 3)
-    plan, stream = list(launcher().remembered._kept.values())[-1], mx.default_stream(mx.cpu)
+    plan, stream = host().remembered.values()[-1], mx.default_stream(mx.cpu)
     same(extension.apply(plan, [query] * 3, stream)[0], MLX.face("na1d")(query, query, query, 3))
     for other in ([query] * 2, [query, query, query[:, :8]], [query, query, query.astype(mx.float16)]):
         with pytest.raises(ValueError, match="do not fit the plan"):
@@ -324,11 +324,12 @@ def test_a_remembered_call_follows_the_backend() -> None:
 
 
 def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(MLX.module("_metal.api.recall"), "MOST", 4)
+    monkeypatch.setattr(host().remembered, "most", 4)
+    host().remembered.clear()
     query = random(1, 30, 2, 4)
     for kernel_size in range(1, 12):
         MLX.face("na1d")(query, query, query, kernel_size)
-        assert 0 < len(launcher().remembered) <= 4
+        assert 0 < len(host().remembered) <= 4
 
 
 # --- the stub ----------------------------------------------------------------------------------------

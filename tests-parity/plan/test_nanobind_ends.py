@@ -22,14 +22,13 @@ OPENING = """
 import gc, os, sys, threading
 import mlx.core as mx
 import natten_mlx as na
-from natten_mlx._launch import nanobind as launcher
+from natten_mlx._device import machine
 mx.set_default_device(mx.cpu)
 na.set_backend("nanobind")
 
 def forget():
-    for cache in (launcher._forward_plan, launcher._backward_plan):
-        cache.cache_clear()
-    launcher.remembered.clear()
+    for cache in (machine().nanobind.plans, machine().nanobind.remembered):
+        cache.clear()
 
 def problems(n):
     return [mx.random.normal((1, 20 + i, 2, 16)) for i in range(n)]

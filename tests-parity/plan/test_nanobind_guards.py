@@ -66,12 +66,9 @@ GUARDS: dict[Provoke, str] = {
 @pytest.fixture
 def afresh() -> Iterator[None]:
     """The extension is searched for again, and nothing of the outcome remains."""
-    launcher = MLX.module("_launch.nanobind")
-    for forget in (launcher._found.cache_clear, launcher.remembered.clear):
-        forget()
-    yield
-    for forget in (launcher._found.cache_clear, launcher.remembered.clear):
-        forget()
+    device = MLX.module("_device")
+    with device.on_machine(device.Machine()):
+        yield
 
 
 @pytest.mark.parametrize("provoke", GUARDS, ids=lambda provoke: provoke.__name__)

@@ -17,7 +17,8 @@ import torch
 from frameworks import MPS
 
 import natten_mps
-from natten_mps._launch import native as _launch_native
+from natten_mps._device import Machine, machine, on_machine
+from natten_mps._launch.native import NativeHost
 from natten_mps._metal.cpu import library as cpu_library
 from natten_mps._metal.problem.ops import OPS
 from natten_mps._metal.problem.problem import DTYPES, Problem
@@ -46,7 +47,7 @@ def test_it_is_the_default_on_the_cpu() -> None:
 
 
 def test_what_the_library_says_of_itself() -> None:
-    library = _launch_native.library()
+    library = machine().native.library
     assert library.instruction_set in ("avx512", "avx2", "sse", "neon")
     assert 1 <= library.threads <= 4096
 
@@ -88,7 +89,7 @@ leaves = [q, k, v, xk, xv, rpb]
 out, lse = natten_mps.na2d(q, k, v, (5, 6), additional_keys=xk, additional_values=xv, rpb=rpb, return_lse=True,
                            backend="native")
 found = [out, lse, *torch.autograd.grad(out.sin().sum() + lse.sum(), leaves)]
-print(json.dumps([natten_mps._launch.native.library().threads,
+print(json.dumps([natten_mps._device.machine().native.library.threads,
                   [t.detach().numpy().tobytes().hex() for t in found]]))
 """
 
@@ -149,17 +150,14 @@ def test_an_empty_batch() -> None:
 
 
 @pytest.fixture
-def fresh_search() -> Iterator[None]:
-    """The library is searched for again, in the test and after it."""
-    _launch_native._found.cache_clear()
-    yield
-    _launch_native._found.cache_clear()
+def without_library() -> Iterator[Machine]:
+    """A machine whose install has no library."""
+    with on_machine(Machine(native=NativeHost(file="no_such_library.so"))) as other:
+        yield other
 
 
-@pytest.mark.usefixtures("fresh_search")
-def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The pure path runs, the plan says why, and requesting the kernel is an error with the same words."""
-    monkeypatch.setattr(_launch_native, "FILE", "no_such_library.so")
+def test_without_the_library(without_library: Machine) -> None:
+    """The pure path runs, the plan says why, and asking for the kernel is an error with the same words."""
     reason = "this install of natten-mps has no compiled CPU kernel for "
     with MPS.watch() as ran:
         with_gradients(tensors(1))
@@ -169,13 +167,12 @@ def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(NotImplementedError, match=f"^na2d: backend='native' cannot take this problem: {reason}"):
         with_gradients(tensors(1), backend="native")
     with pytest.raises(RuntimeError, match=f"^{reason}"):
-        _launch_native.library()
+        without_library.native.library  # noqa: B018 - raises
 
 
-@pytest.mark.usefixtures("fresh_search")
+@pytest.mark.usefixtures("without_library")
 def test_the_slow_path_is_told_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """Only where a call under 'auto' falls back to it, and not where it was requested."""
-    monkeypatch.setattr(_launch_native, "FILE", "no_such_library.so")
     monkeypatch.setattr(natten_mps._metal.plan.backends, "_said", set())
     with_gradients(tensors(1), backend="pure")
     with_gradients(tensors(1), backend="dense")
@@ -191,33 +188,30 @@ def test_the_slow_path_is_told_once(monkeypatch: pytest.MonkeyPatch, caplog: pyt
     assert "--no-cache-dir --no-binary natten-mps natten-mps` builds them anew; " in record.message
 
 
-@pytest.mark.usefixtures("fresh_search")
-def test_a_library_that_does_not_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_library_that_does_not_load(tmp_path: Path) -> None:
     folder = tmp_path / cpu_library.FOLDER
     folder.mkdir()
     (folder / cpu_library.FILE).write_bytes(b"not a library")
-    monkeypatch.setattr(natten_mps, "__path__", [str(tmp_path)])
-    found = _launch_native.missing(torch.device("cpu"))
+    found = NativeHost(folders=[str(tmp_path)]).missing(torch.device("cpu"))
     assert found is not None and found.startswith("the compiled CPU kernel does not load (")
 
 
-@pytest.mark.usefixtures("fresh_search")
 def test_a_library_of_another_version(monkeypatch: pytest.MonkeyPatch) -> None:
     present = cpu_library.ABI
     monkeypatch.setattr(cpu_library, "ABI", 77)
-    found = _launch_native.missing(torch.device("cpu"))
+    found = NativeHost().missing(torch.device("cpu"))
     assert found is not None and found.endswith(f"has interface {present}, this package speaks 77)")
 
 
 def test_other_devices_are_not_for_the_cpu_kernel() -> None:
-    assert _launch_native.missing(torch.device("mps")) == ("the CPU kernel runs on cpu tensors; these are on mps")
+    assert NativeHost().missing(torch.device("mps")) == ("the CPU kernel runs on cpu tensors; these are on mps")
 
 
 def test_the_library_and_the_ops_agree() -> None:
     """The interface that the library tells, made of the header's tables, and the records of the ops."""
     header = (Path(__file__).parents[2] / "shared-metal" / "cpu" / "natten_cpu.h").read_text()
     assert f"#define NATTEN_CPU_ABI {cpu_library.ABI}\n" in header
-    told = _launch_native.library().interface
+    told = machine().native.library.interface
     assert told.dtypes == DTYPES
     assert set(told.functions) == {name for op in OPS.values() for name in (op.forward, op.backward)}
     assert all(f"int natten_{name}(" in header for name in told.functions)

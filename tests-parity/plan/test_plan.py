@@ -15,8 +15,9 @@ from cases import BY_NAME, CASES, inputs
 from frameworks import FRAMEWORKS, MLX, MPS, OURS, PATHS, Framework, Path, planned_path
 from processes import python
 
-from natten_mps._metal.plan import blocks, plan
+from natten_mps._metal.plan import blocks, plan, programs
 from natten_mps._metal.plan.device import Device
+from natten_mps._metal.plan.planner import Planner
 
 CPU = Device("cpu", "cpu")
 TIERS = {"mps": ("metal", "native", "pure", "dense"), "mlx": ("nanobind", "fast_metal", "pure", "dense")}
@@ -50,11 +51,12 @@ def tensors(framework: Framework, dtype: str = "float32", shape: tuple[int, ...]
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_a_plan_is_frozen_hashable_cached_data(case: Any) -> None:
-    made = plan.plan(case.problem(), CPU, "auto", ("pure", "dense"))
-    assert made.path == "pure" and made is plan.plan(case.problem(), CPU, "auto", ("pure", "dense"))
+    planner = Planner("here", ("pure", "dense"))
+    made = planner.plan(case.problem(), CPU, "auto")
+    assert made.backend == "pure" and made is planner.plan(case.problem(), CPU, "auto")
     hash(made)
     with pytest.raises(dataclasses.FrozenInstanceError):
-        made.path = "dense"  # type: ignore[misc]
+        made.backend = "dense"  # type: ignore[misc]
     assert plain(made), made
 
 
@@ -73,8 +75,12 @@ def test_a_step_fits_its_memory(case: Any) -> None:
     """The logits computed at once stay within the budget, or belong to a single tile."""
     problem = case.problem("float32")
     made = plan.plan(problem, CPU, "pure", ("pure",))
-    for walk, extra in ((made.queries, case.additional or 0), (plan.walk(problem, transposed=True), 0)):
-        assert walk is not None
+    queries, keys = (plan.walk(problem, transposed=transposed) for transposed in (False, True))
+    if case.batch:
+        assert made.forward.queries == queries
+    else:
+        assert isinstance(made.forward, programs.Blank)
+    for walk, extra in ((queries, case.additional or 0), (keys, 0)):
         columns = walk.box_columns + extra
         held = 4 * case.heads * walk.tile_rows * columns * walk.step * walk.batch_step
         assert held <= plan.STEP_BYTES or (walk.step == walk.batch_step == 1 and held <= plan.TILE_BYTES)
@@ -86,8 +92,8 @@ def test_plans_are_bounded_for_huge_problems() -> None:
     """Planning does not loop over tokens: a million of them is planned, with bounded chunks."""
     case = dataclasses.replace(BY_NAME["seq"], shape=(1 << 20,), kernel_size=(129,), heads=8, kv_heads=8)
     made = plan.plan(case.problem("float32"), CPU, "pure", ("pure",))
-    assert made.queries is not None
-    step = made.queries.step * made.queries.tile_rows * made.queries.box_columns * 8 * 4
+    assert made.forward.queries is not None
+    step = made.forward.queries.step * made.forward.queries.tile_rows * made.forward.queries.box_columns * 8 * 4
     assert step <= plan.STEP_BYTES
 
 

@@ -92,14 +92,14 @@ def test_the_support_matrix_asks_about_each_op(
     """Exactly what the planner refuses is denied."""
     gpu = Device("gpu", "some gpu", float64=False)
 
-    def obstacle(problem: Any, device: Device, tier: str) -> str | None:
+    def obstacle(problem: Any, device: Device, tier: str, *verdicts: Any) -> str | None:
         kinds = {problem.op} if not (problem.has_rpb or problem.additional) else {"rpb" if problem.has_rpb else "extra"}
         return f"{lost} is lost" if lost in kinds else plan.obstacle(problem, device, tier)
 
     monkeypatch.setattr(support, "obstacle", obstacle)
     if lost == "gradient":
         whole = steps.backward
-        monkeypatch.setattr(support, "backward", lambda problem, has_lse_grad: whole(problem, has_lse_grad)[:1])
+        monkeypatch.setattr(steps, "backward", lambda *asked: whole(*asked)[:1])
     entry = support.support_matrix(gpu, ("metal",))["metal"]
     assert entry["available"] and entry["reason"] == ""
     assert {name for name in ("forward", "backward", "fusion", "varlen") if not entry[name]} == denied

@@ -98,7 +98,7 @@ class Name:
 def test_what_a_chunk_keeps_is_shared_and_bounded(hurry: None) -> None:
     """Threads cache more values than are kept: each gets its own, whoever made it."""
     problem = Problem("na", 1, (64,), (64,), 1, 1, 4, 4, (5,), (1,), (1,), (False,), 1.0, "float32")
-    walk = plan.plan(problem, Device("cpu", "cpu"), "pure", ("pure",)).queries
+    walk = plan.plan(problem, Device("cpu", "cpu"), "pure", ("pure",)).forward.queries
     assert walk is not None
     tables = blocks.Tables(walk, mask.NumpyTables())
 

@@ -34,7 +34,7 @@ def test_a_healthy_package(package: str, capsys: pytest.CaptureFixture[str]) -> 
     assert printed.splitlines()[-1] == "3 of 3 within bounds"
     rows = [line for line in printed.splitlines() if line.startswith("pure ")]
     assert [row[12:40].strip() for row in rows] == [case.name for case in FEW]
-    for tier, reason in patient.tiers():
+    for tier, reason in patient.missing():
         assert f"  {tier}: {reason or 'at hand'}" in printed.splitlines()
 
 
@@ -61,14 +61,15 @@ def test_a_kernel_that_does_not_run(package: str, capsys: pytest.CaptureFixture[
     differently.
     """
     patient, broken, wrong = patient_of(package), FEW[0], FEW[1]
-    backends = importlib.import_module(f"{package}._metal.plan.backends")
+    verdicts = importlib.import_module(f"{package}._metal.plan.verdicts")
     steps = importlib.import_module(f"{package}._metal.metal.steps")
     source = importlib.import_module(f"{package}._metal.metal.source")
     step = steps.Step(source.Instance("na_fwd", "float32", 1, 32, 32), (1, 1, 1), 128, (), (), ())
 
     def run(case: doctor.Case, backend: str) -> dict[str, Any]:
         if case == broken and backend == "pure":
-            raise backends.KernelFailure(step, "compile", "error: no such\nfunction: na\nthird line\nfourth line")
+            words = "error: no such\nfunction: na\nthird line\nfourth line"
+            raise verdicts.KernelFailure(verdicts.Failure(step, "compile", words))
         found = patient.run(case, backend)
         return found | {"output 0": found["output 0"] * 2} if case == wrong and backend == "pure" else found
 
@@ -88,8 +89,8 @@ def test_a_missing_backend(package: str, capsys: pytest.CaptureFixture[str]) -> 
     differently.
     """
     patient = patient_of(package)
-    tiers = [tier for tier, _ in patient.tiers()]
-    ill = dataclasses.replace(patient, tiers=lambda: [(tier, "the GPU is on holiday") for tier in tiers])
+    tiers = [tier for tier, _ in patient.missing()]
+    ill = dataclasses.replace(patient, missing=lambda: [(tier, "the GPU is on holiday") for tier in tiers])
     for name in (*tiers, *patient.backends.aliases):
         assert doctor.examine(ill, name, tuple(FEW)) == 2
         said = f"nothing to examine: backend {name} is not at hand: the GPU is on holiday"
@@ -106,7 +107,7 @@ def test_backends_that_are_asked_for(package: str, backend: str, capsys: pytest.
     """All of them except dense, the reference, unless it is requested by name."""
     patient = patient_of(package)
     assert doctor.examine(patient, backend, tuple(FEW[:1])) == 0
-    at_hand = [tier for tier, reason in patient.tiers() if reason is None and tier != "dense"]
+    at_hand = [tier for tier, reason in patient.missing() if reason is None and tier != "dense"]
     rows = [line.split()[0] for line in capsys.readouterr().out.splitlines() if FEW[0].name in line]
     assert rows == (at_hand if backend == "auto" else [backend])
 
@@ -141,7 +142,7 @@ def test_the_example_of_the_help(package: str, one_case: None, capsys: pytest.Ca
     last = capsys.readouterr().out.splitlines()[-1]
     patient = patient_of(package)
     tier = patient.backends.aliases.get("metal", "metal")
-    reason = dict(patient.tiers())[tier]
+    reason = dict(patient.missing())[tier]
     missing = f"nothing to examine: backend metal is not at hand: {reason}"
     assert (status, last) == ((0, "1 of 1 within bounds") if reason is None else (2, missing))
 

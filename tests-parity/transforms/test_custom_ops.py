@@ -141,34 +141,57 @@ def test_ops_under_levels_of_torch_func(op: str) -> None:
         torch.func.grad(lambda t: grad(t).sum())(first)
 
 
+PRIVATE = r"\b(?:torch|functorch|forward_ad)\.(?:\w+\.)*_[a-zA-Z]\w*(?:\.\w+)*|\._is_zerotensor"
+
+
 def test_private_names_of_torch() -> None:
-    """Each in one place: where an op is no longer differentiated, where a tangent is differentiated again, what the
-    dispatcher would do with a call, and the type of tensors without data.
-    """
-    sources = Path(MPS.module("_call").__file__).parent.glob("*.py")
+    """One module has them all."""
+    package = Path(MPS.module("_private").__file__).parent
     private = {
-        p.name: re.findall(r"\b(?:torch|functorch|forward_ad)\.(?:\w+\.)*_[a-zA-Z]\w*(?:\.\w+)*", p.read_text())
-        for p in sources
+        str(path.relative_to(package)): set(re.findall(PRIVATE, path.read_text())) for path in package.rglob("*.py")
     }
     assert {name: found for name, found in private.items() if found} == {
-        "_autodiff.py": ["torch._subclasses.fake_tensor.is_fake"],
-        "_call.py": ["torch._C._AutoDispatchBelowADInplaceOrView", "forward_ad._set_fwd_grad_enabled"],
-        "_direct.py": [
-            "torch._C._dispatch_keys", "torch._C._dispatch_tls_local_include_set", "torch._C.DispatchKey",
-            "torch._C.DispatchKeySet", "torch.autograd.profiler._is_profiler_enabled",
-        ],
-        "varlen.py": ["torch._subclasses.FakeTensor"],
+        "_private.py": {
+            "torch._C._dispatch_keys", "torch._C._dispatch_tls_local_include_set", "torch._C.DispatchKeySet",
+            "torch._C.DispatchKey.BackendSelect", "torch._C.DispatchKey.ADInplaceOrView",
+            "torch.autograd.profiler._is_profiler_enabled", "torch._subclasses.FakeTensor",
+            "torch._subclasses.fake_tensor.is_fake", "torch._C._AutoDispatchBelowADInplaceOrView",
+            "forward_ad._set_fwd_grad_enabled", "._is_zerotensor",
+        }
     }  # fmt: skip
-    call = MPS.module("_call")
+
+
+def test_what_private_names_do() -> None:
+    """Where an op is not differentiated any more, where a tangent is differentiated once more, what the dispatcher
+    would do with a call, who profiles, tensors without numbers, and zeros without memory.
+    """
+    call, private = MPS.module("_call"), MPS.module("_private")
     query = torch.randn(1, 9, 2, 4, requires_grad=True)
     how = call.Call("attention", (), (1,), (1,), (False,), 0.5, "pure")
     assert call.forward_op(how, [query] * 3)[0].requires_grad
-    assert not call.below_autograd(call.forward_op, how, [query] * 3)[0].requires_grad
+    assert not private.below_autograd(call.forward_op, how, [query] * 3)[0].requires_grad
     with torch.autograd.forward_ad.dual_level():
         dual = torch.autograd.forward_ad.make_dual(query.detach(), query.detach())
         assert torch.equal(*call.primals([dual, query.detach()]))
-        with call.forward_mode():
+        with private.forward_mode():
             assert torch.autograd.forward_ad.unpack_dual(dual * 2).tangent is not None
+    plain, negative = torch.zeros(2), torch.complex(torch.zeros(2), torch.ones(2)).conj().imag
+    assert private.dispatch_keys(plain).raw_repr() == private.dispatch_keys(query).raw_repr()
+    assert private.dispatch_keys(plain).raw_repr() != private.dispatch_keys(negative).raw_repr()
+    assert not private.thread_keys().raw_repr() & ~private.HARMLESS_KEYS
+
+    def keys_within(tensor: Tensor) -> Tensor:
+        assert private.thread_keys().raw_repr() & ~private.HARMLESS_KEYS
+        return tensor.sum()
+
+    torch.func.grad(keys_within)(plain)
+    assert not private.profiled()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]):
+        assert private.profiled()
+    with torch._subclasses.FakeTensorMode() as mode:
+        fake = mode.from_tensor(plain)
+    assert private.is_fake(fake) and private.is_wrapped_fake(fake) and not private.is_fake(plain)
+    assert private.is_lazy_zero(torch._efficientzerotensor(2)) and not private.is_lazy_zero(plain)
 
 
 @pytest.mark.usefixtures("torch_path")

@@ -68,8 +68,8 @@ EXTREME = {
 
 def walks(problem: Problem) -> list[blocks.Blocks]:
     made = plan.plan(problem, CPU, "pure", ("pure",))
-    assert made.queries == plan.walk(problem, transposed=False) and made.keys is None
-    return [made.queries, plan.walk(problem, transposed=True)]
+    assert made.forward.queries == plan.walk(problem, transposed=False) and made.forward.keys is None
+    return [made.forward.queries, plan.walk(problem, transposed=True)]
 
 
 def assert_within_budget(problem: Problem, walk: blocks.Blocks) -> None:
@@ -258,7 +258,7 @@ def test_a_walk_of_single_rows_runs(name: str, framework: Framework, monkeypatch
         made = framework.module("_metal.plan.plan").plan(
             framework.module("_metal.problem.problem").Problem(*astuple(problem)), device, "pure", ("pure",)
         )
-        assert made.queries.tile_rows == made.queries.step == 1
+        assert made.forward.queries.tile_rows == made.forward.queries.step == 1
         found, _ = run(Path(framework, "pure"), case, "float32")
     finally:
         forget(framework)
@@ -271,7 +271,7 @@ def test_heads_share_a_walk(framework: Framework) -> None:
     walks = set()
     for heads, kv_heads in ((4, 4), (4, 2), (4, 1), (2, 2), (2, 1), (4, 4)):
         case = make(f"{heads} heads, {kv_heads} of keys", (9,), 3, heads=heads, kv_heads=kv_heads)
-        walks.add(plan.plan(case.problem("float32"), CPU, "pure", ("pure",)).queries)
+        walks.add(plan.plan(case.problem("float32"), CPU, "pure", ("pure",)).forward.queries)
         found, _ = run.__wrapped__(Path(framework, "pure"), case, "float32")
         assert_within(found, fused(case, "float32"), case.name)
     assert len(walks) == 1
@@ -279,7 +279,7 @@ def test_heads_share_a_walk(framework: Framework) -> None:
 
 def forget(framework: Framework) -> None:
     """Empty the caches of plans."""
-    framework.module("_metal.plan.plan").plan.cache_clear()
+    framework.module("_device").machine().forget()
     framework.module("_metal.plan.blocks").box_size.cache_clear()
     walk = framework.module("_plain.walk")
     walk.tables.cache_clear()

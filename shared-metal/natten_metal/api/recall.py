@@ -6,6 +6,8 @@ Both cost more than a small problem, and a program's calls are few in kind.
 from collections.abc import Callable, Hashable
 from typing import Any
 
+from ..caches import Cache
+
 MOST = 1024
 Signature = tuple[Hashable, ...]
 
@@ -36,38 +38,20 @@ def _value(argument: Any) -> Hashable:
     return kind, argument
 
 
-class Recall:
-    """Outcomes by signature; a signature of None is never kept."""
+class Recall(Cache):
+    """Outcomes of calls by signature; a signature of None is never kept."""
 
-    def __init__(self) -> None:
-        self._kept: dict[Signature | None, Any] = {}
+    def __init__(self, name: str = "calls", most: int = MOST) -> None:
+        super().__init__(name, most)
 
-    def __len__(self) -> int:
-        return len(self._kept)
-
-    def get(self, signature: Signature | None) -> Any:
-        """The outcome of an earlier call; None if there was none."""
-        return self._kept.get(signature)
-
-    def keep(self, signature: Signature | None, outcome: Any) -> None:
+    def keep(self, key: Hashable, value: Any) -> Any:
         """Keep the outcome of a call whose checks passed."""
-        if signature is None:
-            return
-        if len(self._kept) >= MOST:
-            self._kept.clear()
-        self._kept[signature] = outcome
+        return value if key is None else super().keep(key, value)
 
-    def get_or_make(self, signature: Signature | None, make: Callable[[], Any]) -> Any:
+    def get_or_make(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """The outcome of an earlier call, or of ``make``, which is kept."""
         try:
-            found = self._kept.get(signature)
+            found = self.get(key)
         except TypeError:  # sizes that a tracer counts with have no hash
             return make()
-        if found is None:
-            found = make()
-            self.keep(signature, found)
-        return found
-
-    def clear(self) -> None:
-        """Forget all of them."""
-        self._kept.clear()
+        return self.keep(key, make()) if found is None else found

@@ -12,6 +12,9 @@ from .source import Instance
 # Tensors that kernels read as contiguous ones (rpb in float32); all others may have any strides.
 CONTIGUOUS = frozenset({"rpb", "out", "lse", "lse_grad"})
 
+# Threads of a simdgroup.
+SIMD_WIDTH = 32
+
 
 @dataclass(frozen=True, slots=True)
 class Output:
@@ -44,6 +47,11 @@ class Step:
     def products(self) -> int:
         """8x8 products of the launch, exactly: simdgroup multiply-accumulates."""
         return self.bricks * self.instance.products
+
+    @property
+    def simdgroups(self) -> int:
+        """Simdgroups of a threadgroup."""
+        return self.threads // SIMD_WIDTH
 
     @property
     def stride_slots(self) -> dict[str, str]:

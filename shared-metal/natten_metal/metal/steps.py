@@ -6,15 +6,13 @@ and launches. The same programs serve every host.
 
 import itertools
 import math
-from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
-from typing import TypeVar
 
 from ..problem import ops
 from ..problem.ops import OPS, Operand, rows
 from ..problem.problem import Problem
 from .launches import CONTIGUOUS as CONTIGUOUS
+from .launches import SIMD_WIDTH as SIMD_WIDTH
 from .launches import Output as Output
 from .launches import Step as Step
 from .launches import fills_words as fills_words
@@ -27,8 +25,6 @@ from .source import Instance
 from .templates import AV, AV_TRANSPOSED, DELTA, FORWARD, KEY_VALUE_GRAD, QK, QUERY_GRAD, RPB_GRAD, STATS, SUM, Template
 from .tiles import COLUMNS, DIMS, ROWS, SOFTMAX_BRICKS, Tiling, chunk_size, padded_dim, patch_count, tiling
 
-T = TypeVar("T")  # a framework's tensor
-
 # Threadgroups that share the sum over all queries or tiles.
 MOST_PARTS = 64
 MOST_TABLE = 4096
@@ -40,14 +36,6 @@ CAUTIOUS_SIMDGROUPS, CAUTIOUS_DIM = 4, 128
 LONGEST_SUM, PART = {"float32": 4096, "float16": 65_536, "bfloat16": 65_536}, 64
 # What each op returns, by the names in its program.
 RESULTS = {op.name: op.output_names for op in OPS.values()}
-
-
-def backward_tensors(op: str, inputs: dict[str, T], grads: Sequence[T | None], outputs: Sequence[T]) -> dict[str, T]:
-    """The tensors that a gradient's program may read, by name; gradients that are None are left out."""
-    names = RESULTS[op]
-    saved = dict(zip(names, outputs, strict=True))
-    given = {f"{name}_grad": grad for name, grad in zip(names, grads, strict=True) if grad is not None}
-    return inputs | saved | given
 
 
 def cautious_simdgroups(problem: Problem) -> int:
@@ -93,7 +81,7 @@ def _walk(
         bricks += patches * -(-problem.additional // COLUMNS)
         full += patches * (problem.additional // COLUMNS)
     params = parameters(problem, {"kTiles": chosen.tiles})
-    return Step(instance, grid, 32 * chosen.simdgroups, params, tuple(inputs.items()), outputs, bricks, full)
+    return Step(instance, grid, SIMD_WIDTH * chosen.simdgroups, params, tuple(inputs.items()), outputs, bricks, full)
 
 
 def terms(problem: Problem, transposed: bool) -> int:
@@ -111,13 +99,12 @@ def _part(dtype: str, count: int) -> int:
 
 def _sum(problem: Problem, partial: str, name: str, shape: tuple[int, ...], parts: int, dtype: str) -> Step:
     count = math.prod(shape)
-    instance = Instance(SUM.name, dtype, 1, 0, 0, simdgroups=SUM.rows // 32, stage=False)
+    instance = Instance(SUM.name, dtype, 1, 0, 0, simdgroups=SUM.rows // SIMD_WIDTH, stage=False)
     params = parameters(problem, {"kParts": parts, "kRowCount": count})
     output = Output("out", name, shape, dtype)
     return Step(instance, (-(-count // SUM.rows), 1, 1), SUM.rows, params, (("partial", partial),), (output,))
 
 
-@lru_cache(maxsize=256)
 def forward(problem: Problem, most: int = MOST_SIMDGROUPS) -> tuple[Step, ...]:
     """The launches of an op. most: simdgroups that a threadgroup may have."""
     return _FORWARD[problem.op](problem, most)
@@ -156,7 +143,6 @@ def _tensors(p: Problem) -> dict[str, str]:
     return inputs | ({"rpb": "rpb"} if p.has_rpb else {})
 
 
-@lru_cache(maxsize=256)
 def backward(problem: Problem, has_lse_grad: bool, most: int = MOST_SIMDGROUPS) -> tuple[Step, ...]:
     """The launches of an op's gradient, from the gradients of its outputs and what the forward saved."""
     return _BACKWARD[problem.op](problem, has_lse_grad, most)
@@ -185,7 +171,7 @@ def _delta(p: Problem, has_lse_grad: bool) -> Step:
     inputs = {"out_grad": "out_grad", "out": "out"} | ({"lse_grad": "lse_grad"} if has_lse_grad else {})
     outputs = (Output("delta", "delta", rows(p), "float32"),)
     grid = (-(-math.prod(rows(p)) // DELTA.rows), 1, 1)
-    return Step(instance, grid, 32 * instance.simdgroups, parameters(p, {}), tuple(inputs.items()), outputs)
+    return Step(instance, grid, SIMD_WIDTH * instance.simdgroups, parameters(p, {}), tuple(inputs.items()), outputs)
 
 
 def _additional_backward(p: Problem, saved: dict[str, str], most: int) -> list[Step]:
@@ -220,7 +206,7 @@ def _additional_backward(p: Problem, saved: dict[str, str], most: int) -> list[S
     )
     grid = (p.kv_heads, tiles * parts, p.batch)
     return [
-        Step(instance, grid, 32 * simdgroups, params, tuple(inputs.items()), outputs, *_additional_bricks(p, parts)),
+        Step(instance, grid, SIMD_WIDTH * simdgroups, params, tuple(inputs.items()), outputs, *_additional_bricks(p, parts)),
         _sum(p, "additional_keys_parts", "additional_keys_grad", shape, parts, p.dtype),
         _sum(p, "additional_values_parts", "additional_values_grad", shape_v, parts, p.dtype),
     ]
@@ -262,7 +248,7 @@ def _rpb_backward(p: Problem, inputs: dict[str, str], slots: bool, most: int) ->
     partial = Output("partial", "rpb_parts", (parts, heads, entries), "float32")
     times = p.batch * p.kv_heads
     bricks, full = chosen.bricks.executed * times, chosen.bricks.full * times
-    grid, threads = (heads, parts, 1), 32 * chosen.simdgroups
+    grid, threads = (heads, parts, 1), SIMD_WIDTH * chosen.simdgroups
     return [
         Step(instance, grid, threads, params, tuple(inputs.items()), (partial,), bricks, full),
         _sum(p, "rpb_parts", "rpb_grad", (heads, *sizes), parts, "float32"),

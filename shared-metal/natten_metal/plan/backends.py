@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from ..metal.steps import Step
 from ..problem import checks
+from .backend import AUTO, BACKENDS
+from .verdicts import Failure
 
 log = logging.getLogger("natten")
 
@@ -16,7 +17,6 @@ log = logging.getLogger("natten")
 UPSTREAM_BACKENDS = frozenset(
     f"{family}-{kind}" for family in ("cutlass", "hopper", "blackwell", "flex") for kind in ("fna", "fmha")
 )
-ALL_TIERS = frozenset({"auto", "metal", "native", "nanobind", "fast_metal", "pure", "dense"})
 # Upstream's arguments that choose a CUDA kernel or tune it: no meaning for the result.
 UPSTREAM_KNOBS = frozenset(
     {
@@ -38,9 +38,6 @@ UPSTREAM_KNOBS = frozenset(
     }
 )
 
-# Lines of a host's words that a message quotes.
-QUOTED_LINES = 3
-
 _said: set[str] = set()
 _said_lock = threading.Lock()
 
@@ -54,20 +51,6 @@ def _never() -> bool:
 tracing: Callable[[], bool] = _never
 
 
-class KernelFailure(RuntimeError):
-    """A Metal kernel that did not compile or launch. step: its launch; words: the host's own."""
-
-    def __init__(self, step: Step, event: str, words: str) -> None:
-        super().__init__(f"{step.instance.name} does not {event}: {words}")
-        self.step = step
-        self.words = words
-
-
-def quoted(error: Exception) -> str:
-    """The first lines of a host's words, in one."""
-    return " | ".join(str(error).strip().splitlines()[:QUOTED_LINES]).rstrip(".")
-
-
 def say_once(message: str, level: int = logging.INFO, about: str | None = None) -> None:
     """Log ``message`` unless it, or another message ``about`` the same thing, was said in this process."""
     if tracing():
@@ -79,10 +62,8 @@ def say_once(message: str, level: int = logging.INFO, about: str | None = None) 
     log.log(level, message)
 
 
-def accept_failure(package: str, op: str, backend: str, failure: KernelFailure) -> None:
-    """Warn, once per reason, that the pure path runs instead; raise ``failure`` if ``backend`` was asked for."""
-    if backend != "auto":
-        raise failure
+def warn_of_failure(package: str, op: str, failure: Failure) -> None:
+    """Warn, once per reason, that the pure path runs instead."""
     say_once(
         f"{op}: the Metal kernels failed on this machine and the pure path runs instead. {failure}. "
         f"Please report this, with the output of `{package} doctor`. The plan was: {failure.step}",
@@ -121,7 +102,7 @@ class _Choice:
 class Backends:
     """The choice of backend of one package: a process default, and overrides of one context each.
 
-    tiers: the package's tiers in the order in which 'auto' tries them.
+    order: the package's backends in the order in which 'auto' tries them.
     aliases: other words for them ('metal' for natten-mlx's 'fast_metal').
     traced: whether a compiler reads along that cannot read context variables, but guards on plain attributes. It
     sees what this thread chose last: the same, unless tasks that chose differently take turns in one thread.
@@ -131,13 +112,13 @@ class Backends:
     def __init__(
         self,
         package: str,
-        tiers: tuple[str, ...],
+        order: tuple[str, ...],
         aliases: dict[str, str] | None = None,
         traced: Callable[[], bool] = lambda: False,
         preferences: tuple[str, ...] = (),
     ) -> None:
         self.package = package
-        self.tiers = tiers
+        self.order = order
         self.aliases = aliases or {}
         self.preferences = preferences
         self.variable = package.upper().replace("-", "_") + "_BACKEND"
@@ -148,7 +129,7 @@ class Backends:
         self._seen_by_tracer = threading.local()
 
     def resolve(self, op: str, backend: object) -> str:
-        """The tier, or 'auto', that a call with the argument ``backend`` uses."""
+        """The backend, or 'auto', that a call with the argument ``backend`` uses."""
         if backend is None:
             return self.get()
         if isinstance(backend, str) and backend in UPSTREAM_BACKENDS:
@@ -157,12 +138,12 @@ class Backends:
         return self._known(op, backend)
 
     def get(self) -> str:
-        """The backend in force where no argument is given: 'auto' or a tier."""
+        """The backend in force where no argument is given: 'auto' or one of the package's."""
         if self.traced():
             seen = self._seen_by_tracer
             chosen = getattr(seen, "within", None) or _innermost(getattr(seen, "choices", ()))
             # Not what was read of the environment before: a first call that notes it would have to be compiled again.
-            return chosen or self._default or self._of_environment() or "auto"
+            return chosen or self._default or self._of_environment() or AUTO
         choices = self._choices.get()
         chosen = _innermost(choices) if choices else None
         return chosen or self._default or self._environment or self._read_environment()
@@ -198,12 +179,12 @@ class Backends:
         self._seen_by_tracer.choices = choices
 
     def _known(self, op: str, backend: object) -> str:
-        return checks.backend_name(op, backend, self.aliases, self.tiers, self.package)
+        return checks.backend_name(op, backend, self.aliases, (AUTO, *self.order), self.package)
 
     def _read_environment(self) -> str:
         """What the environment says, or 'auto'. It is read once, by the first call that it decides: reading it
         takes longer than all other checks of a call."""
-        self._environment = self._of_environment() or "auto"
+        self._environment = self._of_environment() or AUTO
         return self._environment
 
     def _of_environment(self) -> str | None:
@@ -211,17 +192,17 @@ class Backends:
         if own in self.preferences:
             say_once(
                 f"{self.variable}={own} is a word of {self.package} 0.3's clients, read as 'auto'; "
-                f"{self.variable}={self.aliases.get(own, self.tiers[0])} chooses a backend",
+                f"{self.variable}={self.aliases.get(own, self.order[0])} chooses a backend",
                 logging.WARNING,
             )
-            return "auto"
+            return AUTO
         if own:
             return self._known(self.variable, own)
         shared = os.environ.get("NATTEN_BACKEND")
         if not shared:
             return None
         name = self.aliases.get(shared, shared)
-        if name not in ("auto", *self.tiers) and name in ALL_TIERS:
+        if name not in (AUTO, *self.order) and name in BACKENDS:
             say_once(f"NATTEN_BACKEND={shared} names a tier that {self.package} does not have; ignored")
             return None
         return self._known("NATTEN_BACKEND", shared)

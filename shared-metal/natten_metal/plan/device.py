@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A place where tensors live, and which backend tiers cannot run there.
+    """A place where tensors live, and which backends cannot run there.
 
-    kind: 'cpu' or 'gpu'. missing: (tier, reason) pairs; a tier not named there is at hand.
+    kind: 'cpu' or 'gpu'. missing: (backend, reason) pairs; a backend not named there is at hand.
     float64: whether the device computes in float64. smallest: elements of the smallest tensor that a Metal
     kernel can be given as device memory. longest: the most elements that a tensor's dimension may have; None if only
     memory says.
@@ -20,6 +20,6 @@ class Device:
     smallest: int = 1
     longest: int | None = None
 
-    def reason_missing(self, tier: str) -> str | None:
-        """Why ``tier`` cannot run here, or None if it can."""
-        return dict(self.missing).get(tier)
+    def reason_missing(self, backend: str) -> str | None:
+        """Why ``backend`` cannot run here, or None if it can."""
+        return next((reason for name, reason in self.missing if name == backend), None)

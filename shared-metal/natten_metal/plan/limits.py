@@ -5,6 +5,7 @@ import math
 from ..metal.steps import MOST_TABLE
 from ..metal.tiles import DIMS
 from ..problem.problem import Problem
+from .backend import Work
 
 # The most of each count that the kernels take, for positions and their sums with a window are 32-bit ints in
 # kernels/window.h; and the most elements of a tensor, for sizes in bytes are 64-bit ones. cpu/natten_cpu.cpp has both.
@@ -51,16 +52,16 @@ def too_large(problem: Problem) -> str | None:
     return None
 
 
-def too_long(problem: Problem, tier: str, longest: int) -> str | None:
-    """Why an array of ``tier`` would have a dimension of more than ``longest`` elements; None if none has."""
+def too_long(problem: Problem, work: Work, longest: int) -> str | None:
+    """Why an array of ``work`` would have a dimension of more than ``longest`` elements; None if none has."""
     p = problem
     rows = p.batch * max(p.queries * p.heads, p.keys * p.kv_heads)
     split = p.record.bilinear
     lengths = {f"a query's window of {p.kernel_size}": p.slots if split else 0}
-    if tier == "pure":
+    if work is Work.WALKS:
         lengths["the list of all tokens of all heads"] = rows
         lengths["the list of all window slots"] = p.batch * p.queries * p.heads * p.slots if split else 0
-    elif tier == "dense" and p.has_rpb:
+    elif work is Work.DENSE_OPERATIONS and p.has_rpb:
         lengths["the list of all pairs of a query and a key"] = p.queries * p.keys
     for what, length in lengths.items():
         if length > longest:

@@ -1,21 +1,24 @@
-"""What will run, as frozen data: ``plan(problem, device, backend, tiers) -> Plan``.
+"""What will run, as frozen data: ``plan(problem, device, backend, order, verdicts) -> Plan``.
 
-The planner decides and the launchers obey: a plan names the path, says why in one sentence, and holds
-whatever the path needs: the walks of the pure path, or the launches of the Metal kernels. A fallback is a
-plan too, with its reason.
+The planner decides and the launchers obey: a plan names the backend, says why in one sentence, and holds all that is
+launched, forward and backward (:mod:`.programs`). A fallback is a plan too, with its reason.
 """
 
 import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 from ..metal import steps
+from ..metal.launches import Step
 from ..problem import checks
-from ..problem.problem import OUTPUTS, Axis, Problem, describe
-from . import limits, verdicts
-from .backends import KernelFailure
+from ..problem.ops import Op
+from ..problem.problem import Axis, Problem, describe
+from . import limits
+from .backend import AUTO, BACKENDS, Backend, Work
 from .blocks import AxisBlocks, Blocks, box_size, tiles_per_group
 from .device import Device
+from .programs import Blank, CpuCall, DenseOperations, Made, MetalLaunches, Program, Refused, Walks
+from .verdicts import NOTHING_LEARNED, Failure, KernelFailure, Verdicts
 
 # Bytes of logits that one step of a walk may hold, of what it gathers for them, and of logits in a single tile. A
 # tile of one row is taken whatever it holds: less than all keys of all heads.
@@ -31,120 +34,172 @@ GATHER_COST = 14
 TILE_COST = 20_000
 
 
-# Tiers that launch the Metal kernels, and those that run the CPU kernels. 'nanobind' does what its stream's device
-# asks for.
-METAL_TIERS = ("metal", "fast_metal", "nanobind")
-CPU_TIERS = ("native", "nanobind")
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Plan:
-    """What will run. path: the tier. why: one sentence.
+    """What will run. backend: the one that runs the forward; why: why that one, in one sentence.
 
-    queries: the pure path's walk; keys: the second one of its split ops' gradients. forward: the Metal path's launches
-    (their gradients' are :func:`.steps.backward`). failed: what keeps 'auto' from a faster tier; whoever runs the plan
-    warns of it.
+    The planner keeps plans, so one is equal to itself alone, and its hash costs nothing.
+
+    device, asked: where, and the backend that was asked for, which may be 'auto'. backward: the gradient's program,
+    which another backend may run; backward_without_lse: the same where no gradient flows into lse.
     """
 
     problem: Problem
-    path: str
+    device: Device
+    asked: str
+    backend: str
     why: str
-    queries: Blocks | None = None
-    keys: Blocks | None = None
-    forward: tuple[steps.Step, ...] = ()
-    failed: KernelFailure | None = None
+    forward: Program
+    backward: Program
+    backward_without_lse: Program
+
+    @property
+    def record(self) -> Op:
+        """The op's record."""
+        return self.problem.record
+
+    @property
+    def name(self) -> str:
+        """The op's public name, for messages."""
+        return self.problem.name
+
+    def gradient(self, has_lse_grad: bool) -> Program:
+        """The gradient's program. has_lse_grad: whether one flows into lse; where there is no lse it says nothing."""
+        return self.backward if has_lse_grad else self.backward_without_lse
 
 
-def obstacle(problem: Problem, device: Device, tier: str) -> str | None:
-    """Why ``tier`` cannot take ``problem`` on ``device``; None if it can."""
-    reason = _rule(problem, device, tier)
-    if reason is None and (failure := _forward_failure(problem, device, tier)) is not None:
-        return str(failure)
-    return reason
+def obstacle(problem: Problem, device: Device, backend: str, verdicts: Verdicts = NOTHING_LEARNED) -> str | None:
+    """Why ``backend`` cannot take ``problem`` on ``device``; None if it can."""
+    found = _forward(problem, device, BACKENDS[backend], verdicts)
+    return None if isinstance(found, Program) else str(found)
 
 
-def _rule(problem: Problem, device: Device, tier: str) -> str | None:
-    """The rule that ``tier`` breaks; None if it takes ``problem`` wherever its kernels run."""
-    missing = device.reason_missing(tier)
+def plan(
+    problem: Problem, device: Device, backend: str, order: tuple[str, ...], verdicts: Verdicts = NOTHING_LEARNED
+) -> Plan:
+    """The plan of ``problem``: the first backend of ``order`` that can take it, or the one that ``backend`` names.
+
+    Raises NotImplementedError with the reason if ``backend`` cannot take it, or if nothing can; and KernelFailure if
+    the kernels of ``backend`` are known to fail on this machine.
+    """
+    if backend != AUTO:
+        found = _forward(problem, device, BACKENDS[backend], verdicts)
+        if isinstance(found, Failure):
+            raise KernelFailure(found)
+        if isinstance(found, str):
+            checks.reject_problem(problem.name, backend, found)
+        gradients = (_gradient(problem, device, backend, (backend,), lse, verdicts) for lse in (True, False))
+        return Plan(problem, device, backend, backend, f"backend='{backend}' was asked for", found, *gradients)
+    passed: dict[str, str | Failure] = {}
+    for place, name in enumerate(order):
+        found = _forward(problem, device, BACKENDS[name], verdicts)
+        if not isinstance(found, Program):
+            passed[name] = found
+            continue
+        failed = next((reason for reason in passed.values() if isinstance(reason, Failure)), None)
+        found = replace(found, failed=failed, missing=_missing_kernels(found, device, order))
+        gradients = (_gradient(problem, device, backend, order[place:], lse, verdicts) for lse in (True, False))
+        why = "; ".join(f"{other}: {reason}" for other, reason in passed.items())
+        return Plan(
+            problem, device, backend, name, why or "the fastest path that takes this problem", found, *gradients
+        )
+    raise checks.no_backend(problem.name, passed)
+
+
+def _forward(problem: Problem, device: Device, backend: Backend, verdicts: Verdicts) -> Program | Failure | str:
+    """The program of ``backend``, or what keeps it from the problem: a rule, or a kernel that failed."""
+    reason = _rule(problem, device, backend)
+    if reason is not None:
+        return reason
+    outputs = tuple(Made(o.name, o.shape(problem), o.dtype(problem)) for o in problem.record.outputs)
+    common = problem, backend.name, problem.record.forward, outputs
+    work = backend.on(device.kind)
+    if work is Work.DENSE_OPERATIONS:
+        return DenseOperations(*common)
+    if not problem.batch:
+        return Blank(*common)
+    if work is Work.WALKS:
+        return Walks(*common, queries=walk(problem, transposed=False))
+    if work is Work.CPU_KERNELS:
+        return CpuCall(*common)
+    launches = _fitting(problem, backend, verdicts, None)
+    return verdicts.failure_of(launches) or MetalLaunches(*common, steps=launches)
+
+
+def _gradient(
+    problem: Problem, device: Device, asked: str, order: tuple[str, ...], has_lse_grad: bool, verdicts: Verdicts
+) -> Program:
+    """The gradient's program on the first backend of ``order`` whose kernels do not fail; that one ran the forward."""
+    failed: Failure | None = None
+    for name in order:
+        backend = BACKENDS[name]
+        if name != order[0] and _rule(problem, device, backend) is not None:
+            continue
+        found = _gradient_on(problem, device, backend, has_lse_grad, verdicts)
+        if isinstance(found, Program):
+            return found if failed is None else replace(found, failed=failed, why=str(failed))
+        failed = failed or found
+    assert failed is not None, "a backend that runs the forward has a gradient, but for kernels that fail"
+    return Refused(problem, asked, problem.record.backward, (), why=str(failed), failed=failed)
+
+
+def _gradient_on(
+    problem: Problem, device: Device, backend: Backend, has_lse_grad: bool, verdicts: Verdicts
+) -> Program | Failure:
+    record = problem.record
+    given = (operand for operand in record.inputs if operand.given(problem))
+    gradients = tuple(Made(operand.gradient, operand.shape(problem), operand.dtype(problem)) for operand in given)
+    common = problem, backend.name, record.backward, gradients
+    work = backend.on(device.kind)
+    if work is Work.DENSE_OPERATIONS:
+        return DenseOperations(*common)
+    if not problem.batch:
+        return Blank(*common)
+    if work is Work.WALKS:
+        keys = walk(problem, transposed=True) if record.bilinear else None
+        return Walks(*common, queries=walk(problem, transposed=False), keys=keys)
+    if work is Work.CPU_KERNELS:
+        return CpuCall(*common)
+    launches = _fitting(problem, backend, verdicts, has_lse_grad and len(record.outputs) > 1)
+    return verdicts.failure_of(launches) or MetalLaunches(*common, steps=launches)
+
+
+def _rule(problem: Problem, device: Device, backend: Backend) -> str | None:
+    """The rule that ``backend`` breaks; None if it takes ``problem`` wherever its kernels run."""
+    missing = device.reason_missing(backend.name)
     if missing is not None:
         return missing
+    work = backend.on(device.kind)
+    if work is None:
+        return f"{backend.name} computes nothing on a {device.kind.upper()}"
     if problem.dtype == "float64" and not device.float64:
         return f"{device.name} does not compute in float64; the CPU does"
-    if device.longest is not None and (reason := limits.too_long(problem, tier, device.longest)):
+    if device.longest is not None and (reason := limits.too_long(problem, work, device.longest)):
         return reason
-    if tier in METAL_TIERS + CPU_TIERS and (reason := limits.too_large(problem)):
+    if work in (Work.METAL_KERNELS, Work.CPU_KERNELS) and (reason := limits.too_large(problem)):
         return reason
-    if not launches_metal(tier, device):
+    if work is not Work.METAL_KERNELS:
         return None
-    smallest = device.smallest if tier == "fast_metal" else 1
-    return limits.obstacle(problem, smallest)
+    return limits.obstacle(problem, device.smallest if backend.by_value else 1)
 
 
-def _forward_failure(problem: Problem, device: Device, tier: str) -> KernelFailure | None:
-    """The failure of a kernel that ``problem`` would launch."""
-    if not launches_metal(tier, device) or not problem.batch:
-        return None
-    return verdicts.failure_of(steps.forward(problem, most_simdgroups(problem, tier)))
+def _missing_kernels(program: Program, device: Device, order: Iterable[str]) -> str:
+    """Why a CPU walks under 'auto', where kernels would be many times faster; '' if it does not."""
+    if device.kind != "cpu" or not isinstance(program, Walks | Blank):
+        return ""
+    reasons = (device.reason_missing(name) for name in order if BACKENDS[name].cpu is Work.CPU_KERNELS)
+    return next((reason for reason in reasons if reason is not None), "")
 
 
-def gradient_failure(problem: Problem, device: Device, tier: str) -> KernelFailure | None:
-    """The failure of a kernel that the gradients of ``problem`` would launch: the pure path computes them then."""
-    if not launches_metal(tier, device) or not problem.batch:
-        return None
-    has_lse_grad = OUTPUTS[problem.op] > 1
-    return verdicts.failure_of(steps.backward(problem, has_lse_grad, most_simdgroups(problem, tier)))
-
-
-def launches_metal(tier: str, device: Device) -> bool:
-    """Whether ``tier`` launches the Metal kernels on ``device``; those that run the CPU kernels take every problem."""
-    return tier in METAL_TIERS and not (tier in CPU_TIERS and device.kind == "cpu")
-
-
-@lru_cache(maxsize=1024)
-def plan(problem: Problem, device: Device, backend: str, tiers: tuple[str, ...]) -> Plan:
-    """The plan of ``problem``: the first of ``tiers`` that can take it, or the one that ``backend`` names.
-
-    Raises NotImplementedError with the reason if ``backend`` cannot take it, or if nothing can; and the KernelFailure
-    again if the kernels of ``backend`` failed on this machine.
-    """
-    if backend != "auto":
-        reason = _rule(problem, device, backend)
-        if reason is not None:
-            checks.reject_problem(problem.name, backend, reason)
-        failure = _forward_failure(problem, device, backend)
-        if failure is not None:
-            raise failure
-        return _plan_of(problem, device, backend, f"backend='{backend}' was asked for")
-    reasons = {tier: obstacle(problem, device, tier) for tier in tiers}
-    for tier in tiers:
-        if reasons[tier] is None:
-            passed = [f"{other}: {reasons[other]}" for other in tiers[: tiers.index(tier)]]
-            planned = _plan_of(problem, device, tier, "; ".join(passed) or "the fastest path that takes this problem")
-            return replace(planned, failed=_failure_before(problem, device, tiers[: tiers.index(tier)]))
-    raise checks.no_backend(problem.name, reasons)
-
-
-verdicts.depends(plan.cache_clear)
-
-
-def _failure_before(problem: Problem, device: Device, tiers: tuple[str, ...]) -> KernelFailure | None:
-    """The failure that took the first of ``tiers`` out of the choice, if one did."""
-    able = (tier for tier in tiers if _rule(problem, device, tier) is None)
-    return next((failure for tier in able if (failure := _forward_failure(problem, device, tier))), None)
-
-
-def _plan_of(problem: Problem, device: Device, tier: str, why: str) -> Plan:
-    if tier == "pure":
-        second = walk(problem, transposed=True) if problem.op in ("qk", "av") else None
-        return Plan(problem, tier, why, walk(problem, transposed=False), second)
-    if launches_metal(tier, device) and problem.batch:
-        return Plan(problem, tier, why, forward=steps.forward(problem, most_simdgroups(problem, tier)))
-    return Plan(problem, tier, why)
-
-
-def most_simdgroups(problem: Problem, tier: str) -> int:
-    """Simdgroups that a tier's threadgroups may have; the launcher of 'metal' asks each kernel and lowers it."""
-    return steps.MOST_SIMDGROUPS if tier == "metal" else steps.cautious_simdgroups(problem)
+def _fitting(problem: Problem, backend: Backend, verdicts: Verdicts, lse_grad: bool | None) -> tuple[Step, ...]:
+    """The launches of an op (lse_grad None) or of its gradient, with threadgroups as large as their kernels allow."""
+    most = steps.MOST_SIMDGROUPS if backend.tells_limits else steps.cautious_simdgroups(problem)
+    while True:
+        made = steps.forward(problem, most) if lse_grad is None else steps.backward(problem, lse_grad, most)
+        room = verdicts.room(made)
+        if room is None or most == 1:
+            return made
+        most = max(1, min(room, most - 1))
 
 
 def walk(problem: Problem, transposed: bool) -> Blocks:
@@ -190,24 +245,33 @@ def _tiles(axis: Axis, transposed: bool) -> list[int]:
     return sorted(tiles)
 
 
-def explain(planned: Plan, device: Device) -> str:
-    """The plan in words: the problem, the path and why, and the walks if it has them."""
-    lines = [describe(planned.problem), f"device: {device.name}", f"path: {planned.path} ({planned.why})"]
-    for name, blocks in (("queries", planned.queries), ("keys", planned.keys)):
-        if blocks is not None:
-            tile = tuple(axis.tile for axis in blocks.axes)
-            box = tuple(axis.box for axis in blocks.axes)
-            whole = "forward and backward" if planned.keys is None else "forward and gradients of queries"
-            purpose = whole if name == "queries" else "gradients of keys"
+def explain(planned: Plan) -> str:
+    """The plan in words: the problem, the backend and why, and what it launches."""
+    forward, backward = planned.forward, planned.backward
+    lines = [
+        describe(planned.problem), f"device: {planned.device.name}", f"path: {planned.backend} ({planned.why})"
+    ]  # fmt: skip
+    if isinstance(forward, Walks):
+        split = isinstance(backward, Walks) and backward.keys is not None
+        purpose = "forward and gradients of queries" if split else "forward and backward"
+        lines.append(_walk_in_words(purpose, "queries", forward.queries))
+        if isinstance(backward, Walks) and split:
+            lines.append(_walk_in_words("gradients of keys", "keys", backward.keys))
+    if isinstance(forward, MetalLaunches):
+        for step in forward.steps:
             lines.append(
-                f"{purpose}: {blocks.tiles} tiles of {tile} {name}, each with a box of {box}, {blocks.step} at a time"
+                f"{step}, {step.instance.threadgroup_bytes} bytes of threadgroup memory each, {step.bricks} bricks, "
+                f"{step.full} of them without a mask"
             )
-    for step in planned.forward:
-        lines.append(
-            f"{step}, {step.instance.threadgroup_bytes} bytes of threadgroup memory each, {step.bricks} bricks, "
-            f"{step.full} of them without a mask"
-        )
-    failure = gradient_failure(planned.problem, device, planned.path)
-    if failure is not None:
-        lines.append(f"gradients: pure ({failure})")
+    if isinstance(backward, Refused):
+        lines.append(f"gradients: none ({backward.why})")
+    elif backward.backend != planned.backend:
+        lines.append(f"gradients: {backward.backend} ({backward.why})")
     return "\n".join(lines)
+
+
+def _walk_in_words(purpose: str, rows: str, blocks: Blocks | None) -> str:
+    assert blocks is not None
+    tile = tuple(axis.tile for axis in blocks.axes)
+    box = tuple(axis.box for axis in blocks.axes)
+    return f"{purpose}: {blocks.tiles} tiles of {tile} {rows}, each with a box of {box}, {blocks.step} at a time"

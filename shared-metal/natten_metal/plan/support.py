@@ -1,28 +1,30 @@
-"""What each tier can do on a device, found by asking the planner."""
+"""What each backend can do on a device, found by asking the planner."""
 
 from dataclasses import replace
 from typing import Any
 
-from ..metal.steps import MOST_TABLE, backward
+from ..metal.steps import MOST_TABLE
 from ..metal.tiles import DIMS
 from ..problem import checks
-from ..problem.problem import DTYPES, INPUTS, RANKS, Problem
-from . import verdicts
+from ..problem.problem import DTYPES, RANKS, Problem
+from .backend import BACKENDS, Work
 from .device import Device
-from .plan import gradient_failure, launches_metal, obstacle
+from .plan import Plan, obstacle, plan
+from .programs import MetalLaunches, Refused
+from .verdicts import NOTHING_LEARNED, Verdicts
 
 # Problems that the support matrix asks the planner about, by the name of what they are samples of.
 _SAMPLES: dict[str, dict[str, Any]] = {
     "na": {}, "attention": {"op": "attention"}, "qk": {"op": "qk", "head_dim_v": 0}, "av": {"op": "av", "head_dim": 0},
     "additional_keys": {"additional": 8}, "rpb": {"has_rpb": True},
 }  # fmt: skip
-# What is made of them: a family of ops goes through a tier if it takes every sample of the family. Modules run the
+# What is made of them: a family of ops goes through a backend if it takes every sample of the family. Modules run the
 # split ops where they drop attention weights.
 _FAMILIES = {
     "fused": ("na",), "additional_keys": ("additional_keys",), "rpb": ("rpb",), "attention": ("attention",),
     "split": ("qk", "av"), "varlen": ("na", "attention"), "modules": ("na", "rpb", "qk", "av"),
 }  # fmt: skip
-# Limits that a tier may have: a problem just beyond, and the largest value that it takes where that is a number.
+# Limits that a backend may have: a problem just beyond, and the largest value that it takes where that is a number.
 _LIMITS: dict[str, tuple[dict[str, Any], int | None]] = {
     "float64": ({"dtype": "float64"}, None),
     "head_dim": ({"head_dim": DIMS[-1] + 1, "head_dim_v": DIMS[-1] + 1}, DIMS[-1]),
@@ -33,8 +35,10 @@ _LIMITS: dict[str, tuple[dict[str, Any], int | None]] = {
 }  # fmt: skip
 
 
-def support_matrix(device: Device, tiers: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    """For each tier what it can do on ``device``, found by asking the planner.
+def support_matrix(
+    device: Device, order: tuple[str, ...], verdicts: Verdicts = NOTHING_LEARNED
+) -> dict[str, dict[str, Any]]:
+    """For each backend of ``order`` what it can do on ``device``, found by asking the planner.
 
     available: some problem can run; forward, backward: every op does, and its gradients; fusion (no tensor of window
     slots), varlen (items are problems of 'na' and 'attention'): what it takes; constraints: ranks, dtypes, and the
@@ -42,17 +46,17 @@ def support_matrix(device: Device, tiers: tuple[str, ...]) -> dict[str, dict[str
     'split', 'varlen', 'rpb', 'additional_keys', 'attention', 'modules') '' or why it does not go through; limits: in
     words, by name, what it does not take though the ops go through; reason: why it is not available, or ''.
     """
-    return {tier: _support(device, tier) for tier in tiers}
+    return {name: _support(device, name, verdicts) for name in order}
 
 
-def _support(device: Device, tier: str) -> dict[str, Any]:
+def _support(device: Device, backend: str, verdicts: Verdicts) -> dict[str, Any]:
     asked = {
         (name, rank, dtype): _sample(rank, dtype, **changed)
         for name, changed in _SAMPLES.items()
         for rank in (RANKS if name != "attention" else (1,))
         for dtype in DTYPES
     }
-    reasons = {case: obstacle(problem, device, tier) for case, problem in asked.items()}
+    reasons = {case: obstacle(problem, device, backend, verdicts) for case, problem in asked.items()}
     taken = [case for case, reason in reasons.items() if reason is None]
     names, works = {name for name, _, _ in taken}, bool(taken)
     lost = {name: str(reason) for (name, _, _), reason in reasons.items() if name not in names}
@@ -60,15 +64,16 @@ def _support(device: Device, tier: str) -> dict[str, Any]:
         "ranks": sorted({rank for _, rank, _ in taken}),
         "dtypes": [dtype for dtype in DTYPES if any(other == dtype for _, _, other in taken)],
     }
-    words = _limits(device, tier, taken[0][2]) if works else {}
+    words = _limits(device, backend, taken[0][2], verdicts) if works else {}
     constraints |= {name: most for name, (_, most) in _LIMITS.items() if name in words and most is not None}
     if works and lost:
         constraints["not"] = sorted(lost)
     return {
         "available": works,
         "forward": not lost,
-        "backward": not lost and all(_has_gradient(asked[case], device, tier) for case in taken),
-        "fusion": "na" in names and tier != "dense",
+        "backward": not lost
+        and all(_has_gradient(plan(asked[case], device, backend, (backend,), verdicts)) for case in taken),
+        "fusion": "na" in names and BACKENDS[backend].on(device.kind) is not Work.DENSE_OPERATIONS,
         "varlen": {"na", "attention"} <= names,
         "constraints": constraints,
         "ops": {family: next((lost[n] for n in needed if n in lost), "") for family, needed in _FAMILIES.items()},
@@ -77,26 +82,24 @@ def _support(device: Device, tier: str) -> dict[str, Any]:
     }
 
 
-def _limits(device: Device, tier: str, dtype: str) -> dict[str, str]:
-    """The planner's words for each limit of an available tier, and those for what MLX maps. dtype: one it takes."""
+def _limits(device: Device, backend: str, dtype: str, verdicts: Verdicts) -> dict[str, str]:
+    """The planner's words for each limit of an available backend, and those for what MLX maps. dtype: one it takes."""
     beyond = {name: {"dtype": dtype} | changed for name, (changed, _) in _LIMITS.items()}
-    reasons = {name: obstacle(_sample(1, **changed), device, tier) for name, changed in beyond.items()}
-    # Of the problem just beyond, nobody asked what it has.
+    reasons = {name: obstacle(_sample(1, **changed), device, backend) for name, changed in beyond.items()}
+    # Without the numbers of the problem just beyond, which is no user's.
     words = {name: reason.partition("; got ")[0] for name, reason in reasons.items() if reason is not None}
-    if launches_metal(tier, device) and (failures := verdicts.failures()):
-        words["failed"] = "; ".join(map(str, failures))
-    return words | ({"vmap": checks.NO_VMAP} if tier == "fast_metal" else {})
+    if BACKENDS[backend].on(device.kind) is Work.METAL_KERNELS and verdicts.failures:
+        words["failed"] = "; ".join(map(str, verdicts.failures.values()))
+    return words if BACKENDS[backend].maps else words | {"vmap": checks.NO_VMAP}
 
 
-def _has_gradient(problem: Problem, device: Device, tier: str) -> bool:
-    """Whether the gradient's program makes one of every input; tiers without programs take both or neither."""
-    if not launches_metal(tier, device):
-        return True
-    if gradient_failure(problem, device, tier) is not None:
-        return False
-    made = {output.name for step in backward(problem, True) for output in step.outputs}
-    given = {"additional_keys": problem.additional, "additional_values": problem.additional, "rpb": problem.has_rpb}
-    return {f"{name}_grad" for name in INPUTS[problem.op] if given.get(name, True)} <= made
+def _has_gradient(planned: Plan) -> bool:
+    """Whether the backend itself runs the gradient, and its launches make one of every input."""
+    program, problem = planned.backward, planned.problem
+    if not isinstance(program, MetalLaunches):
+        return program.backend == planned.backend and not isinstance(program, Refused)
+    made = {output.name for step in program.steps for output in step.outputs}
+    return {operand.gradient for operand in problem.record.inputs if operand.given(problem)} <= made
 
 
 def _sample(rank: int, dtype: str, **changed: Any) -> Problem:

@@ -1,58 +1,115 @@
-"""What this process learned of its machine: Metal kernels that did not compile, launch or run.
+"""What is learned of a machine: a kernel that does not compile, launch or run, or allows fewer threads than planned.
 
-The launcher that meets a failure records it, once. The planner, ``explain``, the support matrix and the launchers read
-it here, so that what they say is what runs.
+A launcher that meets such a thing raises :class:`Learned`. Whoever asked it to launch records the verdicts and plans
+the problem again (:mod:`.planner`), so plans, ``explain`` and the support matrix know what the launchers know.
 """
 
-import threading
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any
 
 from ..metal.source import Instance
 from ..metal.steps import Step
-from .backends import KernelFailure
 
-# Kernel -> its launch, what it did not do, and the host's words.
-_failures: dict[Instance, tuple[Step, str, str]] = {}
-_lock = threading.Lock()
-# What was planned in ignorance.
-_caches: list[Callable[[], None]] = []
+# Of each kind; the oldest are forgotten, and learned again if it comes to that.
+MOST_VERDICTS = 4096
+# Lines of a host's message that a failure quotes.
+QUOTED_LINES = 3
 
 
-def _kernel(instance: Instance) -> Instance:
-    """The kernel without the choices that only a launch makes."""
+def quoted(error: Exception) -> str:
+    """The first lines of a host's message, in one."""
+    return " | ".join(str(error).strip().splitlines()[:QUOTED_LINES]).rstrip(".")
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A kernel failed. step: its launch; event: what it does not do ('compile', 'launch', 'run'); words: the host's."""
+
+    step: Step
+    event: str
+    words: str
+
+    def __str__(self) -> str:
+        return f"{self.step.instance.name} does not {self.event}: {self.words}"
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadLimit:
+    """A compiled kernel allows fewer simdgroups in a threadgroup than its launch ``step`` has."""
+
+    step: Step
+    simdgroups: int
+
+
+Verdict = Failure | ThreadLimit
+
+
+class KernelFailure(RuntimeError):
+    """A Metal kernel that did not compile, launch or run, where its backend was asked for. failure: the verdict."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(str(failure))
+        self.failure = failure
+
+
+class Learned(Exception):
+    """Raised by a launcher, before it has changed anything, for whoever plans."""
+
+    def __init__(self, *verdicts: Verdict) -> None:
+        super().__init__(*verdicts)
+        self.verdicts = verdicts
+
+
+def _without_launch(instance: Instance) -> Instance:
+    """The kernel without what only a launch decides: if it fails, it fails in every threadgroup size."""
     return replace(instance, simdgroups=0, stage=False, wide=False)
 
 
-def record(step: Step, event: str, words: str) -> KernelFailure:
-    """Keep that the kernel of ``step`` does not ``event``, and forget every plan; the failure, to be raised."""
-    with _lock:
-        _failures.setdefault(_kernel(step.instance), (step, event, words))
-    for clear in _caches:
-        clear()
-    return KernelFailure(step, event, words)
+def _without_width(instance: Instance) -> Instance:
+    """The kernel without what only the tensors' addresses decide."""
+    return replace(instance, wide=False)
 
 
-def failure_of(steps: Iterable[Step]) -> KernelFailure | None:
-    """The failure of the first of ``steps`` whose kernel failed; None if none did."""
-    if not _failures:
-        return None
-    found = (_failures.get(_kernel(step.instance)) for step in steps)
-    return next((KernelFailure(*known) for known in found if known is not None), None)
+def _nothing() -> Mapping[Instance, Any]:
+    return MappingProxyType({})
 
 
-def failures() -> list[KernelFailure]:
-    """All of them."""
-    return [KernelFailure(*known) for known in _failures.values()]
+@dataclass(frozen=True, slots=True, eq=False)
+class Verdicts:
+    """All that was learned by some point in time. Equal to itself alone, so that it is a cheap part of a key."""
+
+    failures: Mapping[Instance, Failure] = field(default_factory=_nothing)
+    limits: Mapping[Instance, int] = field(default_factory=_nothing)
+
+    def __or__(self, learned: Iterable[Verdict]) -> "Verdicts":
+        failures, limits = dict(self.failures), dict(self.limits)
+        for verdict in learned:
+            if isinstance(verdict, Failure):
+                failures.setdefault(_without_launch(verdict.step.instance), verdict)
+            else:
+                limits[_without_width(verdict.step.instance)] = verdict.simdgroups
+        for known in (failures, limits):
+            while len(known) > MOST_VERDICTS:
+                del known[next(iter(known))]
+        return Verdicts(MappingProxyType(failures), MappingProxyType(limits))
+
+    def failure_of(self, steps: Iterable[Step]) -> Failure | None:
+        """The failure of the first of ``steps`` whose kernel failed; None if none did."""
+        if not self.failures:
+            return None
+        found = (self.failures.get(_without_launch(step.instance)) for step in steps)
+        return next((failure for failure in found if failure is not None), None)
+
+    def room(self, steps: Iterable[Step]) -> int | None:
+        """The fewest simdgroups that a kernel of ``steps`` allows whose step has more; None if all fit, as far as is
+        known.
+        """
+        if not self.limits:
+            return None
+        known = ((step, self.limits.get(_without_width(step.instance))) for step in steps)
+        return min((most for step, most in known if most is not None and most < step.simdgroups), default=None)
 
 
-def depends(clear: Callable[[], None]) -> None:
-    """``clear`` empties a cache of what was planned; it is called whenever something is learned."""
-    _caches.append(clear)
-
-
-def forget() -> None:
-    """Learn anew, as for another machine."""
-    _failures.clear()
-    for clear in _caches:
-        clear()
+NOTHING_LEARNED = Verdicts()

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from ..plan.backends import KernelFailure
+from ..plan.verdicts import KernelFailure
 
 # Exit statuses as a shell gives them to what a signal ended.
 INTERRUPTED, PIPE_CLOSED = 128 + 2, 128 + 13

@@ -13,7 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ..plan.backends import Backends, quoted
+from ..plan.backend import AUTO, DENSE, PURE
+from ..plan.backends import Backends
+from ..plan.verdicts import quoted
 from .command_line import end
 
 REPEATS = 5
@@ -23,7 +25,7 @@ BOUNDS = {"float32": 2e-5, "float16": 4e-3, "bfloat16": 3e-2}
 # What a row may say.
 GOOD, WRONG, FAILED = "", "WRONG", "FAILED"
 # Work through the same front door, but not the same kernels.
-REFERENCE = {"pure": "dense"}
+REFERENCE = {PURE.name: DENSE.name}
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,14 +106,14 @@ CASES = (
 class Patient:
     """The package under examination.
 
-    backends: the names that it knows. machine: one line about it. tiers: (backend, None or why it is missing) in
+    backends: the names that it knows. machine: one line about it. missing: (backend, None or why it is missing) in
     the order of 'auto'. run(case, backend) -> outputs and gradients by name, computed and waited for. error(found,
     wanted) -> largest difference over the largest wanted value.
     """
 
     backends: Backends
     machine: Callable[[], str]
-    tiers: Callable[[], list[tuple[str, str | None]]]
+    missing: Callable[[], list[tuple[str, str | None]]]
     run: Callable[[Case, str], dict[str, Any]]
     error: Callable[[Any, Any], float]
 
@@ -140,15 +142,15 @@ def add_doctor(
 def examine(patient: Patient, only: str | None = None, cases: tuple[Case, ...] = CASES) -> int:
     """Print the table; 0 if all is well, 1 if a case is out of bounds or fails, 2 if ``only`` cannot be examined."""
     print(f"{patient.backends.package} doctor on {patient.machine()}")
-    reasons = dict(patient.tiers())
-    for tier, reason in reasons.items():
-        print(f"  {tier}: {reason or 'at hand'}")
+    reasons = dict(patient.missing())
+    for backend, reason in reasons.items():
+        print(f"  {backend}: {reason or 'at hand'}")
     examined, refusal = _chosen(patient.backends, reasons, only)
     if refusal:
         print(refusal)
         return 2
     print(f"{'backend':<12}{'problem':<28}{'dtype':<10}{'worst error':>12}{'bound':>9}{'once ms':>10}{'ms':>9}")
-    verdicts = [_examine_case(patient, tier, case) for tier in examined for case in cases]
+    verdicts = [_examine_case(patient, backend, case) for backend in examined for case in cases]
     counts = [f"{verdicts.count(verdict)} {verdict}" for verdict in (WRONG, FAILED) if verdict in verdicts]
     print(
         f"{verdicts.count(GOOD)} of {len(verdicts)} within bounds"
@@ -159,32 +161,32 @@ def examine(patient: Patient, only: str | None = None, cases: tuple[Case, ...] =
 
 def _chosen(backends: Backends, reasons: dict[str, str | None], only: str | None) -> tuple[list[str], str]:
     """The backends to examine, or why there is none. reasons: why each is missing."""
-    if only is None or only == "auto":
-        return [tier for tier, reason in reasons.items() if reason is None and tier != "dense"], ""
-    tier = backends.aliases.get(only, only)
-    if tier not in reasons:
-        return [], f"unknown backend {only}; known: {', '.join(('auto', *reasons, *backends.aliases))}"
-    if reasons[tier] is not None:
-        return [], f"nothing to examine: backend {only} is not at hand: {reasons[tier]}"
-    return [tier], ""
+    if only is None or only == AUTO:
+        return [backend for backend, reason in reasons.items() if reason is None and backend != DENSE.name], ""
+    backend = backends.aliases.get(only, only)
+    if backend not in reasons:
+        return [], f"unknown backend {only}; known: {', '.join((AUTO, *reasons, *backends.aliases))}"
+    if reasons[backend] is not None:
+        return [], f"nothing to examine: backend {only} is not at hand: {reasons[backend]}"
+    return [backend], ""
 
 
-def _examine_case(patient: Patient, tier: str, case: Case) -> str:
+def _examine_case(patient: Patient, backend: str, case: Case) -> str:
     """Print one row, and say how it went: forward and all gradients of one problem on one backend."""
     try:
-        verdict, numbers = _measure(patient, tier, case)
+        verdict, numbers = _measure(patient, backend, case)
     except RuntimeError as failure:  # KernelFailure, and what frameworks raise of a GPU while they wait for results
         verdict, numbers = FAILED, f"  {FAILED}: {quoted(failure)}"
-    print(f"{tier:<12}{case.name:<28}{case.dtype:<10}{numbers}", flush=True)
+    print(f"{backend:<12}{case.name:<28}{case.dtype:<10}{numbers}", flush=True)
     return verdict
 
 
-def _measure(patient: Patient, tier: str, case: Case) -> tuple[str, str]:
+def _measure(patient: Patient, backend: str, case: Case) -> tuple[str, str]:
     """The verdict and the row's numbers; whatever ``run`` raises."""
     began = time.perf_counter()
-    found = patient.run(case, tier)
+    found = patient.run(case, backend)
     first = 1e3 * (time.perf_counter() - began)
-    wanted = patient.run(case, REFERENCE.get(tier, "pure"))
+    wanted = patient.run(case, REFERENCE.get(backend, PURE.name))
     errors = {name: patient.error(found[name], wanted[name]) for name in wanted}
     worst = max(errors, key=lambda name: math.inf if math.isnan(errors[name]) else errors[name])
     bound = BOUNDS[case.dtype]
@@ -192,7 +194,7 @@ def _measure(patient: Patient, tier: str, case: Case) -> tuple[str, str]:
     times = []
     for _ in range(REPEATS):
         began = time.perf_counter()
-        patient.run(case, tier)
+        patient.run(case, backend)
         times.append(1e3 * (time.perf_counter() - began))
     warm = statistics.median(times)
     numbers = f"{errors[worst]:>12.1e}{bound:>9.0e}{max(first - warm, 0):>10.1f}{warm:>9.2f}"

@@ -11,23 +11,23 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from typing import Any, NoReturn, TypeVar
 
 import mlx.core as mx
 
-from ._config import TIERS
-from ._device import device_of
-from ._launch import fast_metal, nanobind
+from ._device import machine
+from ._launch import fast_metal, nanobind, pure
 from ._metal.api.recall import Signature
-from ._metal.plan import backends
-from ._metal.plan.plan import Plan, plan
+from ._metal.caches import Cache
+from ._metal.plan.backend import NANOBIND
+from ._metal.plan.plan import Plan
+from ._metal.plan.programs import Blank, MetalLaunches, Program, Walks, gradient_tensors
 from ._metal.problem import checks
-from ._metal.problem.bilinear import SPLIT, Split
+from ._metal.problem.bilinear import Split
 from ._metal.problem.mask import slot_keys
+from ._metal.problem.ops import KEY, RPB
 from ._metal.problem.problem import INPUTS, OUTPUTS, Problem
-from ._plain import pure, pure_split
-from ._tensors import MlxTables, compute_dtype
+from ._tensors import MlxTables
 
 Arrays = tuple[mx.array, ...]
 Axes = tuple[int | None, ...]  # of mx.vmap: which axis of each array is mapped, if any
@@ -53,21 +53,18 @@ def seen_through() -> bool:
 
 
 def run(
-    problem: Problem, backend: str, stream: mx.Stream, inputs: Sequence[mx.array | None],
-    signature: Signature | None = None,
-) -> Arrays:  # fmt: skip
-    """The op's outputs, differentiable once in reverse; inputs in the order of ``INPUTS[problem.op]``.
+    planned: Plan, stream: mx.Stream, inputs: Sequence[mx.array | None], signature: Signature | None = None
+) -> Arrays:
+    """The op's outputs, differentiable once in reverse; inputs in the order of the op's record.
 
     signature: under which the C++ extension's plan is kept for calls like this one.
     """
-    names = zip(INPUTS[problem.op], inputs, strict=True)
+    names = zip(planned.record.input_names, inputs, strict=True)
     given = {name: tensor for name, tensor in names if tensor is not None}
-    node = Forward(problem, backend, stream, tuple(given))
-    if backend == "auto" and stream.device == mx.cpu and (reason := nanobind.missing(stream)):
-        backends.warn_of_missing_kernels("natten-mlx", problem.name, reason)
+    node = Forward(planned, stream, tuple(given))
     outputs = node(tuple(given.values()))
-    if signature is not None and problem.batch and node.planned().path == "nanobind":
-        nanobind.remember(signature, node, given)
+    if signature is not None:
+        machine().nanobind.remember(signature, node, given)
     return outputs
 
 
@@ -78,29 +75,45 @@ class _Custom:
     Two calls are equal whatever their streams: MLX hands out a new object, with a hash of its own, each time.
     """
 
-    problem: Problem
-    backend: str
+    plan: Plan
     stream: mx.Stream = field(compare=False)
     names: tuple[str, ...]
 
+    @property
+    def problem(self) -> Problem:
+        """What is computed, or differentiated."""
+        return self.plan.problem
+
+    @property
+    def program(self) -> Program:
+        """The plan's program for this node."""
+        raise NotImplementedError
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """Equal for calls that differ in nothing but the stream."""
+        return type(self), self.plan, self.names
+
     def __call__(self, arrays: Arrays) -> Arrays:
         """The node's outputs."""
-        if self.problem.batch and self.planned().path == "nanobind":
-            try:
-                return self.launch_primitive(arrays)
-            except backends.KernelFailure as failure:
-                self.accept(failure)
-                return replace(self, backend="pure")(arrays)
+        return machine().run(self.plan, lambda plan: replace(self, plan=plan).launch(arrays))
+
+    def launch(self, arrays: Arrays) -> Arrays:
+        """The node, by this plan: a primitive of the extension, or a custom function."""
+        if self.program.backend == NANOBIND.name and not isinstance(self.program, Blank):
+            machine().announce(self.program)
+            return self.results(nanobind.run(self, self.tensors(arrays), machine().nanobind), arrays)
         with mx.stream(self.stream):  # for a custom function is a node of its own, besides what it does inside
-            return self.launch(arrays) if _plain.get() else self.launch_custom_function(arrays)
+            return self.compute(arrays) if _plain.get() else self.launch_custom_function(arrays)
 
     def launch_custom_function(self, arrays: Arrays) -> Arrays:
-        """:meth:`launch` as a node, on the current stream, that MLX transforms by the functions given here."""
+        """:meth:`compute` as a node, on the current stream, that MLX transforms by the functions given here."""
 
         @mx.custom_function
         def function(*arrays: mx.array) -> Arrays:
             # MLX also differentiates what a custom function does inside, unless it is cut off, and drops it.
-            return self.launch(tuple(map(mx.stop_gradient, arrays)))
+            cut = tuple(map(mx.stop_gradient, arrays))
+            return machine().run(self.plan, lambda plan: replace(self, plan=plan).compute(cut))
 
         @function.vjp
         def vjp(primals: Arrays, cotangents: Arrays, outputs: Arrays) -> Arrays:
@@ -118,24 +131,18 @@ class _Custom:
         outputs: Any = function(*arrays)
         return tuple(outputs)
 
-    def launch(self, arrays: Arrays) -> Arrays:
+    def compute(self, arrays: Arrays) -> Arrays:
         """What the function computes."""
-        if self.problem.batch == 0:
-            return self.launch_nothing(arrays)
-        planned = self.planned()
-        if planned.failed is not None:
-            self.accept(planned.failed)
-        if planned.path == "fast_metal":
-            try:
-                return self.launch_metal(planned, self.not_to_be_mapped(arrays))
-            except backends.KernelFailure as failure:
-                self.accept(failure)
-                planned = replace(self, backend="pure").planned()
-        return self.launch_pure(planned, arrays)
-
-    def accept(self, failure: backends.KernelFailure) -> None:
-        """Warn that the pure path runs instead, or raise."""
-        backends.accept_failure("natten-mlx", self.problem.name, self.backend, failure)
+        program, here = self.program, machine()
+        here.announce(program)
+        if isinstance(program, Blank):
+            made = {o.name: mx.zeros(o.shape, nanobind.DTYPES[o.dtype]) for o in program.outputs}
+        elif isinstance(program, MetalLaunches):
+            made = fast_metal.run(program, self.tensors(self.not_to_be_mapped(arrays)), here.fast_metal)
+        else:
+            assert isinstance(program, Walks), program
+            made = pure.run(program, self.tensors(arrays))
+        return self.results(made, arrays)
 
     def not_to_be_mapped(self, arrays: Arrays) -> Arrays:
         """The same arrays; vmap over them raises.
@@ -156,24 +163,12 @@ class _Custom:
         outputs: Any = same(*arrays)
         return tuple(outputs)
 
-    def planned(self) -> Plan:
-        """The call's plan."""
-        return plan(self.problem, device_of(self.stream), self.backend, TIERS)
-
-    def launch_nothing(self, arrays: Arrays) -> Arrays:
-        """:meth:`launch` of a batch of none."""
+    def tensors(self, arrays: Arrays) -> dict[str, mx.array]:
+        """The node's arrays by the names that programs have for them."""
         raise NotImplementedError
 
-    def launch_primitive(self, arrays: Arrays) -> Arrays:
-        """The outputs of the C++ extension's primitive; KernelFailure if its Metal kernels do not run here."""
-        raise NotImplementedError
-
-    def launch_metal(self, planned: Plan, arrays: Arrays) -> Arrays:
-        """:meth:`launch` through the Metal kernels; KernelFailure if they do not run here."""
-        raise NotImplementedError
-
-    def launch_pure(self, planned: Plan, arrays: Arrays) -> Arrays:
-        """:meth:`launch` in MLX's own operations."""
+    def results(self, made: dict[str, mx.array], arrays: Arrays) -> Arrays:
+        """The node's outputs out of a program's."""
         raise NotImplementedError
 
     def differentiate(self, primals: Arrays, cotangents: Arrays, outputs: Arrays) -> Arrays:
@@ -186,19 +181,21 @@ class _Custom:
 
     def told(self) -> bytes:
         """The call in bytes, all but its stream: what a primitive of the C++ extension keeps of it."""
-        return pickle.dumps((type(self), self.problem, self.backend, self.names))
+        told = pickle.dumps((type(self), self.problem, self.plan.asked, self.names))
+        _calls.keep(told, self)
+        return told
 
     def split_op(self) -> Split:
         """A split op's two nodes, as functions that are differentiable in turn."""
-        problem, names = self.problem, INPUTS[self.problem.op]
+        problem, has_key = self.problem, self.problem.record.reads(KEY)
 
         def node(kind: type[_Custom], bias: mx.array | None) -> _Custom:
-            given = tuple(name for name in names if name != "rpb" or bias is not None)
-            return kind(replace(problem, has_rpb=bias is not None), self.backend, self.stream, given)
+            given = tuple(name for name in INPUTS[problem.op] if name != RPB.name or bias is not None)
+            return kind(self.plan_for(replace(problem, has_rpb=bias is not None)), self.stream, given)
 
         def op(x: mx.array, y: mx.array, bias: mx.array | None) -> mx.array:
             (found,) = node(Forward, bias)((x, y) if bias is None else (x, y, bias))
-            if problem.op == "av" or not any(problem.is_causal):
+            if not has_key or not any(problem.is_causal):
                 return found
             held = slot_keys(problem, MlxTables())[1].reshape(1, *problem.query_shape, 1, problem.slots)
             return mx.where(held, found, mx.zeros((), found.dtype))
@@ -207,6 +204,12 @@ class _Custom:
             return node(Backward, bias)((grad, x, y, *(() if bias is None else (bias,)), grad))
 
         return Split(op, gradients, mx.zeros_like)
+
+    def plan_for(self, problem: Problem) -> Plan:
+        """The plan of a problem that is asked for as this one was."""
+        if problem == self.problem:
+            return self.plan
+        return machine().plan(problem, self.plan.device, self.plan.asked)
 
     def shares_batch(self, places_mapped: set[int]) -> bool:
         """Whether mapped problems can be one problem with a larger batch."""
@@ -223,7 +226,7 @@ class _Custom:
         if not self.shares_batch({place for place, axis in enumerate(axes) if axis is not None}):
             return map_each(self, arrays, axes)
         batch = self.problem.batch
-        larger = replace(self, problem=replace(self.problem, batch=size * batch))
+        larger = replace(self, plan=self.plan_for(replace(self.problem, batch=size * batch)))
         folded = [
             a if self.is_bias(place) else _fold(a, axis, size)
             for place, (a, axis) in enumerate(zip(arrays, axes, strict=True))
@@ -238,15 +241,16 @@ class _Custom:
 # --- what the C++ primitives ask for: the call in bytes, and on which stream it is now -------------------
 
 
-@lru_cache(maxsize=1024)
-def _read(told: bytes) -> Any:
-    return pickle.loads(told)
+_calls = Cache("calls of primitives", 1024)
 
 
 def _call(told: bytes, stream: mx.Stream) -> _Custom:
-    kind, problem, backend, names = _read(told)
-    call: _Custom = kind(problem, backend, stream, names)
-    return call
+    device = machine().device_of(stream)
+    known: _Custom | None = _calls.get(told)
+    if known is None or known.plan.device != device:
+        kind, problem, backend, names = pickle.loads(told)
+        known = kind(machine().plan(problem, device, backend), stream, names)
+    return replace(known, stream=stream)
 
 
 def primitive_vjp(told: bytes, stream: mx.Stream, primals: Any, cotangents: Any, outputs: Any) -> Arrays:
@@ -295,36 +299,29 @@ def _fold(array: mx.array, axis: int | None, size: int) -> mx.array:
 class Forward(_Custom):
     """``Forward(...)(inputs)`` -> the op's outputs; differentiable once, in reverse."""
 
-    def launch_nothing(self, arrays: Arrays) -> Arrays:
-        return _empty_outputs(self.problem, arrays[-1] if self.problem.op == "av" else arrays[0])
+    @property
+    def program(self) -> Program:
+        return self.plan.forward
 
-    def launch_primitive(self, arrays: Arrays) -> Arrays:
-        return tuple(nanobind.forward(self, dict(zip(self.names, arrays, strict=True))))
+    def tensors(self, arrays: Arrays) -> dict[str, mx.array]:
+        return dict(zip(self.names, arrays, strict=True))
 
-    def launch_metal(self, planned: Plan, arrays: Arrays) -> Arrays:
-        return fast_metal.forward(planned, dict(zip(self.names, arrays, strict=True)))
-
-    def launch_pure(self, planned: Plan, arrays: Arrays) -> Arrays:
-        problem, named = self.problem, dict(zip(self.names, arrays, strict=True))
-        if problem.op == "qk":
-            return (pure_split.qk(planned, **named),)
-        if problem.op == "av":
-            return (pure_split.av(planned, **named),)
-        return pure.forward(planned, **named)
+    def results(self, made: dict[str, mx.array], arrays: Arrays) -> Arrays:
+        return tuple(made[name] for name in self.problem.record.output_names)
 
     def differentiate(self, primals: Arrays, cotangents: Arrays, outputs: Arrays) -> Arrays:
-        backward = Backward(self.problem, self.backend, self.stream, self.names)
+        backward = Backward(self.plan, self.stream, self.names)
         # A split op's gradients do not read its output.
-        return backward((*cotangents, *primals, *(cotangents if self.problem.op in SPLIT else outputs)))
+        return backward((*cotangents, *primals, *(cotangents if self.problem.record.bilinear else outputs)))
 
     def tangents(self, primals: Arrays, tangents: Tangents) -> Arrays:
-        if self.problem.op not in SPLIT:
+        if not self.problem.record.bilinear:
             checks.reject_forward_mode(self.problem.name)
         with mx.stream(self.stream):
             return (self.split_op().tangent(primals, tangents),)
 
     def is_bias(self, place: int) -> bool:
-        return self.names[place] == "rpb"
+        return self.names[place] == RPB.name
 
     def shares_batch(self, places_mapped: set[int]) -> bool:
         return not any(self.is_bias(place) for place in places_mapped)
@@ -339,34 +336,20 @@ class Backward(_Custom):
         inputs = count + len(self.names)
         return arrays[:count], arrays[count:inputs], arrays[inputs:]
 
-    def launch_nothing(self, arrays: Arrays) -> Arrays:
-        return tuple(mx.zeros_like(tensor) for tensor in self.split(arrays)[1])
+    @property
+    def program(self) -> Program:
+        return self.plan.backward  # MLX gives a cotangent for every output
 
-    def launch_primitive(self, arrays: Arrays) -> Arrays:
+    def tensors(self, arrays: Arrays) -> dict[str, mx.array]:
         grads, inputs, outputs = self.split(arrays)
-        return tuple(nanobind.backward(self, grads, dict(zip(self.names, inputs, strict=True)), outputs))
+        return gradient_tensors(self.problem.record, grads, dict(zip(self.names, inputs, strict=True)), outputs)
 
-    def launch_metal(self, planned: Plan, arrays: Arrays) -> Arrays:
-        grads, inputs, outputs = self.split(arrays)
-        return fast_metal.backward(planned, grads, dict(zip(self.names, inputs, strict=True)), outputs)
-
-    def launch_pure(self, planned: Plan, arrays: Arrays) -> Arrays:
-        problem = self.problem
-        grads, inputs, outputs = self.split(arrays)
-        given = dict(zip(self.names, inputs, strict=True))
-        tensors: list[Any] = [given.get(name) for name in INPUTS[problem.op]]
-        found: tuple[mx.array | None, ...]
-        if problem.op == "qk":
-            found = pure_split.qk_backward(planned, *grads, *tensors)
-        elif problem.op == "av":
-            found = pure_split.av_backward(planned, *grads, *tensors)
-        else:
-            tensors += [None] * (len(INPUTS["na"]) - len(tensors))
-            found = pure.backward(planned, *grads, *tensors, *outputs)
-        return tuple(gradient for gradient in found if gradient is not None)
+    def results(self, made: dict[str, mx.array], arrays: Arrays) -> Arrays:
+        given = zip(self.names, self.split(arrays)[1], strict=True)
+        return tuple(made[f"{name}_grad"].astype(array.dtype, stream=self.stream) for name, array in given)
 
     def differentiate(self, primals: Arrays, cotangents: Arrays, outputs: Arrays) -> Arrays:
-        if self.problem.op not in SPLIT:
+        if not self.problem.record.bilinear:
             checks.reject_second_derivative(self.problem.name)
         (grad,), inputs, rest = self.split(primals)
         with mx.stream(self.stream):
@@ -375,7 +358,7 @@ class Backward(_Custom):
             return (*found, *map(mx.zeros_like, (*inputs[2:], *rest)))
 
     def tangents(self, primals: Arrays, tangents: Tangents) -> Arrays:
-        if self.problem.op not in SPLIT:
+        if not self.problem.record.bilinear:
             checks.reject_forward_mode(self.problem.name)
         (grad,), inputs, _ = self.split(primals)
         (of_grad,), of_inputs, _ = self.split(tangents)
@@ -384,17 +367,8 @@ class Backward(_Custom):
 
     def is_bias(self, place: int) -> bool:
         place -= OUTPUTS[self.problem.op]
-        return 0 <= place < len(self.names) and self.names[place] == "rpb"
+        return 0 <= place < len(self.names) and self.names[place] == RPB.name
 
     def shares_batch(self, places_mapped: set[int]) -> bool:
         # The bias's gradient sums over the batch.
-        return "rpb" not in self.names
-
-
-def _empty_outputs(problem: Problem, like: mx.array) -> Arrays:
-    """The outputs of a batch of none."""
-    lead = (0, *problem.query_shape, problem.heads)
-    if problem.op == "qk":
-        return (mx.zeros((*lead, problem.slots), like.dtype),)
-    out = mx.zeros((*lead, problem.head_dim_v), like.dtype)
-    return (out,) if problem.op == "av" else (out, mx.zeros(lead, compute_dtype(like)))
+        return RPB.name not in self.names

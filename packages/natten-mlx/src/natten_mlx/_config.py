@@ -3,11 +3,12 @@
 from contextlib import AbstractContextManager
 from typing import Any
 
+from ._metal.plan.backend import DENSE, FAST_METAL, METAL, NANOBIND, PURE
 from ._metal.plan.backends import Backends
 
 # 'auto' tries them in this order.
-TIERS = ("nanobind", "fast_metal", "pure", "dense")
-BACKENDS = Backends("natten-mlx", TIERS, {"metal": "fast_metal"}, preferences=("metal", "mlx"))
+ORDER = (NANOBIND.name, FAST_METAL.name, PURE.name, DENSE.name)
+BACKENDS = Backends("natten-mlx", ORDER, {METAL.name: FAST_METAL.name}, preferences=(METAL.name, "mlx"))
 
 
 def get_backend() -> str:
@@ -33,7 +34,7 @@ def has_metal() -> bool:
     """Whether the Metal kernels can run on this machine."""
     import mlx.core as mx
 
-    return mx.metal.is_available() and bool(get_support_matrix()["fast_metal"]["available"])
+    return mx.metal.is_available() and bool(get_support_matrix()[FAST_METAL.name]["available"])
 
 
 def has_nanobind() -> bool:
@@ -43,10 +44,10 @@ def has_nanobind() -> bool:
 
 def nanobind_unavailable_reason() -> str | None:
     """Why the C++ extension cannot run on the default device, in one sentence; None if it can."""
-    from ._launch import nanobind as _launch_nanobind
+    from ._device import machine
     from ._tensors import stream_of
 
-    return _launch_nanobind.missing(stream_of("nanobind_unavailable_reason", None))
+    return machine().nanobind.missing(stream_of("nanobind_unavailable_reason", None))
 
 
 def get_support_matrix() -> dict[str, dict[str, Any]]:
@@ -56,8 +57,10 @@ def get_support_matrix() -> dict[str, dict[str, Any]]:
     dtypes, and where they are limited the largest head_dim and number of rpb_entries. ops: for each family of ops ''
     or why it does not go through the backend. limits: the same in words for what single calls may ask too much of.
     """
-    from ._device import device_of
+    from ._device import machine
     from ._metal.plan.support import support_matrix
     from ._tensors import stream_of
 
-    return support_matrix(device_of(stream_of("get_support_matrix", None)), TIERS)
+    here = machine()
+    device = here.device_of(stream_of("get_support_matrix", None))
+    return support_matrix(device, ORDER, here.verdicts)

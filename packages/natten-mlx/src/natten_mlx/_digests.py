@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 _HERE = Path(__file__).resolve().parent
-KERNELS = _HERE / "_metal" / "metal" / "kernels"
+KERNELS = _HERE / "_metal/metal/kernels"
 # Only a checkout and an sdist have it.
 SOURCES = _HERE.parents[1] / "csrc"
 _SUFFIXES = (".h", ".cpp", ".txt")

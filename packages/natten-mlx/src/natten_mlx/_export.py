@@ -7,6 +7,7 @@ import mlx.core as mx
 
 from ._autodiff import as_plain_operations
 from ._config import get_backend, use_backend
+from ._metal.plan.backend import DENSE, PURE
 from ._metal.problem import checks
 
 
@@ -31,6 +32,6 @@ def export_function(
     """
     if checks.flag("export_function", "shapeless", shapeless):
         checks.reject_shapeless()
-    backend = "dense" if get_backend() == "dense" else "pure"
+    backend = DENSE.name if get_backend() == DENSE.name else PURE.name
     with use_backend(backend), as_plain_operations():
         mx.export_function(file, function, *arguments, **named)

@@ -14,8 +14,9 @@ import mlx.core as mx
 
 from . import _autodiff as _transforms
 from . import functional
+from ._device import machine
 from ._items import put, take
-from ._launch import nanobind as _launch_nanobind
+from ._launch import nanobind
 from ._metal.problem import checks, ragged
 from ._metal.problem.problem import Problem
 from ._metal.problem.ragged import KEYS, QUERIES
@@ -107,10 +108,11 @@ class Ragged:
         rpb = given[3] if self.problem.has_rpb else None
         inputs = (*given[:3], None, None, rpb)
         kind = Launch(group.kernel_size, group.stride, group.dilation, self.problem.is_causal, self.problem.scale)
-        signature = _launch_nanobind.signature(self.face, self.backend, self.stream, inputs, kind)
-        known = _launch_nanobind.remembered.get(signature)
+        extension = machine().nanobind
+        signature = extension.signature(self.face, self.backend, self.stream, inputs, kind)
+        known = extension.remembered.get(signature)
         if known is not None:
-            return tuple(_launch_nanobind.repeat(known, given[:3], self.stream))
+            return tuple(nanobind.repeat(known, given[:3], self.stream, extension))
         problem = ragged.problem_of(self.problem, group)
         inputs = inputs[:3] if problem.op == "attention" else inputs
         return functional._run(problem, self.backend, self.stream, inputs, signature)
@@ -153,9 +155,8 @@ class Ragged:
             totals = [mx.zeros_like(each) for each in bias]
             queries, keys, values = parts
             for group in self.groups:
-                backward = _transforms.Backward(
-                    ragged.problem_of(self.problem, group), self.backend, self.stream, self.names
-                )
+                planned = machine().plan_on(self.stream, ragged.problem_of(self.problem, group), self.backend)
+                backward = _transforms.Backward(planned, self.stream, self.names)
                 around = [
                     take(self.kind, each, group, QUERIES)
                     for each in (cotangents[:half], cotangents[half:], outputs[:half], outputs[half:])

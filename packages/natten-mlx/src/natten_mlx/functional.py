@@ -11,12 +11,13 @@ import mlx.core as mx
 
 from . import _autodiff as _transforms
 from . import _signatures
-from ._config import BACKENDS, TIERS
-from ._device import device_of
-from ._launch import nanobind as _launch_nanobind
+from ._config import BACKENDS
+from ._device import machine
+from ._launch import nanobind
 from ._metal.api.recall import Recall, Signature, exactly
 from ._metal.plan import backends
 from ._metal.plan import plan as planning
+from ._metal.plan.programs import DenseOperations
 from ._metal.problem import checks, checks_varlen, faces
 from ._metal.problem.problem import INPUTS, Problem
 from ._plain import dense as _dense
@@ -32,10 +33,9 @@ def _run(
 
     signature: under which the C++ extension's plan is kept for calls like this one.
     """
-    # Raises where the backend cannot take the problem; the custom function asks for the same plan when it runs.
-    planned = planning.plan(problem, device_of(stream), backend, TIERS)
-    if planned.path != "dense":
-        return _transforms.run(problem, backend, stream, tensors, signature)
+    planned = machine().plan_on(stream, problem, backend)
+    if not isinstance(planned.forward, DenseOperations):
+        return _transforms.run(planned, stream, tensors, signature)
     given: Any = tensors
     with mx.stream(stream):
         if problem.op == "qk":
@@ -53,10 +53,11 @@ def _fused(
     backends.accept_knobs(face, upstream)
     chosen, where = BACKENDS.resolve(face, backend), stream_of(face, stream)
     told = exactly((*window, scale, return_lse))
-    signature = _launch_nanobind.signature(face, chosen, where, tensors, told)
-    known = _launch_nanobind.remembered.get(signature)
+    extension = machine().nanobind
+    signature = extension.signature(face, chosen, where, tensors, told)
+    known = extension.remembered.get(signature)
     if known is not None:
-        out, lse = _launch_nanobind.repeat(known, tensors[:3], where)
+        out, lse = nanobind.repeat(known, tensors[:3], where, extension)
         return (out, lse) if return_lse else out
     problem: Problem = _checked.get_or_make(
         _likeness(face, tensors, told), lambda: _checked_problem(face, tensors, window, scale, return_lse)
@@ -366,11 +367,11 @@ def explain(op: str, query: mx.array, key: mx.array, value: mx.array | None = No
     op: a face's name; the tensors and arguments are the face's (for ``na2d_av``: attn, value).
     """
     chosen = BACKENDS.resolve("explain", arguments.pop("backend", None))
-    device = device_of(stream_of("explain", arguments.pop("stream", None)))
+    where = stream_of("explain", arguments.pop("stream", None))
     specs = [optional_spec("explain", name, t) for name, t in (("query", query), ("key", key), ("value", value))]
     given = {n: optional_spec("explain", n, a) if n in faces.TENSOR_ARGUMENTS else a for n, a in arguments.items()}
     problem = faces.explained(op, specs, given)
-    return planning.explain(planning.plan(problem, device, chosen, TIERS), device)
+    return planning.explain(machine().plan_on(where, problem, chosen))
 
 
 def __getattr__(name: str) -> Any:

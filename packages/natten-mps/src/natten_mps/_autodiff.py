@@ -6,18 +6,23 @@ and of any order. Both run the custom ops, which under autograd and torch.func l
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor
 
-from ._call import Call, backward_op, below_autograd, forward_mode, forward_op, primals, problem_of, split
-from ._direct import goes_directly
+from ._call import Call, backward_op, call_of, forward_op, primals, problem_of, split
+from ._device import machine
+from ._direct import differentiated, goes_directly
 from ._kernels import run_backward, run_forward
+from ._metal.plan.plan import Plan
 from ._metal.problem import checks
-from ._metal.problem.bilinear import SPLIT, Split
+from ._metal.problem.bilinear import Split
 from ._metal.problem.mask import slot_keys
-from ._metal.problem.problem import INPUTS
+from ._metal.problem.ops import KEY, RPB
+from ._metal.problem.problem import Problem
+from ._private import below_autograd, forward_mode, is_wrapped_fake
 from ._tensors import TorchTables
 
 # Where a call is met: by plain autograd, and by torch.func, before it has taken the first of its levels apart. There
@@ -42,7 +47,7 @@ class Forward(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.call = inputs[0]
         ctx.set_materialize_grads(False)
-        if ctx.call.op in SPLIT:  # whose gradients do not read the output
+        if ctx.call.record.bilinear:  # whose gradients do not read the output
             ctx.save_for_backward(*inputs[1:])
             ctx.save_for_forward(*inputs[1:])
         else:
@@ -50,25 +55,25 @@ class Forward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        count = len(INPUTS[ctx.call.op])
+        count = len(ctx.call.record.inputs)
         # Once: under activation checkpointing each reading unpacks anew.
         saved = ctx.saved_tensors
         inputs = saved[:count]
         if all(grad is None for grad in grads):
             return (None,) * (count + 1)
-        outputs = grads if ctx.call.op in SPLIT else saved[count:]
+        outputs = grads if ctx.call.record.bilinear else saved[count:]
         found = iter(differentiable_backward(ctx.call, *grads, *inputs, *outputs))
         return (None, *(None if tensor is None else next(found) for tensor in inputs))
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], call: Call, *inputs: Tensor | None) -> Any:
-        mapped_bias = call.op in ("na", "qk") and in_dims[-1] is not None
+        mapped_bias = call.record.reads(RPB) and in_dims[-1] is not None
         return _vmap(forward_op, info.batch_size, in_dims[1:], call, inputs, one_by_one=mapped_bias)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
         call = ctx.call
-        if call.op not in SPLIT:
+        if not call.record.bilinear:
             _refuse(checks.reject_forward_mode, call, tangents)
         inputs = primals(ctx.saved_tensors)
         with forward_mode():
@@ -89,15 +94,15 @@ class Backward(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.call = inputs[0]
         ctx.set_materialize_grads(False)
-        if ctx.call.op in SPLIT:
-            grads, given, _ = split(ctx.call, inputs[1:])
+        if ctx.call.record.bilinear:
+            grads, given, _ = split(ctx.call.record.name, inputs[1:])
             ctx.save_for_backward(*grads, *given)
             ctx.save_for_forward(*grads, *given)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
         call = ctx.call
-        if call.op not in SPLIT:
+        if not call.record.bilinear:
             _refuse(checks.reject_second_derivative, call, cotangents)
         grad, *inputs = ctx.saved_tensors
         none = (None,) * (2 + len(inputs))
@@ -109,80 +114,117 @@ class Backward(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
         call = ctx.call
-        if call.op not in SPLIT:
+        if not call.record.bilinear:
             _refuse(checks.reject_forward_mode, call, tangents)
         grad, *inputs = primals(ctx.saved_tensors)
-        (of_grad,), of_inputs, _ = split(call, tangents[1:])
+        (of_grad,), of_inputs, _ = split(call.record.name, tangents[1:])
         with forward_mode():
             return tuple(_split_op(call).tangents_of_gradients(grad, inputs, of_grad, of_inputs))
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], call: Call, *tensors: Tensor | None) -> Any:
         # The bias's gradient sums over the batch, so mapped problems with a bias cannot share one.
-        has_bias = call.op in ("na", "qk") and split(call, tensors)[1][-1] is not None
+        has_bias = call.record.reads(RPB) and split(call.op, tensors)[1][-1] is not None
         return _vmap(backward_op, info.batch_size, in_dims[1:], call, tensors, one_by_one=has_bias)
 
 
 class DirectForward(torch.autograd.Function):
-    """:class:`Forward` without the custom op."""
+    """``DirectForward.apply(plan, *inputs)``: :class:`Forward` without the custom op, its gradient by the same plan."""
 
     @staticmethod
-    def forward(ctx: Any, call: Call, *inputs: Tensor | None) -> tuple[Tensor, ...]:
-        outputs = tuple(below_autograd(run_forward, call, list(inputs)))
-        Forward.setup_context(ctx, (call, *inputs), outputs)
+    def forward(ctx: Any, plan: Plan, *inputs: Tensor | None) -> tuple[Tensor, ...]:
+        outputs = tuple(below_autograd(run_forward, plan, inputs))
+        Forward.setup_context(ctx, (plan, *inputs), outputs)
         return outputs
 
     backward, jvp = staticmethod(Forward.backward), staticmethod(Forward.jvp)
 
 
 class DirectBackward(torch.autograd.Function):
-    """:class:`Backward` without the custom op."""
+    """``DirectBackward.apply(plan, *grads, *inputs, *outputs)``: :class:`Backward` without the custom op."""
 
     @staticmethod
-    def forward(ctx: Any, call: Call, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-        gradients = tuple(below_autograd(run_backward, call, *map(list, split(call, tensors))))
-        Backward.setup_context(ctx, (call, *tensors), gradients)
+    def forward(ctx: Any, plan: Plan, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        gradients = tuple(below_autograd(_run_backward, plan, tensors))
+        Backward.setup_context(ctx, (plan, *tensors), gradients)
         return gradients
 
     backward, jvp = staticmethod(Backward.backward), staticmethod(Backward.jvp)
 
 
-def differentiable_forward(call: Call, *inputs: Tensor | None) -> tuple[Tensor, ...]:
+def planned_forward(problem: Problem, backend: str, inputs: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
+    """The op's outputs. A call that only autograd takes part in is planned here, once for forward and gradient; any
+    other one is planned by the custom op.
+    """
+    if not goes_directly(inputs):
+        return cast(tuple[Tensor, ...], Forward.apply(call_of(problem, backend), *inputs))
+    second = inputs[1]
+    assert second is not None
+    return _directly(DirectForward, run_forward, machine().plan_on(second.device, problem, backend), inputs)
+
+
+def _directly(
+    function: type[torch.autograd.Function], run: Callable[..., list[Tensor]], planned: Plan, tensors: tuple[Any, ...]
+) -> tuple[Tensor, ...]:
+    """``function``, or where nobody differentiates it what it runs."""
+    if differentiated(tensors):
+        return cast(tuple[Tensor, ...], function.apply(planned, *tensors))
+    return tuple(below_autograd(run, planned, tensors))
+
+
+def differentiable_forward(call: Call | Plan, *inputs: Tensor | None) -> tuple[Tensor, ...]:
     """:class:`Forward`, by the shorter way where there is one."""
-    return cast(tuple[Tensor, ...], (DirectForward if goes_directly(inputs) else Forward).apply(call, *inputs))
+    if isinstance(call, Plan):
+        if goes_directly(inputs):
+            return _directly(DirectForward, run_forward, call, inputs)
+        call = call_of(call.problem, call.asked)
+    return cast(tuple[Tensor, ...], Forward.apply(call, *inputs))
 
 
-def differentiable_backward(call: Call, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+def differentiable_backward(call: Call | Plan, *tensors: Tensor | None) -> tuple[Tensor, ...]:
     """:class:`Backward`, by the shorter way where there is one."""
-    return cast(tuple[Tensor, ...], (DirectBackward if goes_directly(tensors) else Backward).apply(call, *tensors))
+    if isinstance(call, Plan):
+        if goes_directly(tensors):
+            return _directly(DirectBackward, _run_backward, call, tensors)
+        call = call_of(call.problem, call.asked)
+    return cast(tuple[Tensor, ...], Backward.apply(call, *tensors))
 
 
-def _split_op(call: Call) -> Split:
+def _run_backward(planned: Plan, tensors: tuple[Any, ...]) -> list[Tensor]:
+    return run_backward(planned, *split(planned.record.name, tensors))
+
+
+def _split_op(call: Call | Plan) -> Split:
     """A split op's kernels, as functions that are differentiable in turn."""
+    has_key = call.record.reads(KEY)
+
+    def of(bias: Tensor | None) -> Call | Plan:
+        """The call with this bias, or without one."""
+        if isinstance(call, Call) or call.problem.has_rpb == (bias is not None):
+            return call
+        return machine().plan(replace(call.problem, has_rpb=bias is not None), call.device, call.asked)
 
     def op(x: Tensor, y: Tensor, bias: Tensor | None) -> Tensor:
-        if call.op == "av":
-            return differentiable_forward(call, x, y)[0]
-        found = differentiable_forward(call, x, y, bias)[0]
-        if not any(call.is_causal):
+        given = (x, y, bias) if has_key else (x, y)
+        found = differentiable_forward(of(bias), *given)[0]
+        problem = problem_of(call, given) if isinstance(call, Call) else call.problem
+        if not has_key or not any(problem.is_causal):
             return found
-        problem = problem_of(call, (tuple(x.shape), tuple(y.shape), None), x.dtype)
         held = slot_keys(problem, TorchTables(x.device))[1].unflatten(0, problem.query_shape).unsqueeze(-2)
         return found.masked_fill(~held, 0.0)
 
     def gradients(grad: Tensor, x: Tensor, y: Tensor, bias: Tensor | None) -> Any:
-        return differentiable_backward(call, grad, *((x, y) if call.op == "av" else (x, y, bias)), grad)
+        return differentiable_backward(of(bias), grad, *((x, y, bias) if has_key else (x, y)), grad)
 
     return Split(op, gradients, torch.zeros_like)
 
 
-def _refuse(rule: Callable[[str], NoReturn], call: Call, given: tuple[Any, ...]) -> NoReturn:
+def _refuse(rule: Callable[[str], NoReturn], call: Call | Plan, given: tuple[Any, ...]) -> NoReturn:
     """``rule(call.name)``: a derivative that no kernel has. given: what it was to be taken with."""
     try:
         rule(call.name)
     except NotImplementedError as error:
-        is_fake = torch._subclasses.fake_tensor.is_fake
-        if _GOES_ON and any(is_fake(tensor) for tensor in given if isinstance(tensor, Tensor)):
+        if _GOES_ON and any(is_wrapped_fake(tensor) for tensor in given if isinstance(tensor, Tensor)):
             raise RuntimeError(str(error)) from error
         raise
 
@@ -200,7 +242,7 @@ def _vmap(launch: Any, size: int, dims: Any, call: Call, tensors: Any, one_by_on
         ]
         stacked = tuple(torch.stack(part) for part in zip(*parts, strict=True))
         return stacked, (0,) * len(stacked)
-    has_bias = call.op in ("na", "qk") and launch is forward_op
+    has_bias = call.record.reads(RPB) and launch is forward_op
     folded = []
     for place, (tensor, dim) in enumerate(zip(tensors, dims, strict=True)):
         if tensor is None or (has_bias and place == len(tensors) - 1):

@@ -1,22 +1,20 @@
-"""What a custom op is told besides its tensors, and the problem and plan that follow from both."""
+"""The custom ops' static arguments, and the problem and plan that follow from them and the tensors."""
 
-from collections.abc import Iterable
-from contextlib import AbstractContextManager
-from functools import lru_cache
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ._config import TIERS
-from ._device import device_of
-from ._metal.plan.plan import Plan, plan
+from ._device import machine
+from ._metal.plan.plan import Plan
+from ._metal.problem.ops import ADDITIONAL_KEYS, KEY, OPS, RPB, VALUE, Op
 from ._metal.problem.problem import INPUTS, OUTPUTS, Problem
 
 
 class Call(NamedTuple):
-    """What a custom op is told besides its tensors."""
+    """What a custom op is given besides its tensors: none of it follows from the tensors' sizes."""
 
     op: str
     kernel_size: tuple[int, ...]
@@ -27,51 +25,48 @@ class Call(NamedTuple):
     backend: str
 
     @property
+    def record(self) -> Op:
+        """The op's record."""
+        return OPS[self.op]
+
+    @property
     def name(self) -> str:
         """The op's public name, for messages."""
-        suffix = "" if self.op == "na" else f"_{self.op}"
-        return "attention" if self.op == "attention" else f"na{len(self.kernel_size)}d{suffix}"
+        return self.record.faces[len(self.is_causal)]
 
 
 def call_of(problem: Problem, backend: str) -> Call:
-    """The static arguments of a problem's custom op: none that follow from the tensors' sizes."""
+    """The static arguments of a problem's custom op."""
     p = problem
-    kernel_size = () if p.op == "attention" else p.kernel_size
+    kernel_size = p.kernel_size if p.record.has_window else ()
     return Call(p.op, kernel_size, p.stride, p.dilation, p.is_causal, p.scale, backend)
 
 
-def problem_of(call: Call, shapes: tuple[tuple[int, ...] | None, ...], dtype: torch.dtype) -> Problem:
-    """The problem of a call on tensors of these shapes, in the order of ``INPUTS[call.op]``."""
-    given = dict(zip(INPUTS[call.op], shapes, strict=True))
-    first, key = shapes[0], given.get("key") or given["value"]
+def problem_of(call: Call, inputs: Sequence[Tensor | None]) -> Problem:
+    """The problem of a call on ``inputs``, in the order of the op's record."""
+    given = dict(zip(call.record.input_names, inputs, strict=True))
+    first, value, additional = inputs[0], given.get(VALUE.name), given.get(ADDITIONAL_KEYS.name)
+    key = given.get(KEY.name, value)
     assert first is not None and key is not None
-    value, extra = given.get("value"), given.get("additional_keys")
-    kernel_size = (max(first[1], key[1]),) if call.op == "attention" else call.kernel_size
+    kernel_size = call.kernel_size if call.record.has_window else (max(first.shape[1], key.shape[1]),)
     return Problem(
-        call.op, first[0], first[1:-2], key[1:-2], first[-2], key[-2],
-        0 if call.op == "av" else first[-1], value[-1] if value is not None else 0,
-        kernel_size, call.stride, call.dilation, call.is_causal, call.scale,
-        str(dtype).removeprefix("torch."), extra[1] if extra is not None else 0, given.get("rpb") is not None,
+        call.op, first.shape[0], tuple(first.shape[1:-2]), tuple(key.shape[1:-2]), first.shape[-2], key.shape[-2],
+        first.shape[-1] if call.record.reads(KEY) else 0, 0 if value is None else value.shape[-1],
+        kernel_size, call.stride, call.dilation, call.is_causal, call.scale, str(key.dtype).removeprefix("torch."),
+        0 if additional is None else additional.shape[1], given.get(RPB.name) is not None,
     )  # fmt: skip
 
 
-_problem = lru_cache(maxsize=1024)(problem_of)
+def plan_of(call: Call, inputs: Sequence[Tensor | None]) -> Plan:
+    """The plan of a call on ``inputs``: asked for where a custom op runs, which is given sizes at last."""
+    second = inputs[1]
+    assert second is not None
+    return machine().plan_on(second.device, problem_of(call, inputs), call.backend)
 
 
-def plan_for(call: Call, tensors: list[Tensor | None], backend: str | None = None) -> Plan:
-    value = tensors[1]
-    assert value is not None
-    shapes = tuple(None if tensor is None else tuple(tensor.shape) for tensor in tensors)
-    return plan(_problem(call, shapes, value.dtype), device_of(value.device), backend or call.backend, TIERS)
-
-
-def named(call: Call, tensors: list[Any]) -> dict[str, Tensor]:
-    return {name: t for name, t in zip(INPUTS[call.op], tensors, strict=True) if t is not None}
-
-
-def split(call: Call, tensors: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...], tuple[Any, ...]]:
+def split(op: str, tensors: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...], tuple[Any, ...]]:
     """Gradients, inputs and outputs out of :class:`Backward`'s flat arguments."""
-    grads, inputs = OUTPUTS[call.op], len(INPUTS[call.op])
+    grads, inputs = OUTPUTS[op], len(INPUTS[op])
     return tensors[:grads], tensors[grads : grads + inputs], tensors[grads + inputs :]
 
 
@@ -81,31 +76,12 @@ def forward_op(call: Call, tensors: Any) -> list[Tensor]:
 
 
 def backward_op(call: Call, tensors: Any) -> list[Tensor]:
-    found: list[Tensor] = _custom_op(call, "backward")(*map(list, split(call, tensors)), *call[1:])
+    found: list[Tensor] = _custom_op(call, "backward")(*map(list, split(call.op, tensors)), *call[1:])
     return found
 
 
 def _custom_op(call: Call, direction: str) -> Any:
     return getattr(torch.ops.natten_mps, f"{call.op}_{direction}").default
-
-
-def below_autograd(op: Any, *arguments: Any) -> list[Tensor]:
-    """What ``op`` gives where autograd is done: in the autograd.Function that the custom op's own autograd leads to.
-
-    torch has no public name for this; the test of private names holds it.
-    """
-    with torch._C._AutoDispatchBelowADInplaceOrView():
-        found: list[Tensor] = op(*arguments)
-    return found
-
-
-def forward_mode() -> AbstractContextManager[None]:
-    """Forward mode, on: torch turns it off for a function's ``jvp``, and a ``jvp`` of that one would find zeros.
-
-    torch has no public name for this; the test of private names holds it.
-    """
-    switched: AbstractContextManager[None] = forward_ad._set_fwd_grad_enabled(True)
-    return switched
 
 
 def primals(saved: Iterable[Tensor | None]) -> list[Tensor | None]:

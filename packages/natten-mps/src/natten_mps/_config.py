@@ -5,11 +5,12 @@ from typing import Any
 
 import torch
 
+from ._metal.plan.backend import DENSE, METAL, NATIVE, PURE
 from ._metal.plan.backends import Backends
 
 # 'auto' tries them in this order.
-TIERS = ("metal", "native", "pure", "dense")
-BACKENDS = Backends("natten-mps", TIERS, traced=torch.compiler.is_dynamo_compiling)
+ORDER = (METAL.name, NATIVE.name, PURE.name, DENSE.name)
+BACKENDS = Backends("natten-mps", ORDER, traced=torch.compiler.is_dynamo_compiling)
 
 
 def get_backend() -> str:
@@ -39,7 +40,7 @@ def has_mps() -> bool:
 
 def has_metal() -> bool:
     """Whether the Metal kernels can run on this machine."""
-    return has_mps() and bool(get_support_matrix()["metal"]["available"])
+    return has_mps() and bool(get_support_matrix()[METAL.name]["available"])
 
 
 def get_support_matrix() -> dict[str, dict[str, Any]]:
@@ -49,7 +50,9 @@ def get_support_matrix() -> dict[str, dict[str, Any]]:
     dtypes, and where they are limited the largest head_dim and number of rpb_entries. ops: for each family of ops ''
     or why it does not go through the backend. limits: the same in words for what single calls may ask too much of.
     """
-    from ._device import device_of
+    from ._device import machine
     from ._metal.plan.support import support_matrix
 
-    return support_matrix(device_of(torch.device("mps" if has_mps() else "cpu")), TIERS)
+    here = machine()
+    device = here.device_of(torch.device("mps" if has_mps() else "cpu"))
+    return support_matrix(device, ORDER, here.verdicts)

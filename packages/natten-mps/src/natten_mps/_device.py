@@ -1,14 +1,65 @@
-"""The planner's view of where torch's tensors lie."""
+"""What torch's tensors are computed on: the hosts that launch kernels, and the plans for them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
-from ._launch import metal, native
+from ._config import ORDER
+from ._launch.metal import MetalHost, MpsHost
+from ._launch.native import NativeHost
+from ._metal.caches import Cache
+from ._metal.plan.backend import METAL, NATIVE
 from ._metal.plan.device import Device
+from ._metal.plan.plan import Plan
+from ._metal.plan.planner import Planner
+from ._metal.problem.problem import Problem
+
+
+class Machine(Planner):
+    """This machine, or what stands in for it. metal: compiles and launches kernels; native: has the CPU's."""
+
+    def __init__(self, metal: MetalHost | None = None, native: NativeHost | None = None) -> None:
+        super().__init__("natten-mps", ORDER)
+        self.metal = metal or MpsHost()
+        self.native = native or NativeHost()
+        self._devices = Cache("devices", 64)
+
+    def device_of(self, device: torch.device) -> Device:
+        """The planner's view of a torch device."""
+        found: Device = self._devices.get_or_make(device, lambda: self._view_of(device))
+        return found
+
+    def _view_of(self, device: torch.device) -> Device:
+        kind = "cpu" if device.type == "cpu" else "gpu"
+        reasons = {METAL.name: self.metal.missing(device), NATIVE.name: self.native.missing(device)}
+        missing = tuple((backend, reason) for backend, reason in reasons.items() if reason is not None)
+        return Device(kind, device.type, missing, float64=device.type != "mps")
+
+    def plan_on(self, device: torch.device, problem: Problem, backend: str) -> Plan:
+        """The plan of a problem whose tensors are on ``device``."""
+        return self.plan(problem, self.device_of(device), backend)
+
+
+_current = Machine()
+
+
+def machine() -> Machine:
+    """The machine that calls are planned for and run on."""
+    return _current
+
+
+@contextmanager
+def on_machine(other: Machine) -> Iterator[Machine]:
+    """Within, and in all threads, calls run on ``other``: tests enter emulated machines here."""
+    global _current
+    before, _current = _current, other
+    try:
+        yield other
+    finally:
+        _current = before
 
 
 def device_of(device: torch.device) -> Device:
-    """The planner's view of a torch device."""
-    kind = "cpu" if device.type == "cpu" else "gpu"
-    reasons = {"metal": metal.HOST.missing(device), "native": native.missing(device)}
-    missing = tuple((tier, reason) for tier, reason in reasons.items() if reason is not None)
-    return Device(kind, device.type, missing, float64=device.type != "mps")
+    """The planner's view of a torch device of the current machine."""
+    return machine().device_of(device)

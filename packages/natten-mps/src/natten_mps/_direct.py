@@ -1,36 +1,48 @@
-"""Whether torch's dispatcher would do nothing with a call but pass it to autograd and to the kernel of its device.
+"""Which calls may leave out what torch does for others, and so take less time.
 
-That is so for plain tensors in an eager program, which is most calls; then the dispatcher can be skipped, which saves
-much of a small call's time. Anything else (a transform of torch.func, a mode such as an operation counter or fake
-tensors, a wrapper tensor, a lazily negated one) has a dispatch key in the tensor or in the thread, and gets the custom
-op.
+Most calls are of plain tensors in an eager program: torch's dispatcher would take them nowhere but to autograd and to
+the kernel of their device, so nothing is lost by going there directly. Whatever else there is (a transform of
+torch.func, a mode such as a counter of operations or fake tensors, a tensor that is a wrapper or not yet negated) has
+a dispatch key, in the tensor or in the thread, and gets the custom op.
 """
 
 from collections.abc import Iterable
-from functools import cache
+from functools import lru_cache
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-_KEYS, _THREAD = torch._C._dispatch_keys, torch._C._dispatch_tls_local_include_set
-_Key, _Set = torch._C.DispatchKey, torch._C.DispatchKeySet
-# The keys of a thread in which nothing else is active.
-_NOTHING_ELSE = (_Set(_Key.BackendSelect) | _Set(_Key.ADInplaceOrView)).raw_repr()
+from ._private import HARMLESS_KEYS, dispatch_keys, profiled, thread_keys
 
 
-@cache
+@lru_cache(maxsize=32)
 def _plain(device: str) -> int:
-    """The keys of a plain tensor, as bits; none for a device whose tensors hold no data."""
+    """The keys of a plain tensor, as bits; none of a device whose tensors have no numbers."""
     if device == "meta":
         return 0
-    bits: int = _KEYS(torch.empty(0, device=device)).raw_repr()
+    bits: int = dispatch_keys(torch.empty(0, device=device)).raw_repr()
     return bits
 
 
 def goes_directly(tensors: Iterable[Tensor | None]) -> bool:
-    """Whether the custom op can be skipped. A profiler lists ops by name, so it gets the op too."""
-    if torch.compiler.is_compiling() or torch.autograd.profiler._is_profiler_enabled:
+    """Whether the custom op can be left out. A profiler lists ops by name, so it gets the op too."""
+    if torch.compiler.is_compiling() or profiled():
         return False
-    if _THREAD().raw_repr() & ~_NOTHING_ELSE:
+    if thread_keys().raw_repr() & ~HARMLESS_KEYS:
         return False
-    return not any(t is not None and _KEYS(t).raw_repr() & ~_plain(t.device.type) for t in tensors)
+    for tensor in tensors:
+        if tensor is not None and dispatch_keys(tensor).raw_repr() & ~_plain(tensor.device.type):
+            return False
+    return True
+
+
+def differentiated(tensors: Iterable[Tensor | None]) -> bool:
+    """Whether somebody differentiates a call of such tensors: in reverse, or by a tangent."""
+    records = torch.is_grad_enabled()
+    for tensor in tensors:
+        if tensor is not None and (
+            (records and tensor.requires_grad) or forward_ad.unpack_dual(tensor).tangent is not None
+        ):
+            return True
+    return False

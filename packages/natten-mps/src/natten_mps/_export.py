@@ -3,6 +3,7 @@
 from contextlib import AbstractContextManager
 
 from ._config import use_backend
+from ._metal.plan.backend import DENSE
 
 
 def export_mode() -> AbstractContextManager[None]:
@@ -18,4 +19,4 @@ def export_mode() -> AbstractContextManager[None]:
     traced, and any batch. A call that forces another backend keeps it. Holds for this thread or asyncio task, as
     :func:`use_backend`.
     """
-    return use_backend("dense")
+    return use_backend(DENSE.name)

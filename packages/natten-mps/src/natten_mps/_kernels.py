@@ -1,80 +1,70 @@
-"""What the custom ops compute: the kernels that a plan names, and shapes alone for fake tensors."""
+"""What an op and its gradient compute: the programs of a plan are launched, on the current machine."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ._call import Call, named, plan_for
-from ._launch import metal as _launch
-from ._launch import native as _launch_native
-from ._metal.plan import backends
+from ._device import Machine, machine
+from ._launch import metal, native, pure
 from ._metal.plan.plan import Plan
-from ._plain import pure as _pure
-from ._plain import pure_split as _pure_split
+from ._metal.plan.programs import Blank, CpuCall, MetalLaunches, Program, Walks, gradient_tensors
+
+Tensors = dict[str, Tensor]
 
 
-def _fall_back(call: Call, failure: backends.KernelFailure, inputs: list[Any]) -> Plan:
-    """The pure plan in place of a Metal plan whose kernel failed; an error if Metal was asked for."""
-    backends.accept_failure("natten-mps", call.name, call.backend, failure)
-    return plan_for(call, inputs, "pure")
-
-
-def run_forward(call: Call, tensors: list[Any], into: list[Tensor] | None = None) -> list[Tensor]:
-    """The op's outputs; in ``into`` itself where the path can write there."""
-    planned = plan_for(call, tensors)
-    if planned.failed is not None:
-        backends.accept_failure("natten-mps", call.name, call.backend, planned.failed)
-    if planned.path == "native":  # torch computes nothing there
-        return _launch_native.forward(planned, named(call, tensors), into)
-    with torch.autocast(tensors[1].device.type, enabled=False):
-        if planned.path == "metal":
-            try:
-                if planned.problem.batch:
-                    return _launch.forward(planned, named(call, tensors))
-                planned = plan_for(call, tensors, "pure")  # nothing to launch
-            except backends.KernelFailure as failure:
-                planned = _fall_back(call, failure, tensors)
-        on_cpu = tensors[1].device.type == "cpu"
-        if call.backend == "auto" and on_cpu and (reason := _launch_native.missing(tensors[1].device)):
-            backends.warn_of_missing_kernels("natten-mps", call.name, reason)
-        if call.op == "qk":
-            return [_pure_split.qk(planned, *tensors)]
-        if call.op == "av":
-            return [_pure_split.av(planned, *tensors)]
-        return list(_pure.forward(planned, *tensors))
+def run_forward(plan: Plan, inputs: Sequence[Tensor | None], into: list[Tensor] | None = None) -> list[Tensor]:
+    """The op's outputs; in ``into`` itself where the backend can write there."""
+    here, given = machine(), _named(plan, inputs)
+    made = here.run(plan, lambda plan: _launch(here, plan.forward, given, into))
+    return [made[name] for name in plan.problem.record.output_names]
 
 
 def run_backward(
-    call: Call, grads: list[Any], inputs: list[Any], outputs: list[Any], into: list[Tensor] | None = None
-) -> list[Tensor]:
-    """Gradients of the inputs that are given; the first in ``into`` itself where the path can write there."""
-    planned = plan_for(call, inputs)
+    plan: Plan, grads: Sequence[Tensor | None], inputs: Sequence[Tensor | None], outputs: Sequence[Tensor],
+    into: list[Tensor] | None = None,
+) -> list[Tensor]:  # fmt: skip
+    """Gradients of the inputs that are given; the first in ``into`` itself where the backend can write there."""
+    here, given = machine(), _named(plan, inputs)
     # Autograd lets sparse gradients of dense outputs through.
-    grads = [grad if grad is None or grad.layout == torch.strided else grad.to_dense() for grad in grads]
-    if planned.path == "native":
-        return _launch_native.backward(planned, grads, named(call, inputs), outputs, into)
-    with torch.autocast(inputs[1].device.type, enabled=False):
-        if planned.path == "metal":
-            try:
-                if planned.problem.batch:
-                    return _launch.backward(planned, grads, named(call, inputs), outputs)
-                planned = plan_for(call, inputs, "pure")  # nothing to launch
-            except backends.KernelFailure as failure:
-                planned = _fall_back(call, failure, inputs)
-        found: tuple[Any, ...]
-        if call.op == "qk":
-            found = _pure_split.qk_backward(planned, grads[0], *inputs)
-        elif call.op == "av":
-            found = _pure_split.av_backward(planned, grads[0], *inputs)
-        else:
-            d_out = torch.zeros_like(outputs[0]) if grads[0] is None else grads[0]
-            padded = [*inputs, *[None] * (6 - len(inputs))]
-            found = _pure.backward(planned, d_out, grads[1], *padded, *outputs)
-    return [gradient for gradient in found if gradient is not None]
+    first, *rest = [g if g is None or g.layout == torch.strided else g.to_dense() for g in grads]
+    first = torch.zeros_like(outputs[0]) if first is None else first
+    tensors = gradient_tensors(plan.problem.record, [first, *rest], given, outputs)
+    has_lse_grad = bool(rest) and rest[0] is not None
+    made = here.run(plan, lambda plan: _launch(here, plan.gradient(has_lse_grad), tensors, into))
+    found = []
+    for operand, tensor in zip(plan.record.inputs, inputs, strict=True):
+        if tensor is not None:
+            # Of no additional keys there is no gradient to compute.
+            gradient = made[operand.gradient] if operand.name in given else torch.zeros_like(tensor)
+            found.append(gradient.to(tensor.dtype))
+    return found
 
 
-def fake_forward(call: Call, tensors: list[Any]) -> list[Tensor]:
+def _named(plan: Plan, inputs: Sequence[Tensor | None]) -> Tensors:
+    """The inputs that the problem has, by name."""
+    named = zip(plan.record.inputs, inputs, strict=True)
+    return {o.name: tensor for o, tensor in named if tensor is not None and o.given(plan.problem)}
+
+
+def _launch(here: Machine, program: Program, tensors: Tensors, into: list[Tensor] | None) -> Tensors:
+    """The results of a program by name."""
+    here.announce(program)
+    if isinstance(program, CpuCall):  # torch computes nothing there
+        return native.run(program, tensors, here.native, into)
+    device = next(iter(tensors.values())).device
+    if isinstance(program, Blank):
+        return {o.name: torch.zeros(o.shape, dtype=native.DTYPES[o.dtype], device=device) for o in program.outputs}
+    with torch.autocast(device.type, enabled=False):
+        if isinstance(program, MetalLaunches):
+            return metal.run(program, tensors, here.metal)
+        assert isinstance(program, Walks), program
+        return pure.run(program, tensors)
+
+
+def fake_forward(call: Any, tensors: list[Any]) -> list[Tensor]:
+    """Outputs of the right shapes and dtypes, with sizes that a tracer may count with."""
     first, last = tensors[0], tensors[1]
     if call.op == "qk":
         slots = 1
@@ -88,5 +78,6 @@ def fake_forward(call: Call, tensors: list[Any]) -> list[Tensor]:
     return [out, first.new_empty(first.shape[:-1], dtype=lse_dtype)]
 
 
-def fake_backward(call: Call, grads: list[Any], inputs: list[Any], outputs: list[Any]) -> list[Tensor]:
+def fake_backward(inputs: list[Any]) -> list[Tensor]:
+    """Gradients of the inputs that are given, as shapes and dtypes."""
     return [tensor.new_empty(tensor.shape) for tensor in inputs if tensor is not None]

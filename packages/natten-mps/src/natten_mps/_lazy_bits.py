@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._private import is_lazy_zero
+
 DISPATCH_KEYS = ("Negative", "ZeroTensor")
 
 
@@ -32,7 +34,7 @@ def _read(tensor: Tensor | None) -> Tensor | None:
     """A tensor with the same elements, all of them in memory."""
     if tensor is None:
         return None
-    if tensor._is_zerotensor():
+    if is_lazy_zero(tensor):
         # One zero, repeated: kernels read any strides.
         return torch.zeros((), dtype=tensor.dtype, device=tensor.device).expand(tensor.shape)
     return tensor.resolve_neg()

@@ -10,15 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._autodiff import BATCHED, DIFFERENTIATED, Backward, Forward, differentiable_forward
-from ._call import Call, call_of, forward_op
+from ._autodiff import BATCHED, DIFFERENTIATED, Backward, Forward, planned_forward
+from ._call import Call, call_of, forward_op, plan_of
 from ._kernels import fake_backward, fake_forward, run_backward, run_forward
 from ._lazy_bits import DISPATCH_KEYS, resolving
 from ._metal.problem.checks import reject_batched
-from ._metal.problem.problem import INPUTS
+from ._metal.problem.problem import INPUTS, Problem
 from ._recording import recording
-
-__all__ = ["call_of", "run"]
 
 _LIBRARY = torch.library.Library("natten_mps", "DEF")
 _STATIC = "int[] kernel_size, int[] stride, int[] dilation, bool[] is_causal, float scale, str backend"
@@ -33,8 +31,9 @@ def _register(op: str) -> None:
     forward, backward = f"{op}_forward", f"{op}_backward"
     _LIBRARY.define(f"{forward}(Tensor?[] inputs, {_STATIC}) -> Tensor[]")
     _LIBRARY.define(f"{backward}(Tensor?[] grads, Tensor?[] inputs, Tensor[] outputs, {_STATIC}) -> Tensor[]")
-    _LIBRARY.impl(forward, lambda i, *a: run_forward(call(*a), i), "CompositeExplicitAutograd")
-    _LIBRARY.impl(backward, lambda g, i, o, *a: run_backward(call(*a), g, i, o), "CompositeExplicitAutograd")
+    eager = "CompositeExplicitAutograd"
+    _LIBRARY.impl(forward, lambda i, *a: run_forward(plan_of(call(*a), i), i), eager)
+    _LIBRARY.impl(backward, lambda g, i, o, *a: run_backward(plan_of(call(*a), i), g, i, o), eager)
     for key in DIFFERENTIATED:
         _LIBRARY.impl(forward, lambda i, *a: list(Forward.apply(call(*a), *i)), key)
         _LIBRARY.impl(backward, lambda g, i, o, *a: list(Backward.apply(call(*a), *g, *i, *o)), key)
@@ -45,14 +44,14 @@ def _register(op: str) -> None:
     _LIBRARY.impl(backward, lambda g, i, o, *a: reject_batched(call(*a).name), BATCHED)
     register_fake = torch.library.register_fake
     register_fake(f"natten_mps::{forward}", lambda i, *a: fake_forward(call(*a), i), lib=_LIBRARY)
-    register_fake(f"natten_mps::{backward}", lambda g, i, o, *a: fake_backward(call(*a), g, i, o), lib=_LIBRARY)
+    register_fake(f"natten_mps::{backward}", lambda g, i, o, *a: fake_backward(i), lib=_LIBRARY)
 
 
-def run(call: Call, *inputs: Tensor | None) -> tuple[Tensor, ...]:
-    """The op's outputs, differentiable once in reverse; inputs in the order of ``INPUTS[call.op]``."""
-    if recording(call.name):
-        return tuple(forward_op(call, inputs))
-    return differentiable_forward(call, *inputs)
+def run(problem: Problem, backend: str, *inputs: Tensor | None) -> tuple[Tensor, ...]:
+    """The op's outputs, differentiable once in reverse; inputs in the order of ``INPUTS[problem.op]``."""
+    if recording(problem.name):
+        return tuple(forward_op(call_of(problem, backend), inputs))
+    return planned_forward(problem, backend, inputs)
 
 
 for _op in INPUTS:

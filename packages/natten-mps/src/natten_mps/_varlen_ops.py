@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 
 from ._autodiff import BATCHED, DIFFERENTIATED, Backward, Forward
-from ._call import Call, below_autograd
+from ._call import Call, plan_of
 from ._items import blank_outputs, put, take, targets
 from ._kernels import run_backward, run_forward
 from ._metal.problem import checks_varlen, ragged
 from ._metal.problem.checks import reject_batched
+from ._metal.problem.ops import OPS, Op
 from ._metal.problem.ragged import KEYS, QUERIES
 from ._plain.walk import compute_dtype
+from ._private import below_autograd
 from ._recording import recording
 
 # Queries, keys, values, the bias table.
@@ -34,6 +36,11 @@ class Ragged(NamedTuple):
     scale: float
     backend: str
     name: str
+
+    @property
+    def record(self) -> Op:
+        """The record of the op that each item is a problem of."""
+        return OPS[self.op]
 
     def of(self, group: ragged.Group) -> Call:
         """The call of one launch."""
@@ -76,7 +83,8 @@ def _run_forward(call: Ragged, table: Tensor, inputs: list[Any]) -> list[Tensor]
     outs, lses = blank_outputs(queries, values)
     for group in groups_of(call, read(call, table, queries), queries[0].device):
         into = targets(call.kind, group, (outs, QUERIES), (lses, QUERIES))
-        found = run_forward(call.of(group), _given(call, group, parts), into)
+        given = _given(call, group, parts)
+        found = run_forward(plan_of(call.of(group), given), given, into)
         _put_all(call, group, into, found, (outs, QUERIES), (lses, QUERIES))
     return outs + lses
 
@@ -111,7 +119,7 @@ def _run_backward(
         )
         sided = list(zip(made, (QUERIES, KEYS, KEYS), strict=True))
         into = targets(call.kind, group, *sided)
-        found = run_backward(call.of(group), [d_out, d_lse], given, [out, lse], into)
+        found = run_backward(plan_of(call.of(group), given), [d_out, d_lse], given, [out, lse], into)
         _put_all(call, group, into, found, *sided)
         if total is not None:
             total += found[3]

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from . import _ops, _signatures
-from ._config import BACKENDS, TIERS
-from ._device import device_of
+from ._config import BACKENDS
+from ._device import machine
 from ._metal.api.recall import Recall, Signature, exactly
 from ._metal.plan import backends
 from ._metal.plan import plan as planning
+from ._metal.plan.backend import DENSE
 from ._metal.problem import checks, checks_varlen, faces
 from ._metal.problem.problem import INPUTS, Problem
 from ._plain import dense as _dense
@@ -45,11 +46,11 @@ def _run(problem: Problem, backend: str, tensors: tuple[Any, ...]) -> tuple[Tens
     The custom op plans when it runs, so that torch.compile need not see the planner; only the dense
     path, which autograd itself differentiates, stays outside of it ('auto' never takes it).
     """
-    if backend != "dense":
-        return _ops.run(_ops.call_of(problem, backend), *tensors)
+    if backend != DENSE.name:
+        return _ops.run(problem, backend, *tensors)
     if not (torch.compiler.is_compiling() or torch.compiler.is_exporting()):  # which cannot follow the planner
         with suppress(TypeError):  # sizes that a tracer counts with have no hash to be planned by
-            planning.plan(problem, device_of(tensors[0].device), backend, TIERS)
+            machine().plan_on(tensors[0].device, problem, backend)
     device = tensors[0].device.type
     with torch.autocast("cpu" if device == "meta" else device, enabled=False):  # which does not know of meta tensors
         if problem.op == "qk":
@@ -379,8 +380,7 @@ def explain(op: str, query: Tensor, key: Tensor, value: Tensor | None = None, **
     specs = [optional_spec("explain", name, t) for name, t in (("query", query), ("key", key), ("value", value))]
     given = {n: optional_spec("explain", n, a) if n in faces.TENSOR_ARGUMENTS else a for n, a in arguments.items()}
     problem = faces.explained(op, specs, given)
-    device = device_of(query.device)
-    return planning.explain(planning.plan(problem, device, chosen, TIERS), device)
+    return planning.explain(machine().plan_on(query.device, problem, chosen))
 
 
 def __getattr__(name: str) -> Any:

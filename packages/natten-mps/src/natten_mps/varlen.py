@@ -17,6 +17,7 @@ from ._metal.plan import backends
 from ._metal.problem import checks, checks_varlen, faces, ragged
 from ._metal.problem.problem import Problem
 from ._plain import varlen as _varlen_dense
+from ._private import is_fake
 from ._signatures import Bools, Ints, Padded, PaddedResult, Result
 from ._tensors import optional_spec, spec
 from .functional import _autocast
@@ -27,9 +28,7 @@ Listed = tuple[list[Tensor], list[Tensor]]
 def _tracing(*given: Any) -> bool:
     """Whether numbers on tensors are known only when a traced graph runs."""
     traced = torch.compiler.is_compiling() or torch.compiler.is_exporting()
-    return any(isinstance(each, Tensor) for each in given) and (
-        traced or any(isinstance(each, torch._subclasses.FakeTensor) for each in given)
-    )
+    return any(isinstance(each, Tensor) for each in given) and (traced or any(is_fake(each) for each in given))
 
 
 def _attend(

@@ -1,17 +1,18 @@
 """The rules of ``backend`` and of keyword arguments that an op does not know."""
 
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from .arguments import reject_type
 
 
 def backend_name(op: str, backend: Any, aliases: dict[str, str], known: tuple[str, ...], package: str) -> str:
-    """The name that ``backend`` stands for: 'auto', or one of ``known``."""
+    """The name that ``backend`` stands for: one of ``known``."""
     if not isinstance(backend, str):
         raise TypeError(f"{op}: backend must be a string or None; got {type(backend).__name__}")
     name = aliases.get(backend, backend)
-    if name != "auto" and name not in known:
-        raise ValueError(f"{op}: unknown backend '{backend}'; {package} has {', '.join(('auto', *known))}")
+    if name not in known:
+        raise ValueError(f"{op}: unknown backend '{backend}'; {package} has {', '.join(known)}")
     return name
 
 
@@ -27,7 +28,7 @@ def reject_problem(name: str, backend: str, reason: str) -> NoReturn:
     )
 
 
-def no_backend(name: str, reasons: dict[str, str | None]) -> NotImplementedError:
+def no_backend(name: str, reasons: Mapping[str, object]) -> NotImplementedError:
     """The error of a problem that no backend can take."""
     return NotImplementedError(f"{name}: no path takes this problem: " + "; ".join(map(str, reasons.values())))
 

@@ -1,46 +1,48 @@
 """Runs the Metal kernels on MLX arrays, through ``mx.fast.metal_kernel``.
 
-A plan's steps (:mod:`natten_metal.metal.steps`) name their tensors; here they become nodes of MLX's graph. Arrays
+A program's steps (:mod:`natten_metal.metal.steps`) name their tensors; here they become nodes of MLX's graph. Arrays
 are lazy: their strides are known only inside the kernel (:mod:`natten_metal.metal.source`), and a kernel that does
 not compile would fail in the user's ``mx.eval``. So every instantiation is proved once before it is used: its
 smallest launch is evaluated at once, on arrays of its own, and only there is a failure caught.
 """
 
-import threading
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping
+from typing import Any
 
 import mlx.core as mx
 
-from .._metal.metal import steps as programs
+from .._metal.caches import Cache
 from .._metal.metal.probe import smallest_launch
 from .._metal.metal.source import Instance, mlx_body, mlx_header
-from .._metal.metal.steps import CONTIGUOUS, RESULTS, Step, strides_of, with_strides
-from .._metal.plan import verdicts
-from .._metal.plan.backends import quoted
-from .._metal.plan.plan import Plan, most_simdgroups
+from .._metal.metal.steps import CONTIGUOUS, Step, strides_of, with_strides
+from .._metal.plan.programs import MetalLaunches
+from .._metal.plan.verdicts import Failure, Learned, quoted
 
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 # Elements of the smallest array that MLX hands to a kernel as device memory; smaller ones become constants.
 SMALLEST = 8
-KEPT_PARAMS = 512
 
 
-class Host(Protocol):
-    """What compiles and launches: MLX's Metal back-end, or a stand-in for it."""
+class MetalHost:
+    """What compiles and launches: MLX's Metal back-end, or a stand-in for it. It keeps the kernels that it proved."""
+
+    def __init__(self) -> None:
+        self.kernels = Cache("Metal kernels", 1024)
+        self.params = Cache("Metal parameters", 512)
 
     def missing(self, stream: mx.Stream) -> str | None:
         """Why kernels cannot run on ``stream``; None if they can."""
+        raise NotImplementedError
 
     def metal_kernel(
         self, name: str, input_names: list[str], output_names: list[str], source: str, header: str,
         ensure_row_contiguous: bool,
     ) -> Any:  # fmt: skip
         """A callable that launches the kernel, as ``mx.fast.metal_kernel`` gives it."""
+        raise NotImplementedError
 
 
-class MetalHost:
+class MlxHost(MetalHost):
     """The Apple GPU, as MLX sees it."""
 
     def missing(self, stream: mx.Stream) -> str | None:
@@ -60,37 +62,38 @@ class MetalHost:
         )  # fmt: skip
 
 
-# The host that launches; tests put a stand-in here.
-HOST: Host = MetalHost()
+def run(program: MetalLaunches, tensors: Mapping[str, mx.array], host: MetalHost) -> dict[str, mx.array]:
+    """Launch the steps in order on the current stream; the program's results by name.
 
-# A kernel is proved under the first; its launch takes the second.
-_lock, _params_lock = threading.Lock(), threading.Lock()
-_kernels: dict[tuple[Host, Instance], Any] = {}
-_params: OrderedDict[tuple[int, ...], mx.array] = OrderedDict()
+    Learned, before anything is launched, if a kernel does not run.
+    """
+    kernels = [_proved_kernel(host, step) for step in program.steps]
+    known = {name: _readable(name, tensor) for name, tensor in tensors.items()}
+    for step, kernel in zip(program.steps, kernels, strict=True):
+        made = _launch(host, kernel, step, {argument: known[name] for argument, name in step.inputs})
+        known |= {output.name: array for output, array in zip(step.outputs, made, strict=True)}
+    return {output.name: known[output.name] for output in program.outputs}
 
 
-def proved_kernel(host: Host, step: Step) -> Any:
-    """The kernel of a step, known to compile and launch; KernelFailure, the same each time, if it does not."""
+def _proved_kernel(host: MetalHost, step: Step) -> Any:
+    """The kernel of a step, known to compile and launch."""
     instance = step.instance
-    key = (host, instance)
-    with _lock:
-        known = verdicts.failure_of((step,))
-        if known is not None:
-            raise known
-        if key not in _kernels:
-            try:
-                kernel = _kernel(host, instance)
-                smallest, shapes = smallest_launch(instance)
-                kinds = {a.name: instance.dtype if a.kind == "T" else "float32" for a in instance.arguments}
-                given = {name: mx.zeros(shape, DTYPES[kinds[name]]) for name, shape in shapes.items()}
-                mx.eval(_launch(kernel, smallest, given))
-                _kernels[key] = kernel
-            except (RuntimeError, ValueError) as error:  # what MLX raises for a kernel it cannot build or launch
-                raise verdicts.record(step, "run", quoted(error)) from error
-        return _kernels[key]
+
+    def proved() -> Any:
+        try:
+            kernel = _kernel(host, instance)
+            smallest, shapes = smallest_launch(instance)
+            kinds = {a.name: instance.dtype if a.kind == "T" else "float32" for a in instance.arguments}
+            given = {name: mx.zeros(shape, DTYPES[kinds[name]]) for name, shape in shapes.items()}
+            mx.eval(_launch(host, kernel, smallest, given))
+        except (RuntimeError, ValueError) as error:  # what MLX raises for a kernel it cannot build or launch
+            raise Learned(Failure(step, "run", quoted(error))) from error
+        return kernel
+
+    return host.kernels.get_or_make_once(instance, proved)
 
 
-def _kernel(host: Host, instance: Instance) -> Any:
+def _kernel(host: MetalHost, instance: Instance) -> Any:
     arguments = instance.arguments
     return host.metal_kernel(
         name=instance.name,
@@ -102,16 +105,6 @@ def _kernel(host: Host, instance: Instance) -> Any:
     )
 
 
-def run(steps: Sequence[Step], tensors: Mapping[str, mx.array]) -> dict[str, mx.array]:
-    """Launch ``steps`` in order on the current stream; all tensors by name, results included."""
-    kernels = [proved_kernel(HOST, step) for step in steps]
-    known = {name: _readable(name, tensor) for name, tensor in tensors.items()}
-    for step, kernel in zip(steps, kernels, strict=True):
-        made = _launch(kernel, step, {argument: known[name] for argument, name in step.inputs})
-        known |= {output.name: array for output, array in zip(step.outputs, made, strict=True)}
-    return known
-
-
 def _readable(name: str, tensor: mx.array) -> mx.array:
     """A tensor as the kernels read it: any strides, or contiguous; the bias in float32."""
     if name == "rpb":
@@ -119,12 +112,13 @@ def _readable(name: str, tensor: mx.array) -> mx.array:
     return mx.contiguous(tensor) if name in CONTIGUOUS else tensor
 
 
-def _launch(kernel: Any, step: Step, bound: Mapping[str, mx.array]) -> list[mx.array]:
+def _launch(host: MetalHost, kernel: Any, step: Step, bound: Mapping[str, mx.array]) -> list[mx.array]:
     """The outputs of a step. bound: its inputs by argument."""
     instance = step.instance
     shapes = {argument: array.shape for argument, array in bound.items() if argument not in instance.strided}
     shapes |= {output.argument: output.shape for output in step.outputs}
-    params = _params_array(with_strides(step, {name: strides_of(tuple(shape)) for name, shape in shapes.items()}))
+    strides = {name: strides_of(tuple(shape)) for name, shape in shapes.items()}
+    params = _params_array(host, with_strides(step, strides))
     inputs = [
         params if a.name == "prm" else _device_memory(bound[a.name]) if a.kind == "float" else bound[a.name]
         for a in instance.arguments
@@ -146,31 +140,13 @@ def _device_memory(array: mx.array) -> mx.array:
     return flat if flat.size >= SMALLEST else mx.pad(flat, (0, SMALLEST - flat.size))
 
 
-def _params_array(slots: tuple[int, ...]) -> mx.array:
+def _params_array(host: MetalHost, slots: tuple[int, ...]) -> mx.array:
     """The parameter array; kept, because making one is a copy. Made of numbers, it belongs to no trace or stream."""
-    with _params_lock:
-        found = _params.get(slots)
-        if found is None:
-            found = _params[slots] = mx.array(slots, dtype=mx.int64)
-            mx.eval(found)
-            if len(_params) > KEPT_PARAMS:
-                _params.popitem(last=False)
-        else:
-            _params.move_to_end(slots)
-        return found
 
+    def made() -> mx.array:
+        array = mx.array(slots, dtype=mx.int64)
+        mx.eval(array)
+        return array
 
-def forward(plan: Plan, tensors: Mapping[str, mx.array]) -> tuple[mx.array, ...]:
-    """The op's outputs: out and lse, or the split op's only one."""
-    made = run(plan.forward, tensors)
-    return tuple(made[name] for name in RESULTS[plan.problem.op])
-
-
-def backward(
-    plan: Plan, grads: Sequence[mx.array], tensors: dict[str, mx.array], outputs: Sequence[mx.array]
-) -> tuple[mx.array, ...]:
-    """Gradients of the inputs that are given, in their order and dtypes."""
-    problem = plan.problem
-    steps = programs.backward(problem, len(grads) > 1, most_simdgroups(problem, plan.path))
-    made = run(steps, programs.backward_tensors(problem.op, tensors, grads, outputs))
-    return tuple(made[f"{name}_grad"].astype(tensor.dtype) for name, tensor in tensors.items())
+    found: mx.array = host.params.get_or_make(slots, made)
+    return found

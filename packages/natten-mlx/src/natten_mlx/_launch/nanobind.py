@@ -7,9 +7,8 @@ with the interpreter's lock in its hand. The extension fits one release of MLX a
 loaded only where they match.
 """
 
-import threading
 from collections.abc import Hashable, Mapping, Sequence
-from functools import cache, lru_cache
+from functools import cached_property
 from importlib import import_module
 from typing import Any, Protocol
 
@@ -17,14 +16,14 @@ import mlx.core as mx
 
 from .. import _digests
 from .._metal.api.recall import Recall, Signature
-from .._metal.metal import steps as programs
+from .._metal.caches import Cache
 from .._metal.metal.probe import smallest_launch
 from .._metal.metal.slots import COUNT, SLOTS
 from .._metal.metal.source import OPENING, Instance, entry_point, headers
-from .._metal.metal.steps import CONTIGUOUS, RESULTS, Step, strides_of, with_strides
-from .._metal.plan import verdicts
-from .._metal.plan.backends import quoted
-from .._metal.plan.plan import Plan, most_simdgroups
+from .._metal.metal.steps import CONTIGUOUS, Step, strides_of, with_strides
+from .._metal.plan.programs import MetalLaunches, Program
+from .._metal.plan.verdicts import Failure, Learned, quoted
+from .._metal.problem.ops import FUSED, sum_dtype
 from .._metal.problem.problem import Problem
 
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16, "float64": mx.float64}
@@ -46,32 +45,84 @@ Tensor = tuple[str, tuple[int, ...], mx.Dtype]  # as the extension is told of it
 Tensors = tuple[Tensor, ...]
 
 
-class Host(Hashable, Protocol):
+class Call(Protocol):
     """One call of an op or of its gradient, as the primitive knows it."""
 
     @property
-    def problem(self) -> Problem:
+    def program(self) -> Program:
         """What it computes."""
 
     @property
     def stream(self) -> mx.Stream:
         """Where it runs."""
 
-    def planned(self) -> Plan:
-        """Its plan."""
+    @property
+    def key(self) -> Hashable:
+        """Equal for calls that differ in nothing but the stream."""
 
     def told(self) -> bytes:
         """What the primitive says of it when it asks :mod:`natten_mlx._autodiff` for a derivative, on any stream."""
 
 
-# --- the extension -----------------------------------------------------------------------------------
+class ExtensionHost:
+    """The extension, looked for once, and what was made for it: plans of calls, and kernels that were proved."""
+
+    def __init__(self) -> None:
+        self.remembered = Recall("remembered calls")
+        self.plans = Cache("extension plans", 1024)
+        self.kernels = Cache("extension kernels", 1024)
+
+    @cached_property
+    def found(self) -> Any:
+        """The extension, or why there is none, in one sentence; ValueError if an environment variable that it reads is
+        set to something that it cannot use.
+        """
+        return _find()
+
+    def unavailable_reason(self) -> str | None:
+        """Why the C++ extension is not there; None if it is."""
+        return self.found if isinstance(self.found, str) else None
+
+    def missing(self, stream: mx.Stream) -> str | None:
+        """Why the extension's kernels cannot run on ``stream``; None if they can."""
+        reason = self.unavailable_reason()
+        if reason is None and stream.device != mx.cpu and not mx.metal.is_available():
+            return "this build of MLX has no Metal back-end"
+        return reason
+
+    # --- calls that came before ----------------------------------------------------------------------
+
+    def signature(
+        self, face: str, backend: str, stream: mx.Stream, tensors: tuple[Any, ...], arguments: Hashable | None
+    ) -> Signature | None:
+        """What two calls have in common that pass the same checks and run the same plan; None: not worth keeping.
+
+        tensors: query, key, value, and three optional ones. arguments: all others, as values that cannot change, or
+        None.
+        """
+        extension = self.found
+        query, key, value, keys, values, rpb = tensors
+        if keys is not None or values is not None or rpb is not None or arguments is None or type(extension) is str:
+            return None
+        try:
+            return face, backend, extension.likeness(query, key, value, stream), arguments
+        except TypeError:  # not arrays
+            return None
+
+    def remember(self, signature: Signature, call: Call, tensors: Mapping[str, mx.array]) -> None:
+        """Keep the plan of a call that has just been built, if the extension runs it."""
+        plan = self.plans.get((call.key, _told(tensors)))
+        if plan is not None:
+            self.remembered.keep(signature, plan)
 
 
-@cache
-def _found() -> Any:
-    """The extension, or why there is none, in one sentence; ValueError if an environment variable that it reads is set
-    to something that it cannot use.
-    """
+def repeat(plan: Any, tensors: Sequence[mx.array], stream: mx.Stream, host: ExtensionHost) -> list[mx.array]:
+    """The outputs of a plan that was remembered."""
+    found: list[mx.array] = host.found.apply(plan, tensors, stream)
+    return found
+
+
+def _find() -> Any:
     try:
         built_with = import_module(".._build_info", __package__).MLX_VERSION
     except ModuleNotFoundError:
@@ -97,180 +148,86 @@ def _found() -> Any:
     return extension
 
 
-def unavailable_reason() -> str | None:
-    """Why the C++ extension is not there; None if it is."""
-    found = _found()
-    return found if isinstance(found, str) else None
+# --- calls -------------------------------------------------------------------------------------------
 
 
-def missing(stream: mx.Stream) -> str | None:
-    """Why the extension's kernels cannot run on ``stream``; None if they can."""
-    reason = unavailable_reason()
-    if reason is None and stream.device != mx.cpu and not mx.metal.is_available():
-        return "this build of MLX has no Metal back-end"
-    return reason
+def run(call: Call, tensors: Mapping[str, mx.array], host: ExtensionHost) -> dict[str, mx.array]:
+    """The results of a call's program by name, lazy. tensors: in the order in which the primitive has them mapped.
 
-
-# --- calls that came before --------------------------------------------------------------------------
-
-remembered = Recall()
-
-
-def signature(
-    face: str, backend: str, stream: mx.Stream, tensors: tuple[Any, ...], arguments: Hashable | None
-) -> Signature | None:
-    """What two calls have in common that pass the same checks and run the same plan; None: not worth keeping.
-
-    tensors: query, key, value, and three optional ones. arguments: all others, as values that cannot change, or None.
+    Learned, before anything is launched, if a Metal kernel does not run.
     """
-    extension = _found()
-    query, key, value, keys, values, rpb = tensors
-    if keys is not None or values is not None or rpb is not None or arguments is None or type(extension) is str:
-        return None
-    try:
-        return face, backend, extension.likeness(query, key, value, stream), arguments
-    except TypeError:  # not arrays
-        return None
-
-
-def remember(signature: Signature, host: Host, tensors: Mapping[str, mx.array]) -> None:
-    """Keep the plan of a call that has just been built."""
-    remembered.keep(signature, _forward_plan(host, _on_gpu(host), _told(tensors)))
-
-
-def repeat(plan: Any, tensors: Sequence[mx.array], stream: mx.Stream) -> list[mx.array]:
-    """The outputs of a plan that was recalled."""
-    found: list[mx.array] = _found().apply(plan, tensors, stream)
-    return found
-
-
-# --- plans -------------------------------------------------------------------------------------------
-
-
-def forward(host: Host, tensors: Mapping[str, mx.array]) -> list[mx.array]:
-    """The op's outputs: out and lse, or the split op's only one."""
-    given = _readable(host, tensors)
-    return _apply(_forward_plan(host, _on_gpu(host), _told(given)), given, host.stream)
-
-
-def backward(
-    host: Host, grads: Sequence[mx.array], tensors: dict[str, mx.array], outputs: Sequence[mx.array]
-) -> list[mx.array]:
-    """Gradients of the inputs that are given, in their order and dtypes."""
-    p, names = host.problem, RESULTS[host.problem.op]
-    # MLX lets a cotangent have another dtype than its output.
-    dtypes = {"lse": _accumulated(p)}
-    named = {
-        f"{name}_grad": grad.astype(dtypes.get(name, DTYPES[p.dtype]), stream=host.stream)
-        for name, grad in zip(names, grads, strict=True)
-    }
-    # In the order of the host's arrays, which the primitive asks it to map. Only the fused op's outputs are read again.
-    given = named | tensors | (dict(zip(names, outputs, strict=True)) if len(names) > 1 else {})
-    given = _readable(host, given)
-    found = _apply(_backward_plan(host, _on_gpu(host), _told(given), tuple(tensors)), given, host.stream)
-    return [grad.astype(t.dtype, stream=host.stream) for grad, t in zip(found, tensors.values(), strict=True)]
+    program = call.program
+    given = _readable(program, tensors, call.stream)
+    inputs = _told(given)
+    plan = host.plans.get_or_make((call.key, inputs), lambda: _plan(host, call, inputs))
+    found = host.found.apply(plan, list(given.values()), call.stream)
+    return {output.name: array for output, array in zip(program.outputs, found, strict=True)}
 
 
 def _told(tensors: Mapping[str, mx.array]) -> Tensors:
     return tuple((name, tensor.shape, tensor.dtype) for name, tensor in tensors.items())
 
 
-def _apply(plan: Any, given: Mapping[str, mx.array], stream: mx.Stream) -> list[mx.array]:
-    found: list[mx.array] = _found().apply(plan, list(given.values()), stream)
-    return found
-
-
-def _on_gpu(host: Host) -> bool:
-    return host.stream.device != mx.cpu
-
-
-def _accumulated(problem: Problem) -> mx.Dtype:
-    """The dtype of sums, lse and bias."""
-    return mx.float64 if problem.dtype == "float64" else mx.float32
-
-
-def _readable(host: Host, tensors: Mapping[str, mx.array]) -> dict[str, mx.array]:
-    """Tensors as the kernels read them: any strides, or contiguous; the bias in the dtype of sums."""
-    contiguous = CONTIGUOUS if _on_gpu(host) else ("rpb",)
-    given = dict(tensors)
-    for name in contiguous:
-        if name in given:
-            array = given[name]
-            array = array.astype(_accumulated(host.problem), stream=host.stream) if name == "rpb" else array
-            given[name] = mx.contiguous(array, stream=host.stream)
+def _readable(program: Program, tensors: Mapping[str, mx.array], stream: mx.Stream) -> dict[str, mx.array]:
+    """Tensors as the kernels read them: any strides, or contiguous; bias and cotangents in the dtype that they need."""
+    problem, given = program.problem, dict(tensors)
+    # MLX lets a cotangent have another dtype than its output.
+    dtypes = {operand.gradient: operand.dtype(problem) for operand in problem.record.outputs}
+    dtypes["rpb"] = sum_dtype(problem.dtype)
+    for name in dtypes.keys() & given.keys():
+        given[name] = given[name].astype(DTYPES[dtypes[name]], stream=stream)
+    for name in (CONTIGUOUS if isinstance(program, MetalLaunches) else {"rpb"}) & given.keys():
+        given[name] = mx.contiguous(given[name], stream=stream)
     return given
 
 
-@lru_cache(maxsize=1024)
-def _forward_plan(host: Host, on_gpu: bool, inputs: Tensors) -> Any:
-    p = host.problem
-    rows, dtype = (p.batch, *p.query_shape, p.heads), DTYPES[p.dtype]
-    made = {
-        "out": ("out", (*rows, p.head_dim_v), dtype),
-        "lse": ("lse", rows, _accumulated(p)),
-        "logits": ("logits", (*rows, p.slots), dtype),
-    }
-    function = "forward" if p.op in ("na", "attention") else p.op
-    return _plan(host, function, inputs, [made[name] for name in RESULTS[p.op]], host.planned().forward)
-
-
-@lru_cache(maxsize=1024)
-def _backward_plan(host: Host, on_gpu: bool, inputs: Tensors, names: tuple[str, ...]) -> Any:
-    p = host.problem
-    function = "backward" if p.op in ("na", "attention") else f"{p.op}_backward"
-    made = [(f"{name}_grad", shape, dtype) for name, shape, dtype in inputs if name in names]
-    steps: tuple[Step, ...] = ()
-    if on_gpu:
-        steps = programs.backward(p, len(RESULTS[p.op]) > 1, most_simdgroups(p, host.planned().path))
-    return _plan(host, function, inputs, made, steps)
-
-
-def _plan(host: Host, function: str, inputs: Tensors, outputs: list[Tensor], steps: Sequence[Step]) -> Any:
-    for step in steps:
-        _prove(step, host.stream)
-    launches, scratch = launches_of(steps, inputs, [name for name, *_ in outputs])
-    return _found().plan(host.problem, function, inputs, outputs, scratch, launches, host.told())
+def _plan(host: ExtensionHost, call: Call, inputs: Tensors) -> Any:
+    program = call.program
+    outputs = [(output.name, output.shape, DTYPES[output.dtype]) for output in program.outputs]
+    steps = program.steps if isinstance(program, MetalLaunches) else ()
+    kernels = [_proved_kernel(host, step, call.stream) for step in steps]
+    launches, scratch = launches_of(host, kernels, steps, inputs, [name for name, *_ in outputs])
+    return host.found.plan(program.problem, program.function, inputs, outputs, scratch, launches, call.told())
 
 
 # --- launches on a GPU -------------------------------------------------------------------------------
 
-_lock = threading.Lock()
-_proved: set[Instance] = set()
 
+def _proved_kernel(host: ExtensionHost, step: Step, stream: mx.Stream) -> Any:
+    """The kernel of a step, whose smallest launch was evaluated once.
 
-def _prove(step: Step, stream: mx.Stream) -> None:
-    """Evaluate the kernel's smallest launch, once; KernelFailure, the same each time, if it does not run.
-
-    MLX is lazy: otherwise it would fail in the user's ``mx.eval``, too late to take another path.
+    MLX is lazy: otherwise a failure would be met in the user's ``mx.eval``, too late to take another path.
     """
     instance = step.instance
-    with _lock:
-        known = verdicts.failure_of((step,))
-        if known is not None:
-            raise known
-        if instance not in _proved:
-            try:
-                _launch_smallest(instance, stream)
-                _proved.add(instance)
-            except (RuntimeError, ValueError) as error:  # what MLX raises for a kernel it cannot build or launch
-                raise verdicts.record(step, "run", quoted(error)) from error
+
+    def proved() -> Any:
+        kernel = host.found.Kernel(instance.name, library(instance))
+        try:
+            _launch_smallest(host, kernel, instance, stream)
+        except (RuntimeError, ValueError) as error:  # what MLX raises for a kernel it cannot build or launch
+            raise Learned(Failure(step, "run", quoted(error))) from error
+        return kernel
+
+    return host.kernels.get_or_make_once(instance, proved)
 
 
-def _launch_smallest(instance: Instance, stream: mx.Stream) -> None:
+def _launch_smallest(host: ExtensionHost, kernel: Any, instance: Instance, stream: mx.Stream) -> None:
     step, shapes = smallest_launch(instance)
     kinds = {a.name: instance.dtype if a.kind == "T" else "float32" for a in instance.arguments}
     given = {name: mx.zeros(shape, DTYPES[kinds[name]]) for name, shape in shapes.items()}
     outputs = [(output.name, output.shape, DTYPES[output.dtype]) for output in step.outputs]
-    launches, _ = launches_of([step], _told(given), [name for name, *_ in outputs])
+    launches, _ = launches_of(host, [kernel], [step], _told(given), [name for name, *_ in outputs])
     # Any problem will do: a GPU's launch carries its own.
     one = (1,)
-    problem = Problem("na", 1, one, one, 1, 1, 1, 1, one, one, one, (False,), 1.0, instance.dtype)
-    plan = _found().plan(problem, "forward", _told(given), outputs, [], launches, b"")
-    mx.eval(_apply(plan, given, stream))
+    problem = Problem(FUSED.name, 1, one, one, 1, 1, 1, 1, one, one, one, (False,), 1.0, instance.dtype)
+    plan = host.found.plan(problem, FUSED.forward, _told(given), outputs, [], launches, b"")
+    mx.eval(host.found.apply(plan, list(given.values()), stream))
 
 
-def launches_of(steps: Sequence[Step], inputs: Tensors, outputs: Sequence[str]) -> tuple[list[Any], list[Tensor]]:
-    """``steps`` as the extension launches them, and the tensors that live from one to another.
+def launches_of(
+    host: ExtensionHost, kernels: Sequence[Any], steps: Sequence[Step], inputs: Tensors, outputs: Sequence[str]
+) -> tuple[list[Any], list[Tensor]]:
+    """``steps`` as the extension launches their ``kernels``, and the tensors that live from one to another.
 
     A plan's tensors are numbered: inputs, then ``outputs`` (their names), then these.
     """
@@ -278,17 +235,18 @@ def launches_of(steps: Sequence[Step], inputs: Tensors, outputs: Sequence[str]) 
     scratch = []
     places = {name: place for place, name in enumerate([*shapes, *outputs])}
     launches = []
-    for step in steps:
+    for kernel, step in zip(kernels, steps, strict=True):
         for output in step.outputs:
             shapes[output.name] = output.shape
             if output.name not in places:
                 places[output.name] = len(places)
                 scratch.append((output.name, output.shape, DTYPES[output.dtype]))
-        launches.append(_launch(step, shapes, places))
+        launches.append(host.found.Launch(kernel, *_launch(step, shapes, places)))
     return launches, scratch
 
 
-def _launch(step: Step, shapes: Mapping[str, tuple[int, ...]], places: Mapping[str, int]) -> Any:
+def _launch(step: Step, shapes: Mapping[str, tuple[int, ...]], places: Mapping[str, int]) -> tuple[Any, ...]:
+    """What the extension's Launch is made of, besides the kernel."""
     instance = step.instance
     bound = dict(step.inputs) | {output.argument: output.name for output in step.outputs}
     # Strides that are known by now: of all tensors but the user's own.
@@ -299,12 +257,7 @@ def _launch(step: Step, shapes: Mapping[str, tuple[int, ...]], places: Mapping[s
         slot, _ = SLOTS[step.stride_slots[argument]]
         strided.append((places[bound[argument]], slot, COUNT + (slot - _FIRST_BLOCK) // _BLOCK))
     params = [*with_strides(step, known), *[1] * _BLOCKS]
-    return _found().Launch(_kernel(instance), step.grid, step.threads, params, buffers, strided)
-
-
-@lru_cache(maxsize=256)
-def _kernel(instance: Instance) -> Any:
-    return _found().Kernel(instance.name, library(instance))
+    return step.grid, step.threads, params, buffers, strided
 
 
 def library(instance: Instance) -> str:

@@ -23,7 +23,7 @@ import math
 
 import mlx.core as mx
 
-from .._metal.plan.plan import Plan
+from .._metal.plan.programs import Walks
 from .._tensors import Optional, compute_dtype, exp
 from .walk import Collector, Rows, Step, Sums, Walk, bias_gradient, mask_logits
 
@@ -36,7 +36,7 @@ def _extra(tensor: Optional, items: range, dtype: mx.Dtype) -> Optional:
 
 
 def forward(
-    plan: Plan,
+    program: Walks,
     query: mx.array,
     key: mx.array,
     value: mx.array,
@@ -45,7 +45,7 @@ def forward(
     rpb: Optional = None,
 ) -> tuple[mx.array, mx.array]:
     """Output ``[B, *shape, H, D_v]`` in the query's dtype and lse ``[B, *shape, H]`` (float32, or float64)."""
-    problem, walk = plan.problem, Walk(plan.queries, plan.problem.batch)
+    problem, walk = program.problem, Walk(program.queries, program.problem.batch)
     groups, dtype, columns = problem.group_heads, compute_dtype(query), walk.blocks.box_columns
     q, k, v = Rows(query, groups), Rows(key), Rows(value)
     out = Collector(walk.blocks, problem.batch, problem.heads, problem.head_dim_v, query.dtype)
@@ -72,30 +72,32 @@ def forward(
 
 
 def backward(
-    plan: Plan,
-    d_out: mx.array,
-    d_lse: mx.array,
+    program: Walks,
+    out_grad: mx.array,
     query: mx.array,
     key: mx.array,
     value: mx.array,
-    additional_keys: Optional,
-    additional_values: Optional,
-    rpb: Optional,
     out: mx.array,
     lse: mx.array,
+    lse_grad: Optional = None,
+    additional_keys: Optional = None,
+    additional_values: Optional = None,
+    rpb: Optional = None,
 ) -> tuple[mx.array, mx.array, mx.array, Optional, Optional, Optional]:
     """Gradients of query, key, value, additional_keys, additional_values and rpb, each in its own dtype."""
     dtype = compute_dtype(query)
-    delta = (d_out.astype(dtype) * out.astype(dtype)).sum(-1) - d_lse.astype(dtype)
+    delta = (out_grad.astype(dtype) * out.astype(dtype)).sum(-1)
+    if lse_grad is not None:
+        delta = delta - lse_grad.astype(dtype)
     # Without weights: exp(-inf - inf) is 0.
     lse = mx.where(lse == -math.inf, math.inf, lse)
     return _walk_back(
-        plan, query, key, value, additional_keys, additional_values, rpb, d_out, lse[..., None], delta[..., None]
+        program, query, key, value, additional_keys, additional_values, rpb, out_grad, lse[..., None], delta[..., None]
     )
 
 
 def _walk_back(
-    plan: Plan,
+    program: Walks,
     query: mx.array,
     key: mx.array,
     value: mx.array,
@@ -106,7 +108,7 @@ def _walk_back(
     lse: mx.array,
     delta: mx.array,
 ) -> tuple[mx.array, mx.array, mx.array, Optional, Optional, Optional]:
-    problem, walk = plan.problem, Walk(plan.queries, plan.problem.batch)
+    problem, walk = program.problem, Walk(program.queries, program.problem.batch)
     groups, dtype = problem.group_heads, compute_dtype(query)
     q, do, ls, de = (Rows(tensor, groups) for tensor in (query, d_out, lse, delta))
     k, v = Rows(key), Rows(value)

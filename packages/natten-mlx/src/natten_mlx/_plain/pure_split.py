@@ -9,7 +9,7 @@ import math
 import mlx.core as mx
 
 from .._metal.plan.blocks import Chunk
-from .._metal.plan.plan import Plan
+from .._metal.plan.programs import Walks
 from .._metal.problem.problem import Problem
 from .._tensors import Optional, compute_dtype
 from .walk import Collector, Rows, Step, Walk, bias_gradient, relative_bias
@@ -48,9 +48,9 @@ def _pair_weights(slots: Rows, step: Step, groups: int) -> mx.array:
     return found.reshape(b, c, heads // groups, rows, groups * columns)
 
 
-def qk(plan: Plan, query: mx.array, key: mx.array, rpb: Optional = None) -> mx.array:
+def qk(program: Walks, query: mx.array, key: mx.array, rpb: Optional = None) -> mx.array:
     """Logits ``[B, *shape, H, W]`` = scale * q.k + rpb in the query's dtype, -inf where a slot has no key."""
-    problem, walk = plan.problem, Walk(plan.queries, plan.problem.batch)
+    problem, walk = program.problem, Walk(program.queries, program.problem.batch)
     groups = problem.group_heads
     q, k = Rows(query, groups), Rows(key)
     out = Collector(walk.blocks, problem.batch, problem.heads, problem.slots, query.dtype)
@@ -63,9 +63,9 @@ def qk(plan: Plan, query: mx.array, key: mx.array, rpb: Optional = None) -> mx.a
     return out.result(problem.query_shape)
 
 
-def av(plan: Plan, attn: mx.array, value: mx.array) -> mx.array:
+def av(program: Walks, attn: mx.array, value: mx.array) -> mx.array:
     """``[B, *shape, H, D_v]`` in the value's dtype: each query's slots times the values they stand for."""
-    return _weigh_keys(plan.problem, Walk(plan.queries, plan.problem.batch), attn, value, 1.0)[0]
+    return _weigh_keys(program.problem, Walk(program.queries, program.problem.batch), attn, value, 1.0)[0]
 
 
 def _weigh_keys(
@@ -97,23 +97,23 @@ def _weigh_queries(problem: Problem, walk: Walk, slots: mx.array, rows: mx.array
 
 
 def qk_backward(
-    plan: Plan, d_logits: mx.array, query: mx.array, key: mx.array, rpb: Optional
+    program: Walks, logits_grad: mx.array, query: mx.array, key: mx.array, rpb: Optional = None
 ) -> tuple[mx.array, mx.array, Optional]:
     """Gradients of query, key and rpb; what flows into slots without a key is not read."""
-    problem, queries = plan.problem, Walk(plan.queries, plan.problem.batch)
-    keys = Walk(plan.keys, problem.batch, after=queries)
-    d_query, d_rpb = _weigh_keys(problem, queries, d_logits, key, problem.scale, rpb)
-    return d_query, _weigh_queries(problem, keys, d_logits, query, problem.scale), d_rpb
+    problem, queries = program.problem, Walk(program.queries, program.problem.batch)
+    keys = Walk(program.keys, problem.batch, after=queries)
+    d_query, d_rpb = _weigh_keys(problem, queries, logits_grad, key, problem.scale, rpb)
+    return d_query, _weigh_queries(problem, keys, logits_grad, query, problem.scale), d_rpb
 
 
-def av_backward(plan: Plan, d_out: mx.array, attn: mx.array, value: mx.array) -> tuple[mx.array, mx.array]:
+def av_backward(program: Walks, out_grad: mx.array, attn: mx.array, value: mx.array) -> tuple[mx.array, mx.array]:
     """Gradients of attn (0 in slots without a key) and value, each in its own dtype."""
-    problem, walk = plan.problem, Walk(plan.queries, plan.problem.batch)
-    keys = Walk(plan.keys, problem.batch, after=walk)
+    problem, walk = program.problem, Walk(program.queries, program.problem.batch)
+    keys = Walk(program.keys, problem.batch, after=walk)
     groups = problem.group_heads
-    do, v = Rows(d_out, groups), Rows(value)
+    do, v = Rows(out_grad, groups), Rows(value)
     d_attn = Collector(walk.blocks, problem.batch, problem.heads, problem.slots, attn.dtype)
     for step in walk:
         box = do.gather(step, "rows") @ v.gather(step, "columns").swapaxes(-1, -2)
         d_attn.put(step, _slots_of_box(box, step.chunk, groups, 0.0))
-    return d_attn.result(problem.query_shape), _weigh_queries(problem, keys, attn, d_out, 1.0)
+    return d_attn.result(problem.query_shape), _weigh_queries(problem, keys, attn, out_grad, 1.0)

@@ -7,7 +7,7 @@ from typing import Any
 import mlx.core as mx
 
 from .. import functional
-from .._config import BACKENDS, TIERS
+from .._config import BACKENDS, ORDER
 from .._device import device_of
 from .._metal.tools.doctor import Case, Patient
 from .._tensors import stream_of
@@ -18,9 +18,9 @@ def _machine() -> str:
     return f"{platform.platform()} ({platform.machine()}), mlx {version('mlx')}, {device}"
 
 
-def _tiers() -> list[tuple[str, str | None]]:
+def _missing() -> list[tuple[str, str | None]]:
     device = device_of(stream_of("doctor", None))
-    return [(tier, device.reason_missing(tier)) for tier in TIERS]
+    return [(backend, device.reason_missing(backend)) for backend in ORDER]
 
 
 def _forward(case: Case, tensors: dict[str, mx.array], backend: str) -> tuple[mx.array, ...]:
@@ -65,4 +65,4 @@ def _error(found: mx.array, wanted: mx.array) -> float:
     return float(ratio)
 
 
-PATIENT = Patient(BACKENDS, _machine, _tiers, _run, _error)
+PATIENT = Patient(BACKENDS, _machine, _missing, _run, _error)

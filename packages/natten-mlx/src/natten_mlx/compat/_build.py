@@ -6,7 +6,7 @@ from typing import Any
 import mlx.core as mx
 
 from .. import functional, modules, varlen
-from .._config import TIERS
+from .._config import ORDER
 from .._device import device_of
 from .._metal.compat import generations as compat
 from .._metal.compat import modules as compat_modules
@@ -126,7 +126,7 @@ _ADAPTERS = {"qk": _qk, "av": _av, "fused": _fused, "attention": _attention, "me
 
 def _tiers(problem: Problem, tensor: mx.array) -> list[str]:
     device = device_of(stream_of("get_compatible_backends", None))
-    return [tier for tier in TIERS if plan.obstacle(problem, device, tier) is None]
+    return [tier for tier in ORDER if plan.obstacle(problem, device, tier) is None]
 
 
 _HELPERS = TensorHelpers(spec, _tiers, varlen.generate_varlen_parameters)

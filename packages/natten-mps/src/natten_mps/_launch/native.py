@@ -6,103 +6,82 @@ the interpreter's lock while it runs. It has threads of its own, and uses as man
 
 import platform
 import sys
-from collections.abc import Sequence
-from functools import cache
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from .._metal.cpu.library import FILE, FOLDER, CpuLibrary
-from .._metal.metal.steps import RESULTS, backward_tensors
-from .._metal.plan.plan import Plan
+from .._metal.plan.programs import CpuCall
 from .._metal.problem import checks
+from .._metal.problem.ops import sum_dtype
+from .._metal.problem.problem import Problem
+
+DTYPES = {
+    "float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64,
+}  # fmt: skip
 
 
-@cache
-def _found() -> CpuLibrary | str:
-    """The library that was built with this package, or why there is none."""
-    # An editable install keeps what was compiled apart from the sources; the package's path names both folders.
-    files = [Path(folder) / FOLDER / FILE for folder in sys.modules["natten_mps"].__path__]
-    for file in files:
-        if file.exists():
-            try:
-                return CpuLibrary(file)
-            except OSError as error:
-                return f"the compiled CPU kernel does not load ({error})"
-    return (
-        f"this install of natten-mps has no compiled CPU kernel for {platform.system()} {platform.machine()}; "
-        "a wheel for this platform has one, and so has an install from source where CMake finds a C++17 compiler"
-    )
+class NativeHost:
+    """The library that was built with this package, looked for once. file: its name; folders: where it may be."""
+
+    def __init__(self, file: str = FILE, folders: list[str] | None = None) -> None:
+        self.file, self.folders = file, folders
+
+    @cached_property
+    def _found(self) -> CpuLibrary | str:
+        # An editable install keeps what was compiled apart from the sources; the package's path names both folders.
+        folders = self.folders or sys.modules["natten_mps"].__path__
+        for path in (Path(folder) / FOLDER / self.file for folder in folders):
+            if path.exists():
+                try:
+                    return CpuLibrary(path)
+                except OSError as error:
+                    return f"the compiled CPU kernel does not load ({error})"
+        return (
+            f"this install of natten-mps has no compiled CPU kernel for {platform.system()} {platform.machine()}; "
+            "a wheel for this platform has one, and so has an install from source where CMake finds a C++17 compiler"
+        )
+
+    def missing(self, device: torch.device) -> str | None:
+        """Why the CPU kernels cannot run on tensors of ``device``; None if they can."""
+        if device.type != "cpu":
+            return f"the CPU kernel runs on cpu tensors; these are on {device.type}"
+        return self._found if isinstance(self._found, str) else None
+
+    @property
+    def library(self) -> CpuLibrary:
+        """The loaded library; RuntimeError with the reason if there is none."""
+        if isinstance(self._found, str):
+            raise RuntimeError(self._found)
+        return self._found
 
 
-def missing(device: torch.device) -> str | None:
-    """Why the CPU kernels cannot run on tensors of ``device``; None if they can."""
-    if device.type != "cpu":
-        return f"the CPU kernel runs on cpu tensors; these are on {device.type}"
-    found = _found()
-    return found if isinstance(found, str) else None
+def run(
+    program: CpuCall, tensors: dict[str, Tensor], host: NativeHost, into: list[Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Call the program's function; its outputs by name. into: where to write the first of them, of any strides."""
+    made = {output.name: tensor for output, tensor in zip(program.outputs, into or (), strict=False)}
+    for output in program.outputs[len(made) :]:
+        made[output.name] = torch.empty(output.shape, dtype=DTYPES[output.dtype], device="cpu")
+    given = tensors
+    if "rpb" in given:
+        given = given | {"rpb": _readable_bias(program.problem, given["rpb"])}
+    addresses = {name: (tensor.data_ptr(), tensor.stride()) for name, tensor in (given | made).items()}
+    for name, (address, _) in addresses.items():
+        if not address:
+            _require_memory(program.problem, name, given.get(name, made.get(name)))
+    host.library.call(program.function, program.problem, addresses, torch.get_num_threads())
+    return made
 
 
-def library() -> CpuLibrary:
-    """The loaded library; RuntimeError with the reason if there is none."""
-    found = _found()
-    if isinstance(found, str):
-        raise RuntimeError(found)
-    return found
+def _readable_bias(problem: Problem, bias: Tensor) -> Tensor:
+    """The bias as the kernels read it: contiguous and in the dtype of sums. They read all others as they lie."""
+    return bias.to(DTYPES[sum_dtype(problem.dtype)]).contiguous()
 
 
-def _run(function: str, plan: Plan, tensors: dict[str, Tensor]) -> None:
-    addresses = {name: (_address(plan, name, t), t.stride()) for name, t in tensors.items()}
-    library().call(function, plan.problem, addresses, torch.get_num_threads())
-
-
-def _address(plan: Plan, name: str, tensor: Tensor) -> int:
-    """Where the elements lie; ValueError where none do. Lazy elements were resolved on the way (:mod:`._lazy_bits`)."""
-    address = tensor.data_ptr()
-    if not address and tensor.numel():
-        checks.reject_freed(plan.problem.name, name, tensor.numel())
-    return address
-
-
-def _accumulated(plan: Plan) -> torch.dtype:
-    """The dtype of sums, lse and bias."""
-    return torch.float64 if plan.problem.dtype == "float64" else torch.float32
-
-
-def _prepared(plan: Plan, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The bias in the dtype of sums and contiguous, as the kernels read it; everything else as it lies."""
-    return {n: t.to(_accumulated(plan)).contiguous() if n == "rpb" else t for n, t in tensors.items()}
-
-
-def forward(plan: Plan, tensors: dict[str, Tensor], into: list[Tensor] | None = None) -> list[Tensor]:
-    """The op's outputs: out and lse, or the split op's only one. into: where to write them, of any strides."""
-    problem, first = plan.problem, next(iter(tensors.values()))
-    rows = (problem.batch, *problem.query_shape, problem.heads)
-    shapes = {"out": (*rows, problem.head_dim_v), "lse": rows, "logits": (*rows, problem.slots)}
-    names = RESULTS[problem.op]
-    if into is not None:
-        made = dict(zip(names, into, strict=True))
-    else:
-        made = {
-            name: first.new_empty(shapes[name], dtype=_accumulated(plan) if name == "lse" else None) for name in names
-        }
-    _run("forward" if "lse" in made else problem.op, plan, _prepared(plan, tensors) | made)
-    return list(made.values())
-
-
-def backward(
-    plan: Plan, grads: Sequence[Tensor | None], tensors: dict[str, Tensor], outputs: list[Tensor],
-    into: list[Tensor] | None = None,
-) -> list[Tensor]:  # fmt: skip
-    """Gradients of the inputs that are given, in their order and dtypes. into: where to write those of the first."""
-    op = plan.problem.op
-    first = torch.zeros_like(outputs[0]) if grads[0] is None else grads[0]
-    given = backward_tensors(op, _prepared(plan, tensors), [first, *grads[1:]], outputs)
-    made = {
-        f"{name}_grad": torch.empty(t.shape, dtype=_accumulated(plan) if name == "rpb" else t.dtype)
-        for name, t in list(tensors.items())[len(into or ()) :]
-    }
-    made = {f"{name}_grad": t for name, t in zip(tensors, into or (), strict=False)} | made
-    _run("backward" if "lse" in RESULTS[op] else f"{op}_backward", plan, given | made)
-    return [made[f"{name}_grad"].to(tensor.dtype) for name, tensor in tensors.items()]
+def _require_memory(problem: Problem, name: str, tensor: Tensor | None) -> None:
+    """ValueError for elements that lie nowhere. Lazy ones were resolved on the way (:mod:`._lazy_bits`)."""
+    if tensor is not None and tensor.numel():
+        checks.reject_freed(problem.name, name, tensor.numel())

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from .._metal.plan.blocks import Chunk
-from .._metal.plan.plan import Plan
+from .._metal.plan.programs import Walks
 from .walk import Collector, Rows, Sums, bias_gradient, compute_dtype, exp_, mask_logits, steps
 
 Optional = Tensor | None
@@ -39,7 +39,7 @@ def _extra(tensor: Optional, items: range, dtype: torch.dtype) -> Optional:
 
 
 def forward(
-    plan: Plan,
+    program: Walks,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -48,7 +48,7 @@ def forward(
     rpb: Optional = None,
 ) -> tuple[Tensor, Tensor]:
     """Output ``[B, *shape, H, D_v]`` in the query's dtype and lse ``[B, *shape, H]`` (float32, or float64)."""
-    problem, blocks = plan.problem, plan.queries
+    problem, blocks = program.problem, program.queries
     assert blocks is not None
     groups, dtype = problem.group_heads, compute_dtype(query)
     q, k, v = Rows(query, groups), Rows(key), Rows(value)
@@ -75,32 +75,32 @@ def forward(
 
 
 def backward(
-    plan: Plan,
-    d_out: Tensor,
-    d_lse: Optional,
+    program: Walks,
+    out_grad: Tensor,
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    additional_keys: Optional,
-    additional_values: Optional,
-    rpb: Optional,
     out: Tensor,
     lse: Tensor,
+    lse_grad: Optional = None,
+    additional_keys: Optional = None,
+    additional_values: Optional = None,
+    rpb: Optional = None,
 ) -> tuple[Tensor, Tensor, Tensor, Optional, Optional, Optional]:
     """Gradients of query, key, value, additional_keys, additional_values and rpb, each in its own dtype."""
     dtype = compute_dtype(query)
-    delta = (d_out.to(dtype) * out.to(dtype)).sum(-1)
-    if d_lse is not None:
-        delta = delta - d_lse.to(dtype)
+    delta = (out_grad.to(dtype) * out.to(dtype)).sum(-1)
+    if lse_grad is not None:
+        delta = delta - lse_grad.to(dtype)
     # Without weights: exp(-inf - inf) is 0.
     lse = lse.masked_fill(lse == -math.inf, math.inf)
     return _walk_back(
-        plan, query, key, value, additional_keys, additional_values, rpb, d_out, lse[..., None], delta[..., None]
+        program, query, key, value, additional_keys, additional_values, rpb, out_grad, lse[..., None], delta[..., None]
     )
 
 
 def _walk_back(
-    plan: Plan,
+    program: Walks,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -111,7 +111,7 @@ def _walk_back(
     lse: Tensor,
     delta: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Optional, Optional, Optional]:
-    problem, blocks = plan.problem, plan.queries
+    problem, blocks = program.problem, program.queries
     assert blocks is not None
     groups, dtype = problem.group_heads, compute_dtype(query)
     q, do, ls, de = (Rows(tensor, groups) for tensor in (query, d_out, lse, delta))

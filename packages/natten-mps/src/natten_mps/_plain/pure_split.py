@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .._metal.plan.blocks import Chunk
-from .._metal.plan.plan import Plan
+from .._metal.plan.programs import Walks
 from .walk import Collector, Rows, bias_gradient, compute_dtype, steps
 
 Optional = Tensor | None
@@ -45,9 +45,9 @@ def _pair_weights(slots: Rows, chunk: Chunk, items: range, groups: int) -> Tenso
     return found.reshape(b, c, heads // groups, -1, groups * columns)
 
 
-def qk(plan: Plan, query: Tensor, key: Tensor, rpb: Optional = None) -> Tensor:
+def qk(program: Walks, query: Tensor, key: Tensor, rpb: Optional = None) -> Tensor:
     """Logits ``[B, *shape, H, W]`` = scale * q.k + rpb in the query's dtype, -inf where a slot has no key."""
-    problem, blocks = plan.problem, plan.queries
+    problem, blocks = program.problem, program.queries
     assert blocks is not None
     groups = problem.group_heads
     q, k = Rows(query, groups), Rows(key)
@@ -62,17 +62,17 @@ def qk(plan: Plan, query: Tensor, key: Tensor, rpb: Optional = None) -> Tensor:
     return out.result(problem.query_shape)
 
 
-def av(plan: Plan, attn: Tensor, value: Tensor) -> Tensor:
+def av(program: Walks, attn: Tensor, value: Tensor) -> Tensor:
     """``[B, *shape, H, D_v]`` in the value's dtype: each query's slots times the values they stand for."""
-    problem = plan.problem
-    return _weigh_keys(plan, attn, value, 1.0, problem.heads)[0]
+    problem = program.problem
+    return _weigh_keys(program, attn, value, 1.0, problem.heads)[0]
 
 
 def _weigh_keys(
-    plan: Plan, slots: Tensor, keys: Tensor, scale: float, heads: int, rpb: Optional = None
+    program: Walks, slots: Tensor, keys: Tensor, scale: float, heads: int, rpb: Optional = None
 ) -> tuple[Tensor, Optional]:
     """Sum over each query's slots of slot * key row; and, asked for with ``rpb``, its gradient."""
-    problem, blocks = plan.problem, plan.queries
+    problem, blocks = program.problem, program.queries
     assert blocks is not None
     groups = problem.group_heads
     a, k = Rows(slots, groups), Rows(keys)
@@ -86,9 +86,9 @@ def _weigh_keys(
     return out.result(problem.query_shape), None if rpb is None or d_rpb is None else d_rpb.to(rpb.dtype)
 
 
-def _weigh_queries(plan: Plan, slots: Tensor, rows: Tensor, scale: float) -> Tensor:
+def _weigh_queries(program: Walks, slots: Tensor, rows: Tensor, scale: float) -> Tensor:
     """Sum over the queries that see each key of slot * query row: ``[B, *shape, kv heads, D]``."""
-    problem, blocks = plan.problem, plan.keys
+    problem, blocks = program.problem, program.keys
     assert blocks is not None
     groups = problem.group_heads
     a, q = Rows(slots, groups), Rows(rows, groups)
@@ -100,22 +100,22 @@ def _weigh_queries(plan: Plan, slots: Tensor, rows: Tensor, scale: float) -> Ten
 
 
 def qk_backward(
-    plan: Plan, d_logits: Tensor, query: Tensor, key: Tensor, rpb: Optional
+    program: Walks, logits_grad: Tensor, query: Tensor, key: Tensor, rpb: Optional = None
 ) -> tuple[Tensor, Tensor, Optional]:
     """Gradients of query, key and rpb; what flows into slots without a key is not read."""
-    problem = plan.problem
-    d_query, d_rpb = _weigh_keys(plan, d_logits, key, problem.scale, problem.heads, rpb)
-    return d_query, _weigh_queries(plan, d_logits, query, problem.scale), d_rpb
+    problem = program.problem
+    d_query, d_rpb = _weigh_keys(program, logits_grad, key, problem.scale, problem.heads, rpb)
+    return d_query, _weigh_queries(program, logits_grad, query, problem.scale), d_rpb
 
 
-def av_backward(plan: Plan, d_out: Tensor, attn: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+def av_backward(program: Walks, out_grad: Tensor, attn: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of attn (0 in slots without a key) and value, each in its own dtype."""
-    problem, blocks = plan.problem, plan.queries
+    problem, blocks = program.problem, program.queries
     assert blocks is not None
     groups = problem.group_heads
-    do, v = Rows(d_out, groups), Rows(value)
+    do, v = Rows(out_grad, groups), Rows(value)
     d_attn = Collector(blocks, attn, problem.heads, problem.slots, attn.dtype)
     for chunk, items in steps(blocks, problem.batch, value.device):
         box = do.gather(chunk, "rows", items) @ v.gather(chunk, "columns", items).transpose(-1, -2)
         d_attn.put(chunk, items, _slots_of_box(box, chunk, groups, 0.0))
-    return d_attn.result(problem.query_shape), _weigh_queries(plan, attn, d_out, 1.0)
+    return d_attn.result(problem.query_shape), _weigh_queries(program, attn, out_grad, 1.0)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import functional
-from .._config import BACKENDS, TIERS
+from .._config import BACKENDS, ORDER
 from .._device import device_of
 from .._metal.tools.doctor import Case, Patient
 
@@ -20,9 +20,9 @@ def _machine() -> str:
     return f"{platform.platform()} ({platform.machine()}), torch {torch.__version__}, {device}"
 
 
-def _tiers() -> list[tuple[str, str | None]]:
+def _missing() -> list[tuple[str, str | None]]:
     device = device_of(_device())
-    return [(tier, device.reason_missing(tier)) for tier in TIERS]
+    return [(backend, device.reason_missing(backend)) for backend in ORDER]
 
 
 def _forward(case: Case, tensors: dict[str, Tensor], backend: str) -> tuple[Tensor, ...]:
@@ -56,4 +56,4 @@ def _error(found: Tensor, wanted: Tensor) -> float:
     return float((found - wanted).abs().max() / wanted.abs().max().clamp(min=1e-6))
 
 
-PATIENT = Patient(BACKENDS, _machine, _tiers, _run, _error)
+PATIENT = Patient(BACKENDS, _machine, _missing, _run, _error)

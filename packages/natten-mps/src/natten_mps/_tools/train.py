@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .._config import get_backend
+from .._metal.plan.backend import NATIVE
 from .._metal.tools import train
 from ..functional import explain
 from ..modules import NeighborhoodAttention2D
@@ -61,7 +62,7 @@ class Trainer:
     """A :class:`train.Trainer` on the GPU if there is one and the backend does not require the CPU."""
 
     def __init__(self, weights: dict[str, Any]) -> None:
-        on_gpu = torch.backends.mps.is_available() and get_backend() != "native"
+        on_gpu = torch.backends.mps.is_available() and get_backend() != NATIVE.name
         self.model = Classifier().to("mps" if on_gpu else "cpu")
         load_weights(self.model, weights)
         parameters = self.model.parameters()

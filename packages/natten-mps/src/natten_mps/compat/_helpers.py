@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from .. import functional, varlen
-from .._config import TIERS
+from .._config import ORDER
 from .._device import device_of
 from .._metal.compat.checks import get_device_cc
 from .._metal.compat.flops import COUNTS, HANDLES
@@ -20,7 +20,7 @@ from .._tensors import spec
 
 def _tiers(problem: Problem, tensor: Tensor) -> list[str]:
     device = device_of(tensor.device)
-    return [tier for tier in TIERS if plan.obstacle(problem, device, tier) is None]
+    return [tier for tier in ORDER if plan.obstacle(problem, device, tier) is None]
 
 
 HELPERS = TensorHelpers(spec, _tiers, varlen.generate_varlen_parameters)

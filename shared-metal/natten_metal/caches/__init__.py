@@ -1,0 +1,64 @@
+"""The one kind of cache: named, bounded, safe to use from several threads, and empty again when a test asks for it."""
+
+import threading
+import weakref
+from collections.abc import Callable, Hashable
+from typing import Any
+
+_caches: "weakref.WeakSet[Cache]" = weakref.WeakSet()
+
+
+class Cache:
+    """At most ``most`` values by key; the oldest one makes room for a new one.
+
+    Reading takes no lock. A value is never None, which stands for one that is not there.
+    """
+
+    def __init__(self, name: str, most: int) -> None:
+        self.name, self.most = name, most
+        self._kept: dict[Hashable, Any] = {}
+        self._lock = threading.RLock()
+        _caches.add(self)
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def values(self) -> list[Any]:
+        """What is kept, oldest first."""
+        with self._lock:
+            return list(self._kept.values())
+
+    def get(self, key: Hashable) -> Any:
+        """The value of ``key``, or None; TypeError if ``key`` has no hash."""
+        return self._kept.get(key)
+
+    def keep(self, key: Hashable, value: Any) -> Any:
+        """Keep ``value`` under ``key``, unless another thread was first; what is kept now."""
+        with self._lock:
+            found = self._kept.setdefault(key, value)
+            while len(self._kept) > self.most:
+                del self._kept[next(iter(self._kept))]
+            return found
+
+    def get_or_make(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """The value of ``key``, or that of ``make()``. Threads that ask at once may each make it; all get the same."""
+        found = self._kept.get(key)
+        return self.keep(key, make()) if found is None else found
+
+    def get_or_make_once(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """As :meth:`get_or_make`, but no two threads make a value of this cache at the same time."""
+        found = self._kept.get(key)
+        if found is None:
+            with self._lock:
+                return self.get_or_make(key, make)
+        return found
+
+    def clear(self) -> None:
+        """Keep nothing of what is kept now."""
+        with self._lock:
+            self._kept.clear()
+
+
+def caches() -> list[Cache]:
+    """All caches of this package that are alive, by name."""
+    return sorted(_caches, key=lambda cache: cache.name)

@@ -1,0 +1,71 @@
+"""The plans of one package, and what it learned of its machine: kept, shared by threads, and used together."""
+
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+from ..caches import Cache
+from ..problem.problem import Problem
+from . import backends
+from .device import Device
+from .plan import Plan, plan
+from .programs import Program, Refused
+from .verdicts import NOTHING_LEARNED, KernelFailure, Learned, Verdict, Verdicts
+
+T = TypeVar("T")
+MOST_PLANS = 1024
+
+
+class Planner:
+    """Plans the problems of ``package``, whose backends are tried in ``order``."""
+
+    def __init__(self, package: str, order: tuple[str, ...]) -> None:
+        self.package, self.order = package, order
+        self.plans = Cache("plans", MOST_PLANS)
+        self._verdicts = NOTHING_LEARNED
+        self._lock = threading.Lock()
+
+    @property
+    def verdicts(self) -> Verdicts:
+        """What was learned so far."""
+        return self._verdicts
+
+    def learn(self, *verdicts: Verdict) -> None:
+        """Record what a launcher met; plans that are asked for from now on know of it."""
+        with self._lock:
+            self._verdicts = self._verdicts | verdicts
+
+    def forget(self) -> None:
+        """Plan and learn anew, as on another machine."""
+        with self._lock:
+            self._verdicts = NOTHING_LEARNED
+        self.plans.clear()
+
+    def plan(self, problem: Problem, device: Device, backend: str) -> Plan:
+        """As :func:`.plan.plan`, with all that was learned; the same object for the same question."""
+        verdicts = self._verdicts
+        key = problem, device, backend, verdicts
+        found: Plan = self.plans.get_or_make(key, lambda: plan(problem, device, backend, self.order, verdicts))
+        return found
+
+    def run(self, planned: Plan, launch: Callable[[Plan], T]) -> T:
+        """What ``launch`` makes of a plan. Where it learns something of this machine, of the plan that then follows.
+
+        It ends, for no plan that follows would teach the same again. A backend that was asked for and fails is a
+        KernelFailure.
+        """
+        while True:
+            try:
+                return launch(planned)
+            except Learned as learned:
+                self.learn(*learned.verdicts)
+                planned = self.plan(planned.problem, planned.device, planned.asked)
+
+    def announce(self, program: Program) -> None:
+        """Before ``program`` is launched: warn of what keeps faster ones away; KernelFailure if it may not run."""
+        if program.failed is not None:
+            if isinstance(program, Refused):
+                raise KernelFailure(program.failed)
+            backends.warn_of_failure(self.package, program.problem.name, program.failed)
+        if program.missing:
+            backends.warn_of_missing_kernels(self.package, program.problem.name, program.missing)

@@ -1,0 +1,88 @@
+"""Programs: all that a launcher does for an op or its gradient, as frozen data.
+
+A launcher is ``run(program, tensors, ...) -> tensors by name``. It looks at the program's type and decides nothing.
+The names of tensors are those of the op's record (:mod:`..problem.ops`), in programs of gradients with ``_grad`` ones.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from ..metal.steps import Step
+from ..problem.ops import Op
+from ..problem.problem import Problem
+from .blocks import Blocks
+from .verdicts import Failure
+
+T = TypeVar("T")  # a framework's tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A tensor that a program makes: its name, shape and dtype."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What all programs say. backend: which one runs it. function: what it computes, by the name that the op's record
+    has for it (its ``forward`` or its ``backward``). outputs: what it makes, in the order of the record.
+
+    why: why that backend, where it is another than the plan's. failed: the failed kernel that keeps 'auto' from a
+    faster backend; missing: why a CPU has no kernels for 'auto'. Whoever launches the program warns of both.
+    """
+
+    problem: Problem
+    backend: str
+    function: str
+    outputs: tuple[Made, ...]
+    why: str = ""
+    failed: Failure | None = None
+    missing: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Blank(Program):
+    """Nothing to compute: a batch without items. The outputs are zeros."""
+
+
+@dataclass(frozen=True, slots=True)
+class MetalLaunches(Program):
+    """Metal kernels, one after another."""
+
+    steps: tuple[Step, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CpuCall(Program):
+    """The function of the CPU kernels' C interface."""
+
+
+@dataclass(frozen=True, slots=True)
+class Walks(Program):
+    """The pure path's function. queries: its walk; keys: the second one of the split ops' gradients."""
+
+    queries: Blocks | None = None
+    keys: Blocks | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DenseOperations(Program):
+    """The dense path's function; the gradient is the framework's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused(Program):
+    """A gradient that cannot run: its kernel failed, and the backend was asked for. Launching it raises ``failed``."""
+
+
+def gradient_tensors(
+    record: Op, grads: Sequence[T | None], inputs: Mapping[str, T], outputs: Sequence[T]
+) -> dict[str, T]:
+    """What a gradient's program reads, by name: gradients of outputs where given, inputs, saved outputs."""
+    given = {operand.gradient: grad for operand, grad in zip(record.outputs, grads, strict=True) if grad is not None}
+    saved = {} if record.bilinear else dict(zip(record.output_names, outputs, strict=True))
+    return given | dict(inputs) | saved

@@ -1,0 +1,97 @@
+"""A call plans once: forward, or forward and gradient, whatever transforms it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+from frameworks import FRAMEWORKS, MLX, MPS, Framework
+
+BACKENDS = ("auto", "pure")
+
+
+@contextmanager
+def planned(framework: Framework) -> Iterator[list[str]]:
+    """The ops that the machine is asked to plan, one entry for each time; nothing is known to it before."""
+    device, asked = framework.module("_device"), []
+
+    class Counted(device.Machine):  # type: ignore[misc, name-defined]
+        def plan(self, problem: Any, where: Any, backend: str) -> Any:
+            asked.append(problem.op)
+            return super().plan(problem, where, backend)
+
+    with device.on_machine(Counted()):
+        yield asked
+
+
+def tensors(framework: Framework, count: int = 3) -> list[Any]:
+    rng = np.random.default_rng(0)
+    return [framework.tensor(rng.standard_normal((2, 5, 6, 2, 4)), "float32") for _ in range(count)]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
+def test_forward(framework: Framework, backend: str) -> None:
+    query, key, value = tensors(framework)
+    with planned(framework) as asked:
+        framework.evaluate(framework.face("na2d")(query, key, value, 3, backend=backend))
+    assert asked == ["na"]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("op", ["na", "qk", "av"])
+@pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
+def test_forward_and_gradient(framework: Framework, op: str, backend: str) -> None:
+    query, key, value = tensors(framework)
+    logits = framework.face("na2d_qk")(query, key, 3)
+    face = framework.face("na2d" if op == "na" else f"na2d_{op}")
+    given = {"na": [query, key, value], "qk": [query, key], "av": [logits, value]}[op]
+    cotangent = logits if op == "qk" else value
+    with planned(framework) as asked:
+        _, gradients = framework.vjp(lambda *arrays: (face(*arrays, 3, backend=backend),), given, [cotangent])
+        framework.evaluate(*gradients)
+    assert asked == [op]
+
+
+def mlx_calls() -> dict[str, tuple[Callable[..., Any], int]]:
+    """Transformed calls by name, and how often they plan."""
+    import mlx.core as mx
+
+    def loss(query: Any, key: Any, value: Any) -> Any:
+        # The extension would remember a call like an earlier one, and not plan at all.
+        return MLX.face("na2d")(query, key, value, 3, backend="pure").square().sum()
+
+    return {
+        "value_and_grad": (mx.value_and_grad(loss), 1),
+        "compile": (mx.compile(mx.grad(loss)), 1),
+        "checkpoint": (mx.grad(mx.checkpoint(loss)), 2),  # the forward is computed twice
+        # The problem as it is traced, and the larger one of all mapped ones, forward and gradient.
+        "vmap": (lambda *arrays: mx.vmap(mx.grad(loss))(*(mx.stack([a, a]) for a in arrays)), 3),
+    }
+
+
+@pytest.mark.parametrize("name", ["value_and_grad", "compile", "checkpoint", "vmap"])
+def test_transformed_by_mlx(name: str) -> None:
+    given = tensors(MLX)
+    function, wanted = mlx_calls()[name]
+    with planned(MLX) as asked:
+        MLX.evaluate(function(*given))
+    assert asked == ["na"] * wanted
+
+
+def test_transformed_by_torch() -> None:
+    """There the custom ops plan, once each: they are given sizes, and no plan."""
+    import torch
+
+    def loss(query: Any, key: Any, value: Any) -> Any:
+        return MPS.face("na2d")(query, key, value, 3).square().sum()
+
+    given = tensors(MPS)
+    with planned(MPS) as asked:
+        torch.func.grad(loss)(*given)
+        assert asked == ["na"] * 2
+        torch.vmap(torch.func.grad(loss))(*(torch.stack([t, t]) for t in given))
+    assert asked == ["na"] * 4
