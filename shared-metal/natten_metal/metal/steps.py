@@ -206,7 +206,15 @@ def _additional_backward(p: Problem, saved: dict[str, str], most: int) -> list[S
     )
     grid = (p.kv_heads, tiles * parts, p.batch)
     return [
-        Step(instance, grid, SIMD_WIDTH * simdgroups, params, tuple(inputs.items()), outputs, *_additional_bricks(p, parts)),
+        Step(
+            instance,
+            grid,
+            SIMD_WIDTH * simdgroups,
+            params,
+            tuple(inputs.items()),
+            outputs,
+            *_additional_bricks(p, parts),
+        ),
         _sum(p, "additional_keys_parts", "additional_keys_grad", shape, parts, p.dtype),
         _sum(p, "additional_values_parts", "additional_values_grad", shape_v, parts, p.dtype),
     ]
