@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
+from ..problem.ops import AV, FULL, QK
 from ..problem.problem import RANKS
 
 
@@ -16,7 +17,7 @@ from ..problem.problem import RANKS
 class Form:
     """How one public name is called.
 
-    kind: what it computes: 'qk', 'av', 'fused', 'attention', 'merge' or 'module'. rank: number of axes, 0 for any.
+    kind: what it computes: the name of an op, or 'fused', 'merge' or 'module'. rank: number of axes, 0 for any.
     names: the parameters in order, all of which may be given by position; defaults: those of the last of them. aliases:
     other names of some of them in some releases.
     """
@@ -75,41 +76,41 @@ SEPARATE_DEPTH = "kernel_size_d kernel_size dilation_d dilation"
 
 # 0.14.1 to 0.14.4: the window's size follows from rpb or from the weights; rpb is not optional.
 _FIRST: Forms = {
-    **per_rank("natten{}dqkrpb", "qk", (1, 2), "query key rpb dilation"),
-    **per_rank("natten{}dav", "av", (1, 2), "attn value dilation"),
+    **per_rank("natten{}dqkrpb", QK.name, (1, 2), "query key rpb dilation"),
+    **per_rank("natten{}dav", AV.name, (1, 2), "attn value dilation"),
     **per_rank(MODULE, "module", (1, 2), "dim kernel_size num_heads", **DROPOUT, dilation=None),
 }
 # 0.14.6: kernel_size everywhere, and heads before it in the modules.
 _FOURTEEN: Forms = {
-    **per_rank("natten{}dqkrpb", "qk", (1, 2), "query key rpb kernel_size dilation"),
-    **per_rank("natten{}dqk", "qk", (1, 2), "query key kernel_size dilation"),
-    **per_rank("natten{}dav", "av", (1, 2), "attn value kernel_size dilation"),
+    **per_rank("natten{}dqkrpb", QK.name, (1, 2), "query key rpb kernel_size dilation"),
+    **per_rank("natten{}dqk", QK.name, (1, 2), "query key kernel_size dilation"),
+    **per_rank("natten{}dav", AV.name, (1, 2), "attn value kernel_size dilation"),
     **per_rank(MODULE, "module", (1, 2), "dim num_heads kernel_size", dilation=1, bias=True, **DROPOUT),
 }
 # 0.14.5: the same, except for the split op on weights.
-_FOURTEEN_FIVE: Forms = _FOURTEEN | per_rank("natten{}dav", "av", (1, 2), "attn value dilation")
+_FOURTEEN_FIVE: Forms = _FOURTEEN | per_rank("natten{}dav", AV.name, (1, 2), "attn value dilation")
 
 _NATTEN_VOLUME: Forms = {
-    **per_rank("natten{}dqkrpb", "qk", (3,), f"query key rpb {SEPARATE_DEPTH}"),
-    **per_rank("natten{}dqk", "qk", (3,), f"query key {SEPARATE_DEPTH}", additional_keys=None),
-    **per_rank("natten{}dav", "av", (3,), f"attn value {SEPARATE_DEPTH}", additional_values=None),
+    **per_rank("natten{}dqkrpb", QK.name, (3,), f"query key rpb {SEPARATE_DEPTH}"),
+    **per_rank("natten{}dqk", QK.name, (3,), f"query key {SEPARATE_DEPTH}", additional_keys=None),
+    **per_rank("natten{}dav", AV.name, (3,), f"attn value {SEPARATE_DEPTH}", additional_values=None),
 }
 # From 0.15 on these are the older names of the na*d ones, additional tensors included.
 _NATTEN: Forms = {
     **_FOURTEEN,
-    **per_rank("natten{}dqk", "qk", (1, 2), "query key kernel_size dilation", additional_keys=None),
-    **per_rank("natten{}dav", "av", (1, 2), "attn value kernel_size dilation", additional_values=None),
+    **per_rank("natten{}dqk", QK.name, (1, 2), "query key kernel_size dilation", additional_keys=None),
+    **per_rank("natten{}dav", AV.name, (1, 2), "attn value kernel_size dilation", additional_values=None),
     **_NATTEN_VOLUME,
 }
 # 0.15: 3-D ops, whose depth has separate arguments.
 _FIFTEEN: Forms = {
     **_NATTEN,
-    **per_rank("na{}d_qk", "qk", (1, 2), "query key kernel_size dilation", additional_keys=None),
-    **per_rank("na{}d_qk_with_bias", "qk", (1, 2), "query key bias kernel_size dilation", additional_keys=None),
-    **per_rank("na{}d_av", "av", (1, 2), "attn value kernel_size dilation", additional_values=None),
-    **per_rank("na{}d_qk", "qk", (3,), f"query key {SEPARATE_DEPTH}", additional_keys=None),
-    **per_rank("na{}d_qk_with_bias", "qk", (3,), f"query key bias {SEPARATE_DEPTH}", additional_keys=None),
-    **per_rank("na{}d_av", "av", (3,), f"attn value {SEPARATE_DEPTH}", additional_values=None),
+    **per_rank("na{}d_qk", QK.name, (1, 2), "query key kernel_size dilation", additional_keys=None),
+    **per_rank("na{}d_qk_with_bias", QK.name, (1, 2), "query key bias kernel_size dilation", additional_keys=None),
+    **per_rank("na{}d_av", AV.name, (1, 2), "attn value kernel_size dilation", additional_values=None),
+    **per_rank("na{}d_qk", QK.name, (3,), f"query key {SEPARATE_DEPTH}", additional_keys=None),
+    **per_rank("na{}d_qk_with_bias", QK.name, (3,), f"query key bias {SEPARATE_DEPTH}", additional_keys=None),
+    **per_rank("na{}d_av", AV.name, (3,), f"attn value {SEPARATE_DEPTH}", additional_values=None),
     **per_rank(
         MODULE, "module", (3,), "dim num_heads kernel_size", kernel_size_d=None, dilation=1, dilation_d=None,
         bias=True, **DROPOUT,
@@ -117,17 +118,19 @@ _FIFTEEN: Forms = {
 }  # fmt: skip
 _SPLIT: Forms = {
     **per_rank(
-        "na{}d_qk", "qk", RANKS, "query key kernel_size", dilation=1, additional_keys=None, is_causal=False, rpb=None
+        "na{}d_qk", QK.name, RANKS, "query key kernel_size", dilation=1, additional_keys=None, is_causal=False, rpb=None
     ),
-    **per_rank("na{}d_av", "av", (1, 2), "attn value kernel_size", dilation=1, additional_values=None, is_causal=False),
-    **per_rank("na{}d_av", "av", (3,), "attn value kernel_size dilation", additional_values=None, is_causal=False),
+    **per_rank(
+        "na{}d_av", AV.name, (1, 2), "attn value kernel_size", dilation=1, additional_values=None, is_causal=False
+    ),
+    **per_rank("na{}d_av", AV.name, (3,), "attn value kernel_size dilation", additional_values=None, is_causal=False),
 }
 # 0.17 deprecated the natten*d names and removed their additional tensors.
 _DEPRECATED: Forms = {
     **_FOURTEEN,
-    **per_rank("natten{}dqkrpb", "qk", (3,), f"query key rpb {SEPARATE_DEPTH}"),
-    **per_rank("natten{}dqk", "qk", (3,), f"query key {SEPARATE_DEPTH}"),
-    **per_rank("natten{}dav", "av", (3,), f"attn value {SEPARATE_DEPTH}"),
+    **per_rank("natten{}dqkrpb", QK.name, (3,), f"query key rpb {SEPARATE_DEPTH}"),
+    **per_rank("natten{}dqk", QK.name, (3,), f"query key {SEPARATE_DEPTH}"),
+    **per_rank("natten{}dav", AV.name, (3,), f"attn value {SEPARATE_DEPTH}"),
 }
 # 0.17: one argument per window, causal axes, and the fused op (heads-last, while the split ones are heads-first).
 _SEVENTEEN: Forms = {
@@ -174,7 +177,7 @@ _TWENTY: Forms = {
     **_TWENTY_MODULE,
     **per_rank("na{}d", "fused", RANKS, "query key value kernel_size", **_FUSED_TWENTY),
     "neighborhood_attention_generic": form("fused", 0, "query key value kernel_size", **_FUSED_TWENTY),
-    "attention": form("attention", 1, "query key value", scale=None, **_ATTENTION),
+    "attention": form(FULL.name, 1, "query key value", scale=None, **_ATTENTION),
     "merge_attentions": form("merge", 0, "outputs lse_tensors", torch_compile=True),
 }
 # From 0.21.5 on: the log-sum-exp everywhere, causal and packed attention.
@@ -183,7 +186,7 @@ _TWENTY_ONE: Forms = {
     **_MODERN_MODULE,
     **per_rank("na{}d", "fused", RANKS, "query key value kernel_size", **_LSE),
     "neighborhood_attention_generic": form("fused", 0, "query key value kernel_size", **_LSE),
-    "attention": form("attention", 1, "query key value", is_causal=False, scale=None, **_PACKED, **_ATTENTION),
+    "attention": form(FULL.name, 1, "query key value", is_causal=False, scale=None, **_PACKED, **_ATTENTION),
     "merge_attentions": form("merge", 0, "outputs lse_tensors", torch_compile=True, use_autograd_fix=True),
 }
 
@@ -211,7 +214,7 @@ def _elsewhere(face: str, word: str) -> str:
 # Arguments that have another name in the newest form.
 RENAMED = {"dim": "embed_dim"}
 # What natten-mps and natten-mlx 0.3 had in a module where upstream had none, in the form of 0.17.
-_ALL_SPLIT = tuple(name for name, its in _SEVENTEEN.items() if its.kind in ("qk", "av"))
+_ALL_SPLIT = tuple(name for name, its in _SEVENTEEN.items() if its.kind in (QK.name, AV.name))
 _FUSED_NAMES = tuple(name for name, its in _SEVENTEEN.items() if its.kind == "fused")
 ADDED: dict[str, Forms] = {generation: {} for generation in FORMS} | {
     "v015": {name: _SEVENTEEN[name] for name in _FUSED_NAMES},

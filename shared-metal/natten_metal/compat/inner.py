@@ -9,6 +9,7 @@ Source: upstream NATTEN's releases 0.14.4 to 0.21.7, their parameters.
 
 from typing import Any
 
+from ..problem.ops import AV, FULL, QK
 from ..problem.problem import RANKS
 from .forms import FORMS, SEPARATE_DEPTH, Forms, form, per_rank
 
@@ -48,7 +49,7 @@ def _kernels(newest: bool) -> dict[str, Forms]:
     def attention(name: str, **knobs: Any) -> Forms:
         causal = {"is_causal": False} if newest else {}
         given = causal | {"scale": None} | knobs | _LSE | (_PACKED if newest else {})
-        return {name: form("attention", 1, "query key value", **given)}
+        return {name: form(FULL.name, 1, "query key value", **given)}
 
     flex = _neighborhood("flex_fna_generic", "na{}d_flex", **_tiles("shape", backward=False), **_COMPILE)
     return {
@@ -75,17 +76,17 @@ def _backends(newest: bool) -> dict[str, Forms]:
 # --- up to 0.17 ------------------------------------------------------------------------------------
 
 _NESTED_FIFTEEN: Forms = {
-    **per_rank("na{}d_qk_nested", "qk", FLAT, "query key rpb kernel_size dilation", additional_keys=None),
-    **per_rank("na{}d_qk_nested", "qk", VOLUME, f"query key rpb {SEPARATE_DEPTH}", additional_keys=None),
-    **per_rank("na{}d_av_nested", "av", FLAT, "attn value kernel_size dilation", additional_values=None),
-    **per_rank("na{}d_av_nested", "av", VOLUME, f"attn value {SEPARATE_DEPTH}", additional_values=None),
+    **per_rank("na{}d_qk_nested", QK.name, FLAT, "query key rpb kernel_size dilation", additional_keys=None),
+    **per_rank("na{}d_qk_nested", QK.name, VOLUME, f"query key rpb {SEPARATE_DEPTH}", additional_keys=None),
+    **per_rank("na{}d_av_nested", AV.name, FLAT, "attn value kernel_size dilation", additional_values=None),
+    **per_rank("na{}d_av_nested", AV.name, VOLUME, f"attn value {SEPARATE_DEPTH}", additional_values=None),
 }
 _NESTED_SEVENTEEN: Forms = {
     **per_rank(
-        "na{}d_qk_nested", "qk", RANKS, "query key bias kernel_size dilation", additional_keys=None, is_causal=False
+        "na{}d_qk_nested", QK.name, RANKS, "query key bias kernel_size dilation", additional_keys=None, is_causal=False
     ),
     **per_rank(
-        "na{}d_av_nested", "av", RANKS, "attn value kernel_size dilation", additional_values=None, is_causal=False
+        "na{}d_av_nested", AV.name, RANKS, "attn value kernel_size dilation", additional_values=None, is_causal=False
     ),
 }
 _FLEX_SEVENTEEN = per_rank(
@@ -112,26 +113,26 @@ _FIFTEEN_QK, _FIFTEEN_AV = "query key bias additional_keys", "attn value additio
 
 FUNCTIONS: dict[str, Forms] = {
     "v0141": {
-        **per_rank(_FIRST_QK, "qk", FLAT, "query key rpb dilation"),
-        **per_rank(_FIRST_AV, "av", FLAT, "attn value dilation"),
+        **per_rank(_FIRST_QK, QK.name, FLAT, "query key rpb dilation"),
+        **per_rank(_FIRST_AV, AV.name, FLAT, "attn value dilation"),
     },
     "v0145": {
-        **per_rank(_FIRST_QK, "qk", FLAT, "query key rpb kernel_size dilation"),
-        **per_rank(_FIRST_AV, "av", FLAT, "attn value dilation"),
+        **per_rank(_FIRST_QK, QK.name, FLAT, "query key rpb kernel_size dilation"),
+        **per_rank(_FIRST_AV, AV.name, FLAT, "attn value dilation"),
     },
     "v014": {
-        **per_rank(_FIRST_QK, "qk", FLAT, "query key rpb kernel_size dilation"),
-        **per_rank(_FIRST_AV, "av", FLAT, "attn value kernel_size dilation"),
+        **per_rank(_FIRST_QK, QK.name, FLAT, "query key rpb kernel_size dilation"),
+        **per_rank(_FIRST_AV, AV.name, FLAT, "attn value kernel_size dilation"),
     },
     "v015": {
-        **per_rank(_QK, "qk", FLAT, f"{_FIFTEEN_QK} kernel_size dilation"),
-        **per_rank(_QK, "qk", VOLUME, f"{_FIFTEEN_QK} {SEPARATE_DEPTH}"),
-        **per_rank(_AV, "av", FLAT, f"{_FIFTEEN_AV} kernel_size dilation"),
-        **per_rank(_AV, "av", VOLUME, f"{_FIFTEEN_AV} {SEPARATE_DEPTH}"),
+        **per_rank(_QK, QK.name, FLAT, f"{_FIFTEEN_QK} kernel_size dilation"),
+        **per_rank(_QK, QK.name, VOLUME, f"{_FIFTEEN_QK} {SEPARATE_DEPTH}"),
+        **per_rank(_AV, AV.name, FLAT, f"{_FIFTEEN_AV} kernel_size dilation"),
+        **per_rank(_AV, AV.name, VOLUME, f"{_FIFTEEN_AV} {SEPARATE_DEPTH}"),
     },
     "v017": {
-        **per_rank(_QK, "qk", RANKS, f"{_FIFTEEN_QK} kernel_size dilation is_causal"),
-        **per_rank(_AV, "av", RANKS, f"{_FIFTEEN_AV} kernel_size dilation is_causal"),
+        **per_rank(_QK, QK.name, RANKS, f"{_FIFTEEN_QK} kernel_size dilation is_causal"),
+        **per_rank(_AV, AV.name, RANKS, f"{_FIFTEEN_AV} kernel_size dilation is_causal"),
         **per_rank(
             "FusedNeighborhoodAttention{}D", "fused", RANKS, "query key value rpb kernel_size dilation is_causal scale",
             tiling_config=None, tiling_config_backward=None,

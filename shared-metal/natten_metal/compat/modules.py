@@ -69,16 +69,16 @@ def submodules(generation: str, made: Names, module: str, parts: Parts) -> Submo
 
 def _by_rank(stem: str, names: Names) -> Submodules:
     """``natten1d`` and so on: the names of one rank each."""
-    found = {f"{stem}{rank}d": {n: v for n, v in names.items() if f"{rank}d" in n.lower()} for rank in RANKS}
+    found = {stem.format(rank): {n: v for n, v in names.items() if f"{rank}d" in n.lower()} for rank in RANKS}
     if "NeighborhoodAttention" in names:
-        found[f"{stem}2d"]["NeighborhoodAttention"] = names["NeighborhoodAttention"]
+        found[stem.format(2)]["NeighborhoodAttention"] = names["NeighborhoodAttention"]
     return {name: its for name, its in found.items() if its}
 
 
 def _old(generation: str, public: Names, parts: Parts) -> Submodules:
     """Up to 0.17: a module for each rank."""
     handles = compat_flops.OLD_HANDLES if generation.startswith("v014") else {}
-    found = _by_rank("natten", public)
+    found = _by_rank("natten{}d", public)
     found["flops"] = FLOP_HANDLER | handles | compat_flops.HANDLES | compat_flops.COUNTS | parts.flops
     if generation.startswith("v014"):
         return found
@@ -97,7 +97,7 @@ def _old(generation: str, public: Names, parts: Parts) -> Submodules:
         "check_all_args": compat_checks.check_all_args_without_stride,
     }
     misc = {"get_device_cc": parts.device["get_device_cc"]}
-    return found | _by_rank("na", public) | {
+    return found | _by_rank("na{}d", public) | {
         "context": CONTEXT[generation],
         "types": _types() | {name: checks[name] for name in ("create_dim_from_int", "create_causal_arg_from_bool")},
         "utils": tensor | checks | misc,

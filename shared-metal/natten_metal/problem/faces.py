@@ -16,7 +16,7 @@ Spec = TensorSpec
 
 def rank_of(face: str) -> int | None:
     """The rank in a face's name ('na2d_qk' -> 2); None for faces of any rank."""
-    return int(face[2]) if face.startswith("na") and face[2:3].isdigit() else None
+    return int(face[2]) if face[2:3].isdigit() and face[3:4] == "d" else None
 
 
 def fused(

@@ -13,26 +13,24 @@ import torch
 from torch.utils.flop_counter import register_flop_formula
 
 from .. import _ops as _ops  # which registers the custom ops
-from .._metal.problem.problem import INPUTS
-
-# Matrix products in forward and backward.
-PRODUCTS = {"na": (2, 5), "attention": (2, 5), "qk": (1, 2), "av": (1, 2)}
+from .._metal.problem.ops import OPS, Op
 
 
-def _one_product(op: str, inputs: list[Any], kernel_size: Any) -> int:
-    """Floating-point operations of one product over all tokens; shapes heads-last. D and D_v are averaged."""
-    first, second = inputs[0], inputs[1]
-    tokens = math.prod(first[:-1])
-    if op == "av":
-        return 2 * tokens * math.prod(kernel_size) * second[-1]
-    dim = first[-1] if op == "qk" else (first[-1] + inputs[2][-1]) / 2
-    seen = second[1] if op == "attention" else math.prod(kernel_size)
-    additional = inputs[3][1] if op == "na" and inputs[3] is not None else 0
-    return int(2 * tokens * (seen + additional) * dim)
+def _one_product(op: Op, inputs: list[Any], kernel_size: Any) -> int:
+    """Floating-point operations of one product over all tokens; shapes heads-last. D and D_v count as their mean."""
+    shapes = dict(zip(op.input_names, inputs, strict=True))
+    tokens, key = math.prod(inputs[0][:-1]), shapes.get("key") or shapes["value"]
+    # The channels of a product: of the query and key, of the value.
+    dims = [shapes[name][-1] for name in ("query", "value") if name in shapes]
+    seen = math.prod(kernel_size) if op.has_window else key[1]
+    additional = shapes.get("additional_keys")
+    if additional is not None:
+        seen += additional[1]
+    return int(2 * tokens * seen * (sum(dims) / len(dims)))
 
 
-def _register(op: str) -> None:
-    forward, backward = PRODUCTS[op]
+def _register(op: Op) -> None:
+    forward, backward = op.products
 
     def count_forward(inputs: list[Any], kernel_size: Any, *rest: Any, **kwargs: Any) -> int:
         return forward * _one_product(op, inputs, kernel_size)
@@ -41,9 +39,9 @@ def _register(op: str) -> None:
         return backward * _one_product(op, inputs, kernel_size)
 
     ops = torch.ops.natten_mps
-    register_flop_formula(getattr(ops, f"{op}_forward"))(count_forward)
-    register_flop_formula(getattr(ops, f"{op}_backward"))(count_backward)
+    register_flop_formula(getattr(ops, f"{op.name}_forward"))(count_forward)
+    register_flop_formula(getattr(ops, f"{op.name}_backward"))(count_backward)
 
 
-for _op in INPUTS:
+for _op in OPS.values():
     _register(_op)
