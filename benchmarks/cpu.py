@@ -72,9 +72,21 @@ class Row:
         rank, per_axis = len(self.shape), lambda value: (value,) * len(self.shape)
         assert rank == len(self.kernel_size)
         return Problem(
-            "na", 1, self.shape, self.shape, self.heads, self.heads, self.dim, self.dim, self.kernel_size,
-            per_axis(self.stride), per_axis(self.dilation), per_axis(self.causal), self.dim**-0.5, "float32",
-        )  # fmt: skip
+            "na",
+            1,
+            self.shape,
+            self.shape,
+            self.heads,
+            self.heads,
+            self.dim,
+            self.dim,
+            self.kernel_size,
+            per_axis(self.stride),
+            per_axis(self.dilation),
+            per_axis(self.causal),
+            self.dim**-0.5,
+            "float32",
+        )
 
 
 ROWS = (

@@ -39,10 +39,14 @@ EXTENSION = ("bindings.cpp", "host.cpp", "metal.cpp", "operation.cpp", "plan.cpp
 KERNELS = ("cpu/kernels.cpp", "cpu/natten_cpu.cpp", "cpu/pool.cpp")
 # The same flags as in CMakeLists.txt and nanobind's CMake functions.
 DEFINITIONS = (
-    "NB_DOMAIN=mlx", "NB_BACKEND_MODULE=nanobind_backend", "NB_BACKEND_PYPI=nanobind-backend",
-    "Py_LIMITED_API=0x030B0000", 'NATTEN_NANOBIND_INTERNALS="22"', 'NATTEN_KERNELS_DIGEST="0"',
+    "NB_DOMAIN=mlx",
+    "NB_BACKEND_MODULE=nanobind_backend",
+    "NB_BACKEND_PYPI=nanobind-backend",
+    "Py_LIMITED_API=0x030B0000",
+    'NATTEN_NANOBIND_INTERNALS="22"',
+    'NATTEN_KERNELS_DIGEST="0"',
     'NATTEN_SOURCES_DIGEST="0"',
-)  # fmt: skip
+)
 # What uv prints if it cannot reach the registry, as opposed to not finding a package there.
 UNREACHABLE = ("error sending request", "dns error", "timed out", "Connection refused")
 # Mangled names of the C++ standard library and run time, which macOS provides.

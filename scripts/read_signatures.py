@@ -29,8 +29,10 @@ def parameters(arguments: ast.arguments) -> str:
         words.append(f"*{arguments.vararg.arg}")
     elif arguments.kwonlyargs:
         words.append("*")
-    words += [each.arg + "=" * (default is not None) for each, default in
-              zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)]  # fmt: skip
+    words += [
+        each.arg + "=" * (default is not None)
+        for each, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+    ]
     return " ".join([*words, *([f"**{arguments.kwarg.arg}"] if arguments.kwarg else [])])
 
 

@@ -139,8 +139,9 @@ def problem(op: str, dtype: str, number: int, width: int | None = None) -> Rando
     slots = (*shape, heads, int(np.prod(kernel_size)))
     shapes |= {"attn": slots, "d_logits": slots, "d_out": (*shape, heads, dim_v), "d_lse": (*shape, heads)}
     kept = {
-        "qk": ("query", "key", "d_logits"), "av": ("attn", "value", "d_out"),
-    }.get(op, set(shapes) - {"attn", "d_logits"})  # fmt: skip
+        "qk": ("query", "key", "d_logits"),
+        "av": ("attn", "value", "d_out"),
+    }.get(op, set(shapes) - {"attn", "d_logits"})
     arrays = {name: random.standard_normal((batch, *shapes[name])) for name in shapes if name in kept}
     if biased:
         arrays["rpb"] = random.standard_normal((heads, *(2 * w - 1 for w in kernel_size)))

@@ -14,12 +14,23 @@ def problems_of(case: Case) -> list[Problem]:
     window = ((case.stride,) * rank, (case.dilation,) * rank, (case.is_causal,) * rank)
     return [
         Problem(
-            op, case.batch, case.shape, case.shape, case.heads, case.kv_heads, 0 if op == "av" else case.dim,
-            0 if op == "qk" else case.dim_v, case.kernel_size, *window, 1.0, case.dtype, case.additional,
+            op,
+            case.batch,
+            case.shape,
+            case.shape,
+            case.heads,
+            case.kv_heads,
+            0 if op == "av" else case.dim,
+            0 if op == "qk" else case.dim_v,
+            case.kernel_size,
+            *window,
+            1.0,
+            case.dtype,
+            case.additional,
             case.rpb and op != "av",
         )
         for op in (("qk", "av") if case.op == "split" else (case.op,))
-    ]  # fmt: skip
+    ]
 
 
 def steps_of(case: Case) -> list[Step]:

@@ -30,9 +30,17 @@ def fused(package: Any, name: str, rank: int, backend: str) -> Call:
         bias = x.reshape(-1)[: HEADS * 5**rank].reshape(HEADS, *[5] * rank)
         more = x.reshape(1, -1, HEADS, DIM)
         out, lse = getattr(package, name)(
-            x, x * 2, x + 1, 3, is_causal=True, rpb=bias, additional_keys=more, additional_values=more * 3,
-            return_lse=True, backend=backend,
-        )  # fmt: skip
+            x,
+            x * 2,
+            x + 1,
+            3,
+            is_causal=True,
+            rpb=bias,
+            additional_keys=more,
+            additional_values=more * 3,
+            return_lse=True,
+            backend=backend,
+        )
         return out * lse[..., None]
 
     return call
@@ -131,9 +139,7 @@ CALLS: dict[str, tuple[tuple[int, ...], Callable[[Any, str], Call]]] = {
     "generate_varlen_parameters": (_shape(1), packed),
     "attention by length": (_shape(1), by_length),
     **{f"na{r}d_varlen": (_shape(r), lambda p, b, r=r: varlen(p, r, b)) for r in RANKS},
-    **{
-        f"NeighborhoodAttention{r}D": ((1, *SIZES[:r], WIDTH), lambda p, b, r=r: module(p, r, b)) for r in RANKS
-    },
+    **{f"NeighborhoodAttention{r}D": ((1, *SIZES[:r], WIDTH), lambda p, b, r=r: module(p, r, b)) for r in RANKS},
     "NeighborhoodAttention2D of sizes": ((1, *SIZES[:2], WIDTH), module_of_sizes),
     "knobs": (_shape(2), knobs),
     "use_backend": (_shape(2), chosen_within),
@@ -142,7 +148,7 @@ CALLS: dict[str, tuple[tuple[int, ...], Callable[[Any, str], Call]]] = {
         for version, shape in (("0.17.5", _shape(2)), ("0.21.0", _shape(2)))
     },
     "compat module": ((1, *SIZES[:2], WIDTH), lambda p, b: generation_module(p, "0.21.0", b)),
-}  # fmt: skip
+}
 
 
 def outcomes(module: str, cases: Iterable[Case], timeout: float) -> dict[Case, str]:
@@ -151,9 +157,13 @@ def outcomes(module: str, cases: Iterable[Case], timeout: float) -> dict[Case, s
     kept = {name: value for name, value in os.environ.items() if not name.startswith("NATTEN")}
     paths = os.pathsep.join([os.path.dirname(__file__), *(path for path in sys.path if path)])
     done = subprocess.run(
-        [sys.executable, __file__, module], input=json.dumps(cases), capture_output=True, text=True, timeout=timeout,
+        [sys.executable, __file__, module],
+        input=json.dumps(cases),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
         env=kept | {"PYTHONPATH": paths},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     return dict(zip(cases, json.loads(done.stdout.splitlines()[-1]), strict=True))
 

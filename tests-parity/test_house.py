@@ -28,9 +28,7 @@ SYMLINKS = {
 NAMES = house.window_functions((ROOT / WINDOW).read_text())
 # Trees of modules, and the rooms of the shared one in their order: each imports from those before it alone.
 TREES = ("shared-metal/natten_metal", "packages/natten-mps/src/natten_mps", "packages/natten-mlx/src/natten_mlx")
-ROOMS = {
-    "caches": 0, "problem": 1, "metal": 2, "plan": 3, "api": 4, "cpu": 5, "compat": 5, "weights": 5, "tools": 5
-}  # fmt: skip
+ROOMS = {"caches": 0, "problem": 1, "metal": 2, "plan": 3, "api": 4, "cpu": 5, "compat": 5, "weights": 5, "tools": 5}
 CHECKS, TEMPLATES = "shared-metal/natten_metal/problem/checks/", "shared-metal/natten_metal/metal/templates.py"
 # What raises other errors than those of an op, besides the tools, upstream's older interfaces and weights.
 OTHER_ERRORS = {

@@ -34,9 +34,22 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 # Largest |x - reference| / max |reference|. The tests have tighter bounds; these catch a broken build.
 BOUNDS = {"float32": 2e-5, "float16": 4e-3, "bfloat16": 3e-2}
 COLUMNS = (
-    "problem", "dtype", "direction", "variant", "cap", "template", "microseconds", "bricks", "ns_per_brick",
-    "error", "registers", "stack_bytes", "spill_bytes", "shared_bytes", "kernel",
-)  # fmt: skip
+    "problem",
+    "dtype",
+    "direction",
+    "variant",
+    "cap",
+    "template",
+    "microseconds",
+    "bricks",
+    "ns_per_brick",
+    "error",
+    "registers",
+    "stack_bytes",
+    "spill_bytes",
+    "shared_bytes",
+    "kernel",
+)
 REPLAY_SECONDS, LAUNCH_SECONDS = 0.08, 0.004
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bad_calls import BAD_CALLS, BAD_MODULES, LEGAL, OMIT, Bad, BadModule, T, built
+from bad_calls import BAD_CALLS, LEGAL, OMIT, Bad, T, built
+from bad_modules import BAD_MODULES, BadModule
 from frameworks import FRAMEWORKS, MPS, Framework, planned_path
 
 from natten_mps._metal.plan.backends import UPSTREAM_BACKENDS, UPSTREAM_KNOBS

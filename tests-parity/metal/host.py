@@ -24,9 +24,16 @@ from .launch import compiled
 
 Array = Any
 DTYPES = (
-    torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8,
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.int64,
+    torch.int32,
+    torch.int16,
+    torch.int8,
+    torch.uint8,
     torch.bool,
-)  # fmt: skip
+)
 DEFAULT_THREADS = 1024
 # setBytes takes no more than this.
 MOST_BYTES = 4096

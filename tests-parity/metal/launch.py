@@ -96,9 +96,15 @@ def place(name: str, values: Any, dtype: str, wide: bool, rng: random.Random | N
 
 
 def run(
-    step: Step, kernel: Kernel, tensors: dict[str, Any], *, schedule: str = "forward", seed: int = 0,
-    layouts: random.Random | None = None, laid: dict[str, Laid] | None = None,
-) -> Run:  # fmt: skip
+    step: Step,
+    kernel: Kernel,
+    tensors: dict[str, Any],
+    *,
+    schedule: str = "forward",
+    seed: int = 0,
+    layouts: random.Random | None = None,
+    laid: dict[str, Laid] | None = None,
+) -> Run:
     """Launch ``step`` on float64 ``tensors`` by name, whose values are exact in its dtype.
 
     layouts: a source of memory layouts; None for row-major ones. laid: inputs that have a layout already.
@@ -155,10 +161,23 @@ def tiles_of(problem: Problem, instance: Instance) -> tuple[int, ...]:
 
 # The tensors of each template: argument -> name among the arrays of a case.
 TENSORS = {
-    "q": "query", "k": "key", "v": "value", "additional_k": "additional_keys", "additional_v": "additional_values",
-    "rpb": "rpb", "out_grad": "d_out", "out": "out", "lse": "lse", "delta": "delta", "stats": "stats",
-    "lse_grad": "d_lse", "attn": "attn", "x": "d_out", "logits_grad": "d_logits", "partial": "partial",
-}  # fmt: skip
+    "q": "query",
+    "k": "key",
+    "v": "value",
+    "additional_k": "additional_keys",
+    "additional_v": "additional_values",
+    "rpb": "rpb",
+    "out_grad": "d_out",
+    "out": "out",
+    "lse": "lse",
+    "delta": "delta",
+    "stats": "stats",
+    "lse_grad": "d_lse",
+    "attn": "attn",
+    "x": "d_out",
+    "logits_grad": "d_logits",
+    "partial": "partial",
+}
 
 
 def step_of(instance: Instance, problem: Problem, parts: int = 1) -> Step:

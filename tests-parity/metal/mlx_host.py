@@ -156,9 +156,14 @@ class Kernel:
     sources: dict[Any, str] = field(default_factory=dict)
 
     def __call__(
-        self, *, inputs: list[mx.array], output_shapes: Sequence[Any], output_dtypes: Sequence[mx.Dtype],
-        grid: tuple[int, int, int], threadgroup: tuple[int, int, int],
-    ) -> list[mx.array]:  # fmt: skip
+        self,
+        *,
+        inputs: list[mx.array],
+        output_shapes: Sequence[Any],
+        output_dtypes: Sequence[mx.Dtype],
+        grid: tuple[int, int, int],
+        threadgroup: tuple[int, int, int],
+    ) -> list[mx.array]:
         source = self.source(inputs, output_shapes, output_dtypes, grid, threadgroup)
         sizes = [array.itemsize for array in inputs], [dtype.size for dtype in output_dtypes]
         x, y, z = (min(group, all_) for group, all_ in zip(threadgroup, grid, strict=True))
@@ -178,16 +183,24 @@ class Kernel:
         key = tuple((array.dtype, array.ndim == 0, array.size < 8) for array in inputs), tuple(dtypes)
         if key not in self.sources:
             arguments = {
-                "inputs": [(tuple(array.shape), array.dtype) for array in inputs], "grid": grid,
-                "threadgroup": threadgroup, "output_shapes": list(shapes), "output_dtypes": list(dtypes),
-            }  # fmt: skip
+                "inputs": [(tuple(array.shape), array.dtype) for array in inputs],
+                "grid": grid,
+                "threadgroup": threadgroup,
+                "output_shapes": list(shapes),
+                "output_dtypes": list(dtypes),
+            }
             self.sources[key] = generated(self.real, arguments)
         return self.sources[key]
 
     def run(
-        self, source: str, given: list[Memory], made: list[Memory], sizes: tuple[list[int], list[int]],
-        grid: tuple[int, int, int], threadgroup: tuple[int, int, int],
-    ) -> None:  # fmt: skip
+        self,
+        source: str,
+        given: list[Memory],
+        made: list[Memory],
+        sizes: tuple[list[int], list[int]],
+        grid: tuple[int, int, int],
+        threadgroup: tuple[int, int, int],
+    ) -> None:
         """Compile, bind and launch; runs when MLX evaluates the outputs."""
         kernel = compiled(source)
         threads = threadgroup[0] * threadgroup[1] * threadgroup[2]
@@ -200,9 +213,10 @@ class Kernel:
         for name, memory, size in zip(self.input_names, given, sizes[0], strict=True):
             arrays[name] = poisoned_copy(memory, size)
             arrays |= {
-                f"{name}_shape": np.array(memory[1], np.int32), f"{name}_strides": np.array(memory[2], np.int64),
+                f"{name}_shape": np.array(memory[1], np.int32),
+                f"{name}_strides": np.array(memory[2], np.int64),
                 f"{name}_ndim": np.array([len(memory[1])], np.int32),
-            }  # fmt: skip
+            }
         for name, (address, shape, _), size in zip(self.output_names, made, sizes[1], strict=True):
             own = (ctypes.c_char * (int(np.prod(shape)) * size)).from_address(address)
             arrays[name] = Buffer(np.frombuffer(memoryview(own), np.dtype(f"u{size}")), initialised=False)
@@ -243,16 +257,25 @@ class EmulatedMlxHost(MetalHost):
         return None
 
     def metal_kernel(
-        self, name: str, input_names: list[str], output_names: list[str], source: str, header: str,
+        self,
+        name: str,
+        input_names: list[str],
+        output_names: list[str],
+        source: str,
+        header: str,
         ensure_row_contiguous: bool,
-    ) -> Kernel:  # fmt: skip
+    ) -> Kernel:
         assert not ensure_row_contiguous, "the stand-in hands kernels the strides that arrays have"
         if self.breaks is not None and self.breaks in name:
             header += "#error planted\n"
         real = mx.fast.metal_kernel(
-            name=name, input_names=input_names, output_names=output_names, source=source, header=header,
+            name=name,
+            input_names=input_names,
+            output_names=output_names,
+            source=source,
+            header=header,
             ensure_row_contiguous=False,
-        )  # fmt: skip
+        )
         return Kernel(self, name, input_names, output_names, real)
 
 

@@ -41,31 +41,56 @@ WALL_SECONDS = 3 * MOST_SECONDS
 
 # Words of an assertion -> what it checks.
 WORDS = {
-    "is off by": "values", "reads beside": "reads outside", "otherwise than": "reads", "not read once": "reads",
-    "written": "not written once", " products": "products", " barriers": "chunks", "not (": "bricks",
-}  # fmt: skip
+    "is off by": "values",
+    "reads beside": "reads outside",
+    "otherwise than": "reads",
+    "not read once": "reads",
+    "written": "not written once",
+    " products": "products",
+    " barriers": "chunks",
+    "not (": "bricks",
+}
 
 
 # Instantiations that run the mutants: kit -> its templates.
 COMMON = {
-    "seq-staged": ("na_fwd", "na_bwd_dkv"), "img-staged-bias": ("na_fwd", "na_bwd_dkv"),
-    "img-direct": ("na_fwd", "na_bwd_dkv"), "vol-direct-grouped": ("na_fwd",), "vol-staged": ("na_bwd_dkv",),
-}  # fmt: skip
+    "seq-staged": ("na_fwd", "na_bwd_dkv"),
+    "img-staged-bias": ("na_fwd", "na_bwd_dkv"),
+    "img-direct": ("na_fwd", "na_bwd_dkv"),
+    "vol-direct-grouped": ("na_fwd",),
+    "vol-staged": ("na_bwd_dkv",),
+}
 JURIES: dict[str, dict[str, tuple[str, ...]]] = {
-    "na_fwd.h": {"img-staged-bias": ("na_fwd",), "seq-staged": ("na_fwd",), "vol-wide": ("na_fwd",),
-                 "seq-small-chunk": ("na_fwd",)},
+    "na_fwd.h": {
+        "img-staged-bias": ("na_fwd",),
+        "seq-staged": ("na_fwd",),
+        "vol-wide": ("na_fwd",),
+        "seq-small-chunk": ("na_fwd",),
+    },
     "na_delta.h": {"seq-staged": ("na_delta",), "vol-staged": ("na_delta",)},
     "na_bwd_dq.h": {"img-staged-bias": ("na_bwd_dq",), "seq-staged": ("na_bwd_dq",)},
-    "na_bwd_dkv.h": {"seq-staged": ("na_bwd_dkv",), "img-96-192": ("na_bwd_dkv",),
-                     "img-staged-bias": ("na_bwd_dkv", "of_additional"),
-                     "vol-direct-grouped": ("na_bwd_dkv", "of_additional")},
-    "na_split.h": {"img-direct": ("zero", "na_av", "na_av_t"), "seq-small-chunk": ("na_qk", "na_av_t"),
-                   "img-staged-bias": ("na_qk",), "seq-staged": ("na_qk", "na_av"), "vol-staged": ("na_av",),
-                   "img-96-192": ("na_av_t",)},
-    "na_rpb.h": {"seq-direct-bias": ("na_rpb", "slots"), "img-staged-bias": ("na_rpb",), "seq-staged": ("na_sum",),
-                  "img-bias": ("na_rpb",)},
+    "na_bwd_dkv.h": {
+        "seq-staged": ("na_bwd_dkv",),
+        "img-96-192": ("na_bwd_dkv",),
+        "img-staged-bias": ("na_bwd_dkv", "of_additional"),
+        "vol-direct-grouped": ("na_bwd_dkv", "of_additional"),
+    },
+    "na_split.h": {
+        "img-direct": ("zero", "na_av", "na_av_t"),
+        "seq-small-chunk": ("na_qk", "na_av_t"),
+        "img-staged-bias": ("na_qk",),
+        "seq-staged": ("na_qk", "na_av"),
+        "vol-staged": ("na_av",),
+        "img-96-192": ("na_av_t",),
+    },
+    "na_rpb.h": {
+        "seq-direct-bias": ("na_rpb", "slots"),
+        "img-staged-bias": ("na_rpb",),
+        "seq-staged": ("na_sum",),
+        "img-bias": ("na_rpb",),
+    },
     "walk.h": COMMON | {"seq-small-chunk": ("na_qk", "na_av_t"), "seq-direct-bias": ("na_fwd",)},
-}  # fmt: skip
+}
 
 
 def jury(file: str) -> dict[str, dict[str, Instance]]:

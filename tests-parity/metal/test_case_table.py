@@ -23,8 +23,10 @@ from .table import DTYPES, MOST_KERNELS, PADDED, Entry, chosen, entries
 Array = Any
 METAL, PURE = Path(MPS, "metal"), Path(MPS, "pure")
 RUNNERS: dict[str, tuple[Callable[..., Found], Callable[..., dict[str, tolerances.Expected]]]] = {
-    "na": (run, tolerances.fused), "qk": (run_qk, tolerances.split_qk), "av": (run_av, tolerances.split_av),
-}  # fmt: skip
+    "na": (run, tolerances.fused),
+    "qk": (run_qk, tolerances.split_qk),
+    "av": (run_av, tolerances.split_av),
+}
 BATCHES_ALWAYS = ("dilated", "volumes")
 
 

@@ -29,10 +29,21 @@ DTYPES = ("float32", "float16", "bfloat16")
 def plain(dtype: str, **changed: Any) -> Problem:
     """A small image of two heads on one key/value head."""
     given = {
-        "op": "na", "batch": 1, "query_shape": (14, 12), "key_shape": (14, 12), "heads": 2, "kv_heads": 1,
-        "head_dim": 32, "head_dim_v": 32, "kernel_size": (5, 5), "stride": (1, 1), "dilation": (1, 1),
-        "is_causal": (False, False), "scale": 32**-0.5, "dtype": dtype,
-    }  # fmt: skip
+        "op": "na",
+        "batch": 1,
+        "query_shape": (14, 12),
+        "key_shape": (14, 12),
+        "heads": 2,
+        "kv_heads": 1,
+        "head_dim": 32,
+        "head_dim_v": 32,
+        "kernel_size": (5, 5),
+        "stride": (1, 1),
+        "dilation": (1, 1),
+        "is_causal": (False, False),
+        "scale": 32**-0.5,
+        "dtype": dtype,
+    }
     return Problem(**(given | changed))
 
 
@@ -45,8 +56,9 @@ def arrays(p: Problem, logits: float, seed: int = 0) -> dict[str, Array]:
         "query": values.standard_normal((*rows, p.head_dim)) * root,
         "key": values.standard_normal((*keys, p.head_dim)) * root,
         "value": values.standard_normal((*keys, p.head_dim_v)),
-        "d_out": values.standard_normal((*rows, p.head_dim_v)), "d_lse": values.standard_normal(rows),
-    }  # fmt: skip
+        "d_out": values.standard_normal((*rows, p.head_dim_v)),
+        "d_lse": values.standard_normal(rows),
+    }
     if p.additional:
         made["additional_keys"] = values.standard_normal((*extra, p.head_dim)) * root
         made["additional_values"] = values.standard_normal((*extra, p.head_dim_v))
@@ -161,9 +173,12 @@ def test_rows_of_minus_infinity(dtype: str, fast_math: bool) -> None:
 
 # Template -> the tensors on its column side, each poisoned separately.
 COLUMN_SIDES = {
-    "na_fwd": ("key", "value"), "na_bwd_dq": ("key", "value"), "na_bwd_dkv": ("query", "d_out", "stats"),
-    "na_av": ("value",), "na_av_t": ("d_out",),
-}  # fmt: skip
+    "na_fwd": ("key", "value"),
+    "na_bwd_dq": ("key", "value"),
+    "na_bwd_dkv": ("query", "d_out", "stats"),
+    "na_av": ("value",),
+    "na_av_t": ("d_out",),
+}
 
 
 def in_boxes(problem: Problem, instance: Instance, column: tuple[int, ...]) -> tuple[Array, Array]:
@@ -220,8 +235,16 @@ def test_bad_numbers_stay_in_their_boxes(kit: Kit) -> None:
 
 
 # Outputs in which every row that sees a NaN in a tensor must have one.
-MET = {("out", "key"), ("out", "value"), ("query_grad", "key"), ("query_grad", "value"), ("key_grad", "query"),
-       ("key_grad", "d_out"), ("value_grad", "query"), ("value_grad", "d_out")}  # fmt: skip
+MET = {
+    ("out", "key"),
+    ("out", "value"),
+    ("query_grad", "key"),
+    ("query_grad", "value"),
+    ("key_grad", "query"),
+    ("key_grad", "d_out"),
+    ("value_grad", "query"),
+    ("value_grad", "d_out"),
+}
 
 
 # --- long sums ---------------------------------------------------------------------------------------
@@ -246,9 +269,16 @@ def roundings(count: int) -> float:
 
 
 LONG_CASES = (
-    (8, 65_536, 0, False), (65_536, 8, 0, True), (8, 65_536, 0, True), (65_536, 8, 0, False), (8, 8, 16_384, False),
-    (8, 1_000_000, 0, False), (8, 1_000_000, 0, True), (1_000_000, 8, 0, False), (1_000_000, 8, 0, True),
-)  # fmt: skip
+    (8, 65_536, 0, False),
+    (65_536, 8, 0, True),
+    (8, 65_536, 0, True),
+    (65_536, 8, 0, False),
+    (8, 8, 16_384, False),
+    (8, 1_000_000, 0, False),
+    (8, 1_000_000, 0, True),
+    (1_000_000, 8, 0, False),
+    (1_000_000, 8, 0, True),
+)
 
 
 @pytest.mark.parametrize(

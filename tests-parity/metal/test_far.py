@@ -18,9 +18,13 @@ from .verify import problem_for, sample_of
 pytestmark = pytest.mark.usefixtures("emulator")
 # Tensors that may have any strides, by template.
 STRIDED = {
-    "na_fwd": ("q", "k", "v"), "na_bwd_dq": ("q", "k", "v", "out_grad"), "na_bwd_dkv": ("q", "k", "v", "out_grad"),
-    "na_qk": ("q", "k"), "na_av": ("attn", "v"), "na_av_t": ("attn", "x"),
-}  # fmt: skip
+    "na_fwd": ("q", "k", "v"),
+    "na_bwd_dq": ("q", "k", "v", "out_grad"),
+    "na_bwd_dkv": ("q", "k", "v", "out_grad"),
+    "na_qk": ("q", "k"),
+    "na_av": ("attn", "v"),
+    "na_av_t": ("attn", "x"),
+}
 # Kits that read columns directly and staged, in rank 2.
 DIRECT, STAGED = "img-direct", "img-staged-bias"
 BEYOND = 1 << 32

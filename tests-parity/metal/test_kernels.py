@@ -79,11 +79,27 @@ def test_the_pool_is_wide() -> None:
     pool = [instance for kit in KITS for instance in kit.instances.values()]
     assert len(set(pool)) <= 60
     walks = [instance for instance in pool if instance.record.walks]
-    for option in ({"rank": 1}, {"rank": 2}, {"rank": 3}, {"dtype": "float32"}, {"dtype": "float16"},
-                   {"dtype": "bfloat16"}, {"stage": False}, {"stage": True, "wide": False}, {"wide": True},
-                   {"stage": False, "wide": True}, {"heads": 2}, {"heads": 4}, {"heads": 8}, {"rpb": True},
-                   {"additional": True}, {"of_additional": True}, {"bricks": 1}, {"bricks": 2},
-                   {"bricks": 3}):  # fmt: skip
+    for option in (
+        {"rank": 1},
+        {"rank": 2},
+        {"rank": 3},
+        {"dtype": "float32"},
+        {"dtype": "float16"},
+        {"dtype": "bfloat16"},
+        {"stage": False},
+        {"stage": True, "wide": False},
+        {"wide": True},
+        {"stage": False, "wide": True},
+        {"heads": 2},
+        {"heads": 4},
+        {"heads": 8},
+        {"rpb": True},
+        {"additional": True},
+        {"of_additional": True},
+        {"bricks": 1},
+        {"bricks": 2},
+        {"bricks": 3},
+    ):
         having = [i for i in walks if all(getattr(i, name) == value for name, value in option.items())]
         assert len(having) >= 2, option
     for rank in (1, 2, 3):

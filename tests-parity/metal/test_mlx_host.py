@@ -164,9 +164,7 @@ def test_any_strides_give_the_same_bits(host: EmulatedMlxHost) -> None:
     wanted = attend()(*given)
     gradients = mx.grad(loss_of(attend()), argnums=(0, 1, 2))(*given)
     mx.eval(wanted, gradients)
-    for (name, q), k, v in zip(
-        layouts(query).items(), layouts(key).values(), layouts(value).values(), strict=True
-    ):  # fmt: skip
+    for (name, q), k, v in zip(layouts(query).items(), layouts(key).values(), layouts(value).values(), strict=True):
         mx.eval(q, k, v)
         assert mx.array_equal(attend()(q, k, v), wanted), name
         found = mx.grad(loss_of(attend()), argnums=(0, 1, 2))(q, k, v)
@@ -381,6 +379,8 @@ def test_the_text_is_one_kernel_with_the_strides_it_reads(host: EmulatedMlxHost)
         ]
         assert "_shape" not in signature and "_ndim" not in signature
         assert set(re.findall(r"\[\[(\w+)\]\]", signature)) - {"kernel"} == {
-            "threadgroup_position_in_grid", "simdgroup_index_in_threadgroup", "thread_index_in_simdgroup",
-        }  # fmt: skip
+            "threadgroup_position_in_grid",
+            "simdgroup_index_in_threadgroup",
+            "thread_index_in_simdgroup",
+        }
         assert signature.count("constant") == signature.count("_strides [[")

@@ -158,9 +158,10 @@ def test_fused(gpu: Extension, name: str, lay: Any) -> None:
     grads = [lay(arrays["d_out"]), arrays["d_lse"]]
     gradients = backward((*grads, *given.values(), *found))
     call = lambda *a: list(  # noqa: E731
-        MLX.face(case.face)(**dict(zip(given, a, strict=True)), **case.window, scale=case.scale, return_lse=True,
-                            backend="pure")
-    )  # fmt: skip
+        MLX.face(case.face)(
+            **dict(zip(given, a, strict=True)), **case.window, scale=case.scale, return_lse=True, backend="pure"
+        )
+    )
     wanted = mx.vjp(call, [arrays[n] for n in given], [arrays["d_out"], arrays["d_lse"]])
     close(found, wanted[0])
     close(gradients, wanted[1])

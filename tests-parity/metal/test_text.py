@@ -115,8 +115,10 @@ def mlx_text(instance: Instance) -> tuple[str, str]:
 
 # Hosts differ in how a kernel reads its parameters, and so does the text. MLX puts a prelude in front.
 FORMS: dict[str, tuple[Callable[[Instance], tuple[str, str]], str]] = {
-    "torch": (torch_text, ""), "primitive": (primitive_text, ""), "mlx": (mlx_text, PRELUDE),
-}  # fmt: skip
+    "torch": (torch_text, ""),
+    "primitive": (primitive_text, ""),
+    "mlx": (mlx_text, PRELUDE),
+}
 
 
 def parts() -> list[Any]:
@@ -208,15 +210,26 @@ def test_a_name_says_the_whole_instance() -> None:
     assert len({instance.name for instance in whole}) == len(whole) > 400
     one = Instance("na_fwd", "float32", 2, 16, 32)
     other: dict[str, Any] = {
-        "template": "na_qk", "dtype": "float16", "rank": 3, "dim": 32, "dim_v": 16, "patch": (1, 8, 1), "heads": 2,
-        "simdgroups": 3, "chunk": 40, "bricks": 1, "table": 64,
-    }  # fmt: skip
+        "template": "na_qk",
+        "dtype": "float16",
+        "rank": 3,
+        "dim": 32,
+        "dim_v": 16,
+        "patch": (1, 8, 1),
+        "heads": 2,
+        "simdgroups": 3,
+        "chunk": 40,
+        "bricks": 1,
+        "table": 64,
+    }
     changed = [replace(one, **{f.name: other.get(f.name, not getattr(one, f.name))}) for f in fields(Instance)]
     assert len({instance.name for instance in [one, *changed]}) == len(changed) + 1
     assert all(re.fullmatch(r"[A-Za-z_]\w*", instance.name) for instance in whole)
     # Adjacent numbers in a name stay separated.
-    near = [replace(one, dim=d, dim_v=v, simdgroups=s, chunk=c) for d, v, s, c in
-            itertools.product((1, 11), (1, 11), (1, 11), (1, 11))]  # fmt: skip
+    near = [
+        replace(one, dim=d, dim_v=v, simdgroups=s, chunk=c)
+        for d, v, s, c in itertools.product((1, 11), (1, 11), (1, 11), (1, 11))
+    ]
     assert len({instance.name for instance in near}) == len(near)
 
 

@@ -46,11 +46,23 @@ def random_problem(rng: random.Random) -> Problem:
     kv_heads = rng.randint(1, 3)
     dims = [rng.choice((1, 8, 16, 24, 32, 40, 64, 80, 96, 128, 192, 256)) for _ in range(2)]
     return Problem(
-        op, rng.randint(1, 3), shape, shape, kv_heads * rng.choice((1, 1, 2, 3, 4, 8)), kv_heads,
-        0 if op == "av" else dims[0], 0 if op == "qk" else dims[1], kernel, stride, dilation,
-        tuple(rng.random() < 0.3 for _ in shape), 0.3, rng.choice(("float32", "float16", "bfloat16")),
-        rng.choice((0, 0, 1, 30, 200)) if op == "na" else 0, rpb,
-    )  # fmt: skip
+        op,
+        rng.randint(1, 3),
+        shape,
+        shape,
+        kv_heads * rng.choice((1, 1, 2, 3, 4, 8)),
+        kv_heads,
+        0 if op == "av" else dims[0],
+        0 if op == "qk" else dims[1],
+        kernel,
+        stride,
+        dilation,
+        tuple(rng.random() < 0.3 for _ in shape),
+        0.3,
+        rng.choice(("float32", "float16", "bfloat16")),
+        rng.choice((0, 0, 1, 30, 200)) if op == "na" else 0,
+        rpb,
+    )
 
 
 def slot(step: Step, name: str) -> tuple[int, ...]:
@@ -153,8 +165,12 @@ def test_the_planned_patch_executes_least() -> None:
             i, transposed = step.instance, step.instance.record.transposed
             if not i.record.walks:
                 continue
-            choices = [(patch, h) for h in ((1,) if transposed else (1, 2, 4, 8)) if one.heads % h == 0
-                       for patch in patches(one.rank, h)]  # fmt: skip
+            choices = [
+                (patch, h)
+                for h in ((1,) if transposed else (1, 2, 4, 8))
+                if one.heads % h == 0
+                for patch in patches(one.rank, h)
+            ]
             executed = [count_bricks(one, patch, h, transposed).executed for patch, h in choices]
             assert step.bricks == min(executed) * one.batch * one.kv_heads
 
@@ -226,9 +242,18 @@ def test_planned_work_is_what_runs(name: str) -> None:
     """Scaled down and executed: exactly the planned bricks and reads, and correct results."""
     one = SCALED[name]
     case = Case(
-        f"scaled/{name}", one.query_shape, one.kernel_size, one.stride, one.dilation, one.is_causal, one.batch,
-        one.heads, one.kv_heads, one.head_dim, one.head_dim_v,
-    )  # fmt: skip
+        f"scaled/{name}",
+        one.query_shape,
+        one.kernel_size,
+        one.stride,
+        one.dilation,
+        one.is_causal,
+        one.batch,
+        one.heads,
+        one.kv_heads,
+        one.head_dim,
+        one.head_dim_v,
+    )
     assert case.problem("float16") == replace(one, scale=case.factor)
     arrays = inputs(case, "float16")
     steps = (*forward(one), *backward(one, True))

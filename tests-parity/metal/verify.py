@@ -27,14 +27,22 @@ Array = Any
 RECOMPUTING = ("na_bwd_dq", "na_bwd_dkv", "na_rpb")
 # Tensors whose rows a template reads.
 ROWS = {
-    "na_fwd": ("q",), "na_bwd_dq": ("q", "out_grad"), "na_bwd_dkv": ("k", "v"), "na_qk": ("q",),
+    "na_fwd": ("q",),
+    "na_bwd_dq": ("q", "out_grad"),
+    "na_bwd_dkv": ("k", "v"),
+    "na_qk": ("q",),
     "na_rpb": ("q", "out_grad"),
-}  # fmt: skip
+}
 # Those whose columns it reads, and in how many products of a brick each takes part.
 COLUMNS = {
-    "na_fwd": {"k": 1, "v": 1}, "na_bwd_dq": {"k": 2, "v": 1}, "na_bwd_dkv": {"q": 2, "out_grad": 2},
-    "na_qk": {"k": 1}, "na_av": {"v": 1}, "na_av_t": {"x": 1}, "na_rpb": {"k": 1, "v": 1},
-}  # fmt: skip
+    "na_fwd": {"k": 1, "v": 1},
+    "na_bwd_dq": {"k": 2, "v": 1},
+    "na_bwd_dkv": {"q": 2, "out_grad": 2},
+    "na_qk": {"k": 1},
+    "na_av": {"v": 1},
+    "na_av_t": {"x": 1},
+    "na_rpb": {"k": 1, "v": 1},
+}
 # For full attention, relative to the largest value, in addition to the last rounding.
 ATTENTION_ERROR = {"float32": 3e-6, "float16": 1e-3, "bfloat16": 8e-3}
 
@@ -47,9 +55,12 @@ class Sample:
     """
 
     def __init__(
-        self, problem: Problem, arrays: dict[str, Array], slots: dict[str, Array],
+        self,
+        problem: Problem,
+        arrays: dict[str, Array],
+        slots: dict[str, Array],
         expected: Callable[[str], dict[str, tolerances.Expected]],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.problem, self.expected = problem, cache(expected)
         given = {name: a for name, a in arrays.items() if name not in ("d_out", "d_lse")}
         exact, lse = reference.forward(problem, **given)
@@ -101,13 +112,27 @@ def attention_of(kit: Kit, rng: random.Random, number: int) -> Sample:
     keys, kv_heads = rng.randint(1, 70), rng.randint(1, 2)
     heads, window, dims = kv_heads * kit.heads, max(queries, keys), [rng.randint(1, d) for d in kit.dims]
     problem = Problem(
-        "attention", rng.randint(1, 2), (queries,), (keys,), heads, kv_heads, *dims, (window,), (1,), (1,),
-        (rng.random() < 0.6,), dims[0] ** -0.5, kit.dtype,
-    )  # fmt: skip
+        "attention",
+        rng.randint(1, 2),
+        (queries,),
+        (keys,),
+        heads,
+        kv_heads,
+        *dims,
+        (window,),
+        (1,),
+        (1,),
+        (rng.random() < 0.6,),
+        dims[0] ** -0.5,
+        kit.dtype,
+    )
     shapes = {
-        "query": (queries, heads, dims[0]), "key": (keys, kv_heads, dims[0]), "value": (keys, kv_heads, dims[1]),
-        "d_out": (queries, heads, dims[1]), "d_lse": (queries, heads),
-    }  # fmt: skip
+        "query": (queries, heads, dims[0]),
+        "key": (keys, kv_heads, dims[0]),
+        "value": (keys, kv_heads, dims[1]),
+        "d_out": (queries, heads, dims[1]),
+        "d_lse": (queries, heads),
+    }
 
     values = np.random.default_rng([number, queries, keys])
     arrays = {

@@ -97,10 +97,21 @@ def rows() -> list[tuple[str, ...]]:
             i = step.instance
             patch, reads = "x".join(map(str, i.patch[3 - one.rank :])), "staged" if i.stage else "direct"
             ratio = step.bricks / useful(one)
-            found.append((
-                name, i.template, patch, str(i.heads), str(i.simdgroups), reads, str(step.bricks), str(step.full),
-                f"{useful(one):g}", f"{ratio:.4f}", f"{flat_bricks(one, i.record.transposed) / useful(one):.4f}",
-            ))  # fmt: skip
+            found.append(
+                (
+                    name,
+                    i.template,
+                    patch,
+                    str(i.heads),
+                    str(i.simdgroups),
+                    reads,
+                    str(step.bricks),
+                    str(step.full),
+                    f"{useful(one):g}",
+                    f"{ratio:.4f}",
+                    f"{flat_bricks(one, i.record.transposed) / useful(one):.4f}",
+                )
+            )
     return found
 
 

@@ -15,9 +15,21 @@ from .templates import TEMPLATES, Argument, Template
 
 KERNELS = Path(__file__).parent / "kernels"
 HEADERS = (
-    "params.h", "window.h", "mma.h", "sums.h", "coord.h", "stage.h", "walk.h", "place.h",
-    "na_fwd.h", "na_delta.h", "na_bwd_dq.h", "na_bwd_dkv.h", "na_split.h", "na_rpb.h",
-)  # fmt: skip
+    "params.h",
+    "window.h",
+    "mma.h",
+    "sums.h",
+    "coord.h",
+    "stage.h",
+    "walk.h",
+    "place.h",
+    "na_fwd.h",
+    "na_delta.h",
+    "na_bwd_dq.h",
+    "na_bwd_dkv.h",
+    "na_split.h",
+    "na_rpb.h",
+)
 METAL_TYPES = {"float32": "float", "float16": "half", "bfloat16": "bfloat"}
 ITEM_SIZES = {"float32": 4, "float16": 2, "bfloat16": 2}
 THREADGROUP_BYTES = 32768
@@ -150,14 +162,30 @@ def config(instance: Instance) -> str:
     i = instance
     pz, py, px = i.patch
     ints = {
-        "RANK": i.rank, "DA": i.dim, "DB": i.dim_v, "PZ": pz, "PY": py, "PX": px, "HR": i.heads,
-        "NSG": i.simdgroups, "CHUNK": i.chunk, "NB": i.bricks, "PART": i.part, "TABLE": i.table,
-    }  # fmt: skip
+        "RANK": i.rank,
+        "DA": i.dim,
+        "DB": i.dim_v,
+        "PZ": pz,
+        "PY": py,
+        "PX": px,
+        "HR": i.heads,
+        "NSG": i.simdgroups,
+        "CHUNK": i.chunk,
+        "NB": i.bricks,
+        "PART": i.part,
+        "TABLE": i.table,
+    }
     bools = {
-        "STAGE": i.stage, "WIDE": i.wide, "RPB": i.rpb, "ADDITIONAL": i.additional, "OF_ADDITIONAL": i.of_additional,
-        "LSE_GRAD": i.lse_grad, "TRANSPOSED": i.record.transposed, "EMPTY_ZERO": i.empty_zero,
+        "STAGE": i.stage,
+        "WIDE": i.wide,
+        "RPB": i.rpb,
+        "ADDITIONAL": i.additional,
+        "OF_ADDITIONAL": i.of_additional,
+        "LSE_GRAD": i.lse_grad,
+        "TRANSPOSED": i.record.transposed,
+        "EMPTY_ZERO": i.empty_zero,
         "SLOTS": i.record.slotted or i.slots,
-    }  # fmt: skip
+    }
     result = "float" if i.of_additional else METAL_TYPES[i.dtype]
     members = [f"typedef {METAL_TYPES[i.dtype]} T;", f"typedef {result} R;"]
     members += [f"static constexpr constant int {name} = {value};" for name, value in ints.items()]
@@ -232,26 +260,28 @@ def _mlx_params(instance: Instance) -> str:
         members.append(f"  const constant long* {name};")
         reads.append(f"    if (slot >= {block} && slot < {block} + 5) return stride({name}, slot - {block}, {axes});")
         channels.append(f"    if (block == {block}) return {name}[{axes + 2}];")
-    return "\n".join([
-        "namespace na {",
-        "struct Params {",
-        "  const device long* slots;",
-        *members,
-        "  METAL_FUNC long operator[](int slot) const thread {",
-        *reads,
-        "    return slots[slot];",
-        "  }",
-        "  METAL_FUNC long channel(int block) const thread {",
-        *channels,
-        "    return 1;",
-        "  }",
-        "  static METAL_FUNC long stride(const constant long* of, int i, int axes) {",
-        "    return of[i == 0 ? 0 : (i == 1 ? axes + 1 : i - 1)];",
-        "  }",
-        "};",
-        "}  // namespace na",
-        "",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            "namespace na {",
+            "struct Params {",
+            "  const device long* slots;",
+            *members,
+            "  METAL_FUNC long operator[](int slot) const thread {",
+            *reads,
+            "    return slots[slot];",
+            "  }",
+            "  METAL_FUNC long channel(int block) const thread {",
+            *channels,
+            "    return 1;",
+            "  }",
+            "  static METAL_FUNC long stride(const constant long* of, int i, int axes) {",
+            "    return of[i == 0 ? 0 : (i == 1 ? axes + 1 : i - 1)];",
+            "  }",
+            "};",
+            "}  // namespace na",
+            "",
+        ]
+    )
 
 
 def mlx_header(instance: Instance) -> str:

@@ -287,9 +287,14 @@ def _av_backward(p: Problem, has_lse_grad: bool, most: int) -> tuple[Step, ...]:
 
 # The programs of each op. (Full attention is the fused op with windows that hold every key.)
 _FORWARD = {
-    ops.FUSED.name: _fused_forward, ops.FULL.name: _fused_forward, ops.QK.name: _qk_forward, ops.AV.name: _av_forward,
-}  # fmt: skip
+    ops.FUSED.name: _fused_forward,
+    ops.FULL.name: _fused_forward,
+    ops.QK.name: _qk_forward,
+    ops.AV.name: _av_forward,
+}
 _BACKWARD = {
-    ops.FUSED.name: _fused_backward, ops.FULL.name: _fused_backward, ops.QK.name: _qk_backward,
+    ops.FUSED.name: _fused_backward,
+    ops.FULL.name: _fused_backward,
+    ops.QK.name: _qk_backward,
     ops.AV.name: _av_backward,
-}  # fmt: skip
+}

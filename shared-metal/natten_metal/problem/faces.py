@@ -20,9 +20,19 @@ def rank_of(face: str) -> int | None:
 
 
 def fused(
-    face: str, query: Spec, key: Spec, value: Spec, kernel_size: Any, stride: Any, dilation: Any, is_causal: Any,
-    scale: Any, additional_keys: Spec | None = None, additional_values: Spec | None = None, rpb: Spec | None = None,
-) -> Problem:  # fmt: skip
+    face: str,
+    query: Spec,
+    key: Spec,
+    value: Spec,
+    kernel_size: Any,
+    stride: Any,
+    dilation: Any,
+    is_causal: Any,
+    scale: Any,
+    additional_keys: Spec | None = None,
+    additional_values: Spec | None = None,
+    rpb: Spec | None = None,
+) -> Problem:
     """The problem of ``na{1,2,3}d`` and ``neighborhood_attention``."""
     rank = checks.tensor_rank(face, "query", query, rank_of(face))
     window = checks.window_arguments(face, rank, kernel_size, stride, dilation, is_causal)
@@ -31,9 +41,16 @@ def fused(
 
 
 def qk(
-    face: str, query: Spec, key: Spec, kernel_size: Any, dilation: Any, stride: Any, is_causal: Any, scale: Any,
+    face: str,
+    query: Spec,
+    key: Spec,
+    kernel_size: Any,
+    dilation: Any,
+    stride: Any,
+    is_causal: Any,
+    scale: Any,
     rpb: Spec | None = None,
-) -> Problem:  # fmt: skip
+) -> Problem:
     """The problem of ``na{1,2,3}d_qk``."""
     rank = checks.tensor_rank(face, "query", query, rank_of(face))
     window = checks.window_arguments(face, rank, kernel_size, stride, dilation, is_causal)

@@ -99,9 +99,7 @@ def groups(table: Table, rank: int, kind: str, together: int | None) -> tuple[Gr
     return tuple(group for problem, starts in found.items() for group in _parts(problem, starts, rank, kind, together))
 
 
-def _parts(
-    problem: Row, starts: list[tuple[int, int]], rank: int, kind: str, together: int | None
-) -> Iterable[Group]:  # fmt: skip
+def _parts(problem: Row, starts: list[tuple[int, int]], rank: int, kind: str, together: int | None) -> Iterable[Group]:
     queries, keys, w, s, d = (problem[rank * part : rank * (part + 1)] for part in range(5))
     tokens = math.prod(queries), math.prod(keys)
     steps = {"padded": (1, 1), "packed": tokens, "listed": (0, 0)}[kind]

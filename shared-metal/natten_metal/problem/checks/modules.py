@@ -24,9 +24,17 @@ class ModuleArguments:
 
 
 def constructor(
-    face: str, rank: int, embed_dim: Any, num_heads: Any, num_kv_heads: Any, window: tuple[Any, ...], qk_scale: Any,
-    qkv_bias: Any, drops: tuple[Any, Any], rel_pos_bias: Any,
-) -> ModuleArguments:  # fmt: skip
+    face: str,
+    rank: int,
+    embed_dim: Any,
+    num_heads: Any,
+    num_kv_heads: Any,
+    window: tuple[Any, ...],
+    qk_scale: Any,
+    qkv_bias: Any,
+    drops: tuple[Any, Any],
+    rel_pos_bias: Any,
+) -> ModuleArguments:
     """A module's arguments; TypeError, ValueError or NotImplementedError where an op of theirs would raise it.
 
     window: kernel_size, stride, dilation and is_causal; drops: attn_drop and proj_drop. The axes' lengths are the
@@ -39,12 +47,16 @@ def constructor(
     if has_table:
         check_bias_stride(face, "rel_pos_bias", stride)
     return ModuleArguments(
-        width, heads, kv_heads, (kernel_size, stride, dilation, is_causal),
+        width,
+        heads,
+        kv_heads,
+        (kernel_size, stride, dilation, is_causal),
         arguments.scale_or_default(face, qk_scale, width // heads, "qk_scale"),
         arguments.flag(face, "qkv_bias", qkv_bias),
-        arguments.probability(face, "attn_drop", drops[0]), arguments.probability(face, "proj_drop", drops[1]),
+        arguments.probability(face, "attn_drop", drops[0]),
+        arguments.probability(face, "proj_drop", drops[1]),
         has_table,
-    )  # fmt: skip
+    )
 
 
 def _heads(face: str, embed_dim: Any, num_heads: Any, num_kv_heads: Any) -> tuple[int, int, int]:
@@ -64,9 +76,7 @@ def check_input(face: str, given: TensorSpec, rank: int, embed_dim: int) -> None
         raise ValueError(f"{face}: input must be [batch, {axes}, {embed_dim}]; got {given.shape}")
 
 
-def check_projection(
-    face: str, layer: str, width: int, parts: int, heads: tuple[str, int], head_dim: int
-) -> None:  # fmt: skip
+def check_projection(face: str, layer: str, width: int, parts: int, heads: tuple[str, int], head_dim: int) -> None:
     """ValueError unless a projection gives as many channels as the module's heads have, whoever changed either.
 
     heads: the name of their number, and the number. parts: of query, key and value, those in the projection.

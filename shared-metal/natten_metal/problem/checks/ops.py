@@ -65,9 +65,7 @@ def av_problem(face: str, attn: TensorSpec, value: TensorSpec, window: Window) -
     no_zero(face, {"shape": shape, "heads": heads, "value heads": kv_heads, "value head_dim": value.shape[-1]})
     check_heads(face, heads, kv_heads)
     check_axes(face, shape, *window[:3])
-    return Problem(
-        AV.name, attn.shape[0], shape, shape, heads, kv_heads, 0, value.shape[-1], *window, 1.0, value.dtype
-    )  # fmt: skip
+    return Problem(AV.name, attn.shape[0], shape, shape, heads, kv_heads, 0, value.shape[-1], *window, 1.0, value.dtype)
 
 
 def full_problem(
@@ -108,6 +106,15 @@ def _heads_last(
     check_heads(face, heads, kv_heads)
     head_dim_v = 0 if value is None else value.shape[-1]
     return Problem(
-        op, query.shape[0], query.shape[1:-2], key.shape[1:-2], heads, kv_heads, head_dim, head_dim_v,
-        *window, scale, query.dtype,
-    )  # fmt: skip
+        op,
+        query.shape[0],
+        query.shape[1:-2],
+        key.shape[1:-2],
+        heads,
+        kv_heads,
+        head_dim,
+        head_dim_v,
+        *window,
+        scale,
+        query.dtype,
+    )

@@ -66,9 +66,7 @@ def _rows(face: str, name: str, given: Any, rank: int, wanted: str) -> list[ragg
 # --- padded and listed ---------------------------------------------------------------------------
 
 
-def padded_table(
-    face: str, name: str, sizes: Any, batch: int, shape: tuple[int, ...], window: Window
-) -> ragged.Table:  # fmt: skip
+def padded_table(face: str, name: str, sizes: Any, batch: int, shape: tuple[int, ...], window: Window) -> ragged.Table:
     """The items of a padded batch ``[batch, *shape, ...]`` from their sizes, ``[B]`` or ``[B, rank]`` numbers."""
     kernel_size, stride, dilation, _ = window
     rank = len(shape)
@@ -94,9 +92,15 @@ def padded_table(
 
 
 def listed_problems(
-    face: str, name: str, specs: Sequence[Sequence[TensorSpec]], sizes: Any, rank: int, window: Window, scale: Any,
+    face: str,
+    name: str,
+    specs: Sequence[Sequence[TensorSpec]],
+    sizes: Any,
+    rank: int,
+    window: Window,
+    scale: Any,
     rpb: TensorSpec | None,
-) -> list[tuple[Problem, list[int], ragged.Table]]:  # fmt: skip
+) -> list[tuple[Problem, list[int], ragged.Table]]:
     """Items given as lists: each is checked as if it were alone, an empty one too.
 
     specs: of queries, keys and values, ``[*shape, H, D]`` each. sizes: None, or the items' own shapes again.
@@ -143,7 +147,7 @@ def _like(own: tuple[TensorSpec, ...], first: tuple[TensorSpec, ...], extents: l
 
 def _alone(
     face: str, rank: int, specs: tuple[TensorSpec, ...], window: Window, scale: Any, rpb: TensorSpec | None
-) -> Problem:  # fmt: skip
+) -> Problem:
     """The problem of one item; an empty one is checked with axes that hold the window in place of its own."""
     for name, spec in zip(("query", "key", "value"), specs, strict=True):
         if len(spec.shape) != rank + 2:
@@ -173,7 +177,7 @@ def packs(lengths: tuple[Any, Any], packed: tuple[Any, ...]) -> bool:
 
 def packed_call(
     face: str, shapes: Sequence[tuple[int, ...]], lengths: tuple[Any, Any], packed: tuple[Any, ...]
-) -> ragged.Table:  # fmt: skip
+) -> ragged.Table:
     """:func:`packed_table` of a call as it comes. shapes: of query, key and value, ``[1, tokens, ...]``."""
     one_batch_item(face, shapes)
     names = (*LENGTHS, *PACKED)
@@ -181,9 +185,7 @@ def packed_call(
     return packed_table(face, (shapes[0][1], shapes[1][1]), (hosts[0], hosts[1]), tuple(hosts[2:]))
 
 
-def packed_table(
-    face: str, totals: tuple[int, int], lengths: tuple[Any, Any], packed: tuple[Any, ...]
-) -> ragged.Table:  # fmt: skip
+def packed_table(face: str, totals: tuple[int, int], lengths: tuple[Any, Any], packed: tuple[Any, ...]) -> ragged.Table:
     """The sequences that a call packs: of seqlens_Q and seqlens_KV if they are given, of ``PACKED`` otherwise.
 
     totals: the tokens of query and key. All numbers are on the host; None where an argument is not given.
@@ -212,9 +214,7 @@ def one_batch_item(face: str, shapes: Sequence[tuple[int, ...]]) -> None:
             raise ValueError(f"{face}: {name} must have one batch item, the packed one; got {shape[0]}")
 
 
-def packed_lengths(
-    face: str, shapes: Sequence[tuple[int, ...]], lengths: tuple[Any, Any]
-) -> list[list[int]] | None:  # fmt: skip
+def packed_lengths(face: str, shapes: Sequence[tuple[int, ...]], lengths: tuple[Any, Any]) -> list[list[int]] | None:
     """The rules of ``generate_varlen_parameters``; shapes: of query, key and value. None without lengths."""
     if all(given is None for given in lengths):
         return None
@@ -295,9 +295,7 @@ def _longest(face: str, name: str, given: Any, offsets: list[int], total: int) -
 # --- packed items with a window each -------------------------------------------------------------
 
 
-def layouts_table(
-    face: str, layouts: Any, one: tuple[Any, Any, Any], lists: tuple[Any, Any, Any]
-) -> ragged.Table:  # fmt: skip
+def layouts_table(face: str, layouts: Any, one: tuple[Any, Any, Any], lists: tuple[Any, Any, Any]) -> ragged.Table:
     """Items of ``token_layout_list`` behind one another.
 
     one: kernel_size, stride and dilation of all items; lists: of each item, or None. A list wins over the one.
