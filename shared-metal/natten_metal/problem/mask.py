@@ -109,11 +109,6 @@ def pairs(problem: Problem) -> int:
     return math.prod(axis_pairs(axis) for axis in problem.axes) + problem.queries * problem.additional
 
 
-def sparsity(problem: Problem) -> float:
-    """The fraction of all (query, key) pairs that are not computed, in [0, 1)."""
-    return 1.0 - pairs(problem) / (problem.queries * (problem.keys + problem.additional))
-
-
 def flops(problem: Problem, backward: bool = False) -> int:
     """Useful floating-point operations: two products forward, seven backward without atomics.
 
