@@ -6,7 +6,7 @@
 //
 //   shapes as in forward.h; dQ like q, dK like k, dV like v
 //
-//        dQ: lanes are queries, columns the keys of their windows       (and dBias, by parts: bias.h)
+//        dQ: lanes are queries, columns the keys of their windows       (and dRpb, by parts: rpb.h)
 //        dK, dV: lanes are keys, columns the queries that see them, by the inverse window; the query heads of a
 //        key/value head follow one another
 //        additional keys and values: lanes are their tokens, columns all queries, split into parts (additional.h)
@@ -87,7 +87,7 @@ struct QuerySum {
   static constexpr int V = C::V;
   PairGradients<C, true> pairs;
   bool wanted = false;      // dQ
-  double* table = nullptr;  // gradient of the bias, or NULL
+  double* table = nullptr;  // gradient of rpb, or NULL
   Vector<T> weight[V] = {};
   Totals<C> queries = {}, weights = {};
   PerLane<C, double> weight_totals = {};
@@ -103,7 +103,7 @@ struct QuerySum {
   void take(const Block<C>& block) {
     const Scratch<C>& s = pairs.scratch;
     pairs.find(block, wanted || table, weight);
-    if (table && pairs.bias) add_to_table(block, *pairs.index, s.pairs_b, table);
+    if (table && pairs.rpb) add_to_table(block, *pairs.index, s.pairs_b, table);
     if (wanted) accumulate<C>(block.on, s.pairs_b, block.a, block.ranges, pairs.dim, s.sums_a);
     if (stretches.end()) queries.end_stretch(nullptr), weights.end_stretch(nullptr);
   }
@@ -111,7 +111,7 @@ struct QuerySum {
   void end() {
     if (!stretches.several()) return;
     queries.end_stretch(nullptr), weights.end_stretch(nullptr);
-    queries.settle(), weights.settle();
+    queries.fold(), weights.fold();
   }
 };
 
@@ -121,11 +121,11 @@ struct QueryBody {
   const Operands& op;
   const Walk& walk;
 
-  // table: the gradient of the bias needs norm before the first pair is added to it, and so a walk of its own for it
-  void patch(const Lanes<C>& lanes, const Place& place, Scratch<C>& scratch, double* table = nullptr) const {
+  // table: the gradient of rpb needs norm before the first pair is added to it, and so a walk of its own for it
+  void patch(const Lanes<C>& lanes, const Unit& unit, Scratch<C>& scratch, double* table = nullptr) const {
     constexpr int V = C::V;
     const Problem& p = op.problem;
-    const int batch = place.batch, head = place.head;
+    const int batch = unit.batch, head = unit.head;
     const Scale<T> scale(p.scale);
     lanes.read(op.query, batch, head, p.dim, scale.sign, scratch.rows, scratch.lanes_a);
     lanes.read(op.out_grad, batch, head, p.dim_v, T(1), scratch.rows, scratch.lanes_b);
@@ -138,12 +138,12 @@ struct QueryBody {
       sum.pairs.norm[v] = splat(T(1));
     }
     if (table) {
-      visit(lanes, place, scratch, index, sum);
+      visit(lanes, unit, scratch, index, sum);
       for (int v = 0; v < V; ++v) sum.pairs.norm[v] = reciprocal(sum.weight[v]);
       sum.pairs.normed = true;
     }
     sum.table = table, sum.wanted = op.query_grad.data != nullptr;
-    visit(lanes, place, scratch, index, sum);
+    visit(lanes, unit, scratch, index, sum);
     Vector<T> factor[V];
     alignas(64) T shift[C::N], norm[C::N];
     for (int v = 0; v < V; ++v) {
@@ -157,22 +157,22 @@ struct QueryBody {
     if (sum.wanted) lanes.write(op.query_grad, batch, head, p.dim, factor, scratch.sums_a);
   }
 
-  void visit(const Lanes<C>& lanes, const Place& place, Scratch<C>& scratch, PairIndex<C>& index,
+  void visit(const Lanes<C>& lanes, const Unit& unit, Scratch<C>& scratch, PairIndex<C>& index,
              QuerySum<C>& sum) const {
     const Problem& p = op.problem;
-    const int batch = place.batch, kv_head = place.head / p.group_heads;
+    const int batch = unit.batch, kv_head = unit.head / p.group_heads;
     Block<C> block;
     ColumnWalk<C, QuerySum<C>> columns(lanes, block, sum);
     sum.begin();
-    sum.pairs.bias = nullptr;
+    sum.pairs.rpb = nullptr;
     walk_additional(op, batch, kv_head, scratch, columns);
     Columns<C> sides;
     sides.a = side_of(op.key, batch, kv_head, lanes.group, lanes.step, p.dim, scratch.columns_a);
     sides.b = side_of(op.value, batch, kv_head, lanes.group, lanes.step, p.dim_v, scratch.columns_b);
-    if (op.bias) {
-      sum.pairs.bias = bias_table<T>(op, place.head);
-      index_bias(index, lanes, p, false);
-      sides.bias = &index;
+    if (op.rpb) {
+      sum.pairs.rpb = rpb_of_head<T>(op, unit.head);
+      index_rpb(index, lanes, p, false);
+      sides.rpb = &index;
     }
     columns.patch(sides);
     sum.end();
@@ -187,33 +187,33 @@ struct KeyBody {
   const Operands& op;
   const Walk& walk;
 
-  void patch(const Lanes<C>& lanes, const Place& place, Scratch<C>& scratch) const {
+  void patch(const Lanes<C>& lanes, const Unit& unit, Scratch<C>& scratch) const {
     constexpr int V = C::V;
     const Problem& p = op.problem;
-    const int batch = place.batch;
+    const int batch = unit.batch;
     const Scale<T> scale(p.scale);
-    lanes.read(op.key, batch, place.head, p.dim, scale.sign, scratch.rows, scratch.lanes_a);
-    lanes.read(op.value, batch, place.head, p.dim_v, T(1), scratch.rows, scratch.lanes_b);
+    lanes.read(op.key, batch, unit.head, p.dim, scale.sign, scratch.rows, scratch.lanes_a);
+    lanes.read(op.value, batch, unit.head, p.dim_v, T(1), scratch.rows, scratch.lanes_b);
     PairIndex<C> index;
     Block<C> block;
     KeySum<C> sum = {{scratch, scale.size, p.dim, p.dim_v, &index}, op.key_grad.data != nullptr,
                      op.value_grad.data != nullptr};
     sum.begin();
     ColumnWalk<C, KeySum<C>> columns(lanes, block, sum);
-    if (op.bias) index_bias(index, lanes, p, true);
-    for (int head = place.head * p.group_heads; head < (place.head + 1) * p.group_heads; ++head) {
+    if (op.rpb) index_rpb(index, lanes, p, true);
+    for (int head = unit.head * p.group_heads; head < (unit.head + 1) * p.group_heads; ++head) {
       Columns<C> sides = query_columns(op, batch, head, lanes, scratch);
-      if (op.bias) {
-        sum.pairs.bias = bias_table<T>(op, head);
-        sides.bias = &index;
+      if (op.rpb) {
+        sum.pairs.rpb = rpb_of_head<T>(op, head);
+        sides.rpb = &index;
       }
       columns.patch(sides);
     }
     sum.end();
     Vector<T> factor[V], one[V];
     for (int v = 0; v < V; ++v) factor[v] = splat(T(p.scale)), one[v] = splat(T(1));
-    if (sum.wants_keys) lanes.write(op.key_grad, batch, place.head, p.dim, factor, scratch.sums_a);
-    if (sum.wants_values) lanes.write(op.value_grad, batch, place.head, p.dim_v, one, scratch.sums_b);
+    if (sum.wants_keys) lanes.write(op.key_grad, batch, unit.head, p.dim, factor, scratch.sums_a);
+    if (sum.wants_values) lanes.write(op.value_grad, batch, unit.head, p.dim_v, one, scratch.sums_b);
   }
 };
 
@@ -237,7 +237,7 @@ int backward(const Operands& given) {
   const bool additional = p.additional && (op.additional_keys_grad.data || op.additional_values_grad.data);
   const Walk queries = plan_walk<C>(p, false);
   const QueryBody<C> query = {op, queries};
-  if (status == NATTEN_OK && op.bias_grad) {
+  if (status == NATTEN_OK && op.rpb_grad) {
     status = launch_parts<C>(query, queries, op, p.dim, p.dim_v);
   } else if (status == NATTEN_OK && (op.query_grad.data || keys || additional)) {
     status = launch_walk<C>(query, queries, p, p.additional, p.dim, p.dim_v);

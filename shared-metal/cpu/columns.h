@@ -16,8 +16,8 @@ namespace NATTEN_ISA {
 
 constexpr int kBlock = 64;
 
-// A number per (row, column) pair that lies in memory at lane[i] + the column's part: the slot of a window, or an entry
-// of the bias table. Slots of a transposed walk count from the start of the column's window.
+// A number for each (row, column) pair, the sum lane[i] + the column's part: the slot of a window, or an entry of rpb.
+// Slots of a transposed walk count from the start of the column's window.
 template <typename C>
 struct PairIndex {
   int64_t lane[C::N];
@@ -79,7 +79,7 @@ struct Columns {
   typedef typename C::T T;
   Side<T> a, b, stats;
   Side<T> slots;  // of the columns' queries: only their addresses are taken
-  const PairIndex<C>*bias = nullptr, *slot = nullptr;
+  const PairIndex<C>*rpb = nullptr, *slot = nullptr;
 };
 
 template <typename C>
@@ -94,7 +94,7 @@ struct Block {
   const T* b[kBlock];
   const T* stats[kBlock];
   char* slots[kBlock];
-  int64_t bias[kBlock], slot[kBlock];  // the columns' parts of the pair indices
+  int64_t rpb[kBlock], slot[kBlock];  // the columns' parts of the pair indices
   uint32_t sight[kBlock * V];  // bit l: lane l of the vector sees the column
 
   Mask<T> mask(int i, int v) const { return lanes_of<T>(sight[i * V + v]); }
@@ -208,7 +208,7 @@ class ColumnWalk {
     rows(columns.a, z, y, x, run, block_.a + at);
     rows(columns.b, z, y, x, run, block_.b + at);
     rows(columns.stats, z, y, x, run, block_.stats + at);
-    indices(columns.bias, z, y, x, run, block_.bias + at);
+    indices(columns.rpb, z, y, x, run, block_.rpb + at);
     indices(columns.slot, z, y, x, run, block_.slot + at);
     if (!columns.slots.base) return;
     for (int i = 0; i < run; ++i) block_.slots[at + i] = columns.slots.at(z, y, x + i);

@@ -5,7 +5,7 @@
 //   out[i] = 0, lse[i] = -inf   where every l[i,j] is -inf
 //
 //   q [B, *shape, H, D], k [B, *shape, H_kv, D], v [B, *shape, H_kv, D_v], out [B, *shape, H, D_v], lse [B, *shape, H]
-//   additional keys and values [B, S, H_kv, D or D_v]; bias [H, 2w - 1 per axis]
+//   additional keys and values [B, S, H_kv, D or D_v]; rpb [H, 2w - 1 per axis]
 //
 //        box of columns, 64 at a time     S = k Q^T     [64][N]   masked: -inf
 //        +----------------+               top, total    [N]       kept as in the online softmax: sums are scaled
@@ -16,7 +16,7 @@
 // Source: FlashAttention (arXiv 2205.14135), online softmax (arXiv 1805.02867); windows as in kernels/window.h.
 #pragma once
 
-#include "bias.h"
+#include "rpb.h"
 #include "launch.h"
 
 namespace natten {
@@ -31,7 +31,7 @@ struct OnlineSoftmax {
   T scale;  // positive
   int dim, dim_v;
   const PairIndex<C>* index;
-  const T* bias = nullptr;  // the head's table, or NULL
+  const T* rpb = nullptr;  // of the head, or NULL
   Vector<T> top[V] = {}, total[V] = {}, down[V] = {};
   Totals<C> out = {}, weights = {};
   PerLane<C, double> weight_totals = {};
@@ -48,8 +48,8 @@ struct OnlineSoftmax {
   void take(const Block<C>& block) {
     Vector<T>* s = scratch.pairs_a;
     dots<C>(block.on, scratch.lanes_a, block.a, block.b, block.count, dim, s);
-    if (bias) add_bias(block, *index, scale, bias, s);
-    const T factor = bias ? T(1) : scale;
+    if (rpb) add_bias(block, *index, scale, rpb, s);
+    const T factor = rpb ? T(1) : scale;
     for (int v = block.on.first; v < block.on.end(); ++v) {
       weigh(block.masked ? raise<true>(block, v, factor) : raise<false>(block, v, factor), block.count, v, factor);
     }
@@ -71,7 +71,7 @@ struct OnlineSoftmax {
   void end() {
     if (!stretches.several()) return;
     end_stretch();
-    out.settle(), weights.settle();
+    out.fold(), weights.fold();
   }
 
   // Masks dot products and returns the new top. Four tops at a time: a single one would be a chain of dependent
@@ -112,25 +112,25 @@ struct ForwardBody {
   const Operands& op;
   const Walk& walk;
 
-  void patch(const Lanes<C>& lanes, const Place& place, Scratch<C>& scratch) const {
+  void patch(const Lanes<C>& lanes, const Unit& unit, Scratch<C>& scratch) const {
     constexpr int V = C::V;
     const Problem& p = op.problem;
-    const int kv_head = place.head / p.group_heads;
+    const int kv_head = unit.head / p.group_heads;
     const Scale<T> scale(p.scale);
-    lanes.read(op.query, place.batch, place.head, p.dim, scale.sign, scratch.rows, scratch.lanes_a);
+    lanes.read(op.query, unit.batch, unit.head, p.dim, scale.sign, scratch.rows, scratch.lanes_a);
     PairIndex<C> index;
     Block<C> block;
     OnlineSoftmax<C> softmax = {scratch, scale.size, p.dim, p.dim_v, &index};
     softmax.begin();
     ColumnWalk<C, OnlineSoftmax<C>> columns(lanes, block, softmax);
-    walk_additional(op, place.batch, kv_head, scratch, columns);
+    walk_additional(op, unit.batch, kv_head, scratch, columns);
     Columns<C> sides;
-    sides.a = side_of(op.key, place.batch, kv_head, lanes.group, lanes.step, p.dim, scratch.columns_a);
-    sides.b = side_of(op.value, place.batch, kv_head, lanes.group, lanes.step, p.dim_v, scratch.columns_b);
-    if (op.bias) {
-      softmax.bias = bias_table<T>(op, place.head);
-      index_bias(index, lanes, p, false);
-      sides.bias = &index;
+    sides.a = side_of(op.key, unit.batch, kv_head, lanes.group, lanes.step, p.dim, scratch.columns_a);
+    sides.b = side_of(op.value, unit.batch, kv_head, lanes.group, lanes.step, p.dim_v, scratch.columns_b);
+    if (op.rpb) {
+      softmax.rpb = rpb_of_head<T>(op, unit.head);
+      index_rpb(index, lanes, p, false);
+      sides.rpb = &index;
     }
     columns.patch(sides);
     softmax.end();
@@ -141,8 +141,8 @@ struct ForwardBody {
       const int v = lane / C::W, i = lane % C::W;
       lse[lane] = softmax.top[v][i] + logarithm(softmax.total[v][i]);
     }
-    lanes.write(op.out, place.batch, place.head, p.dim_v, inverse_total, scratch.sums_b);
-    if (op.lse.data) lanes.write_scalars(op.lse, place.batch, place.head, lse);
+    lanes.write(op.out, unit.batch, unit.head, p.dim_v, inverse_total, scratch.sums_b);
+    if (op.lse.data) lanes.write_scalars(op.lse, unit.batch, unit.head, lse);
   }
 };
 

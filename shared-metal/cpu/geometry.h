@@ -241,31 +241,31 @@ Walk plan_walk(const Problem& p, bool transposed) {
   return walk;
 }
 
-// Where a unit of work lies; inside: its patch begins inside its dilation group (groups differ in length)
-struct Place {
+// A unit of work. inside: its patch begins inside its dilation group (groups differ in length)
+struct Unit {
   int batch, head;
   int group[3], corner[3];
   bool inside;
 };
 
 // The patch `number` of a head, batch item and dilation group included
-inline Place find_place(const Walk& walk, int64_t number, int head) {
-  Place place;
-  place.head = head;
+inline Unit find_unit(const Walk& walk, int64_t number, int head) {
+  Unit unit;
+  unit.head = head;
   int64_t patch = number % walk.patches;
   number /= walk.patches;
   int64_t group = number % walk.groups;
-  place.batch = int(number / walk.groups);
-  place.inside = true;
+  unit.batch = int(number / walk.groups);
+  unit.inside = true;
   for (int a = 2; a >= 0; --a) {
     const Axis& axis = walk.axis[a];
-    place.group[a] = int(group % axis.d);
+    unit.group[a] = int(group % axis.d);
     group /= axis.d;
-    place.corner[a] = int(patch % axis.patches) * axis.patch;
+    unit.corner[a] = int(patch % axis.patches) * axis.patch;
     patch /= axis.patches;
-    place.inside = place.inside && place.corner[a] < na::group_length(axis.rows, place.group[a], axis.d);
+    unit.inside = unit.inside && unit.corner[a] < na::group_length(axis.rows, unit.group[a], axis.d);
   }
-  return place;
+  return unit;
 }
 
 }  // namespace NATTEN_ISA

@@ -25,7 +25,7 @@ Operands operands(const natten_problem* p, const natten_tensors* t) {
   op.lse = rows(t->lse), op.lse_grad = rows(t->lse_grad);
   op.slots = tensor(t->logits.data ? t->logits : t->attn);
   op.slots_grad = tensor(t->logits_grad.data ? t->logits_grad : t->attn_grad);
-  op.bias = t->rpb.data, op.bias_grad = t->rpb_grad.data;
+  op.rpb = t->rpb.data, op.rpb_grad = t->rpb_grad.data;
   return op;
 }
 

@@ -24,16 +24,16 @@ struct Lanes {
   int group[3], step[3];          // token = position * step + group
 
   // Rows of a patch
-  void find(const Walk& walk, const Place& place) {
+  void find(const Walk& walk, const Unit& unit) {
     grid = &walk.grid, split = walk.split;
     for (int lane = 0; lane < N; ++lane) live[lane] = true;
     for (int a = 0; a < 3; ++a) {
       const Axis& axis = walk.axis[a];
-      group[a] = place.group[a], step[a] = axis.d;
+      group[a] = unit.group[a], step[a] = axis.d;
       const int rows = na::group_length(axis.rows, group[a], axis.d);
       const int columns = na::group_length(axis.columns, group[a], axis.d);
-      const int count = na::minimum(axis.patch, rows - place.corner[a]);
-      for (int c = 0; c < count; ++c) seen[a][c] = interval(place.corner[a] + c, axis, columns, walk.transposed);
+      const int count = na::minimum(axis.patch, rows - unit.corner[a]);
+      for (int c = 0; c < count; ++c) seen[a][c] = interval(unit.corner[a] + c, axis, columns, walk.transposed);
       for (int c = count; c <= axis.patch; ++c) seen[a][c] = {INT_MAX, INT_MAX};
       for (int piece = 0; piece < PIECES; ++piece) {
         const int first = a == split ? piece * axis.piece : 0, last = first + axis.piece - 1;
@@ -43,7 +43,7 @@ struct Lanes {
       }
       for (int lane = 0; lane < N; ++lane) {
         const int c = grid->coordinate[a][lane];
-        row[a][lane] = place.corner[a] + na::minimum(c, count - 1);
+        row[a][lane] = unit.corner[a] + na::minimum(c, count - 1);
         live[lane] = live[lane] && c < count;
       }
     }

@@ -28,8 +28,8 @@ struct Operands {
   Tensor query_grad, key_grad, value_grad, additional_keys_grad, additional_values_grad;
   Tensor slots, slots_grad;  // attn or logits of the split operations
   Tensor shift, norm, delta;  // backward.h: of each query row side by side, channels of one contiguous tensor
-  const void* bias = nullptr;
-  void* bias_grad = nullptr;
+  const void* rpb = nullptr;
+  void* rpb_grad = nullptr;
 };
 
 // One worker's memory: two tensors of the patch's rows, transposed, two of pairs, two of sums by rows and their totals,
@@ -94,18 +94,18 @@ int launch(const Body& body, int64_t units, int64_t work, int dim_a, int dim_b, 
   return NATTEN_OK;
 }
 
-// The rows of a patch of a walk: calls body.patch(lanes, place, scratch) for its unit
+// The rows of a patch of a walk: calls body.patch(lanes, unit, scratch) for its unit
 template <typename C, typename Body>
 struct PatchUnits {
   const Walk& walk;
   const Body& body;
 
   void unit(int64_t number, Scratch<C>& scratch) const {
-    const Place place = find_place(walk, number / walk.heads, int(number % walk.heads));
-    if (!place.inside) return;
+    const Unit unit = find_unit(walk, number / walk.heads, int(number % walk.heads));
+    if (!unit.inside) return;
     Lanes<C> lanes;
-    lanes.find(walk, place);
-    body.patch(lanes, place, scratch);
+    lanes.find(walk, unit);
+    body.patch(lanes, unit, scratch);
   }
 };
 

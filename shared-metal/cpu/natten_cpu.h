@@ -2,7 +2,7 @@
  *
  * Layout is heads-last. Tensors are described by element strides, so any view can be read and written; the kernels
  * allocate their own scratch memory, O(threads) and, for gradients, three float32 (float64) values per query row
- * and copies of the gradients of additional keys and of the bias: up to 64 of a small one, few of a large one.
+ * and copies of the gradients of additional keys and of rpb: up to 64 of a small one, few of a large one.
  * Window arithmetic is kernels/window.h, the same file that the Metal kernels read.
  *
  * A row all of whose logits are -inf has out 0, lse -inf and gradients 0.

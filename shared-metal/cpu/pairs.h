@@ -5,7 +5,7 @@
 // Equations and shapes: backward.h. Source: FlashAttention-2 (arXiv 2307.08691).
 #pragma once
 
-#include "bias.h"
+#include "rpb.h"
 
 namespace natten {
 namespace NATTEN_ISA {
@@ -21,7 +21,7 @@ struct PairGradients {
   T scale;  // positive
   int dim, dim_v;
   const PairIndex<C>* index;
-  const T* bias = nullptr;
+  const T* rpb = nullptr;
   Vector<T> shift[V] = {}, norm[V] = {}, delta[V] = {};  // of the lanes
   bool normed = !LANES_ARE_QUERIES;                      // norm is known
 
@@ -29,7 +29,7 @@ struct PairGradients {
   void find(const Block<C>& block, bool gradients, Vector<T>* sums = nullptr) const {
     Vector<T>*p = scratch.pairs_a, *ds = scratch.pairs_b;
     dots<C>(block.on, scratch.lanes_a, block.a, block.b, block.count, dim, p);
-    if (bias) add_bias(block, *index, scale, bias, p);
+    if (rpb) add_bias(block, *index, scale, rpb, p);
     if (gradients) dots<C>(block.on, scratch.lanes_b, block.b, block.a, block.count, dim_v, ds);
     if (normed) {
       weigh<true>(block, gradients, sums);
@@ -43,7 +43,7 @@ struct PairGradients {
   template <bool NORMED>
   NATTEN_INLINE void weigh(const Block<C>& block, bool gradients, Vector<T>* sums) const {
     Vector<T>*p = scratch.pairs_a, *ds = scratch.pairs_b;
-    const T factor = bias ? T(1) : scale;
+    const T factor = rpb ? T(1) : scale;
     for (int v = block.on.first; v < block.on.end(); ++v) {
       Vector<T> sum = {};
       for (int i = 0; i < block.count; ++i) {
@@ -91,7 +91,7 @@ struct KeySum {
   void end() {
     if (!stretches.several()) return;
     keys.end_stretch(nullptr), values.end_stretch(nullptr);
-    keys.settle(), values.settle();
+    keys.fold(), values.fold();
   }
 };
 

@@ -6,12 +6,13 @@
 //
 //   slots [B, *shape, H, prod(w)], row-major over the window; slot t of an axis is the key at start + t
 //
-// The gradients are these same three: of qk, dQ is weigh_keys of (d_logits, k), dK is weigh_queries of (d_logits, q),
-// with factor = scale, and dBias sums d_logits (bias.h); of av, d_attn is logits of (dO, v) with empty slots 0, and dV
-// is weigh_queries of (attn, dO). Slots that hold no key are never read. Source: NATTEN (arXiv 2204.07143).
+// The gradients are these same three: of qk, dQ is weigh_keys of (logits_grad, k), dK is weigh_queries of
+// (logits_grad, q), with factor = scale, and dRpb sums logits_grad (rpb.h); of av, attn_grad is logits of (dO, v) with
+// empty slots 0, and dV is weigh_queries of (attn, dO).
+// Slots that hold no key are never read. Source: NATTEN (arXiv 2204.07143).
 #pragma once
 
-#include "bias.h"
+#include "rpb.h"
 
 namespace natten {
 namespace NATTEN_ISA {
@@ -116,16 +117,16 @@ struct LogitsBody {
   struct Sum {
     const LogitsBody& body;
     const Scratch<C>& scratch;
-    const PairIndex<C>&index, &bias_index;
-    const T* bias;
+    const PairIndex<C>&index, &rpb_index;
+    const T* rpb;
     char* const* rows;
     const bool* live;
 
     void take(const Block<C>& block) const {
       dots<C>(block.on, scratch.lanes_a, block.a, block.a, block.count, body.dim, scratch.pairs_a);
-      if (bias) add_bias(block, bias_index, body.factor, bias, scratch.pairs_a);
+      if (rpb) add_bias(block, rpb_index, body.factor, rpb, scratch.pairs_a);
       const SlotAccess<C> access = {body.slots, index, block, rows, live, scratch.pairs_a};
-      with_element<T>(body.slots.dtype, WriteSlots<C>{access, bias ? T(1) : body.factor});
+      with_element<T>(body.slots.dtype, WriteSlots<C>{access, rpb ? T(1) : body.factor});
     }
   };
 
@@ -142,24 +143,24 @@ struct LogitsBody {
     }
   }
 
-  void patch(const Lanes<C>& lanes, const Place& place, Scratch<C>& scratch) const {
-    const int batch = place.batch, kv_head = place.head / op.problem.group_heads;
+  void patch(const Lanes<C>& lanes, const Unit& unit, Scratch<C>& scratch) const {
+    const int batch = unit.batch, kv_head = unit.head / op.problem.group_heads;
     char* rows[C::N];
-    lanes.addresses(slots, batch, place.head, rows);
+    lanes.addresses(slots, batch, unit.head, rows);
     fill_empty(lanes, rows);
-    lanes.read(query, batch, place.head, dim, T(1), scratch.rows, scratch.lanes_a);
-    PairIndex<C> index, bias_index;
+    lanes.read(query, batch, unit.head, dim, T(1), scratch.rows, scratch.lanes_a);
+    PairIndex<C> index, rpb_index;
     index_slots(index, lanes, walk);
     Columns<C> sides;
     sides.a = side_of(key, batch, kv_head, lanes.group, lanes.step, dim, scratch.columns_a);
     sides.slot = &index;
-    const T* bias = op.bias ? bias_table<T>(op, place.head) : nullptr;
-    if (bias) {
-      index_bias(bias_index, lanes, op.problem, false);
-      sides.bias = &bias_index;
+    const T* rpb = op.rpb ? rpb_of_head<T>(op, unit.head) : nullptr;
+    if (rpb) {
+      index_rpb(rpb_index, lanes, op.problem, false);
+      sides.rpb = &rpb_index;
     }
     Block<C> block;
-    const Sum sum = {*this, scratch, index, bias_index, bias, rows, lanes.live};
+    const Sum sum = {*this, scratch, index, rpb_index, rpb, rows, lanes.live};
     ColumnWalk<C, const Sum> columns(lanes, block, sum);
     columns.patch(sides);
   }
@@ -200,22 +201,22 @@ struct WeighBody {
     }
 
     void end() {
-      if (stretches.several()) out.end_stretch(nullptr), out.settle();
+      if (stretches.several()) out.end_stretch(nullptr), out.fold();
     }
   };
 
-  void patch(const Lanes<C>& lanes, const Place& place, Scratch<C>& scratch) const {
+  void patch(const Lanes<C>& lanes, const Unit& unit, Scratch<C>& scratch) const {
     constexpr int V = C::V;
-    const int group = op.problem.group_heads, batch = place.batch;
+    const int group = op.problem.group_heads, batch = unit.batch;
     char* rows[C::N];
     PairIndex<C> index;
     index_slots(index, lanes, walk);
-    if (!walk.transposed) lanes.addresses(slots, batch, place.head, rows);
+    if (!walk.transposed) lanes.addresses(slots, batch, unit.head, rows);
     Block<C> block;
     Sum sum = {*this, scratch, index, rows, scratch.sums_of_b(dim)};
     sum.out.begin();
     ColumnWalk<C, Sum> walker(lanes, block, sum);
-    const int first = walk.transposed ? place.head * group : place.head / group;
+    const int first = walk.transposed ? unit.head * group : unit.head / group;
     for (int head = first; head < first + (walk.transposed ? group : 1); ++head) {
       Columns<C> sides;
       sides.b = side_of(columns, batch, head, lanes.group, lanes.step, dim, scratch.columns_b);
@@ -226,7 +227,7 @@ struct WeighBody {
     sum.end();
     Vector<T> factors[V];
     for (int v = 0; v < V; ++v) factors[v] = splat(factor);
-    lanes.write(out, batch, place.head, dim, factors, scratch.sums_b);
+    lanes.write(out, batch, unit.head, dim, factors, scratch.sums_b);
   }
 };
 
@@ -238,7 +239,7 @@ int weigh(const Operands& op, bool queries, const Tensor& slots, const Tensor& c
   return launch_walk<C>(body, walk, op.problem, 0, 0, dim);
 }
 
-// --- gradient of the bias ----------------------------------------------------------------------------------
+// --- gradient of rpb ------------------------------------------------------------------------------------
 
 template <typename C>
 struct SlotBiasBody {
@@ -249,27 +250,27 @@ struct SlotBiasBody {
   struct Sum {
     const SlotBiasBody& body;
     const Scratch<C>& scratch;
-    const PairIndex<C>&index, &bias_index;
+    const PairIndex<C>&index, &rpb_index;
     char* const* rows;
     double* table;
 
     void take(const Block<C>& block) const {
       const Tensor& slots = body.op.slots_grad;
       with_element<T>(slots.dtype, ReadSlots<C>{{slots, index, block, rows, nullptr, scratch.pairs_a}});
-      add_to_table(block, bias_index, scratch.pairs_a, table);
+      add_to_table(block, rpb_index, scratch.pairs_a, table);
     }
   };
 
-  void patch(const Lanes<C>& lanes, const Place& place, Scratch<C>& scratch, double* table) const {
+  void patch(const Lanes<C>& lanes, const Unit& unit, Scratch<C>& scratch, double* table) const {
     char* rows[C::N];
-    lanes.addresses(op.slots_grad, place.batch, place.head, rows);
-    PairIndex<C> index, bias_index;
+    lanes.addresses(op.slots_grad, unit.batch, unit.head, rows);
+    PairIndex<C> index, rpb_index;
     index_slots(index, lanes, walk);
-    index_bias(bias_index, lanes, op.problem, false);
+    index_rpb(rpb_index, lanes, op.problem, false);
     Columns<C> sides;
-    sides.slot = &index, sides.bias = &bias_index;
+    sides.slot = &index, sides.rpb = &rpb_index;
     Block<C> block;
-    const Sum sum = {*this, scratch, index, bias_index, rows, table};
+    const Sum sum = {*this, scratch, index, rpb_index, rows, table};
     ColumnWalk<C, const Sum> columns(lanes, block, sum);
     columns.patch(sides);
   }
@@ -294,7 +295,7 @@ int qk_backward(const Operands& op) {
   if (status == NATTEN_OK && op.key_grad.data) {
     status = weigh<C>(op, true, op.slots_grad, op.query, op.key_grad, p.dim, scale);
   }
-  if (status == NATTEN_OK && op.bias_grad) {
+  if (status == NATTEN_OK && op.rpb_grad) {
     const Walk walk = plan_walk<C>(p, false);
     status = launch_parts<C>(SlotBiasBody<C>{op, walk}, walk, op, 0, 0);
   }

@@ -45,7 +45,7 @@ struct Totals {
   }
 
   // Afterwards `sums` holds the whole sum. Call it when no stretch is open, or before any has ended.
-  void settle() {
+  void fold() {
     if (!used) return;
     for (int64_t at = 0; at < C::N * pitch; ++at) sums[at] = T(totals[at]);
   }

@@ -133,7 +133,7 @@ FAULTS = (
     ("pairs.h", "if (normed)", "if (LANES_ARE_QUERIES && normed)"),
     ("forward.h", "inverse_total[v] = reciprocal(softmax.total[v]);", "inverse_total[v] = T(1) / softmax.total[v];"),
     ("vector.h", "lse == -__builtin_inff() ? __builtin_inff() : lse", "lse"),
-    ("bias.h", "step *= 2 * p.w[a] - 1", "step *= 2 * p.w[a]"),
+    ("rpb.h", "step *= 2 * p.w[a] - 1", "step *= 2 * p.w[a]"),
     ("split.h", "fill_empty(lanes, rows);", ""),
     ("pool.cpp", "if (first >= units) return;", "if (first + step >= units) return;"),
     ("pool.cpp", "pthread_atfork(nullptr, nullptr, forget_pool)", "pthread_atfork(nullptr, forget_pool, nullptr)"),

@@ -1,6 +1,6 @@
-// The relative positional bias: logits[i,j] += bias[h, j - i + w - 1 per axis], and its gradient.
+// The relative positional bias: logits[i,j] += rpb[h, j - i + w - 1 per axis], and its gradient.
 //
-//   d_bias[h, offset] = sum over batch, queries i and keys j with j - i = offset of dS[i,j]
+//   rpb_grad[h, offset] = sum over batch, queries i and keys j with j - i = offset of dS[i,j]
 //
 // The entry of a (lane, column) pair is a number of the lane plus a number of the column. For the gradient, the patches
 // of a head are split into parts, how many depends only on the problem; each part sums into a table of its own,
@@ -13,18 +13,18 @@
 namespace natten {
 namespace NATTEN_ISA {
 
-inline int64_t bias_entries(const Problem& p) {
+inline int64_t rpb_entries(const Problem& p) {
   return (2 * int64_t(p.w[0]) - 1) * (2 * int64_t(p.w[1]) - 1) * (2 * int64_t(p.w[2]) - 1);
 }
 
 template <typename T>
-const T* bias_table(const Operands& op, int head) {
-  return static_cast<const T*>(op.bias) + head * bias_entries(op.problem);
+const T* rpb_of_head(const Operands& op, int head) {
+  return static_cast<const T*>(op.rpb) + head * rpb_entries(op.problem);
 }
 
 // transposed: lanes are keys, columns queries
 template <typename C>
-void index_bias(PairIndex<C>& index, const Lanes<C>& lanes, const Problem& p, bool transposed) {
+void index_rpb(PairIndex<C>& index, const Lanes<C>& lanes, const Problem& p, bool transposed) {
   const int sign = transposed ? -1 : 1;
   int64_t step = 1;
   for (int lane = 0; lane < C::N; ++lane) index.lane[lane] = 0;
@@ -46,7 +46,7 @@ void add_bias(const Block<C>& block, const PairIndex<C>& index, typename C::T sc
       alignas(64) T entries[W];
       for (int l = 0; l < W; ++l) {
         // an unseen pair may have no entry
-        const int64_t at = block.bias[i] + index.lane[v * W + l];
+        const int64_t at = block.rpb[i] + index.lane[v * W + l];
         entries[l] = table[block.sees(i, v, l) ? at : 0];
       }
       logits[i * V + v] = logits[i * V + v] * scale + load(entries);
@@ -62,7 +62,7 @@ void add_to_table(const Block<C>& block, const PairIndex<C>& index, const Vector
   for (int i = 0; i < block.count; ++i) {
     for (int v = block.on.first; v < block.on.end(); ++v) {
       for (int l = 0; l < W; ++l) {
-        if (block.sees(i, v, l)) table[block.bias[i] + index.lane[v * W + l]] += double(gradients[i * V + v][l]);
+        if (block.sees(i, v, l)) table[block.rpb[i] + index.lane[v * W + l]] += double(gradients[i * V + v][l]);
       }
     }
   }
@@ -72,13 +72,13 @@ void add_to_table(const Block<C>& block, const PairIndex<C>& index, const Vector
 constexpr int64_t kTables = int64_t(1) << 22;
 
 // Parts of a head's patches: enough to keep the threads of most machines busy, few enough to keep the tables small
-inline int64_t bias_parts(const Walk& walk, int64_t entries) {
+inline int64_t rpb_parts(const Walk& walk, int64_t entries) {
   const int64_t patches = walk.batch * walk.groups * walk.patches, room = kTables / (walk.heads * entries) + 1;
   const int64_t wanted = (63 + walk.heads) / walk.heads, most = wanted < room ? wanted : room;
   return patches < most ? patches : most;
 }
 
-// Patches of a walk as (head, part): body.patch(lanes, place, scratch, table) with the part's table
+// Patches of a walk as (head, part): body.patch(lanes, unit, scratch, table) with the part's table
 template <typename C, typename Body>
 struct PartUnits {
   const Walk& walk;
@@ -92,21 +92,21 @@ struct PartUnits {
     double* table = tables + number * entries;
     for (int64_t i = 0; i < entries; ++i) table[i] = 0;
     for (int64_t at = patches * part / parts; at < patches * (part + 1) / parts; ++at) {
-      const Place place = find_place(walk, at, int(number % walk.heads));
-      if (!place.inside) continue;
+      const Unit unit = find_unit(walk, at, int(number % walk.heads));
+      if (!unit.inside) continue;
       Lanes<C> lanes;
-      lanes.find(walk, place);
-      body.patch(lanes, place, scratch, table);
+      lanes.find(walk, unit);
+      body.patch(lanes, unit, scratch, table);
     }
   }
 };
 
-// Runs a body over the walk by parts and adds their tables into op.bias_grad
+// Runs a body over the walk by parts and adds their tables into op.rpb_grad
 template <typename C, typename Body>
 int launch_parts(const Body& body, const Walk& walk, const Operands& op, int dim_a, int dim_b) {
   typedef typename C::T T;
-  const int64_t entries = bias_entries(op.problem), all = walk.heads * entries, parts = bias_parts(walk, entries);
-  T* gradient = static_cast<T*>(op.bias_grad);
+  const int64_t entries = rpb_entries(op.problem), all = walk.heads * entries, parts = rpb_parts(walk, entries);
+  T* gradient = static_cast<T*>(op.rpb_grad);
   for (int64_t i = 0; i < all; ++i) gradient[i] = T(0);
   if (parts == 0) return NATTEN_OK;
   const Memory memory(parts * all * int64_t(sizeof(double)));
