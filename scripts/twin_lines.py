@@ -113,8 +113,9 @@ class _Alike(ast.NodeTransformer):
 
 
 def _comments(source: str) -> list[str]:
+    """All but directives to tools, and headings."""
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    return [each.string for each in tokens if each.type == tokenize.COMMENT and "fmt: skip" not in each.string]
+    return [t.string for t in tokens if t.type == tokenize.COMMENT and not re.match("# (fmt|noqa|type|---)", t.string)]
 
 
 def normalised(source: str, module: Path, faces: bool = False) -> Lines:

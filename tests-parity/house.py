@@ -16,7 +16,7 @@ MAX_FUNCTION_LINES = 60
 FRAMEWORKS = frozenset({"torch", "mlx"})
 
 # Files that may define names with a rank in them, and the names they may define: the typed faces.
-FACE_FILES = frozenset({"functional", "faces", "modules", "varlen"})
+FACE_FILES = frozenset({"functional", "split", "faces", "modules", "varlen"})
 FACE_NAME = re.compile(r"na[123]d(_qk|_av|_varlen)?|NeighborhoodAttention[123]D")
 RANKED_NAME = re.compile(r"(?<!\d)[123][dD]")
 METAL_FUNCTION = re.compile(r"^[ \t]*(?:static )?(?:METAL|NA)_FUNC\b[^;{]*?(\w+)\([^;{]*\{", re.MULTILINE)
@@ -130,9 +130,9 @@ def _defined_names(tree: ast.AST) -> Iterator[tuple[int, str]]:
 
 
 def rank_copies(source: str, path: str) -> list[str]:
-    """Python names with a rank in them, defined anywhere but in the faces and in compat."""
+    """Python names with a rank in them, defined anywhere but in the faces, in compat and in extras."""
     parts = PurePosixPath(path).with_suffix("").parts
-    if "compat" in parts:
+    if not {"compat", "extras"}.isdisjoint(parts):
         return []
     is_face = not FACE_FILES.isdisjoint(parts)
     return [

@@ -76,11 +76,11 @@ def test_the_cpu_split_ops_read_views_where_they_lie(seen: Seen) -> None:
 
 def test_the_pure_path_copies_what_is_not_contiguous(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its gathers need rows of one tensor: a view is copied once per walk, a contiguous tensor never."""
-    walk, rows = MPS.module("_plain.walk").Rows, []
+    walk, rows = MPS.module("_metal.api.walk").Rows, []
     original = walk.__init__
 
-    def recording(self: Any, tensor: Tensor, groups: int = 1) -> None:
-        original(self, tensor, groups)
+    def recording(self: Any, walk: Any, tensor: Tensor, groups: int = 1) -> None:
+        original(self, walk, tensor, groups)
         rows.append((tensor.is_contiguous(), self.rows.data_ptr() == tensor.data_ptr()))
 
     monkeypatch.setattr(walk, "__init__", recording)

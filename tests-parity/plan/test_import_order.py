@@ -19,7 +19,7 @@ import os, sys, warnings
 import natten_mps
 assert "torch" not in sys.modules
 warnings.simplefilter("ignore")
-asked = [f"natten_mps.{names[0]}" for names in natten_mps._HOMES.values()]
+asked = [f"natten_mps.{names[0]}" for names in natten_mps._NAMES.homes.values()]
 asked += [f"import natten_mps.{module}" for module in MODULES]
 def child_of(): pass
 for first in asked:
@@ -54,4 +54,4 @@ def test_whatever_is_asked_for_first_works(modules: list[str]) -> None:
     script = FIRST.replace("(OPS)", repr(sorted({op.split(".")[0] for op in ops}))).replace("MODULES", repr(modules))
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
     assert found.returncode == 0, found.stderr
-    assert int(found.stdout) == len(natten_mps._HOMES) + len(modules)
+    assert int(found.stdout) == len(natten_mps._NAMES.homes) + len(modules)

@@ -54,7 +54,7 @@ def test_a_list_that_changes(framework: Framework) -> None:
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 def test_memory_is_bounded(framework: Framework, monkeypatch: pytest.MonkeyPatch) -> None:
     """Repeated calls are found; of many kinds only some are kept."""
-    checked = framework.module("functional")._checked
+    checked = framework.module("_metal.api.attention").checked
     monkeypatch.setattr(checked, "most", 4)
     checked.clear()
     x, call = tensor(framework), framework.face("na1d")

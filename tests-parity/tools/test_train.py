@@ -288,7 +288,7 @@ def test_a_loss_that_is_no_number_ends_the_training(
     cli: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shared = importlib.import_module(f"{cli.__package__}._metal.tools.train")
-    trainer = importlib.import_module(f"{cli.__package__}._train").Trainer
+    trainer = importlib.import_module(f"{cli.__package__}._tools.train").Trainer
     monkeypatch.setattr(trainer, "step", lambda *_: float("nan"))
     arguments = ["demo", "train", "--out", str(tmp_path / "out.png")]
     assert cli.main(arguments) == 1

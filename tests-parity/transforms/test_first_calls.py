@@ -71,7 +71,7 @@ def test_every_first_call(framework: Framework, context: str) -> None:
 def test_no_face_is_left_out(framework: Framework) -> None:
     """A new public function must be tried, too."""
     named = {word for call in CALLS for word in call.split()}
-    homes = framework.package._HOMES
+    homes = framework.package._NAMES.homes
     assert {name for home in ("functional", "varlen", "modules") for name in homes[home]} - {"explain"} <= named
 
 

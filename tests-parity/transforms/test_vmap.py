@@ -104,7 +104,8 @@ def test_torch_maps_none(backend: str, op: str) -> None:
     def call(x: torch.Tensor, rpb: torch.Tensor) -> Any:
         if op == "na1d_varlen":
             window = (3, 1, 1, False)
-            return MPS.module("varlen").padded_items(op, "seq_lens", (x, x, x), [5], window, None, False, backend, rpb)
+            body, fw = MPS.module("_metal.api.varlen").padded_items, MPS.module("_framework")
+            return body(fw, op, "seq_lens", (x, x, x), [5], window, None, False, backend, rpb)
         return MPS.face(op)(*[x] * (2 if op == "na1d_qk" else 3), 3, rpb=rpb, backend=backend)
 
     assert torch.vmap(call)(x, rpb).shape == (0, *X[:-1], last)

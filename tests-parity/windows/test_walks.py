@@ -281,7 +281,7 @@ def forget(framework: Framework) -> None:
     """Empty the caches of plans."""
     framework.module("_device").machine().forget()
     framework.module("_metal.plan.blocks").box_size.cache_clear()
-    walk = framework.module("_plain.walk")
+    walk = framework.module("_metal.api.walk")
     walk.tables.cache_clear()
     walk._remembered_places.cache_clear()
 

@@ -7,7 +7,9 @@ and do not scale; the fused ones are heads-last.
 
 import logging
 import math
+import textwrap
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from ..plan.backends import say_once
@@ -15,25 +17,62 @@ from ..problem.problem import RANKS
 from .forms import ADDED as ADDED
 from .forms import FORMS, Form, Forms
 
-# The first release of each generation, oldest first; and the last, which is what a module is when none is named.
-SINCE = {
-    "v0141": (0, 14, 1),
-    "v0145": (0, 14, 5),
-    "v014": (0, 14, 6),
-    "v015": (0, 15, 0),
-    "v017": (0, 17, 0),
-    "v020": (0, 20, 0),
-    "v021": (0, 21, 5),
-}
-LAST = {
-    "v0141": "0.14.4",
-    "v0145": "0.14.5",
-    "v014": "0.14.6",
-    "v015": "0.15.1",
-    "v017": "0.17.5",
-    "v020": "0.20.1",
-    "v021": "0.21.7",
-}
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """Releases that share their call forms. since: the first of them; last: what the module's ``__version__`` is.
+
+    releases and text: for the module's docstring.
+    """
+
+    since: tuple[int, int, int]
+    last: str
+    releases: str
+    text: str
+
+
+# By the name of the module, oldest first.
+GENERATIONS = {
+    "v0141": Generation(
+        (0, 14, 1), "0.14.4", "0.14.1 to 0.14.4",
+        "Split ops only, heads-first: ``natten{1,2}dqkrpb(query, key, rpb, dilation)`` and "
+        "``natten{1,2}dav(attn, value, dilation)``; the window's size follows from the bias table or the weights. "
+        "Modules take kernel_size before num_heads, always have a bias table, and with ``dilation=None`` dilate "
+        "as far as the input allows.",
+    ),
+    "v0145": Generation(
+        (0, 14, 5), "0.14.5", "0.14.5", "As 0.14.6, but ``natten{1,2}dav(attn, value, dilation)``."
+    ),
+    "v014": Generation(
+        (0, 14, 6), "0.14.6", "0.14.6",
+        "Split ops only, heads-first: ``natten{1,2}dqkrpb(query, key, rpb, kernel_size, dilation)``, "
+        "``natten{1,2}dqk``, ``natten{1,2}dav(attn, value, kernel_size, dilation)``. Modules pad inputs shorter than "
+        "their window.",
+    ),
+    "v015": Generation(
+        (0, 15, 0), "0.15.1", "0.15",
+        "Adds volumes (their depth has arguments of its own), the names ``na{1,2,3}d_{qk,qk_with_bias,av}`` and "
+        "additional keys and values. ``na1d``, ``na2d`` and ``na3d`` are here because 0.3 had them; upstream had none "
+        "yet.",
+    ),
+    "v017": Generation(
+        (0, 17, 0), "0.17.5", "0.17",
+        "One argument for a window, causal axes, and the fused ops ``na{1,2,3}d``, which are heads-last, and where "
+        "dilation follows kernel_size. Bias tables are called ``rpb``, and train in the fused ops too.",
+    ),
+    "v020": Generation(
+        (0, 20, 0), "0.20.1", "0.20 to 0.21.1",
+        "Fused ops with stride; ``merge_attentions`` returns the output alone. ``na{1,2,3}d_{qk,av}`` and the "
+        "``natten*`` ops are here, heads-first as in 0.17, though upstream dropped them.",
+    ),
+    "v021": Generation(
+        (0, 21, 5), "0.21.7", "0.21.5 and later",
+        "The log-sum-exp from every op; causal and packed ``attention``. Every older name that means nothing else here "
+        "is here too: the split ops, heads-first, and the switches of 0.17.",
+    ),
+}  # fmt: skip
+SINCE = {name: its.since for name, its in GENERATIONS.items()}
+LAST = {name: its.last for name, its in GENERATIONS.items()}
 # Other names of classes.
 RENAMED_CLASSES = {"v0141": {"NeighborhoodAttention": "NeighborhoodAttention2D"}}
 SKIPPED: dict[tuple[int, ...], str] = {
@@ -68,6 +107,12 @@ def generation_of(version: str) -> str:
     if not older:
         raise ValueError(f"for_version: the oldest version is 0.14.1; got {version!r}")
     return older[-1]
+
+
+def docstring(generation: str) -> str:
+    """That of a generation's module."""
+    its = GENERATIONS[generation]
+    return f"NATTEN {its.releases}: names, argument orders, layouts and modules.\n\n{textwrap.fill(its.text, 115)}\n"
 
 
 def forms(generation: str, added: bool = True) -> Forms:

@@ -7,6 +7,7 @@ beyond that (on Metal: compiling). The exit status is 1 if anything is out of bo
 
 import argparse
 import math
+import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from typing import Any
 from ..plan.backend import AUTO, DENSE, PURE
 from ..plan.backends import Backends
 from ..plan.verdicts import quoted
+from ..problem.problem import FACE_OF
 from .command_line import end
 
 REPEATS = 5
@@ -116,6 +118,24 @@ class Patient:
     missing: Callable[[], list[tuple[str, str | None]]]
     run: Callable[[Case, str], dict[str, Any]]
     error: Callable[[Any, Any], float]
+
+
+def outputs(functional: Any, case: Case, tensors: dict[str, Any], softmax: Callable[[Any], Any], backend: str) -> Any:
+    """What a case computes by the functions of a package's module ``functional``: a pair of tensors."""
+    query, key, value = (tensors[name] for name in ("query", "key", "value"))
+    if case.op == "attention":
+        return functional.attention(query, key, value, return_lse=True, backend=backend)
+    if case.op == "na":
+        given = {**tensors, **case.arguments()}
+        return functional.neighborhood_attention(**given, return_lse=True, backend=backend)
+    rank, options = len(case.shape), {**case.arguments(), "backend": backend}
+    logits = getattr(functional, FACE_OF[rank] + "_qk")(query, key, rpb=tensors.get("rpb"), **options)
+    return logits, getattr(functional, FACE_OF[rank] + "_av")(softmax(logits), value, **options)
+
+
+def machine(framework: str, device: str) -> str:
+    """The line that says where it runs. framework: with its version."""
+    return f"{platform.platform()} ({platform.machine()}), {framework}, {device}"
 
 
 def add_doctor(

@@ -4,23 +4,19 @@ A face keeps its own signature and docstring at run time; type checkers read the
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, Protocol, TypeVar, cast, overload
+from typing import Any, Literal, Protocol, TypeVar, overload
 
 import mlx.core as mx
 
+from ._metal.api.typed import Bools as Bools
+from ._metal.api.typed import Face, Named, unchanged
+from ._metal.api.typed import Ints as Ints
 from ._tensors import StreamOrDevice
 
-Ints = int | tuple[int, ...] | list[int]
-Bools = bool | tuple[bool, ...] | list[bool]
 Result = mx.array | tuple[mx.array, mx.array]
 Items = TypeVar("Items", mx.array, list[mx.array])
 Padded = mx.array | list[mx.array]
 PaddedResult = Padded | tuple[Padded, Padded]
-Face = Callable[..., Any]
-
-
-class Named(Protocol):
-    __name__: str
 
 
 class Fused(Named, Protocol):
@@ -160,21 +156,8 @@ class Packed(Named, Protocol):
     ) -> mx.array | tuple[mx.array, mx.array]: ...  # fmt: skip
 
 
-def fused(face: Face) -> Fused:
-    return cast(Fused, face)
-
-
-def full(face: Face) -> Full:
-    return cast(Full, face)
-
-
-def sequences(face: Face) -> Sequences:
-    return cast(Sequences, face)
-
-
-def grids(face: Face) -> Grids:
-    return cast(Grids, face)
-
-
-def packed(face: Face) -> Packed:
-    return cast(Packed, face)
+fused: Callable[[Face], Fused] = unchanged
+full: Callable[[Face], Full] = unchanged
+sequences: Callable[[Face], Sequences] = unchanged
+grids: Callable[[Face], Grids] = unchanged
+packed: Callable[[Face], Packed] = unchanged

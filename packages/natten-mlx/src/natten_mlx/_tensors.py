@@ -39,11 +39,6 @@ def spec(face: str, name: str, tensor: Any) -> TensorSpec:
     return TensorSpec(tuple(tensor.shape), dtype)
 
 
-def optional_spec(face: str, name: str, tensor: Any) -> TensorSpec | None:
-    """:func:`spec` of an array that may be None."""
-    return None if tensor is None else spec(face, name, tensor)
-
-
 def stream_of(face: str, stream: Any) -> mx.Stream:
     """The stream that a call runs on: ``stream`` (a thread-local one's for this thread), that device's default stream,
     or the default stream."""

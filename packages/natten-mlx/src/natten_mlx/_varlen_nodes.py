@@ -13,13 +13,13 @@ from typing import Any, NamedTuple, NoReturn
 import mlx.core as mx
 
 from . import _autodiff as _transforms
-from . import functional
 from ._device import machine
 from ._items import put, take
 from ._launch import nanobind
 from ._metal.problem import checks, ragged
 from ._metal.problem.problem import Problem
 from ._metal.problem.ragged import KEYS, QUERIES
+from ._run import run
 from ._tensors import compute_dtype
 
 Arrays = tuple[mx.array, ...]
@@ -115,7 +115,7 @@ class Ragged:
             return tuple(nanobind.repeat(known, given[:3], self.stream, extension))
         problem = ragged.problem_of(self.problem, group)
         inputs = inputs[:3] if problem.op == "attention" else inputs
-        return functional._run(problem, self.backend, self.stream, inputs, signature)
+        return run(problem, self.backend, self.stream, inputs, signature)
 
     def backward(self, arrays: Arrays, cotangents: Arrays, outputs: Arrays) -> Arrays:
         """Gradients of the inputs, through a node without a derivative."""

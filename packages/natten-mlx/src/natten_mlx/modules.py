@@ -1,8 +1,8 @@
 """Neighborhood attention as ``mlx.nn`` modules: projections around the functional op.
 
-State dict: ``qkv.{weight,bias}`` and ``proj.{weight,bias}``; with fewer key/value heads ``q_proj``,
-``kv_proj`` and ``proj``; with a bias table ``rpb``. The keys are upstream NATTEN's and natten-mps's, so
-weights travel.
+State dict: ``qkv.{weight,bias}`` and ``proj.{weight,bias}``; with fewer key/value heads ``q_proj``, ``kv_proj`` and
+``proj``; with a relative positional bias ``rpb``. These are also the keys of upstream NATTEN and of natten-mps, so that
+their weights load.
 """
 
 from typing import Any
@@ -10,20 +10,16 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from . import functional, varlen
-from ._config import BACKENDS
-from ._metal.problem import checks, checks_modules
-from ._metal.problem.problem import FACE_OF
-from ._plain import dense as _dense
+from . import _framework
+from ._metal.api import modules as bodies
 from ._signatures import Bools, Ints
-from ._tensors import StreamOrDevice, spec, stream_of
+from ._tensors import StreamOrDevice
 
 
-class _NeighborhoodAttention(nn.Module):
+class _NeighborhoodAttention(bodies.NeighborhoodAttention, nn.Module):
     """The module of any rank; its subclasses name theirs."""
 
-    rank: int
-    _sizes_name = "spatial_sizes"
+    framework, layers = _framework, nn
 
     def __init__(
         self,
@@ -43,97 +39,18 @@ class _NeighborhoodAttention(nn.Module):
         backend: str | None = None,
     ) -> None:
         super().__init__()
-        given = checks_modules.constructor(
-            type(self).__name__, self.rank, embed_dim, num_heads, num_kv_heads,
-            (kernel_size, stride, dilation, is_causal), qk_scale, qkv_bias, (attn_drop, proj_drop), rel_pos_bias,
-        )  # fmt: skip
-        self.embed_dim, self.num_heads, self.num_kv_heads = given.embed_dim, given.num_heads, given.num_kv_heads
-        BACKENDS.resolve(type(self).__name__, backend)
-        self.backend = backend
-        self.head_dim, self.scale = self.embed_dim // self.num_heads, given.scale
-        self.kernel_size, self.stride, self.dilation, self.is_causal = given.window
-        embed_dim, num_heads, qkv_bias = given.embed_dim, given.num_heads, given.qkv_bias
-        if self.num_kv_heads == num_heads:
-            self.qkv = nn.Linear(embed_dim, 3 * embed_dim, bias=qkv_bias)
-        else:
-            self.q_proj = nn.Linear(embed_dim, embed_dim, bias=qkv_bias)
-            self.kv_proj = nn.Linear(embed_dim, 2 * self.num_kv_heads * self.head_dim, bias=qkv_bias)
-        self.rpb: mx.array | None = None
-        if given.rel_pos_bias:
-            self.rpb = mx.random.normal((num_heads, *(2 * w - 1 for w in self.kernel_size)), scale=0.02)
-        self.attn_drop = nn.Dropout(given.attn_drop)
-        self.proj = nn.Linear(embed_dim, embed_dim)
-        self.proj_drop = nn.Dropout(given.proj_drop)
+        window, drops = (kernel_size, stride, dilation, is_causal), (attn_drop, proj_drop)
+        self._build(embed_dim, num_heads, num_kv_heads, window, qk_scale, qkv_bias, drops, rel_pos_bias, backend)
 
-    def _geometry(self, shape: tuple[int, ...]) -> checks.Window:
-        """kernel_size, stride, dilation and is_causal for an input ``[B, *shape, C]``."""
-        return self.kernel_size, self.stride, self.dilation, self.is_causal
+    def _drops(self, dropout: Any) -> bool:
+        # MLX's layer has no public probability.
+        return not isinstance(dropout, nn.Identity) and getattr(dropout, "_p_1", 0.0) != 1
 
-    def _attend_module(
-        self, x: mx.array, sizes: Any, backend: str | None = None, stream: StreamOrDevice = None
-    ) -> mx.array:
-        """``x [B, *shape, C]`` -> ``[B, *shape, C]``; sizes as the varlen ops take them, or None."""
-        face = type(self).__name__
-        if stream is not None:
-            with mx.stream(stream_of(face, stream)):
-                return self._attend_module(x, sizes, backend)
-        checks_modules.check_input(face, spec(face, "input", x), self.rank, self.embed_dim)
-        chosen = self.backend if backend is None else backend
-        query, key, value = self._project(x)
-        window = self._geometry(tuple(x.shape[1:-1]))
-        dropping = self.training and _drops(self.attn_drop)
-        if sizes is not None:
-            if dropping:
-                checks_modules.reject_dropout(face, self._sizes_name)
-            op, tensors = FACE_OF[self.rank] + "_varlen", (query, key, value)
-            out = varlen.padded_items(
-                op, self._sizes_name, tensors, sizes, window, self.scale, False, chosen, rpb=self.rpb
-            )
-        elif dropping:
-            out = self._attend_dropping(query, key, value, window, chosen)
-        else:
-            out = functional.neighborhood_attention(
-                query, key, value, *window, self.scale, rpb=self.rpb, backend=chosen
-            )
-        return self.proj_drop(self.proj(out.flatten(-2)))
-
-    def _project(self, x: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-        """Query, key and value ``[B, *shape, heads, head_dim]``, with the heads that the module has now."""
-        if hasattr(self, "qkv"):
-            query, key, value = self._heads("qkv", self.qkv(x), 3, "num_heads")
-            return query, key, value
-        key, value = self._heads("kv_proj", self.kv_proj(x), 2, "num_kv_heads")
-        return self._heads("q_proj", self.q_proj(x), 1, "num_heads")[0], key, value
-
-    def _heads(self, layer: str, projected: mx.array, parts: int, heads: str) -> list[mx.array]:
-        """``[B, *shape, parts * heads * head_dim]`` apart. heads: the name of their number."""
-        count, width = getattr(self, heads), projected.shape[-1]
-        checks_modules.check_projection(type(self).__name__, layer, width, parts, (heads, count), self.head_dim)
-        projected = projected.reshape(*projected.shape[:-1], parts, count, self.head_dim)
-        return [projected[..., part, :, :] for part in range(parts)]
-
-    def _attend_dropping(
-        self, query: mx.array, key: mx.array, value: mx.array, window: checks.Window, backend: str | None
-    ) -> mx.array:
-        """Attention with dropped weights: the split ops, with all of a query's weights in between."""
-        qk, av = (getattr(functional, FACE_OF[self.rank] + part) for part in ("_qk", "_av"))
-        kernel_size, stride, dilation, is_causal = window
-        more = {"stride": stride, "is_causal": is_causal, "backend": backend}
-        logits = qk(query, key, kernel_size, dilation, scale=self.scale, rpb=self.rpb, **more)
-        weights = self.attn_drop(_dense.softmax(logits))
-        return av(weights, value, kernel_size, dilation, **more)
+    def _table(self, shape: tuple[int, ...]) -> mx.array:
+        return mx.random.normal(shape, scale=0.02)
 
     def _extra_repr(self) -> str:
-        return (
-            f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, num_kv_heads={self.num_kv_heads}, "
-            f"kernel_size={self.kernel_size}, stride={self.stride}, dilation={self.dilation}, "
-            f"is_causal={self.is_causal}, rel_pos_bias={self.rpb is not None}"
-        )
-
-
-def _drops(dropout: Any) -> bool:
-    """Whether the layer in the place of ``attn_drop`` changes anything in training. MLX's has no public probability."""
-    return not isinstance(dropout, nn.Identity) and getattr(dropout, "_p_1", 0.0) != 1
+        return self._described()
 
 
 class NeighborhoodAttention1D(_NeighborhoodAttention):

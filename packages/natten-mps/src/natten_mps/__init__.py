@@ -8,29 +8,19 @@ Importing the package does not import torch: names are found when they are first
 ops, which saved programs name, as soon as both are imported.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from ._metal.api import names
 from ._with_torch import register as _register
 
 __version__ = "0.4.0"
 
-# The module of each public name; the order is that of the documentation.
-_HOMES = {
-    "functional": (
-        "neighborhood_attention", "na1d", "na2d", "na3d", "na1d_qk", "na2d_qk", "na3d_qk", "na1d_av", "na2d_av",
-        "na3d_av", "attention", "merge_attentions", "explain",
-    ),
-    "varlen": ("na1d_varlen", "na2d_varlen", "na3d_varlen", "generate_varlen_parameters"),
-    "modules": ("NeighborhoodAttention1D", "NeighborhoodAttention2D", "NeighborhoodAttention3D"),
-    "weights": ("load_weights", "save_weights"),
-    "_export": ("export_mode",),
-    "_config": ("get_backend", "set_backend", "use_backend", "get_support_matrix", "has_metal", "has_mps"),
-}  # fmt: skip
-_SUBPACKAGES = ("compat", "extras")
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-
-__all__ = [*_HOME_OF, "__version__"]  # noqa: PLE0604 - names are strings, gathered above
+_NAMES = names.LazyNames(
+    __name__,
+    names.HOMES | {"_export": ("export_mode",), "_config": (*names.BACKEND_NAMES, "has_mps")},
+    (*names.HOMES, "compat", "extras"),
+)
+__all__ = [*_NAMES.home_of, "__version__"]  # noqa: PLE0604 - names are strings
 
 if TYPE_CHECKING:
     from ._config import get_backend as get_backend
@@ -64,18 +54,7 @@ if TYPE_CHECKING:
     from .weights import save_weights as save_weights
 
 
-def __getattr__(name: str) -> Any:
-    if name in _SUBPACKAGES or (name in _HOMES and not name.startswith("_")):
-        return import_module(f".{name}", __name__)
-    if name not in _HOME_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f".{_HOME_OF[name]}", __name__), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *_SUBPACKAGES})
+__getattr__, __dir__ = _NAMES.find, _NAMES.listed
 
 
 _register()

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ._metal.problem.ragged import Group
-from ._plain.walk import compute_dtype
+from ._tensors import compute_dtype
 
 
 def cut(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -4,21 +4,18 @@ A face keeps its own signature and docstring at run time; type checkers read the
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, Protocol, TypeVar, cast, overload
+from typing import Any, Literal, Protocol, TypeVar, overload
 
 from torch import Tensor
 
-Ints = int | tuple[int, ...] | list[int]
-Bools = bool | tuple[bool, ...] | list[bool]
+from ._metal.api.typed import Bools as Bools
+from ._metal.api.typed import Face, Named, unchanged
+from ._metal.api.typed import Ints as Ints
+
 Result = Tensor | tuple[Tensor, Tensor]
 Items = TypeVar("Items", Tensor, list[Tensor])
 Padded = Tensor | list[Tensor]
 PaddedResult = Padded | tuple[Padded, Padded]
-Face = Callable[..., Any]
-
-
-class Named(Protocol):
-    __name__: str
 
 
 class Fused(Named, Protocol):
@@ -155,21 +152,8 @@ class Packed(Named, Protocol):
     ) -> Tensor | tuple[Tensor, Tensor]: ...  # fmt: skip
 
 
-def fused(face: Face) -> Fused:
-    return cast(Fused, face)
-
-
-def full(face: Face) -> Full:
-    return cast(Full, face)
-
-
-def sequences(face: Face) -> Sequences:
-    return cast(Sequences, face)
-
-
-def grids(face: Face) -> Grids:
-    return cast(Grids, face)
-
-
-def packed(face: Face) -> Packed:
-    return cast(Packed, face)
+fused: Callable[[Face], Fused] = unchanged
+full: Callable[[Face], Full] = unchanged
+sequences: Callable[[Face], Sequences] = unchanged
+grids: Callable[[Face], Grids] = unchanged
+packed: Callable[[Face], Packed] = unchanged

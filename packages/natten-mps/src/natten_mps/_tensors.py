@@ -72,6 +72,6 @@ def _reject_layout(face: str, name: str, tensor: torch.Tensor) -> NoReturn:
     checks.reject_nested(face, name, faces.rank_of(face), packs=face in FULL.faces)
 
 
-def optional_spec(face: str, name: str, tensor: Any) -> TensorSpec | None:
-    """:func:`spec` of a tensor that may be None."""
-    return None if tensor is None else spec(face, name, tensor)
+def compute_dtype(tensor: torch.Tensor) -> torch.dtype:
+    """float32, or float64 for float64."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32

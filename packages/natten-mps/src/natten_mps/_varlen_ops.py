@@ -18,9 +18,9 @@ from ._metal.problem import checks_varlen, ragged
 from ._metal.problem.checks import reject_batched
 from ._metal.problem.ops import OPS, Op
 from ._metal.problem.ragged import KEYS, QUERIES
-from ._plain.walk import compute_dtype
 from ._private import below_autograd
 from ._recording import recording
+from ._tensors import compute_dtype
 
 # Queries, keys, values, the bias table.
 Parts = tuple[list[Tensor], list[Tensor], list[Tensor], Tensor | None]

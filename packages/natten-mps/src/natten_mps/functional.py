@@ -1,118 +1,25 @@
-"""The public functions: each checks its problem, asks for a plan, and runs it.
+"""The public functions for inputs of one size. Each is a typed face over a body that both packages share.
 
-Layout is heads-last: query ``[B, *shape, H, D]``, key ``[B, *shape, H_kv, D]``, value ``[B, *shape,
-H_kv, D_v]``. Every float dtype; 16-bit inputs are computed in float32 and rounded once.
+Layout is heads-last: query ``[B, *shape, H, D]``, key ``[B, *shape, H_kv, D]``, value ``[B, *shape, H_kv, D_v]``.
+16-bit inputs are computed in float32 and rounded once.
 """
 
-from contextlib import suppress
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from . import _ops, _signatures
-from ._config import BACKENDS
-from ._device import machine
-from ._metal.api.recall import Recall, Signature, exactly
-from ._metal.plan import backends
-from ._metal.plan import plan as planning
-from ._metal.plan.backend import DENSE
-from ._metal.problem import checks, checks_varlen, faces
-from ._metal.problem.problem import INPUTS, Problem
-from ._plain import dense as _dense
+from . import _framework, _signatures
+from ._metal.api import attention as bodies
 from ._signatures import Bools, Ints, Result
-from ._tensors import optional_spec, spec
-
-backends.tracing = torch.compiler.is_compiling
-
-
-def _autocast(*tensors: Any) -> tuple[Any, ...]:
-    """Under ``torch.autocast`` every float tensor (but float64) in the autocast dtype."""
-    device = next((t.device.type for t in tensors if isinstance(t, Tensor)), "cpu")
-    if device == "meta" or not torch.is_autocast_enabled(device):  # which does not know of meta tensors
-        return tensors
-    dtype = torch.get_autocast_dtype(device)
-
-    def cast(tensor: Any) -> Any:
-        wanted = isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.dtype != torch.float64
-        return tensor.to(dtype) if wanted else tensor
-
-    return tuple(cast(tensor) for tensor in tensors)
-
-
-def _run(problem: Problem, backend: str, tensors: tuple[Any, ...]) -> tuple[Tensor, ...]:
-    """Plan and launch; ``tensors`` in the order of ``INPUTS[problem.op]``.
-
-    The custom op plans when it runs, so that torch.compile need not see the planner; only the dense
-    path, which autograd itself differentiates, stays outside of it ('auto' never takes it).
-    """
-    if backend != DENSE.name:
-        return _ops.run(problem, backend, *tensors)
-    if not (torch.compiler.is_compiling() or torch.compiler.is_exporting()):  # which cannot follow the planner
-        with suppress(TypeError):  # sizes that a tracer counts with have no hash to be planned by
-            machine().plan_on(tensors[0].device, problem, backend)
-    device = tensors[0].device.type
-    with torch.autocast("cpu" if device == "meta" else device, enabled=False):  # which does not know of meta tensors
-        if problem.op == "qk":
-            return (_dense.qk(problem, *tensors),)
-        if problem.op == "av":
-            return (_dense.av(problem, *tensors),)
-        return _dense.forward(problem, *tensors)
-
-
-_checked = Recall()
-_PLAIN = (Tensor, torch.nn.Parameter)
-
-
-def _signature(face: str, tensors: tuple[Any, ...], arguments: tuple[Any, ...]) -> Signature | None:
-    """What two calls have in common that pass the same checks; None: not worth keeping."""
-    kinds: list[Any] = []
-    for tensor in tensors:
-        if tensor is None:
-            kinds.append(None)
-        elif type(tensor) in _PLAIN and tensor.layout == torch.strided and not tensor.is_nested:
-            kinds.append((tensor.shape, tensor.dtype, tensor.device))
-        else:
-            return None
-    told = exactly(arguments)
-    return None if told is None else (face, tuple(kinds), told)
-
-
-def _fused(
-    face: str, tensors: tuple[Any, ...], window: tuple[Any, ...], scale: Any, return_lse: bool, backend: Any,
-    upstream: dict[str, Any],
-) -> Any:  # fmt: skip
-    """The body of every fused face. tensors: query, key, value, additional keys and values, rpb."""
-    backends.accept_knobs(face, upstream)
-    chosen = BACKENDS.resolve(face, backend)
-    tensors = _autocast(*tensors)
-    problem = _fused_problem(face, tensors, window, scale, return_lse)
-    out, lse = _run(problem, chosen, tensors)
-    return (out, lse) if return_lse else out
-
-
-def _fused_problem(
-    face: str, tensors: tuple[Any, ...], window: tuple[Any, ...], scale: Any, return_lse: bool
-) -> Problem:
-    """The problem of a fused face: that of an earlier call like it, or the arguments are checked."""
-    if torch.compiler.is_compiling() or torch.compiler.is_exporting():  # what is kept would be guarded
-        return _checked_problem(face, tensors, window, scale, return_lse)
-    signature = _signature(face, tensors, (*window, scale, return_lse))
-    found: Problem = _checked.get_or_make(signature, lambda: _checked_problem(face, tensors, window, scale, return_lse))
-    return found
-
-
-def _checked_problem(
-    face: str, tensors: tuple[Any, ...], window: tuple[Any, ...], scale: Any, return_lse: bool
-) -> Problem:
-    """The problem of a fused face, whose arguments are checked."""
-    names = INPUTS["na"]
-    query, key, value = (spec(face, name, t) for name, t in zip(names[:3], tensors[:3], strict=True))
-    keys, values, rpb = (optional_spec(face, name, t) for name, t in zip(names[3:], tensors[3:], strict=True))
-    kernel_size, stride, dilation, is_causal = window
-    problem = faces.fused(face, query, key, value, kernel_size, stride, dilation, is_causal, scale, keys, values, rpb)
-    checks.flag(face, "return_lse", return_lse)
-    return problem
+from .split import na1d_av as na1d_av
+from .split import na1d_qk as na1d_qk
+from .split import na2d_av as na2d_av
+from .split import na2d_qk as na2d_qk
+from .split import na3d_av as na3d_av
+from .split import na3d_qk as na3d_qk
+from .varlen import na1d_varlen as na1d_varlen  # 0.3 had these three here
+from .varlen import na2d_varlen as na2d_varlen
+from .varlen import na3d_varlen as na3d_varlen
 
 
 @_signatures.fused
@@ -138,7 +45,7 @@ def neighborhood_attention(
     Args:
         query: ``[B, *shape, H, D]``, shape of 1, 2 or 3 axes; float16, bfloat16, float32 or float64.
         key: ``[B, *shape, H_kv, D]``; query head h reads key/value head ``h // (H / H_kv)``.
-        value: ``[B, *shape, H_kv, D_v]``.
+        value: ``[B, *shape, H_kv, D_v]``. All tensors have the query's dtype, but rpb may have another.
         kernel_size: keys per query on each axis, odd or even, at least 1.
         stride: queries that share one window (1 <= stride <= kernel_size); the output keeps its size.
         dilation: distance between neighbors, in tokens; ``kernel_size * dilation <= length``.
@@ -157,15 +64,16 @@ def neighborhood_attention(
         ``[B, *shape, H]`` in float32 (float64 for float64), natural log, scale included, differentiable.
 
     Raises:
-        TypeError: a wrong type, or dtypes that differ. ValueError: any other broken rule.
-        NotImplementedError: no path takes the problem, or ``backend`` cannot.
+        TypeError: an argument of the wrong type, or tensors of different dtypes.
+        ValueError: shapes, devices or window arguments that do not fit together; the message names the axis.
+        NotImplementedError: rpb with stride > 1, or a problem that ``backend`` does not take.
 
     Source: Neighborhood Attention Transformer (arXiv 2204.07143), dilation (arXiv 2209.15001), stride
     as in Generalized Neighborhood Attention (arXiv 2504.16922); upstream NATTEN's ``na1d/na2d/na3d``.
     """
     tensors = (query, key, value, additional_keys, additional_values, rpb)
     window = (kernel_size, stride, dilation, is_causal)
-    return _fused("neighborhood_attention", tensors, window, scale, return_lse, backend, upstream)
+    return bodies.fused(_framework, "neighborhood_attention", tensors, window, scale, return_lse, backend, upstream)
 
 
 @_signatures.fused
@@ -175,9 +83,27 @@ def na1d(
     additional_values: Tensor | None = None, rpb: Tensor | None = None, return_lse: bool = False,
     backend: str | None = None, **upstream: Any,
 ) -> Result:  # fmt: skip
-    """:func:`neighborhood_attention` of sequences: query ``[B, L, H, D]``."""
+    """Neighborhood attention over sequences: :func:`neighborhood_attention` of rank 1.
+
+    Args:
+        query: ``[B, L, H, D]``; float16, bfloat16, float32 or float64.
+        key, value: ``[B, L, H_kv, D]`` and ``[B, L, H_kv, D_v]``, of the query's dtype.
+        kernel_size, stride, dilation: in tokens; see :func:`neighborhood_attention`.
+        additional_keys, additional_values: ``[B, S, H_kv, D]`` and ``[B, S, H_kv, D_v]``.
+        rpb: relative positional bias ``[H, 2 * kernel_size - 1]``, stride 1 only.
+        is_causal, scale, return_lse, backend, **upstream: as in :func:`neighborhood_attention`.
+
+    Returns:
+        Output ``[B, L, H, D_v]`` in the query's dtype; with ``return_lse`` also lse ``[B, L, H]``, float32.
+
+    Raises:
+        TypeError, ValueError, NotImplementedError: as :func:`neighborhood_attention`.
+
+    Source: upstream NATTEN's ``na1d``.
+    """
     tensors = (query, key, value, additional_keys, additional_values, rpb)
-    return _fused("na1d", tensors, (kernel_size, stride, dilation, is_causal), scale, return_lse, backend, upstream)
+    window = (kernel_size, stride, dilation, is_causal)
+    return bodies.fused(_framework, "na1d", tensors, window, scale, return_lse, backend, upstream)
 
 
 @_signatures.fused
@@ -187,9 +113,27 @@ def na2d(
     additional_values: Tensor | None = None, rpb: Tensor | None = None, return_lse: bool = False,
     backend: str | None = None, **upstream: Any,
 ) -> Result:  # fmt: skip
-    """:func:`neighborhood_attention` of images: query ``[B, X, Y, H, D]``."""
+    """Neighborhood attention over images: :func:`neighborhood_attention` of rank 2.
+
+    Args:
+        query: ``[B, X, Y, H, D]``; float16, bfloat16, float32 or float64.
+        key, value: ``[B, X, Y, H_kv, D]`` and ``[B, X, Y, H_kv, D_v]``, of the query's dtype.
+        kernel_size, stride, dilation: in tokens, one number or one per axis; see :func:`neighborhood_attention`.
+        additional_keys, additional_values: ``[B, S, H_kv, D]`` and ``[B, S, H_kv, D_v]``.
+        rpb: relative positional bias ``[H, 2 * kernel_size - 1 per axis]``, stride 1 only.
+        is_causal, scale, return_lse, backend, **upstream: as in :func:`neighborhood_attention`.
+
+    Returns:
+        Output ``[B, X, Y, H, D_v]`` in the query's dtype; with ``return_lse`` also lse ``[B, X, Y, H]``, float32.
+
+    Raises:
+        TypeError, ValueError, NotImplementedError: as :func:`neighborhood_attention`.
+
+    Source: upstream NATTEN's ``na2d``.
+    """
     tensors = (query, key, value, additional_keys, additional_values, rpb)
-    return _fused("na2d", tensors, (kernel_size, stride, dilation, is_causal), scale, return_lse, backend, upstream)
+    window = (kernel_size, stride, dilation, is_causal)
+    return bodies.fused(_framework, "na2d", tensors, window, scale, return_lse, backend, upstream)
 
 
 @_signatures.fused
@@ -199,98 +143,27 @@ def na3d(
     additional_values: Tensor | None = None, rpb: Tensor | None = None, return_lse: bool = False,
     backend: str | None = None, **upstream: Any,
 ) -> Result:  # fmt: skip
-    """:func:`neighborhood_attention` of volumes or video: query ``[B, X, Y, Z, H, D]``."""
+    """Neighborhood attention over volumes or video: :func:`neighborhood_attention` of rank 3.
+
+    Args:
+        query: ``[B, X, Y, Z, H, D]``; float16, bfloat16, float32 or float64.
+        key, value: ``[B, X, Y, Z, H_kv, D]`` and ``[B, X, Y, Z, H_kv, D_v]``, of the query's dtype.
+        kernel_size, stride, dilation: in tokens, one number or one per axis; see :func:`neighborhood_attention`.
+        additional_keys, additional_values: ``[B, S, H_kv, D]`` and ``[B, S, H_kv, D_v]``.
+        rpb: relative positional bias ``[H, 2 * kernel_size - 1 per axis]``, stride 1 only.
+        is_causal, scale, return_lse, backend, **upstream: as in :func:`neighborhood_attention`.
+
+    Returns:
+        Output ``[B, X, Y, Z, H, D_v]`` in the query's dtype; with ``return_lse`` also lse ``[B, X, Y, Z, H]``, float32.
+
+    Raises:
+        TypeError, ValueError, NotImplementedError: as :func:`neighborhood_attention`.
+
+    Source: upstream NATTEN's ``na3d``.
+    """
     tensors = (query, key, value, additional_keys, additional_values, rpb)
-    return _fused("na3d", tensors, (kernel_size, stride, dilation, is_causal), scale, return_lse, backend, upstream)
-
-
-def _qk(
-    face: str, query: Any, key: Any, kernel_size: Any, dilation: Any, stride: Any, is_causal: Any, scale: Any,
-    rpb: Any, backend: Any,
-) -> Tensor:  # fmt: skip
-    """Logits of the window slots: ``[B, *shape, H, prod(kernel_size)]`` in the query's dtype.
-
-    query ``[B, *shape, H, D]``, key ``[B, *shape, H_kv, D]``. Slots are row-major over the window; slot j
-    of an axis is the key ``start + j`` of the group. A slot at or past the window's end (causal) is -inf.
-    float16 logits may round to inf; the fused op's do not. Differentiable any number of times, forward and reverse; a
-    slot that holds no key has a derivative of 0.
-    """
-    chosen = BACKENDS.resolve(face, backend)
-    query, key, rpb = _autocast(query, key, rpb)
-    specs = spec(face, "query", query), spec(face, "key", key)
-    bias = optional_spec(face, "rpb", rpb)
-    problem = faces.qk(face, *specs, kernel_size, dilation, stride, is_causal, scale, bias)
-    return _run(problem, chosen, (query, key, rpb))[0]
-
-
-def _av(
-    face: str,
-    attn: Any,
-    value: Any,
-    kernel_size: Any,
-    dilation: Any,
-    stride: Any,
-    is_causal: Any,
-    backend: Any,
-) -> Tensor:
-    """Window slots times the values they stand for: ``[B, *shape, H, D_v]`` in the value's dtype.
-
-    attn ``[B, *shape, H, prod(kernel_size)]``, of any float dtype (converted to the value's); value
-    ``[B, *shape, H_kv, D_v]``. Slots without a key are never read and get a gradient of zero.
-    """
-    chosen = BACKENDS.resolve(face, backend)
-    attn, value = _autocast(attn, value)
-    specs = spec(face, "attn", attn), spec(face, "value", value)
-    problem = faces.av(face, *specs, kernel_size, dilation, stride, is_causal)
-    return _run(problem, chosen, (attn.to(value.dtype), value))[0]
-
-
-def na1d_qk(
-    query: Tensor, key: Tensor, kernel_size: Ints, dilation: Ints = 1, *, stride: Ints = 1,
-    is_causal: Bools = False, scale: float | None = None, rpb: Tensor | None = None, backend: str | None = None,
-) -> Tensor:  # fmt: skip
-    """Logits of a sequence's window slots: ``[B, L, H, kernel_size]``."""
-    return _qk("na1d_qk", query, key, kernel_size, dilation, stride, is_causal, scale, rpb, backend)
-
-
-def na2d_qk(
-    query: Tensor, key: Tensor, kernel_size: Ints, dilation: Ints = 1, *, stride: Ints = 1,
-    is_causal: Bools = False, scale: float | None = None, rpb: Tensor | None = None, backend: str | None = None,
-) -> Tensor:  # fmt: skip
-    """Logits of an image's window slots: ``[B, X, Y, H, prod(kernel_size)]``, row-major."""
-    return _qk("na2d_qk", query, key, kernel_size, dilation, stride, is_causal, scale, rpb, backend)
-
-
-def na3d_qk(
-    query: Tensor, key: Tensor, kernel_size: Ints, dilation: Ints = 1, *, stride: Ints = 1,
-    is_causal: Bools = False, scale: float | None = None, rpb: Tensor | None = None, backend: str | None = None,
-) -> Tensor:  # fmt: skip
-    """Logits of a volume's window slots: ``[B, X, Y, Z, H, prod(kernel_size)]``, row-major."""
-    return _qk("na3d_qk", query, key, kernel_size, dilation, stride, is_causal, scale, rpb, backend)
-
-
-def na1d_av(
-    attn: Tensor, value: Tensor, kernel_size: Ints, dilation: Ints = 1, *, stride: Ints = 1,
-    is_causal: Bools = False, backend: str | None = None,
-) -> Tensor:  # fmt: skip
-    """A sequence's window slots times their values: ``[B, L, H, D_v]``."""
-    return _av("na1d_av", attn, value, kernel_size, dilation, stride, is_causal, backend)
-
-
-def na2d_av(
-    attn: Tensor, value: Tensor, kernel_size: Ints, dilation: Ints = 1, *, stride: Ints = 1,
-    is_causal: Bools = False, backend: str | None = None,
-) -> Tensor:  # fmt: skip
-    """An image's window slots times their values: ``[B, X, Y, H, D_v]``."""
-    return _av("na2d_av", attn, value, kernel_size, dilation, stride, is_causal, backend)
-
-
-def na3d_av(
-    attn: Tensor, value: Tensor, kernel_size: Ints, dilation: Ints = 1, *, stride: Ints = 1,
-    is_causal: Bools = False, backend: str | None = None,
-) -> Tensor:  # fmt: skip
-    """A volume's window slots times their values: ``[B, X, Y, Z, H, D_v]``."""
-    return _av("na3d_av", attn, value, kernel_size, dilation, stride, is_causal, backend)
+    window = (kernel_size, stride, dilation, is_causal)
+    return bodies.fused(_framework, "na3d", tensors, window, scale, return_lse, backend, upstream)
 
 
 @_signatures.full
@@ -311,82 +184,79 @@ def attention(
     backend: str | None = None,
     **upstream: Any,
 ) -> Result:
-    """Full attention of sequences: query ``[B, S, H, D]``, key ``[B, S_kv, H_kv, D]``, value ``[.., D_v]``.
+    """Full attention over sequences, or over packed sequences of different lengths.
 
-    is_causal: query i sees keys 0..i (aligned at the top left when S != S_kv). Otherwise as
-    :func:`neighborhood_attention`: output ``[B, S, H, D_v]``, and lse ``[B, S, H]`` with ``return_lse``.
+    Args:
+        query: ``[B, S, H, D]``; float16, bfloat16, float32 or float64.
+        key: ``[B, S_kv, H_kv, D]`` and value ``[B, S_kv, H_kv, D_v]``, of the query's dtype; query head h reads
+            key/value head ``h // (H / H_kv)``.
+        is_causal: whether query i sees keys 0..i only (aligned at the top left when S != S_kv).
+        scale: factor on q.k; None is ``D ** -0.5``.
+        seqlens_Q, seqlens_KV: lengths of packed sequences in tokens, ints ``[n]``: with B = 1, the sequences lie one
+            behind the other, and each attends to itself only. They are read on the host (under ``torch.compile`` when
+            the compiled call runs),
+            and take precedence over the cumulative ones.
+        cumulative_seqlen_Q, cumulative_seqlen_KV, max_seqlen_Q, max_seqlen_KV: the same as running sums ``[n + 1]`` and
+            maxima, as :func:`natten_mps.generate_varlen_parameters` makes them.
+        return_lse, backend, **upstream: as in :func:`neighborhood_attention`.
 
-    Packed (B is 1): sequences behind one another, each as if alone. seqlens_Q, seqlens_KV: their lengths, ints
-    ``[n]``; or cumulative_seqlen_Q, cumulative_seqlen_KV ``[n + 1]`` with max_seqlen_Q, max_seqlen_KV, as
-    :func:`natten_mps.generate_varlen_parameters` makes them. Tokens behind the last sequence, and queries of a
-    sequence without keys, give 0 and lse -inf. The numbers are read on the host; under ``torch.compile`` when the
-    compiled call runs. Lengths win over cumulative ones.
+    Returns:
+        Output ``[B, S, H, D_v]`` in the query's dtype; with ``return_lse`` also lse ``[B, S, H]`` in float32 (float64
+        for float64). Tokens after the last packed sequence, and queries of a sequence without keys, give 0 and -inf.
+
+    Raises:
+        TypeError: an argument of the wrong type, or tensors of different dtypes.
+        ValueError: shapes, devices or lengths that do not fit together.
+        NotImplementedError: a problem that ``backend`` does not take.
+
+    Source: Attention Is All You Need (arXiv 1706.03762); arguments as in upstream NATTEN's ``attention``.
     """
-    backends.accept_knobs("attention", upstream)
-    chosen = BACKENDS.resolve("attention", backend)
-    tensors = _autocast(query, key, value)
-    q, k, v = (spec("attention", name, t) for name, t in zip(INPUTS["attention"], tensors, strict=True))
-    problem = faces.full("attention", q, k, v, is_causal, scale)
-    with_lse = checks.flag("attention", "return_lse", return_lse)
-    packed = (cumulative_seqlen_Q, cumulative_seqlen_KV, max_seqlen_Q, max_seqlen_KV)
     lengths = (seqlens_Q, seqlens_KV)
-    if checks_varlen.packs(lengths, packed):
-        from .varlen import attend_packed
-
-        out, lse = attend_packed(problem, tensors, lengths, packed, chosen)
-    else:
-        out, lse = _run(problem, chosen, tensors)
-    return (out, lse) if with_lse else out
+    packed = (cumulative_seqlen_Q, cumulative_seqlen_KV, max_seqlen_Q, max_seqlen_KV)
+    return bodies.full(
+        _framework, "attention", (query, key, value), is_causal, scale, lengths, packed, return_lse, backend, upstream
+    )
 
 
 def merge_attentions(outputs: list[Tensor], lses: list[Tensor] | None = None, **upstream: Any) -> tuple[Tensor, Tensor]:
-    """Attention over the union of disjoint sets of keys, from its parts.
+    """Attention over the union of disjoint sets of keys, from the results for each set.
 
-    outputs: ``[B, *shape, H, D_v]`` each; lses (or lse_tensors, as upstream calls them): ``[B, *shape, H]`` each.
-    out = sum_i exp(lse_i - lse) * out_i with lse = log sum_i exp(lse_i), accumulated in float32 (float64 for
-    float64), out in the parts' dtype. A part with lse -inf contributes 0; where all are -inf: out 0, lse -inf,
-    gradients 0.
+    With lse = log sum_i exp(lse_i), the output is sum_i exp(lse_i - lse) * outputs_i. Plain operations, so it
+    differentiates as often as the parts do.
+
+    Args:
+        outputs: the parts' outputs, ``[B, *shape, H, D_v]`` each, of one float dtype.
+        lses: their log-sum-exps, ``[B, *shape, H]`` each, natural log; also as lse_tensors, upstream's name.
+        **upstream: upstream's tuning arguments, accepted and ignored.
+
+    Returns:
+        Output ``[B, *shape, H, D_v]`` in the parts' dtype, and lse ``[B, *shape, H]``, both computed in float32
+        (float64 for float64). A part with lse -inf contributes 0; where all are -inf: output 0, lse -inf, gradients 0.
+
+    Raises:
+        TypeError: something that is not a tensor or not a list, or parts of different dtypes.
+        ValueError: no parts, not as many lses as outputs, or shapes that differ.
+
+    Source: upstream NATTEN's ``merge_attentions``; the merge of FlashAttention's partial softmaxes (arXiv 2205.14135).
     """
-    face = "merge_attentions"
-    lses = faces.merged_lses(face, lses, upstream)
-    backends.accept_knobs(face, upstream)
-    outputs, lses = checks.merge_parts(face, "outputs", outputs), checks.merge_parts(face, "lses", lses)
-    checks.check_merge(
-        face,
-        [spec(face, f"outputs[{i}]", out) for i, out in enumerate(outputs)],
-        [spec(face, f"lses[{i}]", lse) for i, lse in enumerate(lses)],
-    )
-    dtype = torch.float64 if outputs[0].dtype == torch.float64 else torch.float32
-    stacked = torch.stack([lse.to(dtype) for lse in lses])
-    top = stacked.detach().amax(0)
-    empty = top == -torch.inf
-    # Where every part is empty, exponents of 0 stand in, so that no NaN reaches a gradient.
-    top = torch.where(empty, 0.0, top)
-    weights = torch.where(empty, 0.0, torch.exp(stacked - top))
-    total = torch.where(empty, 1.0, weights.sum(0))
-    parts = torch.stack([out.to(dtype) for out in outputs])
-    parts = torch.where((stacked == -torch.inf)[..., None], 0.0, parts)
-    out = (weights[..., None] * parts).sum(0) / total[..., None]
-    lse = torch.where(empty, -torch.inf, top + torch.log(total))
-    return out.to(outputs[0].dtype), lse
+    return bodies.merge(_framework, outputs, lses, upstream)
 
 
 def explain(op: str, query: Tensor, key: Tensor, value: Tensor | None = None, **arguments: Any) -> str:
-    """What a call would run and why, in words: ``explain("na2d", q, k, v, kernel_size=7)``.
+    """What a call would run on this machine and why, without running it.
 
-    op: a face's name; the tensors and arguments are the face's (for ``na2d_av``: attn, value).
+        print(explain("na2d", query, key, value, kernel_size=7))
+
+    Args:
+        op: the name of a face: ``"na2d"``, ``"na1d_qk"``, ``"attention"``, ...
+        query, key, value: the face's first tensors, of its shapes and dtypes (for ``na2d_av``: attn and value).
+        **arguments: the face's other arguments by name, backend included.
+
+    Returns:
+        Some lines of text: the problem, the path that runs it, the kernels, and why the others do not.
+
+    Raises:
+        TypeError, ValueError: op is not the name of a face, or a call with these arguments would raise it.
+        NotImplementedError: ``backend`` does not take the problem.
     """
-    chosen = BACKENDS.resolve("explain", arguments.pop("backend", None))
-    specs = [optional_spec("explain", name, t) for name, t in (("query", query), ("key", key), ("value", value))]
-    given = {n: optional_spec("explain", n, a) if n in faces.TENSOR_ARGUMENTS else a for n, a in arguments.items()}
-    problem = faces.explained(op, specs, given)
-    return planning.explain(machine().plan_on(query.device, problem, chosen))
-
-
-def __getattr__(name: str) -> Any:
-    """The varlen ops, which natten-mps 0.3 had here."""
-    if name in ("na1d_varlen", "na2d_varlen", "na3d_varlen"):
-        from . import varlen
-
-        return getattr(varlen, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return bodies.explain(_framework, op, query, key, value, arguments)

@@ -1,6 +1,5 @@
 """natten-mlx on the doctor's table: MLX arrays on the default device."""
 
-import platform
 from importlib.metadata import version
 from typing import Any
 
@@ -9,13 +8,13 @@ import mlx.core as mx
 from .. import functional
 from .._config import BACKENDS, ORDER
 from .._device import device_of
-from .._metal.tools.doctor import Case, Patient
+from .._metal.tools.doctor import Case, Patient, machine, outputs
 from .._tensors import stream_of
 
 
 def _machine() -> str:
     device = f"{mx.default_device()}" + ("" if mx.metal.is_available() else ": MLX finds no Apple GPU")
-    return f"{platform.platform()} ({platform.machine()}), mlx {version('mlx')}, {device}"
+    return machine(f"mlx {version('mlx')}", device)
 
 
 def _missing() -> list[tuple[str, str | None]]:
@@ -23,16 +22,8 @@ def _missing() -> list[tuple[str, str | None]]:
     return [(backend, device.reason_missing(backend)) for backend in ORDER]
 
 
-def _forward(case: Case, tensors: dict[str, mx.array], backend: str) -> tuple[mx.array, ...]:
-    query, key, value = (tensors[name] for name in ("query", "key", "value"))
-    if case.op == "attention":
-        return functional.attention(query, key, value, return_lse=True, backend=backend)
-    if case.op == "na":
-        given = {**tensors, **case.arguments()}
-        return functional.neighborhood_attention(**given, return_lse=True, backend=backend)
-    rank, options = len(case.shape), {**case.arguments(), "backend": backend}
-    logits = getattr(functional, f"na{rank}d_qk")(query, key, rpb=tensors.get("rpb"), **options)
-    return logits, getattr(functional, f"na{rank}d_av")(mx.softmax(logits, axis=-1), value, **options)
+def _softmax(logits: mx.array) -> mx.array:
+    return mx.softmax(logits, axis=-1)
 
 
 def _run(case: Case, backend: str) -> dict[str, mx.array]:
@@ -42,8 +33,8 @@ def _run(case: Case, backend: str) -> dict[str, mx.array]:
     tensors = {n: mx.random.normal(s, key=next(keys), stream=mx.cpu).astype(dtype) for n, s in case.shapes().items()}
 
     def total(arrays: list[mx.array]) -> tuple[mx.array, list[mx.array]]:
-        outputs = _forward(case, dict(zip(tensors, arrays, strict=True)), backend)
-        finite = [mx.where(out == -mx.inf, mx.zeros_like(out), out) for out in outputs]
+        outs = outputs(functional, case, dict(zip(tensors, arrays, strict=True)), _softmax, backend)
+        finite = [mx.where(out == -mx.inf, mx.zeros_like(out), out) for out in outs]
         seeds = mx.random.split(mx.random.key(1), len(finite))
         weights = [
             mx.random.normal(out.shape, key=seed, stream=mx.cpu) for out, seed in zip(finite, seeds, strict=True)
@@ -51,8 +42,8 @@ def _run(case: Case, backend: str) -> dict[str, mx.array]:
         parts = [(out.astype(mx.float32) * weight).sum() for out, weight in zip(finite, weights, strict=True)]
         return mx.add(parts[0], parts[1]), finite
 
-    (_, outputs), gradients = mx.value_and_grad(total)(list(tensors.values()))
-    found = {f"output {i}": out for i, out in enumerate(outputs)}
+    (_, outs), gradients = mx.value_and_grad(total)(list(tensors.values()))
+    found = {f"output {i}": out for i, out in enumerate(outs)}
     found |= {f"gradient of {name}": gradient for name, gradient in zip(tensors, gradients, strict=True)}
     found = {name: array.astype(mx.float32) for name, array in found.items()}
     mx.eval(found)

@@ -6,45 +6,38 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.optimizers import AdamW
 
-from .._metal.tools import train
+from .._metal.tools import train, train_model
 from ..functional import explain
 from ..modules import NeighborhoodAttention2D
 from ..weights import load_weights
 
 
-class Block(nn.Module):
-    """Neighborhood attention and a perceptron, each after a norm and around a residual connection."""
+def _silu(x: mx.array) -> mx.array:
+    """In plain operations: nn.silu compiles itself, which needs a C++ compiler on a CPU."""
+    return x * mx.sigmoid(x)
+
+
+class Block(train_model.Block, nn.Module):
+    """One block of the model."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(train.WIDTH), nn.LayerNorm(train.WIDTH)
-        self.attention = NeighborhoodAttention2D(train.WIDTH, train.HEADS, train.WINDOW)
-        self.expand, self.contract = nn.Linear(train.WIDTH, train.HIDDEN), nn.Linear(train.HIDDEN, train.WIDTH)
+        self._build(nn, NeighborhoodAttention2D)
 
     def __call__(self, x: mx.array) -> mx.array:
-        """``[B, 4, 4, C]`` -> the same."""
-        x = x + self.attention(self.norm1(x))
-        hidden = self.expand(self.norm2(x))
-        # silu in plain operations: nn.silu compiles itself, which needs a C++ compiler on a CPU.
-        return x + self.contract(hidden * mx.sigmoid(hidden))
+        return self._compute(x, _silu)
 
 
-class Classifier(nn.Module):
-    """Patches ``[B, 4, 4, 9]`` -> logits ``[B, 10]``; described in :mod:`train`."""
+class Classifier(train_model.Classifier, nn.Module):
+    """The model."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.embed = nn.Linear(train.PATCH**2, train.WIDTH)
-        self.position = mx.zeros((train.GRID, train.GRID, train.WIDTH))
-        self.blocks = [Block() for _ in range(train.BLOCKS)]
-        self.norm = nn.LayerNorm(train.WIDTH)
-        self.head = nn.Linear(train.GRID**2 * train.WIDTH, train.CLASSES)
+        position = mx.zeros((train.GRID, train.GRID, train.WIDTH))
+        self._build(nn, position, [Block() for _ in range(train.BLOCKS)])
 
     def __call__(self, patches: mx.array) -> mx.array:
-        x = self.embed(patches) + self.position
-        for block in self.blocks:
-            x = block(x)
-        return self.head(self.norm(x).flatten(1))
+        return self._compute(patches)
 
 
 def _loss(model: Classifier, patches: mx.array, labels: mx.array) -> mx.array:

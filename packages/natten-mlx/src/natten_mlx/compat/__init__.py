@@ -12,10 +12,10 @@ not; errors are this package's. What only tunes CUDA kernels is accepted and not
 There is no ``install`` here: programs that ``import natten`` hand it torch tensors, which natten-mps takes.
 """
 
-from importlib import import_module
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from .._metal.api.names import LazyNames
 from .._metal.compat.generations import SINCE, generation_of
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from . import v020 as v020
     from . import v021 as v021
 
+_NAMES = LazyNames(__name__, {}, SINCE)
 __all__ = [*SINCE, "for_version"]  # noqa: PLE0604 - names are strings
 
 
@@ -36,14 +37,7 @@ def for_version(version: str) -> ModuleType:
     ``"0.14"`` means the last release of 0.14. TypeError unless version is a string; ValueError for what is no
     version, is older than 0.14.1, or was never released.
     """
-    return import_module(f".{generation_of(version)}", __name__)
+    return _NAMES.module(generation_of(version))
 
 
-def __getattr__(name: str) -> Any:
-    if name in SINCE:
-        return import_module(f".{name}", __name__)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = _NAMES.find, _NAMES.listed

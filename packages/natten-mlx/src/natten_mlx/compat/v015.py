@@ -1,16 +1,10 @@
-"""NATTEN 0.15: names, argument orders, layouts and modules.
+"""NATTEN 0.15: names, argument orders, layouts and modules."""
 
-Adds volumes (their depth has arguments of its own), the names ``na{1,2,3}d_{qk,qk_with_bias,av}`` and additional
-keys and values. ``na1d``, ``na2d`` and ``na3d`` are here because 0.3 had them; upstream had none yet.
-"""
+from typing import TYPE_CHECKING
 
-from typing import TYPE_CHECKING, Any
-
-from ._build import generation
+from ._build import define
 
 if TYPE_CHECKING:
+    from ._build import __getattr__ as __getattr__
 
-    def __getattr__(name: str) -> Any: ...
-
-
-globals().update(generation("v015", __name__))
+define(__name__)

@@ -14,7 +14,7 @@ from .._items import blank_outputs
 from .._metal.problem import ragged
 from .._metal.problem.problem import Problem
 from .._metal.problem.ragged import KEYS, QUERIES
-from ..functional import _run
+from .._run import run
 
 
 def attend(
@@ -38,7 +38,7 @@ def attend(
     results = []
     for group, *own in zip(groups, *pieces, strict=True):
         given = own if problem.op == "attention" else [*own, None, None, rpb]
-        results.append(_run(ragged.problem_of(problem, group), "dense", tuple(given)))
+        results.append(run(ragged.problem_of(problem, group), "dense", tuple(given)))
     for made, found in zip((outs, lses), zip(*results, strict=True) if results else ((), ()), strict=True):
         _put(kind, made, groups, padded[0], list(found))
     return outs, lses

@@ -1,14 +1,12 @@
 """natten-mps on the doctor's table: torch tensors on the Apple GPU if there is one, else on the CPU."""
 
-import platform
-
 import torch
 from torch import Tensor
 
 from .. import functional
 from .._config import BACKENDS, ORDER
 from .._device import device_of
-from .._metal.tools.doctor import Case, Patient
+from .._metal.tools.doctor import Case, Patient, machine, outputs
 
 
 def _device() -> torch.device:
@@ -17,7 +15,7 @@ def _device() -> torch.device:
 
 def _machine() -> str:
     device = "device mps" if _device().type == "mps" else "device cpu: torch finds no Apple GPU"
-    return f"{platform.platform()} ({platform.machine()}), torch {torch.__version__}, {device}"
+    return machine(f"torch {torch.__version__}", device)
 
 
 def _missing() -> list[tuple[str, str | None]]:
@@ -25,16 +23,8 @@ def _missing() -> list[tuple[str, str | None]]:
     return [(backend, device.reason_missing(backend)) for backend in ORDER]
 
 
-def _forward(case: Case, tensors: dict[str, Tensor], backend: str) -> tuple[Tensor, ...]:
-    query, key, value = (tensors[name] for name in ("query", "key", "value"))
-    if case.op == "attention":
-        return functional.attention(query, key, value, return_lse=True, backend=backend)
-    if case.op == "na":
-        given = {**tensors, **case.arguments()}
-        return functional.neighborhood_attention(**given, return_lse=True, backend=backend)
-    rank, options = len(case.shape), {**case.arguments(), "backend": backend}
-    logits = getattr(functional, f"na{rank}d_qk")(query, key, rpb=tensors.get("rpb"), **options)
-    return logits, getattr(functional, f"na{rank}d_av")(logits.softmax(-1), value, **options)
+def _softmax(logits: Tensor) -> Tensor:
+    return logits.softmax(-1)
 
 
 def _run(case: Case, backend: str) -> dict[str, Tensor]:
@@ -42,8 +32,8 @@ def _run(case: Case, backend: str) -> dict[str, Tensor]:
     dtype = getattr(torch, case.dtype)
     # Made on the CPU, so that every device gets the same numbers.
     tensors = {name: torch.randn(shape).to(_device(), dtype).requires_grad_() for name, shape in case.shapes().items()}
-    outputs = _forward(case, tensors, backend)
-    finite = [torch.where(out == -torch.inf, 0, out) for out in outputs]
+    outs = outputs(functional, case, tensors, _softmax, backend)
+    finite = [torch.where(out == -torch.inf, 0, out) for out in outs]
     weights = [torch.randn(out.shape).to(out) for out in finite]
     total = sum((out * weight).float().sum() for out, weight in zip(finite, weights, strict=True))
     gradients = torch.autograd.grad(total, list(tensors.values()))  # type: ignore[arg-type]

@@ -10,41 +10,33 @@ from torch.nn import functional as F
 
 from .._config import get_backend
 from .._metal.plan.backend import NATIVE
-from .._metal.tools import train
+from .._metal.tools import train, train_model
 from ..functional import explain
 from ..modules import NeighborhoodAttention2D
 from ..weights import load_weights
 
 
-class Block(nn.Module):
-    """Neighborhood attention and a perceptron, each after a norm and around a residual connection."""
+class Block(train_model.Block, nn.Module):
+    """One block of the model."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(train.WIDTH), nn.LayerNorm(train.WIDTH)
-        self.attention = NeighborhoodAttention2D(train.WIDTH, train.HEADS, train.WINDOW)
-        self.expand, self.contract = nn.Linear(train.WIDTH, train.HIDDEN), nn.Linear(train.HIDDEN, train.WIDTH)
+        self._build(nn, NeighborhoodAttention2D)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[B, 4, 4, C]`` -> the same."""
-        x = x + self.attention(self.norm1(x))
-        return x + self.contract(F.silu(self.expand(self.norm2(x))))
+        return self._compute(x, F.silu)
 
 
-class Classifier(nn.Module):
-    """Patches ``[B, 4, 4, 9]`` -> logits ``[B, 10]``; described in :mod:`train`."""
+class Classifier(train_model.Classifier, nn.Module):
+    """The model."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.embed = nn.Linear(train.PATCH**2, train.WIDTH)
-        self.position = nn.Parameter(torch.zeros(train.GRID, train.GRID, train.WIDTH))
-        self.blocks = nn.Sequential(*(Block() for _ in range(train.BLOCKS)))
-        self.norm = nn.LayerNorm(train.WIDTH)
-        self.head = nn.Linear(train.GRID**2 * train.WIDTH, train.CLASSES)
+        position = nn.Parameter(torch.zeros(train.GRID, train.GRID, train.WIDTH))
+        self._build(nn, position, nn.ModuleList(Block() for _ in range(train.BLOCKS)))
 
     def forward(self, patches: Tensor) -> Tensor:
-        x = self.blocks(self.embed(patches) + self.position)
-        return self.head(self.norm(x).flatten(1))
+        return self._compute(patches)
 
 
 @contextmanager

@@ -11,10 +11,10 @@ Where upstream was narrower (odd windows, no gradient of bias tables, no causal 
 not; errors are this package's. What only tunes CUDA kernels is accepted and noted once in the log.
 """
 
-from importlib import import_module
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from .._metal.api.names import LazyNames
 from .._metal.compat.generations import SINCE, generation_of
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from . import v020 as v020
     from . import v021 as v021
 
+_NAMES = LazyNames(__name__, {}, SINCE)
 __all__ = [*SINCE, "for_version", "install", "uninstall"]  # noqa: PLE0604 - names are strings
 
 
@@ -35,7 +36,7 @@ def for_version(version: str) -> ModuleType:
     ``"0.14"`` means the last release of 0.14. TypeError unless version is a string; ValueError for what is no
     version, is older than 0.14.1, or was never released.
     """
-    return import_module(f".{generation_of(version)}", __name__)
+    return _NAMES.module(generation_of(version))
 
 
 def install(version: str | None = None) -> ModuleType:
@@ -60,11 +61,4 @@ def uninstall() -> None:
     uninstall()
 
 
-def __getattr__(name: str) -> Any:
-    if name in SINCE:
-        return import_module(f".{name}", __name__)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = _NAMES.find, _NAMES.listed

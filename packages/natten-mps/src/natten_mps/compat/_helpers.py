@@ -6,24 +6,14 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from .. import functional, varlen
-from .._config import ORDER
-from .._device import device_of
+from .. import _framework, functional, varlen
+from .._metal.compat.build import tensor_helpers
 from .._metal.compat.checks import get_device_cc
 from .._metal.compat.flops import COUNTS, HANDLES
 from .._metal.compat.inner import FUNCTIONS
-from .._metal.compat.tensors import TensorHelpers, named
-from .._metal.plan import plan
-from .._metal.problem.problem import Problem
-from .._tensors import spec
+from .._metal.compat.tensors import named
 
-
-def _tiers(problem: Problem, tensor: Tensor) -> list[str]:
-    device = device_of(tensor.device)
-    return [tier for tier in ORDER if plan.obstacle(problem, device, tier) is None]
-
-
-HELPERS = TensorHelpers(spec, _tiers, varlen.generate_varlen_parameters)
+HELPERS = tensor_helpers(_framework, varlen.generate_varlen_parameters)
 
 # --- devices and dtypes ----------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from .. import varlen
 from .._metal.compat import generations as compat
 from .._metal.compat import modules as compat_modules
 from .._metal.problem.problem import RANKS
-from . import _build
+from ._build import GENERATIONS
 
 NAME = "natten"
 _installed: dict[str, ModuleType] = {}
@@ -74,7 +74,7 @@ def _every_submodule(newest: dict[str, Any]) -> compat_modules.Submodules:
     found: compat_modules.Submodules = {}
     for generation in compat.SINCE:
         import_module(f".{generation}", __package__)
-        for name, its in _build.submodules(generation).items():
+        for name, its in GENERATIONS.submodules[generation].items():
             found[name] = found.get(name, {}) | its
     ranked = {f"{stem}{rank}d" for stem in ("natten", "na") for rank in RANKS}
     for name in ("functional", *ranked):
@@ -97,7 +97,7 @@ def install(version: str | None = None) -> ModuleType:
     extra = set() if version is None else set(compat.ADDED[generation])
     names = [name for name in made["__all__"] if name not in extra]
     public = {name: made[name] for name in names} | {"__version__": told, "__all__": names}
-    found = _every_submodule(public) if version is None else dict(_build.submodules(generation))
+    found = _every_submodule(public) if version is None else dict(GENERATIONS.submodules[generation])
     found["version"] = {"__version__": told}
     text = f"NATTEN's call forms ({told}) by natten-mps."
     root = compat_modules.new_module(NAME, text, public)

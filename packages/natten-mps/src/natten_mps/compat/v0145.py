@@ -1,15 +1,10 @@
-"""NATTEN 0.14.5: names, argument orders, layouts and modules.
+"""NATTEN 0.14.5: names, argument orders, layouts and modules."""
 
-As 0.14.6, but ``natten{1,2}dav(attn, value, dilation)``.
-"""
+from typing import TYPE_CHECKING
 
-from typing import TYPE_CHECKING, Any
-
-from ._build import generation
+from ._build import define
 
 if TYPE_CHECKING:
+    from ._build import __getattr__ as __getattr__
 
-    def __getattr__(name: str) -> Any: ...
-
-
-globals().update(generation("v0145", __name__))
+define(__name__)

@@ -1,16 +1,10 @@
-"""NATTEN 0.17: names, argument orders, layouts and modules.
+"""NATTEN 0.17: names, argument orders, layouts and modules."""
 
-One argument a window, causal axes, and the fused ops ``na{1,2,3}d``, which are heads-last, and where dilation
-follows kernel_size. Bias tables are called ``rpb``, and train in the fused ops too.
-"""
+from typing import TYPE_CHECKING
 
-from typing import TYPE_CHECKING, Any
-
-from ._build import generation
+from ._build import define
 
 if TYPE_CHECKING:
+    from ._build import __getattr__ as __getattr__
 
-    def __getattr__(name: str) -> Any: ...
-
-
-globals().update(generation("v017", __name__))
+define(__name__)

@@ -1,0 +1,165 @@
+"""The bodies of the public functions of one size: fused, split and full attention, merging, and ``explain``.
+
+A package's face has the typed signature and the docstring; it hands its arguments in by position. ``fw`` is the
+package's :class:`.Framework`, ``face`` the public name, for messages.
+"""
+
+import math
+from typing import Any
+
+from ..plan import backends
+from ..plan import plan as planning
+from ..problem import checks, checks_varlen, faces
+from ..problem.problem import INPUTS, Problem
+from .framework import Framework, Stream, optional_spec, specs
+from .operations import Operations, Tensor, Tensors
+from .recall import Recall, Signature, exactly
+from .varlen import attend_packed
+
+Window = tuple[Any, Any, Any, Any]
+
+# Problems of fused calls whose arguments passed their checks.
+checked = Recall()
+
+
+def fused(
+    fw: Framework, face: str, tensors: tuple[Any, ...], window: Window, scale: Any, return_lse: Any, backend: Any,
+    upstream: dict[str, Any], stream: Any = None,
+) -> Any:  # fmt: skip
+    """``neighborhood_attention`` and ``na{1,2,3}d``. tensors: those of ``INPUTS['na']``; upstream: its knobs."""
+    backends.accept_knobs(face, upstream)
+    chosen, where = fw.BACKENDS.resolve(face, backend), fw.stream_of(face, stream)
+    tensors = fw.cast(tensors)
+    arguments = None if fw.traced() else exactly((*window, scale, return_lse))
+    signature = fw.signature(face, chosen, where, tensors, arguments)
+    found = fw.repeat(signature, tensors, where)
+    if found is None:
+        problem = _fused_problem(fw, face, tensors, window, scale, return_lse, arguments)
+        found = fw.run(problem, chosen, where, tensors, signature)
+    out, lse = found
+    return (out, lse) if return_lse else out
+
+
+def _fused_problem(
+    fw: Framework, face: str, tensors: tuple[Any, ...], window: Window, scale: Any, return_lse: Any,
+    arguments: Signature | None,
+) -> Problem:  # fmt: skip
+    """The problem of a fused face: that of an earlier call like it, or the arguments are checked."""
+    alike = None if arguments is None else _alike(fw, face, tensors, arguments)
+    if alike is None:  # not even looked up: a tracer would guard what is kept
+        return _checked_problem(fw, face, tensors, window, scale, return_lse)
+    found: Problem = checked.get_or_make(alike, lambda: _checked_problem(fw, face, tensors, window, scale, return_lse))
+    return found
+
+
+def _alike(fw: Framework, face: str, tensors: tuple[Any, ...], arguments: Signature) -> Signature | None:
+    """What calls have in common that pass the same checks; None: not worth keeping."""
+    traits: list[Any] = []
+    for tensor in tensors:
+        own = None if tensor is None else fw.traits(tensor)
+        if own is None and tensor is not None:
+            return None
+        traits.append(own)
+    return face, tuple(traits), arguments
+
+
+def _checked_problem(
+    fw: Framework, face: str, tensors: tuple[Any, ...], window: Window, scale: Any, return_lse: Any
+) -> Problem:
+    """The problem of a fused face, whose arguments are checked."""
+    names = INPUTS["na"]
+    q, k, v = specs(fw, face, names[:3], tensors[:3])
+    more_keys, more_values, rpb = (optional_spec(fw, face, *pair) for pair in zip(names[3:], tensors[3:], strict=True))
+    problem = faces.fused(face, q, k, v, *window, scale, more_keys, more_values, rpb)
+    checks.flag(face, "return_lse", return_lse)
+    return problem
+
+
+def qk(
+    fw: Framework, face: str, tensors: tuple[Any, ...], window: Window, scale: Any, backend: Any, stream: Any = None
+) -> Tensor:
+    """``na{1,2,3}d_qk``. tensors: query, key, rpb or None."""
+    chosen, where = fw.BACKENDS.resolve(face, backend), fw.stream_of(face, stream)
+    query, key, rpb = fw.cast(tensors)
+    kernel_size, stride, dilation, is_causal = window
+    q, k = specs(fw, face, ("query", "key"), (query, key))
+    bias = optional_spec(fw, face, "rpb", rpb)
+    problem = faces.qk(face, q, k, kernel_size, dilation, stride, is_causal, scale, bias)
+    return fw.run(problem, chosen, where, (query, key, rpb))[0]
+
+
+def av(fw: Framework, face: str, tensors: tuple[Any, ...], window: Window, backend: Any, stream: Any = None) -> Tensor:
+    """``na{1,2,3}d_av``. tensors: attn and value."""
+    chosen, where = fw.BACKENDS.resolve(face, backend), fw.stream_of(face, stream)
+    attn, value = fw.cast(tensors)
+    kernel_size, stride, dilation, is_causal = window
+    a, v = specs(fw, face, ("attn", "value"), (attn, value))
+    problem = faces.av(face, a, v, kernel_size, dilation, stride, is_causal)
+    with fw.on(where):
+        attn = fw.operations.astype(attn, value.dtype)
+    return fw.run(problem, chosen, where, (attn, value))[0]
+
+
+def full(
+    fw: Framework, face: str, tensors: tuple[Any, ...], is_causal: Any, scale: Any, lengths: tuple[Any, Any],
+    packed: tuple[Any, ...], return_lse: Any, backend: Any, upstream: dict[str, Any], stream: Any = None,
+) -> Any:  # fmt: skip
+    """``attention``. lengths: seqlens_Q and seqlens_KV; packed: the cumulative ones and the longest."""
+    backends.accept_knobs(face, upstream)
+    chosen, where = fw.BACKENDS.resolve(face, backend), fw.stream_of(face, stream)
+    tensors = fw.cast(tensors)
+    q, k, v = specs(fw, face, INPUTS["attention"], tensors)
+    problem = faces.full(face, q, k, v, is_causal, scale)
+    with_lse = checks.flag(face, "return_lse", return_lse)
+    if checks_varlen.packs(lengths, packed):
+        out, lse = attend_packed(fw, face, problem, tensors, lengths, packed, chosen, where)
+    else:
+        out, lse = fw.run(problem, chosen, where, tensors)
+    return (out, lse) if with_lse else out
+
+
+def merge(
+    fw: Framework, outputs: Any, lses: Any, upstream: dict[str, Any], stream: Any = None
+) -> tuple[Tensor, Tensor]:
+    """``merge_attentions``."""
+    face = "merge_attentions"
+    lses = faces.merged_lses(face, lses, upstream)
+    backends.accept_knobs(face, upstream)
+    where = fw.stream_of(face, stream)
+    outputs, lses = checks.merge_parts(face, "outputs", outputs), checks.merge_parts(face, "lses", lses)
+    checks.check_merge(
+        face,
+        [fw.spec(face, f"outputs[{i}]", out) for i, out in enumerate(outputs)],
+        [fw.spec(face, f"lses[{i}]", lse) for i, lse in enumerate(lses)],
+    )
+    with fw.on(where):
+        return _merged(fw.operations, outputs, lses)
+
+
+def _merged(xp: Operations, outputs: Tensors, lses: Tensors) -> tuple[Tensor, Tensor]:
+    dtype = xp.compute_dtype(outputs[0])
+    stacked = xp.stack([xp.astype(lse, dtype) for lse in lses])
+    top = xp.largest(stacked, 0, False)
+    empty = top == -math.inf
+    # Where every part is empty, exponents of 0 stand in, so that no NaN reaches a gradient.
+    top = xp.where(empty, 0.0, top)
+    weights = xp.where(empty, 0.0, xp.exp(stacked - top))
+    total = xp.where(empty, 1.0, weights.sum(0))
+    parts = xp.stack([xp.astype(out, dtype) for out in outputs])
+    parts = xp.where((stacked == -math.inf)[..., None], 0.0, parts)
+    out = (weights[..., None] * parts).sum(0) / total[..., None]
+    lse = xp.where(empty, -math.inf, top + xp.log(total))
+    return xp.astype(out, outputs[0].dtype), lse
+
+
+def explain(
+    fw: Framework, op: Any, query: Any, key: Any, value: Any, arguments: dict[str, Any], stream: Stream = None
+) -> str:
+    """``explain``. arguments: all others of the op's face."""
+    face = "explain"
+    chosen, where = fw.BACKENDS.resolve(face, arguments.pop("backend", None)), fw.stream_of(face, stream)
+    tensors = (("query", query), ("key", key), ("value", value))
+    known = [optional_spec(fw, face, name, tensor) for name, tensor in tensors]
+    given = {n: optional_spec(fw, face, n, a) if n in faces.TENSOR_ARGUMENTS else a for n, a in arguments.items()}
+    problem = faces.explained(op, known, given)
+    return planning.explain(fw.plan_on(query, where, problem, chosen))

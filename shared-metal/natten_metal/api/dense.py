@@ -1,0 +1,143 @@
+"""The dense path: one masked softmax over all keys, in a framework's plain operations.
+
+Quadratic in memory and time, obvious, and differentiable as often as you like, forward and reverse.
+
+Every query meets every key, if only with a weight of 0, and 0 times NaN is NaN. So numbers that are not finite are
+taken out of query, key and value, and what a query sees of them is marked: its result is NaN, no other's is.
+"""
+
+import math
+from typing import Any
+
+from ..problem.mask import axis_windows, bias_offsets, neighborhood_mask, slot_keys
+from ..problem.problem import Problem
+from ..problem.window import group_length
+from .operations import Dtype, Operations, Tensor, Tensors
+
+Optional = Tensor | None
+
+
+def _heads_first(xp: Operations, tensor: Tensor, groups: int = 1) -> Tensor:
+    """``[B, *shape, H, D]`` -> ``[B, H * groups, tokens, D]``."""
+    flat = tensor.flatten(1, -3).swapaxes(1, 2)
+    return xp.repeat_heads(flat, groups) if groups > 1 else flat
+
+
+def _heads_last(xp: Operations, tensor: Tensor, shape: tuple[int, ...], dtype: Dtype) -> Tensor:
+    return xp.unflatten(xp.contiguous(xp.astype(tensor.swapaxes(1, 2), dtype)), 1, shape)
+
+
+def _finite(xp: Operations, tensor: Tensor, groups: int = 1) -> Tensor:
+    """:func:`_heads_first` in the compute dtype, with 0 in place of what is not finite."""
+    # In this order: gradients of the heads are then summed in the compute dtype too.
+    flat = _heads_first(xp, xp.astype(tensor, xp.compute_dtype(tensor)), groups)
+    return xp.where(xp.isfinite(flat), flat, 0.0)
+
+
+def _bad_rows(xp: Operations, tensor: Tensor, groups: int = 1) -> Tensor:
+    """``[B, H * groups, tokens, 1]`` bool: something in the row is not finite."""
+    return ~xp.isfinite(_heads_first(xp, tensor, groups)).all(-1, keepdims=True)
+
+
+def _sees(xp: Operations, problem: Problem, bad: Tensor) -> Tensor:
+    """``[B, *key_shape, kv heads, C]`` bool -> ``[B, H, queries, C]``: the query's window holds a true one.
+
+    Axis by axis, the count up to the window's end less that up to its start; nothing quadratic.
+    """
+    for axis, sizes in enumerate(problem.axes):
+        d, (group, start, end) = sizes.dilation, axis_windows(sizes, xp.tables(xp.device(bad)))
+        length = group_length(sizes.keys, 0, d)
+        tokens = xp.pad_first(xp.astype(xp.moveaxis(bad, 1 + axis, 0), xp.int32), 0, length * d - sizes.keys)
+        counts = xp.pad_first(xp.unflatten(tokens, 0, (length, d)).cumsum(0), 1, 0).flatten(0, 1)
+        held = xp.take(counts, end * d + group, 0) > xp.take(counts, start * d + group, 0)
+        bad = xp.moveaxis(held, 0, 1 + axis)
+    return _heads_first(xp, bad, problem.group_heads)
+
+
+def _logits(xp: Operations, problem: Problem, rows: Tensor, key: Tensor, rpb: Optional) -> Tensor:
+    """``[B, H, queries, keys]`` before the mask. rows: the queries, finite."""
+    logits = problem.scale * (rows @ _finite(xp, key, problem.group_heads).swapaxes(-1, -2))
+    if rpb is None:
+        return logits
+    bias = xp.astype(rpb, logits.dtype).flatten(1)
+    return logits + xp.take_differentiably(bias, bias_offsets(problem, xp.tables(xp.device(rows))))
+
+
+def forward(
+    xp: Operations,
+    problem: Problem,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    additional_keys: Optional = None,
+    additional_values: Optional = None,
+    rpb: Optional = None,
+) -> tuple[Tensor, Tensor]:
+    """Output ``[B, *shape, H, D_v]`` in the query's dtype and lse ``[B, *shape, H]`` (float32, or float64)."""
+    groups = problem.group_heads
+    mask = neighborhood_mask(problem, xp.tables(xp.device(query)))
+    rows, values = _finite(xp, xp.fixed_shape(query)), _finite(xp, value, groups)
+    logits = xp.where(mask, _logits(xp, problem, rows, key, rpb), -math.inf)
+    bad_keys = ~xp.isfinite(key).all(-1, keepdims=True)
+    seen = _sees(xp, problem, xp.concatenate([~xp.isfinite(value), bad_keys], -1))
+    if additional_keys is not None and additional_values is not None:
+        more = rows @ _finite(xp, additional_keys, groups).swapaxes(-1, -2)
+        logits = xp.concatenate([logits, problem.scale * more], -1)
+        values = xp.concatenate([values, _finite(xp, additional_values, groups)], 2)
+        bad_values = ~xp.isfinite(_heads_first(xp, additional_values, groups))
+        marks = xp.concatenate([bad_values, _bad_rows(xp, additional_keys, groups)], -1)
+        seen = xp.either(seen, marks.any(2, keepdims=True))
+    # Not the framework's logsumexp: its gradient is made of its own, rounded result, and off by as much as lse is.
+    top = xp.largest(logits, -1, True)
+    empty = top == -math.inf
+    # A query whose logits are all -inf has no weights; finite numbers stand in, so that no NaN reaches a gradient.
+    top = xp.where(empty, 0.0, top)
+    weights = xp.exp(logits - top)
+    total = xp.where(empty, 1.0, weights.sum(-1, keepdims=True))
+    out, lse = (weights / total) @ values, xp.where(empty, -math.inf, top + xp.log(total))
+    bad = xp.either(seen[..., -1:], _bad_rows(xp, query))
+    out, lse = xp.spoil(out, xp.either(seen[..., :-1], bad)), xp.spoil(lse, bad)
+    shape = problem.query_shape
+    return _heads_last(xp, out, shape, query.dtype), _heads_last(xp, lse, shape, lse.dtype)[..., 0]
+
+
+def softmax(xp: Operations, logits: Tensor) -> Tensor:
+    """Over the last axis; all 0 where all logits are -inf."""
+    empty = xp.largest(logits, -1, True) == -math.inf
+    return xp.where(empty, 0.0, xp.softmax(xp.where(empty, 0.0, logits)))
+
+
+def _slots(xp: Operations, problem: Problem, like: Tensor) -> tuple[Tensor, Tensor]:
+    """``[queries, slots]``: the key of each window slot, and whether it has one.
+
+    Where it has none, the key is the column after the last. That column is added and cut off around the indexing, so
+    that nothing flows through an empty slot, not even a NaN.
+    """
+    keys, held = slot_keys(problem, xp.tables(xp.device(like)))
+    return xp.where(held, keys, problem.keys), held
+
+
+def qk(xp: Operations, problem: Problem, query: Tensor, key: Tensor, rpb: Optional = None) -> Tensor:
+    """Logits of the window slots ``[B, *shape, H, W]`` in the query's dtype, -inf where a slot has no key."""
+    logits = _logits(xp, problem, _finite(xp, xp.fixed_shape(query)), key, rpb)
+    index, held = _slots(xp, problem, query)
+    found = xp.gather(xp.pad_last(logits, 1, -math.inf), index)
+    bad_keys = xp.pad_last(_bad_rows(xp, key, problem.group_heads)[..., 0], 1, False)
+    bad = xp.either(xp.take(bad_keys, index, 2), _bad_rows(xp, query))
+    return _heads_last(xp, xp.spoil(found, xp.where(held, bad, False)), problem.query_shape, query.dtype)
+
+
+def av(xp: Operations, problem: Problem, attn: Tensor, value: Tensor) -> Tensor:
+    """Window slots times the values they stand for: ``[B, *shape, H, D_v]`` in the value's dtype."""
+    slots = xp.astype(_heads_first(xp, xp.fixed_shape(attn)), xp.compute_dtype(value))
+    index, _ = _slots(xp, problem, value)
+    dense = xp.scatter(slots, index, problem.keys + 1)[..., : problem.keys]
+    out = xp.spoil(dense @ _finite(xp, value, problem.group_heads), _sees(xp, problem, ~xp.isfinite(value)))
+    return _heads_last(xp, out, problem.query_shape, value.dtype)
+
+
+def run(xp: Operations, problem: Problem, tensors: tuple[Any, ...]) -> Tensors:
+    """The op's outputs; ``tensors`` in the order of ``INPUTS[problem.op]``."""
+    if problem.op == "qk":
+        return (qk(xp, problem, *tensors),)
+    return (av(xp, problem, *tensors),) if problem.op == "av" else forward(xp, problem, *tensors)

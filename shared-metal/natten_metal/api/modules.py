@@ -1,0 +1,119 @@
+"""The modules of both packages: a mixin beside the framework's own ``Module`` class."""
+
+from typing import Any
+
+from ..problem import checks, checks_modules
+from ..problem.problem import FACE_OF
+from . import attention, dense, varlen
+from .framework import Framework
+from .operations import Tensor
+
+
+class NeighborhoodAttention:
+    """What a module of any rank does around the functional op.
+
+    A package's class brings ``framework``, ``layers``, ``_drops`` and ``_table``; its subclasses name
+    their rank. What is set here are the attributes of the module, which programs may change (heads, projections).
+    """
+
+    framework: Framework
+    layers: Any  # the module of Linear and Dropout
+    rank: int
+    training: Any
+    _sizes_name = "spatial_sizes"
+    backend: str | None = None  # for modules that were pickled without one
+    proj: Any
+
+    def _drops(self, dropout: Any) -> bool:
+        """Whether the layer in the place of ``attn_drop`` changes anything in training."""
+        raise NotImplementedError
+
+    def _table(self, shape: tuple[int, ...]) -> Any:
+        """A new relative positional bias, a parameter, of standard deviation 0.02."""
+        raise NotImplementedError
+
+    def _build(
+        self, embed_dim: Any, num_heads: Any, num_kv_heads: Any, window: tuple[Any, ...], qk_scale: Any, qkv_bias: Any,
+        drops: tuple[Any, Any], rel_pos_bias: Any, backend: Any,
+    ) -> None:  # fmt: skip
+        """The constructor. window: kernel_size, stride, dilation and is_causal; drops: attn_drop and proj_drop."""
+        face = type(self).__name__
+        given = checks_modules.constructor(
+            face, self.rank, embed_dim, num_heads, num_kv_heads, window, qk_scale, qkv_bias, drops, rel_pos_bias
+        )
+        self.framework.BACKENDS.resolve(face, backend)
+        self.backend = backend
+        self.embed_dim, self.num_heads, self.num_kv_heads = given.embed_dim, given.num_heads, given.num_kv_heads
+        self.head_dim, self.scale = given.embed_dim // given.num_heads, given.scale
+        self.kernel_size, self.stride, self.dilation, self.is_causal = given.window
+        width = given.embed_dim
+        if given.num_kv_heads == given.num_heads:
+            self.qkv = self.layers.Linear(width, 3 * width, bias=given.qkv_bias)
+        else:
+            self.q_proj = self.layers.Linear(width, width, bias=given.qkv_bias)
+            self.kv_proj = self.layers.Linear(width, 2 * given.num_kv_heads * self.head_dim, bias=given.qkv_bias)
+        table = (given.num_heads, *(2 * w - 1 for w in self.kernel_size))
+        self.rpb = self._table(table) if given.rel_pos_bias else None
+        self.attn_drop = self.layers.Dropout(given.attn_drop)
+        self.proj = self.layers.Linear(width, width)
+        self.proj_drop = self.layers.Dropout(given.proj_drop)
+
+    def _geometry(self, shape: tuple[int, ...]) -> checks.Window:
+        """kernel_size, stride, dilation and is_causal for an input ``[B, *shape, C]``."""
+        return self.kernel_size, self.stride, self.dilation, self.is_causal
+
+    def _attend_module(self, x: Tensor, sizes: Any, backend: str | None = None, stream: Any = None) -> Tensor:
+        """``x [B, *shape, C]`` -> ``[B, *shape, C]``; sizes as the varlen ops take them, or None."""
+        face, fw = type(self).__name__, self.framework
+        if stream is not None:
+            with fw.on(fw.stream_of(face, stream)):
+                return self._attend_module(x, sizes, backend)
+        checks_modules.check_input(face, fw.spec(face, "input", x), self.rank, self.embed_dim)
+        chosen = self.backend if backend is None else backend
+        tensors = self._project(x)
+        window = self._geometry(tuple(x.shape[1:-1]))
+        dropping = self.training and self._drops(self.attn_drop)
+        if sizes is not None:
+            if dropping:
+                checks_modules.reject_dropout(face, self._sizes_name)
+            op = FACE_OF[self.rank] + "_varlen"
+            out = varlen.padded_items(
+                fw, op, self._sizes_name, tensors, sizes, window, self.scale, False, chosen, self.rpb
+            )
+        elif dropping:
+            out = self._attend_dropping(tensors, window, chosen)
+        else:
+            given = (*tensors, None, None, self.rpb)
+            out = attention.fused(fw, FACE_OF[0], given, window, self.scale, False, chosen, {})
+        return self.proj_drop(self.proj(out.flatten(-2)))
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value ``[B, *shape, heads, head_dim]``, with the heads that the module has now."""
+        if hasattr(self, "qkv"):
+            query, key, value = self._heads("qkv", self.qkv(x), 3, "num_heads")
+            return query, key, value
+        key, value = self._heads("kv_proj", self.kv_proj(x), 2, "num_kv_heads")
+        return self._heads("q_proj", self.q_proj(x), 1, "num_heads")[0], key, value
+
+    def _heads(self, layer: str, projected: Tensor, parts: int, heads: str) -> list[Tensor]:
+        """``[B, *shape, parts * heads * head_dim]`` apart. heads: the name of their number."""
+        count, width = getattr(self, heads), projected.shape[-1]
+        checks_modules.check_projection(type(self).__name__, layer, width, parts, (heads, count), self.head_dim)
+        return list(
+            self.framework.operations.parts(projected.reshape(*projected.shape[:-1], parts, count, self.head_dim))
+        )
+
+    def _attend_dropping(self, tensors: tuple[Tensor, ...], window: checks.Window, backend: str | None) -> Tensor:
+        """Attention with dropped weights: the split ops, with all of a query's weights in between."""
+        fw, face, (query, key, value) = self.framework, FACE_OF[self.rank], tensors
+        logits = attention.qk(fw, face + "_qk", (query, key, self.rpb), window, self.scale, backend)
+        weights = self.attn_drop(dense.softmax(fw.operations, logits))
+        return attention.av(fw, face + "_av", (weights, value), window, backend)
+
+    def _described(self) -> str:
+        """What the framework prints of a module besides its name and its layers."""
+        return (
+            f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, num_kv_heads={self.num_kv_heads}, "
+            f"kernel_size={self.kernel_size}, stride={self.stride}, dilation={self.dilation}, "
+            f"is_causal={self.is_causal}, rel_pos_bias={self.rpb is not None}"
+        )

@@ -1,0 +1,123 @@
+"""The plain operations that the shared bodies need: each package has one module, ``_operations``, that fits here.
+
+Besides what is listed, they use what torch's and MLX's tensors have by one name: ``shape``, ``dtype``, ``flatten``,
+``swapaxes``, ``sum``, ``cumsum``, ``all``, ``any``, indexing by slices, and operators.
+"""
+
+from collections.abc import Hashable, Sequence
+from typing import Any, Protocol, TypeAlias
+
+from ..problem.interval import TableNamespace
+
+Tensor: TypeAlias = Any
+Dtype: TypeAlias = Any
+Tensors = tuple[Tensor, ...]
+
+
+class Operations(Protocol):
+    """Operations on the current stream. All are differentiable as often as you like, where nothing else is said."""
+
+    # --- dtypes and new tensors --------------------------------------------------------------------
+
+    def compute_dtype(self, tensor: Tensor) -> Dtype:
+        """The dtype of sums: float32, or float64 for float64."""
+
+    @property
+    def int32(self) -> Dtype: ...
+
+    @property
+    def int64(self) -> Dtype: ...
+
+    def astype(self, tensor: Tensor, dtype: Dtype) -> Tensor: ...
+
+    def zeros(self, shape: tuple[int, ...], dtype: Dtype, like: Tensor) -> Tensor:
+        """Where ``like`` is."""
+
+    def integers(self, values: Sequence[int], dtype: Dtype, like: Tensor) -> Tensor:
+        """A vector where ``like`` is."""
+
+    def device(self, tensor: Tensor) -> Hashable:
+        """Where a tensor is, if it is anywhere."""
+
+    def tables(self, device: Any) -> TableNamespace:
+        """The array namespace of index arithmetic on a device."""
+
+    def fixed_shape(self, tensor: Tensor) -> Tensor:
+        """The same tensor, of which a tracer that leaves sizes open is told that they are these."""
+
+    # --- element by element ------------------------------------------------------------------------
+
+    def where(self, condition: Tensor, a: Any, b: Any) -> Tensor: ...
+
+    def exp(self, tensor: Tensor) -> Tensor: ...
+
+    def log(self, tensor: Tensor) -> Tensor: ...
+
+    def isfinite(self, tensor: Tensor) -> Tensor: ...
+
+    def either(self, a: Tensor, b: Tensor) -> Tensor:
+        """Logical or of bools."""
+
+    def spoil(self, result: Tensor, marks: Tensor) -> Tensor:
+        """``result`` with NaN where ``marks`` is true, through which nothing flows back."""
+
+    # --- along axes --------------------------------------------------------------------------------
+
+    def largest(self, tensor: Tensor, axis: int, keepdims: bool) -> Tensor:
+        """The maximum along an axis; no gradient flows through it."""
+
+    def softmax(self, tensor: Tensor) -> Tensor:
+        """Over the last axis, with sums in float32 at least."""
+
+    def stack(self, tensors: list[Tensor], /) -> Tensor:
+        """Along a new first axis."""
+
+    def concatenate(self, tensors: list[Tensor], axis: int, /) -> Tensor: ...
+
+    def contiguous(self, tensor: Tensor) -> Tensor:
+        """The same tensor, in memory in the order of its axes where the framework shows that to its user."""
+
+    def moveaxis(self, tensor: Tensor, source: int, target: int, /) -> Tensor: ...
+
+    def unflatten(self, tensor: Tensor, axis: int, shape: tuple[int, ...]) -> Tensor:
+        """One axis as several."""
+
+    def parts(self, tensor: Tensor) -> Sequence[Tensor]:
+        """``[..., parts, heads, head_dim]`` apart."""
+
+    def repeat_heads(self, tensor: Tensor, count: int) -> Tensor:
+        """``[B, heads, ...]`` with each head ``count`` times."""
+
+    def pad_end(self, tensor: Tensor, counts: Sequence[int]) -> Tensor:
+        """``[B, *shape, ...]`` with so many zeros at the end of each axis of ``shape``."""
+
+    def pad_first(self, tensor: Tensor, before: int, after: int) -> Tensor:
+        """So many zeros before and after along the first axis."""
+
+    def pad_last(self, tensor: Tensor, count: int, value: Any) -> Tensor:
+        """``count`` more entries of ``value`` at the end of the last axis."""
+
+    def flip(self, tensor: Tensor, axis: int) -> Tensor:
+        """The axis in reverse order."""
+
+    def einsum(self, equation: str, a: Tensor, b: Tensor, /) -> Tensor: ...
+
+    # --- indexing ----------------------------------------------------------------------------------
+
+    def take(self, tensor: Tensor, index: Tensor, axis: int) -> Tensor:
+        """Entries along an axis by an index of any shape, which takes the axis' place; not differentiable."""
+
+    def rows(self, tensor: Tensor, index: Tensor) -> Tensor:
+        """Of ``[rows, D]`` those of an index, in its order and of any shape; not differentiable."""
+
+    def take_differentiably(self, tensor: Tensor, index: Tensor) -> Tensor:
+        """``[H, entries]`` and ``[queries, keys]`` -> ``[H, queries, keys]``."""
+
+    def gather(self, tensor: Tensor, index: Tensor) -> Tensor:
+        """Entries along the last axis; the index stands for all others if it has none or ones in their place."""
+
+    def scatter(self, tensor: Tensor, index: Tensor, entries: int) -> Tensor:
+        """The reverse of :meth:`gather`: ``[B, H, queries, slots]`` at their entries, 0 elsewhere.
+
+        What is at the last entry is undefined: several slots may go there.
+        """

@@ -1,0 +1,170 @@
+"""The pure path: blocks of queries against the box of keys that they see, in plain operations.
+
+For one tile of query rows Q ``[T, D]`` and its box of keys K, V ``[U, D(_v)]``::
+
+    S = scale * Q K^T + bias (-inf where the window does not reach)      P = exp(S - lse), 0 where lse = -inf
+    O = P V                 lse = log sum exp S
+    dS = P * (dO V^T - delta)        delta = rowsum(dO * O) - dLSE
+    dQ = scale * dS K       dK = scale * dS^T Q        dV = P^T dO
+
+The backward walks the same tiles as the forward and multiplies the same matrices, so that its logits are the forward's
+to the bit, however large; and lse, which is rounded, only scales: weights are divided by their own sum L again. That
+is done to the rows of dO and to delta, which are small::
+
+    W = exp(S - lse)     L = rowsum W     dO' = dO / L     delta' = delta / L
+    dS = W * (dO' V^T - delta')      dV = W^T dO'
+
+dQ is written once; parts of dK and dV are added in turns (:mod:`natten_metal.plan.turns`). Memory is O(N), and a
+repeated run is equal to the bit. Inputs of 16 bits are computed in float32 and rounded once. Source: FlashAttention
+(arXiv 2205.14135) for the recomputed backward; :mod:`natten_metal.plan.blocks` for the walk.
+"""
+
+import math
+from typing import Any
+
+from ..plan.programs import Walks
+from .operations import Dtype, Operations, Tensor
+from .walk import Collector, Rows, Steps, Sums, Walk, bias_gradient, mask_logits, reciprocal
+
+Optional = Tensor | None
+
+
+def _additional(xp: Operations, tensor: Optional, items: range, dtype: Dtype) -> Optional:
+    """Additional keys or values ``[B, S, kv heads, D]`` as ``[b, 1, kv heads, S, D]``."""
+    if tensor is None:
+        return None
+    return xp.astype(tensor[items.start : items.stop].swapaxes(1, 2)[:, None], dtype)
+
+
+def forward(
+    walk: Walk,
+    program: Walks,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    additional_keys: Optional = None,
+    additional_values: Optional = None,
+    rpb: Optional = None,
+) -> tuple[Tensor, Tensor]:
+    """Output ``[B, *shape, H, D_v]`` in the query's dtype and lse ``[B, *shape, H]`` (float32, or float64)."""
+    xp, problem, steps = walk.operations, program.problem, Steps(walk, program.queries, query)
+    blocks, groups, dtype = steps.blocks, problem.group_heads, xp.compute_dtype(query)
+    q, k, v = Rows(walk, query, groups), Rows(walk, key), Rows(walk, value)
+    out = Collector(walk, blocks, query, problem.heads, problem.head_dim_v, query.dtype)
+    lse = Collector(walk, blocks, query, problem.heads, 1, dtype)
+    for step in steps:
+        rows = q.gather(step, "rows") * problem.scale
+        logits = rows @ k.gather(step, "columns").swapaxes(-1, -2)
+        logits = mask_logits(walk, logits, step.chunk, rpb, groups)
+        more_keys = _additional(xp, additional_keys, step.items, dtype)
+        if more_keys is not None:
+            logits = xp.concatenate([logits, rows @ more_keys.swapaxes(-1, -2)], -1)
+        weights, own_lse, output = walk.softmax(logits)
+        lse.put(step, own_lse)
+        part = weights[..., : blocks.box_columns] @ v.gather(step, "columns")
+        more_values = _additional(xp, additional_values, step.items, dtype)
+        if more_values is not None:
+            part = part + weights[..., blocks.box_columns :] @ more_values
+        out.put(step, output(part))
+    return out.result(problem.query_shape), lse.result(problem.query_shape)[..., 0]
+
+
+def backward(
+    walk: Walk,
+    program: Walks,
+    out_grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    lse_grad: Optional = None,
+    additional_keys: Optional = None,
+    additional_values: Optional = None,
+    rpb: Optional = None,
+) -> tuple[Tensor, Tensor, Tensor, Optional, Optional, Optional]:
+    """Gradients of query, key, value, additional_keys, additional_values and rpb, each in its own dtype."""
+    xp = walk.operations
+    dtype = xp.compute_dtype(query)
+    delta = (xp.astype(out_grad, dtype) * xp.astype(out, dtype)).sum(-1)
+    if lse_grad is not None:
+        delta = delta - xp.astype(lse_grad, dtype)
+    # Without weights: exp(-inf - inf) is 0.
+    lse = xp.where(lse == -math.inf, math.inf, lse)
+    return _walk_back(
+        walk,
+        program,
+        query,
+        key,
+        value,
+        additional_keys,
+        additional_values,
+        rpb,
+        out_grad,
+        lse[..., None],
+        delta[..., None],
+    )
+
+
+def _walk_back(
+    walk: Walk,
+    program: Walks,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    additional_keys: Optional,
+    additional_values: Optional,
+    rpb: Optional,
+    out_grad: Tensor,
+    lse: Tensor,
+    delta: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Optional, Optional, Optional]:
+    xp, problem, steps = walk.operations, program.problem, Steps(walk, program.queries, query)
+    blocks, groups, dtype = steps.blocks, problem.group_heads, xp.compute_dtype(query)
+    q, do, ls, de = (Rows(walk, tensor, groups) for tensor in (query, out_grad, lse, delta))
+    k, v = Rows(walk, key), Rows(walk, value)
+    d_query = Collector(walk, blocks, query, problem.heads, problem.head_dim, query.dtype)
+    d_key, d_value = Sums(walk, blocks, k), Sums(walk, blocks, v)
+    d_keys, d_values, d_rpb = (
+        None if tensor is None else xp.zeros(tensor.shape, dtype, tensor)
+        for tensor in (additional_keys, additional_values, rpb)
+    )
+    for step in steps:
+        rows, d_rows, row_lse, row_delta = (t.gather(step, "rows") for t in (q, do, ls, de))
+        rows = rows * problem.scale
+        keys = k.gather(step, "columns")
+        logits = mask_logits(walk, rows @ keys.swapaxes(-1, -2), step.chunk, rpb, groups)
+        weights = walk.exponentials(logits, row_lse)
+        total = weights.sum(-1, keepdims=True)
+        more_keys = _additional(xp, additional_keys, step.items, dtype)
+        if more_keys is not None:
+            more_weights = walk.exponentials(rows @ more_keys.swapaxes(-1, -2), row_lse)
+            total = total + more_weights.sum(-1, keepdims=True)
+        inverse = reciprocal(walk, total, step.chunk, groups)
+        d_rows, row_delta = d_rows * inverse, row_delta * inverse
+        d_weights = d_rows @ v.gather(step, "columns").swapaxes(-1, -2)
+        d_logits = walk.gradient_of_logits(d_weights, row_delta, weights)
+        part = d_logits @ keys
+        d_key.add(step, d_logits.swapaxes(-1, -2) @ rows)
+        d_value.add(step, weights.swapaxes(-1, -2) @ d_rows)
+        if d_rpb is not None:
+            d_rpb = d_rpb + bias_gradient(xp, d_logits, step.chunk, blocks)
+            step.keep(d_rpb)
+        more_values = _additional(xp, additional_values, step.items, dtype)
+        if more_keys is not None and more_values is not None and d_keys is not None and d_values is not None:
+            d_logits = walk.gradient_of_logits(d_rows @ more_values.swapaxes(-1, -2), row_delta, more_weights)
+            part = part + d_logits @ more_keys
+            own = slice(step.items.start, step.items.stop)
+            d_keys[own] = d_keys[own] + xp.einsum("bchrs,bchrd->bshd", d_logits, rows)
+            d_values[own] = d_values[own] + xp.einsum("bchrs,bchrd->bshd", more_weights, d_rows)
+            step.keep(d_keys, d_values)
+        d_query.put(step, part * problem.scale)
+    found = (d_query.result(problem.query_shape), d_key.result(problem.key_shape), d_value.result(problem.key_shape))
+    return _in_own_dtypes(xp, (*found, d_keys, d_values, d_rpb), (query, key, value, query, query, rpb))
+
+
+def _in_own_dtypes(xp: Operations, gradients: tuple[Optional, ...], like: tuple[Optional, ...]) -> Any:
+    return tuple(
+        None if gradient is None or tensor is None else xp.astype(gradient, tensor.dtype)
+        for gradient, tensor in zip(gradients, like, strict=True)
+    )
