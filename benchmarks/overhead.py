@@ -1,83 +1,107 @@
-"""The overhead of one call of natten_mlx: na1d on a tiny input against MLX's own fused attention.
+"""What one call costs beside its work: na2d on 8x8 tokens against the framework's own fused attention.
 
-Both run on the same stream in short turns, so that other load on the machine affects both alike. Prints the median of
-the rounds in microseconds: building the graph alone, and building it and waiting for the result.
+In both packages, on the CPU and one thread: forward alone, and forward with gradients. All are called in short turns,
+so that whatever else the machine does strikes all alike. Prints the median of the turns in microseconds, the smallest
+one, and the ratio to the framework's own.
 
-usage: python benchmarks/overhead.py [--rounds N] [--calls N]
+usage: python benchmarks/overhead.py [mps] [mlx] [--turns N] [--calls N]
 """
 
 import argparse
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
-import mlx.core as mx
-
-import natten_mlx
-
-Call = Callable[[], mx.array]
-TOKENS, HEADS, DIM, WINDOW = 16, 2, 16, 3
-TURN = 50  # calls
+Call = Callable[[], Any]
+SHAPE, WINDOW, DIM = (1, 8, 8, 2, 16), 3, 16
 
 
-def calls() -> dict[str, Call]:
-    """The calls to compare; MLX's attention expects heads before tokens."""
-    query = mx.random.normal((1, TOKENS, HEADS, DIM))
-    swapped = mx.contiguous(query.swapaxes(1, 2))
-    mx.eval(query, swapped)
-    return {
-        "natten_mlx.na1d": lambda: natten_mlx.na1d(query, query, query, WINDOW),
-        "mx.fast.scaled_dot_product_attention": lambda: mx.fast.scaled_dot_product_attention(
-            swapped, swapped, swapped, scale=DIM**-0.5
+def torch_calls() -> tuple[str, dict[str, tuple[Call, Call]]]:
+    """The framework, and own and its own call by what they do. Torch's attention wants heads before tokens."""
+    import torch
+
+    import natten_mps
+
+    torch.set_num_threads(1)
+    given = [torch.randn(SHAPE) for _ in range(4)]
+    flat = [tensor.flatten(1, 2).transpose(1, 2).contiguous() for tensor in given]
+    attend, full = natten_mps.na2d, torch.nn.functional.scaled_dot_product_attention
+    leaves, flat_leaves = ([t.clone().requires_grad_() for t in each[:3]] for each in (given, flat))
+    return f"torch {torch.__version__}, {backend_of(natten_mps, given)}", {
+        "forward": (lambda: attend(*given[:3], WINDOW), lambda: full(*flat[:3])),
+        "forward, backward": (
+            lambda: torch.autograd.grad(attend(*leaves, WINDOW), leaves, given[3]),
+            lambda: torch.autograd.grad(full(*flat_leaves), flat_leaves, flat[3]),
         ),
     }
 
 
-def microseconds(call: Call, count: int, evaluate: bool) -> float:
-    """Seconds per call, on average over ``count`` calls."""
+def mlx_calls() -> tuple[str, dict[str, tuple[Call, Call]]]:
+    """As :func:`torch_calls`; building the graph alone is what a call of MLX is."""
+    import mlx.core as mx
+
+    import natten_mlx
+
+    mx.set_default_device(mx.cpu)
+    given = [mx.random.normal(SHAPE) for _ in range(3)]
+    flat = [mx.contiguous(array.flatten(1, 2).swapaxes(1, 2)) for array in given]
+    mx.eval(given, flat)
+
+    def own(*arrays: Any) -> Any:
+        return natten_mlx.na2d(*arrays, WINDOW)
+
+    def full(*arrays: Any) -> Any:
+        return mx.fast.scaled_dot_product_attention(*arrays, scale=DIM**-0.5)
+
+    gradients = [mx.grad(lambda *a, f=f: f(*a).sum(), argnums=(0, 1, 2)) for f in (own, full)]
+    return f"mlx {mx.__version__}, {backend_of(natten_mlx, given)}", {
+        "graph": (lambda: own(*given), lambda: full(*flat)),
+        "graph, evaluated": (lambda: mx.eval(own(*given)), lambda: mx.eval(full(*flat))),
+        "graph of both": (lambda: gradients[0](*given), lambda: gradients[1](*flat)),
+        "both, evaluated": (lambda: mx.eval(gradients[0](*given)), lambda: mx.eval(gradients[1](*flat))),
+    }
+
+
+def backend_of(package: Any, tensors: list[Any]) -> str:
+    """The backend that the package takes."""
+    text: str = package.explain("na2d", *tensors[:3], kernel_size=WINDOW)
+    return text.partition("path: ")[2].partition(" ")[0]
+
+
+def microseconds(call: Call, count: int) -> float:
+    """Of one call, on average over ``count``."""
     began = time.perf_counter()
     for _ in range(count):
-        made = call()
-        if evaluate:
-            mx.eval(made)
+        call()
     return 1e6 * (time.perf_counter() - began) / count
 
 
-def measure(compared: dict[str, Call], rounds: int, count: int, evaluate: bool) -> dict[str, float]:
-    """Medians by name over ``rounds`` rounds of ``count`` calls, in turns of :data:`TURN`."""
-    found: dict[str, list[float]] = {name: [] for name in compared}
-    for _ in range(rounds):
-        turns: dict[str, list[float]] = {name: [] for name in compared}
-        for _ in range(max(count // TURN, 1)):
-            for name, call in compared.items():
-                turns[name].append(microseconds(call, TURN, evaluate))
-        for name, times in turns.items():
-            found[name].append(statistics.fmean(times))
-    return {name: statistics.median(times) for name, times in found.items()}
+def measure(compared: dict[str, tuple[Call, Call]], turns: int, count: int) -> dict[str, tuple[list[float], ...]]:
+    """The times of each pair of calls, one of each a turn."""
+    found: dict[str, tuple[list[float], ...]] = {name: ([], []) for name in compared}
+    for _ in range(turns):
+        for name, pair in compared.items():
+            for times, call in zip(found[name], pair, strict=True):
+                times.append(microseconds(call, count))
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--calls", type=int, default=2000)
+    parser.add_argument("packages", nargs="*", metavar="mps|mlx", default=["mps", "mlx"])
+    parser.add_argument("--turns", type=int, default=40)
+    parser.add_argument("--calls", type=int, default=60, help="of one turn")
     arguments = parser.parse_args()
-    compared = calls()
-    print(f"mlx {mx.__version__}, {mx.default_device()}, path: {path()}")
-    for call in compared.values():
-        mx.eval(call())
-    for what, evaluate in (("graph build", False), ("build + eval", True)):
-        medians = measure(compared, arguments.rounds, arguments.calls, evaluate)
-        own, theirs = medians.values()
-        for name, median in medians.items():
-            print(f"{what:<14}{name:<40}{median:8.1f} us")
-        print(f"{what:<14}{'ratio':<40}{own / theirs:8.2f}")
-
-
-def path() -> str:
-    """The path that natten_mlx takes."""
-    query = mx.zeros((1, TOKENS, HEADS, DIM))
-    text = natten_mlx.explain("na1d", query, query, query, kernel_size=WINDOW)
-    return text.partition("path: ")[2].partition(" ")[0]
+    print(f"{'':<22}{'own':>10}{'smallest':>10}{'framework':>11}{'smallest':>10}{'ratio':>8}")
+    for package in arguments.packages:
+        what, compared = {"mps": torch_calls, "mlx": mlx_calls}[package]()
+        print(what)
+        measure(compared, 2, arguments.calls)  # what is made once is made
+        for name, (own, framework) in measure(compared, arguments.turns, arguments.calls).items():
+            medians = statistics.median(own), statistics.median(framework)
+            times = f"{medians[0]:>10.1f}{min(own):>10.1f}{medians[1]:>11.1f}{min(framework):>10.1f}"
+            print(f"  {name:<20}{times}{medians[0] / medians[1]:>8.2f}")
 
 
 if __name__ == "__main__":

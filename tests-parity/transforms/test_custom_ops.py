@@ -156,7 +156,7 @@ def test_private_names_of_torch() -> None:
             "torch._C.DispatchKey.BackendSelect", "torch._C.DispatchKey.ADInplaceOrView",
             "torch.autograd.profiler._is_profiler_enabled", "torch._subclasses.FakeTensor",
             "torch._subclasses.fake_tensor.is_fake", "torch._C._AutoDispatchBelowADInplaceOrView",
-            "forward_ad._set_fwd_grad_enabled", "._is_zerotensor",
+            "forward_ad._set_fwd_grad_enabled", "._is_zerotensor", "forward_ad._current_level",
         }
     }  # fmt: skip
 
@@ -170,7 +170,9 @@ def test_what_private_names_do() -> None:
     how = call.Call("attention", (), (1,), (1,), (False,), 0.5, "pure")
     assert call.forward_op(how, [query] * 3)[0].requires_grad
     assert not private.below_autograd(call.forward_op, how, [query] * 3)[0].requires_grad
+    assert not private.in_forward_mode()
     with torch.autograd.forward_ad.dual_level():
+        assert private.in_forward_mode()
         dual = torch.autograd.forward_ad.make_dual(query.detach(), query.detach())
         assert torch.equal(*call.primals([dual, query.detach()]))
         with private.forward_mode():

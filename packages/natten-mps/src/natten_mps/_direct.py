@@ -11,9 +11,8 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from ._private import HARMLESS_KEYS, dispatch_keys, profiled, thread_keys
+from ._private import HARMLESS_KEYS, dispatch_keys, in_forward_mode, profiled, thread_keys
 
 
 @lru_cache(maxsize=32)
@@ -38,11 +37,9 @@ def goes_directly(tensors: Iterable[Tensor | None]) -> bool:
 
 
 def differentiated(tensors: Iterable[Tensor | None]) -> bool:
-    """Whether somebody differentiates a call of such tensors: in reverse, or by a tangent."""
-    records = torch.is_grad_enabled()
-    for tensor in tensors:
-        if tensor is not None and (
-            (records and tensor.requires_grad) or forward_ad.unpack_dual(tensor).tangent is not None
-        ):
-            return True
-    return False
+    """Whether somebody may differentiate a call of such tensors: in reverse, or by a tangent."""
+    if in_forward_mode():
+        return True
+    if not torch.is_grad_enabled():
+        return False
+    return any(tensor is not None and tensor.requires_grad for tensor in tensors)

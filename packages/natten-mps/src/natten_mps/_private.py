@@ -26,6 +26,11 @@ def profiled() -> bool:
     return bool(torch.autograd.profiler._is_profiler_enabled)
 
 
+def in_forward_mode() -> bool:
+    """Whether tensors may have tangents outside of torch.func and torch.compile: in a ``forward_ad.dual_level()``."""
+    return bool(forward_ad._current_level >= 0)
+
+
 def is_fake(tensor: Any) -> bool:
     """Whether a tensor has a shape and no numbers, as tracers have it."""
     return isinstance(tensor, torch._subclasses.FakeTensor)

@@ -22,6 +22,8 @@ DTYPES = {
     "float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64,
 }  # fmt: skip
 
+CPU = torch.device("cpu")
+
 
 class NativeHost:
     """The library that was built with this package, looked for once. file: its name; folders: where it may be."""
@@ -64,7 +66,7 @@ def run(
     """Call the program's function; its outputs by name. into: where to write the first of them, of any strides."""
     made = {output.name: tensor for output, tensor in zip(program.outputs, into or (), strict=False)}
     for output in program.outputs[len(made) :]:
-        made[output.name] = torch.empty(output.shape, dtype=DTYPES[output.dtype], device="cpu")
+        made[output.name] = torch.empty(output.shape, dtype=DTYPES[output.dtype], device=CPU)
     given = tensors
     if "rpb" in given:
         given = given | {"rpb": _readable_bias(program.problem, given["rpb"])}
