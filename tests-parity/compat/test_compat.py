@@ -328,7 +328,7 @@ def test_fused_calls(rank: int, framework: Framework, caplog: pytest.LogCaptureF
     wanted = face(*tensors, 3, is_causal=True, additional_keys=extra[0], additional_values=extra[1])
     same(old(*tensors, 3, 1, True, None, None, *extra), wanted)
     caplog.set_level(logging.INFO, "natten")
-    framework.module("_metal.plan.backends")._said.clear()
+    framework.module("_metal.plan.backends").said.clear()
     for generation in ("v020", "v021"):
         new = getattr(module(framework, generation), name)
         same(new(*tensors, 3, 2, 1, True, 0.3), face(*tensors, 3, 2, 1, True, 0.3))

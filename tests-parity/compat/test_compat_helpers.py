@@ -222,7 +222,7 @@ def test_knobs_in_a_compiled_call(caplog: pytest.LogCaptureFixture) -> None:
     knobs = {"q_tile_shape": (8, 8), "kernel_schedule": "pp", "torch_compile": True}
     natten_mps.na2d(query, query, query, 3)
     natten_mps.attention(flat, flat, flat)
-    own._said.clear()
+    own.said.clear()
     caplog.set_level(logging.INFO, "natten")
     for op, tensor, arguments in (
         (natten_mps.na2d, query, {"kernel_size": 3, "backend": "cutlass-fna"} | knobs),
@@ -241,7 +241,7 @@ def test_knobs_in_a_compiled_call(caplog: pytest.LogCaptureFixture) -> None:
         torch.testing.assert_close(compiled, call(tensor))
         assert {record.getMessage().partition(" ")[2].split()[-1] for record in caplog.records} == {"ignored"}
         caplog.clear()
-        own._said.clear()
+        own.said.clear()
 
 
 def test_nested_tensors_are_refused_since() -> None:

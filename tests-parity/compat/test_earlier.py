@@ -138,7 +138,7 @@ def test_merging_by_the_earlier_name(framework: Framework) -> None:
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 def test_a_release_that_never_was(framework: Framework, caplog: pytest.LogCaptureFixture) -> None:
-    framework.module("_metal.plan.backends")._said.clear()
+    framework.module("_metal.plan.backends").said.clear()
     with caplog.at_level(logging.WARNING, "natten"):
         for _ in range(2):
             assert framework.module("compat").for_version("0.14.0") is framework.module("compat.v014")

@@ -55,7 +55,7 @@ def installed_mlx(monkeypatch: pytest.MonkeyPatch, host: EmulatedMlxHost) -> Ite
 
     frameworks.MLX.package  # noqa: B018 - selects the CPU
     monkeypatch.setitem(frameworks.TIER_MODULES, FAST_METAL.name, ("_launch.fast_metal",))
-    monkeypatch.setattr(backends, "_said", set())
+    backends.said.clear()
     with on_machine(EmulatedMlxMachine(host)):
         yield host
     assert not host.faults

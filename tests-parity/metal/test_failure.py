@@ -40,7 +40,7 @@ class Kept(logging.Handler):
 @pytest.fixture
 def warnings(monkeypatch: pytest.MonkeyPatch) -> Iterator[Record]:
     """What the package logs as warnings, in a process that has not logged anything yet."""
-    monkeypatch.setattr(backends, "_said", set())
+    backends.said.clear()
     handler = Kept()
     backends.log.addHandler(handler)
     yield handler.records

@@ -53,6 +53,13 @@ class Cache:
                 return self.get_or_make(key, make)
         return found
 
+    def add(self, key: Hashable) -> bool:
+        """Keep ``key`` alone; whether it is new. Of threads that ask at once, one is told so."""
+        with self._lock:
+            new = key not in self._kept
+            self.keep(key, True)
+            return new
+
     def clear(self) -> None:
         """Keep nothing of what is kept now."""
         with self._lock:

@@ -8,7 +8,7 @@ in a config struct; everything that changes with the problem is in the parameter
 """
 
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 
 from .templates import TEMPLATES, Argument, Template
@@ -142,7 +142,7 @@ struct Params {
 """
 
 
-@cache
+@lru_cache(maxsize=4)
 def headers(params: str = PARAMS) -> str:
     """The kernel headers as one text without includes, pragmas once or comments at line starts.
 

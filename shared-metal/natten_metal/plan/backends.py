@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+from ..caches import Cache
 from ..problem import checks
 from .backend import AUTO, BACKENDS
 from .verdicts import Failure
@@ -38,8 +39,8 @@ UPSTREAM_KNOBS = frozenset(
     }
 )
 
-_said: set[str] = set()
-_said_lock = threading.Lock()
+# What was said in this process. Where it overflows, the oldest may be said again.
+said = Cache("messages", 1024)
 
 
 def _never() -> bool:
@@ -55,11 +56,8 @@ def say_once(message: str, level: int = logging.INFO, about: str | None = None) 
     """Log ``message`` unless it, or another message ``about`` the same thing, was said in this process."""
     if tracing():
         return
-    with _said_lock:
-        if (about or message) in _said:
-            return
-        _said.add(about or message)
-    log.log(level, message)
+    if said.add(about or message):
+        log.log(level, message)
 
 
 def warn_of_failure(package: str, op: str, failure: Failure) -> None:
