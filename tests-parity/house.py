@@ -323,10 +323,13 @@ def rooms_out_of_order(edges: Edges, order: dict[str, int]) -> list[str]:
 
 def quoted_names(source: str, names: frozenset[str]) -> list[str]:
     """String constants that are one of ``names``: a record's name is read from the record."""
+    tree = ast.parse(source)
+    parts = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
     return [
         f"{_line(node)}: spells {node.value!r}, which its record knows"
-        for node in ast.walk(ast.parse(source))
+        for node in ast.walk(tree)
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in names
+        if id(node) not in parts
     ]
 
 

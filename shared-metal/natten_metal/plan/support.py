@@ -6,6 +6,7 @@ from typing import Any
 from ..metal.steps import MOST_TABLE
 from ..metal.tiles import DIMS
 from ..problem import checks
+from ..problem.ops import FULL, FUSED, OPS, QUERY, VALUE
 from ..problem.problem import DTYPES, RANKS, Problem
 from .backend import BACKENDS, Work
 from .device import Device
@@ -14,16 +15,22 @@ from .programs import MetalLaunches, Refused
 from .verdicts import NOTHING_LEARNED, Verdicts
 
 # Problems that the support matrix asks the planner about, by the name of what they are samples of.
-_SAMPLES: dict[str, dict[str, Any]] = {
-    "na": {}, "attention": {"op": "attention"}, "qk": {"op": "qk", "head_dim_v": 0}, "av": {"op": "av", "head_dim": 0},
-    "additional_keys": {"additional": 8}, "rpb": {"has_rpb": True},
-}  # fmt: skip
+_SAMPLES: dict[str, dict[str, Any]] = {op.name: {"op": op.name} for op in OPS.values()} | {
+    "additional_keys": {"additional": 8},
+    "rpb": {"has_rpb": True},
+}
+_SPLIT = tuple(op.name for op in OPS.values() if op.bilinear)
 # What is made of them: a family of ops goes through a backend if it takes every sample of the family. Modules run the
 # split ops where they drop attention weights.
 _FAMILIES = {
-    "fused": ("na",), "additional_keys": ("additional_keys",), "rpb": ("rpb",), "attention": ("attention",),
-    "split": ("qk", "av"), "varlen": ("na", "attention"), "modules": ("na", "rpb", "qk", "av"),
-}  # fmt: skip
+    "fused": (FUSED.name,),
+    "additional_keys": ("additional_keys",),
+    "rpb": ("rpb",),
+    FULL.name: (FULL.name,),
+    "split": _SPLIT,
+    "varlen": (FUSED.name, FULL.name),
+    "modules": (FUSED.name, "rpb", *_SPLIT),
+}
 # Limits that a backend may have: a problem just beyond, and the largest value that it takes where that is a number.
 _LIMITS: dict[str, tuple[dict[str, Any], int | None]] = {
     "float64": ({"dtype": "float64"}, None),
@@ -41,7 +48,7 @@ def support_matrix(
     """For each backend of ``order`` what it can do on ``device``, found by asking the planner.
 
     available: some problem can run; forward, backward: every op does, and its gradients; fusion (no tensor of window
-    slots), varlen (items are problems of 'na' and 'attention'): what it takes; constraints: ranks, dtypes, and the
+    slots), varlen (items are problems of the fused op and of full attention): what it takes; constraints: ranks, dtypes, and the
     limits that it has ('head_dim', 'rpb_entries': the largest, 'not': what it does not take); ops: by family ('fused',
     'split', 'varlen', 'rpb', 'additional_keys', 'attention', 'modules') '' or why it does not go through; limits: in
     words, by name, what it does not take though the ops go through; reason: why it is not available, or ''.
@@ -53,7 +60,7 @@ def _support(device: Device, backend: str, verdicts: Verdicts) -> dict[str, Any]
     asked = {
         (name, rank, dtype): _sample(rank, dtype, **changed)
         for name, changed in _SAMPLES.items()
-        for rank in (RANKS if name != "attention" else (1,))
+        for rank in (RANKS if name != FULL.name else (1,))
         for dtype in DTYPES
     }
     reasons = {case: obstacle(problem, device, backend, verdicts) for case, problem in asked.items()}
@@ -73,8 +80,8 @@ def _support(device: Device, backend: str, verdicts: Verdicts) -> dict[str, Any]
         "forward": not lost,
         "backward": not lost
         and all(_has_gradient(plan(asked[case], device, backend, (backend,), verdicts)) for case in taken),
-        "fusion": "na" in names and BACKENDS[backend].on(device.kind) is not Work.DENSE_OPERATIONS,
-        "varlen": {"na", "attention"} <= names,
+        "fusion": FUSED.name in names and BACKENDS[backend].on(device.kind) is not Work.DENSE_OPERATIONS,
+        "varlen": {FUSED.name, FULL.name} <= names,
         "constraints": constraints,
         "ops": {family: next((lost[n] for n in needed if n in lost), "") for family, needed in _FAMILIES.items()},
         "limits": words,
@@ -106,5 +113,21 @@ def _sample(rank: int, dtype: str, **changed: Any) -> Problem:
     """A small legal problem of that rank and dtype; ``changed``: its fields that are not as usual."""
     window = changed.get("kernel_size", (3,) * rank)
     shape, ones, no = tuple(max(8, w) for w in window), (1,) * rank, (False,) * rank
-    usual = Problem("na", 1, shape, shape, 1, 1, 16, 16, window, ones, ones, no, 0.25, dtype)
-    return replace(usual, **changed | ({"kernel_size": shape} if changed.get("op") == "attention" else {}))
+    op = OPS[changed.get("op", FUSED.name)]
+    usual = Problem(
+        op=op.name,
+        batch=1,
+        query_shape=shape,
+        key_shape=shape,
+        heads=1,
+        kv_heads=1,
+        head_dim=16 if op.reads(QUERY) else 0,
+        head_dim_v=16 if op.reads(VALUE) else 0,
+        kernel_size=window if op.has_window else shape,
+        stride=ones,
+        dilation=ones,
+        is_causal=no,
+        scale=0.25,
+        dtype=dtype,
+    )
+    return replace(usual, **changed)

@@ -1,5 +1,6 @@
 """What an op and its gradient compute: the programs of a plan are launched, on the current machine."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from ._device import Machine, machine
 from ._launch import metal, native, pure
 from ._metal.plan.plan import Plan
 from ._metal.plan.programs import Blank, CpuCall, MetalLaunches, Program, Walks, gradient_tensors
+from ._metal.problem.ops import LOGITS, LSE, OPS, VALUE
 
 Tensors = dict[str, Tensor]
 
@@ -65,17 +67,16 @@ def _launch(here: Machine, program: Program, tensors: Tensors, into: list[Tensor
 
 def fake_forward(call: Any, tensors: list[Any]) -> list[Tensor]:
     """Outputs of the right shapes and dtypes, with sizes that a tracer may count with."""
-    first, last = tensors[0], tensors[1]
-    if call.op == "qk":
-        slots = 1
-        for w in call.kernel_size:
-            slots = slots * w
-        return [first.new_empty((*first.shape[:-1], slots))]
-    if call.op == "av":
-        return [last.new_empty((*first.shape[:-1], last.shape[-1]))]
-    lse_dtype = torch.float64 if first.dtype == torch.float64 else torch.float32
-    out = first.new_empty((*first.shape[:-1], tensors[2].shape[-1]))
-    return [out, first.new_empty(first.shape[:-1], dtype=lse_dtype)]
+    record, like = OPS[call.op], tensors[1]
+    given = dict(zip(record.input_names, tensors, strict=True))
+    sums = torch.float64 if like.dtype == torch.float64 else torch.float32
+    channels = {LSE: (), LOGITS: (math.prod(call.kernel_size),)}
+    found = []
+    for operand in record.outputs:
+        last = channels[operand] if operand in channels else given[VALUE.name].shape[-1:]
+        shape = (*tensors[0].shape[:-1], *last)
+        found.append(like.new_empty(shape, dtype=sums if operand.accumulated else like.dtype))
+    return found
 
 
 def fake_backward(inputs: list[Any]) -> list[Tensor]:
