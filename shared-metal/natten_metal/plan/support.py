@@ -48,10 +48,11 @@ def support_matrix(
     """For each backend of ``order`` what it can do on ``device``, found by asking the planner.
 
     available: some problem can run; forward, backward: every op does, and its gradients; fusion (no tensor of window
-    slots), varlen (items are problems of the fused op and of full attention): what it takes; constraints: ranks, dtypes, and the
-    limits that it has ('head_dim', 'rpb_entries': the largest, 'not': what it does not take); ops: by family ('fused',
-    'split', 'varlen', 'rpb', 'additional_keys', 'attention', 'modules') '' or why it does not go through; limits: in
-    words, by name, what it does not take though the ops go through; reason: why it is not available, or ''.
+    slots), varlen (items are problems of the fused op and of full attention): what it takes; constraints: ranks,
+    dtypes, and the limits that it has ('head_dim', 'rpb_entries': the largest, 'not': what it does not take); ops: by
+    family ('fused', 'split', 'varlen', 'rpb', 'additional_keys', 'attention', 'modules') '' or why it does not go
+    through; limits: in words, by name, what it does not take though the ops go through; reason: why it is not
+    available, or ''.
     """
     return {name: _support(device, name, verdicts) for name in order}
 
