@@ -27,6 +27,7 @@ SYMLINKS = {
 }
 NAMES = house.window_functions((ROOT / WINDOW).read_text())
 # Trees of modules, and the rooms of the shared one in their order: each imports from those before it alone.
+BACKENDS = "shared-metal/natten_metal/plan/backend.py"
 TREES = ("shared-metal/natten_metal", "packages/natten-mps/src/natten_mps", "packages/natten-mlx/src/natten_mlx")
 ROOMS = {"caches": 0, "problem": 1, "metal": 2, "plan": 3, "api": 4, "cpu": 5, "compat": 5, "weights": 5, "tools": 5}
 CHECKS, TEMPLATES = "shared-metal/natten_metal/problem/checks/", "shared-metal/natten_metal/metal/templates.py"
@@ -132,6 +133,15 @@ def test_a_template_is_named_once() -> None:
     headers = "".join((ROOT / p).read_text() for p in shipped(".h"))
     assert names == set(re.findall(r"^METAL_FUNC void (na_\w+)\(", headers, re.MULTILINE)), "the headers have others"
     paths = [p for p in shipped(".py") if p != TEMPLATES]
+    assert_none(complaints(paths, lambda source, _: house.quoted_names(source, names)))
+
+
+def test_a_backend_is_named_once() -> None:
+    """Where code means a backend it takes the record's name. Docstrings and messages may quote names within a text."""
+    text = (ROOT / BACKENDS).read_text()
+    names = frozenset(re.findall(r'^\w+ = (?:Backend\()?"(\w+)"', text, re.MULTILINE))
+    assert {"auto", "pure"} < names and len(house.quoted_names(text, names)) == len(names)
+    paths = [p for p in shipped(".py") if p != BACKENDS]
     assert_none(complaints(paths, lambda source, _: house.quoted_names(source, names)))
 
 

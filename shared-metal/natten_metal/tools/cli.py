@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+from ..plan.backend import DENSE
 from .demo import Host, add_demo
 from .doctor import Patient, add_doctor
 from .train import Trainer, TrainHost, add_train, join_train
@@ -70,7 +71,7 @@ class CommandLine:
         commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
         add_demo(commands, Host(package, self.backends, self._get_backend, self._attend, self._explain))
         # Dense attention has enough memory for the few tokens of a digit.
-        train_backends = (*self.backends, "dense")
+        train_backends = (*self.backends, DENSE.name)
         add_train(
             commands, TrainHost(package, train_backends, self._get_backend, self._trainer, self._use_backend)
         )  # fmt: skip

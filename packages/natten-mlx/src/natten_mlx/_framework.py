@@ -13,8 +13,10 @@ from ._device import machine
 from ._launch import nanobind
 from ._metal.api.recall import Signature
 from ._metal.api.varlen import padded_table as padded_table
+from ._metal.plan.backend import DENSE
 from ._metal.plan.device import Device
 from ._metal.plan.plan import Plan
+from ._metal.plan.verdicts import Verdicts
 from ._metal.problem import checks_varlen, ragged
 from ._metal.problem.problem import Problem
 from ._plain import varlen as _plain_varlen
@@ -49,6 +51,10 @@ def on(stream: mx.Stream) -> AbstractContextManager[Any]:
 
 def device_of(tensor: mx.array, stream: mx.Stream) -> Device:
     return _device.device_of(stream)
+
+
+def verdicts() -> Verdicts:
+    return _device.machine().verdicts
 
 
 def plan_on(tensor: mx.array, stream: mx.Stream, problem: Problem, backend: str) -> Plan:
@@ -94,7 +100,7 @@ def attend(
         checks_varlen.packed_total(face, table, problem.rank, problem.query_shape[0])
     arrays = [array for each in tensors for array in each] + ([] if rpb is None else [rpb])
     call = Ragged(face, kind, problem, backend, stream, table)
-    if kind == "listed" or backend == "dense" or _autodiff.seen_through():
+    if kind == "listed" or backend == DENSE.name or _autodiff.seen_through():
         return _plain_varlen.attend(call, *arrays)
     return call(*arrays)
 

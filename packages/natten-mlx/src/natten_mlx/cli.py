@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from ._metal.plan.backend import AUTO, FAST_METAL, NANOBIND, PURE
 from ._metal.tools.cli import CommandLine
 
 
@@ -18,4 +19,4 @@ def _numpy(tensor: Any) -> Any:
     return np.array(tensor)
 
 
-main = CommandLine("natten-mlx", "Apple MLX", ("auto", "nanobind", "fast_metal", "pure"), _tensors, _numpy).main
+main = CommandLine("natten-mlx", "Apple MLX", (AUTO, NANOBIND.name, FAST_METAL.name, PURE.name), _tensors, _numpy).main

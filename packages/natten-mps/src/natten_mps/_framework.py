@@ -12,8 +12,10 @@ from ._config import BACKENDS as BACKENDS
 from ._config import ORDER as ORDER
 from ._metal.api import varlen
 from ._metal.plan import backends
+from ._metal.plan.backend import DENSE
 from ._metal.plan.device import Device
 from ._metal.plan.plan import Plan
+from ._metal.plan.verdicts import Verdicts
 from ._metal.problem import checks_varlen, ragged
 from ._metal.problem.problem import Problem, TensorSpec
 from ._plain import varlen as _dense_varlen
@@ -71,6 +73,10 @@ def device_of(tensor: Tensor, stream: None) -> Device:
     return _device.device_of(tensor.device)
 
 
+def verdicts() -> Verdicts:
+    return _device.machine().verdicts
+
+
 def plan_on(tensor: Tensor, stream: None, problem: Problem, backend: str) -> Plan:
     return _device.machine().plan_on(tensor.device, problem, backend)
 
@@ -108,7 +114,7 @@ def attend(
 ) -> Listed:  # fmt: skip
     rank = len(problem.query_shape)
     call = _varlen_ops.Ragged(kind, problem.op, rank, problem.is_causal, problem.scale, backend, face)
-    if backend == "dense":
+    if backend == DENSE.name:
         if isinstance(table, Tensor):
             require_values(face, "sizes", table)
             table = _varlen_ops.read(call, table, tensors[0])

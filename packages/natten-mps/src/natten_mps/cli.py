@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from ._metal.plan.backend import AUTO, METAL, NATIVE, PURE
 from ._metal.tools.cli import CommandLine
 
 
@@ -10,7 +11,7 @@ def _tensors(arrays: Sequence[Any], backend: str | None) -> Sequence[Any]:
     """The arrays as tensors: on the GPU if there is one, otherwise, and for the CPU kernels, on the CPU."""
     import torch
 
-    device = "mps" if torch.backends.mps.is_available() and backend != "native" else "cpu"
+    device = "mps" if torch.backends.mps.is_available() and backend != NATIVE.name else "cpu"
     return [torch.from_numpy(array).to(device) for array in arrays]
 
 
@@ -18,4 +19,4 @@ def _numpy(tensor: Any) -> Any:
     return tensor.cpu().numpy()
 
 
-main = CommandLine("natten-mps", "PyTorch", ("auto", "metal", "native", "pure"), _tensors, _numpy).main
+main = CommandLine("natten-mps", "PyTorch", (AUTO, METAL.name, NATIVE.name, PURE.name), _tensors, _numpy).main

@@ -11,6 +11,7 @@ from typing import Any
 import mlx.core as mx
 
 from .._autodiff import seen_through
+from .._metal.plan.backend import DENSE
 from .._metal.problem import ragged
 from .._metal.problem.ragged import KEYS, QUERIES
 from .._tensors import fixed_shape, made_for
@@ -24,7 +25,7 @@ def attend(call: Ragged, *arrays: mx.array) -> tuple[Arrays, Arrays]:
     if not groups:
         return call(*arrays)
     with mx.stream(call.stream):
-        if call.backend == "dense" and not seen_through():
+        if call.backend == DENSE.name and not seen_through():
             arrays = tuple(map(fixed_shape, arrays))  # the sizes belong to this call
         parts = call.split(arrays)
         if call.kind == "listed":

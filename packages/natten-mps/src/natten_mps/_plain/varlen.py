@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .._items import blank_outputs
+from .._metal.plan.backend import DENSE
 from .._metal.problem import ragged
 from .._metal.problem.problem import Problem
 from .._metal.problem.ragged import KEYS, QUERIES
@@ -38,7 +39,7 @@ def attend(
     results = []
     for group, *own in zip(groups, *pieces, strict=True):
         given = own if problem.op == "attention" else [*own, None, None, rpb]
-        results.append(run(ragged.problem_of(problem, group), "dense", tuple(given)))
+        results.append(run(ragged.problem_of(problem, group), DENSE.name, tuple(given)))
     for made, found in zip((outs, lses), zip(*results, strict=True) if results else ((), ()), strict=True):
         _put(kind, made, groups, padded[0], list(found))
     return outs, lses
