@@ -13,6 +13,7 @@ from pathlib import PurePosixPath
 
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
+MAX_FILES_WITHOUT_README = 5
 FRAMEWORKS = frozenset({"torch", "mlx"})
 
 # Files that may define names with a rank in them, and the names they may define: the typed faces.
@@ -344,3 +345,17 @@ def raised_errors(source: str) -> list[str]:
         if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and isinstance(node.exc.func, ast.Name)
         if node.exc.func.id in USER_ERRORS
     ]
+
+
+def undescribed_files(folder: str, names: list[str], readme: str | None) -> list[str]:
+    """Files of a folder with many that its README does not name in backticks. readme: its text; None if it has none.
+
+    Stored answers (.npz) and package markers describe themselves.
+    """
+    described = {"README.md", "__init__.py"}
+    files = [name for name in names if name not in described and not name.endswith(".npz")]
+    if len(names) <= MAX_FILES_WITHOUT_README:
+        return []
+    if readme is None:
+        return [f"{folder}: {len(names)} files and no README.md"]
+    return [f"{folder}/README.md: does not name `{name}`" for name in files if f"`{name}`" not in readme]

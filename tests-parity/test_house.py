@@ -169,6 +169,19 @@ def test_vendored_folders_are_symlinks() -> None:
     assert {path: os.readlink(ROOT / path) for path in SYMLINKS} == SYMLINKS
 
 
+def test_folders_with_many_files_have_a_readme() -> None:
+    folders: dict[str, list[str]] = {}
+    for path in project_files():
+        folder, _, name = path.rpartition("/")
+        if folder and not folder.startswith("."):
+            folders.setdefault(folder, []).append(name)
+    assert len(folders) > 20
+    readmes = {
+        f: (ROOT / f / "README.md").read_text() if "README.md" in names else None for f, names in folders.items()
+    }
+    assert_none([said for f, names in folders.items() for said in house.undescribed_files(f, names, readmes[f])])
+
+
 # --- and each can fail --------------------------------------------------------------------------------
 
 Rule = Callable[[str], list[str]]
@@ -189,6 +202,10 @@ def windows_python(source: str) -> list[str]:
 
 def windows_c(source: str) -> list[str]:
     return house.window_arithmetic_in_c(source, NAMES)
+
+
+def readme_of_six(readme: str) -> list[str]:
+    return house.undescribed_files("f", ["a.py", "b.py", "c.py", "d.h", "e.npz", "__init__.py"], readme or None)
 
 
 def link_to_b(index: str) -> list[str]:
@@ -278,6 +295,8 @@ PLANTED: list[tuple[Rule, str, str]] = [
     (lambda path: house.lock_files([path]), "packages/natten-mps/uv.lock", "docs/uv.lock.md"),
     (link_to_b, "100644 01 0\ta/_metal\n120000 01 0\tb", "120000 01 0\ta/_metal"),
     (link_to_b, "", "120000 01 0\ta/_metal"),
+    (readme_of_six, "", "`a.py`, `b.py`, `c.py`, `d.h`"),
+    (readme_of_six, "`a.py`, `b.py`, `c.py`", "| `d.h` | `a.py` `b.py` `c.py` |"),
 ]
 
 
