@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from natten_mps._metal.metal import steps
-from natten_mps._metal.metal.steps import Step
+from natten_mps._metal.metal import op_launches
+from natten_mps._metal.metal.op_launches import Launch
 from natten_mps._metal.problem.problem import Problem
 from natten_mps._metal.tools.doctor import Case
 
@@ -33,10 +33,10 @@ def problems_of(case: Case) -> list[Problem]:
     ]
 
 
-def steps_of(case: Case) -> list[Step]:
+def steps_of(case: Case) -> list[Launch]:
     """Every launch of a case, of its gradients too."""
     return [
         step
         for problem in problems_of(case)
-        for step in (*steps.forward(problem), *steps.backward(problem, problem.op in ("na", "attention")))
+        for step in (*op_launches.forward(problem), *op_launches.backward(problem, problem.op in ("na", "attention")))
     ]

@@ -12,9 +12,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "shared-metal"))
 
-from natten_metal.metal import steps as programs  # noqa: E402
+from natten_metal.metal import op_launches as programs  # noqa: E402
+from natten_metal.metal.op_launches import Launch, fills_words  # noqa: E402
 from natten_metal.metal.source import ITEM_SIZES, Instance  # noqa: E402
-from natten_metal.metal.steps import Step, fills_words  # noqa: E402
 from natten_metal.problem.problem import Problem  # noqa: E402
 
 DTYPES = ("float16", "float32")
@@ -96,14 +96,14 @@ class Job:
         return self.problem in SMALL and self.posed.op == "na"
 
     @property
-    def steps(self) -> tuple[Step, ...]:
+    def steps(self) -> tuple[Launch, ...]:
         """The planner's launches on contiguous tensors, the variant applied to those that walk."""
         p = self.posed
         made = programs.forward(p) if self.direction == "forward" else programs.backward(p, self.has_lse_grad)
         return tuple(_changed(step, p, self.variant) for step in made)
 
 
-def _changed(step: Step, problem: Problem, variant: str) -> Step:
+def _changed(step: Launch, problem: Problem, variant: str) -> Launch:
     instance = step.instance
     if not instance.record.walks:
         return step

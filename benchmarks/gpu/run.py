@@ -24,7 +24,7 @@ from dense import dense, small
 from jobs import REGISTER_CAPS, ROOT, SMALL, TIMED, Job, chosen, instances
 from torch import Tensor
 
-from natten_metal.metal.steps import SLOTS, Step, stride_block
+from natten_metal.metal.op_launches import PARAMS, Launch, stride_block
 
 sys.path.insert(0, str(ROOT / "tests-parity"))
 
@@ -77,7 +77,7 @@ class Driver:
         self.check(self.cuda.cuModuleGetFunction(ctypes.byref(function), module, entry_name(name).encode()))
         self.functions[name, cap] = function
 
-    def launcher(self, step: Step, cap: int, buffers: list[Tensor]) -> Callable[[], None]:
+    def launcher(self, step: Launch, cap: int, buffers: list[Tensor]) -> Callable[[], None]:
         arguments = Arguments()
         for place, tensor in enumerate(buffers):
             arguments.buffers[place] = tensor.data_ptr()
@@ -91,21 +91,21 @@ class Driver:
         return launch
 
 
-def buffers_of(step: Step, known: dict[str, Tensor]) -> list[Tensor]:
+def buffers_of(step: Launch, known: dict[str, Tensor]) -> list[Tensor]:
     """Binds a launch's tensors, allocates its outputs filled with NaN, and fills in strides, as a host does."""
     bound = {argument: known[name] for argument, name in step.inputs}
     for output in step.outputs:
         made = torch.full(output.shape, math.nan, dtype=DTYPES[output.dtype], device="cuda")
         bound[output.argument] = known[output.name] = made
-    slots = list(step.params)
-    for argument, block in step.stride_slots.items():
+    params = list(step.params)
+    for argument, block in step.stride_params.items():
         if argument in bound:
             strides = tuple(bound[argument].stride())
             if step.instance.of_additional and argument in ("key_grad", "value_grad"):
                 strides = strides[1:]  # the parts are the outermost dimension
             values = stride_block(strides, channels=argument != "lse")
-            slots[SLOTS[block][0] : SLOTS[block][0] + len(values)] = values
-    bound["prm"] = torch.tensor(slots, dtype=torch.int64, device="cuda")
+            params[PARAMS[block][0] : PARAMS[block][0] + len(values)] = values
+    bound["prm"] = torch.tensor(params, dtype=torch.int64, device="cuda")
     return [bound[argument.name] for argument in step.instance.arguments]
 
 

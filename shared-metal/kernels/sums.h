@@ -3,7 +3,7 @@
 // A float sum of n terms, added one by one, accumulates about sqrt(n) rounding errors, and n of them if the terms are
 // equal: a million terms of 0.1 are off by a percent. If PART is not 0, a sum is taken in parts of PART bricks, and the
 // parts are added, so that both sums are short. The total is touched once per part; it costs registers (or, where
-// those run out, a little memory) and some time. The planner sets PART where sums are long (steps.py).
+// those run out, a little memory) and some time. The planner sets PART where sums are long (op_launches.py).
 // There is no compensated summation, because fast math would optimise it away.
 #pragma once
 

@@ -1,4 +1,4 @@
-"""Launches on numpy arrays: what a host does with a :class:`Step`, without any framework.
+"""Launches on numpy arrays: what a host does with a :class:`Launch`, without any framework.
 
 Planned launches run unchanged; :func:`step_of` makes the launch of any instantiation, planned or not.
 """
@@ -16,8 +16,8 @@ import metal_emulator
 import numpy as np
 from metal_emulator import Kernel, Report
 
+from natten_mps._metal.metal.op_launches import STATS, Launch, Output, parameters, with_strides
 from natten_mps._metal.metal.source import Instance, library
-from natten_mps._metal.metal.steps import STATS, Output, Step, parameters, with_strides
 from natten_mps._metal.problem.problem import Problem
 from natten_mps._metal.problem.window import group_length
 
@@ -52,7 +52,7 @@ def kernels(instances: Iterable[Instance], **options: Any) -> dict[Instance, Ker
 class Run:
     """One launch and its tensors by name."""
 
-    step: Step
+    step: Launch
     report: Report
     inputs: dict[str, Laid]
     outputs: dict[str, Laid]
@@ -96,7 +96,7 @@ def place(name: str, values: Any, dtype: str, wide: bool, rng: random.Random | N
 
 
 def run(
-    step: Step,
+    step: Launch,
     kernel: Kernel,
     tensors: dict[str, Any],
     *,
@@ -130,7 +130,7 @@ def run(
 
 
 def run_all(
-    steps: tuple[Step, ...], tensors: dict[str, Any], schedule: str = "forward", **options: Any
+    steps: tuple[Launch, ...], tensors: dict[str, Any], schedule: str = "forward", **options: Any
 ) -> dict[str, Run]:
     """Run planned launches in order; later ones read the results of earlier ones. Runs by the instance's template and
     outputs.
@@ -180,7 +180,7 @@ TENSORS = {
 }
 
 
-def step_of(instance: Instance, problem: Problem, parts: int = 1) -> Step:
+def step_of(instance: Instance, problem: Problem, parts: int = 1) -> Launch:
     """The launch of ``instance`` on ``problem``; parts: of a result that is summed afterwards."""
     p, i, template = problem, instance, instance.template
     rows = (p.batch, *p.query_shape, p.heads)
@@ -219,11 +219,11 @@ def step_of(instance: Instance, problem: Problem, parts: int = 1) -> Step:
         names |= {"k": "additional_keys", "v": "additional_values"}
     threads = 128 if template == "na_delta" else 32 * i.simdgroups
     made = tuple(Output(argument, argument, shape, dtype) for argument, shape, dtype in outputs)
-    return Step(i, grid, threads, parameters(p, changed), tuple(names.items()), made)
+    return Launch(i, grid, threads, parameters(p, changed), tuple(names.items()), made)
 
 
-def sum_step(instance: Instance, problem: Problem, parts: int, count: int) -> Step:
+def sum_step(instance: Instance, problem: Problem, parts: int, count: int) -> Launch:
     """The launch of na_sum over ``parts`` parts of ``count`` elements."""
     params = parameters(problem, {"kParts": parts, "kRowCount": count})
     out = (Output("out", "out", (count,), instance.dtype),)
-    return Step(instance, (-(-count // 256), 1, 1), 256, params, (("partial", "partial"),), out)
+    return Launch(instance, (-(-count // 256), 1, 1), 256, params, (("partial", "partial"),), out)

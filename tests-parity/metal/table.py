@@ -7,7 +7,7 @@ from functools import cache
 
 from cases import CASES, Case, make
 
-from natten_mps._metal.metal import steps
+from natten_mps._metal.metal import op_launches
 from natten_mps._metal.metal.source import Instance
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -33,10 +33,10 @@ class Entry:
         return f"{self.case}-{self.op}-{self.dtype}"
 
     @property
-    def program(self) -> tuple[steps.Step, ...]:
+    def program(self) -> tuple[op_launches.Launch, ...]:
         """The launches of the forward and of the backward, in order."""
         problem = self.case.problem(self.dtype, self.op)
-        return (*steps.forward(problem), *steps.backward(problem, self.op == "na"))
+        return (*op_launches.forward(problem), *op_launches.backward(problem, self.op == "na"))
 
     @property
     def instances(self) -> frozenset[Instance]:

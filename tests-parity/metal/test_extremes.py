@@ -10,9 +10,9 @@ import pytest
 import tolerances
 from cases import rounded
 
-from natten_mps._metal.metal import steps
+from natten_mps._metal.metal import op_launches
+from natten_mps._metal.metal.op_launches import LONGEST_SUM, PART
 from natten_mps._metal.metal.source import Instance
-from natten_mps._metal.metal.steps import LONGEST_SUM, PART
 from natten_mps._metal.problem import reference
 from natten_mps._metal.problem.problem import Problem
 
@@ -80,10 +80,10 @@ def inputs_of(given: dict[str, Array]) -> dict[str, Array]:
 def results(p: Problem, given: dict[str, Array], **options: Any) -> dict[str, Array]:
     """Out, lse and the gradient of every input, from the planned launches in order."""
     inputs = inputs_of(given)
-    forward = run_all(steps.forward(p), inputs, **options)["out"].outputs
+    forward = run_all(op_launches.forward(p), inputs, **options)["out"].outputs
     saved = {name: laid.values for name, laid in forward.items()}
     gradients = {"out_grad": given["d_out"], "lse_grad": given["d_lse"]}
-    backward = run_all(steps.backward(p, True), inputs | saved | gradients, **options)
+    backward = run_all(op_launches.backward(p, True), inputs | saved | gradients, **options)
     made = {name: laid.values for done in backward.values() for name, laid in done.outputs.items()}
     return saved | {name: made[f"{name}_grad"] for name in inputs}
 
@@ -291,7 +291,9 @@ def test_long_sums(queries: int, keys: int, additional: int, alike: bool) -> Non
     given = arrays(p, 1.0)
     if alike:
         given["value"], given["d_out"] = (np.abs(given[name]) for name in ("value", "d_out"))
-    planned = {step.instance.template: step.instance.part for step in (*steps.forward(p), *steps.backward(p, True))}
+    planned = {
+        step.instance.template: step.instance.part for step in (*op_launches.forward(p), *op_launches.backward(p, True))
+    }
     assert max(planned.values()) == PART
     found = results(p, given, checked=False)
     for name, wanted in true_results(p, given).items():
@@ -307,7 +309,7 @@ def test_only_long_sums_are_taken_in_parts() -> None:
         for queries, keys, inside in ((8, longest, "na_fwd"), (longest, 8, "na_bwd_dkv")):
             for more in (0, 1):
                 p = long_problem(queries + more * (queries > 8), keys + more * (keys > 8), dtype)
-                for step in (*steps.forward(p), *steps.backward(p, False)):
+                for step in (*op_launches.forward(p), *op_launches.backward(p, False)):
                     i = step.instance
                     long = more and (i.template == inside or {inside, i.template} == {"na_fwd", "na_bwd_dq"})
                     assert i.part == (PART if long else 0), (dtype, queries, keys, more, i.template)

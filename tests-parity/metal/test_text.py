@@ -24,8 +24,8 @@ from metal_emulator.strict import check
 
 from natten_mlx._launch import fast_metal as _launch_fast
 from natten_mlx._launch import nanobind as _launch_nanobind
+from natten_mps._metal.metal.params import COUNT, PARAMS
 from natten_mps._metal.metal.probe import smallest_launch
-from natten_mps._metal.metal.slots import COUNT, SLOTS
 from natten_mps._metal.metal.source import (
     HEADERS,
     KERNELS,
@@ -198,9 +198,9 @@ def test_slots_are_those_of_the_header() -> None:
     """Name by name, in order, without gaps."""
     text = (KERNELS / "params.h").read_text(encoding="ascii")
     found = {name: int(value) for name, value in re.findall(r"^  (k\w+) = (\d+),", text, re.MULTILINE)}
-    count = found.pop("kSlots")
-    assert found == {name: first for name, (first, _) in SLOTS.items()}
-    ends = [first + count for first, count in SLOTS.values()]
+    count = found.pop("kParamCount")
+    assert found == {name: first for name, (first, _) in PARAMS.items()}
+    ends = [first + count for first, count in PARAMS.values()]
     assert [0, *ends] == [*found.values(), count] and count == COUNT
 
 

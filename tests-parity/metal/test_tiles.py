@@ -13,8 +13,8 @@ import pytest
 import tolerances
 from cases import Case, inputs, lse_dtype
 
+from natten_mps._metal.metal.op_launches import PARAMS, Launch, backward, forward
 from natten_mps._metal.metal.source import THREADGROUP_BYTES, Instance
-from natten_mps._metal.metal.steps import SLOTS, Step, backward, forward
 from natten_mps._metal.metal.templates import TEMPLATES
 from natten_mps._metal.metal.tiles import count_bricks, patches
 from natten_mps._metal.plan.device import Device
@@ -65,12 +65,12 @@ def random_problem(rng: random.Random) -> Problem:
     )
 
 
-def slot(step: Step, name: str) -> tuple[int, ...]:
-    first, count = SLOTS[name]
+def slot(step: Launch, name: str) -> tuple[int, ...]:
+    first, count = PARAMS[name]
     return step.params[first : first + count]
 
 
-def check_step(problem: Problem, step: Step) -> None:
+def check_step(problem: Problem, step: Launch) -> None:
     """Limits of Metal, and a grid that reaches every row once."""
     i, p = step.instance, problem
     assert i.threadgroup_bytes <= THREADGROUP_BYTES
@@ -228,7 +228,7 @@ BETWEEN = ("delta", "stats")
 LONG = ("FLUX, wide windows", "Hunyuan, large windows")
 
 
-def query_walks(steps: Iterable[Step]) -> dict[str, bool]:
+def query_walks(steps: Iterable[Launch]) -> dict[str, bool]:
     """Whether a template whose rows are queries stages its columns; in the key walk that depends on the size."""
     walks = [step.instance for step in steps if step.bricks and not step.instance.record.transposed]
     return {instance.template: instance.stage for instance in walks}

@@ -115,7 +115,7 @@ def test_forward_and_backward_of_the_plan_are_what_runs(place: Place) -> None:
     ran, launched = place.run()
     # torch says where no gradient flows into lse, MLX gives zeros.
     backward = planned.gradient(has_lse_grad=place.framework is MLX)
-    steps = (*planned.forward.steps, *backward.steps)
+    steps = (*planned.forward.launches, *backward.launches)
     assert sorted(map(narrow, launched)) == sorted(step.instance.name for step in steps)
     assert {planned.backend, planned.forward.backend, backward.backend} == {place.backend} and "pure" not in ran
     assert f"path: {place.backend} " in place.explain() and "gradients" not in place.explain()

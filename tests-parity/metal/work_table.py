@@ -14,7 +14,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from natten_mps._metal.metal.steps import backward, forward
+from natten_mps._metal.metal.op_launches import backward, forward
 from natten_mps._metal.metal.tiles import patches
 from natten_mps._metal.problem.interval import row_interval
 from natten_mps._metal.problem.mask import pairs

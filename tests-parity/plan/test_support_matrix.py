@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from cases import BY_NAME
 
-from natten_mps._metal.metal import steps
+from natten_mps._metal.metal import op_launches
 from natten_mps._metal.plan import plan, support
 from natten_mps._metal.plan.device import Device
 from natten_mps._metal.problem import checks
@@ -98,8 +98,8 @@ def test_the_support_matrix_asks_about_each_op(
 
     monkeypatch.setattr(support, "obstacle", obstacle)
     if lost == "gradient":
-        whole = steps.backward
-        monkeypatch.setattr(steps, "backward", lambda *asked: whole(*asked)[:1])
+        whole = op_launches.backward
+        monkeypatch.setattr(op_launches, "backward", lambda *asked: whole(*asked)[:1])
     entry = support.support_matrix(gpu, ("metal",))["metal"]
     assert entry["available"] and entry["reason"] == ""
     assert {name for name in ("forward", "backward", "fusion", "varlen") if not entry[name]} == denied

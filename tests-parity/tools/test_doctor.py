@@ -11,7 +11,7 @@ import pytest
 from doctor_cases import steps_of
 
 from natten_mps._metal.metal import source
-from natten_mps._metal.metal.steps import Step, fills_words
+from natten_mps._metal.metal.op_launches import Launch, fills_words
 from natten_mps._metal.metal.templates import TEMPLATES
 from natten_mps._metal.metal.tiles import DIMS
 from natten_mps._metal.tools import doctor
@@ -62,9 +62,9 @@ def test_a_kernel_that_does_not_run(package: str, capsys: pytest.CaptureFixture[
     """
     patient, broken, wrong = patient_of(package), FEW[0], FEW[1]
     verdicts = importlib.import_module(f"{package}._metal.plan.verdicts")
-    steps = importlib.import_module(f"{package}._metal.metal.steps")
+    op_launches = importlib.import_module(f"{package}._metal.metal.op_launches")
     source = importlib.import_module(f"{package}._metal.metal.source")
-    step = steps.Step(source.Instance("na_fwd", "float32", 1, 32, 32), (1, 1, 1), 128, (), (), ())
+    step = op_launches.Launch(source.Instance("na_fwd", "float32", 1, 32, 32), (1, 1, 1), 128, (), (), ())
 
     def run(case: doctor.Case, backend: str) -> dict[str, Any]:
         if case == broken and backend == "pure":
@@ -169,7 +169,7 @@ def test_the_cases_cover_every_kernel() -> None:
         assert {(i.dim, i.dim_v) for i in instances(launched, template)} >= {(128, 128), DIMS[-2:]}, template
 
 
-def instances(launched: list[tuple[doctor.Case, Step]], template: str) -> list[source.Instance]:
+def instances(launched: list[tuple[doctor.Case, Launch]], template: str) -> list[source.Instance]:
     return [step.instance for _, step in launched if step.instance.template == template]
 
 

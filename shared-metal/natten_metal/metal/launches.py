@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from ..problem.problem import Problem
-from .slots import COUNT, SLOTS
+from .params import COUNT, PARAMS
 from .source import Instance
 
 # Tensors that kernels read as contiguous ones (rpb in float32); all others may have any strides.
@@ -18,7 +18,7 @@ SIMD_WIDTH = 32
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """A tensor that a step makes: the kernel's argument, its name in the program, shape and dtype."""
+    """A tensor that a launch makes: the kernel's argument, its name in the program, shape and dtype."""
 
     argument: str
     name: str
@@ -27,10 +27,10 @@ class Output:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class Launch:
     """One kernel launch. grid: threadgroups; threads: of one. inputs: (argument, tensor name) pairs.
 
-    params holds every slot but the strides; ``bricks`` and ``full`` are the launch's exact work (0 where it
+    params holds everything but the strides; ``bricks`` and ``full`` are the launch's exact work (0 where it
     walks no bricks).
     """
 
@@ -54,9 +54,9 @@ class Step:
         return self.threads // SIMD_WIDTH
 
     @property
-    def stride_slots(self) -> dict[str, str]:
+    def stride_params(self) -> dict[str, str]:
         """Argument -> the stride block it fills."""
-        return self.instance.stride_slots
+        return self.instance.stride_params
 
     def __str__(self) -> str:
         """The launch in words, without its parameters."""
@@ -80,33 +80,33 @@ def stride_block(strides: tuple[int, ...], channels: bool) -> tuple[int, ...]:
     return (kept[0], kept[-1], *kept[1:-1])
 
 
-def with_strides(step: Step, strides: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
-    """The parameter array of a step. strides: of the tensors by argument; those not named keep zeros."""
-    slots = list(step.params)
+def with_strides(launch: Launch, strides: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+    """The parameter array of a launch. strides: of the tensors by argument; those not named keep zeros."""
+    params = list(launch.params)
     for argument, own in strides.items():
-        block = step.stride_slots.get(argument)
+        block = launch.stride_params.get(argument)
         if block is None:
             continue
-        if step.instance.of_additional and argument in ("key_grad", "value_grad"):
+        if launch.instance.of_additional and argument in ("key_grad", "value_grad"):
             own = own[1:]  # the parts lie outermost
         values = stride_block(own, channels=argument != "lse")
-        first, _ = SLOTS[block]
-        slots[first : first + len(values)] = values
-    return tuple(slots)
+        first, _ = PARAMS[block]
+        params[first : first + len(values)] = values
+    return tuple(params)
 
 
-def fills_words(step: Step) -> bool:
+def fills_words(launch: Launch) -> bool:
     """Whether the channels of every staged token fill whole 16-byte words; a host must also know where tokens start."""
-    first, count = SLOTS["kDim"][0], 2
-    dims = step.params[first : first + count]
-    padded = (step.instance.dim, step.instance.dim_v)
-    return step.instance.record.walks and all(p in (0, dim) for p, dim in zip(padded, dims, strict=True))
+    first, count = PARAMS["kDim"][0], 2
+    dims = launch.params[first : first + count]
+    padded = (launch.instance.dim, launch.instance.dim_v)
+    return launch.instance.record.walks and all(p in (0, dim) for p, dim in zip(padded, dims, strict=True))
 
 
 def parameters(problem: Problem, values: dict[str, int | Iterable[int]]) -> tuple[int, ...]:
     """The parameter array of a launch on ``problem``, strides left out; ``values`` go before the problem's own."""
     p = problem
-    slots = [0] * COUNT
+    params = [0] * COUNT
     fixed: dict[str, int | Iterable[int]] = {
         "kHeads": p.heads,
         "kGroupHeads": p.group_heads,
@@ -125,7 +125,7 @@ def parameters(problem: Problem, values: dict[str, int | Iterable[int]]) -> tupl
         "kRowCount": p.batch * p.queries * p.heads,
     }
     for name, value in (fixed | values).items():
-        first, _ = SLOTS[name]
+        first, _ = PARAMS[name]
         given = [value] if isinstance(value, int) else list(value)
-        slots[first : first + len(given)] = given
-    return tuple(slots)
+        params[first : first + len(given)] = given
+    return tuple(params)

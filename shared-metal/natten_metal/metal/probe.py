@@ -8,7 +8,7 @@ import math
 
 from ..problem.ops import FUSED
 from ..problem.problem import Problem
-from .launches import Output, Step, parameters
+from .launches import Launch, Output, parameters
 from .source import Instance
 from .templates import Sizes
 
@@ -16,10 +16,10 @@ from .templates import Sizes
 ITEMS = 8
 
 
-def smallest_launch(instance: Instance) -> tuple[Step, dict[str, tuple[int, ...]]]:
+def smallest_launch(instance: Instance) -> tuple[Launch, dict[str, tuple[int, ...]]]:
     """A launch of ``instance`` on :data:`ITEMS` items of one token each, and the shapes of its inputs by argument.
 
-    The inputs' names in the step are their arguments.
+    The inputs' names in the launch are their arguments.
     """
     i, one = instance, (1,) * instance.rank
     dim, dim_v = max(i.dim, 1), max(i.dim_v, 1)
@@ -55,5 +55,5 @@ def smallest_launch(instance: Instance) -> tuple[Step, dict[str, tuple[int, ...]
     if i.record.rows:
         count = math.prod(outputs[0].shape)
         grid, params = (-(-count // i.record.rows), 1, 1), parameters(problem, {"kTiles": one, "kRowCount": count})
-    step = Step(i, grid, 32 * i.simdgroups, params, inputs, outputs)
-    return step, {argument: shapes[argument] for argument, _ in inputs}
+    launch = Launch(i, grid, 32 * i.simdgroups, params, inputs, outputs)
+    return launch, {argument: shapes[argument] for argument, _ in inputs}

@@ -104,7 +104,7 @@ class Instance:
         return tuple(a for a in self.record.arguments if not a.when or getattr(self, a.when))
 
     @property
-    def stride_slots(self) -> dict[str, str]:
+    def stride_params(self) -> dict[str, str]:
         """Argument -> the stride block that it fills; contiguous arguments have none."""
         blocks = {a.name: (self.of_additional and a.additional_stride) or a.stride for a in self.arguments}
         return {name: block for name, block in blocks.items() if block}
@@ -132,10 +132,10 @@ class Instance:
 
 OPENING = "#include <metal_stdlib>\n#include <metal_simdgroup_matrix>\nusing namespace metal;\n"
 # How kernels read a slot where the host passes every stride in the parameter array.
-PARAMS = """namespace na {
+PARAMS_STRUCT = """namespace na {
 struct Params {
-  const device long* slots;
-  METAL_FUNC long operator[](int slot) const thread { return slots[slot]; }
+  const device long* values;
+  METAL_FUNC long operator[](int at) const thread { return values[at]; }
   METAL_FUNC long channel(int block) const thread { return 1; }
 };
 }  // namespace na
@@ -143,7 +143,7 @@ struct Params {
 
 
 @lru_cache(maxsize=4)
-def headers(params: str = PARAMS) -> str:
+def headers(params: str = PARAMS_STRUCT) -> str:
     """The kernel headers as one text without includes, pragmas once or comments at line starts.
 
     params: the host's ``na::Params``; it may use the names of ``params.h``.
@@ -254,21 +254,21 @@ def _mlx_params(instance: Instance) -> str:
     """
     members, reads, channels = [], [], []
     for name in instance.strided:
-        block = instance.stride_slots[name]
+        block = instance.stride_params[name]
         # Axes of the tensor's tokens: additional keys and values lie along one.
         axes = 1 if block in ("kAdditionalKeyStride", "kAdditionalValueStride") else instance.rank
         members.append(f"  const constant long* {name};")
-        reads.append(f"    if (slot >= {block} && slot < {block} + 5) return stride({name}, slot - {block}, {axes});")
+        reads.append(f"    if (at >= {block} && at < {block} + 5) return stride({name}, at - {block}, {axes});")
         channels.append(f"    if (block == {block}) return {name}[{axes + 2}];")
     return "\n".join(
         [
             "namespace na {",
             "struct Params {",
-            "  const device long* slots;",
+            "  const device long* values;",
             *members,
-            "  METAL_FUNC long operator[](int slot) const thread {",
+            "  METAL_FUNC long operator[](int at) const thread {",
             *reads,
-            "    return slots[slot];",
+            "    return values[at];",
             "  }",
             "  METAL_FUNC long channel(int block) const thread {",
             *channels,

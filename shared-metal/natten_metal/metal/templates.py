@@ -2,7 +2,7 @@
 
 A template is a function of the headers in ``kernels/``. Everything that differs between templates is read from its
 record: the source text, strides, tiling, counted work and the smallest launch. No other shipped file spells a
-template's name. To add one, write its header, its record here, and the program (:mod:`.steps`) that launches it.
+template's name. To add one, write its header, its record here, and the program (:mod:`.op_launches`) that launches it.
 """
 
 from collections.abc import Callable

@@ -64,7 +64,7 @@ def warn_of_failure(package: str, op: str, failure: Failure) -> None:
     """Warn, once per reason, that the pure path runs instead."""
     say_once(
         f"{op}: the Metal kernels failed on this machine and the pure path runs instead. {failure}. "
-        f"Please report this, with the output of `{package} doctor`. The plan was: {failure.step}",
+        f"Please report this, with the output of `{package} doctor`. The plan was: {failure.launch}",
         logging.WARNING,
         about=failure.words,
     )

@@ -2,7 +2,7 @@
 
 import math
 
-from ..metal.steps import MOST_TABLE
+from ..metal.op_launches import MOST_TABLE
 from ..metal.tiles import DIMS
 from ..problem.problem import Problem
 from .backend import Work

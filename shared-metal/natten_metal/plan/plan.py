@@ -8,8 +8,8 @@ import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from ..metal import steps
-from ..metal.launches import Step
+from ..metal import op_launches
+from ..metal.launches import Launch
 from ..problem import checks
 from ..problem.ops import Op
 from ..problem.problem import Axis, Problem, describe
@@ -20,7 +20,7 @@ from .device import Device
 from .programs import Blank, CpuCall, DenseOperations, Made, MetalLaunches, Program, Refused, Walks
 from .verdicts import NOTHING_LEARNED, Failure, KernelFailure, Verdicts
 
-# Bytes of logits that one step of a walk may hold, of what it gathers for them, and of logits in a single tile. A
+# Bytes of logits that a chunk of a walk may hold, of what it gathers for them, and of logits in a single tile. A
 # tile of one row is taken whatever it holds: less than all keys of all heads.
 STEP_BYTES = 4 << 20
 GATHER_BYTES = 64 << 20
@@ -123,7 +123,7 @@ def _forward(problem: Problem, device: Device, backend: Backend, verdicts: Verdi
     if work is Work.CPU_KERNELS:
         return CpuCall(*common)
     launches = _fitting(problem, backend, verdicts, None)
-    return verdicts.failure_of(launches) or MetalLaunches(*common, steps=launches)
+    return verdicts.failure_of(launches) or MetalLaunches(*common, launches=launches)
 
 
 def _gradient(
@@ -161,7 +161,7 @@ def _gradient_on(
     if work is Work.CPU_KERNELS:
         return CpuCall(*common)
     launches = _fitting(problem, backend, verdicts, has_lse_grad and len(record.outputs) > 1)
-    return verdicts.failure_of(launches) or MetalLaunches(*common, steps=launches)
+    return verdicts.failure_of(launches) or MetalLaunches(*common, launches=launches)
 
 
 def _rule(problem: Problem, device: Device, backend: Backend) -> str | None:
@@ -191,11 +191,11 @@ def _missing_kernels(program: Program, device: Device, order: Iterable[str]) -> 
     return next((reason for reason in reasons if reason is not None), "")
 
 
-def _fitting(problem: Problem, backend: Backend, verdicts: Verdicts, lse_grad: bool | None) -> tuple[Step, ...]:
+def _fitting(problem: Problem, backend: Backend, verdicts: Verdicts, lse_grad: bool | None) -> tuple[Launch, ...]:
     """The launches of an op (lse_grad None) or of its gradient, with threadgroups as large as their kernels allow."""
-    most = steps.MOST_SIMDGROUPS if backend.tells_limits else steps.cautious_simdgroups(problem)
+    most = op_launches.MOST_SIMDGROUPS if backend.tells_limits else op_launches.cautious_simdgroups(problem)
     while True:
-        made = steps.forward(problem, most) if lse_grad is None else steps.backward(problem, lse_grad, most)
+        made = op_launches.forward(problem, most) if lse_grad is None else op_launches.backward(problem, lse_grad, most)
         room = verdicts.room(made)
         if room is None or most == 1:
             return made
@@ -203,7 +203,7 @@ def _fitting(problem: Problem, backend: Backend, verdicts: Verdicts, lse_grad: b
 
 
 def walk(problem: Problem, transposed: bool) -> Blocks:
-    """The cheapest tiles by the cost model, and how many fit a step's memory."""
+    """The cheapest tiles by the cost model, and how many fit a chunk's memory."""
     size = 8 if problem.dtype == "float64" else 4
     heads, group = problem.heads, problem.group_heads
     width = problem.head_dim + problem.head_dim_v
@@ -258,11 +258,9 @@ def explain(planned: Plan) -> str:
         if isinstance(backward, Walks) and split:
             lines.append(_walk_in_words("gradients of keys", "keys", backward.keys))
     if isinstance(forward, MetalLaunches):
-        for step in forward.steps:
-            lines.append(
-                f"{step}, {step.instance.threadgroup_bytes} bytes of threadgroup memory each, {step.bricks} bricks, "
-                f"{step.full} of them without a mask"
-            )
+        for launch in forward.launches:
+            memory = f"{launch.instance.threadgroup_bytes} bytes of threadgroup memory each"
+            lines.append(f"{launch}, {memory}, {launch.bricks} bricks, {launch.full} of them without a mask")
     if isinstance(backward, Refused):
         lines.append(f"gradients: none ({backward.why})")
     elif backward.backend != planned.backend:

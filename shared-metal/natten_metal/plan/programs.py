@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from ..metal.steps import Step
+from ..metal.op_launches import Launch
 from ..problem.ops import Op
 from ..problem.problem import Problem
 from .blocks import Blocks
@@ -53,7 +53,7 @@ class Blank(Program):
 class MetalLaunches(Program):
     """Metal kernels, one after another."""
 
-    steps: tuple[Step, ...] = ()
+    launches: tuple[Launch, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from ..metal.steps import MOST_TABLE
+from ..metal.op_launches import MOST_TABLE
 from ..metal.tiles import DIMS
 from ..problem import checks
 from ..problem.ops import FULL, FUSED, OPS, QUERY, VALUE
@@ -106,7 +106,7 @@ def _has_gradient(planned: Plan) -> bool:
     program, problem = planned.backward, planned.problem
     if not isinstance(program, MetalLaunches):
         return program.backend == planned.backend and not isinstance(program, Refused)
-    made = {output.name for step in program.steps for output in step.outputs}
+    made = {output.name for launch in program.launches for output in launch.outputs}
     return {operand.gradient for operand in problem.record.inputs if operand.given(problem)} <= made
 
 

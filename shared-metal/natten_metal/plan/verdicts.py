@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
+from ..metal.op_launches import Launch
 from ..metal.source import Instance
-from ..metal.steps import Step
 
 # Of each kind; the oldest are forgotten, and learned again if it comes to that.
 MOST_VERDICTS = 4096
@@ -25,21 +25,21 @@ def quoted(error: Exception) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A kernel failed. step: its launch; event: what it does not do ('compile', 'launch', 'run'); words: the host's."""
+    """A kernel failed. event: what it does not do ('compile', 'launch', 'run'); words: the host's."""
 
-    step: Step
+    launch: Launch
     event: str
     words: str
 
     def __str__(self) -> str:
-        return f"{self.step.instance.name} does not {self.event}: {self.words}"
+        return f"{self.launch.instance.name} does not {self.event}: {self.words}"
 
 
 @dataclass(frozen=True, slots=True)
 class ThreadLimit:
-    """A compiled kernel allows fewer simdgroups in a threadgroup than its launch ``step`` has."""
+    """A compiled kernel allows fewer simdgroups in a threadgroup than ``launch`` has."""
 
-    step: Step
+    launch: Launch
     simdgroups: int
 
 
@@ -87,29 +87,27 @@ class Verdicts:
         failures, limits = dict(self.failures), dict(self.limits)
         for verdict in learned:
             if isinstance(verdict, Failure):
-                failures.setdefault(_without_launch(verdict.step.instance), verdict)
+                failures.setdefault(_without_launch(verdict.launch.instance), verdict)
             else:
-                limits[_without_width(verdict.step.instance)] = verdict.simdgroups
+                limits[_without_width(verdict.launch.instance)] = verdict.simdgroups
         for known in (failures, limits):
             while len(known) > MOST_VERDICTS:
                 del known[next(iter(known))]
         return Verdicts(MappingProxyType(failures), MappingProxyType(limits))
 
-    def failure_of(self, steps: Iterable[Step]) -> Failure | None:
-        """The failure of the first of ``steps`` whose kernel failed; None if none did."""
+    def failure_of(self, launches: Iterable[Launch]) -> Failure | None:
+        """The failure of the first of ``launches`` whose kernel failed; None if none did."""
         if not self.failures:
             return None
-        found = (self.failures.get(_without_launch(step.instance)) for step in steps)
+        found = (self.failures.get(_without_launch(launch.instance)) for launch in launches)
         return next((failure for failure in found if failure is not None), None)
 
-    def room(self, steps: Iterable[Step]) -> int | None:
-        """The fewest simdgroups that a kernel of ``steps`` allows whose step has more; None if all fit, as far as is
-        known.
-        """
+    def room(self, launches: Iterable[Launch]) -> int | None:
+        """The fewest simdgroups that a kernel of ``launches`` allows, if its launch has more; else None."""
         if not self.limits:
             return None
-        known = ((step, self.limits.get(_without_width(step.instance))) for step in steps)
-        return min((most for step, most in known if most is not None and most < step.simdgroups), default=None)
+        known = ((launch, self.limits.get(_without_width(launch.instance))) for launch in launches)
+        return min((most for launch, most in known if most is not None and most < launch.simdgroups), default=None)
 
 
 NOTHING_LEARNED = Verdicts()

@@ -1,8 +1,8 @@
 """Runs the Metal kernels on MLX arrays, through ``mx.fast.metal_kernel``.
 
-A program's steps (:mod:`natten_metal.metal.steps`) name their tensors; here they become nodes of MLX's graph. Arrays
-are lazy: their strides are known only inside the kernel (:mod:`natten_metal.metal.source`), and a kernel that does
-not compile would fail in the user's ``mx.eval``. So every instantiation is proved once before it is used: its
+A program's launches (:mod:`natten_metal.metal.op_launches`) name their tensors; here they become nodes of MLX's
+graph. Arrays are lazy: their strides are known only inside the kernel (:mod:`natten_metal.metal.source`), and a kernel
+that does not compile would fail in the user's ``mx.eval``. So every instantiation is proved once before it is used: its
 smallest launch is evaluated at once, on arrays of its own, and only there is a failure caught.
 """
 
@@ -12,9 +12,9 @@ from typing import Any
 import mlx.core as mx
 
 from .._metal.caches import Cache
+from .._metal.metal.op_launches import CONTIGUOUS, Launch, strides_of, with_strides
 from .._metal.metal.probe import smallest_launch
 from .._metal.metal.source import Instance, mlx_body, mlx_header
-from .._metal.metal.steps import CONTIGUOUS, Step, strides_of, with_strides
 from .._metal.plan.programs import MetalLaunches
 from .._metal.plan.verdicts import Failure, Learned, quoted
 
@@ -63,21 +63,21 @@ class MlxHost(MetalHost):
 
 
 def run(program: MetalLaunches, tensors: Mapping[str, mx.array], host: MetalHost) -> dict[str, mx.array]:
-    """Launch the steps in order on the current stream; the program's results by name.
+    """Run the launches in order on the current stream; the program's results by name.
 
     Learned, before anything is launched, if a kernel does not run.
     """
-    kernels = [_proved_kernel(host, step) for step in program.steps]
+    kernels = [_proved_kernel(host, launch) for launch in program.launches]
     known = {name: _readable(name, tensor) for name, tensor in tensors.items()}
-    for step, kernel in zip(program.steps, kernels, strict=True):
-        made = _launch(host, kernel, step, {argument: known[name] for argument, name in step.inputs})
-        known |= {output.name: array for output, array in zip(step.outputs, made, strict=True)}
+    for launch, kernel in zip(program.launches, kernels, strict=True):
+        made = _launch(host, kernel, launch, {argument: known[name] for argument, name in launch.inputs})
+        known |= {output.name: array for output, array in zip(launch.outputs, made, strict=True)}
     return {output.name: known[output.name] for output in program.outputs}
 
 
-def _proved_kernel(host: MetalHost, step: Step) -> Any:
-    """The kernel of a step, known to compile and launch."""
-    instance = step.instance
+def _proved_kernel(host: MetalHost, launch: Launch) -> Any:
+    """The kernel of a launch, known to compile and launch."""
+    instance = launch.instance
 
     def proved() -> Any:
         try:
@@ -87,7 +87,7 @@ def _proved_kernel(host: MetalHost, step: Step) -> Any:
             given = {name: mx.zeros(shape, DTYPES[kinds[name]]) for name, shape in shapes.items()}
             mx.eval(_launch(host, kernel, smallest, given))
         except (RuntimeError, ValueError) as error:  # what MLX raises for a kernel it cannot build or launch
-            raise Learned(Failure(step, "run", quoted(error))) from error
+            raise Learned(Failure(launch, "run", quoted(error))) from error
         return kernel
 
     return host.kernels.get_or_make_once(instance, proved)
@@ -112,13 +112,13 @@ def _readable(name: str, tensor: mx.array) -> mx.array:
     return mx.contiguous(tensor) if name in CONTIGUOUS else tensor
 
 
-def _launch(host: MetalHost, kernel: Any, step: Step, bound: Mapping[str, mx.array]) -> list[mx.array]:
-    """The outputs of a step. bound: its inputs by argument."""
-    instance = step.instance
+def _launch(host: MetalHost, kernel: Any, launch: Launch, bound: Mapping[str, mx.array]) -> list[mx.array]:
+    """The outputs of a launch. bound: its inputs by argument."""
+    instance = launch.instance
     shapes = {argument: array.shape for argument, array in bound.items() if argument not in instance.strided}
-    shapes |= {output.argument: output.shape for output in step.outputs}
+    shapes |= {output.argument: output.shape for output in launch.outputs}
     strides = {name: strides_of(tuple(shape)) for name, shape in shapes.items()}
-    params = _params_array(host, with_strides(step, strides))
+    params = _params_array(host, with_strides(launch, strides))
     inputs = [
         params if a.name == "prm" else _device_memory(bound[a.name]) if a.kind == "float" else bound[a.name]
         for a in instance.arguments
@@ -126,10 +126,10 @@ def _launch(host: MetalHost, kernel: Any, step: Step, bound: Mapping[str, mx.arr
     ]
     made: list[mx.array] = kernel(
         inputs=inputs,
-        output_shapes=[output.shape for output in step.outputs],
-        output_dtypes=[DTYPES[output.dtype] for output in step.outputs],
-        grid=(step.grid[0] * step.threads, step.grid[1], step.grid[2]),
-        threadgroup=(step.threads, 1, 1),
+        output_shapes=[output.shape for output in launch.outputs],
+        output_dtypes=[DTYPES[output.dtype] for output in launch.outputs],
+        grid=(launch.grid[0] * launch.threads, launch.grid[1], launch.grid[2]),
+        threadgroup=(launch.threads, 1, 1),
     )
     return made
 

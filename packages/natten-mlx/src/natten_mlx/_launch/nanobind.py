@@ -17,10 +17,10 @@ import mlx.core as mx
 from .. import _digests
 from .._metal.api.recall import Recall, Signature
 from .._metal.caches import Cache
+from .._metal.metal.op_launches import CONTIGUOUS, Launch, strides_of, with_strides
+from .._metal.metal.params import COUNT, PARAMS
 from .._metal.metal.probe import smallest_launch
-from .._metal.metal.slots import COUNT, SLOTS
 from .._metal.metal.source import OPENING, Instance, entry_point, headers
-from .._metal.metal.steps import CONTIGUOUS, Step, strides_of, with_strides
 from .._metal.plan.programs import MetalLaunches, Program
 from .._metal.plan.verdicts import Failure, Learned, quoted
 from .._metal.problem.ops import FUSED, sum_dtype
@@ -28,14 +28,14 @@ from .._metal.problem.problem import Problem
 
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16, "float64": mx.float64}
 # Behind the slots of params.h: for each stride block how far apart its tensor's channels lie.
-_FIRST_BLOCK, _BLOCK = SLOTS["kQueryStride"]
-_BLOCKS = sum(count == _BLOCK for _, count in SLOTS.values())
-PARAMS = f"""namespace na {{
+_FIRST_BLOCK, _BLOCK = PARAMS["kQueryStride"]
+_BLOCKS = sum(count == _BLOCK for _, count in PARAMS.values())
+PARAMS_STRUCT = f"""namespace na {{
 struct Params {{
-  const device long* slots;
-  METAL_FUNC long operator[](int slot) const thread {{ return slots[slot]; }}
+  const device long* values;
+  METAL_FUNC long operator[](int at) const thread {{ return values[at]; }}
   METAL_FUNC long channel(int block) const thread {{
-    return slots[kSlots + (block - kQueryStride) / {_BLOCK}];
+    return values[kParamCount + (block - kQueryStride) / {_BLOCK}];
   }}
 }};
 }}  // namespace na
@@ -184,39 +184,39 @@ def _readable(program: Program, tensors: Mapping[str, mx.array], stream: mx.Stre
 def _plan(host: ExtensionHost, call: Call, inputs: Tensors) -> Any:
     program = call.program
     outputs = [(output.name, output.shape, DTYPES[output.dtype]) for output in program.outputs]
-    steps = program.steps if isinstance(program, MetalLaunches) else ()
-    kernels = [_proved_kernel(host, step, call.stream) for step in steps]
-    launches, scratch = launches_of(host, kernels, steps, inputs, [name for name, *_ in outputs])
+    planned = program.launches if isinstance(program, MetalLaunches) else ()
+    kernels = [_proved_kernel(host, launch, call.stream) for launch in planned]
+    launches, scratch = launches_of(host, kernels, planned, inputs, [name for name, *_ in outputs])
     return host.found.plan(program.problem, program.function, inputs, outputs, scratch, launches, call.told())
 
 
 # --- launches on a GPU -------------------------------------------------------------------------------
 
 
-def _proved_kernel(host: ExtensionHost, step: Step, stream: mx.Stream) -> Any:
-    """The kernel of a step, whose smallest launch was evaluated once.
+def _proved_kernel(host: ExtensionHost, launch: Launch, stream: mx.Stream) -> Any:
+    """The kernel of a launch, whose smallest launch was evaluated once.
 
     MLX is lazy: otherwise a failure would be met in the user's ``mx.eval``, too late to take another path.
     """
-    instance = step.instance
+    instance = launch.instance
 
     def proved() -> Any:
         kernel = host.found.Kernel(instance.name, library(instance))
         try:
             _launch_smallest(host, kernel, instance, stream)
         except (RuntimeError, ValueError) as error:  # what MLX raises for a kernel it cannot build or launch
-            raise Learned(Failure(step, "run", quoted(error))) from error
+            raise Learned(Failure(launch, "run", quoted(error))) from error
         return kernel
 
     return host.kernels.get_or_make_once(instance, proved)
 
 
 def _launch_smallest(host: ExtensionHost, kernel: Any, instance: Instance, stream: mx.Stream) -> None:
-    step, shapes = smallest_launch(instance)
+    launch, shapes = smallest_launch(instance)
     kinds = {a.name: instance.dtype if a.kind == "T" else "float32" for a in instance.arguments}
     given = {name: mx.zeros(shape, DTYPES[kinds[name]]) for name, shape in shapes.items()}
-    outputs = [(output.name, output.shape, DTYPES[output.dtype]) for output in step.outputs]
-    launches, _ = launches_of(host, [kernel], [step], _told(given), [name for name, *_ in outputs])
+    outputs = [(output.name, output.shape, DTYPES[output.dtype]) for output in launch.outputs]
+    launches, _ = launches_of(host, [kernel], [launch], _told(given), [name for name, *_ in outputs])
     # Any problem will do: a GPU's launch carries its own.
     one = (1,)
     problem = Problem(FUSED.name, 1, one, one, 1, 1, 1, 1, one, one, one, (False,), 1.0, instance.dtype)
@@ -225,41 +225,41 @@ def _launch_smallest(host: ExtensionHost, kernel: Any, instance: Instance, strea
 
 
 def launches_of(
-    host: ExtensionHost, kernels: Sequence[Any], steps: Sequence[Step], inputs: Tensors, outputs: Sequence[str]
+    host: ExtensionHost, kernels: Sequence[Any], planned: Sequence[Launch], inputs: Tensors, outputs: Sequence[str]
 ) -> tuple[list[Any], list[Tensor]]:
-    """``steps`` as the extension launches their ``kernels``, and the tensors that live from one to another.
+    """The extension's own form of the launches, and the tensors that live from one launch to another.
 
     A plan's tensors are numbered: inputs, then ``outputs`` (their names), then these.
     """
     shapes = {name: shape for name, shape, _ in inputs}
     scratch = []
-    places = {name: place for place, name in enumerate([*shapes, *outputs])}
+    indices = {name: index for index, name in enumerate([*shapes, *outputs])}
     launches = []
-    for kernel, step in zip(kernels, steps, strict=True):
-        for output in step.outputs:
+    for kernel, launch in zip(kernels, planned, strict=True):
+        for output in launch.outputs:
             shapes[output.name] = output.shape
-            if output.name not in places:
-                places[output.name] = len(places)
+            if output.name not in indices:
+                indices[output.name] = len(indices)
                 scratch.append((output.name, output.shape, DTYPES[output.dtype]))
-        launches.append(host.found.Launch(kernel, *_launch(step, shapes, places)))
+        launches.append(host.found.Launch(kernel, *_launch(launch, shapes, indices)))
     return launches, scratch
 
 
-def _launch(step: Step, shapes: Mapping[str, tuple[int, ...]], places: Mapping[str, int]) -> tuple[Any, ...]:
+def _launch(launch: Launch, shapes: Mapping[str, tuple[int, ...]], places: Mapping[str, int]) -> tuple[Any, ...]:
     """What the extension's Launch is made of, besides the kernel."""
-    instance = step.instance
-    bound = dict(step.inputs) | {output.argument: output.name for output in step.outputs}
+    instance = launch.instance
+    bound = dict(launch.inputs) | {output.argument: output.name for output in launch.outputs}
     # Strides that are known by now: of all tensors but the user's own.
     known = {argument: strides_of(shapes[name]) for argument, name in bound.items() if argument not in instance.strided}
     buffers = [(-1 if a.name == "prm" else places[bound[a.name]], a.output) for a in instance.arguments]
     strided = []
     for argument in instance.strided:
-        slot, _ = SLOTS[step.stride_slots[argument]]
+        slot, _ = PARAMS[launch.stride_params[argument]]
         strided.append((places[bound[argument]], slot, COUNT + (slot - _FIRST_BLOCK) // _BLOCK))
-    params = [*with_strides(step, known), *[1] * _BLOCKS]
-    return step.grid, step.threads, params, buffers, strided
+    params = [*with_strides(launch, known), *[1] * _BLOCKS]
+    return launch.grid, launch.threads, params, buffers, strided
 
 
 def library(instance: Instance) -> str:
     """The text that a GPU compiles for ``instance``."""
-    return OPENING + headers(PARAMS) + entry_point(instance)
+    return OPENING + headers(PARAMS_STRUCT) + entry_point(instance)

@@ -1,6 +1,6 @@
 """Runs the Metal kernels on MPS tensors, through ``torch.mps.compile_shader``.
 
-A program's steps (:mod:`natten_metal.metal.steps`) name their tensors; here they get strides, memory and a
+A program's launches (:mod:`natten_metal.metal.op_launches`) name their tensors; here they get strides, memory and a
 launch. Kernels are compiled when first used and kept; nothing of the user's tensors is copied unless its
 channels do not lie side by side.
 """
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from .._metal.caches import Cache
+from .._metal.metal.op_launches import CONTIGUOUS, SIMD_WIDTH, Launch, fills_words, with_strides
 from .._metal.metal.source import ITEM_SIZES, library
-from .._metal.metal.steps import CONTIGUOUS, SIMD_WIDTH, Step, fills_words, with_strides
 from .._metal.plan.programs import MetalLaunches
 from .._metal.plan.verdicts import Failure, Learned, ThreadLimit, quoted
 
@@ -52,37 +52,37 @@ class MpsHost(MetalHost):
 
 
 def run(program: MetalLaunches, tensors: dict[str, Tensor], host: MetalHost) -> dict[str, Tensor]:
-    """Launch the steps in order; the program's results by name.
+    """Run the launches in order; the program's results by name.
 
-    Learned, before anything is launched, if a kernel does not compile, or allows fewer threads than its step has.
+    Learned, before anything is launched, if a kernel does not compile, or allows fewer threads than its launch has.
     """
     known = {name: _readable(name, tensor) for name, tensor in tensors.items()}
-    steps = [_with_copies(step, known) for step in program.steps]
-    kernels = [_kernel(host, step) for step in steps]
+    launches = [_with_copies(launch, known) for launch in program.launches]
+    kernels = [_kernel(host, launch) for launch in launches]
     rooms = [int(kernel.max_threads_per_threadgroup) // SIMD_WIDTH for kernel in kernels]
     # A kernel that walks no bricks has one size, and a single simdgroup has none below it: the host has the last word.
     limits = [
-        ThreadLimit(step, room)
-        for step, room in zip(steps, rooms, strict=True)
-        if step.bricks and room < step.simdgroups and step.simdgroups > 1
+        ThreadLimit(launch, room)
+        for launch, room in zip(launches, rooms, strict=True)
+        if launch.bricks and room < launch.simdgroups and launch.simdgroups > 1
     ]
     if limits:
         raise Learned(*limits)
-    for step, kernel in zip(steps, kernels, strict=True):
-        _launch(host, kernel, step, known)
+    for launch, kernel in zip(launches, kernels, strict=True):
+        _launch(host, kernel, launch, known)
     return {output.name: known[output.name] for output in program.outputs}
 
 
-def _kernel(host: MetalHost, step: Step) -> Any:
-    """The compiled kernel of a step."""
+def _kernel(host: MetalHost, launch: Launch) -> Any:
+    """The compiled kernel of a launch."""
 
     def compiled() -> Any:
         try:
-            return getattr(host.compile_shader(library((step.instance,))), step.instance.name)
+            return getattr(host.compile_shader(library((launch.instance,))), launch.instance.name)
         except (SyntaxError, RuntimeError) as error:  # what compile_shader raises for a source it rejects
-            raise Learned(Failure(step, "compile", quoted(error))) from error
+            raise Learned(Failure(launch, "compile", quoted(error))) from error
 
-    return host.kernels.get_or_make_once(step.instance, compiled)
+    return host.kernels.get_or_make_once(launch.instance, compiled)
 
 
 def _readable(name: str, tensor: Tensor) -> Tensor:
@@ -93,34 +93,34 @@ def _readable(name: str, tensor: Tensor) -> Tensor:
     return tensor if as_it_is else tensor.contiguous()
 
 
-def _with_copies(step: Step, known: dict[str, Tensor]) -> Step:
-    """The step with 16-byte staging copies, if every staged token starts at a 16-byte boundary and is full."""
-    instance = step.instance
-    names = dict(step.inputs)
+def _with_copies(launch: Launch, known: dict[str, Tensor]) -> Launch:
+    """The launch with 16-byte staging copies, if every staged token starts at a 16-byte boundary and is full."""
+    instance = launch.instance
+    names = dict(launch.inputs)
     staged = [known[names[a.name]] for a in instance.arguments if a.kind == "T" and a.name in names]
     size = ITEM_SIZES[instance.dtype]
     aligned = all(offset * size % WIDE_BYTES == 0 for t in staged for offset in (t.storage_offset(), *t.stride()[:-1]))
-    return replace(step, instance=replace(instance, wide=fills_words(step) and aligned))
+    return replace(launch, instance=replace(instance, wide=fills_words(launch) and aligned))
 
 
-def _launch(host: MetalHost, kernel: Any, step: Step, known: dict[str, Tensor]) -> None:
+def _launch(host: MetalHost, kernel: Any, launch: Launch, known: dict[str, Tensor]) -> None:
     device = next(iter(known.values())).device
-    bound = {argument: known[name] for argument, name in step.inputs}
-    for output in step.outputs:
+    bound = {argument: known[name] for argument, name in launch.inputs}
+    for output in launch.outputs:
         bound[output.argument] = torch.empty(output.shape, dtype=DTYPES[output.dtype], device=device)
         known[output.name] = bound[output.argument]
-    bound["prm"] = _params_tensor(host, step, bound, device)
-    arguments = [bound[argument.name] for argument in step.instance.arguments]
-    threads = (step.grid[0] * step.threads, step.grid[1], step.grid[2])
+    bound["prm"] = _params_tensor(host, launch, bound, device)
+    arguments = [bound[argument.name] for argument in launch.instance.arguments]
+    threads = (launch.grid[0] * launch.threads, launch.grid[1], launch.grid[2])
     try:
-        kernel(*arguments, threads=threads, group_size=(step.threads, 1, 1))
+        kernel(*arguments, threads=threads, group_size=(launch.threads, 1, 1))
     except (RuntimeError, ValueError) as error:  # what torch raises for a launch it refuses
-        raise Learned(Failure(step, "launch", quoted(error))) from error
+        raise Learned(Failure(launch, "launch", quoted(error))) from error
 
 
-def _params_tensor(host: MetalHost, step: Step, bound: dict[str, Tensor], device: torch.device) -> Tensor:
+def _params_tensor(host: MetalHost, launch: Launch, bound: dict[str, Tensor], device: torch.device) -> Tensor:
     """The parameter array with its strides, on the device; kept, because making one is a copy."""
-    slots = with_strides(step, {argument: tuple(tensor.stride()) for argument, tensor in bound.items()})
+    slots = with_strides(launch, {argument: tuple(tensor.stride()) for argument, tensor in bound.items()})
     found: Tensor = host.params.get_or_make(
         (device, slots), lambda: torch.tensor(slots, dtype=torch.int64, device=device)
     )

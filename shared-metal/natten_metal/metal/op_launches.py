@@ -1,0 +1,300 @@
+"""The programs of the Metal path: which kernels run, on which tensors, for each op and its gradient.
+
+Tensors are named; a launcher binds the named inputs of each :class:`Launch`, allocates the outputs, fills in strides,
+and launches. The same programs serve every host.
+"""
+
+import itertools
+import math
+from dataclasses import replace
+
+from ..problem import ops
+from ..problem.ops import OPS, Operand, rows
+from ..problem.problem import Problem
+from .launches import CONTIGUOUS as CONTIGUOUS
+from .launches import SIMD_WIDTH as SIMD_WIDTH
+from .launches import Launch as Launch
+from .launches import Output as Output
+from .launches import fills_words as fills_words
+from .launches import parameters as parameters
+from .launches import stride_block as stride_block
+from .launches import strides_of as strides_of
+from .launches import with_strides as with_strides
+from .params import PARAMS as PARAMS
+from .source import Instance
+from .templates import AV, AV_TRANSPOSED, DELTA, FORWARD, KEY_VALUE_GRAD, QK, QUERY_GRAD, RPB_GRAD, STATS, SUM, Template
+from .tiles import COLUMNS, DIMS, ROWS, SOFTMAX_BRICKS, Tiling, chunk_size, padded_dim, patch_count, tiling
+
+# Threadgroups that share the sum over all queries or tiles.
+MOST_PARTS = 64
+MOST_TABLE = 4096
+# Simdgroups that a threadgroup may have; fewer where the kernel's registers would not fit and the host cannot tell.
+MOST_SIMDGROUPS = 8
+CAUTIOUS_SIMDGROUPS, CAUTIOUS_DIM = 4, 128
+# A sum of more terms than this is taken in parts of so many bricks (kernels/sums.h). Of a model of the order of sums:
+# 4096 random terms lose 2e-6, 65,536 alike ones 9e-4, which 16 bits do not hold.
+LONGEST_SUM, PART = {"float32": 4096, "float16": 65_536, "bfloat16": 65_536}, 64
+# What each op returns, by the names in its program.
+RESULTS = {op.name: op.output_names for op in OPS.values()}
+
+
+def cautious_simdgroups(problem: Problem) -> int:
+    """Simdgroups whose registers fit any GPU, where the host does not say how many threads a kernel allows."""
+    widest = padded_dim(max(problem.head_dim, problem.head_dim_v))
+    return CAUTIOUS_SIMDGROUPS if widest >= CAUTIOUS_DIM else MOST_SIMDGROUPS
+
+
+def _walk(
+    problem: Problem,
+    template: Template,
+    inputs: dict[str, str],
+    outputs: tuple[Output, ...],
+    most: int,
+    **options: object,
+) -> Launch:
+    """A launch of a walking template: its tiling, grid and parameters."""
+    transposed = template.transposed
+    dim = padded_dim(problem.head_dim) if template.reads_dim else 0
+    dim_v = padded_dim(problem.head_dim_v) if template.reads_dim_v else 0
+    chosen: Tiling = tiling(problem, transposed, dim, dim_v, most)
+    instance = Instance(
+        template.name,
+        problem.dtype,
+        problem.rank,
+        dim,
+        dim_v,
+        chosen.patch,
+        chosen.heads,
+        chosen.simdgroups,
+        chosen.chunk,
+        SOFTMAX_BRICKS,
+        chosen.stage,
+        part=_part(problem.dtype, terms(problem, transposed)),
+        **options,  # type: ignore[arg-type]
+    )
+    heads = problem.kv_heads if transposed else problem.heads // chosen.heads
+    grid = (heads, math.prod(chosen.tiles), problem.batch * math.prod(problem.dilation))
+    times = problem.batch * problem.kv_heads
+    bricks, full = chosen.bricks.executed * times, chosen.bricks.full * times
+    if instance.additional:
+        patches = patch_count(problem, chosen.patch) * problem.batch * heads
+        bricks += patches * -(-problem.additional // COLUMNS)
+        full += patches * (problem.additional // COLUMNS)
+    params = parameters(problem, {"kTiles": chosen.tiles})
+    return Launch(instance, grid, SIMD_WIDTH * chosen.simdgroups, params, tuple(inputs.items()), outputs, bricks, full)
+
+
+def terms(problem: Problem, transposed: bool) -> int:
+    """The most terms that a row's sums have: keys of a query, or queries of a key with all their heads (most, where
+    windows shift at borders).
+    """
+    count = math.prod(min(axis.window, axis.queries if transposed else axis.keys) for axis in problem.axes)
+    return count * problem.group_heads if transposed else count + problem.additional
+
+
+def _part(dtype: str, count: int) -> int:
+    """Bricks of a part of a sum of ``count`` terms."""
+    return PART if count > LONGEST_SUM[dtype] else 0
+
+
+def _sum(problem: Problem, partial: str, name: str, shape: tuple[int, ...], parts: int, dtype: str) -> Launch:
+    count = math.prod(shape)
+    instance = Instance(SUM.name, dtype, 1, 0, 0, simdgroups=SUM.rows // SIMD_WIDTH, stage=False)
+    params = parameters(problem, {"kParts": parts, "kRowCount": count})
+    output = Output("out", name, shape, dtype)
+    return Launch(instance, (-(-count // SUM.rows), 1, 1), SUM.rows, params, (("partial", partial),), (output,))
+
+
+def forward(problem: Problem, most: int = MOST_SIMDGROUPS) -> tuple[Launch, ...]:
+    """The launches of an op. most: simdgroups that a threadgroup may have."""
+    return _FORWARD[problem.op](problem, most)
+
+
+def _made(argument: str, operand: Operand, p: Problem) -> Output:
+    """A kernel's output that is one of the op's."""
+    return Output(argument, operand.name, operand.shape(p), operand.dtype(p))
+
+
+def _gradient(argument: str, operand: Operand, p: Problem) -> Output:
+    """A kernel's output that is the gradient of one of the op's inputs."""
+    return Output(argument, operand.gradient, operand.shape(p), p.dtype)
+
+
+def _qk_forward(p: Problem, most: int) -> tuple[Launch, ...]:
+    bias = {"rpb": "rpb"} if p.has_rpb else {}
+    outputs = (_made("logits", ops.LOGITS, p),)
+    return (_walk(p, QK, {"q": "query", "k": "key"} | bias, outputs, most, rpb=p.has_rpb),)
+
+
+def _av_forward(p: Problem, most: int) -> tuple[Launch, ...]:
+    outputs = (_made("out", ops.OUT, p),)
+    return (_walk(replace(p, scale=1.0), AV, {"attn": "attn", "v": "value"}, outputs, most),)
+
+
+def _fused_forward(p: Problem, most: int) -> tuple[Launch, ...]:
+    outputs = (_made("out", ops.OUT, p), _made("lse", ops.LSE, p))
+    return (_walk(p, FORWARD, _tensors(p), outputs, most, rpb=p.has_rpb, additional=p.additional > 0),)
+
+
+def _tensors(p: Problem) -> dict[str, str]:
+    inputs = {"q": "query", "k": "key", "v": "value"}
+    if p.additional:
+        inputs |= {"additional_k": "additional_keys", "additional_v": "additional_values"}
+    return inputs | ({"rpb": "rpb"} if p.has_rpb else {})
+
+
+def backward(problem: Problem, has_lse_grad: bool, most: int = MOST_SIMDGROUPS) -> tuple[Launch, ...]:
+    """The launches of an op's gradient, from the gradients of its outputs and what the forward saved."""
+    return _BACKWARD[problem.op](problem, has_lse_grad, most)
+
+
+def _fused_backward(p: Problem, has_lse_grad: bool, most: int) -> tuple[Launch, ...]:
+    options = {"rpb": p.has_rpb}
+    read = _tensors(p) | {"out_grad": "out_grad", "lse": "lse", "delta": "delta"}
+    stats = Output("stats", "stats", (*rows(p), STATS), "float32")
+    made = (_gradient("query_grad", ops.QUERY, p), stats)
+    launches = [_delta(p, has_lse_grad), _walk(p, QUERY_GRAD, read, made, most, additional=p.additional > 0, **options)]
+    saved = {"out_grad": "out_grad", "stats": "stats"}
+    plain = {arg: name for arg, name in _tensors(p).items() if not arg.startswith("additional")}
+    made = (_gradient("key_grad", ops.KEY, p), _gradient("value_grad", ops.VALUE, p))
+    launches.append(_walk(p, KEY_VALUE_GRAD, plain | saved, made, most, **options))
+    if p.additional:
+        launches += _additional_backward(p, saved, most)
+    if p.has_rpb:
+        launches += _rpb_backward(p, plain | saved, slots=False, most=most)
+    return tuple(launches)
+
+
+def _delta(p: Problem, has_lse_grad: bool) -> Launch:
+    """delta = rowsum(dO * O) - dLSE, of every query."""
+    instance = Instance(DELTA.name, p.dtype, p.rank, 0, 0, stage=False, lse_grad=has_lse_grad)
+    inputs = {"out_grad": "out_grad", "out": "out"} | ({"lse_grad": "lse_grad"} if has_lse_grad else {})
+    outputs = (Output("delta", "delta", rows(p), "float32"),)
+    grid = (-(-math.prod(rows(p)) // DELTA.rows), 1, 1)
+    return Launch(instance, grid, SIMD_WIDTH * instance.simdgroups, parameters(p, {}), tuple(inputs.items()), outputs)
+
+
+def _additional_backward(p: Problem, saved: dict[str, str], most: int) -> list[Launch]:
+    """dK and dV of additional keys: every query contributes, in parts that are summed in order."""
+    dim, dim_v = padded_dim(p.head_dim), padded_dim(p.head_dim_v)
+    base = tiling(p, True, dim, dim_v, most)
+    simdgroups = min(base.simdgroups, -(-p.additional // ROWS))
+    tiles = -(-p.additional // (ROWS * simdgroups))
+    parts = max(1, min(MOST_PARTS, p.query_shape[0], 256 // (tiles * p.batch * p.kv_heads) or 1))
+    shape, shape_v = ((p.batch, p.additional, p.kv_heads, d) for d in (p.head_dim, p.head_dim_v))
+    # Every query is a column: the box's rows are as long as rows get, and staged if one brick fits.
+    stage = chunk_size(p.dtype, dim, dim_v) >= COLUMNS
+    instance = Instance(
+        KEY_VALUE_GRAD.name,
+        p.dtype,
+        p.rank,
+        dim,
+        dim_v,
+        base.patch,
+        simdgroups=simdgroups,
+        chunk=base.chunk,
+        bricks=SOFTMAX_BRICKS,
+        stage=stage,
+        of_additional=True,
+        part=_part(p.dtype, math.prod(p.query_shape) * p.group_heads // parts),
+    )
+    params = parameters(p, {"kParts": parts, "kKeyGradPart": math.prod(shape), "kValueGradPart": math.prod(shape_v)})
+    inputs = {"q": "query", "k": "additional_keys", "v": "additional_values"} | saved
+    outputs = (
+        Output("key_grad", "additional_keys_parts", (parts, *shape), "float32"),
+        Output("value_grad", "additional_values_parts", (parts, *shape_v), "float32"),
+    )
+    grid = (p.kv_heads, tiles * parts, p.batch)
+    return [
+        Launch(
+            instance,
+            grid,
+            SIMD_WIDTH * simdgroups,
+            params,
+            tuple(inputs.items()),
+            outputs,
+            *_additional_bricks(p, parts),
+        ),
+        _sum(p, "additional_keys_parts", "additional_keys_grad", shape, parts, p.dtype),
+        _sum(p, "additional_values_parts", "additional_values_grad", shape_v, parts, p.dtype),
+    ]
+
+
+def _additional_bricks(p: Problem, parts: int) -> tuple[int, int]:
+    """Bricks, and full ones, of all additional keys against all queries, whose outermost axis is cut in parts."""
+    cuts = [p.query_shape[0] * part // parts for part in range(parts + 1)]
+    pieces = [after - before for before, after in itertools.pairwise(cuts)]
+    lengths = pieces if p.rank == 1 else [p.query_shape[-1]] * math.prod(p.query_shape[:-1])
+    times = p.batch * p.heads * -(-p.additional // ROWS)
+    return times * sum(-(-n // COLUMNS) for n in lengths), times * sum(n // COLUMNS for n in lengths)
+
+
+def _rpb_backward(p: Problem, inputs: dict[str, str], slots: bool, most: int) -> list[Launch]:
+    """The gradient of rpb: tables of sums, one per part, summed in order."""
+    heads, *sizes = ops.RPB.shape(p)
+    entries = math.prod(sizes)
+    table = next(size for size in (64, 256, 1024, MOST_TABLE) if size >= entries)
+    dim, dim_v = (DIMS[0],) * 2 if slots else (padded_dim(p.head_dim), padded_dim(p.head_dim_v))
+    chosen = tiling(p, False, dim, dim_v, min(most, 8192 // table), in_rows=False)
+    instance = Instance(
+        RPB_GRAD.name,
+        p.dtype,
+        p.rank,
+        dim,
+        dim_v,
+        chosen.patch,
+        simdgroups=chosen.simdgroups,
+        chunk=chosen.chunk,
+        bricks=SOFTMAX_BRICKS,
+        stage=False,
+        rpb=True,
+        slots=slots,
+        table=table,
+    )
+    parts = max(1, min(MOST_PARTS, math.prod(chosen.tiles) * math.prod(p.dilation) * p.batch))
+    params = parameters(p, {"kTiles": chosen.tiles, "kParts": parts})
+    partial = Output("partial", "rpb_parts", (parts, heads, entries), "float32")
+    times = p.batch * p.kv_heads
+    bricks, full = chosen.bricks.executed * times, chosen.bricks.full * times
+    grid, threads = (heads, parts, 1), SIMD_WIDTH * chosen.simdgroups
+    return [
+        Launch(instance, grid, threads, params, tuple(inputs.items()), (partial,), bricks, full),
+        _sum(p, "rpb_parts", "rpb_grad", (heads, *sizes), parts, "float32"),
+    ]
+
+
+def _qk_backward(p: Problem, has_lse_grad: bool, most: int) -> tuple[Launch, ...]:
+    # Weighted sums of keys and queries: their channels take the place of values'.
+    weigh = replace(p, head_dim_v=p.head_dim)
+    query_grad, key_grad = _gradient("out", ops.QUERY, p), _gradient("out", ops.KEY, p)
+    launches = [
+        _walk(weigh, AV, {"attn": "logits_grad", "v": "key"}, (query_grad,), most),
+        _walk(weigh, AV_TRANSPOSED, {"attn": "logits_grad", "x": "query"}, (key_grad,), most),
+    ]
+    if p.has_rpb:
+        launches += _rpb_backward(p, {"rpb": "rpb", "logits_grad": "logits_grad"}, slots=True, most=most)
+    return tuple(launches)
+
+
+def _av_backward(p: Problem, has_lse_grad: bool, most: int) -> tuple[Launch, ...]:
+    logits = replace(p, head_dim=p.head_dim_v, scale=1.0)
+    attn_grad, value_grad = _gradient("logits", ops.ATTN, p), _gradient("out", ops.VALUE, p)
+    return (
+        _walk(logits, QK, {"q": "out_grad", "k": "value"}, (attn_grad,), most, empty_zero=True),
+        _walk(replace(p, scale=1.0), AV_TRANSPOSED, {"attn": "attn", "x": "out_grad"}, (value_grad,), most),
+    )
+
+
+# The programs of each op. (Full attention is the fused op with windows that hold every key.)
+_FORWARD = {
+    ops.FUSED.name: _fused_forward,
+    ops.FULL.name: _fused_forward,
+    ops.QK.name: _qk_forward,
+    ops.AV.name: _av_forward,
+}
+_BACKWARD = {
+    ops.FUSED.name: _fused_backward,
+    ops.FULL.name: _fused_backward,
+    ops.QK.name: _qk_backward,
+    ops.AV.name: _av_backward,
+}
