@@ -334,6 +334,26 @@ def quoted_names(source: str, names: frozenset[str]) -> list[str]:
     ]
 
 
+def ops(source: str) -> tuple[frozenset[str], frozenset[str]]:
+    """The names of the ops and of their faces, of records ``Op(name, faces, ...)``."""
+    calls = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call))
+    made = [call.args for call in calls if isinstance(call.func, ast.Name) and call.func.id == "Op"]
+    faces = [face for _, given, *_ in made for face in ast.literal_eval(given)]
+    return frozenset(ast.literal_eval(name) for name, *_ in made), frozenset(faces)
+
+
+def compared_names(source: str, names: frozenset[str]) -> list[str]:
+    """Comparisons with one of ``names``, which may stand in quotes elsewhere: a public function has the name too."""
+    return [
+        f"{_line(node)}: compares with {part.value!r}, which its record knows"
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Compare)
+        for side in (node.left, *node.comparators)
+        for part in ast.walk(side)
+        if isinstance(part, ast.Constant) and isinstance(part.value, str) and part.value in names
+    ]
+
+
 USER_ERRORS = frozenset({"TypeError", "ValueError", "NotImplementedError"})
 
 

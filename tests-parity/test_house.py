@@ -27,9 +27,10 @@ SYMLINKS = {
 }
 NAMES = house.window_functions((ROOT / WINDOW).read_text())
 # Trees of modules, and the rooms of the shared one in their order: each imports from those before it alone.
-BACKENDS = "shared-metal/natten_metal/plan/backend.py"
 TREES = ("shared-metal/natten_metal", "packages/natten-mps/src/natten_mps", "packages/natten-mlx/src/natten_mlx")
 ROOMS = {"caches": 0, "problem": 1, "metal": 2, "plan": 3, "api": 4, "cpu": 5, "compat": 5, "weights": 5, "tools": 5}
+BACKENDS = "shared-metal/natten_metal/plan/backend.py"
+OPS = "shared-metal/natten_metal/problem/ops.py"
 CHECKS, TEMPLATES = "shared-metal/natten_metal/problem/checks/", "shared-metal/natten_metal/metal/templates.py"
 # What raises other errors than those of an op, besides the tools, upstream's older interfaces and weights.
 OTHER_ERRORS = {
@@ -145,6 +146,15 @@ def test_a_backend_is_named_once() -> None:
     assert_none(complaints(paths, lambda source, _: house.quoted_names(source, names)))
 
 
+def test_an_op_is_named_once() -> None:
+    """Where a public function has the op's name, in comparisons alone."""
+    names, faces = house.ops((ROOT / OPS).read_text())
+    assert names - faces == {"na", "qk", "av"} and names & faces == {"attention"}
+    paths = [p for p in shipped(".py") if p != OPS]
+    assert_none(complaints(paths, lambda source, _: house.quoted_names(source, names - faces)))
+    assert_none(complaints(paths, lambda source, _: house.compared_names(source, names & faces)))
+
+
 def test_errors_of_ops_are_worded_in_one_place() -> None:
     elsewhere = re.compile(r"/compat/|/weights[/.]|/_?tools/")
     assert set(shipped(".py")) >= OTHER_ERRORS
@@ -235,6 +245,10 @@ def templates(source: str) -> list[str]:
     return house.quoted_names(source, frozenset({"na_fwd"}))
 
 
+def compared(source: str) -> list[str]:
+    return house.compared_names(source, frozenset({"attention"}))
+
+
 # (rule, a violation that it must report, a clean twin that it must let through)
 PLANTED: list[tuple[Rule, str, str]] = [
     (house.framework_imports, "def f():\n    import torch.nn", "import math\nfrom . import torch"),
@@ -288,6 +302,8 @@ PLANTED: list[tuple[Rule, str, str]] = [
     (rooms, "from .. import free", "import free"),
     (templates, "x = {'na_fwd': 1}", "x = 'na_fwd_r2'"),
     (templates, "if name in ('na_fwd',): ...", "na_fwd = f'na_{name}'"),
+    (compared, "if op == 'attention': ...", "op = 'attention'"),
+    (compared, "x = op not in ('na', 'attention')", "x = {'attention': 1}[op]"),
     (house.raised_errors, "def f():\n  raise ValueError('x')", "raise NotImplementedError"),
     (house.raised_errors, "raise TypeError(f'{x}') from None", "raise checks.no_backend('x')"),
     (house.registry_hosts, HOST, "the package registry"),

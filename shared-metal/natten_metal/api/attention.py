@@ -9,8 +9,9 @@ from typing import Any
 
 from ..plan import backends
 from ..plan import plan as planning
-from ..problem import checks, checks_varlen, faces
-from ..problem.problem import INPUTS, Problem
+from ..problem import checks, faces
+from ..problem.ops import FULL, FUSED
+from ..problem.problem import Problem
 from .framework import Framework, Stream, optional_spec, specs
 from .operations import Operations, Tensor, Tensors
 from .recall import Recall, Signature, exactly
@@ -26,7 +27,7 @@ def fused(
     fw: Framework, face: str, tensors: tuple[Any, ...], window: Window, scale: Any, return_lse: Any, backend: Any,
     upstream: dict[str, Any], stream: Any = None,
 ) -> Any:  # fmt: skip
-    """``neighborhood_attention`` and ``na{1,2,3}d``. tensors: those of ``INPUTS['na']``; upstream: its knobs."""
+    """``neighborhood_attention`` and ``na{1,2,3}d``. tensors: those of ``FUSED.input_names``; upstream: its knobs."""
     backends.accept_knobs(face, upstream)
     chosen, where = fw.BACKENDS.resolve(face, backend), fw.stream_of(face, stream)
     tensors = fw.cast(tensors)
@@ -67,7 +68,7 @@ def _checked_problem(
     fw: Framework, face: str, tensors: tuple[Any, ...], window: Window, scale: Any, return_lse: Any
 ) -> Problem:
     """The problem of a fused face, whose arguments are checked."""
-    names = INPUTS["na"]
+    names = FUSED.input_names
     q, k, v = specs(fw, face, names[:3], tensors[:3])
     more_keys, more_values, rpb = (optional_spec(fw, face, *pair) for pair in zip(names[3:], tensors[3:], strict=True))
     problem = faces.fused(face, q, k, v, *window, scale, more_keys, more_values, rpb)
@@ -108,10 +109,10 @@ def full(
     backends.accept_knobs(face, upstream)
     chosen, where = fw.BACKENDS.resolve(face, backend), fw.stream_of(face, stream)
     tensors = fw.cast(tensors)
-    q, k, v = specs(fw, face, INPUTS["attention"], tensors)
+    q, k, v = specs(fw, face, FULL.input_names, tensors)
     problem = faces.full(face, q, k, v, is_causal, scale)
     with_lse = checks.flag(face, "return_lse", return_lse)
-    if checks_varlen.packs(lengths, packed):
+    if checks.varlen.packs(lengths, packed):
         out, lse = attend_packed(fw, face, problem, tensors, lengths, packed, chosen, where)
     else:
         out, lse = fw.run(problem, chosen, where, tensors)
@@ -123,7 +124,7 @@ def merge(
 ) -> tuple[Tensor, Tensor]:
     """``merge_attentions``."""
     face = "merge_attentions"
-    lses = faces.merged_lses(face, lses, upstream)
+    lses = checks.merged_lses(face, lses, upstream)
     backends.accept_knobs(face, upstream)
     where = fw.stream_of(face, stream)
     outputs, lses = checks.merge_parts(face, "outputs", outputs), checks.merge_parts(face, "lses", lses)

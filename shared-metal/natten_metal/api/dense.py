@@ -136,8 +136,10 @@ def av(xp: Operations, problem: Problem, attn: Tensor, value: Tensor) -> Tensor:
     return _heads_last(xp, out, problem.query_shape, value.dtype)
 
 
+_FUNCTIONS: dict[str, Any] = {function.__name__: function for function in (forward, qk, av)}
+
+
 def run(xp: Operations, problem: Problem, tensors: tuple[Any, ...]) -> Tensors:
-    """The op's outputs; ``tensors`` in the order of ``INPUTS[problem.op]``."""
-    if problem.op == "qk":
-        return (qk(xp, problem, *tensors),)
-    return (av(xp, problem, *tensors),) if problem.op == "av" else forward(xp, problem, *tensors)
+    """The op's outputs; ``tensors`` in the order of ``problem.record.inputs``."""
+    found = _FUNCTIONS[problem.record.forward](xp, problem, *tensors)
+    return found if isinstance(found, tuple) else (found,)

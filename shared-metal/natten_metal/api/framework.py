@@ -76,7 +76,7 @@ class Framework(Protocol):
     def run(
         self, problem: Problem, backend: str, stream: Stream, tensors: tuple[Any, ...], signature: Any = None
     ) -> Tensors:
-        """The op's outputs; ``tensors`` in the order of ``INPUTS[problem.op]``."""
+        """The op's outputs; ``tensors`` in the order of ``problem.record.inputs``."""
 
     # --- items of different sizes ------------------------------------------------------------------
 

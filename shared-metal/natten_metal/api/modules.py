@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from ..problem import checks, checks_modules
-from ..problem.problem import FACE_OF
+from ..problem import checks
+from ..problem.ops import FUSED
 from . import attention, dense, varlen
 from .framework import Framework
 from .operations import Tensor
@@ -38,7 +38,7 @@ class NeighborhoodAttention:
     ) -> None:  # fmt: skip
         """The constructor. window: kernel_size, stride, dilation and is_causal; drops: attn_drop and proj_drop."""
         face = type(self).__name__
-        given = checks_modules.constructor(
+        given = checks.modules.constructor(
             face, self.rank, embed_dim, num_heads, num_kv_heads, window, qk_scale, qkv_bias, drops, rel_pos_bias
         )
         self.framework.BACKENDS.resolve(face, backend)
@@ -68,15 +68,15 @@ class NeighborhoodAttention:
         if stream is not None:
             with fw.on(fw.stream_of(face, stream)):
                 return self._attend_module(x, sizes, backend)
-        checks_modules.check_input(face, fw.spec(face, "input", x), self.rank, self.embed_dim)
+        checks.modules.check_input(face, fw.spec(face, "input", x), self.rank, self.embed_dim)
         chosen = self.backend if backend is None else backend
         tensors = self._project(x)
         window = self._geometry(tuple(x.shape[1:-1]))
         dropping = self.training and self._drops(self.attn_drop)
         if sizes is not None:
             if dropping:
-                checks_modules.reject_dropout(face, self._sizes_name)
-            op = FACE_OF[self.rank] + "_varlen"
+                checks.modules.reject_dropout(face, self._sizes_name)
+            op = FUSED.faces[self.rank] + "_varlen"
             out = varlen.padded_items(
                 fw, op, self._sizes_name, tensors, sizes, window, self.scale, False, chosen, self.rpb
             )
@@ -84,7 +84,7 @@ class NeighborhoodAttention:
             out = self._attend_dropping(tensors, window, chosen)
         else:
             given = (*tensors, None, None, self.rpb)
-            out = attention.fused(fw, FACE_OF[0], given, window, self.scale, False, chosen, {})
+            out = attention.fused(fw, FUSED.faces[0], given, window, self.scale, False, chosen, {})
         return self.proj_drop(self.proj(out.flatten(-2)))
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -98,14 +98,14 @@ class NeighborhoodAttention:
     def _heads(self, layer: str, projected: Tensor, parts: int, heads: str) -> list[Tensor]:
         """``[B, *shape, parts * heads * head_dim]`` apart. heads: the name of their number."""
         count, width = getattr(self, heads), projected.shape[-1]
-        checks_modules.check_projection(type(self).__name__, layer, width, parts, (heads, count), self.head_dim)
+        checks.modules.check_projection(type(self).__name__, layer, width, parts, (heads, count), self.head_dim)
         return list(
             self.framework.operations.parts(projected.reshape(*projected.shape[:-1], parts, count, self.head_dim))
         )
 
     def _attend_dropping(self, tensors: tuple[Tensor, ...], window: checks.Window, backend: str | None) -> Tensor:
         """Attention with dropped weights: the split ops, with all of a query's weights in between."""
-        fw, face, (query, key, value) = self.framework, FACE_OF[self.rank], tensors
+        fw, face, (query, key, value) = self.framework, FUSED.faces[self.rank], tensors
         logits = attention.qk(fw, face + "_qk", (query, key, self.rpb), window, self.scale, backend)
         weights = self.attn_drop(dense.softmax(fw.operations, logits))
         return attention.av(fw, face + "_av", (weights, value), window, backend)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..plan import backends
-from ..problem import checks, checks_varlen, faces, ragged
+from ..problem import checks, faces, ragged
 from ..problem.problem import Problem, TensorSpec
 from .framework import Framework, Stream, optional_spec, specs
 from .operations import Tensor
@@ -17,8 +17,8 @@ NAMES = ("query", "key", "value")
 
 def padded_table(face: str, name: str, sizes: Any, query: TensorSpec, window: checks.Window) -> ragged.Table:
     """The table of a padded batch, whose sizes are read now."""
-    host = checks_varlen.on_host(face, name, sizes)
-    return checks_varlen.padded_table(face, name, host, query.shape[0], query.shape[1:-2], window)
+    host = checks.varlen.on_host(face, name, sizes)
+    return checks.varlen.padded_table(face, name, host, query.shape[0], query.shape[1:-2], window)
 
 
 def padded_items(
@@ -55,10 +55,10 @@ def _listed_items(
     rank = faces.rank_of(face)
     assert rank is not None
     given = checks.window_arguments(face, rank, *window)
-    host, bias = checks_varlen.on_host(face, name, sizes), optional_spec(fw, face, "rpb", rpb)
+    host, bias = checks.varlen.on_host(face, name, sizes), optional_spec(fw, face, "rpb", rpb)
     outs: dict[int, Tensor] = {}
     lses: dict[int, Tensor] = {}
-    for problem, places, table in checks_varlen.listed_problems(face, name, known, host, rank, given, scale, bias):
+    for problem, places, table in checks.varlen.listed_problems(face, name, known, host, rank, given, scale, bias):
         alike = tuple([items[place] for place in places] for items in lists)
         found = fw.attend("listed", face, problem, backend, stream, table, alike, rpb)
         outs |= zip(places, found[0], strict=True)
@@ -84,15 +84,15 @@ def parameters(
     """``generate_varlen_parameters``. lengths: seqlens_Q and seqlens_KV."""
     face = "generate_varlen_parameters"
     shapes = [each.shape for each in specs(fw, face, NAMES, tensors)]
-    pairs = list(zip(checks_varlen.LENGTHS, lengths, strict=True))
+    pairs = list(zip(checks.varlen.LENGTHS, lengths, strict=True))
     for pair in pairs:
         fw.require_values(face, *pair)
-    queries_given, keys_given = (checks_varlen.on_host(face, *pair) for pair in pairs)
-    found = checks_varlen.packed_lengths(face, shapes, (queries_given, keys_given))
+    queries_given, keys_given = (checks.varlen.on_host(face, *pair) for pair in pairs)
+    found = checks.varlen.packed_lengths(face, shapes, (queries_given, keys_given))
     if found is None:
         return None, None, 0, 0
     queries, keys = (
-        fw.operations.integers(checks_varlen.cumulative(each), fw.operations.int32, tensors[0]) for each in found
+        fw.operations.integers(checks.varlen.cumulative(each), fw.operations.int32, tensors[0]) for each in found
     )
     return queries, keys, max(found[0]), max(found[1])
 
@@ -106,8 +106,8 @@ def configure(
     backends.accept_knobs(face, upstream)
     fw.BACKENDS.resolve(face, backend)
     names = ("token_layout_list", "kernel_size_list", "stride_list", "dilation_list")
-    hosts = [checks_varlen.on_host(face, *pair) for pair in zip(names, (layouts, *lists), strict=True)]
-    table = checks_varlen.layouts_table(face, hosts[0], window[:3], (hosts[1], hosts[2], hosts[3]))
+    hosts = [checks.varlen.on_host(face, *pair) for pair in zip(names, (layouts, *lists), strict=True)]
+    table = checks.varlen.layouts_table(face, hosts[0], window[:3], (hosts[1], hosts[2], hosts[3]))
     rank = ragged.rank_of(table)
     causal = checks.bools_per_axis(face, "is_causal", window[3], rank)
     return {"table": fw.kept_table(table, rank), "rank": rank, "is_causal": causal, "backend": backend}
@@ -125,14 +125,14 @@ def packed_items(
         fw.require_values(face, "token_layout_list", layouts, *lists)
         metadata = configure(fw, layouts, window, lists, None, {})
     elif layouts is not None:
-        checks_varlen.reject_both(face)
-    table, rank, causal, made_for = checks_varlen.metadata_parts(face, metadata)
+        checks.varlen.reject_both(face)
+    table, rank, causal, made_for = checks.varlen.metadata_parts(face, metadata)
     chosen = fw.BACKENDS.resolve(face, made_for if backend is None else backend)
     where = fw.stream_of(face, stream)
     query, key, value = fw.cast(tensors)
     q, k, v = specs(fw, face, NAMES, (query, key, value))
     with_lse = checks.flag(face, "return_lse", return_lse)
-    checks_varlen.one_batch_item(face, (q.shape, k.shape, v.shape))
+    checks.varlen.one_batch_item(face, (q.shape, k.shape, v.shape))
     shared = faces.fused(face, q, k, v, 1, 1, 1, False, scale)
     problem = replace(shared, query_shape=(shared.query_shape[0],) * rank, is_causal=causal)
     (out,), (lse,) = fw.attend("packed", face, problem, chosen, where, table, ([query], [key], [value]))

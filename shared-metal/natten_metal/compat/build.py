@@ -10,7 +10,8 @@ from ..api import attention
 from ..api.framework import Framework
 from ..api.operations import Tensor
 from ..plan import plan
-from ..problem.problem import FACE_OF, Problem
+from ..problem.ops import AV, FULL, FUSED, QK
+from ..problem.problem import Problem
 from . import generations
 from . import modules as compat_modules
 from .context import CONTEXT, FLOP_HANDLER
@@ -72,11 +73,9 @@ class Generations:
 
     def adapter(self, form: Form) -> Adapter:
         """What runs a call form."""
-        own = {"qk": self._qk, "av": self._av, "fused": self._fused}
+        own = {QK.name: self._qk, AV.name: self._av, "fused": self._fused}
         return (
-            self.each(own[form.kind])
-            if form.kind in own
-            else {"attention": self._full, "merge": self._merge}[form.kind]
+            self.each(own[form.kind]) if form.kind in own else {FULL.name: self._full, "merge": self._merge}[form.kind]
         )
 
     # --- split ops: heads-first, unscaled ----------------------------------------------------------
@@ -91,7 +90,7 @@ class Generations:
         query, key = given["query"], given["key"]
         generations.heads_first_rank(name, form.rank, {"query": query, "key": key})
         kernel_size, dilation = generations.legacy_window(name, form, given)
-        logits = getattr(self.functional, FACE_OF[form.rank] + "_qk")(
+        logits = getattr(self.functional, QK.faces[form.rank])(
             self._heads_last(query), self._heads_last(key), kernel_size, dilation,
             is_causal=given.get("is_causal", False), scale=1.0, rpb=given.get("rpb", given.get("bias")),
         )  # fmt: skip
@@ -113,7 +112,7 @@ class Generations:
                 name, "additional_values", more, (value.shape[0], attn.shape[1], value.shape[-1])
             )  # fmt: skip
             own = attn[..., : generations.window_slots(name, attn, more.shape[2], kernel_size, form.rank)]
-        out = getattr(self.functional, FACE_OF[form.rank] + "_av")(
+        out = getattr(self.functional, AV.faces[form.rank])(
             self._heads_last(own), self._heads_last(value), kernel_size, dilation,
             is_causal=given.get("is_causal", False),
         )  # fmt: skip
@@ -126,7 +125,7 @@ class Generations:
     # --- fused ops: heads-last ---------------------------------------------------------------------
 
     def _fused(self, name: str, form: Form, given: Given) -> Any:
-        run = getattr(self.functional, FACE_OF[form.rank])
+        run = getattr(self.functional, FUSED.faces[form.rank])
         return run(**generations.shared_arguments(name, form, given))
 
     def _full(self, name: str, form: Form, given: Given) -> Any:

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from ..problem import arguments, checks
+from ..problem import checks
 from ..problem.window import INTEGERS, ArrayNamespace, group_length, window
 
 
@@ -23,13 +23,13 @@ def moved(old: str, advice: str) -> None:
 def normalize_tuple_param(param: Any, rank: int, name: str) -> tuple[Any, ...]:
     """``param`` once per axis: an int or a bool, or a sequence of ``rank`` of them."""
     first = param[0] if isinstance(param, Sequence) and len(param) else param
-    read = arguments.bools_per_axis if arguments.is_bool(first) else arguments.ints_per_axis
+    read = checks.arguments.bools_per_axis if checks.arguments.is_bool(first) else checks.arguments.ints_per_axis
     return read("normalize_tuple_param", name, param, rank)
 
 
 def normalize_kernel_size(kernel_size: Any, rank: int) -> tuple[int, ...]:
     """``kernel_size`` as one int per axis."""
-    return arguments.ints_per_axis("normalize_kernel_size", "kernel_size", kernel_size, rank)
+    return checks.arguments.ints_per_axis("normalize_kernel_size", "kernel_size", kernel_size, rank)
 
 
 def check_kernel_size_vs_input(kernel_size: Sequence[int], input_spatial_shape: Sequence[int]) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..plan.backends import say_once
+from ..problem.ops import AV, FULL, QK
 from ..problem.problem import RANKS
 from .forms import ADDED as ADDED
 from .forms import FORMS, Form, Forms
@@ -138,10 +139,10 @@ def face(name: str, form: Form, module: str, run: Callable[[str, Form, dict[str,
 
 
 _LAYOUT = {
-    "qk": "Heads-first, unscaled; ``[B, H, *shape, slots]``, after which additional keys follow.",
-    "av": "Heads-first; attn ``[B, H, *shape, slots]`` -> ``[B, H, *shape, D_v]``.",
+    QK.name: "Heads-first, unscaled; ``[B, H, *shape, slots]``, after which additional keys follow.",
+    AV.name: "Heads-first; attn ``[B, H, *shape, slots]`` -> ``[B, H, *shape, D_v]``.",
     "fused": "Heads-last: ``[B, *shape, H, D]`` -> ``[B, *shape, H, D_v]``.",
-    "attention": "Heads-last: ``[B, S, H, D]`` -> ``[B, S, H, D_v]``.",
+    FULL.name: "Heads-last: ``[B, S, H, D]`` -> ``[B, S, H, D_v]``.",
     "merge": "Attention over the union of the parts' keys.",
 }
 
@@ -208,7 +209,7 @@ def legacy_window(name: str, form: Form, given: dict[str, Any]) -> tuple[Any, An
 
 def _inferred_kernel_size(name: str, form: Form, given: dict[str, Any]) -> int:
     """The window's size from the bias table ``[H, 2 * w - 1, ...]`` or the weights ``[..., w ** rank]``."""
-    if form.kind == "qk":
+    if form.kind == QK.name:
         if given["rpb"] is None:
             raise TypeError(f"{name}: rpb must be a tensor, for the window's size follows from it; got None")
         return (int(given["rpb"].shape[-1]) + 1) // 2
@@ -284,6 +285,6 @@ def shared_arguments(name: str, form: Form, given: dict[str, Any]) -> dict[str, 
             _ignore(name, argument)
     kept = {argument: value for argument, value in given.items() if argument in _SHARED}
     # From 0.20 to 0.21.1 scale stood where is_causal stands since.
-    if form.kind == "attention" and type(kept.get("is_causal")) is float:
+    if form.kind == FULL.name and type(kept.get("is_causal")) is float:
         kept |= {"is_causal": False, "scale": kept["is_causal"]}
     return kept

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from ..problem import checks_varlen, faces
+from ..problem import checks, faces
 from ..problem.problem import RANKS, Problem, TensorSpec
 from .checks import log_or_raise_error
 
@@ -116,7 +116,7 @@ class TensorHelpers:
         if seqlens_Q is not None or seqlens_KV is not None or all(not isinstance(each, int) for each in packed[2:]):
             return self.generate(query, key, value, seqlens_Q, seqlens_KV)
         specs = self._specs("varlen_tensor_checks", query, key, value)
-        checks_varlen.packed_call("varlen_tensor_checks", [each.shape for each in specs], (None, None), packed)
+        checks.varlen.packed_call("varlen_tensor_checks", [each.shape for each in specs], (None, None), packed)
         return cumulative_seqlen_Q, cumulative_seqlen_KV, int(max_seqlen_Q or 0), int(max_seqlen_KV or 0)
 
     def varlen(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import math
 from dataclasses import replace
 
 from ..problem import ops
-from ..problem.ops import OPS, Operand, rows
+from ..problem.ops import Operand, rows
 from ..problem.problem import Problem
 from .launches import CONTIGUOUS as CONTIGUOUS
 from .launches import SIMD_WIDTH as SIMD_WIDTH
@@ -34,8 +34,6 @@ CAUTIOUS_SIMDGROUPS, CAUTIOUS_DIM = 4, 128
 # A sum of more terms than this is taken in parts of so many bricks (kernels/sums.h). Of a model of the order of sums:
 # 4096 random terms lose 2e-6, 65,536 alike ones 9e-4, which 16 bits do not hold.
 LONGEST_SUM, PART = {"float32": 4096, "float16": 65_536, "bfloat16": 65_536}, 64
-# What each op returns, by the names in its program.
-RESULTS = {op.name: op.output_names for op in OPS.values()}
 
 
 def cautious_simdgroups(problem: Problem) -> int:

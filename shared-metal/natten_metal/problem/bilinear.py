@@ -14,10 +14,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .ops import OPS
-
-SPLIT = tuple(op.name for op in OPS.values() if op.bilinear)
-
 
 @dataclass(frozen=True)
 class Split:

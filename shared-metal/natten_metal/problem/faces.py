@@ -7,7 +7,6 @@ raises the errors of :mod:`.checks` or returns the :class:`Problem`.
 from typing import Any
 
 from . import checks
-from .checks import merged_lses as merged_lses
 from .ops import AV, FULL, FUSED, OPS, QK, Op
 from .problem import Problem, TensorSpec
 

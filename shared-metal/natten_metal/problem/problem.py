@@ -4,15 +4,11 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from .ops import FUSED, OPS, Op
+from .ops import OPS, Op
 
 # One axis a rank: 1-D sequences, 2-D images, 3-D volumes.
 RANKS = (1, 2, 3)
 DTYPES = ("float16", "bfloat16", "float32", "float64")
-# The fused op's name by rank; 0 is any. Looked up and not put together: a tracer may count with a rank as with a size.
-FACE_OF = FUSED.faces
-INPUTS = {op.name: op.input_names for op in OPS.values()}
-OUTPUTS = {op.name: len(op.outputs) for op in OPS.values()}
 
 
 @dataclass(frozen=True, slots=True)

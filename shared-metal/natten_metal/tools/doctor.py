@@ -17,7 +17,7 @@ from typing import Any
 from ..plan.backend import AUTO, DENSE, PURE
 from ..plan.backends import Backends
 from ..plan.verdicts import quoted
-from ..problem.problem import FACE_OF
+from ..problem.ops import AV, FULL, FUSED, QK
 from .command_line import end
 
 REPEATS = 5
@@ -32,12 +32,12 @@ REFERENCE = {PURE.name: DENSE.name}
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One problem. op: 'na' (fused), 'split' (qk, softmax, av) or 'attention'; the rest as the public functions say."""
+    """One problem. op: the fused op, full attention, or 'split' (qk, softmax, av); the rest as in public functions."""
 
     name: str
     shape: tuple[int, ...]
     kernel_size: tuple[int, ...]
-    op: str = "na"
+    op: str = FUSED.name
     dtype: str = "float32"
     heads: int = 2
     kv_heads: int = 2
@@ -100,7 +100,7 @@ CASES = (
     Case("split 1-D half, causal", (75,), (13,), op="split", dtype="float16", is_causal=True, heads=4),
     Case("split 2-D, bias", (12, 11), (3, 5), op="split", rpb=True),
     Case("split 3-D bfloat16, bias", (4, 6, 7), (3, 3, 2), op="split", dtype="bfloat16", dim=20, dim_v=12, rpb=True),
-    Case("attention", (130,), (130,), op="attention", dim=64, dim_v=64),
+    Case("attention", (130,), (130,), op=FULL.name, dim=64, dim_v=64),
 )
 
 
@@ -123,14 +123,14 @@ class Patient:
 def outputs(functional: Any, case: Case, tensors: dict[str, Any], softmax: Callable[[Any], Any], backend: str) -> Any:
     """What a case computes by the functions of a package's module ``functional``: a pair of tensors."""
     query, key, value = (tensors[name] for name in ("query", "key", "value"))
-    if case.op == "attention":
+    if case.op == FULL.name:
         return functional.attention(query, key, value, return_lse=True, backend=backend)
-    if case.op == "na":
+    if case.op == FUSED.name:
         given = {**tensors, **case.arguments()}
         return functional.neighborhood_attention(**given, return_lse=True, backend=backend)
     rank, options = len(case.shape), {**case.arguments(), "backend": backend}
-    logits = getattr(functional, FACE_OF[rank] + "_qk")(query, key, rpb=tensors.get("rpb"), **options)
-    return logits, getattr(functional, FACE_OF[rank] + "_av")(softmax(logits), value, **options)
+    logits = getattr(functional, QK.faces[rank])(query, key, rpb=tensors.get("rpb"), **options)
+    return logits, getattr(functional, AV.faces[rank])(softmax(logits), value, **options)
 
 
 def machine(framework: str, device: str) -> str:

@@ -26,7 +26,7 @@ from ._metal.problem import checks
 from ._metal.problem.bilinear import Split
 from ._metal.problem.mask import slot_keys
 from ._metal.problem.ops import KEY, RPB
-from ._metal.problem.problem import INPUTS, OUTPUTS, Problem
+from ._metal.problem.problem import Problem
 from ._tensors import MlxTables
 
 Arrays = tuple[mx.array, ...]
@@ -190,7 +190,7 @@ class _Custom:
         problem, has_key = self.problem, self.problem.record.reads(KEY)
 
         def node(kind: type[_Custom], bias: mx.array | None) -> _Custom:
-            given = tuple(name for name in INPUTS[problem.op] if name != RPB.name or bias is not None)
+            given = tuple(name for name in problem.record.input_names if name != RPB.name or bias is not None)
             return kind(self.plan_for(replace(problem, has_rpb=bias is not None)), self.stream, given)
 
         def op(x: mx.array, y: mx.array, bias: mx.array | None) -> mx.array:
@@ -332,7 +332,7 @@ class Backward(_Custom):
 
     def split(self, arrays: tuple[T, ...]) -> tuple[tuple[T, ...], tuple[T, ...], tuple[T, ...]]:
         """Cotangents, inputs and outputs out of the flat arguments. A split op's primitive knows no outputs."""
-        count = OUTPUTS[self.problem.op]
+        count = len(self.problem.record.outputs)
         inputs = count + len(self.names)
         return arrays[:count], arrays[count:inputs], arrays[inputs:]
 
@@ -366,7 +366,7 @@ class Backward(_Custom):
             return tuple(self.split_op().tangents_of_gradients(grad, inputs, of_grad, of_inputs))
 
     def is_bias(self, place: int) -> bool:
-        place -= OUTPUTS[self.problem.op]
+        place -= len(self.problem.record.outputs)
         return 0 <= place < len(self.names) and self.names[place] == RPB.name
 
     def shares_batch(self, places_mapped: set[int]) -> bool:

@@ -17,7 +17,8 @@ from ._metal.plan.backend import DENSE
 from ._metal.plan.device import Device
 from ._metal.plan.plan import Plan
 from ._metal.plan.verdicts import Verdicts
-from ._metal.problem import checks_varlen, ragged
+from ._metal.problem import checks, ragged
+from ._metal.problem.ops import ADDITIONAL_KEYS
 from ._metal.problem.problem import Problem
 from ._plain import varlen as _plain_varlen
 from ._tensors import spec as spec
@@ -79,7 +80,7 @@ def repeat(signature: Signature | None, tensors: tuple[Any, ...], stream: mx.Str
 def run(
     problem: Problem, backend: str, stream: mx.Stream, tensors: tuple[Any, ...], signature: Signature | None = None
 ) -> tuple[mx.array, ...]:
-    if problem.op == "na" and problem.additional == 0:
+    if ADDITIONAL_KEYS.name in problem.record.input_names and not problem.additional:
         # MLX gathers nothing from arrays without elements.
         tensors = (*tensors[:3], None, None, tensors[5])
     return _run.run(problem, backend, stream, tensors, signature)
@@ -96,8 +97,8 @@ def attend(
     kind: str, face: str, problem: Problem, backend: str, stream: mx.Stream, table: ragged.Table,
     tensors: tuple[Any, ...], rpb: mx.array | None = None,
 ) -> tuple[Arrays, Arrays]:  # fmt: skip
-    if kind == "packed" and problem.op == "na":
-        checks_varlen.packed_total(face, table, problem.rank, problem.query_shape[0])
+    if kind == "packed" and problem.record.has_window:
+        checks.varlen.packed_total(face, table, problem.rank, problem.query_shape[0])
     arrays = [array for each in tensors for array in each] + ([] if rpb is None else [rpb])
     call = Ragged(face, kind, problem, backend, stream, table)
     if kind == "listed" or backend == DENSE.name or _autodiff.seen_through():
@@ -108,7 +109,7 @@ def attend(
 def packed_table(
     face: str, shapes: Sequence[tuple[int, ...]], lengths: tuple[Any, Any], packed: tuple[Any, ...]
 ) -> ragged.Table:
-    return checks_varlen.packed_call(face, shapes, lengths, packed)
+    return checks.varlen.packed_call(face, shapes, lengths, packed)
 
 
 def kept_table(table: ragged.Table, rank: int) -> ragged.Table:

@@ -15,7 +15,7 @@ from ._metal.problem.problem import Problem
 def run(
     problem: Problem, backend: str, stream: mx.Stream, tensors: tuple[Any, ...], signature: Signature | None = None
 ) -> tuple[mx.array, ...]:
-    """Plan and launch; ``tensors`` in the order of ``INPUTS[problem.op]``.
+    """Plan and launch; ``tensors`` in the order of ``problem.record.inputs``.
 
     signature: under which the C++ extension's plan is kept for calls like this one.
     """

@@ -114,7 +114,7 @@ class Ragged:
         if known is not None:
             return tuple(nanobind.repeat(known, given[:3], self.stream, extension))
         problem = ragged.problem_of(self.problem, group)
-        inputs = inputs[:3] if problem.op == "attention" else inputs
+        inputs = inputs[: len(problem.record.inputs)]
         return run(problem, self.backend, self.stream, inputs, signature)
 
     def backward(self, arrays: Arrays, cotangents: Arrays, outputs: Arrays) -> Arrays:

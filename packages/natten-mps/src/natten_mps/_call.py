@@ -10,7 +10,7 @@ from torch.autograd import forward_ad
 from ._device import machine
 from ._metal.plan.plan import Plan
 from ._metal.problem.ops import ADDITIONAL_KEYS, KEY, OPS, RPB, VALUE, Op
-from ._metal.problem.problem import INPUTS, OUTPUTS, Problem
+from ._metal.problem.problem import Problem
 
 
 class Call(NamedTuple):
@@ -66,7 +66,7 @@ def plan_of(call: Call, inputs: Sequence[Tensor | None]) -> Plan:
 
 def split(op: str, tensors: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...], tuple[Any, ...]]:
     """Gradients, inputs and outputs out of :class:`Backward`'s flat arguments."""
-    grads, inputs = OUTPUTS[op], len(INPUTS[op])
+    grads, inputs = len(OPS[op].outputs), len(OPS[op].inputs)
     return tensors[:grads], tensors[grads : grads + inputs], tensors[grads + inputs :]
 
 

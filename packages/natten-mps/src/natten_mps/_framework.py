@@ -16,7 +16,7 @@ from ._metal.plan.backend import DENSE
 from ._metal.plan.device import Device
 from ._metal.plan.plan import Plan
 from ._metal.plan.verdicts import Verdicts
-from ._metal.problem import checks_varlen, ragged
+from ._metal.problem import checks, ragged
 from ._metal.problem.problem import Problem, TensorSpec
 from ._plain import varlen as _dense_varlen
 from ._private import is_fake
@@ -105,7 +105,7 @@ def _traced_values(*given: Any) -> bool:
 
 def require_values(face: str, name: str, *given: Any) -> None:
     if _traced_values(*given):
-        checks_varlen.reject_traced(face, name)
+        checks.varlen.reject_traced(face, name)
 
 
 def attend(
@@ -138,10 +138,10 @@ def packed_table(
     by_length = any(each is not None for each in lengths)
     numbers = lengths if by_length else packed[:2]
     if not _traced_values(*numbers):
-        return checks_varlen.packed_call(face, shapes, lengths, packed)
-    checks_varlen.one_batch_item(face, shapes)
-    names = checks_varlen.LENGTHS if by_length else checks_varlen.PACKED
-    checks_varlen.together(face, names, numbers if by_length else packed)
+        return checks.varlen.packed_call(face, shapes, lengths, packed)
+    checks.varlen.one_batch_item(face, shapes)
+    names = checks.varlen.LENGTHS if by_length else checks.varlen.PACKED
+    checks.varlen.together(face, names, numbers if by_length else packed)
     limits = [shapes[0][1], shapes[1][1], *(() if by_length else packed[2:])]
     kind = "lengths" if by_length else "cumulative"
     return torch.ops.natten_mps.varlen_table([torch.as_tensor(each) for each in numbers], face, kind, limits, [])

@@ -15,7 +15,8 @@ from ._call import Call, call_of, forward_op, plan_of
 from ._kernels import fake_backward, fake_forward, run_backward, run_forward
 from ._lazy_bits import DISPATCH_KEYS, resolving
 from ._metal.problem.checks import reject_batched
-from ._metal.problem.problem import INPUTS, Problem
+from ._metal.problem.ops import OPS
+from ._metal.problem.problem import Problem
 from ._recording import recording
 
 _LIBRARY = torch.library.Library("natten_mps", "DEF")
@@ -48,11 +49,11 @@ def _register(op: str) -> None:
 
 
 def run(problem: Problem, backend: str, *inputs: Tensor | None) -> tuple[Tensor, ...]:
-    """The op's outputs, differentiable once in reverse; inputs in the order of ``INPUTS[problem.op]``."""
+    """The op's outputs, differentiable once in reverse; inputs in the order of ``problem.record.inputs``."""
     if recording(problem.name):
         return tuple(forward_op(call_of(problem, backend), inputs))
     return planned_forward(problem, backend, inputs)
 
 
-for _op in INPUTS:
+for _op in OPS:
     _register(_op)

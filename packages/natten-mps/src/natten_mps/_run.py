@@ -19,7 +19,7 @@ def traced() -> bool:
 
 
 def run(problem: Problem, backend: str, tensors: tuple[Any, ...]) -> tuple[Tensor, ...]:
-    """Plan and launch; ``tensors`` in the order of ``INPUTS[problem.op]``.
+    """Plan and launch; ``tensors`` in the order of ``problem.record.inputs``.
 
     The custom op plans when it runs, so that torch.compile need not see the planner; only the dense path, which
     autograd itself differentiates, stays outside of it ('auto' never takes it).

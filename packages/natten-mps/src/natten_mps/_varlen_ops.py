@@ -14,7 +14,7 @@ from ._autodiff import BATCHED, DIFFERENTIATED, Backward, Forward
 from ._call import Call, plan_of
 from ._items import blank_outputs, put, take, targets
 from ._kernels import run_backward, run_forward
-from ._metal.problem import checks_varlen, ragged
+from ._metal.problem import checks, ragged
 from ._metal.problem.checks import reject_batched
 from ._metal.problem.ops import OPS, Op
 from ._metal.problem.ragged import KEYS, QUERIES
@@ -27,7 +27,7 @@ Parts = tuple[list[Tensor], list[Tensor], list[Tensor], Tensor | None]
 
 
 class Ragged(NamedTuple):
-    """What the ops are told besides their tensors. op: 'na' or 'attention'; name: the face, for messages."""
+    """What the ops are told besides their tensors. op: the op of each item; name: the face, for messages."""
 
     kind: str
     op: str
@@ -45,7 +45,7 @@ class Ragged(NamedTuple):
     def of(self, group: ragged.Group) -> Call:
         """The call of one launch."""
         window = (group.kernel_size, group.stride, group.dilation)
-        if self.op == "attention":
+        if not self.record.has_window:
             window = ((), (1,), (1,))
         return Call(self.op, *window, self.is_causal, self.scale, self.backend)
 
@@ -58,8 +58,8 @@ def groups_of(call: Ragged, table: ragged.Table, device: torch.device) -> tuple[
 def read(call: Ragged, table: Tensor, queries: list[Tensor]) -> ragged.Table:
     """The table's numbers. What was made without the packed tensors is held against them now."""
     rows = tuple(map(tuple, table.tolist()))
-    if call.kind == "packed" and call.op == "na":
-        checks_varlen.packed_total(call.name, rows, call.rank, queries[0].shape[1])
+    if call.kind == "packed" and call.record.has_window:
+        checks.varlen.packed_total(call.name, rows, call.rank, queries[0].shape[1])
     return rows
 
 
@@ -74,7 +74,7 @@ def _given(call: Ragged, group: ragged.Group, parts: Parts) -> list[Any]:
     queries, keys, values, rpb = parts
     own: list[Any] = [take(call.kind, queries, group, QUERIES)]
     own += [take(call.kind, each, group, KEYS) for each in (keys, values)]
-    return own if call.op == "attention" else [*own, None, None, rpb]
+    return [*own, None, None, rpb][: len(call.record.inputs)]
 
 
 def _run_forward(call: Ragged, table: Tensor, inputs: list[Any]) -> list[Tensor]:
@@ -139,13 +139,13 @@ def _fake_backward(inputs: list[Any]) -> list[Tensor]:
 
 def _make_table(numbers: list[Tensor], face: str, kind: str, limits: list[int], window: list[int]) -> Tensor:
     """The table from numbers that are read now. kind: what they are, or the name of the sizes of a padded batch."""
-    host = [checks_varlen.on_host(face, kind, each) for each in numbers]
+    host = [checks.varlen.on_host(face, kind, each) for each in numbers]
     if kind in ("lengths", "cumulative"):
         given = (tuple(host), (None,) * 4) if kind == "lengths" else ((None, None), (*host, *limits[2:]))
-        return as_tensor(checks_varlen.packed_table(face, (limits[0], limits[1]), *given))
+        return as_tensor(checks.varlen.packed_table(face, (limits[0], limits[1]), *given))
     rank = len(limits) - 1
     ks, s, d = (tuple(window[rank * part : rank * (part + 1)]) for part in range(3))
-    rows = checks_varlen.padded_table(face, kind, host[0], limits[0], tuple(limits[1:]), (ks, s, d, (False,) * rank))
+    rows = checks.varlen.padded_table(face, kind, host[0], limits[0], tuple(limits[1:]), (ks, s, d, (False,) * rank))
     return as_tensor(rows, rank)
 
 

@@ -5,6 +5,9 @@ wrong type. ValueError: everything else that is illegal. NotImplementedError: le
 it; the message names the alternative. Items of different sizes: :mod:`.varlen`; modules: :mod:`.modules`.
 """
 
+from . import arguments as arguments
+from . import modules as modules
+from . import varlen as varlen
 from .arguments import bools_per_axis as bools_per_axis
 from .arguments import flag as flag
 from .arguments import ints_per_axis as ints_per_axis

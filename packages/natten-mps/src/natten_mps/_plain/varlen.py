@@ -38,7 +38,7 @@ def attend(
     ]
     results = []
     for group, *own in zip(groups, *pieces, strict=True):
-        given = own if problem.op == "attention" else [*own, None, None, rpb]
+        given = [*own, None, None, rpb][: len(problem.record.inputs)]
         results.append(run(ragged.problem_of(problem, group), DENSE.name, tuple(given)))
     for made, found in zip((outs, lses), zip(*results, strict=True) if results else ((), ()), strict=True):
         _put(kind, made, groups, padded[0], list(found))

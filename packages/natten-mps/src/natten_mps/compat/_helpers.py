@@ -12,6 +12,7 @@ from .._metal.compat.checks import get_device_cc
 from .._metal.compat.flops import COUNTS, HANDLES
 from .._metal.compat.inner import FUNCTIONS
 from .._metal.compat.tensors import named
+from .._metal.problem.ops import QK
 
 HELPERS = tensor_helpers(_framework, varlen.generate_varlen_parameters)
 
@@ -128,7 +129,7 @@ def add_natten_handle(flop_ctr: Any) -> Any:
         for name, form in forms.items():
             handle = COUNTS["fna_generic_flops"]
             if form.kind != "fused":
-                stem = f"qk_{form.rank}d_rpb_flop" if form.kind == "qk" else f"av_{form.rank}d_flop"
+                stem = f"qk_{form.rank}d_rpb_flop" if form.kind == QK.name else f"av_{form.rank}d_flop"
                 handle = HANDLES[stem]
             handles[f"prim::PythonOp.{name}"] = handle
     return flop_ctr.set_op_handle(**handles)

@@ -12,6 +12,7 @@ from typing import Any
 from .. import varlen
 from .._metal.compat import generations as compat
 from .._metal.compat import modules as compat_modules
+from .._metal.problem.ops import FUSED
 from .._metal.problem.problem import RANKS
 from ._build import GENERATIONS
 
@@ -76,7 +77,7 @@ def _every_submodule(newest: dict[str, Any]) -> compat_modules.Submodules:
         import_module(f".{generation}", __package__)
         for name, its in GENERATIONS.submodules[generation].items():
             found[name] = found.get(name, {}) | its
-    ranked = {f"{stem}{rank}d" for stem in ("natten", "na") for rank in RANKS}
+    ranked = {*FUSED.faces[1:], *(f"natten{rank}d" for rank in RANKS)}
     for name in ("functional", *ranked):
         found[name] |= {each: newest[each] for each in found[name] if each in newest}
     # What no release has yet, but NATTEN's repository.

@@ -1,3 +1,0 @@
-"""Moved to :mod:`.checks.arguments`."""
-
-from .checks.arguments import *  # noqa: F403

@@ -1,3 +1,0 @@
-"""Moved to :mod:`.checks.modules`."""
-
-from .checks.modules import *  # noqa: F403

@@ -1,3 +1,0 @@
-"""Moved to :mod:`.checks.varlen`."""
-
-from .checks.varlen import *  # noqa: F403
