@@ -26,6 +26,7 @@ class Made:
     dtype: str
 
 
+# Subclasses without fields of their own are no dataclasses again, which takes a millisecond each to import.
 @dataclass(frozen=True, slots=True)
 class Program:
     """What all programs say. backend: which one runs it. function: what it computes, by the name that the op's record
@@ -44,9 +45,10 @@ class Program:
     missing: str = ""
 
 
-@dataclass(frozen=True, slots=True)
 class Blank(Program):
     """Nothing to compute: a batch without items. The outputs are zeros."""
+
+    __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +58,10 @@ class MetalLaunches(Program):
     launches: tuple[Launch, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
 class CpuCall(Program):
     """The function of the CPU kernels' C interface."""
+
+    __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +72,16 @@ class Walks(Program):
     keys: Blocks | None = None
 
 
-@dataclass(frozen=True, slots=True)
 class DenseOperations(Program):
     """The dense path's function; the gradient is the framework's."""
 
+    __slots__ = ()
 
-@dataclass(frozen=True, slots=True)
+
 class Refused(Program):
     """A gradient that cannot run: its kernel failed, and the backend was asked for. Launching it raises ``failed``."""
+
+    __slots__ = ()
 
 
 def gradient_tensors(
