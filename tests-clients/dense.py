@@ -68,9 +68,17 @@ def _neighbors(shape: tuple[int, ...], sizes: tuple[int, ...], dilations: tuple[
 
 
 def attend(
-    query: Tensor, key: Tensor, value: Tensor, kernel_size: Size, dilation: Size = 1, scale: float | None = None,
-    backend: str | None = None, *, stride: Size = 1, is_causal: bool | Sequence[bool] = False,
-) -> Tensor:  # fmt: skip
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    kernel_size: Size,
+    dilation: Size = 1,
+    scale: float | None = None,
+    backend: str | None = None,
+    *,
+    stride: Size = 1,
+    is_causal: bool | Sequence[bool] = False,
+) -> Tensor:
     """Fused attention, ``[B, *shape, H, D]``; ``backend`` is accepted for upstream's signature."""
     shape = tuple(query.shape[1:-2])
     rank, scale = len(shape), query.shape[-1] ** -0.5 if scale is None else scale

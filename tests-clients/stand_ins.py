@@ -18,17 +18,58 @@ MUSIC = frozenset({"demucs", "hydra", "librosa", "madmom", "matplotlib", "omegac
 # hdit: image files and samplers.
 SAMPLING = frozenset({"dctorch", "torchdiffeq", "torchsde", "torchvision"})
 # physicsnemo and earth2studio: data, their downloads, checkpoints, sharding, and a spherical transform of noise.
-WEATHER = frozenset({
-    "cftime", "dotenv", "fsspec", "gcsfs", "git", "h5py", "hydra", "importlib_metadata", "nvtx", "omegaconf", "onnx",
-    "pandas", "requests", "rich", "s3fs", "tensordict", "termcolor", "torch_harmonics", "torchvision", "treelib",
-    "warp", "xarray", "zarr",
-})  # fmt: skip
+WEATHER = frozenset(
+    {
+        "cftime",
+        "dotenv",
+        "fsspec",
+        "gcsfs",
+        "git",
+        "h5py",
+        "hydra",
+        "importlib_metadata",
+        "nvtx",
+        "omegaconf",
+        "onnx",
+        "pandas",
+        "requests",
+        "rich",
+        "s3fs",
+        "tensordict",
+        "termcolor",
+        "torch_harmonics",
+        "torchvision",
+        "treelib",
+        "warp",
+        "xarray",
+        "zarr",
+    }
+)
 # cosmos-predict2: CUDA's layers, pictures, configurations and machines.
-COSMOS = frozenset({
-    "PIL", "attrs", "boto3", "botocore", "cv2", "fvcore", "hydra", "imageio", "iopath", "megatron", "omegaconf",
-    "pandas", "psutil", "pynvml", "termcolor", "torchvision", "transformer_engine", "transformers", "wandb",
-    "webdataset",
-})  # fmt: skip
+COSMOS = frozenset(
+    {
+        "PIL",
+        "attrs",
+        "boto3",
+        "botocore",
+        "cv2",
+        "fvcore",
+        "hydra",
+        "imageio",
+        "iopath",
+        "megatron",
+        "omegaconf",
+        "pandas",
+        "psutil",
+        "pynvml",
+        "termcolor",
+        "torchvision",
+        "transformer_engine",
+        "transformers",
+        "wandb",
+        "webdataset",
+    }
+)
 
 
 class _StandIns(MetaPathFinder, Loader):

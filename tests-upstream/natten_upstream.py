@@ -49,9 +49,26 @@ def translated(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 FACTORIES = (
-    "arange", "empty", "empty_like", "eye", "full", "full_like", "linspace", "ones", "ones_like", "rand", "rand_like",
-    "randint", "randn", "randn_like", "randperm", "tensor", "zeros", "zeros_like", "set_default_device",
-)  # fmt: skip
+    "arange",
+    "empty",
+    "empty_like",
+    "eye",
+    "full",
+    "full_like",
+    "linspace",
+    "ones",
+    "ones_like",
+    "rand",
+    "rand_like",
+    "randint",
+    "randn",
+    "randn_like",
+    "randperm",
+    "tensor",
+    "zeros",
+    "zeros_like",
+    "set_default_device",
+)
 NOTHING = ("empty_cache", "synchronize", "manual_seed", "manual_seed_all", "reset_peak_memory_stats")
 
 
@@ -91,11 +108,18 @@ EXTENDED = flag("NATTEN_RUN_EXTENDED_TESTS")
 TESTING: dict[str, Any] = {
     **dict.fromkeys(
         (
-            "skip_if_cuda_is_not_supported", "skip_if_libnatten_is_not_supported", "skip_if_fna_is_not_supported",
-            "skip_if_hopper_kernels_not_supported", "skip_if_blackwell_kernels_not_supported",
-            "skip_if_flex_is_not_supported", "skip_if_flex_compile_is_not_supported", "skip_if_nested_is_not_supported",
-            "skip_if_torch_compile_is_not_supported", "skip_if_experimental_ops_are_not_supported",
-            "skip_if_torch_flop_count_is_not_supported", "skip_if_triton_is_not_supported",
+            "skip_if_cuda_is_not_supported",
+            "skip_if_libnatten_is_not_supported",
+            "skip_if_fna_is_not_supported",
+            "skip_if_hopper_kernels_not_supported",
+            "skip_if_blackwell_kernels_not_supported",
+            "skip_if_flex_is_not_supported",
+            "skip_if_flex_compile_is_not_supported",
+            "skip_if_nested_is_not_supported",
+            "skip_if_torch_compile_is_not_supported",
+            "skip_if_experimental_ops_are_not_supported",
+            "skip_if_torch_flop_count_is_not_supported",
+            "skip_if_triton_is_not_supported",
             "skip_if_fvcore_is_not_available",
         ),
         runs,
@@ -106,7 +130,7 @@ TESTING: dict[str, Any] = {
     "supports_float16": lambda device: True,
     "supports_bfloat16": lambda device: True,
     "fna_supports_additional_kv": lambda *arguments, **options: True,
-}  # fmt: skip
+}
 ENVIRONMENT = {
     "HAS_LIBNATTEN": True,
     "_IS_CUDA_AVAILABLE": True,

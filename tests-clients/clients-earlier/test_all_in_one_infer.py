@@ -26,10 +26,14 @@ def forward(model: nn.Module, spectrogram: Tensor) -> dict[str, Tensor]:
 
 def client(name: str, frames: int) -> Client:
     return Client(
-        name, lambda: AllInOne(Config(data=HarmonixConfig(), depth=3)), forward, ((1, 4, frames, 81),), dinat,
+        name,
+        lambda: AllInOne(Config(data=HarmonixConfig(), depth=3)),
+        forward,
+        ((1, 4, frames, 81),),
+        dinat,
         {name: qk if "qk" in name else dense.weighted for name in NAMES},
         ("rpb", "query.weight", "key.weight", "value.weight"),
-    )  # fmt: skip
+    )
 
 
 CLIENTS = (client("all-in-one-infer", 48), client("all-in-one-infer, shorter than its window", 21))

@@ -13,8 +13,14 @@ from transformers.utils import is_natten_available
 
 from natten_mps import compat
 
-SMALL = {"embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "mlp_ratio": 2.0, "layer_scale_init_value": 0.5,
-         "num_labels": 5}  # fmt: skip
+SMALL = {
+    "embed_dim": 16,
+    "depths": [2, 2],
+    "num_heads": [2, 4],
+    "mlp_ratio": 2.0,
+    "layer_scale_init_value": 0.5,
+    "num_labels": 5,
+}
 
 
 def dinat() -> nn.Module:
@@ -34,9 +40,14 @@ def forward(model: nn.Module, image: Tensor) -> dict[str, Tensor]:
 
 def client(name: str, build: object, home: object, shape: tuple[int, ...]) -> Client:
     return Client(
-        name, build, forward, (shape,), home, {"natten2dqkrpb": dense.logits, "natten2dav": dense.weighted},
+        name,
+        build,
+        forward,
+        (shape,),
+        home,
+        {"natten2dqkrpb": dense.logits, "natten2dav": dense.weighted},
         ("rpb", "query.weight", "key.weight", "value.weight"),
-    )  # fmt: skip
+    )
 
 
 CLIENTS = (

@@ -28,10 +28,14 @@ def forward(model: nn.Module, spectrogram: Tensor) -> dict[str, Tensor]:
 
 def client(name: str, frames: int, **options: object) -> Client:
     return Client(
-        name, lambda: build(**options), forward, ((1, 4, frames, 81),), dinat,
+        name,
+        lambda: build(**options),
+        forward,
+        ((1, 4, frames, 81),),
+        dinat,
         {name: dense.logits if "qk" in name else dense.weighted for name in NAMES},
         ("rpb", "query.weight", "key.weight", "value.weight"),
-    )  # fmt: skip
+    )
 
 
 CLIENTS = (

@@ -49,8 +49,18 @@ def layer(**window: Any) -> nn.Module:
     return model
 
 
-def attend(*, query: Tensor, key: Tensor, value: Tensor, kernel_size: Any, stride: Any, dilation: Any, is_causal: Any,
-           backend: str, **tiles: Any) -> Tensor:  # fmt: skip
+def attend(
+    *,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    kernel_size: Any,
+    stride: Any,
+    dilation: Any,
+    is_causal: Any,
+    backend: str,
+    **tiles: Any,
+) -> Tensor:
     assert backend in ("hopper-fna", "blackwell-fna")
     assert {"q_tile_shape", "backward_kv_tile_shape"} <= tiles.keys()
     return dense.attend(query, key, value, kernel_size, dilation, stride=stride, is_causal=is_causal)
@@ -58,10 +68,14 @@ def attend(*, query: Tensor, key: Tensor, value: Tensor, kernel_size: Any, strid
 
 def client(name: str, **window: Any) -> Client:
     return Client(
-        name, lambda: layer(**window), lambda model, x: {"x": model(x, video_size=VIDEO)}, ((2, TOKENS, 32),),
-        neighborhood_attn, {"neighborhood_attention_generic": attend},
+        name,
+        lambda: layer(**window),
+        lambda model, x: {"x": model(x, video_size=VIDEO)},
+        ((2, TOKENS, 32),),
+        neighborhood_attn,
+        {"neighborhood_attention_generic": attend},
         ("q_proj.weight", "k_proj.weight", "v_proj.weight", "q_norm.weight"),
-    )  # fmt: skip
+    )
 
 
 CLIENTS = (

@@ -42,10 +42,17 @@ def far(context: Any) -> nn.Module:
 
 def hourglass() -> nn.Module:
     return HDiT(
-        in_channels=3, out_channels=3, patch_size=[2, 2], widths=[WIDTH, 48], middle_width=64, depths=[1, 1],
-        middle_depth=1, block_builders={0: near, 1: near, 2: far, 3: near, 4: near}, mapping_width=MAPPING,
+        in_channels=3,
+        out_channels=3,
+        patch_size=[2, 2],
+        widths=[WIDTH, 48],
+        middle_width=64,
+        depths=[1, 1],
+        middle_depth=1,
+        block_builders={0: near, 1: near, 2: far, 3: near, 4: near},
+        mapping_width=MAPPING,
         mapping_depth=1,
-    )  # fmt: skip
+    )
 
 
 def hourglass_forward(model: nn.Module, image: Tensor, time: Tensor) -> dict[str, Tensor]:
@@ -72,24 +79,31 @@ def convolution_forward(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
 # The client looks up its functions in the module natten at every call.
 DENSE = {"na2d": dense.attend, "na2d_qk": dense.unbiased_logits, "na2d_av": dense.weighted}
 LEARN = ("qkv_proj.weight", "self_attn.scale")
-HOURGLASS = Client(
-    "hdit", hourglass, hourglass_forward, ((2, 3, 24, 40), (2,)), natten.functional, DENSE, LEARN
-)  # fmt: skip
+HOURGLASS = Client("hdit", hourglass, hourglass_forward, ((2, 3, 24, 40), (2,)), natten.functional, DENSE, LEARN)
 BLOCK = Client(
-    "hdit, block", block, block_forward, ((2, 9, 12, WIDTH), (2, MAPPING)), natten.functional, DENSE,
+    "hdit, block",
+    block,
+    block_forward,
+    ((2, 9, 12, WIDTH), (2, MAPPING)),
+    natten.functional,
+    DENSE,
     ("qkv_proj.weight", "scale"),
-)  # fmt: skip
+)
 # The same block where its check for fused kernels fails: na2d_qk, softmax, na2d_av, heads-first.
 SPLIT_BLOCK = replace(BLOCK, name="hdit, block, split")
 # The package's own layer in the call form of 0.15.
 CONVOLUTION = Client(
-    "hdit, convolutional", convolution, convolution_forward, ((2, WIDTH, 8, 12),), neighborhood_attention,
+    "hdit, convolutional",
+    convolution,
+    convolution_forward,
+    ((2, WIDTH, 8, 12),),
+    neighborhood_attention,
     {
         "na2d_qk_with_bias": dense.logits,
         "natten": SimpleNamespace(functional=SimpleNamespace(na2d_av=dense.weighted)),
     },
     ("rpb", "proj_q.weight", "proj_k.weight"),
-)  # fmt: skip
+)
 CLIENTS = (HOURGLASS, BLOCK, CONVOLUTION)
 
 

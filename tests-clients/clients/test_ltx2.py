@@ -34,12 +34,19 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> None:
 def decoder() -> nn.Module:
     """The client's model at a small size, unmodified: over torch's flex_attention."""
     return ltx2.LTX2VideoDiffusionDecoderModel(
-        latent_channels=8, patch_size=2, decoder_head_dim=8, decoder_stage_channels=(32, 16, 16),
-        decoder_stage_depths=(1, 1, 2), decoder_stage_kernels=((3, 3, 5), (3, 5, 3)),
-        decoder_upsample_strides=((1, 2, 2), (2, 1, 1)), decoder_upsample_channel_reductions=(2, 1),
-        decoder_stage5_kernel=(3, 5, 5), decoder_t_emb_dim=16, spatial_compression_ratio=4,
+        latent_channels=8,
+        patch_size=2,
+        decoder_head_dim=8,
+        decoder_stage_channels=(32, 16, 16),
+        decoder_stage_depths=(1, 1, 2),
+        decoder_stage_kernels=((3, 3, 5), (3, 5, 3)),
+        decoder_upsample_strides=((1, 2, 2), (2, 1, 1)),
+        decoder_upsample_channel_reductions=(2, 1),
+        decoder_stage5_kernel=(3, 5, 5),
+        decoder_t_emb_dim=16,
+        spatial_compression_ratio=4,
         temporal_compression_ratio=2,
-    )  # fmt: skip
+    )
 
 
 def build(backend: str | None = None) -> nn.Module:

@@ -55,8 +55,15 @@ def forward(model: nn.Module, hidden: Tensor) -> dict[str, Tensor]:
 
 
 # Only where the width equals the number of heads does the layer run at all.
-LAYER = Client("dinat, layer", layer, forward, ((2, 5, HEADS, HEADS * HEAD_DIM),), modeling_dinat, DENSE,
-               ("rpb", "query.weight", "key.weight", "value.weight"))  # fmt: skip
+LAYER = Client(
+    "dinat, layer",
+    layer,
+    forward,
+    ((2, 5, HEADS, HEADS * HEAD_DIM),),
+    modeling_dinat,
+    DENSE,
+    ("rpb", "query.weight", "key.weight", "value.weight"),
+)
 
 
 def test_every_column_is_seen() -> None:

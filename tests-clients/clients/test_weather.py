@@ -39,9 +39,17 @@ class Dense(nn.Module):
 def transformer(attention: str, **options: Any) -> nn.Module:
     """physicsnemo's diffusion transformer, blocks and patches; a window of 3 by 3, dilated."""
     return DiT(
-        (10, 14), in_channels=3, patch_size=(2, 2), hidden_size=32, depth=2, num_heads=4, condition_dim=5,
-        attention_backend=attention, attn_kwargs={"attn_kernel": 3, "na2d_kwargs": {"dilation": (1, 2)}}, **options,
-    )  # fmt: skip
+        (10, 14),
+        in_channels=3,
+        patch_size=(2, 2),
+        hidden_size=32,
+        depth=2,
+        num_heads=4,
+        condition_dim=5,
+        attention_backend=attention,
+        attn_kwargs={"attn_kernel": 3, "na2d_kwargs": {"dilation": (1, 2)}},
+        **options,
+    )
 
 
 def denoise(model: nn.Module, x: Tensor, condition: Tensor) -> dict[str, Tensor]:
@@ -55,17 +63,35 @@ def one(model: nn.Module, *given: Tensor) -> dict[str, Tensor]:
 def levels() -> nn.Module:
     """Its transformer over three axes: the last of three blocks is dilated; names a backend of another device."""
     return StrataTransformer3D(
-        in_channels=2, input_shape=(4, 12, 10), patch_size=(1, 2, 2), embed_dim=32, num_heads=4, num_layers=3,
-        qk_norm=True, attn_kernel=(2, 3, 2), na_dilation=2, do_interleaved_dilation=True, gated_attention=True,
-        rope_mode="axial", na3d_backend="cutlass-fna",
-    )  # fmt: skip
+        in_channels=2,
+        input_shape=(4, 12, 10),
+        patch_size=(1, 2, 2),
+        embed_dim=32,
+        num_heads=4,
+        num_layers=3,
+        qk_norm=True,
+        attn_kernel=(2, 3, 2),
+        na_dilation=2,
+        do_interleaved_dilation=True,
+        gated_attention=True,
+        rope_mode="axial",
+        na3d_backend="cutlass-fna",
+    )
 
 
 def atlas_model() -> nn.Module:
     return atlas.NattenCombineDiT(
-        input_size1=(10, 14), input_size2=(15, 21), input_channels1=3, input_channels2=2, hidden_channels1=32,
-        hidden_channels2=32, n_patch=(5, 7), depth=2, num_heads=4, kernel_size=3,
-    )  # fmt: skip
+        input_size1=(10, 14),
+        input_size2=(15, 21),
+        input_channels1=3,
+        input_channels2=2,
+        hidden_channels1=32,
+        hidden_channels2=32,
+        n_patch=(5, 7),
+        depth=2,
+        num_heads=4,
+        kernel_size=3,
+    )
 
 
 def step(model: nn.Module, state: Tensor, forced: Tensor) -> dict[str, Tensor]:

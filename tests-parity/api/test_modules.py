@@ -24,10 +24,20 @@ MODULES = (
     ("causal", 2, {"kernel_size": 3, "is_causal": (True, False)}),
     ("stride", 2, {"kernel_size": 4, "stride": (2, 3)}),
     ("bias table", 2, {"kernel_size": (3, 5), "rel_pos_bias": True}),
-    ("everything", 3, {"kernel_size": (2, 3, 2), "dilation": (2, 1, 1), "is_causal": (False, False, True),
-                       "num_kv_heads": 2, "rel_pos_bias": True, "qk_scale": 0.3}),
+    (
+        "everything",
+        3,
+        {
+            "kernel_size": (2, 3, 2),
+            "dilation": (2, 1, 1),
+            "is_causal": (False, False, True),
+            "num_kv_heads": 2,
+            "rel_pos_bias": True,
+            "qk_scale": 0.3,
+        },
+    ),
     ("no input bias", 1, {"kernel_size": 3, "qkv_bias": False}),
-)  # fmt: skip
+)
 PLAIN = {"qkv.weight": (36, 12), "qkv.bias": (36,), "proj.weight": (12, 12), "proj.bias": (12,)}
 
 

@@ -195,8 +195,11 @@ def test_the_backend_of_a_module(framework: Framework) -> None:
 def test_state_dicts_are_the_same_with_a_backend() -> None:
     for framework in FRAMEWORKS:
         assert set(state(build(framework, 1, kernel_size=3, backend="pure"))) == {
-            "qkv.weight", "qkv.bias", "proj.weight", "proj.bias"
-        }  # fmt: skip
+            "qkv.weight",
+            "qkv.bias",
+            "proj.weight",
+            "proj.bias",
+        }
 
 
 def test_a_whole_module_runs_on_its_stream() -> None:

@@ -168,30 +168,57 @@ FOUR = "cumulative_seqlen_Q, cumulative_seqlen_KV, max_seqlen_Q and max_seqlen_K
 BROKEN = (
     (LENGTHS | {"seqlens_KV": None}, ValueError, "seqlens_Q and seqlens_KV come together; seqlens_KV is missing"),
     (OFFSETS | {"max_seqlen_Q": None}, ValueError, f"{FOUR} come together; max_seqlen_Q is missing"),
-    (LENGTHS | {"seqlens_KV": [7]}, ValueError,
-     "seqlens_Q and seqlens_KV must hold equally many sequences; got 2 and 1"),
-    (LENGTHS | {"seqlens_Q": [3, 5]}, ValueError,
-     "seqlens_Q must not exceed the packed length 7; they end at 8, and item 1 at 8"),
+    (
+        LENGTHS | {"seqlens_KV": [7]},
+        ValueError,
+        "seqlens_Q and seqlens_KV must hold equally many sequences; got 2 and 1",
+    ),
+    (
+        LENGTHS | {"seqlens_Q": [3, 5]},
+        ValueError,
+        "seqlens_Q must not exceed the packed length 7; they end at 8, and item 1 at 8",
+    ),
     (LENGTHS | {"seqlens_Q": [3, -1]}, ValueError, "seqlens_Q must not be negative; item 1 has -1"),
     (LENGTHS | {"seqlens_Q": []}, ValueError, "seqlens_Q must hold at least one sequence"),
     (LENGTHS | {"seqlens_Q": [3, 4.0]}, TypeError, "seqlens_Q must be ints of shape (sequences,); item 1 is 4.0"),
-    (LENGTHS | {"seqlens_Q": [[3], [4]]}, ValueError,
-     "seqlens_Q must be ints of shape (sequences,); got lists in a list"),
-    (LENGTHS | {"seqlens_Q": np.array([3.0, 4.0])}, TypeError,
-     "seqlens_Q must be ints of shape (sequences,); item 0 is 3.0"),
+    (
+        LENGTHS | {"seqlens_Q": [[3], [4]]},
+        ValueError,
+        "seqlens_Q must be ints of shape (sequences,); got lists in a list",
+    ),
+    (
+        LENGTHS | {"seqlens_Q": np.array([3.0, 4.0])},
+        TypeError,
+        "seqlens_Q must be ints of shape (sequences,); item 0 is 3.0",
+    ),
     (LENGTHS | {"seqlens_Q": 7}, TypeError, "seqlens_Q must be ints of shape (sequences,); got 7"),
-    (OFFSETS | {"cumulative_seqlen_Q": [1, 3, 7]}, ValueError,
-     "cumulative_seqlen_Q must begin with 0 and hold at least one sequence; got [1, 3, 7]"),
-    (OFFSETS | {"cumulative_seqlen_KV": [0, 8, 7]}, ValueError,
-     "cumulative_seqlen_KV must not decrease; item 1 goes from 8 to 7"),
-    (OFFSETS | {"cumulative_seqlen_KV": [0, 8, 9]}, ValueError,
-     "cumulative_seqlen_KV must not exceed the packed length 7; they end at 9, and item 0 at 8"),
-    (OFFSETS | {"max_seqlen_Q": 3}, ValueError,
-     "max_seqlen_Q must lie between the longest sequence, 4, and the packed length 7; got 3"),
-    (OFFSETS | {"max_seqlen_KV": 8}, ValueError,
-     "max_seqlen_KV must lie between the longest sequence, 5, and the packed length 7; got 8"),
+    (
+        OFFSETS | {"cumulative_seqlen_Q": [1, 3, 7]},
+        ValueError,
+        "cumulative_seqlen_Q must begin with 0 and hold at least one sequence; got [1, 3, 7]",
+    ),
+    (
+        OFFSETS | {"cumulative_seqlen_KV": [0, 8, 7]},
+        ValueError,
+        "cumulative_seqlen_KV must not decrease; item 1 goes from 8 to 7",
+    ),
+    (
+        OFFSETS | {"cumulative_seqlen_KV": [0, 8, 9]},
+        ValueError,
+        "cumulative_seqlen_KV must not exceed the packed length 7; they end at 9, and item 0 at 8",
+    ),
+    (
+        OFFSETS | {"max_seqlen_Q": 3},
+        ValueError,
+        "max_seqlen_Q must lie between the longest sequence, 4, and the packed length 7; got 3",
+    ),
+    (
+        OFFSETS | {"max_seqlen_KV": 8},
+        ValueError,
+        "max_seqlen_KV must lie between the longest sequence, 5, and the packed length 7; got 8",
+    ),
     (OFFSETS | {"max_seqlen_KV": 5.0}, TypeError, "max_seqlen_KV must be an int; got 5.0"),
-)  # fmt: skip
+)
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)

@@ -23,13 +23,16 @@ ARRAYS = {"natten_mps": ("torch", "torch.Tensor"), "natten_mlx": ("mlx.core", "m
 # The protocol of each public face that takes return_lse.
 PROTOCOLS = {
     "functional": {
-        **dict.fromkeys(("neighborhood_attention", "na1d", "na2d", "na3d"), "Fused"), "attention": "Full",
+        **dict.fromkeys(("neighborhood_attention", "na1d", "na2d", "na3d"), "Fused"),
+        "attention": "Full",
     },
     "varlen": {
-        "na1d_varlen": "Sequences", "na2d_varlen": "Grids", "na3d_varlen": "Grids",
+        "na1d_varlen": "Sequences",
+        "na2d_varlen": "Grids",
+        "na3d_varlen": "Grids",
         "neighborhood_attention_varlen": "Packed",
     },
-}  # fmt: skip
+}
 # All but what the frameworks leave untyped: torch's Tensor.backward; mlx.nn's modules, names and value_and_grad.
 MYPY = """
 [mypy]

@@ -99,9 +99,18 @@ def test_dtypes_scale_and_upstreams_arguments(framework: Framework) -> None:
     for dtype in ("float32", "float16", "bfloat16"):
         tensors = [framework.tensor(a, dtype) for a in arrays]
         metadata = varlen.configure_varlen(
-            token_layout_list=layouts, head_dim=4, head_dim_v=3, device=None, dtype=tensors[0].dtype,
-            requires_grad=False, kernel_size=None, **window, **lists, q_tile_shape=(8, 8), run_persistent_kernel=True,
-        )  # fmt: skip
+            token_layout_list=layouts,
+            head_dim=4,
+            head_dim_v=3,
+            device=None,
+            dtype=tensors[0].dtype,
+            requires_grad=False,
+            kernel_size=None,
+            **window,
+            **lists,
+            q_tile_shape=(8, 8),
+            run_persistent_kernel=True,
+        )
         out = varlen.neighborhood_attention_varlen(*tensors, metadata, scale=0.25)
         again, lse = varlen.neighborhood_attention_varlen(
             *tensors, None, layouts, **window, **lists, scale=0.25, return_lse=True, backend="blackwell-fna"
@@ -119,13 +128,18 @@ BROKEN: tuple[tuple[dict[str, Any], type[Exception], str], ...] = (
     ({"token_layout_list": [(2, 3), (4,)]}, ValueError, f"{LAYOUT}; item 1 is [4]"),
     ({"token_layout_list": [(1, 2, 3, 4)]}, ValueError, f"{LAYOUT}; item 0 is [1, 2, 3, 4]"),
     ({"token_layout_list": [(2, 3.5)]}, TypeError, f"{LAYOUT}; item 0 is [2, 3.5]"),
-    ({"token_layout_list": [(3, 3), (-2, 3)]}, ValueError,
-     "token_layout_list must not be negative; item 1 is (-2, 3)"),
+    ({"token_layout_list": [(3, 3), (-2, 3)]}, ValueError, "token_layout_list must not be negative; item 1 is (-2, 3)"),
     ({"kernel_size": None}, ValueError, "kernel_size or kernel_size_list must be given"),
-    ({"token_layout_list": [(4, 3)], "kernel_size": 4}, ValueError,
-     "item 0: kernel_size * dilation must not exceed the axis length; axis 1 has 4 * 1 = 4 > 3"),
-    ({"kernel_size_list": [3, 5]}, ValueError,
-     "item 1: kernel_size * dilation must not exceed the axis length; axis 1 has 5 * 1 = 5 > 4"),
+    (
+        {"token_layout_list": [(4, 3)], "kernel_size": 4},
+        ValueError,
+        "item 0: kernel_size * dilation must not exceed the axis length; axis 1 has 4 * 1 = 4 > 3",
+    ),
+    (
+        {"kernel_size_list": [3, 5]},
+        ValueError,
+        "item 1: kernel_size * dilation must not exceed the axis length; axis 1 has 5 * 1 = 5 > 4",
+    ),
     ({"kernel_size_list": [3]}, ValueError, "kernel_size_list must have one entry per item (2); got 1"),
     ({"kernel_size_list": 3}, TypeError, "kernel_size_list must be a list of 2, one for each item, or None; got 3"),
     ({"stride_list": [1, (2, 1, 1)]}, ValueError, "stride_list[1] must have one entry per axis (2); got (2, 1, 1)"),
@@ -133,14 +147,12 @@ BROKEN: tuple[tuple[dict[str, Any], type[Exception], str], ...] = (
     ({"stride_list": [1, 4]}, ValueError, "item 1: stride must not exceed kernel_size; axis 0 has 4 > 3"),
     ({"is_causal": 1}, TypeError, "is_causal must be a bool or a sequence of 2 bools; got 1"),
     ({"turbo": 1}, TypeError, "got an unexpected keyword argument 'turbo'"),
-)  # fmt: skip
+)
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 @pytest.mark.parametrize(("given", "error", "words"), BROKEN, ids=range(len(BROKEN)))
-def test_errors_of_configuring(
-    given: dict[str, Any], error: type[Exception], words: str, framework: Framework
-) -> None:  # fmt: skip
+def test_errors_of_configuring(given: dict[str, Any], error: type[Exception], words: str, framework: Framework) -> None:
     """In full, in the same words from both packages, naming the item that breaks the rule."""
     arguments: dict[str, Any] = {"token_layout_list": [(3, 3), (5, 4)], "kernel_size": 3}
     with pytest.raises(error) as caught:

@@ -190,8 +190,12 @@ def test_what_does_not_fit(framework: Framework) -> None:
 def test_safetensors_files(tmp_path: Path) -> None:
     """MLX reads what is written here, what MLX writes is read here, and a broken file is reported."""
     path = tmp_path / "written.safetensors"
-    arrays = {"a.b": np.arange(6, dtype=np.float32).reshape(2, 3), "c": np.array([1, -2], np.int64),
-              "half": np.array(0.5, np.float16), "none": np.zeros((0, 3), np.uint8)}  # fmt: skip
+    arrays = {
+        "a.b": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "c": np.array([1, -2], np.int64),
+        "half": np.array(0.5, np.float16),
+        "none": np.zeros((0, 3), np.uint8),
+    }
     weight_files.write(path, arrays)
     length = int.from_bytes(path.read_bytes()[:8], "little")
     header = json.loads(path.read_bytes()[8 : 8 + length])

@@ -166,11 +166,15 @@ def test_autograd_functions() -> None:
     for found, wanted in (
         (Own.apply(query, key, table, 3, 2), v014.natten1dqkrpb(query, key, table, 3, 2)),
         (older.NATTEN1DQKRPBFunction.apply(query, key, table, 2), v0141.natten1dqkrpb(query, key, table, 2)),
-        (functional.NeighborhoodAttention1DQKAutogradFunction.apply(query, key, table, more, (3,), (2,), (False,)),
-         v017.na1d_qk(query, key, 3, 2, more, False, table)),
-        (functional.FusedNeighborhoodAttention1D.apply(last, last, last, table, 3, 2, False, 0.5, None, None),
-         v017.na1d(last, last, last, 3, 2, False, table, 0.5)),
-    ):  # fmt: skip
+        (
+            functional.NeighborhoodAttention1DQKAutogradFunction.apply(query, key, table, more, (3,), (2,), (False,)),
+            v017.na1d_qk(query, key, 3, 2, more, False, table),
+        ),
+        (
+            functional.FusedNeighborhoodAttention1D.apply(last, last, last, table, 3, 2, False, 0.5, None, None),
+            v017.na1d(last, last, last, 3, 2, False, table, 0.5),
+        ),
+    ):
         cotangent, leaves = torch.randn_like(wanted), (query, key, table, more)
         assert torch.equal(found, wanted)
         gradients = (torch.autograd.grad(out, leaves, cotangent, allow_unused=True) for out in (found, wanted))
@@ -268,8 +272,11 @@ def position(token: Ints, tile: Ints, groups: Ints, padded: Ints, flip: bool, gr
 
 
 SIZES = [
-    ((9,), (4,), (2,)), ((9, 10), (4, 4), (2, 1)), ((6, 5), (2, 3), (1, 2)), ((5, 4, 6), (2, 2, 3), (1, 2, 1)),
-]  # fmt: skip
+    ((9,), (4,), (2,)),
+    ((9, 10), (4, 4), (2, 1)),
+    ((6, 5), (2, 3), (1, 2)),
+    ((5, 4, 6), (2, 2, 3), (1, 2, 1)),
+]
 
 
 @pytest.mark.parametrize("flip", [True, False], ids=["flipped", "as-is"])

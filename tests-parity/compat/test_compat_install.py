@@ -17,12 +17,28 @@ from natten_mps import compat
 # --- versions ----------------------------------------------------------------------------------------
 
 VERSIONS = {
-    "0.14.1": "v0141", "0.14.4": "v0141", "0.14.5": "v0145", "0.14.6": "v014", "0.14": "v014", "v0.14": "v014",
-    "0.15.0": "v015", "0.15.1": "v015", "0.17.0": "v017", "0.17.5": "v017", "0.17.5+torch260cu124": "v017",
-    "0.17": "v017", "0.20.0": "v020", "0.20.1": "v020", "0.20": "v020", "0.21.0": "v020", "0.21.1": "v020",
-    "0.21": "v021", "0.21.5": "v021", "0.21.7": "v021",
+    "0.14.1": "v0141",
+    "0.14.4": "v0141",
+    "0.14.5": "v0145",
+    "0.14.6": "v014",
+    "0.14": "v014",
+    "v0.14": "v014",
+    "0.15.0": "v015",
+    "0.15.1": "v015",
+    "0.17.0": "v017",
+    "0.17.5": "v017",
+    "0.17.5+torch260cu124": "v017",
+    "0.17": "v017",
+    "0.20.0": "v020",
+    "0.20.1": "v020",
+    "0.20": "v020",
+    "0.21.0": "v020",
+    "0.21.1": "v020",
+    "0.21": "v021",
+    "0.21.5": "v021",
+    "0.21.7": "v021",
     "0.22.0": "v021",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
@@ -32,10 +48,14 @@ def test_for_version(framework: Framework) -> None:
         assert found.for_version(version) is framework.module(f"compat.{generation}"), version
         assert getattr(found, generation) is framework.module(f"compat.{generation}")
     for version, words in (
-        ("0.13.0", "the oldest version is 0.14.1"), ("0.13.9", "the oldest version is 0.14.1"),
-        ("0.16.0", "0.16 was never released"), ("0.19", "0.19 was never released"),
-        ("newest", "must be like '0.17.5'"), ("0", "must be like"), ("0.17.5.1", "must be like"),
-    ):  # fmt: skip
+        ("0.13.0", "the oldest version is 0.14.1"),
+        ("0.13.9", "the oldest version is 0.14.1"),
+        ("0.16.0", "0.16 was never released"),
+        ("0.19", "0.19 was never released"),
+        ("newest", "must be like '0.17.5'"),
+        ("0", "must be like"),
+        ("0.17.5.1", "must be like"),
+    ):
         with pytest.raises(ValueError, match=words):
             found.for_version(version)
     with pytest.raises(TypeError, match="must be a string"):
@@ -168,24 +188,39 @@ def run(folder: Path, code: str, *paths: Path) -> subprocess.CompletedProcess[st
 @pytest.mark.parametrize(
     ("version", "told", "client"),
     [
-        (None, "0.21.7 True", {
-            "old": "natten2dqkrpb, natten2dav, na1d_qk, na1d_av, na2d, neighborhood_attention_generic",
-            "arguments": "8, 2, 3, 2, is_causal=True",
-            "call": "na1d_av(na1d_qk(query, query, 3).softmax(-1), query, 3)", "shape": "(1, 2, 9, 4)",
-        }),
-        ("0.14.4", "0.14.4 False", {
-            "old": "natten1dqkrpb, natten1dav", "arguments": "8, 3, 2",
-            "call": "natten1dav(natten1dqkrpb(query, query, torch.zeros(2, 5), 2).softmax(-1), query, 2)",
-            "shape": "(1, 2, 9, 4)",
-        }),
-        ("0.17.3", "0.17.3 True", {
-            "old": "na1d, natten1dqk", "arguments": "8, 2, 3, rel_pos_bias=True",
-            "call": "na1d(query.transpose(1, 2), query.transpose(1, 2), query.transpose(1, 2), 3, 2, True)",
-            "shape": "(1, 9, 2, 4)",
-        }),
+        (
+            None,
+            "0.21.7 True",
+            {
+                "old": "natten2dqkrpb, natten2dav, na1d_qk, na1d_av, na2d, neighborhood_attention_generic",
+                "arguments": "8, 2, 3, 2, is_causal=True",
+                "call": "na1d_av(na1d_qk(query, query, 3).softmax(-1), query, 3)",
+                "shape": "(1, 2, 9, 4)",
+            },
+        ),
+        (
+            "0.14.4",
+            "0.14.4 False",
+            {
+                "old": "natten1dqkrpb, natten1dav",
+                "arguments": "8, 3, 2",
+                "call": "natten1dav(natten1dqkrpb(query, query, torch.zeros(2, 5), 2).softmax(-1), query, 2)",
+                "shape": "(1, 2, 9, 4)",
+            },
+        ),
+        (
+            "0.17.3",
+            "0.17.3 True",
+            {
+                "old": "na1d, natten1dqk",
+                "arguments": "8, 2, 3, rel_pos_bias=True",
+                "call": "na1d(query.transpose(1, 2), query.transpose(1, 2), query.transpose(1, 2), 3, 2, True)",
+                "shape": "(1, 9, 2, 4)",
+            },
+        ),
     ],
     ids=["newest", "0.14.4", "0.17.3"],
-)  # fmt: skip
+)
 def test_a_client_runs(version: str | None, told: str, client: dict[str, str], tmp_path: Path) -> None:
     """A client that asks for natten by name, spec and version, and imports it as that release had it."""
     (tmp_path / "client.py").write_text(CLIENT.format(**client))

@@ -30,29 +30,52 @@ def table(rank: int, w: int) -> dict[str, tuple[int, ...]]:
 # generation, rank, positional arguments as upstream orders them, keywords, today's arguments, has a bias table
 CONSTRUCTORS = (
     ("v0141", 1, (8, 5, 2), {"dilation": 2}, {"kernel_size": 5, "dilation": 2}, True),
-    ("v0141", 2, (8, 3, 2, False, 0.3, 0.1, 0.2, 1), {},
-     {"kernel_size": 3, "qkv_bias": False, "qk_scale": 0.3, "attn_drop": 0.1, "proj_drop": 0.2}, True),
+    (
+        "v0141",
+        2,
+        (8, 3, 2, False, 0.3, 0.1, 0.2, 1),
+        {},
+        {"kernel_size": 3, "qkv_bias": False, "qk_scale": 0.3, "attn_drop": 0.1, "proj_drop": 0.2},
+        True,
+    ),
     ("v0145", 1, (8, 2, 5, 2), {}, {"kernel_size": 5, "dilation": 2}, True),
     ("v014", 2, (8, 2, 3, 2, False), {"attn_drop": 0.1}, {"kernel_size": 3, "dilation": 2}, False),
     ("v014", 2, (8, 2, 3), {}, {"kernel_size": 3}, True),
     ("v015", 3, (8, 2, 3, 5, 1, 1, True, True, 0.3), {}, {"kernel_size": (5, 3, 3), "qk_scale": 0.3}, True),
     ("v015", 3, (8, 2, 3), {"dilation_d": 2, "bias": False}, {"kernel_size": 3, "dilation": (2, 1, 1)}, False),
-    ("v017", 2, (8, 2, (3, 5), (2, 1), (True, False)), {},
-     {"kernel_size": (3, 5), "dilation": (2, 1), "is_causal": (True, False)}, False),
+    (
+        "v017",
+        2,
+        (8, 2, (3, 5), (2, 1), (True, False)),
+        {},
+        {"kernel_size": (3, 5), "dilation": (2, 1), "is_causal": (True, False)},
+        False,
+    ),
     ("v017", 1, (8, 2, 5, 1, False, True), {"use_experimental_ops": True}, {"kernel_size": 5}, True),
-    ("v020", 2, (8, 2, 4, 2, 1, True, False, 0.3, 0.1), {},
-     {"kernel_size": 4, "stride": 2, "is_causal": True, "qkv_bias": False, "qk_scale": 0.3}, False),
+    (
+        "v020",
+        2,
+        (8, 2, 4, 2, 1, True, False, 0.3, 0.1),
+        {},
+        {"kernel_size": 4, "stride": 2, "is_causal": True, "qkv_bias": False, "qk_scale": 0.3},
+        False,
+    ),
     ("v021", 3, (8, 2, 3, 2), {}, {"kernel_size": 3, "stride": 2}, False),
-)  # fmt: skip
+)
 INPUTS = {1: (11,), 2: (7, 8), 3: (6, 5, 4)}
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 @pytest.mark.parametrize(("generation", "rank", "args", "kwargs", "today", "has_table"), CONSTRUCTORS)
 def test_constructors_and_checkpoints(
-    generation: str, rank: int, args: tuple[Any, ...], kwargs: dict[str, Any], today: dict[str, Any],
-    has_table: bool, framework: Framework,
-) -> None:  # fmt: skip
+    generation: str,
+    rank: int,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    today: dict[str, Any],
+    has_table: bool,
+    framework: Framework,
+) -> None:
     """A generation's module loads its checkpoint, rpb included, and agrees with today's module."""
     old = make(framework, generation, rank, *args, **kwargs)
     face = framework.face(f"NeighborhoodAttention{rank}D")
@@ -96,9 +119,13 @@ def test_keys_of_each_generation(framework: Framework) -> None:
     ],
 )
 def test_short_inputs_are_padded(
-    generation: str, rank: int, args: tuple[Any, ...], shape: tuple[int, ...], padded: tuple[int, ...],
+    generation: str,
+    rank: int,
+    args: tuple[Any, ...],
+    shape: tuple[int, ...],
+    padded: tuple[int, ...],
     framework: Framework,
-) -> None:  # fmt: skip
+) -> None:
     """Zeros are appended to each short axis; their keys and values are the projections' biases."""
     module = make(framework, generation, rank, *args)
     load(module, random_weights(module))

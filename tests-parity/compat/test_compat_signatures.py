@@ -44,7 +44,7 @@ LEFT_OUT = {
     "token_permute.cutlass_impl/*": "launches one CUDA kernel",
     "utils.testing/*": "decorators of upstream's own tests",
     "utils.checks/additional_kv_tensor_checks": "0.20.0 alone took two tensors, its successor three and more",
-}  # fmt: skip
+}
 # What only exists for torch, left out of natten-mlx as well.
 TORCH_ALONE = {
     "*/*Function": "an autograd function of torch",
@@ -60,7 +60,7 @@ TORCH_ALONE = {
     "utils.dtype/*": "dtypes of torch",
     "utils.environment/*TORCH*": "a switch of torch.library",
     "utils.environment/is_torch_compiling": "torch.compile",
-}  # fmt: skip
+}
 
 
 class Row(NamedTuple):

@@ -57,11 +57,23 @@ def test_every_module_and_name(framework: Framework) -> None:
 # last, and the first rpb entry, counted by hand.
 WINDOWS = (
     (9, 3, 1, [0, 0, 1, 2, 3, 4, 5, 6, 6], [2, 2, 3, 4, 5, 6, 7, 8, 8], [2, 1, 1, 1, 1, 1, 1, 1, 0]),
-    (11, 3, 2, [0, 1, 0, 1, 2, 3, 4, 5, 6, 5, 6], [4, 5, 4, 5, 6, 7, 8, 9, 10, 9, 10],
-     [2, 2, 1, 1, 1, 1, 1, 1, 1, 0, 0]),
-    (13, 5, 2, [0, 1, 0, 1, 0, 1, 2, 3, 4, 3, 4, 3, 4], [8, 9, 8, 9, 8, 9, 10, 11, 12, 11, 12, 11, 12],
-     [4, 4, 3, 3, 2, 2, 2, 2, 2, 1, 1, 0, 0]),
-)  # fmt: skip
+    (
+        11,
+        3,
+        2,
+        [0, 1, 0, 1, 2, 3, 4, 5, 6, 5, 6],
+        [4, 5, 4, 5, 6, 7, 8, 9, 10, 9, 10],
+        [2, 2, 1, 1, 1, 1, 1, 1, 1, 0, 0],
+    ),
+    (
+        13,
+        5,
+        2,
+        [0, 1, 0, 1, 0, 1, 2, 3, 4, 3, 4, 3, 4],
+        [8, 9, 8, 9, 8, 9, 10, 11, 12, 11, 12, 11, 12],
+        [4, 4, 3, 3, 2, 2, 2, 2, 2, 1, 1, 0, 0],
+    ),
+)
 
 
 @pytest.mark.parametrize(("length", "w", "d", "start", "last", "bias"), WINDOWS)
@@ -153,8 +165,12 @@ def test_the_wish_of_a_client(word: str) -> None:
         "q = mx.ones((1, 7, 2, 4)); mx.eval(natten_mlx.na1d(q, q, q, 3)); print(natten_mlx.get_backend())"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], env=os.environ | {"NATTEN_MLX_BACKEND": word},
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
+        [sys.executable, "-c", code],
+        env=os.environ | {"NATTEN_MLX_BACKEND": word},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
     assert done.stdout == "auto\n"
     assert done.stderr.count(f"NATTEN_MLX_BACKEND={word} is a word of natten-mlx 0.3's clients, read as 'auto'") == 1

@@ -88,14 +88,20 @@ def test_a_test_of_a_release(release: str, text: str, told: list[str], tmp_path:
     (tests / "utils.py").write_text('CUDA = "cuda"\n')
     (tests / "test_it.py").write_text(text)
     environment = os.environ | {
-        "NATTEN_UPSTREAM_VERSION": release, "NATTEN_UPSTREAM_RESULTS": str(results), "PYTHONPATH": str(PLUGIN),
+        "NATTEN_UPSTREAM_VERSION": release,
+        "NATTEN_UPSTREAM_RESULTS": str(results),
+        "PYTHONPATH": str(PLUGIN),
         "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
+    }
     options = ["-p", "natten_upstream", "-p", "no:cacheprovider", "-c", "/dev/null", "--rootdir", str(tmp_path), "-rs"]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, str(tests)], env=environment, capture_output=True, text=True,
-        timeout=240, cwd=tmp_path,
-    )  # fmt: skip
+        [sys.executable, "-m", "pytest", *options, str(tests)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        cwd=tmp_path,
+    )
     assert results.read_text().split("\t")[:5] == [release, *told], done.stdout + done.stderr
     assert done.returncode == int(told[1] != "0")
     if release == "0.21.6":

@@ -148,8 +148,19 @@ def install(packages: dict[str, Built], folder: Path) -> Path:
     venv.create(folder / "venv", symlinks=True)
     python = folder / "venv" / "bin" / "python"
     wheels = [package.wheel_path for package in packages.values()]
-    run(find_uv(), "pip", "install", "--quiet", "--no-config", "--no-deps", "--no-index",
-        "--python", python, *wheels, cwd=folder)  # fmt: skip
+    run(
+        find_uv(),
+        "pip",
+        "install",
+        "--quiet",
+        "--no-config",
+        "--no-deps",
+        "--no-index",
+        "--python",
+        python,
+        *wheels,
+        cwd=folder,
+    )
     site = Path(run(python, "-c", "import site; print(site.getsitepackages()[0])", cwd=folder).strip())
     # Only a path: the .pth files in it, including those of editable installs, have no effect.
     borrowed = [entry for entry in sys.path if entry.endswith("site-packages")]

@@ -39,10 +39,16 @@ def test_it_is_the_default_on_the_cpu() -> None:
         with_gradients(tensors(1))
     assert ran == {"native"}
     assert natten_mps.get_support_matrix()["native"] == {
-        "available": True, "forward": True, "backward": True, "fusion": True, "varlen": True,
-        "constraints": {"ranks": [1, 2, 3], "dtypes": list(DTYPES)}, "limits": {}, "reason": "",
+        "available": True,
+        "forward": True,
+        "backward": True,
+        "fusion": True,
+        "varlen": True,
+        "constraints": {"ranks": [1, 2, 3], "dtypes": list(DTYPES)},
+        "limits": {},
+        "reason": "",
         "ops": dict.fromkeys(("fused", "additional_keys", "rpb", "attention", "split", "varlen", "modules"), ""),
-    }  # fmt: skip
+    }
     assert "path: native (" in natten_mps.explain("na2d", *tensors(1), kernel_size=5)
 
 

@@ -32,8 +32,13 @@ def ended(package: str, folder: Path, *arguments: str, **environment: str) -> su
     """The command in a process of its own, by ``python -m``."""
     done = subprocess.run(
         [sys.executable, "-m", package, *arguments],
-        cwd=folder, env=os.environ | environment, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+        cwd=folder,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert "Traceback" not in done.stderr, done.stderr
     return done
 
@@ -94,8 +99,11 @@ def test_a_closed_pipe(package: str, folder: Path) -> None:
 def test_an_interrupt(package: str, folder: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-u", "-m", package, "demo", "train", "--steps", "1000000"],
-        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     assert process.stdout is not None and process.stdout.readline().startswith("digits")
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)

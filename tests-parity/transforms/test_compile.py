@@ -23,9 +23,15 @@ RELEASE = tuple(int(part) for part in torch.__version__.split(".")[:2])
 
 def fused(x: Tensor) -> Tensor:
     out, lse = MPS.face("na2d")(
-        x, x * 2, x.sin(), 3, is_causal=(True, False), additional_keys=x[:, 0], additional_values=x[:, 1],
+        x,
+        x * 2,
+        x.sin(),
+        3,
+        is_causal=(True, False),
+        additional_keys=x[:, 0],
+        additional_values=x[:, 1],
         return_lse=True,
-    )  # fmt: skip
+    )
     return out * lse[..., None]
 
 

@@ -152,13 +152,20 @@ def test_private_names_of_torch() -> None:
     }
     assert {name: found for name, found in private.items() if found} == {
         "_private.py": {
-            "torch._C._dispatch_keys", "torch._C._dispatch_tls_local_include_set", "torch._C.DispatchKeySet",
-            "torch._C.DispatchKey.BackendSelect", "torch._C.DispatchKey.ADInplaceOrView",
-            "torch.autograd.profiler._is_profiler_enabled", "torch._subclasses.FakeTensor",
-            "torch._subclasses.fake_tensor.is_fake", "torch._C._AutoDispatchBelowADInplaceOrView",
-            "forward_ad._set_fwd_grad_enabled", "._is_zerotensor", "forward_ad._current_level",
+            "torch._C._dispatch_keys",
+            "torch._C._dispatch_tls_local_include_set",
+            "torch._C.DispatchKeySet",
+            "torch._C.DispatchKey.BackendSelect",
+            "torch._C.DispatchKey.ADInplaceOrView",
+            "torch.autograd.profiler._is_profiler_enabled",
+            "torch._subclasses.FakeTensor",
+            "torch._subclasses.fake_tensor.is_fake",
+            "torch._C._AutoDispatchBelowADInplaceOrView",
+            "forward_ad._set_fwd_grad_enabled",
+            "._is_zerotensor",
+            "forward_ad._current_level",
         }
-    }  # fmt: skip
+    }
 
 
 def test_what_private_names_do() -> None:

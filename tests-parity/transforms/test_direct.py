@@ -101,8 +101,9 @@ def test_whoever_watches_ops_sees_them(monkeypatch: pytest.MonkeyPatch) -> None:
     with Listing() as listing:
         learn(X)
     assert [name for name in listing.names if name.startswith("natten_mps")] == [
-        "natten_mps.na_forward.default", "natten_mps.na_backward.default",
-    ]  # fmt: skip
+        "natten_mps.na_forward.default",
+        "natten_mps.na_backward.default",
+    ]
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         learn(X)
     names = {event.key for event in profile.key_averages()}

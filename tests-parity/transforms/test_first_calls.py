@@ -12,15 +12,35 @@ from frameworks import FRAMEWORKS, MLX, MPS, Framework
 
 CONTEXTS = {
     "mps": (
-        "compile", "compile, dynamic", "compile, training", "export", "export, strict", "make_fx, real",
-        "make_fx, fake", "make_fx, symbolic", "inference_mode", "fake tensors", "meta tensors", "vmap", "grad",
-        "functional_call", "threads", "fork",
+        "compile",
+        "compile, dynamic",
+        "compile, training",
+        "export",
+        "export, strict",
+        "make_fx, real",
+        "make_fx, fake",
+        "make_fx, symbolic",
+        "inference_mode",
+        "fake tensors",
+        "meta tensors",
+        "vmap",
+        "grad",
+        "functional_call",
+        "threads",
+        "fork",
     ),
     "mlx": (
-        "compile", "compile of grad", "grad of compile", "grad", "vmap", "vmap of grad", "checkpoint", "threads",
+        "compile",
+        "compile of grad",
+        "grad of compile",
+        "grad",
+        "vmap",
+        "vmap of grad",
+        "checkpoint",
+        "threads",
         "stream",
     ),
-}  # fmt: skip
+}
 BACKENDS = {"mps": ("native", "pure", "dense"), "mlx": ("nanobind", "pure", "dense")}
 # The calls that are tried in a context in each run.
 SHORT = {

@@ -21,9 +21,11 @@ class Calls(nn.Module):
         package = MPS.package
         weights = package.na1d_qk(x, x * 2, 3).softmax(-1)
         return [
-            package.na1d(x, x * 2, x + 1, 3), package.attention(x, x * 2, x + 1), package.na1d_av(weights, x, 3),
+            package.na1d(x, x * 2, x + 1, 3),
+            package.attention(x, x * 2, x + 1),
+            package.na1d_av(weights, x, 3),
             package.na1d_varlen(x, x * 2, x + 1, [9, 5], 3),
-        ]  # fmt: skip
+        ]
 
 
 # Which of the two is imported first; and a search for torch before it is imported, as some libraries do.

@@ -53,7 +53,7 @@ CALLS: dict[str, tuple[Call, tuple[tuple[int, ...], ...], tuple[int | None, ...]
     "attention": (lambda x: package.attention(x, x[:, :5], x[:, :5]), (X,), (0,)),
     "varlen": (lambda x: package.na1d_varlen(x, x, x, [5], 3), (X,), (0,)),
     "merged": (lambda x: package.merge_attentions([x, 2 * x], [x[..., 0], x[..., 1]]), (X,), (0,)),
-}  # fmt: skip
+}
 
 
 def listed(found: Any) -> list[mx.array]:

@@ -24,9 +24,16 @@ checked = Recall()
 
 
 def fused(
-    fw: Framework, face: str, tensors: tuple[Any, ...], window: Window, scale: Any, return_lse: Any, backend: Any,
-    upstream: dict[str, Any], stream: Any = None,
-) -> Any:  # fmt: skip
+    fw: Framework,
+    face: str,
+    tensors: tuple[Any, ...],
+    window: Window,
+    scale: Any,
+    return_lse: Any,
+    backend: Any,
+    upstream: dict[str, Any],
+    stream: Any = None,
+) -> Any:
     """``neighborhood_attention`` and ``na{1,2,3}d``. tensors: those of ``FUSED.input_names``; upstream: its knobs."""
     backends.accept_knobs(face, upstream)
     chosen, where = fw.BACKENDS.resolve(face, backend), fw.stream_of(face, stream)
@@ -42,9 +49,14 @@ def fused(
 
 
 def _fused_problem(
-    fw: Framework, face: str, tensors: tuple[Any, ...], window: Window, scale: Any, return_lse: Any,
+    fw: Framework,
+    face: str,
+    tensors: tuple[Any, ...],
+    window: Window,
+    scale: Any,
+    return_lse: Any,
     arguments: Signature | None,
-) -> Problem:  # fmt: skip
+) -> Problem:
     """The problem of a fused face: that of an earlier call like it, or the arguments are checked."""
     alike = None if arguments is None else _alike(fw, face, tensors, arguments)
     if alike is None:  # not even looked up: a tracer would guard what is kept
@@ -102,9 +114,18 @@ def av(fw: Framework, face: str, tensors: tuple[Any, ...], window: Window, backe
 
 
 def full(
-    fw: Framework, face: str, tensors: tuple[Any, ...], is_causal: Any, scale: Any, lengths: tuple[Any, Any],
-    packed: tuple[Any, ...], return_lse: Any, backend: Any, upstream: dict[str, Any], stream: Any = None,
-) -> Any:  # fmt: skip
+    fw: Framework,
+    face: str,
+    tensors: tuple[Any, ...],
+    is_causal: Any,
+    scale: Any,
+    lengths: tuple[Any, Any],
+    packed: tuple[Any, ...],
+    return_lse: Any,
+    backend: Any,
+    upstream: dict[str, Any],
+    stream: Any = None,
+) -> Any:
     """``attention``. lengths: seqlens_Q and seqlens_KV; packed: the cumulative ones and the longest."""
     backends.accept_knobs(face, upstream)
     chosen, where = fw.BACKENDS.resolve(face, backend), fw.stream_of(face, stream)

@@ -81,9 +81,16 @@ class Framework(Protocol):
     # --- items of different sizes ------------------------------------------------------------------
 
     def attend(
-        self, kind: str, face: str, problem: Problem, backend: str, stream: Stream, table: Any,
-        tensors: tuple[Any, ...], rpb: Tensor | None = None,
-    ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:  # fmt: skip
+        self,
+        kind: str,
+        face: str,
+        problem: Problem,
+        backend: str,
+        stream: Stream,
+        table: Any,
+        tensors: tuple[Any, ...],
+        rpb: Tensor | None = None,
+    ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         """Outs and lses of items. tensors: queries, keys and values, lists of one tensor each or of one per item.
 
         problem: what all items share. table: of the items, as :meth:`padded_table` and the like make it.

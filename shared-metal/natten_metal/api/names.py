@@ -9,13 +9,24 @@ from typing import Any
 # Where the public names that both packages have live; the order is that of the documentation.
 HOMES: dict[str, tuple[str, ...]] = {
     "functional": (
-        "neighborhood_attention", "na1d", "na2d", "na3d", "na1d_qk", "na2d_qk", "na3d_qk", "na1d_av", "na2d_av",
-        "na3d_av", "attention", "merge_attentions", "explain",
+        "neighborhood_attention",
+        "na1d",
+        "na2d",
+        "na3d",
+        "na1d_qk",
+        "na2d_qk",
+        "na3d_qk",
+        "na1d_av",
+        "na2d_av",
+        "na3d_av",
+        "attention",
+        "merge_attentions",
+        "explain",
     ),
     "varlen": ("na1d_varlen", "na2d_varlen", "na3d_varlen", "generate_varlen_parameters"),
     "modules": ("NeighborhoodAttention1D", "NeighborhoodAttention2D", "NeighborhoodAttention3D"),
     "weights": ("load_weights", "save_weights"),
-}  # fmt: skip
+}
 BACKEND_NAMES = ("get_backend", "set_backend", "use_backend", "get_support_matrix", "has_metal")
 
 

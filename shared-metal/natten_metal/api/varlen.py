@@ -22,9 +22,18 @@ def padded_table(face: str, name: str, sizes: Any, query: TensorSpec, window: ch
 
 
 def padded_items(
-    fw: Framework, face: str, name: str, tensors: tuple[Any, ...], sizes: Any, window: tuple[Any, ...], scale: Any,
-    return_lse: Any, backend: Any, rpb: Tensor | None = None, stream: Any = None,
-) -> Any:  # fmt: skip
+    fw: Framework,
+    face: str,
+    name: str,
+    tensors: tuple[Any, ...],
+    sizes: Any,
+    window: tuple[Any, ...],
+    scale: Any,
+    return_lse: Any,
+    backend: Any,
+    rpb: Tensor | None = None,
+    stream: Any = None,
+) -> Any:
     """``na{1,2,3}d_varlen``. name: that of ``sizes`` in the face."""
     chosen, where = fw.BACKENDS.resolve(face, backend), fw.stream_of(face, stream)
     if all(isinstance(tensor, (list, tuple)) for tensor in tensors):
@@ -41,9 +50,18 @@ def padded_items(
 
 
 def _listed_items(
-    fw: Framework, face: str, name: str, tensors: tuple[Any, ...], sizes: Any, window: tuple[Any, ...], scale: Any,
-    return_lse: Any, backend: str, rpb: Tensor | None, stream: Stream,
-) -> Any:  # fmt: skip
+    fw: Framework,
+    face: str,
+    name: str,
+    tensors: tuple[Any, ...],
+    sizes: Any,
+    window: tuple[Any, ...],
+    scale: Any,
+    return_lse: Any,
+    backend: str,
+    rpb: Tensor | None,
+    stream: Stream,
+) -> Any:
     """Items as tensors of their own, ``[*shape, H, D]`` each: lists of results."""
     with_lse = checks.flag(face, "return_lse", return_lse)
     (rpb,) = fw.cast((rpb,))
@@ -68,9 +86,15 @@ def _listed_items(
 
 
 def attend_packed(
-    fw: Framework, face: str, problem: Problem, tensors: tuple[Any, ...], lengths: tuple[Any, Any],
-    packed: tuple[Any, ...], backend: str, stream: Stream,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    fw: Framework,
+    face: str,
+    problem: Problem,
+    tensors: tuple[Any, ...],
+    lengths: tuple[Any, Any],
+    packed: tuple[Any, ...],
+    backend: str,
+    stream: Stream,
+) -> tuple[Tensor, Tensor]:
     """``attention`` of sequences that lie behind one another in one batch item."""
     table = fw.packed_table(face, [tuple(tensor.shape) for tensor in tensors], lengths, packed)
     lists = tuple([tensor] for tensor in tensors)
@@ -98,9 +122,13 @@ def parameters(
 
 
 def configure(
-    fw: Framework, layouts: Any, window: tuple[Any, Any, Any, Any], lists: tuple[Any, Any, Any], backend: Any,
+    fw: Framework,
+    layouts: Any,
+    window: tuple[Any, Any, Any, Any],
+    lists: tuple[Any, Any, Any],
+    backend: Any,
     upstream: dict[str, Any],
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """``configure_varlen``. window: of all items; lists: kernel_size_list, stride_list and dilation_list."""
     face = "configure_varlen"
     backends.accept_knobs(face, upstream)
@@ -114,10 +142,18 @@ def configure(
 
 
 def packed_items(
-    fw: Framework, tensors: tuple[Any, ...], metadata: Any, layouts: Any, window: tuple[Any, Any, Any, Any],
-    lists: tuple[Any, Any, Any], scale: Any, return_lse: Any, backend: Any, upstream: dict[str, Any],
+    fw: Framework,
+    tensors: tuple[Any, ...],
+    metadata: Any,
+    layouts: Any,
+    window: tuple[Any, Any, Any, Any],
+    lists: tuple[Any, Any, Any],
+    scale: Any,
+    return_lse: Any,
+    backend: Any,
+    upstream: dict[str, Any],
     stream: Any = None,
-) -> Any:  # fmt: skip
+) -> Any:
     """``neighborhood_attention_varlen``. metadata: of :func:`configure`; the next three: its arguments."""
     face = "neighborhood_attention_varlen"
     backends.accept_knobs(face, upstream)

@@ -112,9 +112,11 @@ def check_causal_arg(na_dim: int, is_causal: Any) -> Bools:
 def check_all_args(na_dim: int, kernel_size: Any, stride: Any, dilation: Any, is_causal: Any) -> tuple[Any, ...]:
     """kernel_size, stride, dilation and is_causal on each axis; ValueError for invalid ones."""
     return (
-        check_kernel_size_arg(na_dim, kernel_size), check_stride_arg(na_dim, stride),
-        check_dilation_arg(na_dim, dilation), check_causal_arg(na_dim, is_causal),
-    )  # fmt: skip
+        check_kernel_size_arg(na_dim, kernel_size),
+        check_stride_arg(na_dim, stride),
+        check_dilation_arg(na_dim, dilation),
+        check_causal_arg(na_dim, is_causal),
+    )
 
 
 def check_all_args_without_stride(na_dim: int, kernel_size: Any, dilation: Any, is_causal: Any) -> tuple[Any, ...]:
@@ -276,11 +278,21 @@ TUPLES = {
 ARGUMENTS = {
     each.__name__: each
     for each in (
-        check_kernel_size_arg, check_input_size_arg, check_stride_arg, check_dilation_arg, check_causal_arg,
-        check_tile_shape, check_tiling_config, check_backward_tiling_config, check_kernel_schedule,
-        get_num_na_weights, check_args_against_input, is_self_attention, log_or_raise_error,
+        check_kernel_size_arg,
+        check_input_size_arg,
+        check_stride_arg,
+        check_dilation_arg,
+        check_causal_arg,
+        check_tile_shape,
+        check_tiling_config,
+        check_backward_tiling_config,
+        check_kernel_schedule,
+        get_num_na_weights,
+        check_args_against_input,
+        is_self_attention,
+        log_or_raise_error,
     )
-}  # fmt: skip
+}
 ADDITIONAL = {each.__name__: each for each in (check_additional_keys, check_additional_values)}
 ENVIRONMENT = {each.__name__: each for each in (parse_env_flag, parse_env_int, parse_env_str)}
 LOG = {"get_logger": get_logger, "LogLevel": LogLevel, "NattenLogger": get_logger}

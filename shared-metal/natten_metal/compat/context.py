@@ -111,9 +111,12 @@ class _Switches:
         self.context.training_memory_preference = names[pref]
 
     def use_fused_na(
-        self, mode: bool = True, kv_parallel: bool = True, use_flex_attention: bool = False,
+        self,
+        mode: bool = True,
+        kv_parallel: bool = True,
+        use_flex_attention: bool = False,
         force_flex_attention: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Store whether modules should use the fused op; here they always do, unless dropout needs the weights."""
         self.context.is_fused_na_enabled = bool(mode)
         self.context.is_kv_parallelism_enabled = bool(mode and kv_parallel)
@@ -129,11 +132,16 @@ class _Switches:
         self.use_fused_na(True, use_flex_attention=True, force_flex_attention=True)
 
     def use_autotuner(
-        self, forward_pass: bool | None = None, backward_pass: bool | None = None,
-        thorough_mode_forward: bool | None = None, thorough_mode_backward: bool | None = None,
-        warmup_steps_forward: int | None = None, warmup_steps_backward: int | None = None,
-        steps_forward: int | None = None, steps_backward: int | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        forward_pass: bool | None = None,
+        backward_pass: bool | None = None,
+        thorough_mode_forward: bool | None = None,
+        thorough_mode_backward: bool | None = None,
+        warmup_steps_forward: int | None = None,
+        warmup_steps_backward: int | None = None,
+        steps_forward: int | None = None,
+        steps_backward: int | None = None,
+    ) -> None:
         """Store the settings of the auto-tuner, which does not exist here: plans are made from the problem alone.
 
         TypeError for numbers of steps that are not ints.
@@ -204,9 +212,13 @@ class _Switches:
     def fused(self) -> Names:
         """0.17's fused op and its auto-tuner."""
         named = (
-            self.use_fused_na, self.use_flex_attention, self.force_flex_attention, self.use_autotuner,
-            self.disable_autotuner, self.is_autotuner_enabled,
-        )  # fmt: skip
+            self.use_fused_na,
+            self.use_flex_attention,
+            self.force_flex_attention,
+            self.use_autotuner,
+            self.disable_autotuner,
+            self.is_autotuner_enabled,
+        )
         return {
             **{each.__name__: each for each in named},
             "AutotunerContext": self.tuner,
@@ -221,9 +233,11 @@ class _Switches:
     def flex(self) -> Names:
         """0.20's guards of flex_attention."""
         named = (
-            self.allow_flex_compile, self.allow_flex_compile_backprop, self.disable_flex_compile,
+            self.allow_flex_compile,
+            self.allow_flex_compile_backprop,
+            self.disable_flex_compile,
             self.disable_flex_compile_backprop,
-        )  # fmt: skip
+        )
         return {
             **{each.__name__: each for each in named},
             "is_flex_compile_allowed": self.question("flex_compile_allowed"),
@@ -262,9 +276,16 @@ CONTEXT: dict[str, Names] = {
     "v015": {**_DEVICE, **_OLD.kernels()},
     "v017": {**_OLD.common(), **_DEVICE, **_OLD.kernels(), **_OLD.fused()},
     "v020": {**_DEVICE, **_NEW.common(), **_NEW.flex(), **_CONFIGS, "HAS_LIBNATTEN": True},
-    "v021": {**_NEW.common(), **_DEVICE, **_NEW.kernels(), **_NEW.fused(), **_NEW.flex(), **_CONFIGS,
-             "HAS_LIBNATTEN": True},
-}  # fmt: skip
+    "v021": {
+        **_NEW.common(),
+        **_DEVICE,
+        **_NEW.kernels(),
+        **_NEW.fused(),
+        **_NEW.flex(),
+        **_CONFIGS,
+        "HAS_LIBNATTEN": True,
+    },
+}
 
 
 class _FlopHandler:

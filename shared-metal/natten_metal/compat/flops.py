@@ -28,9 +28,14 @@ def _count(face: str, shape: Shape, kernel_size: Any, heads_last: bool, return_m
 
 
 def na_qk_flop_count(
-    q_shape: Shape, k_shape: Shape, kernel_size: Any, dilation: Any, is_causal: Any, is_heads_last: bool,
+    q_shape: Shape,
+    k_shape: Shape,
+    kernel_size: Any,
+    dilation: Any,
+    is_causal: Any,
+    is_heads_last: bool,
     return_macs: bool = False,
-) -> int:  # fmt: skip
+) -> int:
     """Floating-point operations (or multiply-accumulates) of a window's logits, without scale and rpb."""
     if tuple(q_shape) != tuple(k_shape):
         raise ValueError(f"na_qk_flop_count: q_shape and k_shape must be equal; got {q_shape} and {k_shape}")
@@ -38,17 +43,28 @@ def na_qk_flop_count(
 
 
 def na_av_flop_count(
-    a_shape: Shape, v_shape: Shape, kernel_size: Any, dilation: Any, is_causal: Any, is_heads_last: bool,
+    a_shape: Shape,
+    v_shape: Shape,
+    kernel_size: Any,
+    dilation: Any,
+    is_causal: Any,
+    is_heads_last: bool,
     return_macs: bool = False,
-) -> int:  # fmt: skip
+) -> int:
     """Floating-point operations (or multiply-accumulates) of a window's weights times its values."""
     return _count("na_av_flop_count", v_shape, kernel_size, is_heads_last, return_macs)
 
 
 def fna_flop_count(
-    q_shape: Shape, k_shape: Shape, v_shape: Shape, kernel_size: Any, dilation: Any, is_causal: Any,
-    is_heads_last: bool, return_macs: bool = False,
-) -> int:  # fmt: skip
+    q_shape: Shape,
+    k_shape: Shape,
+    v_shape: Shape,
+    kernel_size: Any,
+    dilation: Any,
+    is_causal: Any,
+    is_heads_last: bool,
+    return_macs: bool = False,
+) -> int:
     """Floating-point operations (or multiply-accumulates) of the fused op: both products, no softmax."""
     if not tuple(q_shape) == tuple(k_shape) == tuple(v_shape):
         raise ValueError(f"fna_flop_count: shapes must be equal; got {q_shape}, {k_shape} and {v_shape}")

@@ -112,10 +112,17 @@ _FIFTEEN: Forms = {
     **per_rank("na{}d_qk_with_bias", QK.name, (3,), f"query key bias {SEPARATE_DEPTH}", additional_keys=None),
     **per_rank("na{}d_av", AV.name, (3,), f"attn value {SEPARATE_DEPTH}", additional_values=None),
     **per_rank(
-        MODULE, "module", (3,), "dim num_heads kernel_size", kernel_size_d=None, dilation=1, dilation_d=None,
-        bias=True, **DROPOUT,
+        MODULE,
+        "module",
+        (3,),
+        "dim num_heads kernel_size",
+        kernel_size_d=None,
+        dilation=1,
+        dilation_d=None,
+        bias=True,
+        **DROPOUT,
     ),
-}  # fmt: skip
+}
 _SPLIT: Forms = {
     **per_rank(
         "na{}d_qk", QK.name, RANKS, "query key kernel_size", dilation=1, additional_keys=None, is_causal=False, rpb=None
@@ -137,34 +144,62 @@ _SEVENTEEN: Forms = {
     **_DEPRECATED,
     **_SPLIT,
     **per_rank(
-        "na{}d", "fused", RANKS, "query key value kernel_size", dilation=1, is_causal=False, rpb=None, scale=None,
-        additional_keys=None, additional_values=None, xformers_kwargs=None,
+        "na{}d",
+        "fused",
+        RANKS,
+        "query key value kernel_size",
+        dilation=1,
+        is_causal=False,
+        rpb=None,
+        scale=None,
+        additional_keys=None,
+        additional_values=None,
+        xformers_kwargs=None,
     ),
     **per_rank(
-        MODULE, "module", RANKS, "dim num_heads kernel_size", dilation=1, is_causal=False, rel_pos_bias=False,
-        **DROPOUT, use_experimental_ops=False,
+        MODULE,
+        "module",
+        RANKS,
+        "dim num_heads kernel_size",
+        dilation=1,
+        is_causal=False,
+        rel_pos_bias=False,
+        **DROPOUT,
+        use_experimental_ops=False,
     ),
-}  # fmt: skip
+}
 
 _KNOBS = {"run_persistent_kernel": True, "kernel_schedule": None, "torch_compile": False}
 _TILE_SIZES = dict.fromkeys(
     ("backend", "q_tile_size", "kv_tile_size", "backward_q_tile_size", "backward_kv_tile_size", "backward_kv_splits")
 )
 _TILE_SHAPES = dict.fromkeys(
-    ("backend", "q_tile_shape", "kv_tile_shape", "backward_q_tile_shape", "backward_kv_tile_shape",
-     "backward_kv_splits")
-)  # fmt: skip
+    (
+        "backend",
+        "q_tile_shape",
+        "kv_tile_shape",
+        "backward_q_tile_shape",
+        "backward_kv_tile_shape",
+        "backward_kv_splits",
+    )
+)
 _PACKED = dict.fromkeys(
     ("seqlens_Q", "seqlens_KV", "cumulative_seqlen_Q", "cumulative_seqlen_KV", "max_seqlen_Q", "max_seqlen_KV")
 )
 _FUSED = {
-    "stride": 1, "dilation": 1, "is_causal": False, "scale": None, "additional_keys": None, "additional_values": None,
-    "attention_kwargs": None, **_TILE_SHAPES, "backward_use_pt_reduction": False, **_KNOBS,
-}  # fmt: skip
+    "stride": 1,
+    "dilation": 1,
+    "is_causal": False,
+    "scale": None,
+    "additional_keys": None,
+    "additional_values": None,
+    "attention_kwargs": None,
+    **_TILE_SHAPES,
+    "backward_use_pt_reduction": False,
+    **_KNOBS,
+}
 _ATTENTION = {**_TILE_SIZES, "backward_use_pt_reduction": False, **_KNOBS, "return_lse": False}
-_MODERN = {
-    "stride": 1, "dilation": 1, "is_causal": False, "qkv_bias": True, "qk_scale": None, "proj_drop": 0.0
-}  # fmt: skip
+_MODERN = {"stride": 1, "dilation": 1, "is_causal": False, "qkv_bias": True, "qk_scale": None, "proj_drop": 0.0}
 _MODERN_MODULE: Forms = {
     **per_rank(MODULE, "module", RANKS, "embed_dim num_heads kernel_size", **_MODERN),
     "NeighborhoodAttentionGeneric": form("module", 0, "na_dim embed_dim num_heads kernel_size", **_MODERN),

@@ -35,43 +35,53 @@ class Generation:
 # By the name of the module, oldest first.
 GENERATIONS = {
     "v0141": Generation(
-        (0, 14, 1), "0.14.4", "0.14.1 to 0.14.4",
+        (0, 14, 1),
+        "0.14.4",
+        "0.14.1 to 0.14.4",
         "Split ops only, heads-first: ``natten{1,2}dqkrpb(query, key, rpb, dilation)`` and "
         "``natten{1,2}dav(attn, value, dilation)``; the window's size follows from the bias table or the weights. "
         "Modules take kernel_size before num_heads, always have a bias table, and with ``dilation=None`` dilate "
         "as far as the input allows.",
     ),
-    "v0145": Generation(
-        (0, 14, 5), "0.14.5", "0.14.5", "As 0.14.6, but ``natten{1,2}dav(attn, value, dilation)``."
-    ),
+    "v0145": Generation((0, 14, 5), "0.14.5", "0.14.5", "As 0.14.6, but ``natten{1,2}dav(attn, value, dilation)``."),
     "v014": Generation(
-        (0, 14, 6), "0.14.6", "0.14.6",
+        (0, 14, 6),
+        "0.14.6",
+        "0.14.6",
         "Split ops only, heads-first: ``natten{1,2}dqkrpb(query, key, rpb, kernel_size, dilation)``, "
         "``natten{1,2}dqk``, ``natten{1,2}dav(attn, value, kernel_size, dilation)``. Modules pad inputs shorter than "
         "their window.",
     ),
     "v015": Generation(
-        (0, 15, 0), "0.15.1", "0.15",
+        (0, 15, 0),
+        "0.15.1",
+        "0.15",
         "Adds volumes (their depth has arguments of its own), the names ``na{1,2,3}d_{qk,qk_with_bias,av}`` and "
         "additional keys and values. ``na1d``, ``na2d`` and ``na3d`` are here because 0.3 had them; upstream had none "
         "yet.",
     ),
     "v017": Generation(
-        (0, 17, 0), "0.17.5", "0.17",
+        (0, 17, 0),
+        "0.17.5",
+        "0.17",
         "One argument for a window, causal axes, and the fused ops ``na{1,2,3}d``, which are heads-last, and where "
         "dilation follows kernel_size. Bias tables are called ``rpb``, and train in the fused ops too.",
     ),
     "v020": Generation(
-        (0, 20, 0), "0.20.1", "0.20 to 0.21.1",
+        (0, 20, 0),
+        "0.20.1",
+        "0.20 to 0.21.1",
         "Fused ops with stride; ``merge_attentions`` returns the output alone. ``na{1,2,3}d_{qk,av}`` and the "
         "``natten*`` ops are here, heads-first as in 0.17, though upstream dropped them.",
     ),
     "v021": Generation(
-        (0, 21, 5), "0.21.7", "0.21.5 and later",
+        (0, 21, 5),
+        "0.21.7",
+        "0.21.5 and later",
         "The log-sum-exp from every op; causal and packed ``attention``. Every older name that means nothing else here "
         "is here too: the split ops, heads-first, and the switches of 0.17.",
     ),
-}  # fmt: skip
+}
 SINCE = {name: its.since for name, its in GENERATIONS.items()}
 LAST = {name: its.last for name, its in GENERATIONS.items()}
 # Other names of classes.
@@ -267,10 +277,28 @@ def window_slots(name: str, attn: Any, extra: int, kernel_size: Any, rank: int) 
 
 # Arguments of upstream's fused ops that today's have as well.
 _SHARED = frozenset(
-    {"query", "key", "value", "kernel_size", "stride", "dilation", "is_causal", "scale", "rpb", "additional_keys",
-     "additional_values", "backend", "return_lse", "seqlens_Q", "seqlens_KV", "cumulative_seqlen_Q",
-     "cumulative_seqlen_KV", "max_seqlen_Q", "max_seqlen_KV"}
-)  # fmt: skip
+    {
+        "query",
+        "key",
+        "value",
+        "kernel_size",
+        "stride",
+        "dilation",
+        "is_causal",
+        "scale",
+        "rpb",
+        "additional_keys",
+        "additional_values",
+        "backend",
+        "return_lse",
+        "seqlens_Q",
+        "seqlens_KV",
+        "cumulative_seqlen_Q",
+        "cumulative_seqlen_KV",
+        "max_seqlen_Q",
+        "max_seqlen_KV",
+    }
+)
 
 
 def _ignore(name: str, argument: str) -> None:

@@ -90,9 +90,15 @@ _NESTED_SEVENTEEN: Forms = {
     ),
 }
 _FLEX_SEVENTEEN = per_rank(
-    "flex_na{}d", "fused", RANKS, "query key value kernel_size", dilation=1, is_causal=False, **_MORE_KEYS,
+    "flex_na{}d",
+    "fused",
+    RANKS,
+    "query key value kernel_size",
+    dilation=1,
+    is_causal=False,
+    **_MORE_KEYS,
     xformers_kwargs=None,
-)  # fmt: skip
+)
 _FUSED_SEVENTEEN = {name: its for name, its in FORMS["v017"].items() if its.kind == "fused"}
 
 INNER: dict[str, dict[str, Forms]] = {
@@ -134,10 +140,14 @@ FUNCTIONS: dict[str, Forms] = {
         **per_rank(_QK, QK.name, RANKS, f"{_FIFTEEN_QK} kernel_size dilation is_causal"),
         **per_rank(_AV, AV.name, RANKS, f"{_FIFTEEN_AV} kernel_size dilation is_causal"),
         **per_rank(
-            "FusedNeighborhoodAttention{}D", "fused", RANKS, "query key value rpb kernel_size dilation is_causal scale",
-            tiling_config=None, tiling_config_backward=None,
+            "FusedNeighborhoodAttention{}D",
+            "fused",
+            RANKS,
+            "query key value rpb kernel_size dilation is_causal scale",
+            tiling_config=None,
+            tiling_config_backward=None,
         ),
     },
     "v020": {},
     "v021": {},
-}  # fmt: skip
+}

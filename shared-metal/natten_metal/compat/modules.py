@@ -97,22 +97,29 @@ def _old(generation: str, public: Names, parts: Parts) -> Submodules:
         "check_all_args": compat_checks.check_all_args_without_stride,
     }
     misc = {"get_device_cc": parts.device["get_device_cc"]}
-    return found | _by_rank("na{}d", public) | {
-        "context": CONTEXT[generation],
-        "types": _types() | {name: checks[name] for name in ("create_dim_from_int", "create_causal_arg_from_bool")},
-        "utils": tensor | checks | misc,
-        "utils.checks": checks,
-        "utils.log": dict(compat_checks.LOG),
-        "utils.misc": misc,
-    }  # fmt: skip
+    return (
+        found
+        | _by_rank("na{}d", public)
+        | {
+            "context": CONTEXT[generation],
+            "types": _types() | {name: checks[name] for name in ("create_dim_from_int", "create_causal_arg_from_bool")},
+            "utils": tensor | checks | misc,
+            "utils.checks": checks,
+            "utils.log": dict(compat_checks.LOG),
+            "utils.misc": misc,
+        }
+    )
 
 
 def _new(generation: str, public: Names, parts: Parts) -> Submodules:
     """From 0.20 on: submodules by topic."""
     checks = {
-        **compat_checks.ARGUMENTS, **compat_checks.TUPLES, **parts.helpers.checks(),
-        "check_all_args": compat_checks.check_all_args, "KernelSchedule": KernelSchedule,
-    }  # fmt: skip
+        **compat_checks.ARGUMENTS,
+        **compat_checks.TUPLES,
+        **parts.helpers.checks(),
+        "check_all_args": compat_checks.check_all_args,
+        "KernelSchedule": KernelSchedule,
+    }
     configs = {name: value for name, value in CONTEXT[generation].items() if "configs_for" in name}
     tokens = parts.tokens.get(generation, {})
     found: Submodules = {
@@ -150,9 +157,13 @@ def _types() -> Names:
             tiles |= {f"{backend}Fna{way}ConfigType": tuple, f"{backend}Fmha{way}ConfigType": tuple}
     older = dict.fromkeys(("FnaForwardConfigType", "FnaBackwardConfigType", "FnaTileShapeType"), tuple)
     return {
-        **dimension_types(), **tiles, **older, "ListOrNestedTensor": Any, "KernelSchedule": KernelSchedule,
+        **dimension_types(),
+        **tiles,
+        **older,
+        "ListOrNestedTensor": Any,
+        "KernelSchedule": KernelSchedule,
         "NoneType": NoneType,
-    }  # fmt: skip
+    }
 
 
 # --- as modules ------------------------------------------------------------------------------------

@@ -94,9 +94,15 @@ def require_values(face: str, name: str, *given: Any) -> None:
 
 
 def attend(
-    kind: str, face: str, problem: Problem, backend: str, stream: mx.Stream, table: ragged.Table,
-    tensors: tuple[Any, ...], rpb: mx.array | None = None,
-) -> tuple[Arrays, Arrays]:  # fmt: skip
+    kind: str,
+    face: str,
+    problem: Problem,
+    backend: str,
+    stream: mx.Stream,
+    table: ragged.Table,
+    tensors: tuple[Any, ...],
+    rpb: mx.array | None = None,
+) -> tuple[Arrays, Arrays]:
     if kind == "packed" and problem.record.has_window:
         checks.varlen.packed_total(face, table, problem.rank, problem.query_shape[0])
     arrays = [array for each in tensors for array in each] + ([] if rpb is None else [rpb])

@@ -24,27 +24,66 @@ class Fused(Named, Protocol):
 
     @overload
     def __call__(
-        self, query: mx.array, key: mx.array, value: mx.array, kernel_size: Ints, stride: Ints = 1, dilation: Ints = 1,
-        is_causal: Bools = False, scale: float | None = None, *, additional_keys: mx.array | None = None,
-        additional_values: mx.array | None = None, rpb: mx.array | None = None, return_lse: Literal[False] = False,
-        backend: str | None = None, stream: StreamOrDevice = None, **upstream: Any,
-    ) -> mx.array: ...  # fmt: skip
+        self,
+        query: mx.array,
+        key: mx.array,
+        value: mx.array,
+        kernel_size: Ints,
+        stride: Ints = 1,
+        dilation: Ints = 1,
+        is_causal: Bools = False,
+        scale: float | None = None,
+        *,
+        additional_keys: mx.array | None = None,
+        additional_values: mx.array | None = None,
+        rpb: mx.array | None = None,
+        return_lse: Literal[False] = False,
+        backend: str | None = None,
+        stream: StreamOrDevice = None,
+        **upstream: Any,
+    ) -> mx.array: ...
 
     @overload
     def __call__(
-        self, query: mx.array, key: mx.array, value: mx.array, kernel_size: Ints, stride: Ints = 1, dilation: Ints = 1,
-        is_causal: Bools = False, scale: float | None = None, *, additional_keys: mx.array | None = None,
-        additional_values: mx.array | None = None, rpb: mx.array | None = None, return_lse: Literal[True],
-        backend: str | None = None, stream: StreamOrDevice = None, **upstream: Any,
-    ) -> tuple[mx.array, mx.array]: ...  # fmt: skip
+        self,
+        query: mx.array,
+        key: mx.array,
+        value: mx.array,
+        kernel_size: Ints,
+        stride: Ints = 1,
+        dilation: Ints = 1,
+        is_causal: Bools = False,
+        scale: float | None = None,
+        *,
+        additional_keys: mx.array | None = None,
+        additional_values: mx.array | None = None,
+        rpb: mx.array | None = None,
+        return_lse: Literal[True],
+        backend: str | None = None,
+        stream: StreamOrDevice = None,
+        **upstream: Any,
+    ) -> tuple[mx.array, mx.array]: ...
 
     @overload
     def __call__(
-        self, query: mx.array, key: mx.array, value: mx.array, kernel_size: Ints, stride: Ints = 1, dilation: Ints = 1,
-        is_causal: Bools = False, scale: float | None = None, *, additional_keys: mx.array | None = None,
-        additional_values: mx.array | None = None, rpb: mx.array | None = None, return_lse: bool,
-        backend: str | None = None, stream: StreamOrDevice = None, **upstream: Any,
-    ) -> mx.array | tuple[mx.array, mx.array]: ...  # fmt: skip
+        self,
+        query: mx.array,
+        key: mx.array,
+        value: mx.array,
+        kernel_size: Ints,
+        stride: Ints = 1,
+        dilation: Ints = 1,
+        is_causal: Bools = False,
+        scale: float | None = None,
+        *,
+        additional_keys: mx.array | None = None,
+        additional_values: mx.array | None = None,
+        rpb: mx.array | None = None,
+        return_lse: bool,
+        backend: str | None = None,
+        stream: StreamOrDevice = None,
+        **upstream: Any,
+    ) -> mx.array | tuple[mx.array, mx.array]: ...
 
 
 class Full(Named, Protocol):
@@ -52,27 +91,66 @@ class Full(Named, Protocol):
 
     @overload
     def __call__(
-        self, query: mx.array, key: mx.array, value: mx.array, is_causal: bool = False, scale: float | None = None,
-        seqlens_Q: Any = None, seqlens_KV: Any = None, cumulative_seqlen_Q: Any = None,
-        cumulative_seqlen_KV: Any = None, max_seqlen_Q: int | None = None, max_seqlen_KV: int | None = None, *,
-        return_lse: Literal[False] = False, backend: str | None = None, stream: StreamOrDevice = None, **upstream: Any,
-    ) -> mx.array: ...  # fmt: skip
+        self,
+        query: mx.array,
+        key: mx.array,
+        value: mx.array,
+        is_causal: bool = False,
+        scale: float | None = None,
+        seqlens_Q: Any = None,
+        seqlens_KV: Any = None,
+        cumulative_seqlen_Q: Any = None,
+        cumulative_seqlen_KV: Any = None,
+        max_seqlen_Q: int | None = None,
+        max_seqlen_KV: int | None = None,
+        *,
+        return_lse: Literal[False] = False,
+        backend: str | None = None,
+        stream: StreamOrDevice = None,
+        **upstream: Any,
+    ) -> mx.array: ...
 
     @overload
     def __call__(
-        self, query: mx.array, key: mx.array, value: mx.array, is_causal: bool = False, scale: float | None = None,
-        seqlens_Q: Any = None, seqlens_KV: Any = None, cumulative_seqlen_Q: Any = None,
-        cumulative_seqlen_KV: Any = None, max_seqlen_Q: int | None = None, max_seqlen_KV: int | None = None, *,
-        return_lse: Literal[True], backend: str | None = None, stream: StreamOrDevice = None, **upstream: Any,
-    ) -> tuple[mx.array, mx.array]: ...  # fmt: skip
+        self,
+        query: mx.array,
+        key: mx.array,
+        value: mx.array,
+        is_causal: bool = False,
+        scale: float | None = None,
+        seqlens_Q: Any = None,
+        seqlens_KV: Any = None,
+        cumulative_seqlen_Q: Any = None,
+        cumulative_seqlen_KV: Any = None,
+        max_seqlen_Q: int | None = None,
+        max_seqlen_KV: int | None = None,
+        *,
+        return_lse: Literal[True],
+        backend: str | None = None,
+        stream: StreamOrDevice = None,
+        **upstream: Any,
+    ) -> tuple[mx.array, mx.array]: ...
 
     @overload
     def __call__(
-        self, query: mx.array, key: mx.array, value: mx.array, is_causal: bool = False, scale: float | None = None,
-        seqlens_Q: Any = None, seqlens_KV: Any = None, cumulative_seqlen_Q: Any = None,
-        cumulative_seqlen_KV: Any = None, max_seqlen_Q: int | None = None, max_seqlen_KV: int | None = None, *,
-        return_lse: bool, backend: str | None = None, stream: StreamOrDevice = None, **upstream: Any,
-    ) -> mx.array | tuple[mx.array, mx.array]: ...  # fmt: skip
+        self,
+        query: mx.array,
+        key: mx.array,
+        value: mx.array,
+        is_causal: bool = False,
+        scale: float | None = None,
+        seqlens_Q: Any = None,
+        seqlens_KV: Any = None,
+        cumulative_seqlen_Q: Any = None,
+        cumulative_seqlen_KV: Any = None,
+        max_seqlen_Q: int | None = None,
+        max_seqlen_KV: int | None = None,
+        *,
+        return_lse: bool,
+        backend: str | None = None,
+        stream: StreamOrDevice = None,
+        **upstream: Any,
+    ) -> mx.array | tuple[mx.array, mx.array]: ...
 
 
 class Sequences(Named, Protocol):
@@ -80,24 +158,57 @@ class Sequences(Named, Protocol):
 
     @overload
     def __call__(
-        self, query: Items, key: Items, value: Items, seq_lens: Any, kernel_size: Ints, dilation: Ints = 1,
-        scale: float | None = None, *, stride: Ints = 1, is_causal: Bools = False, return_lse: Literal[False] = False,
-        backend: str | None = None, stream: StreamOrDevice = None,
-    ) -> Items: ...  # fmt: skip
+        self,
+        query: Items,
+        key: Items,
+        value: Items,
+        seq_lens: Any,
+        kernel_size: Ints,
+        dilation: Ints = 1,
+        scale: float | None = None,
+        *,
+        stride: Ints = 1,
+        is_causal: Bools = False,
+        return_lse: Literal[False] = False,
+        backend: str | None = None,
+        stream: StreamOrDevice = None,
+    ) -> Items: ...
 
     @overload
     def __call__(
-        self, query: Items, key: Items, value: Items, seq_lens: Any, kernel_size: Ints, dilation: Ints = 1,
-        scale: float | None = None, *, stride: Ints = 1, is_causal: Bools = False, return_lse: Literal[True],
-        backend: str | None = None, stream: StreamOrDevice = None,
-    ) -> tuple[Items, Items]: ...  # fmt: skip
+        self,
+        query: Items,
+        key: Items,
+        value: Items,
+        seq_lens: Any,
+        kernel_size: Ints,
+        dilation: Ints = 1,
+        scale: float | None = None,
+        *,
+        stride: Ints = 1,
+        is_causal: Bools = False,
+        return_lse: Literal[True],
+        backend: str | None = None,
+        stream: StreamOrDevice = None,
+    ) -> tuple[Items, Items]: ...
 
     @overload
     def __call__(
-        self, query: Items, key: Items, value: Items, seq_lens: Any, kernel_size: Ints, dilation: Ints = 1,
-        scale: float | None = None, *, stride: Ints = 1, is_causal: Bools = False, return_lse: bool,
-        backend: str | None = None, stream: StreamOrDevice = None,
-    ) -> Items | tuple[Items, Items]: ...  # fmt: skip
+        self,
+        query: Items,
+        key: Items,
+        value: Items,
+        seq_lens: Any,
+        kernel_size: Ints,
+        dilation: Ints = 1,
+        scale: float | None = None,
+        *,
+        stride: Ints = 1,
+        is_causal: Bools = False,
+        return_lse: bool,
+        backend: str | None = None,
+        stream: StreamOrDevice = None,
+    ) -> Items | tuple[Items, Items]: ...
 
 
 class Grids(Named, Protocol):
@@ -105,24 +216,57 @@ class Grids(Named, Protocol):
 
     @overload
     def __call__(
-        self, query: Items, key: Items, value: Items, spatial_sizes: Any, kernel_size: Ints, dilation: Ints = 1,
-        scale: float | None = None, *, stride: Ints = 1, is_causal: Bools = False, return_lse: Literal[False] = False,
-        backend: str | None = None, stream: StreamOrDevice = None,
-    ) -> Items: ...  # fmt: skip
+        self,
+        query: Items,
+        key: Items,
+        value: Items,
+        spatial_sizes: Any,
+        kernel_size: Ints,
+        dilation: Ints = 1,
+        scale: float | None = None,
+        *,
+        stride: Ints = 1,
+        is_causal: Bools = False,
+        return_lse: Literal[False] = False,
+        backend: str | None = None,
+        stream: StreamOrDevice = None,
+    ) -> Items: ...
 
     @overload
     def __call__(
-        self, query: Items, key: Items, value: Items, spatial_sizes: Any, kernel_size: Ints, dilation: Ints = 1,
-        scale: float | None = None, *, stride: Ints = 1, is_causal: Bools = False, return_lse: Literal[True],
-        backend: str | None = None, stream: StreamOrDevice = None,
-    ) -> tuple[Items, Items]: ...  # fmt: skip
+        self,
+        query: Items,
+        key: Items,
+        value: Items,
+        spatial_sizes: Any,
+        kernel_size: Ints,
+        dilation: Ints = 1,
+        scale: float | None = None,
+        *,
+        stride: Ints = 1,
+        is_causal: Bools = False,
+        return_lse: Literal[True],
+        backend: str | None = None,
+        stream: StreamOrDevice = None,
+    ) -> tuple[Items, Items]: ...
 
     @overload
     def __call__(
-        self, query: Items, key: Items, value: Items, spatial_sizes: Any, kernel_size: Ints, dilation: Ints = 1,
-        scale: float | None = None, *, stride: Ints = 1, is_causal: Bools = False, return_lse: bool,
-        backend: str | None = None, stream: StreamOrDevice = None,
-    ) -> Items | tuple[Items, Items]: ...  # fmt: skip
+        self,
+        query: Items,
+        key: Items,
+        value: Items,
+        spatial_sizes: Any,
+        kernel_size: Ints,
+        dilation: Ints = 1,
+        scale: float | None = None,
+        *,
+        stride: Ints = 1,
+        is_causal: Bools = False,
+        return_lse: bool,
+        backend: str | None = None,
+        stream: StreamOrDevice = None,
+    ) -> Items | tuple[Items, Items]: ...
 
 
 class Packed(Named, Protocol):
@@ -130,30 +274,72 @@ class Packed(Named, Protocol):
 
     @overload
     def __call__(
-        self, query: mx.array, key: mx.array, value: mx.array, metadata: dict[str, Any] | None = None,
-        token_layout_list: Any = None, kernel_size: Ints | None = None, stride: Ints = 1, dilation: Ints = 1,
-        is_causal: Bools = False, kernel_size_list: Any = None, stride_list: Any = None, dilation_list: Any = None,
-        scale: float | None = None, backend: str | None = None, *, return_lse: Literal[False] = False,
-        stream: StreamOrDevice = None, **upstream: Any,
-    ) -> mx.array: ...  # fmt: skip
+        self,
+        query: mx.array,
+        key: mx.array,
+        value: mx.array,
+        metadata: dict[str, Any] | None = None,
+        token_layout_list: Any = None,
+        kernel_size: Ints | None = None,
+        stride: Ints = 1,
+        dilation: Ints = 1,
+        is_causal: Bools = False,
+        kernel_size_list: Any = None,
+        stride_list: Any = None,
+        dilation_list: Any = None,
+        scale: float | None = None,
+        backend: str | None = None,
+        *,
+        return_lse: Literal[False] = False,
+        stream: StreamOrDevice = None,
+        **upstream: Any,
+    ) -> mx.array: ...
 
     @overload
     def __call__(
-        self, query: mx.array, key: mx.array, value: mx.array, metadata: dict[str, Any] | None = None,
-        token_layout_list: Any = None, kernel_size: Ints | None = None, stride: Ints = 1, dilation: Ints = 1,
-        is_causal: Bools = False, kernel_size_list: Any = None, stride_list: Any = None, dilation_list: Any = None,
-        scale: float | None = None, backend: str | None = None, *, return_lse: Literal[True],
-        stream: StreamOrDevice = None, **upstream: Any,
-    ) -> tuple[mx.array, mx.array]: ...  # fmt: skip
+        self,
+        query: mx.array,
+        key: mx.array,
+        value: mx.array,
+        metadata: dict[str, Any] | None = None,
+        token_layout_list: Any = None,
+        kernel_size: Ints | None = None,
+        stride: Ints = 1,
+        dilation: Ints = 1,
+        is_causal: Bools = False,
+        kernel_size_list: Any = None,
+        stride_list: Any = None,
+        dilation_list: Any = None,
+        scale: float | None = None,
+        backend: str | None = None,
+        *,
+        return_lse: Literal[True],
+        stream: StreamOrDevice = None,
+        **upstream: Any,
+    ) -> tuple[mx.array, mx.array]: ...
 
     @overload
     def __call__(
-        self, query: mx.array, key: mx.array, value: mx.array, metadata: dict[str, Any] | None = None,
-        token_layout_list: Any = None, kernel_size: Ints | None = None, stride: Ints = 1, dilation: Ints = 1,
-        is_causal: Bools = False, kernel_size_list: Any = None, stride_list: Any = None, dilation_list: Any = None,
-        scale: float | None = None, backend: str | None = None, *, return_lse: bool,
-        stream: StreamOrDevice = None, **upstream: Any,
-    ) -> mx.array | tuple[mx.array, mx.array]: ...  # fmt: skip
+        self,
+        query: mx.array,
+        key: mx.array,
+        value: mx.array,
+        metadata: dict[str, Any] | None = None,
+        token_layout_list: Any = None,
+        kernel_size: Ints | None = None,
+        stride: Ints = 1,
+        dilation: Ints = 1,
+        is_causal: Bools = False,
+        kernel_size_list: Any = None,
+        stride_list: Any = None,
+        dilation_list: Any = None,
+        scale: float | None = None,
+        backend: str | None = None,
+        *,
+        return_lse: bool,
+        stream: StreamOrDevice = None,
+        **upstream: Any,
+    ) -> mx.array | tuple[mx.array, mx.array]: ...
 
 
 fused: Callable[[Face], Fused] = unchanged

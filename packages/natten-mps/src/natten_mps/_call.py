@@ -50,11 +50,23 @@ def problem_of(call: Call, inputs: Sequence[Tensor | None]) -> Problem:
     assert first is not None and key is not None
     kernel_size = call.kernel_size if call.record.has_window else (max(first.shape[1], key.shape[1]),)
     return Problem(
-        call.op, first.shape[0], tuple(first.shape[1:-2]), tuple(key.shape[1:-2]), first.shape[-2], key.shape[-2],
-        first.shape[-1] if call.record.reads(KEY) else 0, 0 if value is None else value.shape[-1],
-        kernel_size, call.stride, call.dilation, call.is_causal, call.scale, str(key.dtype).removeprefix("torch."),
-        0 if additional is None else additional.shape[1], given.get(RPB.name) is not None,
-    )  # fmt: skip
+        call.op,
+        first.shape[0],
+        tuple(first.shape[1:-2]),
+        tuple(key.shape[1:-2]),
+        first.shape[-2],
+        key.shape[-2],
+        first.shape[-1] if call.record.reads(KEY) else 0,
+        0 if value is None else value.shape[-1],
+        kernel_size,
+        call.stride,
+        call.dilation,
+        call.is_causal,
+        call.scale,
+        str(key.dtype).removeprefix("torch."),
+        0 if additional is None else additional.shape[1],
+        given.get(RPB.name) is not None,
+    )
 
 
 def plan_of(call: Call, inputs: Sequence[Tensor | None]) -> Plan:

@@ -109,9 +109,15 @@ def require_values(face: str, name: str, *given: Any) -> None:
 
 
 def attend(
-    kind: str, face: str, problem: Problem, backend: str, stream: None, table: Any, tensors: tuple[Any, ...],
+    kind: str,
+    face: str,
+    problem: Problem,
+    backend: str,
+    stream: None,
+    table: Any,
+    tensors: tuple[Any, ...],
     rpb: Tensor | None = None,
-) -> Listed:  # fmt: skip
+) -> Listed:
     rank = len(problem.query_shape)
     call = _varlen_ops.Ragged(kind, problem.op, rank, problem.is_causal, problem.scale, backend, face)
     if backend == DENSE.name:

@@ -24,9 +24,12 @@ def run_forward(plan: Plan, inputs: Sequence[Tensor | None], into: list[Tensor] 
 
 
 def run_backward(
-    plan: Plan, grads: Sequence[Tensor | None], inputs: Sequence[Tensor | None], outputs: Sequence[Tensor],
+    plan: Plan,
+    grads: Sequence[Tensor | None],
+    inputs: Sequence[Tensor | None],
+    outputs: Sequence[Tensor],
     into: list[Tensor] | None = None,
-) -> list[Tensor]:  # fmt: skip
+) -> list[Tensor]:
     """Gradients of the inputs that are given; the first in ``into`` itself where the backend can write there."""
     here, given = machine(), _named(plan, inputs)
     # Autograd lets sparse gradients of dense outputs through.

@@ -23,27 +23,63 @@ class Fused(Named, Protocol):
 
     @overload
     def __call__(
-        self, query: Tensor, key: Tensor, value: Tensor, kernel_size: Ints, stride: Ints = 1, dilation: Ints = 1,
-        is_causal: Bools = False, scale: float | None = None, *, additional_keys: Tensor | None = None,
-        additional_values: Tensor | None = None, rpb: Tensor | None = None, return_lse: Literal[False] = False,
-        backend: str | None = None, **upstream: Any,
-    ) -> Tensor: ...  # fmt: skip
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        kernel_size: Ints,
+        stride: Ints = 1,
+        dilation: Ints = 1,
+        is_causal: Bools = False,
+        scale: float | None = None,
+        *,
+        additional_keys: Tensor | None = None,
+        additional_values: Tensor | None = None,
+        rpb: Tensor | None = None,
+        return_lse: Literal[False] = False,
+        backend: str | None = None,
+        **upstream: Any,
+    ) -> Tensor: ...
 
     @overload
     def __call__(
-        self, query: Tensor, key: Tensor, value: Tensor, kernel_size: Ints, stride: Ints = 1, dilation: Ints = 1,
-        is_causal: Bools = False, scale: float | None = None, *, additional_keys: Tensor | None = None,
-        additional_values: Tensor | None = None, rpb: Tensor | None = None, return_lse: Literal[True],
-        backend: str | None = None, **upstream: Any,
-    ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        kernel_size: Ints,
+        stride: Ints = 1,
+        dilation: Ints = 1,
+        is_causal: Bools = False,
+        scale: float | None = None,
+        *,
+        additional_keys: Tensor | None = None,
+        additional_values: Tensor | None = None,
+        rpb: Tensor | None = None,
+        return_lse: Literal[True],
+        backend: str | None = None,
+        **upstream: Any,
+    ) -> tuple[Tensor, Tensor]: ...
 
     @overload
     def __call__(
-        self, query: Tensor, key: Tensor, value: Tensor, kernel_size: Ints, stride: Ints = 1, dilation: Ints = 1,
-        is_causal: Bools = False, scale: float | None = None, *, additional_keys: Tensor | None = None,
-        additional_values: Tensor | None = None, rpb: Tensor | None = None, return_lse: bool,
-        backend: str | None = None, **upstream: Any,
-    ) -> Tensor | tuple[Tensor, Tensor]: ...  # fmt: skip
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        kernel_size: Ints,
+        stride: Ints = 1,
+        dilation: Ints = 1,
+        is_causal: Bools = False,
+        scale: float | None = None,
+        *,
+        additional_keys: Tensor | None = None,
+        additional_values: Tensor | None = None,
+        rpb: Tensor | None = None,
+        return_lse: bool,
+        backend: str | None = None,
+        **upstream: Any,
+    ) -> Tensor | tuple[Tensor, Tensor]: ...
 
 
 class Full(Named, Protocol):
@@ -51,27 +87,63 @@ class Full(Named, Protocol):
 
     @overload
     def __call__(
-        self, query: Tensor, key: Tensor, value: Tensor, is_causal: bool = False, scale: float | None = None,
-        seqlens_Q: Any = None, seqlens_KV: Any = None, cumulative_seqlen_Q: Any = None,
-        cumulative_seqlen_KV: Any = None, max_seqlen_Q: int | None = None, max_seqlen_KV: int | None = None, *,
-        return_lse: Literal[False] = False, backend: str | None = None, **upstream: Any,
-    ) -> Tensor: ...  # fmt: skip
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        is_causal: bool = False,
+        scale: float | None = None,
+        seqlens_Q: Any = None,
+        seqlens_KV: Any = None,
+        cumulative_seqlen_Q: Any = None,
+        cumulative_seqlen_KV: Any = None,
+        max_seqlen_Q: int | None = None,
+        max_seqlen_KV: int | None = None,
+        *,
+        return_lse: Literal[False] = False,
+        backend: str | None = None,
+        **upstream: Any,
+    ) -> Tensor: ...
 
     @overload
     def __call__(
-        self, query: Tensor, key: Tensor, value: Tensor, is_causal: bool = False, scale: float | None = None,
-        seqlens_Q: Any = None, seqlens_KV: Any = None, cumulative_seqlen_Q: Any = None,
-        cumulative_seqlen_KV: Any = None, max_seqlen_Q: int | None = None, max_seqlen_KV: int | None = None, *,
-        return_lse: Literal[True], backend: str | None = None, **upstream: Any,
-    ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        is_causal: bool = False,
+        scale: float | None = None,
+        seqlens_Q: Any = None,
+        seqlens_KV: Any = None,
+        cumulative_seqlen_Q: Any = None,
+        cumulative_seqlen_KV: Any = None,
+        max_seqlen_Q: int | None = None,
+        max_seqlen_KV: int | None = None,
+        *,
+        return_lse: Literal[True],
+        backend: str | None = None,
+        **upstream: Any,
+    ) -> tuple[Tensor, Tensor]: ...
 
     @overload
     def __call__(
-        self, query: Tensor, key: Tensor, value: Tensor, is_causal: bool = False, scale: float | None = None,
-        seqlens_Q: Any = None, seqlens_KV: Any = None, cumulative_seqlen_Q: Any = None,
-        cumulative_seqlen_KV: Any = None, max_seqlen_Q: int | None = None, max_seqlen_KV: int | None = None, *,
-        return_lse: bool, backend: str | None = None, **upstream: Any,
-    ) -> Tensor | tuple[Tensor, Tensor]: ...  # fmt: skip
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        is_causal: bool = False,
+        scale: float | None = None,
+        seqlens_Q: Any = None,
+        seqlens_KV: Any = None,
+        cumulative_seqlen_Q: Any = None,
+        cumulative_seqlen_KV: Any = None,
+        max_seqlen_Q: int | None = None,
+        max_seqlen_KV: int | None = None,
+        *,
+        return_lse: bool,
+        backend: str | None = None,
+        **upstream: Any,
+    ) -> Tensor | tuple[Tensor, Tensor]: ...
 
 
 class Sequences(Named, Protocol):
@@ -79,24 +151,54 @@ class Sequences(Named, Protocol):
 
     @overload
     def __call__(
-        self, query: Items, key: Items, value: Items, seq_lens: Any, kernel_size: Ints, dilation: Ints = 1,
-        scale: float | None = None, *, stride: Ints = 1, is_causal: Bools = False, return_lse: Literal[False] = False,
+        self,
+        query: Items,
+        key: Items,
+        value: Items,
+        seq_lens: Any,
+        kernel_size: Ints,
+        dilation: Ints = 1,
+        scale: float | None = None,
+        *,
+        stride: Ints = 1,
+        is_causal: Bools = False,
+        return_lse: Literal[False] = False,
         backend: str | None = None,
-    ) -> Items: ...  # fmt: skip
+    ) -> Items: ...
 
     @overload
     def __call__(
-        self, query: Items, key: Items, value: Items, seq_lens: Any, kernel_size: Ints, dilation: Ints = 1,
-        scale: float | None = None, *, stride: Ints = 1, is_causal: Bools = False, return_lse: Literal[True],
+        self,
+        query: Items,
+        key: Items,
+        value: Items,
+        seq_lens: Any,
+        kernel_size: Ints,
+        dilation: Ints = 1,
+        scale: float | None = None,
+        *,
+        stride: Ints = 1,
+        is_causal: Bools = False,
+        return_lse: Literal[True],
         backend: str | None = None,
-    ) -> tuple[Items, Items]: ...  # fmt: skip
+    ) -> tuple[Items, Items]: ...
 
     @overload
     def __call__(
-        self, query: Items, key: Items, value: Items, seq_lens: Any, kernel_size: Ints, dilation: Ints = 1,
-        scale: float | None = None, *, stride: Ints = 1, is_causal: Bools = False, return_lse: bool,
+        self,
+        query: Items,
+        key: Items,
+        value: Items,
+        seq_lens: Any,
+        kernel_size: Ints,
+        dilation: Ints = 1,
+        scale: float | None = None,
+        *,
+        stride: Ints = 1,
+        is_causal: Bools = False,
+        return_lse: bool,
         backend: str | None = None,
-    ) -> Items | tuple[Items, Items]: ...  # fmt: skip
+    ) -> Items | tuple[Items, Items]: ...
 
 
 class Grids(Named, Protocol):
@@ -104,24 +206,54 @@ class Grids(Named, Protocol):
 
     @overload
     def __call__(
-        self, query: Items, key: Items, value: Items, spatial_sizes: Any, kernel_size: Ints, dilation: Ints = 1,
-        scale: float | None = None, *, stride: Ints = 1, is_causal: Bools = False, return_lse: Literal[False] = False,
+        self,
+        query: Items,
+        key: Items,
+        value: Items,
+        spatial_sizes: Any,
+        kernel_size: Ints,
+        dilation: Ints = 1,
+        scale: float | None = None,
+        *,
+        stride: Ints = 1,
+        is_causal: Bools = False,
+        return_lse: Literal[False] = False,
         backend: str | None = None,
-    ) -> Items: ...  # fmt: skip
+    ) -> Items: ...
 
     @overload
     def __call__(
-        self, query: Items, key: Items, value: Items, spatial_sizes: Any, kernel_size: Ints, dilation: Ints = 1,
-        scale: float | None = None, *, stride: Ints = 1, is_causal: Bools = False, return_lse: Literal[True],
+        self,
+        query: Items,
+        key: Items,
+        value: Items,
+        spatial_sizes: Any,
+        kernel_size: Ints,
+        dilation: Ints = 1,
+        scale: float | None = None,
+        *,
+        stride: Ints = 1,
+        is_causal: Bools = False,
+        return_lse: Literal[True],
         backend: str | None = None,
-    ) -> tuple[Items, Items]: ...  # fmt: skip
+    ) -> tuple[Items, Items]: ...
 
     @overload
     def __call__(
-        self, query: Items, key: Items, value: Items, spatial_sizes: Any, kernel_size: Ints, dilation: Ints = 1,
-        scale: float | None = None, *, stride: Ints = 1, is_causal: Bools = False, return_lse: bool,
+        self,
+        query: Items,
+        key: Items,
+        value: Items,
+        spatial_sizes: Any,
+        kernel_size: Ints,
+        dilation: Ints = 1,
+        scale: float | None = None,
+        *,
+        stride: Ints = 1,
+        is_causal: Bools = False,
+        return_lse: bool,
         backend: str | None = None,
-    ) -> Items | tuple[Items, Items]: ...  # fmt: skip
+    ) -> Items | tuple[Items, Items]: ...
 
 
 class Packed(Named, Protocol):
@@ -129,27 +261,69 @@ class Packed(Named, Protocol):
 
     @overload
     def __call__(
-        self, query: Tensor, key: Tensor, value: Tensor, metadata: dict[str, Any] | None = None,
-        token_layout_list: Any = None, kernel_size: Ints | None = None, stride: Ints = 1, dilation: Ints = 1,
-        is_causal: Bools = False, kernel_size_list: Any = None, stride_list: Any = None, dilation_list: Any = None,
-        scale: float | None = None, backend: str | None = None, *, return_lse: Literal[False] = False, **upstream: Any,
-    ) -> Tensor: ...  # fmt: skip
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        metadata: dict[str, Any] | None = None,
+        token_layout_list: Any = None,
+        kernel_size: Ints | None = None,
+        stride: Ints = 1,
+        dilation: Ints = 1,
+        is_causal: Bools = False,
+        kernel_size_list: Any = None,
+        stride_list: Any = None,
+        dilation_list: Any = None,
+        scale: float | None = None,
+        backend: str | None = None,
+        *,
+        return_lse: Literal[False] = False,
+        **upstream: Any,
+    ) -> Tensor: ...
 
     @overload
     def __call__(
-        self, query: Tensor, key: Tensor, value: Tensor, metadata: dict[str, Any] | None = None,
-        token_layout_list: Any = None, kernel_size: Ints | None = None, stride: Ints = 1, dilation: Ints = 1,
-        is_causal: Bools = False, kernel_size_list: Any = None, stride_list: Any = None, dilation_list: Any = None,
-        scale: float | None = None, backend: str | None = None, *, return_lse: Literal[True], **upstream: Any,
-    ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        metadata: dict[str, Any] | None = None,
+        token_layout_list: Any = None,
+        kernel_size: Ints | None = None,
+        stride: Ints = 1,
+        dilation: Ints = 1,
+        is_causal: Bools = False,
+        kernel_size_list: Any = None,
+        stride_list: Any = None,
+        dilation_list: Any = None,
+        scale: float | None = None,
+        backend: str | None = None,
+        *,
+        return_lse: Literal[True],
+        **upstream: Any,
+    ) -> tuple[Tensor, Tensor]: ...
 
     @overload
     def __call__(
-        self, query: Tensor, key: Tensor, value: Tensor, metadata: dict[str, Any] | None = None,
-        token_layout_list: Any = None, kernel_size: Ints | None = None, stride: Ints = 1, dilation: Ints = 1,
-        is_causal: Bools = False, kernel_size_list: Any = None, stride_list: Any = None, dilation_list: Any = None,
-        scale: float | None = None, backend: str | None = None, *, return_lse: bool, **upstream: Any,
-    ) -> Tensor | tuple[Tensor, Tensor]: ...  # fmt: skip
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        metadata: dict[str, Any] | None = None,
+        token_layout_list: Any = None,
+        kernel_size: Ints | None = None,
+        stride: Ints = 1,
+        dilation: Ints = 1,
+        is_causal: Bools = False,
+        kernel_size_list: Any = None,
+        stride_list: Any = None,
+        dilation_list: Any = None,
+        scale: float | None = None,
+        backend: str | None = None,
+        *,
+        return_lse: bool,
+        **upstream: Any,
+    ) -> Tensor | tuple[Tensor, Tensor]: ...
 
 
 fused: Callable[[Face], Fused] = unchanged

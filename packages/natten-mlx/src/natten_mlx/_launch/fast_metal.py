@@ -35,9 +35,14 @@ class MetalHost:
         raise NotImplementedError
 
     def metal_kernel(
-        self, name: str, input_names: list[str], output_names: list[str], source: str, header: str,
+        self,
+        name: str,
+        input_names: list[str],
+        output_names: list[str],
+        source: str,
+        header: str,
         ensure_row_contiguous: bool,
-    ) -> Any:  # fmt: skip
+    ) -> Any:
         """A callable that launches the kernel, as ``mx.fast.metal_kernel`` gives it."""
         raise NotImplementedError
 
@@ -53,13 +58,22 @@ class MlxHost(MetalHost):
         return None
 
     def metal_kernel(
-        self, name: str, input_names: list[str], output_names: list[str], source: str, header: str,
+        self,
+        name: str,
+        input_names: list[str],
+        output_names: list[str],
+        source: str,
+        header: str,
         ensure_row_contiguous: bool,
-    ) -> Any:  # fmt: skip
+    ) -> Any:
         return mx.fast.metal_kernel(
-            name=name, input_names=input_names, output_names=output_names, source=source, header=header,
+            name=name,
+            input_names=input_names,
+            output_names=output_names,
+            source=source,
+            header=header,
             ensure_row_contiguous=ensure_row_contiguous,
-        )  # fmt: skip
+        )
 
 
 def run(program: MetalLaunches, tensors: Mapping[str, mx.array], host: MetalHost) -> dict[str, mx.array]:

@@ -81,9 +81,7 @@ def _listed(call: Ragged, groups: tuple[ragged.Group, ...], parts: Parts) -> tup
     return tuple(outs), tuple(lses)
 
 
-def _put(
-    kind: str, whole: mx.array, groups: tuple[ragged.Group, ...], padded: tuple[int, ...], found: Any
-) -> Arrays:  # fmt: skip
+def _put(kind: str, whole: mx.array, groups: tuple[ragged.Group, ...], padded: tuple[int, ...], found: Any) -> Arrays:
     """The results of the launches at the positions of their items; ``whole`` elsewhere."""
     axis = len(padded)
     filler = whole.flatten(0, axis)

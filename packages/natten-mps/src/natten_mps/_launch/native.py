@@ -19,8 +19,11 @@ from .._metal.problem.ops import sum_dtype
 from .._metal.problem.problem import Problem
 
 DTYPES = {
-    "float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64,
-}  # fmt: skip
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+    "float64": torch.float64,
+}
 
 CPU = torch.device("cpu")
 

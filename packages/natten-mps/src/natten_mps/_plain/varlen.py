@@ -47,7 +47,7 @@ def attend(
 
 def _tokens(
     kind: str, groups: tuple[ragged.Group, ...], side: int, padded: tuple[int, ...], device: torch.device
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """The tokens of all items, launch after launch, in the flat order of a padded or packed tensor."""
     found = [number for group in groups for number in ragged.tokens_of(group, side, kind, padded)]
     return torch.tensor(found, dtype=torch.int64, device=device)

@@ -24,9 +24,19 @@ def _parts(made_by: Generations) -> Parts:
         return {each: function_class(each, form, module, made_by.adapter(form)) for each, form in forms}
 
     return Parts(
-        made_by.faces, _helpers.HELPERS, functions, _helpers.DEVICE, _helpers.DTYPE, _helpers.TENSOR, _helpers.OPS,
-        _helpers.ATTN_MERGE, _helpers.FLOPS, _helpers.ENVIRONMENT, TOKENS, nested=True,
-    )  # fmt: skip
+        made_by.faces,
+        _helpers.HELPERS,
+        functions,
+        _helpers.DEVICE,
+        _helpers.DTYPE,
+        _helpers.TENSOR,
+        _helpers.OPS,
+        _helpers.ATTN_MERGE,
+        _helpers.FLOPS,
+        _helpers.ENVIRONMENT,
+        TOKENS,
+        nested=True,
+    )
 
 
 GENERATIONS = Generations(

@@ -59,9 +59,7 @@ def is_torch_compiling() -> bool:
 
 def make_attn_tensor_from_input(input_tensor: Tensor, attention_dim: int) -> Tensor:
     """An uninitialised tensor of weights: the input's shape with ``attention_dim`` in place of the last."""
-    return input_tensor.new_empty(
-        (*input_tensor.shape[:-1], attention_dim), requires_grad=input_tensor.requires_grad
-    )  # fmt: skip
+    return input_tensor.new_empty((*input_tensor.shape[:-1], attention_dim), requires_grad=input_tensor.requires_grad)
 
 
 def _flat(tensor: Tensor) -> Tensor:
@@ -151,7 +149,7 @@ DTYPE = named(is_fp8, is_half, is_full)
 TENSOR = named(make_attn_tensor_from_input)
 OPS = named(
     qk_cross_forward, qk_cross_backward, av_cross_forward, av_cross_backward, additional_sdpa, maybe_torch_compile
-) | {"merge_attentions": merge_two}  # fmt: skip
+) | {"merge_attentions": merge_two}
 ATTN_MERGE = named(maybe_torch_compile, merge_attentions_fn) | {"merge_attentions_compile": merge_attentions_fn}
 ENVIRONMENT = named(is_torch_compiling) | {"DISABLE_TORCH_OPS": False}
 FLOPS = named(add_natten_handle, get_flops)

@@ -93,9 +93,13 @@ def token_permute(
 
 
 def token_unpermute(
-    tensor: Tensor, tile_shape: Any, orig_shape: Any, rest_shape: Any, dilation: Any = None,
+    tensor: Tensor,
+    tile_shape: Any,
+    orig_shape: Any,
+    rest_shape: Any,
+    dilation: Any = None,
     flip_tiled_dims: bool = True,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """The inverse of :func:`token_permute`: ``[B, tokens, groups * H, D]`` -> padded ``[B, *shape, H, D]``."""
     tile, groups = _tiling("token_unpermute", len(orig_shape), tile_shape, dilation)
     number, heads = math.prod(groups), tensor.shape[-2]
@@ -147,16 +151,18 @@ def token_permute_operation(
 
 
 def token_unpermute_operation(
-    tensor: Tensor, token_layout_shape: Any, tile_shape: Any, dilation: Any = None, flip_tiled_dims: bool = True,
+    tensor: Tensor,
+    token_layout_shape: Any,
+    tile_shape: Any,
+    dilation: Any = None,
+    flip_tiled_dims: bool = True,
     use_torch: bool = True,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """The inverse of :func:`token_permute_operation`; token_layout_shape: the shape before."""
     return token_unpermute_torch(tensor, token_layout_shape, tile_shape, dilation, flip_tiled_dims)
 
 
 TOKENS = {
     "v020": named(maybe_pad, maybe_unpad, token_permute, token_unpermute),
-    "v021": named(
-        token_permute_operation, token_unpermute_operation, token_permute_torch, token_unpermute_torch
-    ),
-}  # fmt: skip
+    "v021": named(token_permute_operation, token_unpermute_operation, token_permute_torch, token_unpermute_torch),
+}

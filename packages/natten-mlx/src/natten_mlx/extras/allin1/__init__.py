@@ -17,10 +17,16 @@ __all__ = ["na1d_av_fused", "na1d_qk_rpb", "na2d_av_fused", "na2d_qk_rpb"]
 
 
 def na1d_qk_rpb(
-    query: mx.array, key: mx.array, rpb: mx.array | None, kernel_size: Ints, dilation: Ints = 1, *,
-    scale: float | None = None, backend: str | None = None,
+    query: mx.array,
+    key: mx.array,
+    rpb: mx.array | None,
+    kernel_size: Ints,
+    dilation: Ints = 1,
+    *,
+    scale: float | None = None,
+    backend: str | None = None,
     stream: StreamOrDevice = None,
-) -> mx.array:  # fmt: skip
+) -> mx.array:
     """Logits of each query's window, ``scale * q.k + rpb``: :func:`~natten_mlx.na1d_qk` with rpb by position.
 
     Args:
@@ -40,10 +46,16 @@ def na1d_qk_rpb(
 
 
 def na2d_qk_rpb(
-    query: mx.array, key: mx.array, rpb: mx.array | None, kernel_size: Ints, dilation: Ints = 1, *,
-    scale: float | None = None, backend: str | None = None,
+    query: mx.array,
+    key: mx.array,
+    rpb: mx.array | None,
+    kernel_size: Ints,
+    dilation: Ints = 1,
+    *,
+    scale: float | None = None,
+    backend: str | None = None,
     stream: StreamOrDevice = None,
-) -> mx.array:  # fmt: skip
+) -> mx.array:
     """Logits of each query's window, ``scale * q.k + rpb``: :func:`~natten_mlx.na2d_qk` with rpb by position.
 
     Args:
@@ -63,9 +75,14 @@ def na2d_qk_rpb(
 
 
 def na1d_av_fused(
-    attn: mx.array, value: mx.array, kernel_size: Ints, dilation: Ints = 1, *, backend: str | None = None,
+    attn: mx.array,
+    value: mx.array,
+    kernel_size: Ints,
+    dilation: Ints = 1,
+    *,
+    backend: str | None = None,
     stream: StreamOrDevice = None,
-) -> mx.array:  # fmt: skip
+) -> mx.array:
     """Each query's weights times the values of its window: :func:`~natten_mlx.na1d_av`.
 
     Args:
@@ -84,9 +101,14 @@ def na1d_av_fused(
 
 
 def na2d_av_fused(
-    attn: mx.array, value: mx.array, kernel_size: Ints, dilation: Ints = 1, *, backend: str | None = None,
+    attn: mx.array,
+    value: mx.array,
+    kernel_size: Ints,
+    dilation: Ints = 1,
+    *,
+    backend: str | None = None,
     stream: StreamOrDevice = None,
-) -> mx.array:  # fmt: skip
+) -> mx.array:
     """Each query's weights times the values of its window: :func:`~natten_mlx.na2d_av`.
 
     Args:

@@ -16,9 +16,15 @@ __all__ = ["na1d_av_fused", "na1d_qk_rpb", "na2d_av_fused", "na2d_qk_rpb"]
 
 
 def na1d_qk_rpb(
-    query: Tensor, key: Tensor, rpb: Tensor | None, kernel_size: Ints, dilation: Ints = 1, *,
-    scale: float | None = None, backend: str | None = None,
-) -> Tensor:  # fmt: skip
+    query: Tensor,
+    key: Tensor,
+    rpb: Tensor | None,
+    kernel_size: Ints,
+    dilation: Ints = 1,
+    *,
+    scale: float | None = None,
+    backend: str | None = None,
+) -> Tensor:
     """Logits of each query's window, ``scale * q.k + rpb``: :func:`~natten_mps.na1d_qk` with rpb by position.
 
     Args:
@@ -38,9 +44,15 @@ def na1d_qk_rpb(
 
 
 def na2d_qk_rpb(
-    query: Tensor, key: Tensor, rpb: Tensor | None, kernel_size: Ints, dilation: Ints = 1, *,
-    scale: float | None = None, backend: str | None = None,
-) -> Tensor:  # fmt: skip
+    query: Tensor,
+    key: Tensor,
+    rpb: Tensor | None,
+    kernel_size: Ints,
+    dilation: Ints = 1,
+    *,
+    scale: float | None = None,
+    backend: str | None = None,
+) -> Tensor:
     """Logits of each query's window, ``scale * q.k + rpb``: :func:`~natten_mps.na2d_qk` with rpb by position.
 
     Args:
@@ -60,8 +72,13 @@ def na2d_qk_rpb(
 
 
 def na1d_av_fused(
-    attn: Tensor, value: Tensor, kernel_size: Ints, dilation: Ints = 1, *, backend: str | None = None,
-) -> Tensor:  # fmt: skip
+    attn: Tensor,
+    value: Tensor,
+    kernel_size: Ints,
+    dilation: Ints = 1,
+    *,
+    backend: str | None = None,
+) -> Tensor:
     """Each query's weights times the values of its window: :func:`~natten_mps.na1d_av`.
 
     Args:
@@ -80,8 +97,13 @@ def na1d_av_fused(
 
 
 def na2d_av_fused(
-    attn: Tensor, value: Tensor, kernel_size: Ints, dilation: Ints = 1, *, backend: str | None = None,
-) -> Tensor:  # fmt: skip
+    attn: Tensor,
+    value: Tensor,
+    kernel_size: Ints,
+    dilation: Ints = 1,
+    *,
+    backend: str | None = None,
+) -> Tensor:
     """Each query's weights times the values of its window: :func:`~natten_mps.na2d_av`.
 
     Args:
