@@ -123,7 +123,7 @@ FAULTS = (
     ("load.h", "uint16_t(half | sign)", "uint16_t(half | sign >> 1)"),
     ("micro.h", "at += size;", "at += size - (size > 5);"),
     ("micro.h", "load(to) * before[l]", "load(to) * before[0]"),
-    ("totals.h", "total[d] * factor + double(sum[d])", "total[d] + double(sum[d])"),
+    ("totals.h", "total[d] * factor + double(sum[d])", "total[d] + factor * 0 + double(sum[d])"),
     ("totals.h", "        sum[d] = T(0);\n", ""),
     ("forward.h", "total[v] = total[v] * down[v] + sum;", "total[v] = total[v] + sum;"),
     ("backward.h", "delta -= reinterpret_cast", "delta += reinterpret_cast"),
@@ -132,13 +132,19 @@ FAULTS = (
     ("backward.h", "sum.pairs.normed = true;", ""),
     ("pairs.h", "if (normed)", "if (LANES_ARE_QUERIES && normed)"),
     ("forward.h", "inverse_total[v] = reciprocal(softmax.total[v]);", "inverse_total[v] = T(1) / softmax.total[v];"),
-    ("vector.h", "lse == -__builtin_inff() ? __builtin_inff() : lse", "lse"),
+    ("vector.h", "lse == V{} - __builtin_inff() ? V{} + __builtin_inff() : lse", "lse"),
     ("rpb.h", "step *= 2 * p.w[a] - 1", "step *= 2 * p.w[a]"),
     ("split.h", "fill_empty(lanes, rows);", ""),
     ("pool.cpp", "if (first >= units) return;", "if (first + step >= units) return;"),
     ("pool.cpp", "pthread_atfork(nullptr, nullptr, forget_pool)", "pthread_atfork(nullptr, forget_pool, nullptr)"),
     ("natten_cpu.cpp", "s > w", "false"),
 )
+
+
+@pytest.mark.parametrize("file, text, fault", FAULTS, ids=str)
+def test_faults_can_be_planted(file: str, text: str, fault: str) -> None:
+    """What a fault changes stands in the kernels as they are now."""
+    assert text != fault and text in (build.SHARED / "cpu" / file).read_text()
 
 
 @pytest.fixture(scope="module")
