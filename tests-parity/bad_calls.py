@@ -65,7 +65,7 @@ FLOATS = "float16, bfloat16, float32 or float64"
 OTHER = t(1, 7, 3, 4)
 FIVE = "query, key, value, additional_keys and additional_values must share "
 
-# face, changed arguments, the error and its text; {package} and {tiers} stand for the package's own.
+# face, changed arguments, the error and its text; {package} and {backends} stand for the package's own.
 Bad = tuple[str, dict[str, Any], type[Exception], str]
 TENSORS: list[Bad] = [
     ("na1d", {"query": "x"}, TypeError, f"query must be {TENSOR}; got str"),
@@ -263,18 +263,18 @@ LISTS = {name: [t(7, 2, 4)] for name in ("query", "key", "value")}
 ALONE = {"seq_lens": None}
 TWO = dict.fromkeys(("query", "key", "value"), t(2, 7, 2, 4))
 REST: list[Bad] = [
-    ("na1d", {"backend": "warp"}, ValueError, "unknown backend 'warp'; {package} has {tiers}"),
-    ("na2d_qk", {"backend": "gpu"}, ValueError, "unknown backend 'gpu'; {package} has {tiers}"),
-    ("na1d_av", {"backend": ""}, ValueError, "unknown backend ''; {package} has {tiers}"),
+    ("na1d", {"backend": "warp"}, ValueError, "unknown backend 'warp'; {package} has {backends}"),
+    ("na2d_qk", {"backend": "gpu"}, ValueError, "unknown backend 'gpu'; {package} has {backends}"),
+    ("na1d_av", {"backend": ""}, ValueError, "unknown backend ''; {package} has {backends}"),
     ("attention", {"backend": 1}, TypeError, "backend must be a string or None; got int"),
     ("na1d", {"return_lse": 1}, TypeError, "return_lse must be a bool; got 1"),
     ("na2d_varlen", {"return_lse": "x"}, TypeError, "return_lse must be a bool; got 'x'"),
     ("attention", {"return_lse": None}, TypeError, "return_lse must be a bool; got None"),
     ("explain", {"query": None}, TypeError, "na1d needs query, key and value"),
     ("explain", {"rpb": True}, TypeError, f"rpb must be {TENSOR}; got bool"),
-    ("set_backend", {"backend": "warp"}, ValueError, "unknown backend 'warp'; {package} has {tiers}"),
+    ("set_backend", {"backend": "warp"}, ValueError, "unknown backend 'warp'; {package} has {backends}"),
     ("set_backend", {"backend": None}, TypeError, "backend must be a string or None; got NoneType"),
-    ("use_backend", {"backend": "cuda"}, ValueError, "unknown backend 'cuda'; {package} has {tiers}"),
+    ("use_backend", {"backend": "cuda"}, ValueError, "unknown backend 'cuda'; {package} has {backends}"),
     ("explain", {"op": "na4d"}, ValueError, f"unknown op 'na4d'; it explains {EXPLAINED}"),
     ("explain", {"window": 3}, TypeError, "na1d has no argument 'window'"),
     ("explain", {"kernel_size": OMIT}, TypeError, "na1d needs kernel_size"),

@@ -74,21 +74,21 @@ class Framework:
         """The backends whose functions run inside the context."""
         ran: set[str] = set()
         with contextlib.ExitStack() as stack:
-            for tier, modules in (TIER_MODULES | {self.compiled: (self.compiled_module,)}).items():
+            for backend, modules in (TIER_MODULES | {self.compiled: (self.compiled_module,)}).items():
                 for module in map(self.module, modules):
                     for name in LAUNCHERS:
                         if hasattr(module, name):
-                            stack.enter_context(_recorded(module, name, tier, ran))
+                            stack.enter_context(_recorded(module, name, backend, ran))
             yield ran
 
 
 @contextlib.contextmanager
-def _recorded(module: ModuleType, name: str, tier: str, ran: set[str]) -> Iterator[None]:
+def _recorded(module: ModuleType, name: str, backend: str, ran: set[str]) -> Iterator[None]:
     original = getattr(module, name)
 
     @wraps(original)
     def recording(*args: Any, **kwargs: Any) -> Any:
-        ran.add(tier)
+        ran.add(backend)
         return original(*args, **kwargs)
 
     setattr(module, name, recording)

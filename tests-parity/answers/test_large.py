@@ -46,21 +46,21 @@ COUNTS: dict[str, tuple[str, ...]] = {
 
 
 @pytest.mark.parametrize("what", COUNTS)
-@pytest.mark.parametrize("tier", ["native", "metal", "nanobind"])
-def test_counts_that_the_kernels_take(what: str, tier: str) -> None:
-    device = Device("cpu" if tier == "native" else "gpu", "here")
+@pytest.mark.parametrize("backend", ["native", "metal", "nanobind"])
+def test_counts_that_the_kernels_take(what: str, backend: str) -> None:
+    device = Device("cpu" if backend == "native" else "gpu", "here")
 
     def reason(count: int) -> str | None:
         asked = {name: (count,) if name.endswith("shape") else count for name in COUNTS[what]}
-        return plan.obstacle(problem(**asked), device, tier)
+        return plan.refusal(problem(**asked), device, backend)
 
     assert reason(MOST + 1) == f"the kernels take at most {MOST} {what}; got {MOST + 1}"
-    assert tier != "native" or reason(MOST) is None
+    assert backend != "native" or reason(MOST) is None
 
 
 def test_elements_that_the_kernels_take() -> None:
     asked = {"batch": 2**20, "heads": 2**20, "query_shape": (2**11,), "key_shape": (2**11,)}
-    reason = plan.obstacle(problem(**asked), Device("cpu", "cpu"), "native")
+    reason = plan.refusal(problem(**asked), Device("cpu", "cpu"), "native")
     assert reason is not None and reason.startswith(f"the kernels take tensors of fewer than {2**50} elements; got ")
 
 
@@ -72,11 +72,11 @@ def broadcast(framework: Framework, *shape: int) -> Any:
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 def test_the_call_itself_refuses(framework: Framework) -> None:
     wide, narrow = broadcast(framework, 1, 4, 1, MOST + 1), broadcast(framework, 1, 4, 1, 1)
-    tier = framework.compiled
+    backend = framework.compiled
     with pytest.raises(NotImplementedError) as caught:
-        framework.face("na1d")(wide, wide, narrow, 3, backend=tier)
+        framework.face("na1d")(wide, wide, narrow, 3, backend=backend)
     assert str(caught.value) == (
-        f"na1d: backend='{tier}' cannot take this problem: the kernels take at most {MOST} channels of a head; got "
+        f"na1d: backend='{backend}' cannot take this problem: the kernels take at most {MOST} channels of a head; got "
         f"{MOST + 1}. backend='auto' picks a path that can"
     )
     assert planned_path(framework, "na1d", wide, wide, narrow, kernel_size=3) == "pure"
@@ -124,5 +124,5 @@ def test_dimensions_that_mlx_cannot_count(name: str) -> None:
 
 def test_ordinary_problems_are_far_from_it() -> None:
     for case in BY_NAME.values():
-        for tier in ("pure", "dense"):
-            assert limits.too_large(case.problem()) is limits.too_long(case.problem(), tier, LONGEST) is None
+        for backend in ("pure", "dense"):
+            assert limits.too_large(case.problem()) is limits.too_long(case.problem(), backend, LONGEST) is None

@@ -40,7 +40,7 @@ def test_message(bad: Bad, framework: Framework) -> None:
         call(framework, face, changes)
     package = framework.package_name.replace("_", "-")
     tensor = {"mps": "Tensor", "mlx": "array"}[framework.name]
-    text = text.replace("{package}", package).replace("{tiers}", TIERS[framework.name]).replace("{tensor}", tensor)
+    text = text.replace("{package}", package).replace("{backends}", TIERS[framework.name]).replace("{tensor}", tensor)
     assert type(caught.value) is error
     assert str(caught.value) == f"{face}: {text}"
 

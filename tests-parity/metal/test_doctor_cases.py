@@ -39,10 +39,10 @@ def examine(package: str, place: int, backend: str, monkeypatch: pytest.MonkeyPa
     return status
 
 
-def assert_well(printed: str, tier: str, case: doctor.Case) -> None:
+def assert_well(printed: str, backend: str, case: doctor.Case) -> None:
     """One row, for that case on that backend, and a verdict."""
     *_, row, verdict = printed.splitlines()
-    assert row[:50].split() == [tier, *case.name.split(), case.dtype]
+    assert row[:50].split() == [backend, *case.name.split(), case.dtype]
     assert "WRONG" not in row and "FAILED" not in row
     assert verdict == "1 of 1 within bounds"
 

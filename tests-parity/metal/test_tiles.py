@@ -18,7 +18,7 @@ from natten_mps._metal.metal.source import THREADGROUP_BYTES, Instance
 from natten_mps._metal.metal.templates import TEMPLATES
 from natten_mps._metal.metal.tiles import count_bricks, patches
 from natten_mps._metal.plan.device import Device
-from natten_mps._metal.plan.limits import obstacle
+from natten_mps._metal.plan.limits import metal_limit
 from natten_mps._metal.problem.problem import Problem
 
 from .launch import run_all, tiles_of
@@ -104,7 +104,7 @@ def test_plans(most: int) -> None:
     rng, planned, seen = random.Random(most), 0, set()
     for _ in range(PROBLEMS):
         one = random_problem(rng)
-        if obstacle(one):
+        if metal_limit(one):
             continue
         for step in (*forward(one, most), *backward(one, True, most)):
             check_step(one, step)

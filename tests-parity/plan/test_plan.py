@@ -34,12 +34,12 @@ def reasons(framework: Framework) -> dict[str, str | None]:
         import mlx.core as mx
 
         device = device_of(mx.default_stream(mx.cpu))
-    return {tier: device.reason_missing(tier) for tier in TIERS[framework.name]}
+    return {backend: device.reason_missing(backend) for backend in TIERS[framework.name]}
 
 
 def automatic(framework: Framework) -> str:
     """The backend that 'auto' takes on this machine's CPU."""
-    return next(tier for tier, reason in reasons(framework).items() if reason is None)
+    return next(backend for backend, reason in reasons(framework).items() if reason is None)
 
 
 def tensors(framework: Framework, dtype: str = "float32", shape: tuple[int, ...] = (1, 9, 2, 4)) -> list[Any]:
@@ -82,8 +82,8 @@ def test_a_step_fits_its_memory(case: Any) -> None:
         assert isinstance(made.forward, programs.Blank)
     for walk, extra in ((queries, case.additional or 0), (keys, 0)):
         columns = walk.box_columns + extra
-        held = 4 * case.heads * walk.tile_rows * columns * walk.step * walk.batch_step
-        assert held <= plan.STEP_BYTES or (walk.step == walk.batch_step == 1 and held <= plan.TILE_BYTES)
+        held = 4 * case.heads * walk.tile_rows * columns * walk.tiles_at_once * walk.items_at_once
+        assert held <= plan.STEP_BYTES or (walk.tiles_at_once == walk.items_at_once == 1 and held <= plan.TILE_BYTES)
         for axis in walk.axes:
             assert axis.box == blocks.box_size(axis.axis, axis.transposed, axis.tile)
 
@@ -93,7 +93,9 @@ def test_plans_are_bounded_for_huge_problems() -> None:
     case = dataclasses.replace(BY_NAME["seq"], shape=(1 << 20,), kernel_size=(129,), heads=8, kv_heads=8)
     made = plan.plan(case.problem("float32"), CPU, "pure", ("pure",))
     assert made.forward.queries is not None
-    step = made.forward.queries.step * made.forward.queries.tile_rows * made.forward.queries.box_columns * 8 * 4
+    step = (
+        made.forward.queries.tiles_at_once * made.forward.queries.tile_rows * made.forward.queries.box_columns * 8 * 4
+    )
     assert step <= plan.STEP_BYTES
 
 
@@ -101,13 +103,13 @@ def test_plans_are_bounded_for_huge_problems() -> None:
 def test_a_forced_backend_that_cannot_says_why(framework: Framework) -> None:
     found = reasons(framework)
     assert found["pure"] is found["dense"] is None and any(found.values())
-    for tier, reason in found.items():
+    for backend, reason in found.items():
         if reason is None:
             continue
         with pytest.raises(NotImplementedError) as caught:
-            framework.face("na1d")(*tensors(framework), 3, backend=tier)
+            framework.face("na1d")(*tensors(framework), 3, backend=backend)
         assert str(caught.value) == (
-            f"na1d: backend='{tier}' cannot take this problem: {reason}. backend='auto' picks a path that can"
+            f"na1d: backend='{backend}' cannot take this problem: {reason}. backend='auto' picks a path that can"
         )
 
 
@@ -172,7 +174,7 @@ def test_auto_runs_what_explain_announces(framework: Framework) -> None:
     """And it says why, for each backend that it passed over."""
     given, path = tensors(framework), automatic(framework)
     before = itertools.takewhile(lambda found: found[1] is not None, reasons(framework).items())
-    passed = [f"{tier}: {reason}" for tier, reason in before]
+    passed = [f"{backend}: {reason}" for backend, reason in before]
     why = "; ".join(passed) or "the fastest path that takes this problem"
     assert f"\npath: {path} ({why})\n" in framework.package.explain("na1d", *given, kernel_size=3) + "\n"
     with framework.watch() as ran:
@@ -186,25 +188,25 @@ def test_the_support_matrix_is_true(framework: Framework) -> None:
     matrix = framework.package.get_support_matrix()
     assert tuple(matrix) == TIERS[framework.name]
     fields = {"available", "forward", "backward", "fusion", "varlen", "constraints", "ops", "limits", "reason"}
-    for tier, entry in matrix.items():
+    for backend, entry in matrix.items():
         assert set(entry) == fields
         assert set(entry["ops"].values()) == {entry["reason"]}
         claims = [entry[name] for name in ("available", "forward", "backward", "varlen")]
         assert len(set(claims)) == 1
         # On a Mac the matrix describes its GPU; these tests run on the CPU.
-        if entry["available"] != (reasons(framework)[tier] is None):
-            assert package_has_gpu(framework), tier
+        if entry["available"] != (reasons(framework)[backend] is None):
+            assert package_has_gpu(framework), backend
             continue
-        assert entry["fusion"] == (entry["available"] and tier != "dense")
+        assert entry["fusion"] == (entry["available"] and backend != "dense")
         for dtype in ("float16", "bfloat16", "float32", "float64"):
             for rank in (1, 2, 3):
                 given = tensors(framework, dtype, (1, *(4,) * rank, 1, 2))
                 claimed = rank in entry["constraints"]["ranks"] and dtype in entry["constraints"]["dtypes"]
                 if claimed:
-                    runs(Path(framework, tier), f"na{rank}d", given)
+                    runs(Path(framework, backend), f"na{rank}d", given)
                     continue
                 with pytest.raises(NotImplementedError, match=re.escape(entry["reason"])):
-                    framework.face(f"na{rank}d")(*given, 3, backend=tier)
+                    framework.face(f"na{rank}d")(*given, 3, backend=backend)
 
 
 def package_has_gpu(framework: Framework) -> bool:
@@ -311,7 +313,7 @@ def test_the_other_packages_tier_is_ignored_with_one_line(framework: Framework) 
     package = framework.package_name
     done = python(f"import {package} as n; print(n.get_backend(), n.get_backend())", NATTEN_BACKEND=other)
     assert (done.returncode, done.stdout) == (0, "auto auto\n")
-    line = f"INFO NATTEN_BACKEND={other} names a tier that {package.replace('_', '-')} does not have; ignored"
+    line = f"INFO NATTEN_BACKEND={other} names a backend that {package.replace('_', '-')} does not have; ignored"
     assert [text for text in done.stderr.splitlines() if "NATTEN" in text] == [line]
 
 

@@ -37,9 +37,9 @@ def test_the_support_matrix_of_a_gpu() -> None:
         "vmap": "mx.vmap over fast_metal kernels is not implemented, for MLX maps no kernel that it was given as text; "
         'use backend="pure", or make the mapped axis part of the batch',
     }
-    for tier in ("metal", "fast_metal", "nanobind"):
-        more = mlx if tier == "fast_metal" else {}
-        assert matrix[tier] == all_of_it | {"constraints": anywhere | limits, "limits": words | more}
+    for backend in ("metal", "fast_metal", "nanobind"):
+        more = mlx if backend == "fast_metal" else {}
+        assert matrix[backend] == all_of_it | {"constraints": anywhere | limits, "limits": words | more}
     assert matrix["pure"] == all_of_it | {"constraints": anywhere, "limits": {"float64": words["float64"]}}
     assert matrix["dense"] == matrix["pure"] | {"fusion": False}
     assert matrix["native"] == dict.fromkeys(all_of_it, False) | {
@@ -67,10 +67,10 @@ def test_the_limits_are_true() -> None:
         ),
     }  # fmt: skip
     assert {"vmap", *borders} == set(told["fast_metal"]["limits"])
-    for name, (tier, last, first) in borders.items():
-        assert plan.obstacle(dataclasses.replace(problem, **last), gpu, tier) is None, name
-        refusal = plan.obstacle(dataclasses.replace(problem, **first), gpu, tier)
-        assert refusal is not None and refusal.startswith(told[tier]["limits"][name]), name
+    for name, (backend, last, first) in borders.items():
+        assert plan.refusal(dataclasses.replace(problem, **last), gpu, backend) is None, name
+        refusal = plan.refusal(dataclasses.replace(problem, **first), gpu, backend)
+        assert refusal is not None and refusal.startswith(told[backend]["limits"][name]), name
     with pytest.raises(NotImplementedError, match=re.escape(told["fast_metal"]["limits"]["vmap"])):
         checks.reject_vmap("na1d")
 
@@ -92,11 +92,11 @@ def test_the_support_matrix_asks_about_each_op(
     """Exactly what the planner refuses is denied."""
     gpu = Device("gpu", "some gpu", float64=False)
 
-    def obstacle(problem: Any, device: Device, tier: str, *verdicts: Any) -> str | None:
+    def refusal(problem: Any, device: Device, backend: str, *verdicts: Any) -> str | None:
         kinds = {problem.op} if not (problem.has_rpb or problem.additional) else {"rpb" if problem.has_rpb else "extra"}
-        return f"{lost} is lost" if lost in kinds else plan.obstacle(problem, device, tier)
+        return f"{lost} is lost" if lost in kinds else plan.refusal(problem, device, backend)
 
-    monkeypatch.setattr(support, "obstacle", obstacle)
+    monkeypatch.setattr(support, "refusal", refusal)
     if lost == "gradient":
         whole = op_launches.backward
         monkeypatch.setattr(op_launches, "backward", lambda *asked: whole(*asked)[:1])

@@ -106,9 +106,9 @@ def test_what_a_chunk_keeps_is_shared_and_bounded(hurry: None) -> None:
         for turn in range(500):
             name = Name(turn * (number + 1) % 97)
             (chunk,) = tables.chunks()
-            assert chunk.noted(name, lambda: [name]) == [name]  # noqa: B023 - called at once
+            assert chunk.cached(name, lambda: [name]) == [name]  # noqa: B023 - called at once
             assert chunk.mask.shape == (walk.tiles, walk.tile_rows, walk.box_columns)
 
     together(work)
     (chunk,) = tables.chunks()
-    assert len(chunk._notes) <= blocks.Chunk.MOST_NOTES + THREADS
+    assert len(chunk._cached) <= blocks.Chunk.MAX_CACHED + THREADS

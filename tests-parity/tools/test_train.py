@@ -59,14 +59,14 @@ class Run:
     text: str
 
 
-def trained(tier: Tier, *arguments: object) -> Run:
+def trained(backend: Tier, *arguments: object) -> Run:
     """A training by the command, on the requested backend and no other."""
     with TemporaryDirectory() as folder:
         out, record = Path(folder) / "out.png", Path(folder) / "run.json"
-        with tier.framework.watch() as ran:
-            given = ("--backend", tier.backend, "--out", out, "--record", record, *arguments)
-            assert command(tier.framework, *given) == 0
-        assert ran == {tier.backend}
+        with backend.framework.watch() as ran:
+            given = ("--backend", backend.backend, "--out", out, "--record", record, *arguments)
+            assert command(backend.framework, *given) == 0
+        assert ran == {backend.backend}
         with Image.open(out) as picture:
             assert picture.format == "PNG"
             pixels = np.asarray(picture)
@@ -75,8 +75,8 @@ def trained(tier: Tier, *arguments: object) -> Run:
 
 
 @cache
-def short(tier: Tier) -> Run:
-    return trained(tier, "--steps", STEPS)
+def short(backend: Tier) -> Run:
+    return trained(backend, "--steps", STEPS)
 
 
 DENSE = Tier(MPS, "dense")
@@ -162,10 +162,10 @@ def test_models_start_from_the_initial_weights(framework: Framework) -> None:
 # --- whole training -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("tier", OURS, ids=str)
-def test_short_training_is_that_of_dense_attention(tier: Tier) -> None:
-    run, expected = short(tier).record, short(DENSE).record
-    assert (run.package, run.seed, len(run.losses)) == (f"natten-{tier.framework}", 0, STEPS)
+@pytest.mark.parametrize("backend", OURS, ids=str)
+def test_short_training_is_that_of_dense_attention(backend: Tier) -> None:
+    run, expected = short(backend).record, short(DENSE).record
+    assert (run.package, run.seed, len(run.losses)) == (f"natten-{backend.framework}", 0, STEPS)
     np.testing.assert_allclose(run.losses[:FIRST], expected.losses[:FIRST], rtol=0, atol=AT_FIRST)
     np.testing.assert_allclose(run.losses, expected.losses, rtol=0, atol=AT_LAST)
     # A tenth of the digits by chance, more than half of them after 40 steps.

@@ -81,7 +81,7 @@ def assert_within_budget(problem: Problem, walk: blocks.Blocks) -> None:
     query_rows, key_rows = (columns, rows) if transposed else (rows, columns)
     width = problem.head_dim + problem.head_dim_v
     gathered = size * width * (query_rows * problem.heads + key_rows * problem.kv_heads)
-    tiles = walk.step * walk.batch_step
+    tiles = walk.tiles_at_once * walk.items_at_once
     assert tiles == 1 or (logits * tiles <= plan.STEP_BYTES and gathered * tiles <= plan.GATHER_BYTES)
     assert logits <= plan.TILE_BYTES or rows == 1
     assert columns <= math.prod(axis.columns for axis in walk.axes)
@@ -229,9 +229,9 @@ def test_turns_share_no_key(case: Case) -> None:
 def test_turns_are_few() -> None:
     """As many turns as tiles that may overlap, not as tiles: two on an axis whose tiles are longer than its windows."""
     walk = plan.walk(windowed((4096,), 7, d=4), transposed=False)
-    assert walk.step > 10 and assert_taken_in_turns(walk) == 2
+    assert walk.tiles_at_once > 10 and assert_taken_in_turns(walk) == 2
     walk = plan.walk(windowed((64, 64), (3, 5), heads=1), transposed=False)
-    assert walk.step > 100 and assert_taken_in_turns(walk) <= 9
+    assert walk.tiles_at_once > 100 and assert_taken_in_turns(walk) <= 9
 
 
 # --- run ---------------------------------------------------------------------------------------------
@@ -258,7 +258,7 @@ def test_a_walk_of_single_rows_runs(name: str, framework: Framework, monkeypatch
         made = framework.module("_metal.plan.plan").plan(
             framework.module("_metal.problem.problem").Problem(*astuple(problem)), device, "pure", ("pure",)
         )
-        assert made.forward.queries.tile_rows == made.forward.queries.step == 1
+        assert made.forward.queries.tile_rows == made.forward.queries.tiles_at_once == 1
         found, _ = run(Path(framework, "pure"), case, "float32")
     finally:
         forget(framework)
@@ -327,7 +327,7 @@ def test_wide_windows_run_in_bounded_memory(package: str) -> None:
     problem = replace(windowed((tokens,), w, s=w), head_dim=width, head_dim_v=width)
     walk = plan.walk(problem, transposed=False)
     assert walk.tile_rows == 1
-    pairs = walk.step * walk.box_columns
+    pairs = walk.tiles_at_once * walk.box_columns
     # Integers of 8 bytes: a chunk's columns by position, by token and over all axes, of this chunk and the last; three
     # more intermediate ones; the rows to gather, twice.
     tables = 8 * (2 * 3 + 3 + 2)

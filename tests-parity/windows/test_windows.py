@@ -276,8 +276,8 @@ def check_walk(problem: Problem, tables: blocks.Tables, transposed: bool) -> Non
         rows.append(chunk.rows.reshape(-1))
     assert tiles == tables.blocks.tiles
     assert np.array_equal(visits, (wanted.T if transposed else wanted).astype(int))
-    # places() finds each token's row, and each only once.
-    places = tables.places()
+    # row_positions() finds each token's row, and each only once.
+    places = tables.row_positions()
     assert len(set(places.tolist())) == len(places) == len(visits)
     assert np.array_equal(np.concatenate(rows)[places], np.arange(len(visits)))
 

@@ -123,9 +123,9 @@ def _walk_back(
     blocks, groups, dtype = steps.blocks, problem.group_heads, xp.compute_dtype(query)
     q, do, ls, de = (Rows(walk, tensor, groups) for tensor in (query, out_grad, lse, delta))
     k, v = Rows(walk, key), Rows(walk, value)
-    d_query = Collector(walk, blocks, query, problem.heads, problem.head_dim, query.dtype)
-    d_key, d_value = Sums(walk, blocks, k), Sums(walk, blocks, v)
-    d_keys, d_values, d_rpb = (
+    query_grad = Collector(walk, blocks, query, problem.heads, problem.head_dim, query.dtype)
+    key_grad, value_grad = Sums(walk, blocks, k), Sums(walk, blocks, v)
+    d_keys, d_values, rpb_grad = (
         None if tensor is None else xp.zeros(tensor.shape, dtype, tensor)
         for tensor in (additional_keys, additional_values, rpb)
     )
@@ -143,24 +143,28 @@ def _walk_back(
         inverse = reciprocal(walk, total, step.chunk, groups)
         d_rows, row_delta = d_rows * inverse, row_delta * inverse
         d_weights = d_rows @ v.gather(step, "columns").swapaxes(-1, -2)
-        d_logits = walk.gradient_of_logits(d_weights, row_delta, weights)
-        part = d_logits @ keys
-        d_key.add(step, d_logits.swapaxes(-1, -2) @ rows)
-        d_value.add(step, weights.swapaxes(-1, -2) @ d_rows)
-        if d_rpb is not None:
-            d_rpb = d_rpb + bias_gradient(xp, d_logits, step.chunk, blocks)
-            step.keep(d_rpb)
+        logits_grad = walk.gradient_of_logits(d_weights, row_delta, weights)
+        part = logits_grad @ keys
+        key_grad.add(step, logits_grad.swapaxes(-1, -2) @ rows)
+        value_grad.add(step, weights.swapaxes(-1, -2) @ d_rows)
+        if rpb_grad is not None:
+            rpb_grad = rpb_grad + bias_gradient(xp, logits_grad, step.chunk, blocks)
+            step.keep(rpb_grad)
         more_values = _additional(xp, additional_values, step.items, dtype)
         if more_keys is not None and more_values is not None and d_keys is not None and d_values is not None:
-            d_logits = walk.gradient_of_logits(d_rows @ more_values.swapaxes(-1, -2), row_delta, more_weights)
-            part = part + d_logits @ more_keys
+            logits_grad = walk.gradient_of_logits(d_rows @ more_values.swapaxes(-1, -2), row_delta, more_weights)
+            part = part + logits_grad @ more_keys
             own = slice(step.items.start, step.items.stop)
-            d_keys[own] = d_keys[own] + xp.einsum("bchrs,bchrd->bshd", d_logits, rows)
+            d_keys[own] = d_keys[own] + xp.einsum("bchrs,bchrd->bshd", logits_grad, rows)
             d_values[own] = d_values[own] + xp.einsum("bchrs,bchrd->bshd", more_weights, d_rows)
             step.keep(d_keys, d_values)
-        d_query.put(step, part * problem.scale)
-    found = (d_query.result(problem.query_shape), d_key.result(problem.key_shape), d_value.result(problem.key_shape))
-    return _in_own_dtypes(xp, (*found, d_keys, d_values, d_rpb), (query, key, value, query, query, rpb))
+        query_grad.put(step, part * problem.scale)
+    found = (
+        query_grad.result(problem.query_shape),
+        key_grad.result(problem.key_shape),
+        value_grad.result(problem.key_shape),
+    )
+    return _in_own_dtypes(xp, (*found, d_keys, d_values, rpb_grad), (query, key, value, query, query, rpb))
 
 
 def _in_own_dtypes(xp: Operations, gradients: tuple[Optional, ...], like: tuple[Optional, ...]) -> Any:

@@ -35,7 +35,7 @@ def _box_of_slots(walk: Walk, slots: Tensor, chunk: Chunk, groups: int) -> Tenso
 
 def _pair_weights(walk: Walk, slots: Rows, step: Step, groups: int) -> Tensor:
     """Slots of the pairs of a transposed walk: ``[b, c, kv heads, T keys, groups * U queries]``."""
-    xp, chunk, row = walk.operations, step.chunk, step.when_due(slots.places(step, "columns"))
+    xp, chunk, row = walk.operations, step.chunk, step.when_due(slots.row_numbers(step, "columns"))
     b, c, heads, columns = row.shape
     index = row[..., None, :] * slots.width + chunk.slots()[:, None]
     found = walk.hide(xp.astype(xp.take(slots.rows.flatten(), index, 0), slots.dtype), chunk.mask[:, None], 0.0)
@@ -71,14 +71,14 @@ def _weigh_keys(
     groups = problem.group_heads
     a, k = Rows(walk, slots, groups), Rows(walk, keys)
     out = Collector(walk, steps.blocks, keys, problem.heads, k.width, keys.dtype)
-    d_rpb = None if rpb is None else xp.zeros(rpb.shape, xp.compute_dtype(slots), rpb)
+    rpb_grad = None if rpb is None else xp.zeros(rpb.shape, xp.compute_dtype(slots), rpb)
     for step in steps:
         box = _box_of_slots(walk, a.gather(step, "rows"), step.chunk, groups)
-        if d_rpb is not None:
-            d_rpb = d_rpb + bias_gradient(xp, box, step.chunk, steps.blocks)
-            step.keep(d_rpb)
+        if rpb_grad is not None:
+            rpb_grad = rpb_grad + bias_gradient(xp, box, step.chunk, steps.blocks)
+            step.keep(rpb_grad)
         out.put(step, xp.astype(box, k.dtype) @ k.gather(step, "columns") * scale)
-    return out.result(problem.query_shape), None if rpb is None or d_rpb is None else xp.astype(d_rpb, rpb.dtype)
+    return out.result(problem.query_shape), None if rpb is None or rpb_grad is None else xp.astype(rpb_grad, rpb.dtype)
 
 
 def _weigh_queries(walk: Walk, program: Walks, after: Steps, slots: Tensor, rows: Tensor, scale: float) -> Tensor:
@@ -98,8 +98,8 @@ def qk_backward(
 ) -> tuple[Tensor, Tensor, Optional]:
     """Gradients of query, key and rpb; what flows into slots without a key is not read."""
     scale, steps = program.problem.scale, Steps(walk, program.queries, key)
-    d_query, d_rpb = _weigh_keys(walk, program, steps, logits_grad, key, scale, rpb)
-    return d_query, _weigh_queries(walk, program, steps, logits_grad, query, scale), d_rpb
+    query_grad, rpb_grad = _weigh_keys(walk, program, steps, logits_grad, key, scale, rpb)
+    return query_grad, _weigh_queries(walk, program, steps, logits_grad, query, scale), rpb_grad
 
 
 def av_backward(walk: Walk, program: Walks, out_grad: Tensor, attn: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,8 +107,8 @@ def av_backward(walk: Walk, program: Walks, out_grad: Tensor, attn: Tensor, valu
     problem, steps = program.problem, Steps(walk, program.queries, value)
     groups = problem.group_heads
     do, v = Rows(walk, out_grad, groups), Rows(walk, value)
-    d_attn = Collector(walk, steps.blocks, attn, problem.heads, problem.slots, attn.dtype)
+    attn_grad = Collector(walk, steps.blocks, attn, problem.heads, problem.slots, attn.dtype)
     for step in steps:
         box = do.gather(step, "rows") @ v.gather(step, "columns").swapaxes(-1, -2)
-        d_attn.put(step, _slots_of_box(walk, box, step.chunk, groups, 0.0))
-    return d_attn.result(problem.query_shape), _weigh_queries(walk, program, steps, attn, out_grad, 1.0)
+        attn_grad.put(step, _slots_of_box(walk, box, step.chunk, groups, 0.0))
+    return attn_grad.result(problem.query_shape), _weigh_queries(walk, program, steps, attn, out_grad, 1.0)

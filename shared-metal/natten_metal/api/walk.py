@@ -92,7 +92,7 @@ class Steps:
         self._last: Step | None = None
 
     def __iter__(self) -> Iterator[Step]:
-        batch, count, device = self.like.shape[0], self.blocks.batch_step, self.walk.operations.device(self.like)
+        batch, count, device = self.like.shape[0], self.blocks.items_at_once, self.walk.operations.device(self.like)
         self._last = None if self._after is None else self._after._last
         for chunk in tables(self.walk, self.blocks, device).chunks():
             for first in range(0, batch, count):
@@ -106,9 +106,9 @@ def _settled(walk: Walk, chunk: Chunk, table: Tensor) -> Tensor:
     return walk.constant(table) if chunk.kept else table
 
 
-def _noted(walk: Walk, chunk: Chunk, name: object, make: Callable[[], Tensor]) -> Tensor:
+def _cached_in(walk: Walk, chunk: Chunk, name: object, make: Callable[[], Tensor]) -> Tensor:
     """``make()``, computed once if the chunk is kept."""
-    return chunk.noted(name, lambda: _settled(walk, chunk, make()))
+    return chunk.cached(name, lambda: _settled(walk, chunk, make()))
 
 
 class Rows:
@@ -124,7 +124,7 @@ class Rows:
         self.rows = self.xp.contiguous(tensor).reshape(self.batch * self.tokens * self.heads, self.width)
         self.dtype = self.xp.compute_dtype(tensor)
 
-    def places(self, step: Step, which: Side) -> Tensor:
+    def row_numbers(self, step: Step, which: Side) -> Tensor:
         """Row numbers ``[b, c, H, T]`` of a step's rows or columns."""
         items = step.items
 
@@ -134,11 +134,11 @@ class Rows:
             item = arange(len(items))[:, None, None, None] + items.start
             return index + item * (self.tokens * self.heads)
 
-        return _noted(self.walk, step.chunk, (which, self.heads, items), make)
+        return _cached_in(self.walk, step.chunk, (which, self.heads, items), make)
 
     def gather(self, step: Step, which: Side) -> Tensor:
         """A step's rows or columns: ``[b, c, kv heads, groups * T, D]`` in the compute dtype."""
-        index = step.when_due(self.places(step, which))
+        index = step.when_due(self.row_numbers(step, which))
         found = self.xp.astype(self.xp.rows(self.rows, index), self.dtype)
         b, c, heads, count = index.shape
         return found.reshape(b, c, heads // self.groups, self.groups * count, self.width)
@@ -171,7 +171,7 @@ class Collector:
 def _places(walk: Walk, blocks: Blocks, batch: int, heads: int, device: Hashable) -> Tensor:
     """For each row of ``[B, *shape, H]``, its row among those of ``[B, tiles, H, tile rows]``."""
     arange = walk.operations.tables(device).arange
-    place, tile_rows = tables(walk, blocks, device).places(), blocks.tile_rows
+    place, tile_rows = tables(walk, blocks, device).row_positions(), blocks.tile_rows
     row = place // tile_rows * (heads * tile_rows) + place % tile_rows
     row = row[None, :, None] + arange(heads) * tile_rows
     row = row + arange(batch)[:, None, None] * (blocks.tiles * heads * tile_rows)
@@ -199,14 +199,14 @@ class Sums:
         walk, xp, chunk = self.walk, self.walk.operations, step.chunk
 
         def make() -> list[tuple[slice | Tensor, Tensor]]:
-            index = xp.where(chunk.seen[:, None], self.rows.places(step, "columns"), self.nobody)
+            index = xp.where(chunk.seen[:, None], self.rows.row_numbers(step, "columns"), self.nobody)
             found = turns(self.blocks, chunk.first, chunk.count)
             picks = [
                 t if isinstance(t, slice) else _settled(walk, chunk, xp.integers(t, xp.int64, index)) for t in found
             ]
             return [(tiles, _settled(walk, chunk, index[:, tiles])) for tiles in picks]
 
-        made: list[tuple[slice | Tensor, Tensor]] = chunk.noted(("turns", self.rows.heads, step.items), make)
+        made: list[tuple[slice | Tensor, Tensor]] = chunk.cached(("turns", self.rows.heads, step.items), make)
         return made
 
     def add(self, step: Step, part: Tensor) -> None:
@@ -242,7 +242,7 @@ def add_bias(walk: Walk, logits: Tensor, chunk: Chunk, rpb: Tensor, groups: int)
 def mask_logits(walk: Walk, logits: Tensor, chunk: Chunk, rpb: Tensor | None, groups: int) -> Tensor:
     """Add -inf outside the window, and rpb, to logits ``[b, c, kv heads, groups * T, U]``."""
     where = walk.operations.where
-    bias = _noted(walk, chunk, "bias", lambda: where(chunk.mask, 0.0, -math.inf))[:, None, None]
+    bias = _cached_in(walk, chunk, "bias", lambda: where(chunk.mask, 0.0, -math.inf))[:, None, None]
     if rpb is not None:
         bias = bias + _bias(walk, logits, chunk, rpb, groups)
     return _add(walk, logits, bias, groups)
@@ -251,21 +251,21 @@ def mask_logits(walk: Walk, logits: Tensor, chunk: Chunk, rpb: Tensor | None, gr
 def reciprocal(walk: Walk, total: Tensor, chunk: Chunk, groups: int) -> Tensor:
     """1 / total; 0 for a query without weights, and for rows past the end of a group: they repeat a token."""
     xp = walk.operations
-    held = _noted(walk, chunk, ("held", groups), lambda: xp.concatenate([chunk.held] * groups, 1)[:, None, :, None])
+    held = _cached_in(walk, chunk, ("held", groups), lambda: xp.concatenate([chunk.held] * groups, 1)[:, None, :, None])
     return xp.where(held & (total != 0), 1 / total, 0.0)
 
 
-def bias_gradient(xp: Operations, d_logits: Tensor, chunk: Chunk, blocks: Blocks) -> Tensor:
-    """Sum ``d_logits [b, c, kv heads, groups * T, U]`` over all pairs of equal offset: ``[H, 2w - 1, ...]``.
+def bias_gradient(xp: Operations, logits_grad: Tensor, chunk: Chunk, blocks: Blocks) -> Tensor:
+    """Sum ``logits_grad [b, c, kv heads, groups * T, U]`` over all pairs of equal offset: ``[H, 2w - 1, ...]``.
 
     Axis by axis: a skew aligns the diagonals (column - row) of the tile, and their sums are gathered at the offsets
     they belong to. Only sums and gathers, so the order never changes.
     """
-    rank, integers = len(blocks.axes), xp.tables(xp.device(d_logits))
+    rank, integers = len(blocks.axes), xp.tables(xp.device(logits_grad))
     tile, box = [axis.tile for axis in blocks.axes], [axis.box for axis in blocks.axes]
-    b, c, kv_heads, rows, columns = d_logits.shape
+    b, c, kv_heads, rows, columns = logits_grad.shape
     heads = kv_heads * rows // blocks.tile_rows
-    summed = d_logits.reshape(b, c, heads, blocks.tile_rows, columns).sum(0) * chunk.held[:, None, :, None]
+    summed = logits_grad.reshape(b, c, heads, blocks.tile_rows, columns).sum(0) * chunk.held[:, None, :, None]
     summed = summed.reshape(c, heads, *tile, *box)
     for axis, (t, u) in enumerate(zip(tile, box, strict=True)):
         table = xp.flip(xp.moveaxis(xp.moveaxis(summed, 2 + rank - axis, -1), 2, -2), -2)

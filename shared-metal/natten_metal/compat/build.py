@@ -27,7 +27,7 @@ def tensor_helpers(fw: Framework, generate: Callable[..., tuple[Any, Any, int, i
 
     def compatible(problem: Problem, tensor: Tensor) -> list[str]:
         device = fw.device_of(tensor, fw.stream_of("get_compatible_backends", None))
-        return [each for each in fw.ORDER if plan.obstacle(problem, device, each, fw.verdicts()) is None]
+        return [each for each in fw.ORDER if plan.refusal(problem, device, each, fw.verdicts()) is None]
 
     return TensorHelpers(fw.spec, compatible, generate)
 

@@ -15,15 +15,18 @@ REFUSALS = (TypeError, ValueError, NotImplementedError)
 class TensorHelpers:
     """The helpers of one package.
 
-    spec: its description of a tensor. tiers: the backends that take a problem, best first. generate: makes the
+    spec: its description of a tensor. takers: the backends that take a problem, best first. generate: makes the
     arguments of packed attention from lengths.
     """
 
     def __init__(
-        self, spec: Spec, tiers: Callable[[Problem, Any], list[str]], generate: Callable[..., tuple[Any, Any, int, int]]
+        self,
+        spec: Spec,
+        takers: Callable[[Problem, Any], list[str]],
+        generate: Callable[..., tuple[Any, Any, int, int]],
     ) -> None:
         self.spec = spec
-        self.tiers = tiers
+        self.takers = takers
         self.generate = generate
 
     def _specs(self, face: str, query: Any, key: Any, value: Any) -> tuple[TensorSpec, TensorSpec, TensorSpec]:
@@ -86,7 +89,7 @@ class TensorHelpers:
 
     def get_compatible_backends(self, query: Any, key: Any, value: Any, torch_compile: bool = False) -> list[str]:
         """This package's backends for such tensors, best first, with any window that fits."""
-        return self.tiers(self._neighborhood("get_compatible_backends", query, key, value), query)
+        return self.takers(self._neighborhood("get_compatible_backends", query, key, value), query)
 
     def choose_backend(self, query: Any, key: Any, value: Any, torch_compile: bool = False) -> str:
         """The backend that 'auto' picks for such tensors."""
@@ -97,7 +100,7 @@ class TensorHelpers:
         torch_compile: bool = False,
     ) -> list[str]:  # fmt: skip
         """This package's backends for full attention of such tensors, best first."""
-        return self.tiers(self._attention("get_compatible_fmha_backends", query, key, value, is_causal), query)
+        return self.takers(self._attention("get_compatible_fmha_backends", query, key, value, is_causal), query)
 
     def choose_fmha_backend(
         self, query: Any, key: Any, value: Any, is_causal: bool = False, is_varlen: bool = False,

@@ -201,7 +201,7 @@ class Backends:
             return None
         name = self.aliases.get(shared, shared)
         if name not in (AUTO, *self.order) and name in BACKENDS:
-            say_once(f"NATTEN_BACKEND={shared} names a tier that {self.package} does not have; ignored")
+            say_once(f"NATTEN_BACKEND={shared} names a backend that {self.package} does not have; ignored")
             return None
         return self._known("NATTEN_BACKEND", shared)
 

@@ -50,11 +50,11 @@ class AxisBlocks:
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """The walk over all axes: ``step`` tiles of ``batch_step`` batch items at a time."""
+    """The walk over all axes: ``tiles_at_once`` tiles of ``items_at_once`` batch items at a time."""
 
     axes: tuple[AxisBlocks, ...]
-    step: int
-    batch_step: int
+    tiles_at_once: int
+    items_at_once: int
 
     @property
     def tiles(self) -> int:
@@ -162,7 +162,7 @@ class Chunk:
     forks.
     """
 
-    MOST_NOTES = 32
+    MAX_CACHED = 32
 
     def __init__(self, tables: "Tables", first: int, count: int) -> None:
         self._tables = tables
@@ -170,15 +170,15 @@ class Chunk:
         self.first, self.count = first, count
         self.rows, self.columns = self._tokens(rows=True), self._tokens(rows=False)
         self._mask: Any = None
-        self._notes: dict[Any, Any] = {}
+        self._cached: dict[Any, Any] = {}
 
-    def noted(self, name: Any, make: Callable[[], Any]) -> Any:
+    def cached(self, name: Any, make: Callable[[], Any]) -> Any:
         """The value that ``make`` returned the first time for ``name``: index arrays in the framework's own form."""
-        found = self._notes.get(name)
+        found = self._cached.get(name)
         if found is None:
-            if len(self._notes) >= self.MOST_NOTES:
-                self._notes.clear()
-            found = self._notes[name] = make()
+            if len(self._cached) >= self.MAX_CACHED:
+                self._cached.clear()
+            found = self._cached[name] = make()
         return found
 
     @property
@@ -186,8 +186,8 @@ class Chunk:
         """Whether the chunk, with what it caches, is kept from one call to the next."""
         return self._tables.keeps_chunks
 
-    def settle(self, constant: Callable[[Any], Any]) -> None:
-        """Replace the chunk's tables by ``constant`` of them, see :meth:`Tables.settle`."""
+    def freeze(self, constant: Callable[[Any], Any]) -> None:
+        """Replace the chunk's tables by ``constant`` of them, see :meth:`Tables.freeze`."""
         self._tile_ids = [constant(ids) for ids in self._tile_ids]
         self.rows, self.columns, self._mask = constant(self.rows), constant(self.columns), constant(self.mask)
 
@@ -331,19 +331,19 @@ class Tables:
         """Whether the walk is small enough to keep its chunks from one call to the next."""
         return self._kept is not None
 
-    def settle(self, constant: Callable[[Any], Any]) -> None:
+    def freeze(self, constant: Callable[[Any], Any]) -> None:
         """Replace every kept table by ``constant`` of it, for a framework whose arrays are lazy."""
         for axis in self._axes or ():
             for name, table in vars(axis).items():
                 setattr(axis, name, constant(table))
         if self._kept is not None:
             for chunk in self.chunks():
-                chunk.settle(constant)
+                chunk.freeze(constant)
 
     def chunks(self) -> Iterator[Chunk]:
-        """The walk: chunks of ``step`` tiles, in order."""
-        for first in range(0, self.blocks.tiles, self.blocks.step):
-            count = min(self.blocks.step, self.blocks.tiles - first)
+        """The walk: chunks of ``tiles_at_once`` tiles, in order."""
+        for first in range(0, self.blocks.tiles, self.blocks.tiles_at_once):
+            count = min(self.blocks.tiles_at_once, self.blocks.tiles - first)
             chunk = None if self._kept is None else self._kept.get(first)
             if chunk is None:
                 chunk = Chunk(self, first, count)
@@ -366,7 +366,7 @@ class Tables:
         axes = [AxisTables(axis, self.xp, of_axis) for axis, of_axis in zip(self.blocks.axes, ids, strict=True)]
         return axes, [slice(None)] * len(ids)
 
-    def places(self) -> Any:
+    def row_positions(self) -> Any:
         """``[tokens]``: the position of each token's row among the ``tiles * tile_rows`` rows of the walk."""
         tile_strides = _strides([axis.tiles for axis in self.blocks.axes])
         slot_strides = _strides([axis.tile for axis in self.blocks.axes])

@@ -12,7 +12,7 @@ from .backend import Work
 MOST, MOST_ELEMENTS = 2**29, 2**50
 
 
-def obstacle(problem: Problem, smallest: int = 1) -> str | None:
+def metal_limit(problem: Problem, smallest: int = 1) -> str | None:
     """Why the Metal kernels cannot take ``problem``; None if they can.
 
     smallest: elements of the smallest tensor that the host hands to a kernel as device memory.

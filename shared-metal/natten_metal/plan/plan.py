@@ -68,7 +68,7 @@ class Plan:
         return self.backward if has_lse_grad else self.backward_without_lse
 
 
-def obstacle(problem: Problem, device: Device, backend: str, verdicts: Verdicts = NOTHING_LEARNED) -> str | None:
+def refusal(problem: Problem, device: Device, backend: str, verdicts: Verdicts = NOTHING_LEARNED) -> str | None:
     """Why ``backend`` cannot take ``problem`` on ``device``; None if it can."""
     found = _forward(problem, device, BACKENDS[backend], verdicts)
     return None if isinstance(found, Program) else str(found)
@@ -180,7 +180,7 @@ def _rule(problem: Problem, device: Device, backend: Backend) -> str | None:
         return reason
     if work is not Work.METAL_KERNELS:
         return None
-    return limits.obstacle(problem, device.smallest if backend.by_value else 1)
+    return limits.metal_limit(problem, device.smallest if backend.by_value else 1)
 
 
 def _missing_kernels(program: Program, device: Device, order: Iterable[str]) -> str:
@@ -229,8 +229,8 @@ def walk(problem: Problem, transposed: bool) -> Blocks:
     gathered = (columns + group * rows if not transposed else rows + group * columns) * problem.kv_heads * width * size
     per_tile = rows * (columns + (0 if transposed else problem.additional)) * heads * size
     most = min(STEP_BYTES // per_tile, GATHER_BYTES // gathered)
-    batch_step = max(1, min(problem.batch, most))
-    return Blocks(best[1], max(1, min(blocks.tiles, most // batch_step)), batch_step)
+    items_at_once = max(1, min(problem.batch, most))
+    return Blocks(best[1], max(1, min(blocks.tiles, most // items_at_once)), items_at_once)
 
 
 def _tiles(axis: Axis, transposed: bool) -> list[int]:
@@ -272,4 +272,6 @@ def _walk_in_words(purpose: str, rows: str, blocks: Blocks | None) -> str:
     assert blocks is not None
     tile = tuple(axis.tile for axis in blocks.axes)
     box = tuple(axis.box for axis in blocks.axes)
-    return f"{purpose}: {blocks.tiles} tiles of {tile} {rows}, each with a box of {box}, {blocks.step} at a time"
+    return (
+        f"{purpose}: {blocks.tiles} tiles of {tile} {rows}, each with a box of {box}, {blocks.tiles_at_once} at a time"
+    )

@@ -10,7 +10,7 @@ from ..problem.ops import FULL, FUSED, OPS, QUERY, VALUE
 from ..problem.problem import DTYPES, RANKS, Problem
 from .backend import BACKENDS, Work
 from .device import Device
-from .plan import Plan, obstacle, plan
+from .plan import Plan, plan, refusal
 from .programs import MetalLaunches, Refused
 from .verdicts import NOTHING_LEARNED, Verdicts
 
@@ -64,7 +64,7 @@ def _support(device: Device, backend: str, verdicts: Verdicts) -> dict[str, Any]
         for rank in (RANKS if name != FULL.name else (1,))
         for dtype in DTYPES
     }
-    reasons = {case: obstacle(problem, device, backend, verdicts) for case, problem in asked.items()}
+    reasons = {case: refusal(problem, device, backend, verdicts) for case, problem in asked.items()}
     taken = [case for case, reason in reasons.items() if reason is None]
     names, works = {name for name, _, _ in taken}, bool(taken)
     lost = {name: str(reason) for (name, _, _), reason in reasons.items() if name not in names}
@@ -93,7 +93,7 @@ def _support(device: Device, backend: str, verdicts: Verdicts) -> dict[str, Any]
 def _limits(device: Device, backend: str, dtype: str, verdicts: Verdicts) -> dict[str, str]:
     """The planner's words for each limit of an available backend, and those for what MLX maps. dtype: one it takes."""
     beyond = {name: {"dtype": dtype} | changed for name, (changed, _) in _LIMITS.items()}
-    reasons = {name: obstacle(_sample(1, **changed), device, backend) for name, changed in beyond.items()}
+    reasons = {name: refusal(_sample(1, **changed), device, backend) for name, changed in beyond.items()}
     # Without the numbers of the problem just beyond, which is no user's.
     words = {name: reason.partition("; got ")[0] for name, reason in reasons.items() if reason is not None}
     if BACKENDS[backend].on(device.kind) is Work.METAL_KERNELS and verdicts.failures:

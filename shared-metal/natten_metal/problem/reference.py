@@ -104,17 +104,17 @@ def backward(
         d_logits += weights * _heads_first(np.asarray(d_lse, dtype=np.float64)[..., None])
     d_values = weights.swapaxes(-1, -2) @ d_rows
     d_keys = problem.scale * d_logits.swapaxes(-1, -2) @ _heads_first(query)
-    d_query = problem.scale * d_logits[..., :keys] @ _heads_first(key, groups)
+    query_grad = problem.scale * d_logits[..., :keys] @ _heads_first(key, groups)
     gradients = {
         "key": _heads_last(d_keys[:, :, :keys], problem.key_shape, groups),
         "value": _heads_last(d_values[:, :, :keys], problem.key_shape, groups),
     }
     if additional_keys is not None:
-        d_query += problem.scale * d_logits[..., keys:] @ _heads_first(additional_keys, groups)
+        query_grad += problem.scale * d_logits[..., keys:] @ _heads_first(additional_keys, groups)
         count = (problem.additional,)
         gradients["additional_keys"] = _heads_last(d_keys[:, :, keys:], count, groups)
         gradients["additional_values"] = _heads_last(d_values[:, :, keys:], count, groups)
-    gradients["query"] = _heads_last(d_query, problem.query_shape)
+    gradients["query"] = _heads_last(query_grad, problem.query_shape)
     if rpb is not None:
         gradients["rpb"] = _bias_gradient(problem, d_logits[..., :keys])
     return gradients
@@ -161,10 +161,10 @@ def _dense_weights(problem: Problem, slots: Array) -> Array:
 def qk_backward(problem: Problem, d_logits: Array, query: Array, key: Array, rpb: Array = None) -> dict[str, Array]:
     """Gradients of query, key and rpb by name."""
     groups, dense = problem.group_heads, _dense_weights(problem, d_logits)
-    d_key = problem.scale * dense.swapaxes(-1, -2) @ _heads_first(query)
+    key_grad = problem.scale * dense.swapaxes(-1, -2) @ _heads_first(query)
     gradients = {
         "query": _heads_last(problem.scale * dense @ _heads_first(key, groups), problem.query_shape),
-        "key": _heads_last(d_key, problem.key_shape, groups),
+        "key": _heads_last(key_grad, problem.key_shape, groups),
     }
     if rpb is not None:
         gradients["rpb"] = _bias_gradient(problem, dense)
@@ -179,8 +179,8 @@ def av_backward(problem: Problem, d_out: Array, attn: Array, value: Array) -> di
     groups, d_rows = problem.group_heads, _heads_first(d_out)
     d_dense = d_rows @ _heads_first(value, groups).swapaxes(-1, -2)
     d_slots = np.take_along_axis(d_dense, np.broadcast_to(keys, (*d_dense.shape[:2], *keys.shape)), axis=-1)
-    d_value = _dense_weights(problem, attn).swapaxes(-1, -2) @ d_rows
+    value_grad = _dense_weights(problem, attn).swapaxes(-1, -2) @ d_rows
     return {
         "attn": _heads_last(np.where(held, d_slots, 0.0), problem.query_shape),
-        "value": _heads_last(d_value, problem.key_shape, groups),
+        "value": _heads_last(value_grad, problem.key_shape, groups),
     }

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import Any
 
 from ..plan.backend import DENSE
-from .demo import Host, add_demo
+from .demo import DemoPackage, add_demo
 from .doctor import Patient, add_doctor
 from .train import Trainer, TrainHost, add_train, join_train
 
@@ -69,7 +69,7 @@ class CommandLine:
         )
         parser.add_argument("--version", action="version", version=f"{package} {self._module().__version__}")
         commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-        add_demo(commands, Host(package, self.backends, self._get_backend, self._attend, self._explain))
+        add_demo(commands, DemoPackage(package, self.backends, self._get_backend, self._attend, self._explain))
         # Dense attention has enough memory for the few tokens of a digit.
         train_backends = (*self.backends, DENSE.name)
         add_train(

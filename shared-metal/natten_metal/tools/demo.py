@@ -1,7 +1,7 @@
 """The ``demo`` command of both packages: denoise a photograph with neighborhood attention.
 
 Loads an image, adds noise, removes it (:mod:`denoise`), prints what was done and how well, and writes a picture of it
-(:mod:`picture`). The framework is passed in as a :class:`Host`.
+(:mod:`picture`). The framework is passed in as a :class:`DemoPackage`.
 """
 
 import argparse
@@ -29,7 +29,7 @@ SAMPLE = "china.jpg"
 
 
 @dataclass(frozen=True, slots=True)
-class Host:
+class DemoPackage:
     """The package that runs the demo.
 
     package: its name, 'natten-mps'. backends: those that can attend to a whole band; 'dense' cannot, because its memory
@@ -45,7 +45,7 @@ class Host:
     explain: Callable[["Array", "Array", "Array", int, str | None], str]
 
 
-def add_demo(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", host: Host) -> None:
+def add_demo(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", host: DemoPackage) -> None:
     """Add the ``demo`` command to a command line; its ``run`` default takes the parsed arguments."""
     package = host.package
     parser = commands.add_parser(
@@ -157,7 +157,7 @@ def load_image(path: Path | None, max_side: int) -> tuple["Array", str, str]:
     return np.asarray(picture, np.float32) / np.float32(255), name, note
 
 
-def denoise(noisy: "Array", args: argparse.Namespace, host: Host) -> tuple["Array", float, float]:
+def denoise(noisy: "Array", args: argparse.Namespace, host: DemoPackage) -> tuple["Array", float, float]:
     """The denoised image, the total seconds, and the seconds spent in the attention.
 
     Shows a progress bar of rows on stderr.
@@ -180,7 +180,7 @@ def denoise(noisy: "Array", args: argparse.Namespace, host: Host) -> tuple["Arra
         return denoised, time.perf_counter() - start, attending
 
 
-def explain(noisy: "Array", args: argparse.Namespace, host: Host) -> str:
+def explain(noisy: "Array", args: argparse.Namespace, host: DemoPackage) -> str:
     """The package's explanation of how it computes the first band, indented to follow a label.
 
     Raises :class:`CommandError` with the package's reason if the chosen backend cannot take the problem.
@@ -194,7 +194,7 @@ def explain(noisy: "Array", args: argparse.Namespace, host: Host) -> str:
         raise CommandError(str(error)) from None
 
 
-def run(args: argparse.Namespace, host: Host) -> int:
+def run(args: argparse.Namespace, host: DemoPackage) -> int:
     """Run the demo; returns the exit status. Messages go to stderr, results to stdout."""
     require(["numpy", "PIL", "tqdm"] + (["sklearn"] if args.image is None else []), host.package)
     import numpy as np

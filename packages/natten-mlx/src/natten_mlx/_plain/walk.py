@@ -47,7 +47,7 @@ def _zero_after(parts: list[mx.array]) -> Optional:
 
 def tables(blocks: Blocks, device: None) -> Tables:
     made = Tables(blocks, MlxTables())
-    made.settle(constant)
+    made.freeze(constant)
     return made
 
 
