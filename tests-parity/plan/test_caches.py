@@ -1,0 +1,53 @@
+"""The one kind of cache: bounded, shared by threads, empty again on demand; and what a process learned is, too."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+from natten_mps._metal.caches import Cache, caches
+from natten_mps._metal.metal.source import Instance
+from natten_mps._metal.metal.launches import Launch
+from natten_mps._metal.plan import verdicts
+from natten_mps._metal.plan.backend import METAL, PURE
+from natten_mps._metal.plan.planner import Planner
+
+
+def test_the_oldest_makes_room() -> None:
+    cache = Cache("squares", 3)
+    assert [cache.get_or_make(n, lambda n=n: n * n) for n in (1, 2, 3, 4)] == [1, 4, 9, 16]
+    assert cache.values() == [4, 9, 16] and cache.get(1) is None
+    assert cache.keep(2, 5) == 4, "who was first is kept"
+    cache.clear()
+    assert not len(cache) and cache in caches()
+
+
+def test_threads_make_a_value_once() -> None:
+    cache, made = Cache("slow", 8), []
+
+    def make() -> object:
+        made.append(time.sleep(0.01))
+        return object()
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: cache.get_or_make_once("key", make), range(32)))
+        new = list(pool.map(lambda _: cache.add("said"), range(32)))
+    assert len(made) == 1 and len(set(map(id, found))) == 1 and new.count(True) == 1
+
+
+def test_what_is_learned_is_bounded_and_forgotten() -> None:
+    def step(rank: int, simdgroups: int = 4) -> Launch:
+        return Launch(Instance("na_fwd", "float32", rank, 32, 32, simdgroups=simdgroups), (1, 1, 1), 128, (), (), ())
+
+    planner = Planner("here", (METAL.name, PURE.name))
+    before = planner.verdicts
+    planner.learn(verdicts.Failure(step(1), "compile", "no"), verdicts.ThreadLimit(step(2), 2))
+    known = planner.verdicts
+    assert known is not before and not before.failures, "what was learned by some point does not change"
+    assert str(known.failure_of([step(1, simdgroups=1)])) == f"{step(1).instance.name} does not compile: no"
+    assert known.failure_of([step(2)]) is None
+    assert known.room([step(2), step(3)]) == 2 and known.room([step(3)]) is None
+    planner.learn(*(verdicts.Failure(step(rank), "run", "no") for rank in range(verdicts.MOST_VERDICTS + 5)))
+    assert len(planner.verdicts.failures) == verdicts.MOST_VERDICTS
+    planner.forget()
+    assert not planner.verdicts.failures and not planner.verdicts.limits and not len(planner.plans)
