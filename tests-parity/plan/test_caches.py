@@ -6,8 +6,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 from natten_mps._metal.caches import Cache, caches
-from natten_mps._metal.metal.source import Instance
 from natten_mps._metal.metal.launches import Launch
+from natten_mps._metal.metal.source import Instance
 from natten_mps._metal.plan import verdicts
 from natten_mps._metal.plan.backend import METAL, PURE
 from natten_mps._metal.plan.planner import Planner
