@@ -153,11 +153,10 @@ def sources(root: Path, package: str) -> dict[Path, str]:
     return {path: (folder / path).read_text() for path in sorted(found) if path.parts[0] != "_metal"}
 
 
-def measure(root: Path, faces: bool = False) -> tuple[dict[Path, Share], Share, Share]:
-    """The share of each pair of files of one path, of all pairs together, and of the packages as a whole."""
+def measure(*packages: dict[Path, str], faces: bool = False) -> tuple[dict[Path, Share], Share, Share]:
+    """The share of each pair of files of one path, of all pairs together, and of two packages as a whole."""
     both = [
-        {path: normalised(text, path.with_suffix(""), faces) for path, text in sources(root, package).items()}
-        for package in PACKAGES
+        {path: normalised(text, path.with_suffix(""), faces) for path, text in package.items()} for package in packages
     ]
     pairs = {path: share(both[0][path], both[1][path]) for path in both[0] if path in both[1]}
     in_pairs = Share(sum(each.same for each in pairs.values()), sum(each.lines for each in pairs.values()))
@@ -170,7 +169,8 @@ def main() -> None:
     parser.add_argument("--root", type=Path, default=ROOT, help="the checkout to measure (default: this one)")
     parser.add_argument("--files", type=int, default=60, help="how many pairs of files to list, most twins first")
     arguments = parser.parse_args()
-    found = [measure(arguments.root, faces) for faces in (False, True)]
+    both = [sources(arguments.root, package) for package in PACKAGES]
+    found = [measure(*both, faces=faces) for faces in (False, True)]
     print(f"{'':32}{'bodies':27}with public signatures and docstrings")
     pairs = sorted(found[0][0], key=lambda path: -found[0][0][path].same)
     for path in pairs[: arguments.files]:

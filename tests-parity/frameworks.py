@@ -21,7 +21,7 @@ from cases import INPUTS, Array, Case, inputs, lse_dtype, slot_inputs
 Tensor = Any
 
 # Modules of the backends that both packages have, and the functions of any backend that compute something.
-TIER_MODULES = {"pure": ("_plain.pure", "_plain.pure_split"), "dense": ("_metal.api.dense",)}
+TIER_MODULES = {"pure": ("_launch.pure",), "dense": ("_metal.api.dense",)}
 LAUNCHERS = ("run", "forward", "backward", "qk", "av", "qk_backward", "av_backward", "repeat")
 
 

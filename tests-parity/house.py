@@ -9,11 +9,16 @@ import ast
 import re
 import sys
 from collections.abc import Iterator
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
+from twin_lines import measure
 
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 MAX_FILES_WITHOUT_README = 5
+# Per cent of the lines that natten-mps and natten-mlx have, as scripts/twin_lines.py counts them.
+MAX_TWIN_LINES = 25
 FRAMEWORKS = frozenset({"torch", "mlx"})
 
 # Files that may define names with a rank in them, and the names they may define: the typed faces.
@@ -223,6 +228,17 @@ def _is_blind(caught: ast.expr | None) -> bool:
         case ast.Tuple(elts=elements):
             return any(_is_blind(element) for element in elements)
     return False
+
+
+def twin_lines(package: dict[Path, str], other: dict[Path, str]) -> list[str]:
+    """Packages that say too much twice, in files of one path or anywhere. The sources are by path in the package."""
+    _, pairs, whole = measure(package, other)
+    shares = {"in files of the same name": pairs, "in the packages as a whole": whole}
+    return [
+        f"{share.percent:.1f} % of the lines {where} are the same, at most {MAX_TWIN_LINES} %"
+        for where, share in shares.items()
+        if share.percent > MAX_TWIN_LINES
+    ]
 
 
 def blind_excepts(source: str) -> list[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import house
 import pytest
+import twin_lines
 
 ROOT = Path(__file__).resolve().parent.parent
 WINDOW = "shared-metal/natten_metal/problem/window.py"
@@ -192,6 +193,12 @@ def test_folders_with_many_files_have_a_readme() -> None:
     assert_none([said for f, names in folders.items() for said in house.undescribed_files(f, names, readmes[f])])
 
 
+def test_packages_share_what_is_alike() -> None:
+    mps, mlx = (twin_lines.sources(ROOT, package) for package in twin_lines.PACKAGES)
+    assert len(mps.keys() & mlx.keys()) > 30
+    assert_none(house.twin_lines(mps, mlx))
+
+
 # --- and each can fail --------------------------------------------------------------------------------
 
 Rule = Callable[[str], list[str]]
@@ -320,6 +327,26 @@ PLANTED: list[tuple[Rule, str, str]] = [
 def test_rule_sees_a_planted_violation(rule: Rule, violation: str, clean: str) -> None:
     assert rule(violation)
     assert_none(rule(clean))
+
+
+BODY = "def _scaled(x):\n    y = x * 2\n    z = y + 1\n    return z\n"
+
+
+@pytest.mark.parametrize(
+    ("other", "complaints"),
+    [
+        ({"a.py": BODY}, 2),
+        ({"b.py": BODY.replace("x * 2", "(x\n * 2)")}, 1),  # in a file of another name, broken otherwise
+        ({"a.py": BODY.replace("return z", "return [z, y]"), "b.py": "B = 1\n" * 30}, 1),
+        ({"a.py": "def _shifted(t):\n    return t.roll(1)\n"}, 0),
+        # A public signature and its docstring are the user's; what is private is not.
+        ({"a.py": 'def scaled(x: Tensor) -> Tensor:\n    """Twice x."""\n    return twice(x)\n'}, 0),
+    ],
+)
+def test_twin_lines_are_seen(other: dict[str, str], complaints: int) -> None:
+    own = {"a.py": 'def scaled(x: mx.array) -> mx.array:\n    """Twice x."""\n    return 2 * x\n' + BODY}
+    found = house.twin_lines(*({Path(name): text for name, text in each.items()} for each in (own, other)))
+    assert len(found) == complaints, found
 
 
 def test_compat_may_name_ranks() -> None:

@@ -34,12 +34,22 @@ class NeighborhoodAttention:
 
     def _build(
         self, embed_dim: Any, num_heads: Any, num_kv_heads: Any, window: tuple[Any, ...], qk_scale: Any, qkv_bias: Any,
-        drops: tuple[Any, Any], rel_pos_bias: Any, backend: Any,
+        attn_drop: Any, proj_drop: Any, rel_pos_bias: Any, backend: Any,
     ) -> None:  # fmt: skip
-        """The constructor. window: kernel_size, stride, dilation and is_causal; drops: attn_drop and proj_drop."""
+        """The constructor. window: kernel_size, stride, dilation and is_causal."""
+        super().__init__()  # the framework's
         face = type(self).__name__
         given = checks.modules.constructor(
-            face, self.rank, embed_dim, num_heads, num_kv_heads, window, qk_scale, qkv_bias, drops, rel_pos_bias
+            face,
+            self.rank,
+            embed_dim,
+            num_heads,
+            num_kv_heads,
+            window,
+            qk_scale,
+            qkv_bias,
+            (attn_drop, proj_drop),
+            rel_pos_bias,
         )
         self.framework.BACKENDS.resolve(face, backend)
         self.backend = backend

@@ -1,5 +1,6 @@
 """What a plan needs to know of the machine, as plain data."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -23,3 +24,8 @@ class Device:
     def reason_missing(self, backend: str) -> str | None:
         """Why ``backend`` cannot run here, or None if it can."""
         return next((reason for name, reason in self.missing if name == backend), None)
+
+
+def missing_backends(reasons: Mapping[str, str | None]) -> tuple[tuple[str, str], ...]:
+    """:attr:`Device.missing` out of each backend's reason, or None if it is at hand."""
+    return tuple((backend, reason) for backend, reason in reasons.items() if reason is not None)

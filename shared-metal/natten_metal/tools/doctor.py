@@ -16,6 +16,7 @@ from typing import Any
 
 from ..plan.backend import AUTO, DENSE, PURE
 from ..plan.backends import Backends
+from ..plan.device import Device
 from ..plan.verdicts import quoted
 from ..problem.ops import AV, FULL, FUSED, QK
 from .command_line import end
@@ -131,6 +132,11 @@ def outputs(functional: Any, case: Case, tensors: dict[str, Any], softmax: Calla
     rank, options = len(case.shape), {**case.arguments(), "backend": backend}
     logits = getattr(functional, QK.faces[rank])(query, key, rpb=tensors.get("rpb"), **options)
     return logits, getattr(functional, AV.faces[rank])(softmax(logits), value, **options)
+
+
+def missing(device: Device, order: tuple[str, ...]) -> list[tuple[str, str | None]]:
+    """Each backend in the order of 'auto', and None or why it is missing."""
+    return [(backend, device.reason_missing(backend)) for backend in order]
 
 
 def machine(framework: str, device: str) -> str:

@@ -45,6 +45,8 @@ WINDOW = 3
 
 STEPS = 800
 BATCH = 32
+# Of a batch, as the attention op takes it.
+QUERY_SHAPE = (BATCH, GRID, GRID, HEADS, WIDTH // HEADS)
 RATE = 3e-3
 WARM_UP = 50
 # The remaining settings of AdamW. A long memory of squared gradients (0.999) does not suit a run this short.

@@ -1,8 +1,5 @@
 """What MLX's arrays are computed on: the hosts that launch kernels, and the plans for them."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import mlx.core as mx
 
 from ._config import ORDER
@@ -10,7 +7,8 @@ from ._launch.fast_metal import SMALLEST, MetalHost, MlxHost
 from ._launch.nanobind import ExtensionHost
 from ._metal.caches import Cache
 from ._metal.plan.backend import FAST_METAL, NANOBIND
-from ._metal.plan.device import Device
+from ._metal.plan.device import Device, missing_backends
+from ._metal.plan.machines import Machines
 from ._metal.plan.plan import Plan
 from ._metal.plan.planner import Planner
 from ._metal.problem.problem import Problem
@@ -36,32 +34,16 @@ class Machine(Planner):
     def _view_of(self, stream: mx.Stream) -> Device:
         cpu = stream.device == mx.cpu
         reasons = {NANOBIND.name: self.nanobind.missing(stream), FAST_METAL.name: self.fast_metal.missing(stream)}
-        missing = tuple((backend, reason) for backend, reason in reasons.items() if reason is not None)
         kind = "cpu" if cpu else "gpu"
-        return Device(kind, kind, missing, float64=cpu, smallest=SMALLEST, longest=LONGEST)
+        return Device(kind, kind, missing_backends(reasons), float64=cpu, smallest=SMALLEST, longest=LONGEST)
 
     def plan_on(self, stream: mx.Stream, problem: Problem, backend: str) -> Plan:
         """The plan of a problem on ``stream``."""
         return self.plan(problem, self.device_of(stream), backend)
 
 
-_current = Machine()
-
-
-def machine() -> Machine:
-    """The machine that calls are planned for and run on."""
-    return _current
-
-
-@contextmanager
-def on_machine(other: Machine) -> Iterator[Machine]:
-    """Within, and in all threads, calls run on ``other``: tests enter emulated machines here."""
-    global _current
-    before, _current = _current, other
-    try:
-        yield other
-    finally:
-        _current = before
+machine = Machines(Machine())
+on_machine = machine.on
 
 
 def device_of(stream: mx.Stream) -> Device:

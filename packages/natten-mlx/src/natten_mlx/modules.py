@@ -38,9 +38,10 @@ class _NeighborhoodAttention(bodies.NeighborhoodAttention, nn.Module):
         *,
         backend: str | None = None,
     ) -> None:
-        super().__init__()
-        window, drops = (kernel_size, stride, dilation, is_causal), (attn_drop, proj_drop)
-        self._build(embed_dim, num_heads, num_kv_heads, window, qk_scale, qkv_bias, drops, rel_pos_bias, backend)
+        window = (kernel_size, stride, dilation, is_causal)
+        self._build(
+            embed_dim, num_heads, num_kv_heads, window, qk_scale, qkv_bias, attn_drop, proj_drop, rel_pos_bias, backend
+        )
 
     def _drops(self, dropout: Any) -> bool:
         # MLX's layer has no public probability.
@@ -49,8 +50,7 @@ class _NeighborhoodAttention(bodies.NeighborhoodAttention, nn.Module):
     def _table(self, shape: tuple[int, ...]) -> mx.array:
         return mx.random.normal(shape, scale=0.02)
 
-    def _extra_repr(self) -> str:
-        return self._described()
+    _extra_repr = bodies.NeighborhoodAttention._described
 
 
 class NeighborhoodAttention1D(_NeighborhoodAttention):

@@ -35,8 +35,9 @@ def na1d_qk(
 
     Source: upstream NATTEN's ``na1d_qk``, up to its release 0.17; but heads-last and scaled.
     """
-    window = (kernel_size, stride, dilation, is_causal)
-    return bodies.qk(_framework, "na1d_qk", (query, key, rpb), window, scale, backend, stream)
+    return bodies.qk(
+        _framework, "na1d_qk", (query, key, rpb), (kernel_size, stride, dilation, is_causal), scale, backend, stream
+    )
 
 
 def na2d_qk(
@@ -62,8 +63,9 @@ def na2d_qk(
 
     Source: upstream NATTEN's ``na2d_qk``, up to its release 0.17; but heads-last and scaled.
     """
-    window = (kernel_size, stride, dilation, is_causal)
-    return bodies.qk(_framework, "na2d_qk", (query, key, rpb), window, scale, backend, stream)
+    return bodies.qk(
+        _framework, "na2d_qk", (query, key, rpb), (kernel_size, stride, dilation, is_causal), scale, backend, stream
+    )
 
 
 def na3d_qk(
@@ -89,8 +91,9 @@ def na3d_qk(
 
     Source: upstream NATTEN's ``na3d_qk``, up to its release 0.17; but heads-last and scaled.
     """
-    window = (kernel_size, stride, dilation, is_causal)
-    return bodies.qk(_framework, "na3d_qk", (query, key, rpb), window, scale, backend, stream)
+    return bodies.qk(
+        _framework, "na3d_qk", (query, key, rpb), (kernel_size, stride, dilation, is_causal), scale, backend, stream
+    )
 
 
 def na1d_av(
@@ -114,8 +117,7 @@ def na1d_av(
 
     Source: upstream NATTEN's ``na1d_av``, up to its release 0.17; but heads-last.
     """
-    window = (kernel_size, stride, dilation, is_causal)
-    return bodies.av(_framework, "na1d_av", (attn, value), window, backend, stream)
+    return bodies.av(_framework, "na1d_av", (attn, value), (kernel_size, stride, dilation, is_causal), backend, stream)
 
 
 def na2d_av(
@@ -139,8 +141,7 @@ def na2d_av(
 
     Source: upstream NATTEN's ``na2d_av``, up to its release 0.17; but heads-last.
     """
-    window = (kernel_size, stride, dilation, is_causal)
-    return bodies.av(_framework, "na2d_av", (attn, value), window, backend, stream)
+    return bodies.av(_framework, "na2d_av", (attn, value), (kernel_size, stride, dilation, is_causal), backend, stream)
 
 
 def na3d_av(
@@ -164,5 +165,4 @@ def na3d_av(
 
     Source: upstream NATTEN's ``na3d_av``, up to its release 0.17; but heads-last.
     """
-    window = (kernel_size, stride, dilation, is_causal)
-    return bodies.av(_framework, "na3d_av", (attn, value), window, backend, stream)
+    return bodies.av(_framework, "na3d_av", (attn, value), (kernel_size, stride, dilation, is_causal), backend, stream)

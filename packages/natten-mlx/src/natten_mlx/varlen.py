@@ -72,8 +72,10 @@ def configure_varlen(
 
     Source: upstream NATTEN's ``configure_varlen``.
     """
-    window, lists = (kernel_size, stride, dilation, is_causal), (kernel_size_list, stride_list, dilation_list)
-    return bodies.configure(_framework, token_layout_list, window, lists, backend, upstream)
+    window = (kernel_size, stride, dilation, is_causal)
+    return bodies.configure(
+        _framework, token_layout_list, window, (kernel_size_list, stride_list, dilation_list), backend, upstream
+    )
 
 
 @_signatures.packed
@@ -119,14 +121,14 @@ def neighborhood_attention_varlen(
 
     Source: upstream NATTEN's ``neighborhood_attention_varlen``.
     """
-    window, lists = (kernel_size, stride, dilation, is_causal), (kernel_size_list, stride_list, dilation_list)
+    window = (kernel_size, stride, dilation, is_causal)
     return bodies.packed_items(
         _framework,
         (query, key, value),
         metadata,
         token_layout_list,
         window,
-        lists,
+        (kernel_size_list, stride_list, dilation_list),
         scale,
         return_lse,
         backend,
@@ -163,9 +165,18 @@ def na1d_varlen(
 
     Source: this project's own; upstream NATTEN packs items (:func:`neighborhood_attention_varlen`).
     """
-    tensors, window = (query, key, value), (kernel_size, stride, dilation, is_causal)
     return bodies.padded_items(
-        _framework, "na1d_varlen", "seq_lens", tensors, seq_lens, window, scale, return_lse, backend, None, stream
+        _framework,
+        "na1d_varlen",
+        "seq_lens",
+        (query, key, value),
+        seq_lens,
+        (kernel_size, stride, dilation, is_causal),
+        scale,
+        return_lse,
+        backend,
+        None,
+        stream,
     )
 
 
@@ -197,14 +208,13 @@ def na2d_varlen(
 
     Source: this project's own; upstream NATTEN packs items (:func:`neighborhood_attention_varlen`).
     """
-    tensors, window = (query, key, value), (kernel_size, stride, dilation, is_causal)
     return bodies.padded_items(
         _framework,
         "na2d_varlen",
         "spatial_sizes",
-        tensors,
+        (query, key, value),
         spatial_sizes,
-        window,
+        (kernel_size, stride, dilation, is_causal),
         scale,
         return_lse,
         backend,
@@ -241,14 +251,13 @@ def na3d_varlen(
 
     Source: this project's own; upstream NATTEN packs items (:func:`neighborhood_attention_varlen`).
     """
-    tensors, window = (query, key, value), (kernel_size, stride, dilation, is_causal)
     return bodies.padded_items(
         _framework,
         "na3d_varlen",
         "spatial_sizes",
-        tensors,
+        (query, key, value),
         spatial_sizes,
-        window,
+        (kernel_size, stride, dilation, is_causal),
         scale,
         return_lse,
         backend,

@@ -1,8 +1,5 @@
 """What torch's tensors are computed on: the hosts that launch kernels, and the plans for them."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 
 from ._config import ORDER
@@ -10,7 +7,8 @@ from ._launch.metal import MetalHost, MpsHost
 from ._launch.native import NativeHost
 from ._metal.caches import Cache
 from ._metal.plan.backend import METAL, NATIVE
-from ._metal.plan.device import Device
+from ._metal.plan.device import Device, missing_backends
+from ._metal.plan.machines import Machines
 from ._metal.plan.plan import Plan
 from ._metal.plan.planner import Planner
 from ._metal.problem.problem import Problem
@@ -33,31 +31,15 @@ class Machine(Planner):
     def _view_of(self, device: torch.device) -> Device:
         kind = "cpu" if device.type == "cpu" else "gpu"
         reasons = {METAL.name: self.metal.missing(device), NATIVE.name: self.native.missing(device)}
-        missing = tuple((backend, reason) for backend, reason in reasons.items() if reason is not None)
-        return Device(kind, device.type, missing, float64=device.type != "mps")
+        return Device(kind, device.type, missing_backends(reasons), float64=device.type != "mps")
 
     def plan_on(self, device: torch.device, problem: Problem, backend: str) -> Plan:
         """The plan of a problem whose tensors are on ``device``."""
         return self.plan(problem, self.device_of(device), backend)
 
 
-_current = Machine()
-
-
-def machine() -> Machine:
-    """The machine that calls are planned for and run on."""
-    return _current
-
-
-@contextmanager
-def on_machine(other: Machine) -> Iterator[Machine]:
-    """Within, and in all threads, calls run on ``other``: tests enter emulated machines here."""
-    global _current
-    before, _current = _current, other
-    try:
-        yield other
-    finally:
-        _current = before
+machine = Machines(Machine())
+on_machine = machine.on
 
 
 def device_of(device: torch.device) -> Device:

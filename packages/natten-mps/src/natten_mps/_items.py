@@ -1,11 +1,13 @@
 """The items of a call in its tensors: brought together for a launch, put back where they belong."""
 
-import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from . import _operations
+from ._metal.api import items as items_of
 from ._metal.problem.ragged import Group
 from ._tensors import compute_dtype
 
@@ -17,34 +19,7 @@ def cut(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
     return tensor
 
 
-def _index(group: Group, side: int, kind: str, device: torch.device) -> Tensor:
-    """Where a group's items are on the first axis: batch items of a padded tensor, tokens of a packed one."""
-    starts = torch.tensor([start[side] for start in group.starts], device=device)
-    if kind == "padded":
-        return starts
-    tokens = math.prod((group.queries, group.keys)[side])
-    return (starts[:, None] + torch.arange(tokens, device=device)).flatten()
-
-
-def take(kind: str, tensors: Sequence[Tensor], group: Group, side: int) -> Tensor:
-    """A group's items as a batch ``[n, *shape, ...]``: a view where they lie behind one another."""
-    shape, count = (group.queries, group.keys)[side], len(group.starts)
-    first = group.starts[0][side]
-    if kind == "listed":
-        return tensors[first][None] if count == 1 else torch.stack([tensors[start[side]] for start in group.starts])
-    if kind == "padded":
-        own = cut(tensors[0], shape)
-        return (
-            own.narrow(0, first, count)
-            if group.adjacent
-            else own.index_select(0, _index(group, side, kind, own.device))
-        )
-    own = tensors[0][0]
-    if group.adjacent:
-        own = own.narrow(0, first, count * math.prod(shape))
-    else:
-        own = own.index_select(0, _index(group, side, kind, own.device))
-    return own.unflatten(0, (count, *shape))
+take = partial(items_of.take, _operations)
 
 
 def targets(kind: str, group: Group, *made: tuple[list[Tensor], int]) -> list[Tensor] | None:
@@ -64,7 +39,7 @@ def put(kind: str, tensors: list[Tensor], group: Group, side: int, items: Tensor
     if group.adjacent:
         whole.narrow(0, first, items.shape[0]).copy_(items)
     else:
-        whole.index_copy_(0, _index(group, side, kind, whole.device), items)
+        whole.index_copy_(0, items_of.index(_operations, group, side, kind, whole), items)
 
 
 def blank_outputs(queries: Sequence[Tensor], values: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:

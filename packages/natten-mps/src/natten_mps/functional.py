@@ -51,8 +51,7 @@ def neighborhood_attention(
         dilation: distance between neighbors, in tokens; ``kernel_size * dilation <= length``.
         is_causal: per axis, whether a query sees only itself and what lies before it.
         scale: factor on q.k; None is ``D ** -0.5``.
-        additional_keys, additional_values: ``[B, S, H_kv, D]`` and ``[B, S, H_kv, D_v]``, seen by every
-            query, in the same softmax.
+        additional_keys, additional_values: ``[B, S, H_kv, D(_v)]``, seen by every query in the same softmax.
         rpb: relative positional bias ``[H, 2 * kernel_size - 1 per axis]``, added to the logits at
             index ``(key - query) / dilation + kernel_size - 1``; stride 1 only.
         return_lse: also return the log-sum-exp of the logits.
@@ -68,12 +67,19 @@ def neighborhood_attention(
         ValueError: shapes, devices or window arguments that do not fit together; the message names the axis.
         NotImplementedError: rpb with stride > 1, or a problem that ``backend`` does not take.
 
-    Source: Neighborhood Attention Transformer (arXiv 2204.07143), dilation (arXiv 2209.15001), stride
-    as in Generalized Neighborhood Attention (arXiv 2504.16922); upstream NATTEN's ``na1d/na2d/na3d``.
+    Source: arXiv 2204.07143, 2209.15001 (dilation) and 2504.16922 (stride); upstream NATTEN's ``na1d/na2d/na3d``.
     """
     tensors = (query, key, value, additional_keys, additional_values, rpb)
-    window = (kernel_size, stride, dilation, is_causal)
-    return bodies.fused(_framework, "neighborhood_attention", tensors, window, scale, return_lse, backend, upstream)
+    return bodies.fused(
+        _framework,
+        "neighborhood_attention",
+        tensors,
+        (kernel_size, stride, dilation, is_causal),
+        scale,
+        return_lse,
+        backend,
+        upstream,
+    )
 
 
 @_signatures.fused
@@ -102,8 +108,9 @@ def na1d(
     Source: upstream NATTEN's ``na1d``.
     """
     tensors = (query, key, value, additional_keys, additional_values, rpb)
-    window = (kernel_size, stride, dilation, is_causal)
-    return bodies.fused(_framework, "na1d", tensors, window, scale, return_lse, backend, upstream)
+    return bodies.fused(
+        _framework, "na1d", tensors, (kernel_size, stride, dilation, is_causal), scale, return_lse, backend, upstream
+    )
 
 
 @_signatures.fused
@@ -132,8 +139,9 @@ def na2d(
     Source: upstream NATTEN's ``na2d``.
     """
     tensors = (query, key, value, additional_keys, additional_values, rpb)
-    window = (kernel_size, stride, dilation, is_causal)
-    return bodies.fused(_framework, "na2d", tensors, window, scale, return_lse, backend, upstream)
+    return bodies.fused(
+        _framework, "na2d", tensors, (kernel_size, stride, dilation, is_causal), scale, return_lse, backend, upstream
+    )
 
 
 @_signatures.fused
@@ -162,8 +170,9 @@ def na3d(
     Source: upstream NATTEN's ``na3d``.
     """
     tensors = (query, key, value, additional_keys, additional_values, rpb)
-    window = (kernel_size, stride, dilation, is_causal)
-    return bodies.fused(_framework, "na3d", tensors, window, scale, return_lse, backend, upstream)
+    return bodies.fused(
+        _framework, "na3d", tensors, (kernel_size, stride, dilation, is_causal), scale, return_lse, backend, upstream
+    )
 
 
 @_signatures.full

@@ -37,9 +37,10 @@ class _NeighborhoodAttention(bodies.NeighborhoodAttention, nn.Module):
         *,
         backend: str | None = None,
     ) -> None:
-        super().__init__()
-        window, drops = (kernel_size, stride, dilation, is_causal), (attn_drop, proj_drop)
-        self._build(embed_dim, num_heads, num_kv_heads, window, qk_scale, qkv_bias, drops, rel_pos_bias, backend)
+        window = (kernel_size, stride, dilation, is_causal)
+        self._build(
+            embed_dim, num_heads, num_kv_heads, window, qk_scale, qkv_bias, attn_drop, proj_drop, rel_pos_bias, backend
+        )
 
     def _drops(self, dropout: nn.Module) -> bool:
         return not isinstance(dropout, nn.Identity) and getattr(dropout, "p", 1.0) > 0
@@ -47,8 +48,7 @@ class _NeighborhoodAttention(bodies.NeighborhoodAttention, nn.Module):
     def _table(self, shape: tuple[int, ...]) -> nn.Parameter:
         return nn.Parameter(nn.init.trunc_normal_(torch.zeros(shape), std=0.02))
 
-    def extra_repr(self) -> str:
-        return self._described()
+    extra_repr = bodies.NeighborhoodAttention._described
 
 
 class NeighborhoodAttention1D(_NeighborhoodAttention):

@@ -33,8 +33,9 @@ def na1d_qk(
 
     Source: upstream NATTEN's ``na1d_qk``, up to its release 0.17; but heads-last and scaled.
     """
-    window = (kernel_size, stride, dilation, is_causal)
-    return bodies.qk(_framework, "na1d_qk", (query, key, rpb), window, scale, backend)
+    return bodies.qk(
+        _framework, "na1d_qk", (query, key, rpb), (kernel_size, stride, dilation, is_causal), scale, backend
+    )
 
 
 def na2d_qk(
@@ -59,8 +60,9 @@ def na2d_qk(
 
     Source: upstream NATTEN's ``na2d_qk``, up to its release 0.17; but heads-last and scaled.
     """
-    window = (kernel_size, stride, dilation, is_causal)
-    return bodies.qk(_framework, "na2d_qk", (query, key, rpb), window, scale, backend)
+    return bodies.qk(
+        _framework, "na2d_qk", (query, key, rpb), (kernel_size, stride, dilation, is_causal), scale, backend
+    )
 
 
 def na3d_qk(
@@ -85,8 +87,9 @@ def na3d_qk(
 
     Source: upstream NATTEN's ``na3d_qk``, up to its release 0.17; but heads-last and scaled.
     """
-    window = (kernel_size, stride, dilation, is_causal)
-    return bodies.qk(_framework, "na3d_qk", (query, key, rpb), window, scale, backend)
+    return bodies.qk(
+        _framework, "na3d_qk", (query, key, rpb), (kernel_size, stride, dilation, is_causal), scale, backend
+    )
 
 
 def na1d_av(
@@ -109,8 +112,7 @@ def na1d_av(
 
     Source: upstream NATTEN's ``na1d_av``, up to its release 0.17; but heads-last.
     """
-    window = (kernel_size, stride, dilation, is_causal)
-    return bodies.av(_framework, "na1d_av", (attn, value), window, backend)
+    return bodies.av(_framework, "na1d_av", (attn, value), (kernel_size, stride, dilation, is_causal), backend)
 
 
 def na2d_av(
@@ -133,8 +135,7 @@ def na2d_av(
 
     Source: upstream NATTEN's ``na2d_av``, up to its release 0.17; but heads-last.
     """
-    window = (kernel_size, stride, dilation, is_causal)
-    return bodies.av(_framework, "na2d_av", (attn, value), window, backend)
+    return bodies.av(_framework, "na2d_av", (attn, value), (kernel_size, stride, dilation, is_causal), backend)
 
 
 def na3d_av(
@@ -157,5 +158,4 @@ def na3d_av(
 
     Source: upstream NATTEN's ``na3d_av``, up to its release 0.17; but heads-last.
     """
-    window = (kernel_size, stride, dilation, is_causal)
-    return bodies.av(_framework, "na3d_av", (attn, value), window, backend)
+    return bodies.av(_framework, "na3d_av", (attn, value), (kernel_size, stride, dilation, is_causal), backend)

@@ -73,8 +73,10 @@ def configure_varlen(
 
     Source: upstream NATTEN's ``configure_varlen``.
     """
-    window, lists = (kernel_size, stride, dilation, is_causal), (kernel_size_list, stride_list, dilation_list)
-    return bodies.configure(_framework, token_layout_list, window, lists, backend, upstream)
+    window = (kernel_size, stride, dilation, is_causal)
+    return bodies.configure(
+        _framework, token_layout_list, window, (kernel_size_list, stride_list, dilation_list), backend, upstream
+    )
 
 
 @_signatures.packed
@@ -120,14 +122,14 @@ def neighborhood_attention_varlen(
 
     Source: upstream NATTEN's ``neighborhood_attention_varlen``.
     """
-    window, lists = (kernel_size, stride, dilation, is_causal), (kernel_size_list, stride_list, dilation_list)
+    window = (kernel_size, stride, dilation, is_causal)
     return bodies.packed_items(
         _framework,
         (query, key, value),
         metadata,
         token_layout_list,
         window,
-        lists,
+        (kernel_size_list, stride_list, dilation_list),
         scale,
         return_lse,
         backend,
@@ -162,9 +164,17 @@ def na1d_varlen(
 
     Source: this project's own; upstream NATTEN packs items (:func:`neighborhood_attention_varlen`).
     """
-    tensors, window = (query, key, value), (kernel_size, stride, dilation, is_causal)
     return bodies.padded_items(
-        _framework, "na1d_varlen", "seq_lens", tensors, seq_lens, window, scale, return_lse, backend, None
+        _framework,
+        "na1d_varlen",
+        "seq_lens",
+        (query, key, value),
+        seq_lens,
+        (kernel_size, stride, dilation, is_causal),
+        scale,
+        return_lse,
+        backend,
+        None,
     )
 
 
@@ -195,9 +205,17 @@ def na2d_varlen(
 
     Source: this project's own; upstream NATTEN packs items (:func:`neighborhood_attention_varlen`).
     """
-    tensors, window = (query, key, value), (kernel_size, stride, dilation, is_causal)
     return bodies.padded_items(
-        _framework, "na2d_varlen", "spatial_sizes", tensors, spatial_sizes, window, scale, return_lse, backend, None
+        _framework,
+        "na2d_varlen",
+        "spatial_sizes",
+        (query, key, value),
+        spatial_sizes,
+        (kernel_size, stride, dilation, is_causal),
+        scale,
+        return_lse,
+        backend,
+        None,
     )
 
 
@@ -228,7 +246,15 @@ def na3d_varlen(
 
     Source: this project's own; upstream NATTEN packs items (:func:`neighborhood_attention_varlen`).
     """
-    tensors, window = (query, key, value), (kernel_size, stride, dilation, is_causal)
     return bodies.padded_items(
-        _framework, "na3d_varlen", "spatial_sizes", tensors, spatial_sizes, window, scale, return_lse, backend, None
+        _framework,
+        "na3d_varlen",
+        "spatial_sizes",
+        (query, key, value),
+        spatial_sizes,
+        (kernel_size, stride, dilation, is_causal),
+        scale,
+        return_lse,
+        backend,
+        None,
     )

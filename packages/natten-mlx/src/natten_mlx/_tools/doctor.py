@@ -5,10 +5,10 @@ from typing import Any
 
 import mlx.core as mx
 
-from .. import functional
+from .. import _operations, functional
 from .._config import BACKENDS, ORDER
 from .._device import device_of
-from .._metal.tools.doctor import Case, Patient, machine, outputs
+from .._metal.tools.doctor import Case, Patient, machine, missing, outputs
 from .._tensors import stream_of
 
 
@@ -18,12 +18,7 @@ def _machine() -> str:
 
 
 def _missing() -> list[tuple[str, str | None]]:
-    device = device_of(stream_of("doctor", None))
-    return [(backend, device.reason_missing(backend)) for backend in ORDER]
-
-
-def _softmax(logits: mx.array) -> mx.array:
-    return mx.softmax(logits, axis=-1)
+    return missing(device_of(stream_of("doctor", None)), ORDER)
 
 
 def _run(case: Case, backend: str) -> dict[str, mx.array]:
@@ -33,7 +28,7 @@ def _run(case: Case, backend: str) -> dict[str, mx.array]:
     tensors = {n: mx.random.normal(s, key=next(keys), stream=mx.cpu).astype(dtype) for n, s in case.shapes().items()}
 
     def total(arrays: list[mx.array]) -> tuple[mx.array, list[mx.array]]:
-        outs = outputs(functional, case, dict(zip(tensors, arrays, strict=True)), _softmax, backend)
+        outs = outputs(functional, case, dict(zip(tensors, arrays, strict=True)), _operations.softmax, backend)
         finite = [mx.where(out == -mx.inf, mx.zeros_like(out), out) for out in outs]
         seeds = mx.random.split(mx.random.key(1), len(finite))
         weights = [

@@ -17,30 +17,7 @@ def _silu(x: mx.array) -> mx.array:
     return x * mx.sigmoid(x)
 
 
-class Block(train_model.Block, nn.Module):
-    """One block of the model."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._build(nn, NeighborhoodAttention2D)
-
-    def __call__(self, x: mx.array) -> mx.array:
-        return self._compute(x, _silu)
-
-
-class Classifier(train_model.Classifier, nn.Module):
-    """The model."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        position = mx.zeros((train.GRID, train.GRID, train.WIDTH))
-        self._build(nn, position, [Block() for _ in range(train.BLOCKS)])
-
-    def __call__(self, patches: mx.array) -> mx.array:
-        return self._compute(patches)
-
-
-def _loss(model: Classifier, patches: mx.array, labels: mx.array) -> mx.array:
+def _loss(model: Any, patches: mx.array, labels: mx.array) -> mx.array:
     return nn.losses.cross_entropy(model(patches), labels, reduction="mean")
 
 
@@ -48,7 +25,8 @@ class Trainer:
     """A :class:`train.Trainer` on the default device."""
 
     def __init__(self, weights: dict[str, Any]) -> None:
-        self.model = Classifier()
+        position = mx.zeros((train.GRID, train.GRID, train.WIDTH))
+        self.model = train_model.classifier(nn, NeighborhoodAttention2D, _silu, position, list, "__call__")
         load_weights(self.model, weights)
         self.optimizer = AdamW(
             0.0, betas=list(train.BETAS), eps=train.EPSILON, weight_decay=train.DECAY, bias_correction=True
@@ -71,6 +49,5 @@ class Trainer:
         return np.array(self.model(self._input(images)))
 
     def explain(self) -> str:
-        shape = (train.BATCH, train.GRID, train.GRID, train.HEADS, train.WIDTH // train.HEADS)
-        query = mx.zeros(shape)
+        query = mx.zeros(train.QUERY_SHAPE)
         return explain("na2d", query, query, query, kernel_size=train.WINDOW)

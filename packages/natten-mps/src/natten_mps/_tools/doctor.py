@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from .. import functional
+from .. import _operations, functional
 from .._config import BACKENDS, ORDER
 from .._device import device_of
-from .._metal.tools.doctor import Case, Patient, machine, outputs
+from .._metal.tools.doctor import Case, Patient, machine, missing, outputs
 
 
 def _device() -> torch.device:
@@ -19,12 +19,7 @@ def _machine() -> str:
 
 
 def _missing() -> list[tuple[str, str | None]]:
-    device = device_of(_device())
-    return [(backend, device.reason_missing(backend)) for backend in ORDER]
-
-
-def _softmax(logits: Tensor) -> Tensor:
-    return logits.softmax(-1)
+    return missing(device_of(_device()), ORDER)
 
 
 def _run(case: Case, backend: str) -> dict[str, Tensor]:
@@ -32,7 +27,7 @@ def _run(case: Case, backend: str) -> dict[str, Tensor]:
     dtype = getattr(torch, case.dtype)
     # Made on the CPU, so that every device gets the same numbers.
     tensors = {name: torch.randn(shape).to(_device(), dtype).requires_grad_() for name, shape in case.shapes().items()}
-    outs = outputs(functional, case, tensors, _softmax, backend)
+    outs = outputs(functional, case, tensors, _operations.softmax, backend)
     finite = [torch.where(out == -torch.inf, 0, out) for out in outs]
     weights = [torch.randn(out.shape).to(out) for out in finite]
     total = sum((out * weight).float().sum() for out, weight in zip(finite, weights, strict=True))

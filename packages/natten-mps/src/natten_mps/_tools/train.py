@@ -16,29 +16,6 @@ from ..modules import NeighborhoodAttention2D
 from ..weights import load_weights
 
 
-class Block(train_model.Block, nn.Module):
-    """One block of the model."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._build(nn, NeighborhoodAttention2D)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self._compute(x, F.silu)
-
-
-class Classifier(train_model.Classifier, nn.Module):
-    """The model."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        position = nn.Parameter(torch.zeros(train.GRID, train.GRID, train.WIDTH))
-        self._build(nn, position, nn.ModuleList(Block() for _ in range(train.BLOCKS)))
-
-    def forward(self, patches: Tensor) -> Tensor:
-        return self._compute(patches)
-
-
 @contextmanager
 def _one_thread() -> Iterator[None]:
     """The operations are too small to parallelise: on a busy machine threads would mostly wait for each other."""
@@ -55,7 +32,9 @@ class Trainer:
 
     def __init__(self, weights: dict[str, Any]) -> None:
         on_gpu = torch.backends.mps.is_available() and get_backend() != NATIVE.name
-        self.model = Classifier().to("mps" if on_gpu else "cpu")
+        position = nn.Parameter(torch.zeros(train.GRID, train.GRID, train.WIDTH))
+        made = train_model.classifier(nn, NeighborhoodAttention2D, F.silu, position, nn.ModuleList, "forward")
+        self.model = made.to("mps" if on_gpu else "cpu")
         load_weights(self.model, weights)
         parameters = self.model.parameters()
         self.optimizer = torch.optim.AdamW(
@@ -81,6 +60,5 @@ class Trainer:
             return self.model(self._input(images)).cpu().numpy()
 
     def explain(self) -> str:
-        shape = (train.BATCH, train.GRID, train.GRID, train.HEADS, train.WIDTH // train.HEADS)
-        query = torch.zeros(shape, device=self.model.position.device, requires_grad=True)
+        query = torch.zeros(train.QUERY_SHAPE, device=self.model.position.device, requires_grad=True)
         return explain("na2d", query, query, query, kernel_size=train.WINDOW)

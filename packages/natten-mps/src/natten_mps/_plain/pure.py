@@ -1,8 +1,0 @@
-"""The pure path of fused and full attention in torch: :mod:`natten_metal.api.pure` over :mod:`.walk`."""
-
-from functools import partial
-
-from .._metal.api import pure
-from . import walk
-
-forward, backward = partial(pure.forward, walk), partial(pure.backward, walk)
