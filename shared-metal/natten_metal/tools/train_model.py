@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from .train import BLOCKS, CLASSES, GRID, HEADS, HIDDEN, PATCH, WIDTH, WINDOW
+from . import train
 
 Tensor = Any
 
@@ -23,9 +23,9 @@ def classifier(
 
         def __init__(self) -> None:
             super().__init__()
-            self.norm1, self.norm2 = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
-            self.attention = attention(WIDTH, HEADS, WINDOW)
-            self.expand, self.contract = nn.Linear(WIDTH, HIDDEN), nn.Linear(HIDDEN, WIDTH)
+            self.norm1, self.norm2 = nn.LayerNorm(train.WIDTH), nn.LayerNorm(train.WIDTH)
+            self.attention = attention(train.WIDTH, train.HEADS, train.WINDOW)
+            self.expand, self.contract = nn.Linear(train.WIDTH, train.HIDDEN), nn.Linear(train.HIDDEN, train.WIDTH)
 
         def compute(self, x: Tensor) -> Tensor:
             """``[B, 4, 4, C]`` -> the same."""
@@ -37,11 +37,11 @@ def classifier(
 
         def __init__(self) -> None:
             super().__init__()
-            self.embed = nn.Linear(PATCH**2, WIDTH)
+            self.embed = nn.Linear(train.PATCH**2, train.WIDTH)
             self.position = position
-            self.blocks = sequence([Block() for _ in range(BLOCKS)])
-            self.norm = nn.LayerNorm(WIDTH)
-            self.head = nn.Linear(GRID**2 * WIDTH, CLASSES)
+            self.blocks = sequence([Block() for _ in range(train.BLOCKS)])
+            self.norm = nn.LayerNorm(train.WIDTH)
+            self.head = nn.Linear(train.GRID**2 * train.WIDTH, train.CLASSES)
 
         def compute(self, patches: Tensor) -> Tensor:
             x = self.embed(patches) + self.position

@@ -12,20 +12,47 @@ BACKENDS = Backends("natten-mlx", ORDER, {METAL.name: FAST_METAL.name}, preferen
 
 
 def get_backend() -> str:
-    """The backend in force: 'auto', 'nanobind', 'fast_metal', 'pure' or 'dense'."""
+    """The backend that calls use where nothing else is said.
+
+    Returns:
+        'auto', 'nanobind', 'fast_metal', 'pure' or 'dense', by the innermost :func:`use_backend`,
+        by :func:`set_backend`, or by the environment (``NATTEN_MLX_BACKEND``, ``NATTEN_BACKEND``).
+
+    Raises:
+        ValueError: the environment names a backend that does not exist.
+    """
     return BACKENDS.get()
 
 
 def set_backend(backend: str) -> None:
-    """Make ``backend`` the process's default ('metal' means 'fast_metal'); ValueError for an unknown name."""
+    """Make a backend the process's default.
+
+    Args:
+        backend: 'auto', 'nanobind', 'fast_metal', 'pure' or 'dense' ('metal' means 'fast_metal').
+
+    Raises:
+        ValueError: an unknown name.
+    """
     BACKENDS.set(backend)
 
 
 def use_backend(backend: str) -> AbstractContextManager[None]:
-    """``with use_backend("pure"): ...`` - the default within: in this thread, or this asyncio task, only.
+    """A context within which ``backend`` is the default: in this thread, or this asyncio task, only.
+
+        with natten_mlx.use_backend("pure"):
+            out = model(x)
 
     A generator shares its caller's context: between its steps, what it chose holds for the caller too. A function
     that mx.compile has traced keeps the backend that it was traced with.
+
+    Args:
+        backend: 'auto', 'nanobind', 'fast_metal', 'pure' or 'dense' ('metal' means 'fast_metal').
+
+    Returns:
+        The context manager.
+
+    Raises:
+        ValueError: an unknown name, when the context is entered.
     """
     return BACKENDS.use(backend)
 
@@ -51,11 +78,13 @@ def nanobind_unavailable_reason() -> str | None:
 
 
 def get_support_matrix() -> dict[str, dict[str, Any]]:
-    """What each backend can do on the default device.
+    """What each backend can do on the default device, and why not.
 
-    Per backend: available, forward, backward, fusion, varlen, constraints, ops, limits, reason. constraints: ranks and
-    dtypes, and where they are limited the largest head_dim and number of rpb_entries. ops: for each family of ops ''
-    or why it does not go through the backend. limits: the same in words for what single calls may ask too much of.
+    Returns:
+        By backend a dict of available, forward, backward, fusion, varlen, constraints, ops, limits and reason.
+        constraints: ranks and dtypes, and where they are limited the largest head_dim and number of rpb_entries.
+        ops: for each family of ops '' or why it does not run on the backend. limits: in words, what single calls may
+        ask too much of.
     """
     from ._device import machine
     from ._metal.plan.support import support_matrix

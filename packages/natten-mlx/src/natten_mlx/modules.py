@@ -54,24 +54,26 @@ class _NeighborhoodAttention(bodies.NeighborhoodAttention, nn.Module):
 
 
 class NeighborhoodAttention1D(_NeighborhoodAttention):
-    """Neighborhood attention over sequences ``x [B, L, embed_dim]``.
+    """Neighborhood attention over sequences ``x [B, L, embed_dim]``, between linear projections.
 
     Args:
         embed_dim: width C of the tokens, a multiple of num_heads.
-        kernel_size, stride, dilation, is_causal: as :func:`natten_mlx.neighborhood_attention`.
-        num_kv_heads: key/value heads, a divisor of num_heads (grouped queries); None is num_heads.
+        num_heads: query heads; num_kv_heads: key/value heads, a divisor of it (grouped queries), None for as many.
+        kernel_size, stride, dilation, is_causal: as in :func:`natten_mlx.na1d`, in tokens.
         qkv_bias: whether the input projections have a bias.
         qk_scale: factor on q.k; None is ``head_dim ** -0.5``.
-        attn_drop: probability of dropping an attention weight, in training only.
-        proj_drop: dropout after the output projection.
-        rel_pos_bias: learn a relative positional bias ``rpb [num_heads, 2 * kernel_size - 1 per axis]``.
-        backend: the path of every call, as the functional ops take it; None follows ``use_backend``.
+        attn_drop, proj_drop: probabilities of dropping an attention weight, and an output, in training only.
+        rel_pos_bias: learn a relative positional bias ``rpb [num_heads, 2 * kernel_size - 1]``; stride 1 only.
+        backend: of every call, as the functional ops take it; None follows :func:`natten_mlx.use_backend`.
+
+    Raises:
+        TypeError, ValueError, NotImplementedError: arguments that are illegal, with the module's name.
 
     Heads may be pruned, or shared out among machines, after construction: replace the projections (and ``rpb``) by
     those of the heads that stay, and set ``num_heads`` (and ``num_kv_heads``) to their number. ``head_dim`` stays.
     ``attn_drop`` and ``proj_drop`` may be replaced by other layers.
 
-    Raises ValueError or TypeError with the module's name for dims or windows that are illegal.
+    Source: upstream NATTEN's ``NeighborhoodAttention1D``, whose state dict it has; GQA and backend are this project's.
     """
 
     rank = 1
@@ -80,32 +82,100 @@ class NeighborhoodAttention1D(_NeighborhoodAttention):
     def __call__(
         self, x: mx.array, seq_lens: Any = None, *, backend: str | None = None, stream: StreamOrDevice = None
     ) -> mx.array:
-        """``[B, L, C]`` -> ``[B, L, C]``; seq_lens ``[B]`` ints make x a padded batch.
+        """The module's output.
 
-        backend: of this call. stream: of the whole module; None is the default.
+        Args:
+            x: ``[B, L, C]`` in the parameters' dtype.
+            seq_lens: ints ``[B]``, tokens of each item of a padded batch; None: all are full.
+            backend: of this call. stream: that of the whole module; None is the default.
+
+        Returns:
+            ``[B, L, C]`` in the same dtype; at padding, the output projection's bias.
+
+        Raises:
+            ValueError: x of another shape, or tokens that the window does not fit.
+            NotImplementedError: attn_drop in training together with seq_lens.
         """
         return self._attend_module(x, seq_lens, backend, stream)
 
 
 class NeighborhoodAttention2D(_NeighborhoodAttention):
-    """Neighborhood attention over images ``x [B, X, Y, embed_dim]``; see :class:`NeighborhoodAttention1D`."""
+    """Neighborhood attention over images ``x [B, X, Y, embed_dim]``, between linear projections.
+
+    Args:
+        embed_dim: width C of the tokens, a multiple of num_heads.
+        num_heads: query heads; num_kv_heads: key/value heads, a divisor of it (grouped queries), None for as many.
+        kernel_size, stride, dilation, is_causal: as in :func:`natten_mlx.na2d`, in tokens per axis.
+        qkv_bias: whether the input projections have a bias.
+        qk_scale: factor on q.k; None is ``head_dim ** -0.5``.
+        attn_drop, proj_drop: probabilities of dropping an attention weight, and an output, in training only.
+        rel_pos_bias: learn a relative positional bias ``rpb [num_heads, 2 * kernel_size - 1 per axis]``; stride 1 only.
+        backend: of every call, as the functional ops take it; None follows :func:`natten_mlx.use_backend`.
+
+    Raises:
+        TypeError, ValueError, NotImplementedError: arguments that are illegal, with the module's name.
+
+    Source: upstream NATTEN's ``NeighborhoodAttention2D``, whose state dict it has; GQA and backend are this project's.
+    """
 
     rank = 2
 
     def __call__(
         self, x: mx.array, spatial_sizes: Any = None, *, backend: str | None = None, stream: StreamOrDevice = None
     ) -> mx.array:
-        """``[B, X, Y, C]`` -> the same; spatial_sizes ``[B, 2]`` ints make x a padded batch."""
+        """The module's output.
+
+        Args:
+            x: ``[B, X, Y, C]`` in the parameters' dtype.
+            spatial_sizes: ints ``[B, 2]``, tokens of each item of a padded batch; None: all are full.
+            backend: of this call. stream: that of the whole module; None is the default.
+
+        Returns:
+            ``[B, X, Y, C]`` in the same dtype; at padding, the output projection's bias.
+
+        Raises:
+            ValueError: x of another shape, or tokens that the window does not fit.
+            NotImplementedError: attn_drop in training together with spatial_sizes.
+        """
         return self._attend_module(x, spatial_sizes, backend, stream)
 
 
 class NeighborhoodAttention3D(_NeighborhoodAttention):
-    """Neighborhood attention over volumes ``x [B, X, Y, Z, embed_dim]``; see :class:`NeighborhoodAttention1D`."""
+    """Neighborhood attention over volumes ``x [B, X, Y, Z, embed_dim]``, between linear projections.
+
+    Args:
+        embed_dim: width C of the tokens, a multiple of num_heads.
+        num_heads: query heads; num_kv_heads: key/value heads, a divisor of it (grouped queries), None for as many.
+        kernel_size, stride, dilation, is_causal: as in :func:`natten_mlx.na3d`, in tokens per axis.
+        qkv_bias: whether the input projections have a bias.
+        qk_scale: factor on q.k; None is ``head_dim ** -0.5``.
+        attn_drop, proj_drop: probabilities of dropping an attention weight, and an output, in training only.
+        rel_pos_bias: learn a relative positional bias ``rpb [num_heads, 2 * kernel_size - 1 per axis]``; stride 1 only.
+        backend: of every call, as the functional ops take it; None follows :func:`natten_mlx.use_backend`.
+
+    Raises:
+        TypeError, ValueError, NotImplementedError: arguments that are illegal, with the module's name.
+
+    Source: upstream NATTEN's ``NeighborhoodAttention3D``, whose state dict it has; GQA and backend are this project's.
+    """
 
     rank = 3
 
     def __call__(
         self, x: mx.array, spatial_sizes: Any = None, *, backend: str | None = None, stream: StreamOrDevice = None
     ) -> mx.array:
-        """``[B, X, Y, Z, C]`` -> the same; spatial_sizes ``[B, 3]`` ints make x a padded batch."""
+        """The module's output.
+
+        Args:
+            x: ``[B, X, Y, Z, C]`` in the parameters' dtype.
+            spatial_sizes: ints ``[B, 3]``, tokens of each item of a padded batch; None: all are full.
+            backend: of this call. stream: that of the whole module; None is the default.
+
+        Returns:
+            ``[B, X, Y, Z, C]`` in the same dtype; at padding, the output projection's bias.
+
+        Raises:
+            ValueError: x of another shape, or tokens that the window does not fit.
+            NotImplementedError: attn_drop in training together with spatial_sizes.
+        """
         return self._attend_module(x, spatial_sizes, backend, stream)

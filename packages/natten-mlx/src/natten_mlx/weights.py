@@ -19,12 +19,21 @@ from ._metal.weights import state as weights
 def load_weights(module: nn.Module, source: Any, *, strict: bool = True) -> tuple[list[str], list[str]]:
     """Load a module, or a whole model, with weights of any framework, in the module's own dtypes.
 
-    source: a mapping of names to arrays of MLX, torch or numpy (nested as MLX nests them, or wrapped as training
-    scripts do), or a file: .npz or .safetensors. torch's own files are natten-mps's to read and to save anew.
-    strict: every weight must be there, and every one in ``source`` wanted.
+    Args:
+        module: its parameters are replaced.
+        source: a mapping of names to arrays of MLX, torch or numpy, nested as MLX nests them or wrapped as training
+            scripts do; or a file: .npz or .safetensors (natten_mps.save_weights makes one of torch's files).
+        strict: every weight of the module must be there, and nothing else.
 
-    Returns the names that were missing and those that nothing wanted. ValueError where shapes differ, or strict
-    is broken (the message says how the module would have to be made); TypeError for what is no array.
+    Returns:
+        The names that were missing, and those that the module does not have.
+
+    Raises:
+        ValueError: shapes that differ, or strict is broken (the message says how the module would have to be made), or
+            a file of another kind or cut short.
+        TypeError: something that is not an array. OSError: a file that cannot be read.
+
+    Source: upstream NATTEN's checkpoints of every generation, whose names are understood.
     """
     if isinstance(source, (str, os.PathLike)):
         source = weight_files.read(source, "; natten_mps.save_weights makes one of torch's")
@@ -41,5 +50,13 @@ def load_weights(module: nn.Module, source: Any, *, strict: bool = True) -> tupl
 
 
 def save_weights(module: nn.Module, path: Any) -> None:
-    """Write a module's parameters as .npz or .safetensors (bfloat16 as float32); ValueError for another ending."""
+    """Write a module's parameters to a file that both packages read.
+
+    Args:
+        module: the module, or a whole model.
+        path: ending in .npz or .safetensors; bfloat16 is written as float32.
+
+    Raises:
+        ValueError: another ending. OSError: a file that cannot be written.
+    """
     weight_files.write(path, dict(tree_flatten(module.parameters())))

@@ -14,21 +14,48 @@ BACKENDS = Backends("natten-mps", ORDER, traced=torch.compiler.is_dynamo_compili
 
 
 def get_backend() -> str:
-    """The backend in force: 'auto', 'metal', 'native', 'pure' or 'dense'."""
+    """The backend that calls use where nothing else is said.
+
+    Returns:
+        'auto', 'metal', 'native', 'pure' or 'dense', by the innermost :func:`use_backend`,
+        by :func:`set_backend`, or by the environment (``NATTEN_MPS_BACKEND``, ``NATTEN_BACKEND``).
+
+    Raises:
+        ValueError: the environment names a backend that does not exist.
+    """
     return BACKENDS.get()
 
 
 def set_backend(backend: str) -> None:
-    """Make ``backend`` the process's default; ValueError for an unknown name."""
+    """Make a backend the process's default.
+
+    Args:
+        backend: 'auto', 'metal', 'native', 'pure' or 'dense'.
+
+    Raises:
+        ValueError: an unknown name.
+    """
     BACKENDS.set(backend)
 
 
 def use_backend(backend: str) -> AbstractContextManager[None]:
-    """``with use_backend("pure"): ...`` - the default within: in this thread, or this asyncio task, only.
+    """A context within which ``backend`` is the default: in this thread, or this asyncio task, only.
+
+        with natten_mps.use_backend("pure"):
+            out = model(x)
 
     A generator shares its caller's context: between its steps, what it chose holds for the caller too. A function
     compiled by torch.compile is compiled again where the backend changes, as far as the thread's last choice shows:
     tasks that take turns in one thread pass ``backend=`` to what they compile.
+
+    Args:
+        backend: 'auto', 'metal', 'native', 'pure' or 'dense'.
+
+    Returns:
+        The context manager.
+
+    Raises:
+        ValueError: an unknown name, when the context is entered.
     """
     return BACKENDS.use(backend)
 
@@ -44,11 +71,13 @@ def has_metal() -> bool:
 
 
 def get_support_matrix() -> dict[str, dict[str, Any]]:
-    """What each backend can do on this machine.
+    """What each backend can do on this machine, and why not.
 
-    Per backend: available, forward, backward, fusion, varlen, constraints, ops, limits, reason. constraints: ranks and
-    dtypes, and where they are limited the largest head_dim and number of rpb_entries. ops: for each family of ops ''
-    or why it does not go through the backend. limits: the same in words for what single calls may ask too much of.
+    Returns:
+        By backend a dict of available, forward, backward, fusion, varlen, constraints, ops, limits and reason.
+        constraints: ranks and dtypes, and where they are limited the largest head_dim and number of rpb_entries.
+        ops: for each family of ops '' or why it does not run on the backend. limits: in words, what single calls may
+        ask too much of.
     """
     from ._device import machine
     from ._metal.plan.support import support_matrix

@@ -25,12 +25,21 @@ UNREADABLE = (
 def load_weights(module: nn.Module, source: Any, *, strict: bool = True) -> tuple[list[str], list[str]]:
     """Load a module, or a whole model, with weights of any framework, in the module's own dtypes and devices.
 
-    source: a mapping of names to arrays of torch, MLX or numpy (nested as MLX nests them, or wrapped as training
-    scripts do), or a file: .npz, .safetensors, or torch's .pt, .pth and .bin, of which only weights are read.
-    strict: every weight must be there, and every one in ``source`` wanted.
+    Args:
+        module: its parameters are replaced.
+        source: a mapping of names to arrays of torch, MLX or numpy, nested as MLX nests them or wrapped as training
+            scripts do; or a file: .npz, .safetensors, or torch's .pt, .pth and .bin, of which only weights are read.
+        strict: every weight of the module must be there, and nothing else.
 
-    Returns the names that were missing and those that nothing wanted. ValueError where shapes differ, or strict
-    is broken (the message says how the module would have to be made); TypeError for what is no array.
+    Returns:
+        The names that were missing, and those that the module does not have.
+
+    Raises:
+        ValueError: shapes that differ, or strict is broken (the message says how the module would have to be made), or
+            a file of another kind or cut short.
+        TypeError: something that is not an array. OSError: a file that cannot be read.
+
+    Source: upstream NATTEN's checkpoints of every generation, whose names are understood.
     """
     if isinstance(source, (str, os.PathLike)):
         if os.fspath(source).endswith(TORCH_FILES):
@@ -69,8 +78,16 @@ def _shape(name: str, tensor: Any) -> tuple[int, ...]:
 
 
 def save_weights(module: nn.Module, path: Any) -> None:
-    """Write a module's state dict as .npz or .safetensors (bfloat16 as float32), without the prefixes that
-    torch.compile and parallel training add to names; ValueError for any other extension.
+    """Write a module's state dict to a file that both packages read.
+
+    Names are without what torch.compile and parallel training put into them.
+
+    Args:
+        module: the module, or a whole model.
+        path: ending in .npz or .safetensors; bfloat16 is written as float32.
+
+    Raises:
+        ValueError: another ending. OSError: a file that cannot be written.
     """
     own = module.state_dict()
     weight_files.write(path, {short: own[name] for name, short in weights.bare(own).items()})

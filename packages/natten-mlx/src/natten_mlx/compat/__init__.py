@@ -34,8 +34,14 @@ __all__ = [*SINCE, "for_version"]  # noqa: PLE0604 - names are strings
 def for_version(version: str) -> ModuleType:
     """The module with the call forms of a release: ``for_version("0.17.5")`` is :mod:`.v017`.
 
-    ``"0.14"`` means the last release of 0.14. TypeError unless version is a string; ValueError for what is no
-    version, is older than 0.14.1, or was never released.
+    Args:
+        version: like ``"0.17.5"``; ``"0.14"`` is the last release of 0.14.
+
+    Returns:
+        The module, with the names that the release has at its top.
+
+    Raises:
+        TypeError: version is not a string. ValueError: it is not a version, older than 0.14.1, or was never released.
     """
     return _NAMES.module(generation_of(version))
 

@@ -33,21 +33,33 @@ __all__ = [*SINCE, "for_version", "install", "uninstall"]  # noqa: PLE0604 - nam
 def for_version(version: str) -> ModuleType:
     """The module with the call forms of a release: ``for_version("0.17.5")`` is :mod:`.v017`.
 
-    ``"0.14"`` means the last release of 0.14. TypeError unless version is a string; ValueError for what is no
-    version, is older than 0.14.1, or was never released.
+    Args:
+        version: like ``"0.17.5"``; ``"0.14"`` is the last release of 0.14.
+
+    Returns:
+        The module, with the names that the release has at its top.
+
+    Raises:
+        TypeError: version is not a string. ValueError: it is not a version, older than 0.14.1, or was never released.
     """
     return _NAMES.module(generation_of(version))
 
 
 def install(version: str | None = None) -> ModuleType:
-    """Make ``import natten`` find this package, as the release ``version``; call it before a client is imported.
+    """Make ``import natten`` find this package, as a release; call it before a client is imported.
 
-    version: a release, which it is then, without what is younger; None is the newest, with every older name that means
-    nothing else there.
+    A second call replaces the first.
 
-    Returns the module. It and its submodules (``natten.functional``, ``natten.context``, ...) are in
-    ``sys.modules``, ``importlib.util.find_spec("natten")`` finds them, and ``importlib.metadata.version("natten")``
-    answers. A second call replaces the first. ImportError if NATTEN itself is installed or imported.
+    Args:
+        version: a release, without what is younger; None is the newest, with every older name that means nothing else
+            there.
+
+    Returns:
+        The module. It and its submodules (``natten.functional``, ``natten.context``, ...) are in ``sys.modules``,
+        ``importlib.util.find_spec("natten")`` finds them, and ``importlib.metadata.version("natten")`` answers.
+
+    Raises:
+        ImportError: NATTEN itself is installed or imported. TypeError, ValueError: as :func:`for_version`.
     """
     from ._install import install
 
