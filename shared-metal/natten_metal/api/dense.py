@@ -124,7 +124,7 @@ def qk(xp: Operations, problem: Problem, query: Tensor, key: Tensor, rpb: Option
     found = xp.gather(xp.pad_last(logits, 1, -math.inf), index)
     bad_keys = xp.pad_last(_bad_rows(xp, key, problem.group_heads)[..., 0], 1, False)
     bad = xp.either(xp.take(bad_keys, index, 2), _bad_rows(xp, query))
-    return _heads_last(xp, xp.spoil(found, xp.where(held, bad, False)), problem.query_shape, query.dtype)
+    return _heads_last(xp, xp.spoil(found, ~xp.either(~bad, ~held)), problem.query_shape, query.dtype)
 
 
 def av(xp: Operations, problem: Problem, attn: Tensor, value: Tensor) -> Tensor:
