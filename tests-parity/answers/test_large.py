@@ -29,10 +29,21 @@ def test_the_limits_are_the_kernels_own() -> None:
 
 def problem(**changed: Any) -> Problem:
     given: dict[str, Any] = {
-        "op": "na", "batch": 1, "query_shape": ONE, "key_shape": ONE, "heads": 1, "kv_heads": 1, "head_dim": 1,
-        "head_dim_v": 1, "kernel_size": ONE, "stride": ONE, "dilation": ONE, "is_causal": (False,), "scale": 1.0,
+        "op": "na",
+        "batch": 1,
+        "query_shape": ONE,
+        "key_shape": ONE,
+        "heads": 1,
+        "kv_heads": 1,
+        "head_dim": 1,
+        "head_dim_v": 1,
+        "kernel_size": ONE,
+        "stride": ONE,
+        "dilation": ONE,
+        "is_causal": (False,),
+        "scale": 1.0,
         "dtype": "float32",
-    }  # fmt: skip
+    }
     return Problem(**given | changed)
 
 
@@ -86,22 +97,30 @@ SIDE = 50_000  # squared beyond LONGEST
 # An op of MLX, its arrays' shapes, its window, and the reason of each backend that cannot take it.
 TOO_LONG: dict[str, tuple[str, tuple[tuple[int, ...], ...], Any, dict[str, str]]] = {
     "tokens": (
-        "na2d", ((1, SIDE, SIDE, 1, 1),) * 3, 1,
+        "na2d",
+        ((1, SIDE, SIDE, 1, 1),) * 3,
+        1,
         {"pure": f"the list of all tokens of all heads would need {SIDE**2}"},
     ),
     "logits": (
-        "na2d_qk", ((1, SIDE, SIDE, 1, 1),) * 2, SIDE,
+        "na2d_qk",
+        ((1, SIDE, SIDE, 1, 1),) * 2,
+        SIDE,
         dict.fromkeys(("nanobind", "pure", "dense"), f"a query's window of ({SIDE}, {SIDE}) would need {SIDE**2}"),
     ),
     "slots": (
-        "na1d_qk", ((1, SIDE, 1, 1),) * 2, SIDE,
+        "na1d_qk",
+        ((1, SIDE, 1, 1),) * 2,
+        SIDE,
         {"pure": f"the list of all window slots would need {SIDE**2}"},
     ),
     "bias": (
-        "na1d", ((1, SIDE, 1, 1),) * 3, 3,
+        "na1d",
+        ((1, SIDE, 1, 1),) * 3,
+        3,
         {"dense": f"the list of all pairs of a query and a key would need {SIDE**2}"},
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", TOO_LONG)

@@ -19,9 +19,20 @@ MORE = {
 }
 # Follow nobody: what they do is this project's own.
 WITHOUT_SOURCE = {
-    "explain", "export_mode", "export_function", "save_weights", "get_backend", "set_backend", "use_backend",
-    "get_support_matrix", "has_metal", "has_mps", "has_nanobind", "nanobind_unavailable_reason", "for_version",
-}  # fmt: skip
+    "explain",
+    "export_mode",
+    "export_function",
+    "save_weights",
+    "get_backend",
+    "set_backend",
+    "use_backend",
+    "get_support_matrix",
+    "has_metal",
+    "has_mps",
+    "has_nanobind",
+    "nanobind_unavailable_reason",
+    "for_version",
+}
 
 
 def public(package: str) -> Iterator[tuple[str, Any]]:

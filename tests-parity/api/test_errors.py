@@ -116,11 +116,47 @@ def test_what_is_no_stream() -> None:
 
 
 JUNK: tuple[Any, ...] = (
-    None, True, -1, 0, 10**30, 2.5, float("nan"), 1j, "", "pure", b"3", (), [], [[]], {}, {3}, object(), int, len,
-    (1, 2, 3, 4), [None], range(3), np.float32(2), np.array([1, 2]), np.array(3), T(()), T((0,)), T((1, 7, 2, 4)),
-    T((3,), "int32"), T((1, 7, 2, 4), "float16"), [T((1, 7, 2, 4))], 10**400, -(10**5000), (10**5000,), Fraction(1, 3),
-    Decimal(1), slice(3), iter([3]), ["a"], np.ones((1, 7, 2, 4), "float32"),
-)  # fmt: skip
+    None,
+    True,
+    -1,
+    0,
+    10**30,
+    2.5,
+    float("nan"),
+    1j,
+    "",
+    "pure",
+    b"3",
+    (),
+    [],
+    [[]],
+    {},
+    {3},
+    object(),
+    int,
+    len,
+    (1, 2, 3, 4),
+    [None],
+    range(3),
+    np.float32(2),
+    np.array([1, 2]),
+    np.array(3),
+    T(()),
+    T((0,)),
+    T((1, 7, 2, 4)),
+    T((3,), "int32"),
+    T((1, 7, 2, 4), "float16"),
+    [T((1, 7, 2, 4))],
+    10**400,
+    -(10**5000),
+    (10**5000,),
+    Fraction(1, 3),
+    Decimal(1),
+    slice(3),
+    iter([3]),
+    ["a"],
+    np.ones((1, 7, 2, 4), "float32"),
+)
 OPTIONAL = ("stride", "dilation", "is_causal", "scale", "rpb", "additional_keys", "backend", "return_lse", "what")
 
 
@@ -148,9 +184,19 @@ def test_junk_for_any_argument(face: str, framework: Framework) -> None:
 
 
 MODULE_ARGUMENTS: dict[str, Any] = {
-    "embed_dim": 8, "num_heads": 2, "kernel_size": 3, "stride": 1, "dilation": 1, "is_causal": False,
-    "num_kv_heads": None, "qkv_bias": True, "qk_scale": None, "attn_drop": 0.0, "proj_drop": 0.0, "rel_pos_bias": False,
-}  # fmt: skip
+    "embed_dim": 8,
+    "num_heads": 2,
+    "kernel_size": 3,
+    "stride": 1,
+    "dilation": 1,
+    "is_causal": False,
+    "num_kv_heads": None,
+    "qkv_bias": True,
+    "qk_scale": None,
+    "attn_drop": 0.0,
+    "proj_drop": 0.0,
+    "rel_pos_bias": False,
+}
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)

@@ -23,8 +23,9 @@ def test_the_support_matrix_of_a_gpu() -> None:
     tiers = ("metal", "fast_metal", "nanobind", "native", "pure", "dense")
     matrix = support.support_matrix(gpu, tiers)
     all_of_it = dict.fromkeys(("available", "forward", "backward", "fusion", "varlen"), True) | {
-        "ops": dict.fromkeys(FAMILIES, ""), "reason": "",
-    }  # fmt: skip
+        "ops": dict.fromkeys(FAMILIES, ""),
+        "reason": "",
+    }
     anywhere = {"ranks": [1, 2, 3], "dtypes": ["float16", "bfloat16", "float32"]}
     limits = {"head_dim": 256, "rpb_entries": 4096}
     words = {
@@ -43,9 +44,11 @@ def test_the_support_matrix_of_a_gpu() -> None:
     assert matrix["pure"] == all_of_it | {"constraints": anywhere, "limits": {"float64": words["float64"]}}
     assert matrix["dense"] == matrix["pure"] | {"fusion": False}
     assert matrix["native"] == dict.fromkeys(all_of_it, False) | {
-        "constraints": {"ranks": [], "dtypes": []}, "ops": dict.fromkeys(FAMILIES, "it runs on the CPU"),
-        "limits": {}, "reason": "it runs on the CPU",
-    }  # fmt: skip
+        "constraints": {"ranks": [], "dtypes": []},
+        "ops": dict.fromkeys(FAMILIES, "it runs on the CPU"),
+        "limits": {},
+        "reason": "it runs on the CPU",
+    }
 
 
 def test_the_limits_are_true() -> None:
@@ -60,12 +63,14 @@ def test_the_limits_are_true() -> None:
         "float64": ("metal", {}, {"dtype": "float64"}),
         "head_dim": ("metal", {"head_dim": 256}, {"head_dim": 257}),
         "rpb_entries": (
-            "metal", *(sized | {"has_rpb": True, "kernel_size": (window,)} for window in (2048, 2049)),
+            "metal",
+            *(sized | {"has_rpb": True, "kernel_size": (window,)} for window in (2048, 2049)),
         ),
         "small_tensors": (
-            "fast_metal", *(little | {"kv_heads": 1, "head_dim": dim, "head_dim_v": 9} for dim in (2, 1)),
+            "fast_metal",
+            *(little | {"kv_heads": 1, "head_dim": dim, "head_dim_v": 9} for dim in (2, 1)),
         ),
-    }  # fmt: skip
+    }
     assert {"vmap", *borders} == set(told["fast_metal"]["limits"])
     for name, (backend, last, first) in borders.items():
         assert plan.refusal(dataclasses.replace(problem, **last), gpu, backend) is None, name

@@ -153,8 +153,9 @@ def test_the_cases_cover_every_kernel() -> None:
     used = {(step.instance.template, step.instance.dtype) for _, step in launched}
     assert used == set(itertools.product(source.TEMPLATES, doctor.BOUNDS))
     assert {(i.dtype, i.fused) for i in instances(launched, "na_rpb")} >= {
-        *itertools.product(doctor.BOUNDS, [True]), ("float32", False),
-    }  # fmt: skip
+        *itertools.product(doctor.BOUNDS, [True]),
+        ("float32", False),
+    }
     assert {i.dtype for i in instances(launched, "na_bwd_dkv") if i.of_additional} == set(doctor.BOUNDS)
     assert any(i.empty_zero for i in instances(launched, "na_qk"))
     for template in (name for name, record in TEMPLATES.items() if record.walks):

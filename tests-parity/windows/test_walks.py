@@ -42,9 +42,20 @@ def windowed(shape: tuple[int, ...], window: Any, **more: Any) -> Problem:
     of_axes = [per_axis(more.pop(name, default)) for name, default in (("s", 1), ("d", 1), ("causal", False))]
     heads, batch = more.pop("heads", 1), more.pop("batch", 1)
     return Problem(
-        "na", batch, shape, shape, heads, more.pop("kv_heads", heads), 64, 64, per_axis(window), *of_axes, 0.125,
-        more.pop("dtype", "float32"), **more,
-    )  # fmt: skip
+        "na",
+        batch,
+        shape,
+        shape,
+        heads,
+        more.pop("kv_heads", heads),
+        64,
+        64,
+        per_axis(window),
+        *of_axes,
+        0.125,
+        more.pop("dtype", "float32"),
+        **more,
+    )
 
 
 EXTREME = {
@@ -145,9 +156,16 @@ def long_problems(draw: st.DrawFn) -> Problem:
     causal = tuple(draw(st.booleans()) for _ in range(rank))
     kv_heads = sized(16)
     return windowed(
-        shape, window, s=stride, d=dilation, causal=causal, heads=kv_heads * sized(8), kv_heads=kv_heads,
-        batch=sized(64), additional=draw(st.sampled_from([0, 0, 17, 70_000])),
-    )  # fmt: skip
+        shape,
+        window,
+        s=stride,
+        d=dilation,
+        causal=causal,
+        heads=kv_heads * sized(8),
+        kv_heads=kv_heads,
+        batch=sized(64),
+        additional=draw(st.sampled_from([0, 0, 17, 70_000])),
+    )
 
 
 @settings(max_examples=60)

@@ -33,9 +33,18 @@ class NeighborhoodAttention:
         raise NotImplementedError
 
     def _build(
-        self, embed_dim: Any, num_heads: Any, num_kv_heads: Any, window: tuple[Any, ...], qk_scale: Any, qkv_bias: Any,
-        attn_drop: Any, proj_drop: Any, rel_pos_bias: Any, backend: Any,
-    ) -> None:  # fmt: skip
+        self,
+        embed_dim: Any,
+        num_heads: Any,
+        num_kv_heads: Any,
+        window: tuple[Any, ...],
+        qk_scale: Any,
+        qkv_bias: Any,
+        attn_drop: Any,
+        proj_drop: Any,
+        rel_pos_bias: Any,
+        backend: Any,
+    ) -> None:
         """The constructor. window: kernel_size, stride, dilation and is_causal."""
         super().__init__()  # the framework's
         face = type(self).__name__

@@ -91,9 +91,14 @@ class Generations:
         generations.heads_first_rank(name, form.rank, {"query": query, "key": key})
         kernel_size, dilation = generations.legacy_window(name, form, given)
         logits = getattr(self.functional, QK.faces[form.rank])(
-            self._heads_last(query), self._heads_last(key), kernel_size, dilation,
-            is_causal=given.get("is_causal", False), scale=1.0, rpb=given.get("rpb", given.get("bias")),
-        )  # fmt: skip
+            self._heads_last(query),
+            self._heads_last(key),
+            kernel_size,
+            dilation,
+            is_causal=given.get("is_causal", False),
+            scale=1.0,
+            rpb=given.get("rpb", given.get("bias")),
+        )
         logits, more = self._heads_first(logits), given.get("additional_keys")
         if more is None:
             return logits
@@ -108,14 +113,15 @@ class Generations:
         kernel_size, dilation = generations.legacy_window(name, form, given)
         own, more = attn, given.get("additional_values")
         if more is not None:
-            generations.additional(
-                name, "additional_values", more, (value.shape[0], attn.shape[1], value.shape[-1])
-            )  # fmt: skip
+            generations.additional(name, "additional_values", more, (value.shape[0], attn.shape[1], value.shape[-1]))
             own = attn[..., : generations.window_slots(name, attn, more.shape[2], kernel_size, form.rank)]
         out = getattr(self.functional, AV.faces[form.rank])(
-            self._heads_last(own), self._heads_last(value), kernel_size, dilation,
+            self._heads_last(own),
+            self._heads_last(value),
+            kernel_size,
+            dilation,
             is_causal=given.get("is_causal", False),
-        )  # fmt: skip
+        )
         out = self._heads_first(out)
         if more is None:
             return out

@@ -40,9 +40,15 @@ class TensorHelpers:
         return faces.full(face, *self._specs(face, query, key, value), is_causal, None)
 
     def _check(
-        self, build: Callable[..., Problem], face: str, tensors: tuple[Any, ...], must_match_head_dims: bool,
-        supports_gqa_mqa: bool, raise_error: bool, backend_name: str | None,
-    ) -> bool:  # fmt: skip
+        self,
+        build: Callable[..., Problem],
+        face: str,
+        tensors: tuple[Any, ...],
+        must_match_head_dims: bool,
+        supports_gqa_mqa: bool,
+        raise_error: bool,
+        backend_name: str | None,
+    ) -> bool:
         try:
             problem = build(face, *tensors)
             if must_match_head_dims and problem.head_dim != problem.head_dim_v:
@@ -57,25 +63,43 @@ class TensorHelpers:
         return True
 
     def na_tensor_checks(
-        self, query: Any, key: Any, value: Any, must_match_head_dims: bool = False, supports_gqa_mqa: bool = True,
-        raise_error: bool = True, backend_name: str | None = None,
-    ) -> bool:  # fmt: skip
+        self,
+        query: Any,
+        key: Any,
+        value: Any,
+        must_match_head_dims: bool = False,
+        supports_gqa_mqa: bool = True,
+        raise_error: bool = True,
+        backend_name: str | None = None,
+    ) -> bool:
         """Whether ``[B, *shape, H, D]`` tensors fit each other; with raise_error, raise the reason."""
         wanted = (must_match_head_dims, supports_gqa_mqa, raise_error, backend_name)
         return self._check(self._neighborhood, "na_tensor_checks", (query, key, value), *wanted)
 
     def fmha_tensor_checks(
-        self, query: Any, key: Any, value: Any, must_match_head_dims: bool = False, supports_gqa_mqa: bool = True,
-        raise_error: bool = True, backend_name: str | None = None,
-    ) -> bool:  # fmt: skip
+        self,
+        query: Any,
+        key: Any,
+        value: Any,
+        must_match_head_dims: bool = False,
+        supports_gqa_mqa: bool = True,
+        raise_error: bool = True,
+        backend_name: str | None = None,
+    ) -> bool:
         """Whether ``[B, S, H, D]`` tensors fit each other; with raise_error, raise the reason."""
         wanted = (must_match_head_dims, supports_gqa_mqa, raise_error, backend_name)
         return self._check(self._attention, "fmha_tensor_checks", (query, key, value), *wanted)
 
     def additional_kv_tensor_checks(
-        self, query: Any, key: Any, value: Any, add_key: Any = None, add_value: Any = None,
-        must_match_head_dims: bool = False, supports_gqa_mqa: bool = True,
-    ) -> None:  # fmt: skip
+        self,
+        query: Any,
+        key: Any,
+        value: Any,
+        add_key: Any = None,
+        add_value: Any = None,
+        must_match_head_dims: bool = False,
+        supports_gqa_mqa: bool = True,
+    ) -> None:
         """Raise if additional keys and values ``[B, S, H_kv, D]`` are invalid, or only one of them is given."""
         face = "additional_kv_tensor_checks"
         more = (
@@ -96,24 +120,41 @@ class TensorHelpers:
         return self.get_compatible_backends(query, key, value)[0]
 
     def get_compatible_fmha_backends(
-        self, query: Any, key: Any, value: Any, is_causal: bool = False, is_varlen: bool = False,
+        self,
+        query: Any,
+        key: Any,
+        value: Any,
+        is_causal: bool = False,
+        is_varlen: bool = False,
         torch_compile: bool = False,
-    ) -> list[str]:  # fmt: skip
+    ) -> list[str]:
         """This package's backends for full attention of such tensors, best first."""
         return self.takers(self._attention("get_compatible_fmha_backends", query, key, value, is_causal), query)
 
     def choose_fmha_backend(
-        self, query: Any, key: Any, value: Any, is_causal: bool = False, is_varlen: bool = False,
+        self,
+        query: Any,
+        key: Any,
+        value: Any,
+        is_causal: bool = False,
+        is_varlen: bool = False,
         torch_compile: bool = False,
-    ) -> str:  # fmt: skip
+    ) -> str:
         """The backend that 'auto' picks for full attention of such tensors."""
         return self.get_compatible_fmha_backends(query, key, value, is_causal)[0]
 
     def varlen_tensor_checks(
-        self, query: Any, key: Any, value: Any, seqlens_Q: Any = None, seqlens_KV: Any = None,
-        cumulative_seqlen_Q: Any = None, cumulative_seqlen_KV: Any = None, max_seqlen_Q: int | None = None,
+        self,
+        query: Any,
+        key: Any,
+        value: Any,
+        seqlens_Q: Any = None,
+        seqlens_KV: Any = None,
+        cumulative_seqlen_Q: Any = None,
+        cumulative_seqlen_KV: Any = None,
+        max_seqlen_Q: int | None = None,
         max_seqlen_KV: int | None = None,
-    ) -> tuple[Any, Any, int, int]:  # fmt: skip
+    ) -> tuple[Any, Any, int, int]:
         """The four arguments of packed attention, made from lengths or as given; (None, None, 0, 0) without any."""
         packed = (cumulative_seqlen_Q, cumulative_seqlen_KV, max_seqlen_Q, max_seqlen_KV)
         if seqlens_Q is not None or seqlens_KV is not None or all(not isinstance(each, int) for each in packed[2:]):
@@ -133,9 +174,11 @@ class TensorHelpers:
     def backends(self) -> dict[str, Any]:
         """The queries of ``natten.backends``."""
         return named(
-            self.get_compatible_backends, self.choose_backend, self.get_compatible_fmha_backends,
+            self.get_compatible_backends,
+            self.choose_backend,
+            self.get_compatible_fmha_backends,
             self.choose_fmha_backend,
-        )  # fmt: skip
+        )
 
 
 def named(*functions: Callable[..., Any]) -> dict[str, Any]:

@@ -37,9 +37,12 @@ def too_large(problem: Problem) -> str | None:
     """Why ``problem`` has too much of something for the kernels, those for CPUs included; None if it has not."""
     p = problem
     counts = {
-        "batch items": p.batch, "heads": p.heads, "channels of a head": max(p.head_dim, p.head_dim_v),
-        "additional keys": p.additional, "tokens on an axis": max(*p.query_shape, *p.key_shape),
-    }  # fmt: skip
+        "batch items": p.batch,
+        "heads": p.heads,
+        "channels of a head": max(p.head_dim, p.head_dim_v),
+        "additional keys": p.additional,
+        "tokens on an axis": max(*p.query_shape, *p.key_shape),
+    }
     for what, count in counts.items():
         if count > MOST:
             return f"the kernels take at most {MOST} {what}; got {count}"

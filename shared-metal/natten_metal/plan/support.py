@@ -37,9 +37,10 @@ _LIMITS: dict[str, tuple[dict[str, Any], int | None]] = {
     "head_dim": ({"head_dim": DIMS[-1] + 1, "head_dim_v": DIMS[-1] + 1}, DIMS[-1]),
     "rpb_entries": ({"has_rpb": True, "kernel_size": (MOST_TABLE // 2 + 1,)}, MOST_TABLE),
     "small_tensors": (
-        {"query_shape": (1,), "key_shape": (1,), "kernel_size": (1,), "head_dim": 1, "head_dim_v": 1}, None,
+        {"query_shape": (1,), "key_shape": (1,), "kernel_size": (1,), "head_dim": 1, "head_dim_v": 1},
+        None,
     ),
-}  # fmt: skip
+}
 
 
 def support_matrix(

@@ -72,9 +72,7 @@ class CommandLine:
         add_demo(commands, DemoPackage(package, self.backends, self._get_backend, self._attend, self._explain))
         # Dense attention has enough memory for the few tokens of a digit.
         train_backends = (*self.backends, DENSE.name)
-        add_train(
-            commands, TrainHost(package, train_backends, self._get_backend, self._trainer, self._use_backend)
-        )  # fmt: skip
+        add_train(commands, TrainHost(package, train_backends, self._get_backend, self._trainer, self._use_backend))
         add_doctor(commands, package, self._patient)
         arguments = parser.parse_args(join_train(sys.argv[1:] if argv is None else list(argv)))
         return int(arguments.run(arguments))

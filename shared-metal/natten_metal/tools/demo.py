@@ -58,20 +58,49 @@ def add_demo(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", ho
         epilog=f"example: {package} demo photo.jpg --window 31 --sigma 15 --out denoised.png",
     )
     add = parser.add_argument
-    add("image", nargs="?", type=Path, metavar="IMAGE",
-        help=f"any image that Pillow reads (default: scikit-learn's {SAMPLE}, 640x427)")  # fmt: skip
-    add("--window", type=_kernel_size, default=WINDOW, metavar="N",
-        help="each pixel attends to N x N pixels, N >= 2, odd or even (default: %(default)s)")  # fmt: skip
-    add("--sigma", type=_sigma, default=SIGMA, metavar="S",
-        help="deviation of the added noise, in grey levels of 255 (default: %(default)g)")  # fmt: skip
+    add(
+        "image",
+        nargs="?",
+        type=Path,
+        metavar="IMAGE",
+        help=f"any image that Pillow reads (default: scikit-learn's {SAMPLE}, 640x427)",
+    )
+    add(
+        "--window",
+        type=_kernel_size,
+        default=WINDOW,
+        metavar="N",
+        help="each pixel attends to N x N pixels, N >= 2, odd or even (default: %(default)s)",
+    )
+    add(
+        "--sigma",
+        type=_sigma,
+        default=SIGMA,
+        metavar="S",
+        help="deviation of the added noise, in grey levels of 255 (default: %(default)g)",
+    )
     add("--seed", type=natural, default=0, metavar="N", help="seed of the noise (default: %(default)s)")
-    add("--max-side", type=_side, default=MAX_SIDE, metavar="N",
-        help="scale larger images down to N pixels on their longer side (default: %(default)s)")  # fmt: skip
+    add(
+        "--max-side",
+        type=_side,
+        default=MAX_SIDE,
+        metavar="N",
+        help="scale larger images down to N pixels on their longer side (default: %(default)s)",
+    )
     add("--backend", choices=host.backends, help="the path to use (default: the backend in force)")
-    add("--out", type=Path, default=Path(f"{package}-demo.png"), metavar="FILE",
-        help="where the picture goes, PNG (default: %(default)s)")  # fmt: skip
-    add("--array", type=Path, metavar="FILE",
-        help="also save the denoised image, float32 [height, width, 3] in [0, 1] units, as .npy")  # fmt: skip
+    add(
+        "--out",
+        type=Path,
+        default=Path(f"{package}-demo.png"),
+        metavar="FILE",
+        help="where the picture goes, PNG (default: %(default)s)",
+    )
+    add(
+        "--array",
+        type=Path,
+        metavar="FILE",
+        help="also save the denoised image, float32 [height, width, 3] in [0, 1] units, as .npy",
+    )
     add("--progress", action="store_true", help="show the progress bar even if stderr is not a terminal")
     parser.set_defaults(run=lambda arguments: end(f"{package} demo", lambda: run(arguments, host)))
 

@@ -173,10 +173,7 @@ def batches(digits: Digits, steps: int, seed: int) -> Iterator[tuple["Array", "L
 
 def rates(steps: int) -> list[float]:
     """The learning rate of each step: a linear rise over the first 50, times half a cosine that ends near 0."""
-    return [
-        RATE * min((step + 1) / WARM_UP, 1) * (1 + math.cos(math.pi * step / steps)) / 2
-        for step in range(steps)
-    ]  # fmt: skip
+    return [RATE * min((step + 1) / WARM_UP, 1) * (1 + math.cos(math.pi * step / steps)) / 2 for step in range(steps)]
 
 
 def add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", host: TrainHost) -> None:
@@ -194,15 +191,29 @@ def add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", h
         epilog=f"example: {package} demo train --seed 1 --record run.json",
     )
     add = parser.add_argument
-    add("--steps", type=lambda text: whole(text, 1), default=STEPS, metavar="N",
-        help=f"steps of {BATCH} images (default: %(default)s)")  # fmt: skip
-    add("--seed", type=natural, default=0, metavar="N",
-        help="seed of the initial weights and of the batches (default: %(default)s)")  # fmt: skip
+    add(
+        "--steps",
+        type=lambda text: whole(text, 1),
+        default=STEPS,
+        metavar="N",
+        help=f"steps of {BATCH} images (default: %(default)s)",
+    )
+    add(
+        "--seed",
+        type=natural,
+        default=0,
+        metavar="N",
+        help="seed of the initial weights and of the batches (default: %(default)s)",
+    )
     add("--backend", choices=host.backends, help="the path to use (default: the backend in force)")
-    add("--out", type=Path, default=Path(f"{package}-train.png"), metavar="FILE",
-        help="where the loss curve goes, PNG (default: %(default)s)")  # fmt: skip
-    add("--record", type=Path, metavar="FILE",
-        help="also save the losses, the accuracies and the digits read, as JSON")  # fmt: skip
+    add(
+        "--out",
+        type=Path,
+        default=Path(f"{package}-train.png"),
+        metavar="FILE",
+        help="where the loss curve goes, PNG (default: %(default)s)",
+    )
+    add("--record", type=Path, metavar="FILE", help="also save the losses, the accuracies and the digits read, as JSON")
     add("--progress", action="store_true", help="show the progress bar even if stderr is not a terminal")
     parser.set_defaults(run=lambda arguments: end(f"{host.package} demo train", lambda: run(arguments, host)))
 
@@ -249,8 +260,10 @@ def _run(args: argparse.Namespace, host: TrainHost) -> None:
     digits, weights = load_patches(), initial_weights(args.seed)
     trainer = host.trainer(weights)
     print(f"digits   {SIDE} x {SIDE} pixels: {len(digits.labels)} to learn from, {len(digits.test_labels)} held out")
-    print(f"model    {BLOCKS} blocks, window {WINDOW} x {WINDOW} of {GRID} x {GRID} tokens, "
-          f"{sum(weight.size for weight in weights.values())} weights, seed {args.seed}")  # fmt: skip
+    print(
+        f"model    {BLOCKS} blocks, window {WINDOW} x {WINDOW} of {GRID} x {GRID} tokens, "
+        f"{sum(weight.size for weight in weights.values())} weights, seed {args.seed}"
+    )
     try:
         print("plan     " + trainer.explain().replace("\n", "\n         "), flush=True)
     except NotImplementedError as error:

@@ -9,9 +9,13 @@ Tensor = Any
 
 
 def classifier(
-    nn: Any, attention: Callable[[int, int, int], Any], silu: Callable[[Tensor], Tensor], position: Tensor,
-    sequence: Callable[[list[Any]], Any], method: str,
-) -> Any:  # fmt: skip
+    nn: Any,
+    attention: Callable[[int, int, int], Any],
+    silu: Callable[[Tensor], Tensor],
+    position: Tensor,
+    sequence: Callable[[list[Any]], Any],
+    method: str,
+) -> Any:
     """A model of patches ``[B, 4, 4, 9]`` -> logits ``[B, 10]``; :mod:`.train` says how.
 
     nn: the framework's module of layers. position: a parameter ``[4, 4, WIDTH]``. sequence: what a module keeps modules

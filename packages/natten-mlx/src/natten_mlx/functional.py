@@ -88,11 +88,23 @@ def neighborhood_attention(
 
 @_signatures.fused
 def na1d(
-    query: mx.array, key: mx.array, value: mx.array, kernel_size: Ints, stride: Ints = 1, dilation: Ints = 1,
-    is_causal: Bools = False, scale: float | None = None, *, additional_keys: mx.array | None = None,
-    additional_values: mx.array | None = None, rpb: mx.array | None = None, return_lse: bool = False,
-    backend: str | None = None, stream: StreamOrDevice = None, **upstream: Any,
-) -> Result:  # fmt: skip
+    query: mx.array,
+    key: mx.array,
+    value: mx.array,
+    kernel_size: Ints,
+    stride: Ints = 1,
+    dilation: Ints = 1,
+    is_causal: Bools = False,
+    scale: float | None = None,
+    *,
+    additional_keys: mx.array | None = None,
+    additional_values: mx.array | None = None,
+    rpb: mx.array | None = None,
+    return_lse: bool = False,
+    backend: str | None = None,
+    stream: StreamOrDevice = None,
+    **upstream: Any,
+) -> Result:
     """Neighborhood attention over sequences: :func:`neighborhood_attention` of rank 1.
 
     Args:
@@ -127,11 +139,23 @@ def na1d(
 
 @_signatures.fused
 def na2d(
-    query: mx.array, key: mx.array, value: mx.array, kernel_size: Ints, stride: Ints = 1, dilation: Ints = 1,
-    is_causal: Bools = False, scale: float | None = None, *, additional_keys: mx.array | None = None,
-    additional_values: mx.array | None = None, rpb: mx.array | None = None, return_lse: bool = False,
-    backend: str | None = None, stream: StreamOrDevice = None, **upstream: Any,
-) -> Result:  # fmt: skip
+    query: mx.array,
+    key: mx.array,
+    value: mx.array,
+    kernel_size: Ints,
+    stride: Ints = 1,
+    dilation: Ints = 1,
+    is_causal: Bools = False,
+    scale: float | None = None,
+    *,
+    additional_keys: mx.array | None = None,
+    additional_values: mx.array | None = None,
+    rpb: mx.array | None = None,
+    return_lse: bool = False,
+    backend: str | None = None,
+    stream: StreamOrDevice = None,
+    **upstream: Any,
+) -> Result:
     """Neighborhood attention over images: :func:`neighborhood_attention` of rank 2.
 
     Args:
@@ -166,11 +190,23 @@ def na2d(
 
 @_signatures.fused
 def na3d(
-    query: mx.array, key: mx.array, value: mx.array, kernel_size: Ints, stride: Ints = 1, dilation: Ints = 1,
-    is_causal: Bools = False, scale: float | None = None, *, additional_keys: mx.array | None = None,
-    additional_values: mx.array | None = None, rpb: mx.array | None = None, return_lse: bool = False,
-    backend: str | None = None, stream: StreamOrDevice = None, **upstream: Any,
-) -> Result:  # fmt: skip
+    query: mx.array,
+    key: mx.array,
+    value: mx.array,
+    kernel_size: Ints,
+    stride: Ints = 1,
+    dilation: Ints = 1,
+    is_causal: Bools = False,
+    scale: float | None = None,
+    *,
+    additional_keys: mx.array | None = None,
+    additional_values: mx.array | None = None,
+    rpb: mx.array | None = None,
+    return_lse: bool = False,
+    backend: str | None = None,
+    stream: StreamOrDevice = None,
+    **upstream: Any,
+) -> Result:
     """Neighborhood attention over volumes or video: :func:`neighborhood_attention` of rank 3.
 
     Args:

@@ -13,10 +13,18 @@ from ._tensors import StreamOrDevice
 
 
 def na1d_qk(
-    query: mx.array, key: mx.array, kernel_size: Ints, dilation: Ints = 1, *, stride: Ints = 1,
-    is_causal: Bools = False, scale: float | None = None, rpb: mx.array | None = None, backend: str | None = None,
+    query: mx.array,
+    key: mx.array,
+    kernel_size: Ints,
+    dilation: Ints = 1,
+    *,
+    stride: Ints = 1,
+    is_causal: Bools = False,
+    scale: float | None = None,
+    rpb: mx.array | None = None,
+    backend: str | None = None,
     stream: StreamOrDevice = None,
-) -> mx.array:  # fmt: skip
+) -> mx.array:
     """The first half of :func:`na1d`: the logits ``scale * q.k + rpb`` of each query's window.
 
     Args:
@@ -41,10 +49,18 @@ def na1d_qk(
 
 
 def na2d_qk(
-    query: mx.array, key: mx.array, kernel_size: Ints, dilation: Ints = 1, *, stride: Ints = 1,
-    is_causal: Bools = False, scale: float | None = None, rpb: mx.array | None = None, backend: str | None = None,
+    query: mx.array,
+    key: mx.array,
+    kernel_size: Ints,
+    dilation: Ints = 1,
+    *,
+    stride: Ints = 1,
+    is_causal: Bools = False,
+    scale: float | None = None,
+    rpb: mx.array | None = None,
+    backend: str | None = None,
     stream: StreamOrDevice = None,
-) -> mx.array:  # fmt: skip
+) -> mx.array:
     """The first half of :func:`na2d`: the logits ``scale * q.k + rpb`` of each query's window.
 
     Args:
@@ -69,10 +85,18 @@ def na2d_qk(
 
 
 def na3d_qk(
-    query: mx.array, key: mx.array, kernel_size: Ints, dilation: Ints = 1, *, stride: Ints = 1,
-    is_causal: Bools = False, scale: float | None = None, rpb: mx.array | None = None, backend: str | None = None,
+    query: mx.array,
+    key: mx.array,
+    kernel_size: Ints,
+    dilation: Ints = 1,
+    *,
+    stride: Ints = 1,
+    is_causal: Bools = False,
+    scale: float | None = None,
+    rpb: mx.array | None = None,
+    backend: str | None = None,
     stream: StreamOrDevice = None,
-) -> mx.array:  # fmt: skip
+) -> mx.array:
     """The first half of :func:`na3d`: the logits ``scale * q.k + rpb`` of each query's window.
 
     Args:
@@ -97,10 +121,16 @@ def na3d_qk(
 
 
 def na1d_av(
-    attn: mx.array, value: mx.array, kernel_size: Ints, dilation: Ints = 1, *, stride: Ints = 1,
-    is_causal: Bools = False, backend: str | None = None,
+    attn: mx.array,
+    value: mx.array,
+    kernel_size: Ints,
+    dilation: Ints = 1,
+    *,
+    stride: Ints = 1,
+    is_causal: Bools = False,
+    backend: str | None = None,
     stream: StreamOrDevice = None,
-) -> mx.array:  # fmt: skip
+) -> mx.array:
     """The second half of :func:`na1d`: each query's weights times the values of its window.
 
     Args:
@@ -121,10 +151,16 @@ def na1d_av(
 
 
 def na2d_av(
-    attn: mx.array, value: mx.array, kernel_size: Ints, dilation: Ints = 1, *, stride: Ints = 1,
-    is_causal: Bools = False, backend: str | None = None,
+    attn: mx.array,
+    value: mx.array,
+    kernel_size: Ints,
+    dilation: Ints = 1,
+    *,
+    stride: Ints = 1,
+    is_causal: Bools = False,
+    backend: str | None = None,
     stream: StreamOrDevice = None,
-) -> mx.array:  # fmt: skip
+) -> mx.array:
     """The second half of :func:`na2d`: each query's weights times the values of its window.
 
     Args:
@@ -145,10 +181,16 @@ def na2d_av(
 
 
 def na3d_av(
-    attn: mx.array, value: mx.array, kernel_size: Ints, dilation: Ints = 1, *, stride: Ints = 1,
-    is_causal: Bools = False, backend: str | None = None,
+    attn: mx.array,
+    value: mx.array,
+    kernel_size: Ints,
+    dilation: Ints = 1,
+    *,
+    stride: Ints = 1,
+    is_causal: Bools = False,
+    backend: str | None = None,
     stream: StreamOrDevice = None,
-) -> mx.array:  # fmt: skip
+) -> mx.array:
     """The second half of :func:`na3d`: each query's weights times the values of its window.
 
     Args:

@@ -84,11 +84,22 @@ def neighborhood_attention(
 
 @_signatures.fused
 def na1d(
-    query: Tensor, key: Tensor, value: Tensor, kernel_size: Ints, stride: Ints = 1, dilation: Ints = 1,
-    is_causal: Bools = False, scale: float | None = None, *, additional_keys: Tensor | None = None,
-    additional_values: Tensor | None = None, rpb: Tensor | None = None, return_lse: bool = False,
-    backend: str | None = None, **upstream: Any,
-) -> Result:  # fmt: skip
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    kernel_size: Ints,
+    stride: Ints = 1,
+    dilation: Ints = 1,
+    is_causal: Bools = False,
+    scale: float | None = None,
+    *,
+    additional_keys: Tensor | None = None,
+    additional_values: Tensor | None = None,
+    rpb: Tensor | None = None,
+    return_lse: bool = False,
+    backend: str | None = None,
+    **upstream: Any,
+) -> Result:
     """Neighborhood attention over sequences: :func:`neighborhood_attention` of rank 1.
 
     Args:
@@ -115,11 +126,22 @@ def na1d(
 
 @_signatures.fused
 def na2d(
-    query: Tensor, key: Tensor, value: Tensor, kernel_size: Ints, stride: Ints = 1, dilation: Ints = 1,
-    is_causal: Bools = False, scale: float | None = None, *, additional_keys: Tensor | None = None,
-    additional_values: Tensor | None = None, rpb: Tensor | None = None, return_lse: bool = False,
-    backend: str | None = None, **upstream: Any,
-) -> Result:  # fmt: skip
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    kernel_size: Ints,
+    stride: Ints = 1,
+    dilation: Ints = 1,
+    is_causal: Bools = False,
+    scale: float | None = None,
+    *,
+    additional_keys: Tensor | None = None,
+    additional_values: Tensor | None = None,
+    rpb: Tensor | None = None,
+    return_lse: bool = False,
+    backend: str | None = None,
+    **upstream: Any,
+) -> Result:
     """Neighborhood attention over images: :func:`neighborhood_attention` of rank 2.
 
     Args:
@@ -146,11 +168,22 @@ def na2d(
 
 @_signatures.fused
 def na3d(
-    query: Tensor, key: Tensor, value: Tensor, kernel_size: Ints, stride: Ints = 1, dilation: Ints = 1,
-    is_causal: Bools = False, scale: float | None = None, *, additional_keys: Tensor | None = None,
-    additional_values: Tensor | None = None, rpb: Tensor | None = None, return_lse: bool = False,
-    backend: str | None = None, **upstream: Any,
-) -> Result:  # fmt: skip
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    kernel_size: Ints,
+    stride: Ints = 1,
+    dilation: Ints = 1,
+    is_causal: Bools = False,
+    scale: float | None = None,
+    *,
+    additional_keys: Tensor | None = None,
+    additional_values: Tensor | None = None,
+    rpb: Tensor | None = None,
+    return_lse: bool = False,
+    backend: str | None = None,
+    **upstream: Any,
+) -> Result:
     """Neighborhood attention over volumes or video: :func:`neighborhood_attention` of rank 3.
 
     Args:

@@ -12,9 +12,17 @@ from ._signatures import Bools, Ints
 
 
 def na1d_qk(
-    query: Tensor, key: Tensor, kernel_size: Ints, dilation: Ints = 1, *, stride: Ints = 1,
-    is_causal: Bools = False, scale: float | None = None, rpb: Tensor | None = None, backend: str | None = None,
-) -> Tensor:  # fmt: skip
+    query: Tensor,
+    key: Tensor,
+    kernel_size: Ints,
+    dilation: Ints = 1,
+    *,
+    stride: Ints = 1,
+    is_causal: Bools = False,
+    scale: float | None = None,
+    rpb: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
     """The first half of :func:`na1d`: the logits ``scale * q.k + rpb`` of each query's window.
 
     Args:
@@ -39,9 +47,17 @@ def na1d_qk(
 
 
 def na2d_qk(
-    query: Tensor, key: Tensor, kernel_size: Ints, dilation: Ints = 1, *, stride: Ints = 1,
-    is_causal: Bools = False, scale: float | None = None, rpb: Tensor | None = None, backend: str | None = None,
-) -> Tensor:  # fmt: skip
+    query: Tensor,
+    key: Tensor,
+    kernel_size: Ints,
+    dilation: Ints = 1,
+    *,
+    stride: Ints = 1,
+    is_causal: Bools = False,
+    scale: float | None = None,
+    rpb: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
     """The first half of :func:`na2d`: the logits ``scale * q.k + rpb`` of each query's window.
 
     Args:
@@ -66,9 +82,17 @@ def na2d_qk(
 
 
 def na3d_qk(
-    query: Tensor, key: Tensor, kernel_size: Ints, dilation: Ints = 1, *, stride: Ints = 1,
-    is_causal: Bools = False, scale: float | None = None, rpb: Tensor | None = None, backend: str | None = None,
-) -> Tensor:  # fmt: skip
+    query: Tensor,
+    key: Tensor,
+    kernel_size: Ints,
+    dilation: Ints = 1,
+    *,
+    stride: Ints = 1,
+    is_causal: Bools = False,
+    scale: float | None = None,
+    rpb: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
     """The first half of :func:`na3d`: the logits ``scale * q.k + rpb`` of each query's window.
 
     Args:
@@ -93,9 +117,15 @@ def na3d_qk(
 
 
 def na1d_av(
-    attn: Tensor, value: Tensor, kernel_size: Ints, dilation: Ints = 1, *, stride: Ints = 1,
-    is_causal: Bools = False, backend: str | None = None,
-) -> Tensor:  # fmt: skip
+    attn: Tensor,
+    value: Tensor,
+    kernel_size: Ints,
+    dilation: Ints = 1,
+    *,
+    stride: Ints = 1,
+    is_causal: Bools = False,
+    backend: str | None = None,
+) -> Tensor:
     """The second half of :func:`na1d`: each query's weights times the values of its window.
 
     Args:
@@ -116,9 +146,15 @@ def na1d_av(
 
 
 def na2d_av(
-    attn: Tensor, value: Tensor, kernel_size: Ints, dilation: Ints = 1, *, stride: Ints = 1,
-    is_causal: Bools = False, backend: str | None = None,
-) -> Tensor:  # fmt: skip
+    attn: Tensor,
+    value: Tensor,
+    kernel_size: Ints,
+    dilation: Ints = 1,
+    *,
+    stride: Ints = 1,
+    is_causal: Bools = False,
+    backend: str | None = None,
+) -> Tensor:
     """The second half of :func:`na2d`: each query's weights times the values of its window.
 
     Args:
@@ -139,9 +175,15 @@ def na2d_av(
 
 
 def na3d_av(
-    attn: Tensor, value: Tensor, kernel_size: Ints, dilation: Ints = 1, *, stride: Ints = 1,
-    is_causal: Bools = False, backend: str | None = None,
-) -> Tensor:  # fmt: skip
+    attn: Tensor,
+    value: Tensor,
+    kernel_size: Ints,
+    dilation: Ints = 1,
+    *,
+    stride: Ints = 1,
+    is_causal: Bools = False,
+    backend: str | None = None,
+) -> Tensor:
     """The second half of :func:`na3d`: each query's weights times the values of its window.
 
     Args:

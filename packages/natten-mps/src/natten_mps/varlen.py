@@ -139,10 +139,19 @@ def neighborhood_attention_varlen(
 
 @_signatures.sequences
 def na1d_varlen(
-    query: Padded, key: Padded, value: Padded, seq_lens: Any, kernel_size: Ints, dilation: Ints = 1,
-    scale: float | None = None, *, stride: Ints = 1, is_causal: Bools = False, return_lse: bool = False,
+    query: Padded,
+    key: Padded,
+    value: Padded,
+    seq_lens: Any,
+    kernel_size: Ints,
+    dilation: Ints = 1,
+    scale: float | None = None,
+    *,
+    stride: Ints = 1,
+    is_causal: Bools = False,
+    return_lse: bool = False,
     backend: str | None = None,
-) -> PaddedResult:  # fmt: skip
+) -> PaddedResult:
     """:func:`~natten_mps.na1d` over sequences of different sizes: a padded batch, or a list of tensors.
 
     Args:
@@ -180,10 +189,19 @@ def na1d_varlen(
 
 @_signatures.grids
 def na2d_varlen(
-    query: Padded, key: Padded, value: Padded, spatial_sizes: Any, kernel_size: Ints, dilation: Ints = 1,
-    scale: float | None = None, *, stride: Ints = 1, is_causal: Bools = False, return_lse: bool = False,
+    query: Padded,
+    key: Padded,
+    value: Padded,
+    spatial_sizes: Any,
+    kernel_size: Ints,
+    dilation: Ints = 1,
+    scale: float | None = None,
+    *,
+    stride: Ints = 1,
+    is_causal: Bools = False,
+    return_lse: bool = False,
     backend: str | None = None,
-) -> PaddedResult:  # fmt: skip
+) -> PaddedResult:
     """:func:`~natten_mps.na2d` over images of different sizes: a padded batch, or a list of tensors.
 
     Args:
@@ -221,10 +239,19 @@ def na2d_varlen(
 
 @_signatures.grids
 def na3d_varlen(
-    query: Padded, key: Padded, value: Padded, spatial_sizes: Any, kernel_size: Ints, dilation: Ints = 1,
-    scale: float | None = None, *, stride: Ints = 1, is_causal: Bools = False, return_lse: bool = False,
+    query: Padded,
+    key: Padded,
+    value: Padded,
+    spatial_sizes: Any,
+    kernel_size: Ints,
+    dilation: Ints = 1,
+    scale: float | None = None,
+    *,
+    stride: Ints = 1,
+    is_causal: Bools = False,
+    return_lse: bool = False,
     backend: str | None = None,
-) -> PaddedResult:  # fmt: skip
+) -> PaddedResult:
     """:func:`~natten_mps.na3d` over volumes of different sizes: a padded batch, or a list of tensors.
 
     Args:

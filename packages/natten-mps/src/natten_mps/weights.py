@@ -18,8 +18,15 @@ from ._metal.weights import state as weights
 TORCH_FILES = (".pt", ".pth", ".bin")
 # What torch.load raises for a file that is truncated or contains more than weights.
 UNREADABLE = (
-    RuntimeError, EOFError, OSError, pickle.UnpicklingError, ValueError, TypeError, LookupError, AttributeError,
-)  # fmt: skip
+    RuntimeError,
+    EOFError,
+    OSError,
+    pickle.UnpicklingError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+)
 
 
 def load_weights(module: nn.Module, source: Any, *, strict: bool = True) -> tuple[list[str], list[str]]:

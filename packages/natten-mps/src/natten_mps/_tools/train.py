@@ -37,9 +37,7 @@ class Trainer:
         self.model = made.to("mps" if on_gpu else "cpu")
         load_weights(self.model, weights)
         parameters = self.model.parameters()
-        self.optimizer = torch.optim.AdamW(
-            parameters, betas=train.BETAS, eps=train.EPSILON, weight_decay=train.DECAY
-        )  # fmt: skip
+        self.optimizer = torch.optim.AdamW(parameters, betas=train.BETAS, eps=train.EPSILON, weight_decay=train.DECAY)
 
     def _input(self, patches: Any) -> Tensor:
         return torch.from_numpy(patches).to(self.model.position)
