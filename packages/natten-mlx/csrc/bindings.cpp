@@ -83,14 +83,14 @@ std::shared_ptr<Plan> plan(nb::handle problem, const std::string& function, cons
 }
 
 // The device, dtypes and shapes of a call, as bytes: equal for calls that pose the same problem.
-nb::bytes likeness(const mx::array& query, const mx::array& key, const mx::array& value, const mx::Stream& stream) {
-  std::vector<int64_t> told{static_cast<int64_t>(stream.device.type)};
+nb::bytes metadata_key(const mx::array& query, const mx::array& key, const mx::array& value, const mx::Stream& stream) {
+  std::vector<int64_t> key_parts{static_cast<int64_t>(stream.device.type)};
   for (const mx::array* array : {&query, &key, &value}) {
-    told.push_back(static_cast<int64_t>(array->dtype().val()));
-    told.push_back(static_cast<int64_t>(array->ndim()));
-    told.insert(told.end(), array->shape().begin(), array->shape().end());
+    key_parts.push_back(static_cast<int64_t>(array->dtype().val()));
+    key_parts.push_back(static_cast<int64_t>(array->ndim()));
+    key_parts.insert(key_parts.end(), array->shape().begin(), array->shape().end());
   }
-  return nb::bytes(told.data(), told.size() * sizeof(int64_t));
+  return nb::bytes(key_parts.data(), key_parts.size() * sizeof(int64_t));
 }
 
 }  // namespace
@@ -113,7 +113,7 @@ NB_MODULE(_ext, m) {
     return found ? std::optional<std::string>(found) : std::nullopt;
   }, "What is wrong with an environment variable of the CPU kernels, or None.");
 
-  m.def("likeness", &likeness, "query"_a, "key"_a, "value"_a, "stream"_a,
+  m.def("metadata_key", &metadata_key, "query"_a, "key"_a, "value"_a, "stream"_a,
         "The device, dtypes and shapes of a call, as bytes.");
 
   nb::class_<Kernel>(m, "Kernel", "One instantiation of a Metal kernel: the entry point's name, the library's text.")

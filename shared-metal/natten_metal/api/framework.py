@@ -71,7 +71,7 @@ class Framework(Protocol):
         """Under which a launch is kept for calls like this one; None: none is."""
 
     def repeat(self, signature: Any, tensors: tuple[Any, ...], stream: Stream) -> Tensors | None:
-        """The outputs by the launch that is kept under ``signature``; None: there is none."""
+        """The outputs of the launch kept under ``signature``; None if none is."""
 
     def run(
         self, problem: Problem, backend: str, stream: Stream, tensors: tuple[Any, ...], signature: Any = None
@@ -105,7 +105,7 @@ class Framework(Protocol):
     def packed_table(
         self, face: str, shapes: Sequence[tuple[int, ...]], lengths: tuple[Any, Any], packed: tuple[Any, ...]
     ) -> Any:
-        """The table of sequences behind one another."""
+        """The table of concatenated sequences."""
 
     def kept_table(self, table: Table, rank: int) -> Any:
         """A table as it is handed to the user, for later calls."""

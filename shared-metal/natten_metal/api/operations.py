@@ -43,7 +43,7 @@ class Operations(Protocol):
         """The array namespace of index arithmetic on a device."""
 
     def fixed_shape(self, tensor: Tensor) -> Tensor:
-        """The same tensor, of which a tracer that leaves sizes open is told that they are these."""
+        """The same tensor, after telling a tracer with symbolic sizes that these are its sizes."""
 
     # --- element by element ------------------------------------------------------------------------
 

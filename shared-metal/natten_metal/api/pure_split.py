@@ -66,7 +66,7 @@ def av(walk: Walk, program: Walks, attn: Tensor, value: Tensor) -> Tensor:
 def _weigh_keys(
     walk: Walk, program: Walks, steps: Steps, slots: Tensor, keys: Tensor, scale: float, rpb: Optional = None
 ) -> tuple[Tensor, Optional]:
-    """Sum over each query's slots of slot * key row; and, asked for with ``rpb``, its gradient."""
+    """Sum over each query's slots of slot * key row; with ``rpb``, its gradient too."""
     xp, problem = walk.operations, program.problem
     groups = problem.group_heads
     a, k = Rows(walk, slots, groups), Rows(walk, keys)

@@ -1,4 +1,4 @@
-"""Calls that came before: what a call's checks and its plan gave is kept for the next one that is like it.
+"""Repeated calls: the results of a call's checks and of its planning are kept for the next call like it.
 
 Both cost more than a small problem, and a program's calls are few in kind.
 """

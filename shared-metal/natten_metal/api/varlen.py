@@ -95,7 +95,7 @@ def attend_packed(
     backend: str,
     stream: Stream,
 ) -> tuple[Tensor, Tensor]:
-    """``attention`` of sequences that lie behind one another in one batch item."""
+    """``attention`` of sequences that are concatenated in one batch item."""
     table = fw.packed_table(face, [tuple(tensor.shape) for tensor in tensors], lengths, packed)
     lists = tuple([tensor] for tensor in tensors)
     (out,), (lse,) = fw.attend("packed", face, problem, backend, stream, table, lists)

@@ -190,16 +190,16 @@ class Sums:
     """
 
     def __init__(self, walk: Walk, blocks: Blocks, rows: Rows) -> None:
-        self.walk, self.blocks, self.rows, self.nobody = walk, blocks, rows, rows.rows.shape[0]
+        self.walk, self.blocks, self.rows, self.unseen = walk, blocks, rows, rows.rows.shape[0]
         # The last row collects what belongs to no key: columns of the box that no row of its tile sees.
-        self.buffer = walk.operations.zeros((self.nobody + 1, rows.width), rows.dtype, rows.rows)
+        self.buffer = walk.operations.zeros((self.unseen + 1, rows.width), rows.dtype, rows.rows)
 
     def _turns(self, step: Step) -> list[tuple[slice | Tensor, Tensor]]:
         """Which tiles of a step add together, and to which rows of the buffer."""
         walk, xp, chunk = self.walk, self.walk.operations, step.chunk
 
         def make() -> list[tuple[slice | Tensor, Tensor]]:
-            index = xp.where(chunk.seen[:, None], self.rows.row_numbers(step, "columns"), self.nobody)
+            index = xp.where(chunk.seen[:, None], self.rows.row_numbers(step, "columns"), self.unseen)
             found = turns(self.blocks, chunk.first, chunk.count)
             picks = [
                 t if isinstance(t, slice) else _settled(walk, chunk, xp.integers(t, xp.int64, index)) for t in found

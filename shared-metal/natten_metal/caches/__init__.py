@@ -54,7 +54,7 @@ class Cache:
         return found
 
     def add(self, key: Hashable) -> bool:
-        """Keep ``key`` alone; whether it is new. Of threads that ask at once, one is told so."""
+        """Keep ``key`` without a value; whether it is new. Of several threads at once, exactly one gets True."""
         with self._lock:
             new = key not in self._kept
             self.keep(key, True)

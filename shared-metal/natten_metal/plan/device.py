@@ -8,7 +8,7 @@ from dataclasses import dataclass
 class Device:
     """A place where tensors live, and which backends cannot run there.
 
-    kind: 'cpu' or 'gpu'. missing: (backend, reason) pairs; a backend not named there is at hand.
+    kind: 'cpu' or 'gpu'. missing: (backend, reason) pairs; a backend not named there is available.
     float64: whether the device computes in float64. smallest: elements of the smallest tensor that a Metal
     kernel can be given as device memory. longest: the most elements that a tensor's dimension may have; None if only
     memory says.

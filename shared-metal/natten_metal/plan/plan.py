@@ -40,7 +40,7 @@ class Plan:
 
     The planner keeps plans, so one is equal to itself alone, and its hash costs nothing.
 
-    device, asked: where, and the backend that was asked for, which may be 'auto'. backward: the gradient's program,
+    device, asked: where, and the requested backend, which may be 'auto'. backward: the gradient's program,
     which another backend may run; backward_without_lse: the same where no gradient flows into lse.
     """
 

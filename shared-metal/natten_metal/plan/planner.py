@@ -31,12 +31,12 @@ class Planner:
         return self._verdicts
 
     def learn(self, *verdicts: Verdict) -> None:
-        """Record what a launcher met; plans that are asked for from now on know of it."""
+        """Record what a launcher found; later plans take it into account."""
         with self._lock:
             self._verdicts = self._verdicts | verdicts
 
     def forget(self) -> None:
-        """Plan and learn anew, as on another machine."""
+        """Forget all plans and verdicts, as on another machine."""
         with self._lock:
             self._verdicts = NOTHING_LEARNED
         self.plans.clear()
@@ -51,7 +51,7 @@ class Planner:
     def run(self, planned: Plan, launch: Callable[[Plan], T]) -> T:
         """What ``launch`` makes of a plan. Where it learns something of this machine, of the plan that then follows.
 
-        It ends, for no plan that follows would teach the same again. A backend that was asked for and fails is a
+        It ends, because no later plan can lead to the same verdict. A requested backend that fails is a
         KernelFailure.
         """
         while True:

@@ -12,7 +12,7 @@ from typing import Any
 from ..metal.op_launches import Launch
 from ..metal.source import Instance
 
-# Of each kind; the oldest are forgotten, and learned again if it comes to that.
+# Of each kind; the oldest are evicted, and learned again if needed.
 MOST_VERDICTS = 4096
 # Lines of a host's message that a failure quotes.
 QUOTED_LINES = 3
@@ -47,7 +47,7 @@ Verdict = Failure | ThreadLimit
 
 
 class KernelFailure(RuntimeError):
-    """A Metal kernel that did not compile, launch or run, where its backend was asked for. failure: the verdict."""
+    """A Metal kernel that did not compile, launch or run, where its backend was requested. failure: the verdict."""
 
     def __init__(self, failure: Failure) -> None:
         super().__init__(str(failure))

@@ -61,5 +61,5 @@ class Split:
 
 
 def _three(tensors: Sequence[Any]) -> Sequence[Any]:
-    """x, y and the bias, None where there is none."""
+    """x, y and rpb or None."""
     return [*tensors, None] if len(tensors) == 2 else tensors

@@ -5,7 +5,7 @@ A call's table has one row of ints per item: where its queries and its keys begi
 how the items come:
 
     padded   batch items of one tensor ``[B, *shape, H, D]``, each with its tokens first on every axis
-    packed   tokens of one tensor ``[1, tokens, H, D]``, items behind one another
+    packed   tokens of one tensor ``[1, tokens, H, D]``, items concatenated
     listed   tensors of a list, ``[*shape, H, D]`` each
 """
 

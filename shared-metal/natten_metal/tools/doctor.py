@@ -1,6 +1,6 @@
 """The ``doctor`` command of both packages: does every kernel compute the right thing on this machine?
 
-Runs a compact set of problems, forward and gradients, on each backend that is at hand, against a backend
+Runs a compact set of problems, forward and gradients, on each available backend, against a backend
 that shares no code with its kernels, and prints a table: error, bound, time, and what the first call cost
 beyond that (on Metal: compiling). The exit status is 1 if anything is out of bounds, or does not run at all.
 """

@@ -179,11 +179,11 @@ class _Custom:
         """Tangents of the outputs."""
         raise NotImplementedError
 
-    def told(self) -> bytes:
+    def encoded(self) -> bytes:
         """The call in bytes, all but its stream: what a primitive of the C++ extension keeps of it."""
-        told = pickle.dumps((type(self), self.problem, self.plan.asked, self.names))
-        _calls.keep(told, self)
-        return told
+        encoded = pickle.dumps((type(self), self.problem, self.plan.asked, self.names))
+        _calls.keep(encoded, self)
+        return encoded
 
     def split_op(self) -> Split:
         """A split op's two nodes, as functions that are differentiable in turn."""
@@ -206,7 +206,7 @@ class _Custom:
         return Split(op, gradients, mx.zeros_like)
 
     def plan_for(self, problem: Problem) -> Plan:
-        """The plan of a problem that is asked for as this one was."""
+        """The plan of a problem with the backend requested for this one."""
         if problem == self.problem:
             return self.plan
         return machine().plan(problem, self.plan.device, self.plan.asked)
@@ -244,29 +244,29 @@ class _Custom:
 _calls = Cache("calls of primitives", 1024)
 
 
-def _call(told: bytes, stream: mx.Stream) -> _Custom:
+def _call(encoded: bytes, stream: mx.Stream) -> _Custom:
     device = machine().device_of(stream)
-    known: _Custom | None = _calls.get(told)
+    known: _Custom | None = _calls.get(encoded)
     if known is None or known.plan.device != device:
-        kind, problem, backend, names = pickle.loads(told)
+        kind, problem, backend, names = pickle.loads(encoded)
         known = kind(machine().plan(problem, device, backend), stream, names)
     return replace(known, stream=stream)
 
 
-def primitive_vjp(told: bytes, stream: mx.Stream, primals: Any, cotangents: Any, outputs: Any) -> Arrays:
+def primitive_vjp(encoded: bytes, stream: mx.Stream, primals: Any, cotangents: Any, outputs: Any) -> Arrays:
     """:meth:`_Custom.differentiate`."""
-    return _call(told, stream).differentiate(primals, cotangents, outputs)
+    return _call(encoded, stream).differentiate(primals, cotangents, outputs)
 
 
-def primitive_vmap(told: bytes, stream: mx.Stream, arrays: Any, axes: Sequence[int]) -> Arrays:
+def primitive_vmap(encoded: bytes, stream: mx.Stream, arrays: Any, axes: Sequence[int]) -> Arrays:
     """:meth:`_Custom.map`; -1 for axes that are not mapped."""
-    return _call(told, stream).map(tuple(arrays), tuple(None if axis < 0 else axis for axis in axes))
+    return _call(encoded, stream).map(tuple(arrays), tuple(None if axis < 0 else axis for axis in axes))
 
 
-def primitive_jvp(told: bytes, stream: mx.Stream, primals: Any, tangents: Any, places: Sequence[int]) -> Arrays:
+def primitive_jvp(encoded: bytes, stream: mx.Stream, primals: Any, tangents: Any, places: Sequence[int]) -> Arrays:
     """:meth:`_Custom.tangents`; given are those of the arrays at ``places``."""
     given = dict(zip(places, tangents, strict=True))
-    return _call(told, stream).tangents(tuple(primals), tuple(given.get(place) for place in range(len(primals))))
+    return _call(encoded, stream).tangents(tuple(primals), tuple(given.get(place) for place in range(len(primals))))
 
 
 def mapped_size(arrays: Arrays, axes: Axes) -> int:

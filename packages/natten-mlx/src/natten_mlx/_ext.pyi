@@ -18,7 +18,7 @@ def complaint() -> str | None:
     What is wrong with an environment variable of the CPU kernels, or None.
     """
 
-def likeness(query: mlx.core.array, key: mlx.core.array, value: mlx.core.array, stream: mlx.core.Stream) -> bytes:
+def metadata_key(query: mlx.core.array, key: mlx.core.array, value: mlx.core.array, stream: mlx.core.Stream) -> bytes:
     """The device, dtypes and shapes of a call, as bytes."""
 
 class Kernel:

@@ -1,4 +1,4 @@
-"""The items of a call in its arrays: gathered for a launch, and scattered back to their places."""
+"""Items in MLX arrays: gathering them is shared by both packages, results are put into new arrays here."""
 
 from functools import partial
 

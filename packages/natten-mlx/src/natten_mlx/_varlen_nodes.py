@@ -104,7 +104,7 @@ class Ragged:
             return (*outs, *lses)
 
     def launch(self, group: ragged.Group, given: Arrays) -> Arrays:
-        """Out and lse of one launch; launches that came before skip the plan, as in the fused faces."""
+        """Out and lse of one launch; repeated launches skip the plan, as in the fused faces."""
         rpb = given[3] if self.problem.has_rpb else None
         inputs = (*given[:3], None, None, rpb)
         kind = Launch(group.kernel_size, group.stride, group.dilation, self.problem.is_causal, self.problem.scale)

@@ -56,7 +56,7 @@ class Forward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         count = len(ctx.call.record.inputs)
-        # Once: under activation checkpointing each reading unpacks anew.
+        # Read once: under activation checkpointing each access unpacks again.
         saved = ctx.saved_tensors
         inputs = saved[:count]
         if all(grad is None for grad in grads):
@@ -166,7 +166,7 @@ def planned_forward(problem: Problem, backend: str, inputs: tuple[Tensor | None,
 def _directly(
     function: type[torch.autograd.Function], run: Callable[..., list[Tensor]], planned: Plan, tensors: tuple[Any, ...]
 ) -> tuple[Tensor, ...]:
-    """``function``, or where nobody differentiates it what it runs."""
+    """``function``, or, where nothing is differentiated, what it runs."""
     if differentiated(tensors):
         return cast(tuple[Tensor, ...], function.apply(planned, *tensors))
     return tuple(below_autograd(run, planned, tensors))

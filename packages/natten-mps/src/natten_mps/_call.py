@@ -70,7 +70,7 @@ def problem_of(call: Call, inputs: Sequence[Tensor | None]) -> Problem:
 
 
 def plan_of(call: Call, inputs: Sequence[Tensor | None]) -> Plan:
-    """The plan of a call on ``inputs``: asked for where a custom op runs, which is given sizes at last."""
+    """The plan of a call on ``inputs``: made when a custom op runs, because only then the sizes are known."""
     second = inputs[1]
     assert second is not None
     return machine().plan_on(second.device, problem_of(call, inputs), call.backend)

@@ -1,4 +1,4 @@
-"""The items of a call in its tensors: brought together for a launch, put back where they belong."""
+"""Items in torch tensors: gathering them is shared by both packages, results are copied into place here."""
 
 from collections.abc import Sequence
 from functools import partial

@@ -22,7 +22,7 @@ def reject_keyword(op: str, name: str) -> NoReturn:
 
 
 def reject_problem(name: str, backend: str, reason: str) -> NoReturn:
-    """A backend that was asked for and cannot take the problem."""
+    """A requested backend that cannot take the problem."""
     raise NotImplementedError(
         f"{name}: backend='{backend}' cannot take this problem: {reason}. backend='auto' picks a path that can"
     )

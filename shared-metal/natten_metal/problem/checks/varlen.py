@@ -101,7 +101,7 @@ def listed_problems(
     scale: Any,
     rpb: TensorSpec | None,
 ) -> list[tuple[Problem, list[int], ragged.Table]]:
-    """Items given as lists: each is checked as if it were alone, an empty one too.
+    """Items given as lists: each is checked independently, including empty ones.
 
     specs: of queries, keys and values, ``[*shape, H, D]`` each. sizes: None, or the items' own shapes again.
     Returns, for each kind of items (alike in all but their shapes), a problem with what they share, which they are,
@@ -296,7 +296,7 @@ def _longest(face: str, name: str, given: Any, offsets: list[int], total: int) -
 
 
 def layouts_table(face: str, layouts: Any, one: tuple[Any, Any, Any], lists: tuple[Any, Any, Any]) -> ragged.Table:
-    """Items of ``token_layout_list`` behind one another.
+    """Concatenated items of ``token_layout_list``.
 
     one: kernel_size, stride and dilation of all items; lists: of each item, or None. A list wins over the one.
     """

@@ -1,9 +1,9 @@
 """Runs the kernels as C++ primitives: the CPU kernels on a CPU stream, the Metal kernels on a GPU stream.
 
-The extension (``csrc/``, the module ``_ext``) only launches. What runs is decided by the planner and told to it as
-an ``_ext.Plan``; for derivatives and mapping the primitive asks :mod:`.._autodiff`. Plans are plain data and own
-nothing of Python's, for MLX may drop the last reference on a stream's thread while the main thread waits for that one
-with the interpreter's lock in its hand. The extension fits one release of MLX and one version of the sources: it is
+The extension (``csrc/``, the module ``_ext``) only launches. The planner decides what runs, and passes it on as
+an ``_ext.Plan``; for derivatives and mapping the primitive calls :mod:`.._autodiff`. Plans are plain data and own no
+Python objects, because MLX may drop the last reference on a stream's thread while the main thread waits for that thread
+and holds the interpreter lock. The extension fits one release of MLX and one version of the sources: it is
 loaded only where they match.
 """
 
@@ -41,7 +41,7 @@ struct Params {{
 }}  // namespace na
 """
 
-Tensor = tuple[str, tuple[int, ...], mx.Dtype]  # as the extension is told of it
+Tensor = tuple[str, tuple[int, ...], mx.Dtype]  # the specification that the extension gets
 Tensors = tuple[Tensor, ...]
 
 
@@ -60,8 +60,8 @@ class Call(Protocol):
     def key(self) -> Hashable:
         """Equal for calls that differ in nothing but the stream."""
 
-    def told(self) -> bytes:
-        """What the primitive says of it when it asks :mod:`natten_mlx._autodiff` for a derivative, on any stream."""
+    def encoded(self) -> bytes:
+        """The bytes by which :mod:`natten_mlx._autodiff` finds the call again when the primitive needs a derivative."""
 
 
 class ExtensionHost:
@@ -90,7 +90,7 @@ class ExtensionHost:
             return "this build of MLX has no Metal back-end"
         return reason
 
-    # --- calls that came before ----------------------------------------------------------------------
+    # --- recalled calls ------------------------------------------------------------------------------
 
     def signature(
         self, face: str, backend: str, stream: mx.Stream, tensors: tuple[Any, ...], arguments: Hashable | None
@@ -105,13 +105,13 @@ class ExtensionHost:
         if keys is not None or values is not None or rpb is not None or arguments is None or type(extension) is str:
             return None
         try:
-            return face, backend, extension.likeness(query, key, value, stream), arguments
+            return face, backend, extension.metadata_key(query, key, value, stream), arguments
         except TypeError:  # not arrays
             return None
 
     def remember(self, signature: Signature, call: Call, tensors: Mapping[str, mx.array]) -> None:
         """Keep the plan of a call that has just been built, if the extension runs it."""
-        plan = self.plans.get((call.key, _told(tensors)))
+        plan = self.plans.get((call.key, _specs(tensors)))
         if plan is not None:
             self.remembered.keep(signature, plan)
 
@@ -158,13 +158,13 @@ def run(call: Call, tensors: Mapping[str, mx.array], host: ExtensionHost) -> dic
     """
     program = call.program
     given = _readable(program, tensors, call.stream)
-    inputs = _told(given)
+    inputs = _specs(given)
     plan = host.plans.get_or_make((call.key, inputs), lambda: _plan(host, call, inputs))
     found = host.found.apply(plan, list(given.values()), call.stream)
     return {output.name: array for output, array in zip(program.outputs, found, strict=True)}
 
 
-def _told(tensors: Mapping[str, mx.array]) -> Tensors:
+def _specs(tensors: Mapping[str, mx.array]) -> Tensors:
     return tuple((name, tensor.shape, tensor.dtype) for name, tensor in tensors.items())
 
 
@@ -187,7 +187,7 @@ def _plan(host: ExtensionHost, call: Call, inputs: Tensors) -> Any:
     planned = program.launches if isinstance(program, MetalLaunches) else ()
     kernels = [_proved_kernel(host, launch, call.stream) for launch in planned]
     launches, scratch = launches_of(host, kernels, planned, inputs, [name for name, *_ in outputs])
-    return host.found.plan(program.problem, program.function, inputs, outputs, scratch, launches, call.told())
+    return host.found.plan(program.problem, program.function, inputs, outputs, scratch, launches, call.encoded())
 
 
 # --- launches on a GPU -------------------------------------------------------------------------------
@@ -216,11 +216,11 @@ def _launch_smallest(host: ExtensionHost, kernel: Any, instance: Instance, strea
     kinds = {a.name: instance.dtype if a.kind == "T" else "float32" for a in instance.arguments}
     given = {name: mx.zeros(shape, DTYPES[kinds[name]]) for name, shape in shapes.items()}
     outputs = [(output.name, output.shape, DTYPES[output.dtype]) for output in launch.outputs]
-    launches, _ = launches_of(host, [kernel], [launch], _told(given), [name for name, *_ in outputs])
+    launches, _ = launches_of(host, [kernel], [launch], _specs(given), [name for name, *_ in outputs])
     # Any problem will do: a GPU's launch carries its own.
     one = (1,)
     problem = Problem(FUSED.name, 1, one, one, 1, 1, 1, 1, one, one, one, (False,), 1.0, instance.dtype)
-    plan = host.found.plan(problem, FUSED.forward, _told(given), outputs, [], launches, b"")
+    plan = host.found.plan(problem, FUSED.forward, _specs(given), outputs, [], launches, b"")
     mx.eval(host.found.apply(plan, list(given.values()), stream))
 
 

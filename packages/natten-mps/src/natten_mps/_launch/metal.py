@@ -2,7 +2,7 @@
 
 A program's launches (:mod:`natten_metal.metal.op_launches`) name their tensors; here they get strides, memory and a
 launch. Kernels are compiled when first used and kept; nothing of the user's tensors is copied unless its
-channels do not lie side by side.
+channels are not contiguous.
 """
 
 from dataclasses import replace
