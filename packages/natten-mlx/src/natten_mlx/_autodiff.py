@@ -32,7 +32,7 @@ from ._tensors import MlxTables
 Arrays = tuple[mx.array, ...]
 Axes = tuple[int | None, ...]  # of mx.vmap: which axis of each array is mapped, if any
 T = TypeVar("T")
-# None for an array that does not change.
+# None for a constant array.
 Tangents = tuple[mx.array | None, ...]
 _plain: ContextVar[bool] = ContextVar("plain", default=False)
 
@@ -70,9 +70,9 @@ def run(
 
 @dataclass(frozen=True)
 class _Custom:
-    """One call, all but its arrays. names: the inputs that are given, in order.
+    """One call without its arrays. names: the given inputs, in order.
 
-    Two calls are equal whatever their streams: MLX hands out a new object, with a hash of its own, each time.
+    Calls are equal regardless of their streams, because MLX returns a new stream object with its own hash each time.
     """
 
     plan: Plan
@@ -234,7 +234,7 @@ class _Custom:
         return tuple(result.reshape(size, batch, *result.shape[1:]) for result in larger(tuple(folded)))
 
     def is_bias(self, place: int) -> bool:
-        """Whether the array at ``place`` is the bias table, which has no batch."""
+        """Whether the array at ``place`` is rpb, which has no batch axis."""
         raise NotImplementedError
 
 
@@ -370,5 +370,5 @@ class Backward(_Custom):
         return 0 <= place < len(self.names) and self.names[place] == RPB.name
 
     def shares_batch(self, places_mapped: set[int]) -> bool:
-        # The bias's gradient sums over the batch.
+        # The gradient of rpb sums over the batch.
         return RPB.name not in self.names

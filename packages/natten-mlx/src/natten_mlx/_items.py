@@ -1,4 +1,4 @@
-"""Items in MLX arrays: gathering them is shared by both packages, results are put into new arrays here."""
+"""Items in MLX arrays: gathering them is shared by both packages, results are put back into place here."""
 
 from functools import partial
 

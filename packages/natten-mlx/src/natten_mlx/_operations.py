@@ -35,7 +35,7 @@ def integers(values: Sequence[int], dtype: mx.Dtype, like: mx.array) -> mx.array
 
 
 def device(tensor: mx.array) -> None:
-    """MLX's arrays are nowhere: what computes has a stream."""
+    """MLX's arrays have no device; operations have a stream."""
 
 
 def tables(device: None) -> MlxTables:

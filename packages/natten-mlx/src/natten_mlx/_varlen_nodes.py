@@ -41,7 +41,7 @@ class Launch(NamedTuple):
 
 @dataclass(frozen=True)
 class Ragged:
-    """One call, all but its arrays. face: for messages. problem: what all items share."""
+    """One call without its arrays. face: for messages. problem: what all items share."""
 
     face: str
     kind: str
@@ -192,6 +192,6 @@ def _axes(axes: Any) -> _transforms.Axes:
 
 
 def _mapped(one: Any, arrays: Arrays, axes: _transforms.Axes) -> tuple[Arrays, tuple[int, ...]]:
-    """One mapped problem after another, for each may have a bias of its own."""
+    """One mapped problem after another, because each may have its own rpb."""
     stacked = _transforms.map_each(one, arrays, axes)
     return stacked, (0,) * len(stacked)

@@ -25,11 +25,11 @@ from ._metal.problem.problem import Problem
 from ._private import below_autograd, forward_mode, is_wrapped_fake
 from ._tensors import TorchTables
 
-# Where a call is met: by plain autograd, and by torch.func, before it has taken the first of its levels apart. There
+# Dispatch keys at which a call is intercepted: plain autograd, and torch.func before it unwraps its first level. There
 # an autograd.Function still finds all of them, as if it had been called in the op's place.
 DIFFERENTIATED = ("Autograd", "FuncTorchDynamicLayerFrontMode")
 
-# Where torch's older vmap meets a call.
+# The dispatch key of torch's older vmap.
 BATCHED = "Batched"
 # Where torch.compile meets a NotImplementedError inside of torch.func's transforms, it goes on from there, and in these
 # releases what it computes then is wrong: zeros. It ends with any other error.
@@ -123,7 +123,7 @@ class Backward(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], call: Call, *tensors: Tensor | None) -> Any:
-        # The bias's gradient sums over the batch, so mapped problems with a bias cannot share one.
+        # The gradient of rpb sums over the batch, so mapped problems with an rpb cannot share one.
         has_bias = call.record.reads(RPB) and split(call.op, tensors)[1][-1] is not None
         return _vmap(backward_op, info.batch_size, in_dims[1:], call, tensors, one_by_one=has_bias)
 

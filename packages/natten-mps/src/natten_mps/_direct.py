@@ -1,4 +1,4 @@
-"""Which calls may leave out what torch does for others, and so take less time.
+"""Which calls may skip torch's dispatcher, which makes small calls faster.
 
 Most calls are of plain tensors in an eager program: torch's dispatcher would take them nowhere but to autograd and to
 the kernel of their device, so nothing is lost by going there directly. Whatever else there is (a transform of
@@ -25,7 +25,7 @@ def _plain(device: str) -> int:
 
 
 def goes_directly(tensors: Iterable[Tensor | None]) -> bool:
-    """Whether the custom op can be left out. A profiler lists ops by name, so it gets the op too."""
+    """Whether the custom op can be skipped. A profiler lists ops by name, so it gets the op too."""
     if torch.compiler.is_compiling() or profiled():
         return False
     if thread_keys().raw_repr() & ~HARMLESS_KEYS:
@@ -37,7 +37,7 @@ def goes_directly(tensors: Iterable[Tensor | None]) -> bool:
 
 
 def differentiated(tensors: Iterable[Tensor | None]) -> bool:
-    """Whether somebody may differentiate a call of such tensors: in reverse, or by a tangent."""
+    """Whether a call of such tensors may be differentiated, in reverse or by a tangent."""
     if in_forward_mode():
         return True
     if not torch.is_grad_enabled():

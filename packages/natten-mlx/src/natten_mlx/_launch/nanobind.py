@@ -27,7 +27,7 @@ from .._metal.problem.ops import FUSED, sum_dtype
 from .._metal.problem.problem import Problem
 
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16, "float64": mx.float64}
-# Behind the slots of params.h: for each stride block how far apart its tensor's channels lie.
+# After the parameters of params.h: for each stride block the stride of its tensor's channels.
 _FIRST_BLOCK, _BLOCK = PARAMS["kQueryStride"]
 _BLOCKS = sum(count == _BLOCK for _, count in PARAMS.values())
 PARAMS_STRUCT = f"""namespace na {{
@@ -117,7 +117,7 @@ class ExtensionHost:
 
 
 def repeat(plan: Any, tensors: Sequence[mx.array], stream: mx.Stream, host: ExtensionHost) -> list[mx.array]:
-    """The outputs of a plan that was remembered."""
+    """The outputs of a recalled plan."""
     found: list[mx.array] = host.found.apply(plan, tensors, stream)
     return found
 
@@ -196,7 +196,7 @@ def _plan(host: ExtensionHost, call: Call, inputs: Tensors) -> Any:
 def _proved_kernel(host: ExtensionHost, launch: Launch, stream: mx.Stream) -> Any:
     """The kernel of a launch, whose smallest launch was evaluated once.
 
-    MLX is lazy: otherwise a failure would be met in the user's ``mx.eval``, too late to take another path.
+    MLX is lazy: otherwise a failure would only appear in the user's ``mx.eval``, too late to take another backend.
     """
     instance = launch.instance
 
