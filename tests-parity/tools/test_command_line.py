@@ -103,6 +103,7 @@ def test_an_interrupt(package: str, folder: Path) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a shell's background jobs ignore
     )
     assert process.stdout is not None and process.stdout.readline().startswith("digits")
     time.sleep(0.5)
