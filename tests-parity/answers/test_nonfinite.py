@@ -10,8 +10,9 @@ from cases import BY_NAME, CASES, INPUTS, Case, inputs
 from frameworks import PATHS, Path
 
 from natten_mps._metal.plan import blocks
+from natten_mps._metal.plan.backend import BACKENDS, Work
 from natten_mps._metal.plan.device import Device
-from natten_mps._metal.plan.plan import CPU_TIERS, plan
+from natten_mps._metal.plan.plan import plan
 from natten_mps._metal.problem import mask, window
 from natten_mps._metal.problem.problem import Problem
 
@@ -41,7 +42,7 @@ def touched(case: Case, backend: str, key: int) -> Array:
     if backend == "dense":
         found: Array = mask.neighborhood_mask(problem)[:, key]
         return found
-    if backend in CPU_TIERS:
+    if BACKENDS[backend].cpu is Work.CPU_KERNELS:
         return touched_in_patches(problem, key)
     walk = plan(problem, Device("cpu", "cpu"), "pure", ("pure",)).forward.queries
     assert walk is not None
