@@ -5,10 +5,13 @@ The process's high-water mark includes every allocator: the frameworks' and the 
 
 from __future__ import annotations
 
+import gc
 import time
 from typing import Any
 
+import numpy as np
 import pytest
+from frameworks import FRAMEWORKS, MLX, Framework
 from process_memory import in_a_fresh_process, memory
 
 LIMIT = 1 << 30
@@ -134,3 +137,55 @@ def test_what_frameworks_allocate_is_seen(path: str) -> None:
     """The logits of all pairs of 4096 tokens."""
     found = measured(path, "na2d", (1, 64, 64, 4, 16), 13, "forward")["forward"]
     assert found["extra"] > 4 * 4 * 4096**2, found
+
+
+# face -> shapes of its tensors (lists of tensors for items of their own sizes) and its other arguments
+KINDS: dict[str, tuple[str, Any, dict[str, Any]]] = {
+    "fused": ("na1d", 3, {"kernel_size": 7}),
+    "full": ("attention", 3, {}),
+    "packed": ("attention", 3, {"seqlens_Q": [1000, 1048], "seqlens_KV": [1000, 1048]}),
+    "padded": ("na1d_varlen", 3, {"seq_lens": [2048], "kernel_size": 7}),
+    "listed": ("na1d_varlen", [3], {"seq_lens": None, "kernel_size": 7}),
+    "logits": ("na1d_qk", 2, {"kernel_size": 7}),
+}
+LONG = (1, 2048, 2, 16)
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_call_keeps_none_of_its_tensors(kind: str, framework: Framework) -> None:
+    """Forward and gradients of several calls: nothing that is kept between calls refers to their tensors."""
+    face, count, arguments = KINDS[kind]
+    alive: list[int] = []
+    for _ in range(4):
+        listed = isinstance(count, list)
+        number = count[0] if isinstance(count, list) else count
+        shape = LONG[1:] if listed else LONG
+        given = [framework.tensor(np.ones(shape), "float32") for _ in range(number)]
+
+        def call(*tensors: Any, listed: bool = listed) -> Any:
+            found = framework.face(face)(*([t] if listed else t for t in tensors), **arguments)
+            return (found[0] if listed else found,)
+
+        results, gradients = framework.vjp(call, given, [framework.tensor(np.ones(out_shape(kind)), "float32")])
+        assert len(gradients) == number
+        del given, results, gradients, call
+        gc.collect()
+        alive.append(living_bytes(framework))
+    assert max(alive[1:]) <= alive[0] + np.prod(LONG), alive
+
+
+def out_shape(kind: str) -> tuple[int, ...]:
+    return {"listed": LONG[1:], "logits": (*LONG[:-1], 7)}.get(kind, LONG)
+
+
+def living_bytes(framework: Framework) -> int:
+    """Bytes of all tensors that somebody still refers to."""
+    if framework is MLX:
+        import mlx.core as mx
+
+        return int(mx.get_active_memory())
+    import torch
+
+    tensors = [each for each in gc.get_objects() if type(each) is torch.Tensor]
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())

@@ -12,17 +12,21 @@ from .operations import Tensor
 class NeighborhoodAttention:
     """What a module of any rank does around the functional op.
 
-    A package's class brings ``framework``, ``layers``, ``_drops`` and ``_table``; its subclasses name
+    A package's class brings ``_framework``, ``layers``, ``_drops`` and ``_table``; its subclasses name
     their rank. What is set here are the attributes of the module, which programs may change (heads, projections).
     """
 
-    framework: Framework
     layers: Any  # the module of Linear and Dropout
     rank: int
     training: Any
     _sizes_name = "spatial_sizes"
     backend: str | None = None  # for modules that were pickled without one
     proj: Any
+
+    @staticmethod
+    def _framework() -> Framework:
+        """The package's framework. A function, since torch 2.9 cannot trace a module that stands in a class."""
+        raise NotImplementedError
 
     def _drops(self, dropout: Any) -> bool:
         """Whether the layer in the place of ``attn_drop`` changes anything in training."""
@@ -60,7 +64,7 @@ class NeighborhoodAttention:
             (attn_drop, proj_drop),
             rel_pos_bias,
         )
-        self.framework.BACKENDS.resolve(face, backend)
+        self._framework().BACKENDS.resolve(face, backend)
         self.backend = backend
         self.embed_dim, self.num_heads, self.num_kv_heads = given.embed_dim, given.num_heads, given.num_kv_heads
         self.head_dim, self.scale = given.embed_dim // given.num_heads, given.scale
@@ -83,7 +87,7 @@ class NeighborhoodAttention:
 
     def _attend_module(self, x: Tensor, sizes: Any, backend: str | None = None, stream: Any = None) -> Tensor:
         """``x [B, *shape, C]`` -> ``[B, *shape, C]``; sizes as the varlen ops take them, or None."""
-        face, fw = type(self).__name__, self.framework
+        face, fw = type(self).__name__, self._framework()
         if stream is not None:
             with fw.on(fw.stream_of(face, stream)):
                 return self._attend_module(x, sizes, backend)
@@ -119,12 +123,12 @@ class NeighborhoodAttention:
         count, width = getattr(self, heads), projected.shape[-1]
         checks.modules.check_projection(type(self).__name__, layer, width, parts, (heads, count), self.head_dim)
         return list(
-            self.framework.operations.parts(projected.reshape(*projected.shape[:-1], parts, count, self.head_dim))
+            self._framework().operations.parts(projected.reshape(*projected.shape[:-1], parts, count, self.head_dim))
         )
 
     def _attend_dropping(self, tensors: tuple[Tensor, ...], window: checks.Window, backend: str | None) -> Tensor:
         """Attention with dropped weights: the split ops, with all of a query's weights in between."""
-        fw, face, (query, key, value) = self.framework, FUSED.faces[self.rank], tensors
+        fw, face, (query, key, value) = self._framework(), FUSED.faces[self.rank], tensors
         logits = attention.qk(fw, face + "_qk", (query, key, self.rpb), window, self.scale, backend)
         weights = self.attn_drop(dense.softmax(fw.operations, logits))
         return attention.av(fw, face + "_av", (weights, value), window, backend)

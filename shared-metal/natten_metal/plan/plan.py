@@ -248,9 +248,7 @@ def _tiles(axis: Axis, transposed: bool) -> list[int]:
 def explain(planned: Plan) -> str:
     """The plan in words: the problem, the backend and why, and what it launches."""
     forward, backward = planned.forward, planned.backward
-    lines = [
-        describe(planned.problem), f"device: {planned.device.name}", f"path: {planned.backend} ({planned.why})"
-    ]  # fmt: skip
+    lines = [describe(planned.problem), f"device: {planned.device.name}", f"path: {planned.backend} ({planned.why})"]
     if isinstance(forward, Walks):
         split = isinstance(backward, Walks) and backward.keys is not None
         purpose = "forward and gradients of queries" if split else "forward and backward"

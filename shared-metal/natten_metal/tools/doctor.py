@@ -54,9 +54,11 @@ class Case:
     def arguments(self) -> dict[str, Any]:
         """The window arguments of the public functions."""
         return {
-            "kernel_size": self.kernel_size, "stride": self.stride, "dilation": self.dilation,
+            "kernel_size": self.kernel_size,
+            "stride": self.stride,
+            "dilation": self.dilation,
             "is_causal": self.is_causal,
-        }  # fmt: skip
+        }
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every input tensor, by the name of its argument."""

@@ -7,7 +7,6 @@ and calls that MLX must see through (the dense path, exported graphs), are made 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any, NamedTuple, NoReturn
 
 import mlx.core as mx
@@ -175,7 +174,6 @@ class Ragged:
         return ("query", "key", "value", *(("rpb",) if self.problem.has_rpb else ()))
 
 
-@lru_cache(maxsize=4096)
 def blank_outputs(queries: Sequence[mx.array], values: Sequence[mx.array]) -> tuple[list[mx.array], list[mx.array]]:
     """Out and lse where no item is: 0 and -inf."""
     outs = [mx.zeros((*q.shape[:-1], v.shape[-1]), q.dtype) for q, v in zip(queries, values, strict=True)]

@@ -12,6 +12,7 @@ import mlx.nn as nn
 
 from . import _framework
 from ._metal.api import modules as bodies
+from ._metal.api.framework import Framework
 from ._signatures import Bools, Ints
 from ._tensors import StreamOrDevice
 
@@ -19,7 +20,7 @@ from ._tensors import StreamOrDevice
 class _NeighborhoodAttention(bodies.NeighborhoodAttention, nn.Module):
     """The module of any rank; its subclasses name theirs."""
 
-    framework, layers = _framework, nn
+    layers = nn
 
     def __init__(
         self,
@@ -42,6 +43,10 @@ class _NeighborhoodAttention(bodies.NeighborhoodAttention, nn.Module):
         self._build(
             embed_dim, num_heads, num_kv_heads, window, qk_scale, qkv_bias, attn_drop, proj_drop, rel_pos_bias, backend
         )
+
+    @staticmethod
+    def _framework() -> Framework:
+        return _framework
 
     def _drops(self, dropout: Any) -> bool:
         # MLX's layer has no public probability.
