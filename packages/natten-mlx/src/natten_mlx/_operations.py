@@ -20,10 +20,7 @@ stack, concatenate, einsum, moveaxis = mx.stack, mx.concatenate, mx.einsum, mx.m
 int32, int64 = mx.int32, mx.int64
 # Under mx.vmap, MLX 0.32 gives ``|`` of a mapped and another array a wrong shape.
 either = mx.logical_or
-
-
-def astype(tensor: mx.array, dtype: mx.Dtype) -> mx.array:
-    return tensor.astype(dtype)
+astype = mx.array.astype
 
 
 def zeros(shape: tuple[int, ...], dtype: mx.Dtype, like: mx.array) -> mx.array:

@@ -12,7 +12,6 @@ import mlx.nn as nn
 
 from . import _framework
 from ._metal.api import modules as bodies
-from ._metal.api.framework import Framework
 from ._signatures import Bools, Ints
 from ._tensors import StreamOrDevice
 
@@ -21,6 +20,7 @@ class _NeighborhoodAttention(bodies.NeighborhoodAttention, nn.Module):
     """The module of any rank; its subclasses name theirs."""
 
     layers = nn
+    _framework = staticmethod(lambda: _framework)
 
     def __init__(
         self,
@@ -43,10 +43,6 @@ class _NeighborhoodAttention(bodies.NeighborhoodAttention, nn.Module):
         self._build(
             embed_dim, num_heads, num_kv_heads, window, qk_scale, qkv_bias, attn_drop, proj_drop, rel_pos_bias, backend
         )
-
-    @staticmethod
-    def _framework() -> Framework:
-        return _framework
 
     def _drops(self, dropout: Any) -> bool:
         # MLX's layer has no public probability.

@@ -14,11 +14,7 @@ from ._tensors import compute_dtype as compute_dtype
 where, exp, log, isfinite = torch.where, torch.exp, torch.log, torch.isfinite
 stack, concatenate, einsum, moveaxis = torch.stack, torch.cat, torch.einsum, torch.movedim
 int32, int64 = torch.int32, torch.int64
-either = torch.logical_or
-
-
-def astype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    return tensor.to(dtype)
+either, astype, contiguous = torch.logical_or, Tensor.to, Tensor.contiguous
 
 
 def zeros(shape: tuple[int, ...], dtype: torch.dtype, like: Tensor) -> Tensor:
@@ -52,10 +48,6 @@ def largest(tensor: Tensor, axis: int, keepdims: bool) -> Tensor:
 
 def softmax(tensor: Tensor) -> Tensor:
     return torch.softmax(tensor, -1)
-
-
-def contiguous(tensor: Tensor) -> Tensor:
-    return tensor.contiguous()
 
 
 def unflatten(tensor: Tensor, axis: int, shape: tuple[int, ...]) -> Tensor:

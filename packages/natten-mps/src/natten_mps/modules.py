@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from . import _framework
 from ._metal.api import modules as bodies
-from ._metal.api.framework import Framework
 from ._signatures import Bools, Ints
 
 
@@ -20,6 +19,7 @@ class _NeighborhoodAttention(bodies.NeighborhoodAttention, nn.Module):
     """The module of any rank; its subclasses name theirs."""
 
     layers = nn
+    _framework = staticmethod(lambda: _framework)
 
     def __init__(
         self,
@@ -42,10 +42,6 @@ class _NeighborhoodAttention(bodies.NeighborhoodAttention, nn.Module):
         self._build(
             embed_dim, num_heads, num_kv_heads, window, qk_scale, qkv_bias, attn_drop, proj_drop, rel_pos_bias, backend
         )
-
-    @staticmethod
-    def _framework() -> Framework:
-        return _framework
 
     def _drops(self, dropout: nn.Module) -> bool:
         return not isinstance(dropout, nn.Identity) and getattr(dropout, "p", 1.0) > 0
