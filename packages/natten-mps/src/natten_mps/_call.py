@@ -1,4 +1,8 @@
-"""The custom ops' static arguments, and the problem and plan that follow from them and the tensors."""
+"""The custom ops' static arguments, and the problem and plan that follow from them and the tensors.
+
+Plain eager calls pass their plan on (:mod:`._autodiff`). Where torch's dispatcher, torch.compile or torch.func calls an
+op, it brings these arguments and tensors whose sizes are known only then, so the problem is stated again from both.
+"""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
