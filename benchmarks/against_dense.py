@@ -1,4 +1,4 @@
-"""natten-mps's pure path beside dense attention with a mask, in one run, interleaved.
+"""natten-mps's pure backend beside dense attention with a mask, in one run, interleaved.
 
     python benchmarks/against_dense.py            # float32, two threads, medians
 

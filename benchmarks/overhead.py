@@ -66,7 +66,7 @@ def mlx_calls() -> tuple[str, dict[str, tuple[Call, Call]]]:
 def backend_of(package: Any, tensors: list[Any]) -> str:
     """The backend that the package takes."""
     text: str = package.explain("na2d", *tensors[:3], kernel_size=WINDOW)
-    return text.partition("path: ")[2].partition(" ")[0]
+    return text.partition("backend: ")[2].partition(" ")[0]
 
 
 def microseconds(call: Call, count: int) -> float:

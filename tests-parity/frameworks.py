@@ -192,7 +192,7 @@ OURS = tuple(path for path in PATHS if path.backend != "dense")
 def planned_path(framework: Framework, op: str, *tensors: Tensor, **arguments: Any) -> str:
     """The backend that explain() announces."""
     text = framework.package.explain(op, *tensors, **arguments)
-    found = re.search(r"^path: (\w+) \(", text, re.MULTILINE)
+    found = re.search(r"^backend: (\w+) \(", text, re.MULTILINE)
     assert found, text
     return found.group(1)
 

@@ -157,7 +157,7 @@ def _broadcast(path: Path, tensor: Any, batch: int) -> Any:
 @pytest.mark.parametrize("path", PATHS, ids=str)
 @pytest.mark.parametrize("name", ["img-batch3"])
 def test_memory_layout_does_not_matter(name: str, path: Path) -> None:
-    """Our kernels, and the gathered rows of the pure path, give the same bits. dense passes views to the framework's
+    """Our kernels, and the gathered rows of the pure backend, give the same bits. dense passes views to the framework's
     own product, which on some processors sums in another order for another layout: there, equal up to rounding.
     """
     case = BY_NAME[name]

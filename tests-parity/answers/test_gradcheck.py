@@ -1,4 +1,4 @@
-"""Derivatives against finite differences in float64, and the derivatives that only the dense path has."""
+"""Derivatives against finite differences in float64, and the derivatives that only the dense backend has."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ def test_the_call_itself_refuses(framework: Framework) -> None:
         framework.face("na1d")(wide, wide, narrow, 3, backend=backend)
     assert str(caught.value) == (
         f"na1d: backend='{backend}' cannot take this problem: the kernels take at most {MOST} channels of a head; got "
-        f"{MOST + 1}. backend='auto' picks a path that can"
+        f"{MOST + 1}. backend='auto' picks a backend that can"
     )
     assert planned_path(framework, "na1d", wide, wide, narrow, kernel_size=3) == "pure"
 
@@ -137,7 +137,7 @@ def test_dimensions_that_mlx_cannot_count(name: str) -> None:
         lazy = MLX.face(op)(*given, window, **more)
         assert lazy.shape[:-2] == shapes[0][:-2]
         return
-    with pytest.raises(NotImplementedError, match=rf"^{op}: no path takes this problem: .*{LONGEST} elements here"):
+    with pytest.raises(NotImplementedError, match=rf"^{op}: no backend takes this problem: .*{LONGEST} elements here"):
         MLX.face(op)(*given, window, **more)
 
 

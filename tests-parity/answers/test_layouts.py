@@ -1,4 +1,4 @@
-"""The CPU kernels read views in place; the pure path copies what is not contiguous, once."""
+"""The CPU kernels read views in place; the pure backend copies what is not contiguous, once."""
 
 from __future__ import annotations
 

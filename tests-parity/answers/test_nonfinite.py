@@ -36,7 +36,7 @@ LANES = 16
 def touched(case: Case, backend: str, key: int) -> Array:
     """``[queries]`` bool: queries that a NaN in ``key`` may reach, which are the blocks of queries that visit the key.
 
-    On the dense path, which has no blocks, the queries that attend to it.
+    On the dense backend, which has no blocks, the queries that attend to it.
     """
     problem = case.problem("float32")
     if backend == "dense":

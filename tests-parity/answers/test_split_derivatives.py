@@ -1,7 +1,7 @@
 """Derivatives of the split ops beyond the first reverse one: forward mode, second ones, and any mixture.
 
 Both ops are linear in each of their tensors, so their derivatives are the same ops again. Compared with finite
-differences in float64, and with the dense path, which is plain operations.
+differences in float64, and with the dense backend, which is plain operations.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def test_mlx_by_finite_differences(case: Case, op: str, backend: str) -> None:
     assert np.abs(MLX.numpy(tangent)).max() > 0.1
 
 
-# --- against the dense path --------------------------------------------------------------------------
+# --- against the dense backend --------------------------------------------------------------------------
 
 
 def jvp(framework: Framework, function: Callable[..., Any], given: list[Any], along: list[Any]) -> Any:

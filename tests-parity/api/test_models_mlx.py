@@ -74,7 +74,7 @@ def close(found: dict[str, mx.array], wanted: dict[str, mx.array], limit: float)
 
 
 def with_dense(function: Callable[..., Any], *given: Any) -> Any:
-    """``function(*given)`` on the dense path."""
+    """``function(*given)`` on the dense backend."""
     with MLX.package.use_backend("dense"):
         found = function(*given)
         mx.eval(found)

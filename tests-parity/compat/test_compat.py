@@ -364,7 +364,7 @@ def test_attention_and_merging(framework: Framework) -> None:
         np.testing.assert_allclose(framework.numpy(found), wanted, rtol=0, atol=1e-6)
 
 
-# --- the Metal path ----------------------------------------------------------------------------------
+# --- the Metal backend ----------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -51,7 +51,7 @@ def templates(metal: EmulatedHost) -> list[str]:
 def test_a_failing_forward(
     ask: Ask, metal: EmulatedHost, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Inside, an error each time unless the call names a backend; outside, the pure path and one warning."""
+    """Inside, an error each time unless the call names a backend; outside, the pure backend and one warning."""
     with_broken(monkeypatch, "na_fwd")
     given = tensors()
     wanted = natten_mps.na1d(*given, 5, backend="pure")
@@ -82,12 +82,12 @@ def test_a_failing_gradient(
     with pytest.raises(KernelFailure, match=f"^{broken}_r1_.* does not compile: "):
         torch.autograd.grad(out.sum(), given)
     assert templates(metal) == ["na_fwd"] * 2 and not warnings_of(caplog)
-    # A forward without a request gets its gradient from the pure path, whatever is requested by then.
+    # A forward without a request gets its gradient from the pure backend, whatever is requested by then.
     out = natten_mps.na1d(*given, 5)
     with ask("metal"):
         found = torch.autograd.grad(out.sum(), given)
     (said,) = warnings_of(caplog)
-    assert said.startswith("na1d: the Metal kernels failed on this machine and the pure path runs instead. ")
+    assert said.startswith("na1d: the Metal kernels failed on this machine and the pure backend runs instead. ")
     wanted = torch.autograd.grad(natten_mps.na1d(*given, 5, backend="pure").sum(), given)
     for a, b in zip(found, wanted, strict=True):
         torch.testing.assert_close(a, b, rtol=2e-5, atol=2e-5)

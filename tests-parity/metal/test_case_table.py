@@ -50,7 +50,7 @@ def narrow(name: str) -> str:
 
 @pytest.mark.parametrize("entry", parameters())
 def test_case(entry: Entry, metal: EmulatedHost, request: pytest.FixtureRequest) -> None:
-    """Within the bounds of the pure path, through exactly the planned launches and their planned work.
+    """Within the bounds of the pure backend, through exactly the planned launches and their planned work.
 
     In one of three schedules; with --all in each of them, with the same bits.
     """
@@ -160,7 +160,7 @@ def test_one_tensor_as_query_key_and_value(metal: EmulatedHost) -> None:
 
 
 def compare(metal: EmulatedHost, call: Callable[[], list[Any]], tolerance: float = 2e-5) -> list[Any]:
-    """``call`` on Metal and on the pure path; asserts that the Metal path ran in the first and not in the second."""
+    """``call`` on Metal and on the pure backend; asserts that the first runs on Metal and the second does not."""
     found = []
     for backend in ("metal", "pure"):
         before = len(metal.launches)

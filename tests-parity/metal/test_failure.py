@@ -58,7 +58,7 @@ def results(backend: str | None, given: list[Any]) -> list[Any]:
 
 
 def assert_pure(found: list[Any], given: list[Any]) -> None:
-    """The pure path's results, to the bit."""
+    """The pure backend's results, to the bit."""
     for a, b in zip(found, results("pure", given), strict=True):
         assert torch.equal(a, b)
 
@@ -78,7 +78,7 @@ def said(warnings: Record, face: str, what: str, template: str) -> None:
     """Exactly one warning: the op, the compiler's first words, how to report it, and the launch that failed."""
     (record,) = warnings
     message = record.getMessage()
-    start = f"{face}: the Metal kernels failed on this machine and the pure path runs instead. "
+    start = f"{face}: the Metal kernels failed on this machine and the pure backend runs instead. "
     assert message.startswith(start), message
     assert re.search(what, message), message
     assert ". Please report this, with the output of `natten-mps doctor`. The plan was: " in message
@@ -91,7 +91,7 @@ def test_a_kernel_that_does_not_compile(metal: EmulatedHost, warnings: Record, m
     """auto: one warning and the pure result, forward and backward; a second call neither warns nor compiles."""
     with_broken(monkeypatch, "na_fwd")
     given = tensors()
-    assert "path: metal" in natten_mps.explain("na1d", *given, kernel_size=5)
+    assert "backend: metal" in natten_mps.explain("na1d", *given, kernel_size=5)
     out = natten_mps.na1d(*given, 5)
     assert torch.equal(out, natten_mps.na1d(*given, 5, backend="pure"))
     said(warnings, "na1d", r"na_fwd\w+ does not compile: failed to compile source code: .*absent_na_fwd", "na_fwd")
@@ -103,7 +103,7 @@ def test_a_kernel_that_does_not_compile(metal: EmulatedHost, warnings: Record, m
 def test_a_gradient_that_does_not_compile(
     metal: EmulatedHost, warnings: Record, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The forward ran on Metal; its gradients come from the pure path, and only those are warned about."""
+    """The forward ran on Metal; its gradients come from the pure backend, and only those are warned about."""
     with_broken(monkeypatch, "na_bwd_dkv")
     given = tensors()
     for _ in range(2):
@@ -127,12 +127,14 @@ def test_what_is_said_is_what_runs(metal: EmulatedHost, warnings: Record, monkey
     assert "failed" not in matrix()["limits"]
     natten_mps.na1d(*given, 5)
     told = natten_mps.explain("na1d", *given, kernel_size=5)
-    assert re.search(r"^path: pure \(metal: na_fwd_r1_\w+ does not compile: .*absent_na_fwd.*\)$", told, re.MULTILINE)
+    assert re.search(
+        r"^backend: pure \(metal: na_fwd_r1_\w+ does not compile: .*absent_na_fwd.*\)$", told, re.MULTILINE
+    )
     with pytest.raises(KernelFailure, match=r"na_fwd_r1_\w+ does not compile"):
         natten_mps.explain("na1d", *given, kernel_size=5, backend="metal")
     assert re.match(r"na_fwd_r1_\w+ does not compile", matrix()["limits"]["failed"])
-    assert "path: metal" in natten_mps.explain("na2d", *image, kernel_size=3)  # nobody has tried that one yet
-    assert "path: metal" in natten_mps.explain("na1d_qk", *given[:2], kernel_size=5)
+    assert "backend: metal" in natten_mps.explain("na2d", *image, kernel_size=3)  # nobody has tried that one yet
+    assert "backend: metal" in natten_mps.explain("na1d_qk", *given[:2], kernel_size=5)
     assert len(warnings) == 1 and not metal.launches
 
 
@@ -142,7 +144,7 @@ def test_a_gradient_that_failed_is_told(metal: EmulatedHost, warnings: Record, m
     assert "gradients" not in natten_mps.explain("na1d", *given, kernel_size=5)
     results(None, given)
     told = natten_mps.explain("na1d", *given, kernel_size=5)
-    assert "path: metal" in told
+    assert "backend: metal" in told
     assert re.search(r"^gradients: pure \(na_bwd_dkv_r1_\w+ does not compile: ", told, re.MULTILINE)
     assert matrix()["forward"] and "na_bwd_dkv" in matrix()["limits"]["failed"]
 

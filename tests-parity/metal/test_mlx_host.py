@@ -261,7 +261,7 @@ def test_compile_without_shapes_raises(host: EmulatedMlxHost) -> None:
 
 @pytest.mark.parametrize("backend", ["auto", "fast_metal"])
 def test_vmap_says_what_to_do(host: EmulatedMlxHost, backend: str) -> None:
-    """MLX cannot map a kernel given as text; it can map the pure path, and the mapped axis may be part of the batch."""
+    """MLX cannot map a kernel given as text, but can map the pure backend; the mapped axis may join the batch."""
     many = [mx.stack([x, x * 2]) for x in arrays()]
     for function in (attend(backend), mx.grad(loss_of(attend(backend)))):
         with pytest.raises(NotImplementedError, match=r'na2d: mx\.vmap over fast_metal .* use backend="pure"'):
@@ -334,7 +334,7 @@ def test_a_failure_is_one_warning_and_the_pure_path(
     assert ran == {"fast_metal", "pure"} and not broken.ran
     assert all(mx.array_equal(a, attend("pure")(*given)) for a in found[:2])
     told = natten_mlx.explain("na2d", *given, kernel_size=3)
-    assert re.search(rf"^path: pure \(.*fast_metal: {words}", told, re.MULTILINE)
+    assert re.search(rf"^backend: pure \(.*fast_metal: {words}", told, re.MULTILINE)
     (said,) = warnings_of(caplog)
     assert re.search(words, said) and "`natten-mlx doctor`" in said
     assert re.search(r"The plan was: kernel na_fwd_r2_\w+: [\d x]+ threadgroups of \d+ threads$", said)

@@ -1,5 +1,5 @@
 """Forward mode and second derivatives of the split ops on the Metal kernels of both packages: the same as on the pure
-path.
+backend.
 """
 
 from __future__ import annotations

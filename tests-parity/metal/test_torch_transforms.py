@@ -1,4 +1,4 @@
-"""torch's transforms over the Metal path: export, compile, torch.func, deterministic mode, views without copies."""
+"""torch's transforms over the Metal backend: export, compile, torch.func, deterministic mode, views without copies."""
 
 from __future__ import annotations
 

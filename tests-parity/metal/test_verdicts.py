@@ -118,18 +118,18 @@ def test_forward_and_backward_of_the_plan_are_what_runs(place: Place) -> None:
     steps = (*planned.forward.launches, *backward.launches)
     assert sorted(map(narrow, launched)) == sorted(step.instance.name for step in steps)
     assert {planned.backend, planned.forward.backend, backward.backend} == {place.backend} and "pure" not in ran
-    assert f"path: {place.backend} " in place.explain() and "gradients" not in place.explain()
+    assert f"backend: {place.backend} " in place.explain() and "gradients" not in place.explain()
     assert place.matrix()["forward"] and place.matrix()["backward"] and "failed" not in place.matrix()["limits"]
 
 
 def test_a_failing_forward(place: Place) -> None:
-    """All of the call runs on the pure path, and everyone says so."""
+    """All of the call runs on the pure backend, and everyone says so."""
     place.host.breaks = "na_fwd"
-    assert f"path: {place.backend} " in place.explain()  # nobody knows yet
+    assert f"backend: {place.backend} " in place.explain()  # nobody knows yet
     place.run()
     planned, words = place.plan(), r"na_fwd_r1_\w+ does not (compile|run): "
     assert (planned.backend, planned.forward.backend, planned.backward.backend) == ("pure",) * 3
-    assert re.search(rf"^path: pure \(.*{place.backend}: {words}", place.explain(), re.MULTILINE)
+    assert re.search(rf"^backend: pure \(.*{place.backend}: {words}", place.explain(), re.MULTILINE)
     assert re.search(words, planned.why) and "gradients" not in place.explain()
     assert re.match(words, place.matrix()["limits"]["failed"])
     ran, launched = place.run()
@@ -137,7 +137,7 @@ def test_a_failing_forward(place: Place) -> None:
 
 
 def test_a_failing_gradient(place: Place) -> None:
-    """The forward runs where it ran, the gradient on the pure path, and everyone says so."""
+    """The forward runs where it ran, the gradient on the pure backend, and everyone says so."""
     place.host.breaks = "na_bwd_dkv"
     place.run()
     planned, words = place.plan(), r"na_bwd_dkv_r1_\w+ does not (compile|run): "
@@ -148,7 +148,7 @@ def test_a_failing_gradient(place: Place) -> None:
     )
     assert re.match(words, planned.backward.why)
     told = place.explain()
-    assert f"path: {place.backend} " in told and re.search(rf"^gradients: pure \({words}", told, re.MULTILINE)
+    assert f"backend: {place.backend} " in told and re.search(rf"^gradients: pure \({words}", told, re.MULTILINE)
     assert place.matrix()["forward"] and not place.matrix()["backward"]
     ran, launched = place.run()
     assert ran == {place.backend, "pure"} and templates(launched) == ["na_fwd"]

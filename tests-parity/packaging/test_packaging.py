@@ -295,7 +295,7 @@ def computed(python: Path) -> list[str]:
     assert max(told["mps"]) - min(told["mps"]) > 0.1
     # Sums of at most three products of numbers of order 1, in float32.
     assert told["mlx"] == pytest.approx(told["mps"], rel=0, abs=1e-6)
-    return [text.partition("path: ")[2].partition(" ")[0] for text in told["paths"]]
+    return [text.partition("backend: ")[2].partition(" ")[0] for text in told["paths"]]
 
 
 def test_installed_wheels_compute_the_same(installed: Path) -> None:

@@ -83,7 +83,7 @@ def test_each_guard_says_why_and_another_path_runs(
     entry = package.get_support_matrix()["nanobind"]
     assert (entry["available"], entry["reason"]) == (False, reason)
     text = package.explain("na1d", query, query, query, kernel_size=3)
-    assert f"path: pure (nanobind: {reason}; " in text
+    assert f"backend: pure (nanobind: {reason}; " in text
     with MLX.watch() as ran:
         mx.eval(package.na1d(query, query, query, 3))
     assert ran == {"pure"}
@@ -110,9 +110,9 @@ def test_the_slow_path_is_told_once(
         package.attention(query, query, query)
     (record,) = caplog.records
     assert record.levelname == "WARNING" and record.message == (
-        f"na1d: the pure path runs on this CPU, many times slower than the C++ kernels: {GUARDS[provoke]}. Where a "
+        f"na1d: the pure backend runs on this CPU, many times slower than the C++ kernels: {GUARDS[provoke]}. Where a "
         "C++ compiler is at hand, `pip install --force-reinstall --no-deps --no-cache-dir --no-binary natten-mlx "
-        "natten-mlx` builds them anew; backend='pure' asks for this path and spares this warning"
+        "natten-mlx` builds them anew; backend='pure' chooses it without this warning"
     )
 
 

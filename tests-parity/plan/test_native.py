@@ -49,7 +49,7 @@ def test_it_is_the_default_on_the_cpu() -> None:
         "reason": "",
         "ops": dict.fromkeys(("fused", "additional_keys", "rpb", "attention", "split", "varlen", "modules"), ""),
     }
-    assert "path: native (" in natten_mps.explain("na2d", *tensors(1), kernel_size=5)
+    assert "backend: native (" in natten_mps.explain("na2d", *tensors(1), kernel_size=5)
 
 
 def test_what_the_library_says_of_itself() -> None:
@@ -163,7 +163,7 @@ def without_library() -> Iterator[Machine]:
 
 
 def test_without_the_library(without_library: Machine) -> None:
-    """The pure path runs, the plan says why, and asking for the kernel is an error with the same words."""
+    """The pure backend runs, the plan says why, and asking for the kernel is an error with the same words."""
     reason = "this install of natten-mps has no compiled CPU kernel for "
     with MPS.watch() as ran:
         with_gradients(tensors(1))
@@ -188,8 +188,8 @@ def test_the_slow_path_is_told_once(monkeypatch: pytest.MonkeyPatch, caplog: pyt
     (record,) = caplog.records
     assert record.levelname == "WARNING"
     assert record.message.startswith(
-        "na2d: the pure path runs on this CPU, many times slower than the C++ kernels: this install of natten-mps has "
-        "no compiled CPU kernel for "
+        "na2d: the pure backend runs on this CPU, many times slower than the C++ kernels: this install of natten-mps "
+        "has no compiled CPU kernel for "
     )
     assert "--no-cache-dir --no-binary natten-mps natten-mps` builds them anew; " in record.message
 

@@ -109,7 +109,7 @@ def test_a_forced_backend_that_cannot_says_why(framework: Framework) -> None:
         with pytest.raises(NotImplementedError) as caught:
             framework.face("na1d")(*tensors(framework), 3, backend=backend)
         assert str(caught.value) == (
-            f"na1d: backend='{backend}' cannot take this problem: {reason}. backend='auto' picks a path that can"
+            f"na1d: backend='{backend}' cannot take this problem: {reason}. backend='auto' picks a backend that can"
         )
 
 
@@ -120,12 +120,12 @@ def test_float64_on_a_device_without_it() -> None:
         plan.plan(problem, gpu, "pure", ("metal", "pure"))
     assert str(caught.value) == (
         "na2d: backend='pure' cannot take this problem: some gpu does not compute in float64; "
-        "the CPU does. backend='auto' picks a path that can"
+        "the CPU does. backend='auto' picks a backend that can"
     )
     with pytest.raises(NotImplementedError) as caught:
         plan.plan(problem, gpu, "auto", ("metal", "pure"))
     assert str(caught.value) == (
-        "na2d: no path takes this problem: no kernels; some gpu does not compute in float64; the CPU does"
+        "na2d: no backend takes this problem: no kernels; some gpu does not compute in float64; the CPU does"
     )
     single = BY_NAME["img"].problem("float32")
     assert plan.plan(single, gpu, "auto", ("metal", "pure")).why == "metal: no kernels"
@@ -138,7 +138,7 @@ def test_explain(framework: Framework) -> None:
         "na1d: batch 1, shape (9,), heads 2, head_dim 4, kernel_size (3,), stride (1,), dilation (2,), "
         "is_causal (True,), float32\n"
         "device: cpu\n"
-        "path: pure (backend='pure' was asked for)\n"
+        "backend: pure (backend='pure' was asked for)\n"
         "forward and backward: 2 tiles of (5,) queries, each with a box of (5,), 2 at a time"
     )
     kv = framework.tensor(np.ones((1, 9, 1, 4)), "float32")
@@ -159,7 +159,7 @@ def test_explain(framework: Framework) -> None:
         "na1d: batch 1, shape (9,), heads 2 on 1 kv heads, head_dim 4 (values 6), kernel_size (3,), stride (1,), "
         "dilation (1,), is_causal (False,), 2 additional keys, relative positional bias, float32\n"
         "device: cpu\n"
-        "path: dense (backend='dense' was asked for)"
+        "backend: dense (backend='dense' was asked for)"
     )
     shorter = k[:, :4]
     assert explain("attention", q, shorter, shorter, backend="dense").splitlines()[0] == (
@@ -175,8 +175,8 @@ def test_auto_runs_what_explain_announces(framework: Framework) -> None:
     given, path = tensors(framework), automatic(framework)
     before = itertools.takewhile(lambda found: found[1] is not None, reasons(framework).items())
     passed = [f"{backend}: {reason}" for backend, reason in before]
-    why = "; ".join(passed) or "the fastest path that takes this problem"
-    assert f"\npath: {path} ({why})\n" in framework.package.explain("na1d", *given, kernel_size=3) + "\n"
+    why = "; ".join(passed) or "the fastest backend that takes this problem"
+    assert f"\nbackend: {path} ({why})\n" in framework.package.explain("na1d", *given, kernel_size=3) + "\n"
     with framework.watch() as ran:
         framework.evaluate(framework.face("na1d")(*given, 3))
     assert ran == {planned_path(framework, "na1d", *given, kernel_size=3)} == {path}

@@ -59,7 +59,7 @@ def test_a_backend_of_the_environment(package: str, command: tuple[str, ...], fo
     # Dense attention has enough memory for a digit's tokens, but not for an image's.
     done = ended(package, folder, *command, NATTEN_BACKEND="dense")
     if "train" in command:
-        assert done.returncode == 0 and "path: dense" in done.stdout
+        assert done.returncode == 0 and "backend: dense" in done.stdout
     else:
         wanted = f"{name}: the backend in force is 'dense', which this command does not take; choose with --backend: "
         assert done.returncode == 1 and done.stderr.startswith(wanted)

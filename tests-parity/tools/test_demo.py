@@ -193,7 +193,7 @@ def test_demo_denoises(
         "window   13 x 13: each pixel attends to 169",
     ]
     assert lines[3].startswith("plan     na2d: batch 1, shape (96, 128), heads 1, head_dim 76 (values 3)")
-    assert any(line.startswith("         path: ") for line in lines)
+    assert any(line.startswith("         backend: ") for line in lines)
     assert re.fullmatch(r"time     \d+\.\d\d s, of which attention \d+\.\d\d s", lines[-3])
     assert lines[-2] == f"PSNR     {before:.2f} dB -> {after:.2f} dB ({after - before:+.2f} dB)"
     assert lines[-1] == f"wrote    {out}, {array}"
@@ -210,7 +210,7 @@ def test_demo_is_quiet_where_nobody_looks_and_takes_a_backend(
     status, printed, bar = run(cli, capsys, *arguments)
     assert (status, bar) == (0, "")
     assert "image    crop.png, 64 x 48 (scaled down from 128 x 96; --max-side sets the limit)\n" in printed
-    assert "path: pure (backend='pure' was asked for)\n" in printed
+    assert "backend: pure (backend='pure' was asked for)\n" in printed
 
 
 def test_demo_takes_the_sample_photograph_by_default() -> None:

@@ -213,7 +213,7 @@ def test_what_is_printed(framework: Framework, tmp_path: Path, capsys: pytest.Ca
     size = sum(weight.size for weight in train.initial_weights(4).values())
     assert lines[1] == f"model    2 blocks, window 3 x 3 of 4 x 4 tokens, {size} weights, seed 4"
     assert lines[2].startswith("plan     na2d: batch 32, shape (4, 4), heads 2, head_dim 16, kernel_size (3, 3)")
-    assert "         path: pure (backend='pure' was asked for)" in lines
+    assert "         backend: pure (backend='pure' was asked for)" in lines
     assert re.fullmatch(r"time     \d+\.\d\d s for 2 steps of 32 images", lines[-4])
     assert re.fullmatch(r"loss     \d\.\d{4} -> \d\.\d{4}", lines[-3])
     assert re.fullmatch(r"accuracy \d+\.\d\d% -> \d+\.\d\d% of the held-out digits", lines[-2])

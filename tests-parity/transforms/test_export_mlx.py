@@ -49,7 +49,7 @@ def assert_close(found: Any, wanted: Any, limit: float) -> None:
 
 
 def round_trip(file: Path, call: Call, *arrays: mx.array) -> Call:
-    """``call`` written to ``file``, through the pure path whatever the default, and read again."""
+    """``call`` written to ``file``, through the pure backend whatever the default, and read again."""
     with MLX.watch() as ran:
         MLX.face("export_function")(str(file), call, *arrays)
     assert ran == {"pure"}

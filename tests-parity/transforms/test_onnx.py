@@ -75,7 +75,7 @@ def test_onnx_outside_of_the_mode(dynamo: bool, tmp_path: Path) -> None:
 
 
 def test_fvcore_counts_operations() -> None:
-    """Every query against every key, as on the dense path; outside of the mode, the error names the mode."""
+    """Every query against every key, as on the dense backend; outside of the mode, the error names the mode."""
     from fvcore.nn import FlopCountAnalysis
 
     batch, *shape, heads, dim = X

@@ -1,4 +1,4 @@
-"""Graphs of plain torch operations: traced under ``export_mode``, and the dense path wherever torch traces."""
+"""Graphs of plain torch operations: traced under ``export_mode``, and the dense backend wherever torch traces."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Any legal problem has a walk on the pure path, which covers every row once within the memory budget."""
+"""Any legal problem has a walk on the pure backend, which covers every row once within the memory budget."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ class Operation : public mx::Primitive {
   // The plan's launches. Without Metal: std::runtime_error.
   void eval_gpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override;
 
-  // Derivatives and mapping are the host's: the same Python that serves the other paths.
+  // Derivatives and mapping are the host's: the same Python that serves the other backends.
   std::vector<mx::array> vjp(const std::vector<mx::array>& primals, const std::vector<mx::array>& cotangents,
                              const std::vector<int>& argnums, const std::vector<mx::array>& outputs) override;
   std::vector<mx::array> jvp(const std::vector<mx::array>& primals, const std::vector<mx::array>& tangents,

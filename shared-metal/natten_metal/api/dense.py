@@ -1,4 +1,4 @@
-"""The dense path: one masked softmax over all keys, in a framework's plain operations.
+"""The dense backend: one masked softmax over all keys, in a framework's plain operations.
 
 Quadratic in memory and time, obvious, and differentiable as often as you like, forward and reverse.
 

@@ -1,4 +1,4 @@
-"""The pure path: blocks of queries against the box of keys that they see, in plain operations.
+"""The pure backend: blocks of queries against the box of keys that they see, in plain operations.
 
 For one tile of query rows Q ``[T, D]`` and its box of keys K, V ``[U, D(_v)]``::
 

@@ -1,4 +1,4 @@
-"""The pure path's split operations: logits of window slots (qk), weights of window slots times values (av).
+"""The pure backend's split operations: logits of window slots (qk), weights of window slots times values (av).
 
 Slots are row-major over the window; slot j of an axis is the key at ``start + j`` of the group. A tile
 computes the whole box and then finds each slot's column in it, or the other way round.

@@ -1,4 +1,4 @@
-"""Tensors on the pure path's walk over tiles: gather a tile's rows, mask its box, assemble its results.
+"""Tensors on the pure backend's walk over tiles: gather a tile's rows, mask its box, assemble its results.
 
 torch computes step by step, and in place; MLX builds a graph in which each step depends on the one before. What the two
 do differently is in each package's module ``_plain.walk``, which fits :class:`Walk`.

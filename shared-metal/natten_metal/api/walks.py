@@ -1,4 +1,4 @@
-"""Runs the programs of the pure path."""
+"""Runs the programs of the pure backend."""
 
 from collections.abc import Mapping
 

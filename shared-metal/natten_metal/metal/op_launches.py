@@ -1,4 +1,4 @@
-"""The programs of the Metal path: which kernels run, on which tensors, for each op and its gradient.
+"""The programs of the Metal backend: which kernels run, on which tensors, for each op and its gradient.
 
 Tensors are named; a launcher binds the named inputs of each :class:`Launch`, allocates the outputs, fills in strides,
 and launches. The same programs serve every host.

@@ -1,6 +1,6 @@
 """The smallest legal launch of a kernel: proof that it compiles and launches, at the cost of nothing else.
 
-A lazy host tells of a failure only when the user evaluates a result, too late to take another path. Its
+A lazy host tells of a failure only when the user evaluates a result, too late to take another backend. Its
 launcher therefore evaluates this launch first, once per instantiation.
 """
 

@@ -1,1 +1,1 @@
-"""What runs and why: devices, backends, limits, verdicts, and the walks of the pure path."""
+"""What runs and why: devices, backends, limits, verdicts, and the walks of the pure backend."""

@@ -61,9 +61,9 @@ def say_once(message: str, level: int = logging.INFO, about: str | None = None) 
 
 
 def warn_of_failure(package: str, op: str, failure: Failure) -> None:
-    """Warn, once per reason, that the pure path runs instead."""
+    """Warn, once per reason, that the pure backend runs instead."""
     say_once(
-        f"{op}: the Metal kernels failed on this machine and the pure path runs instead. {failure}. "
+        f"{op}: the Metal kernels failed on this machine and the pure backend runs instead. {failure}. "
         f"Please report this, with the output of `{package} doctor`. The plan was: {failure.launch}",
         logging.WARNING,
         about=failure.words,
@@ -73,9 +73,9 @@ def warn_of_failure(package: str, op: str, failure: Failure) -> None:
 def warn_of_missing_kernels(package: str, op: str, reason: str) -> None:
     """Warn, once in a process, that a call on a CPU goes without the kernels for it. reason: why it does."""
     say_once(
-        f"{op}: the pure path runs on this CPU, many times slower than the C++ kernels: {reason}. Where a C++ "
+        f"{op}: the pure backend runs on this CPU, many times slower than the C++ kernels: {reason}. Where a C++ "
         f"compiler is at hand, `pip install --force-reinstall --no-deps --no-cache-dir --no-binary {package} "
-        f"{package}` builds them anew; backend='pure' asks for this path and spares this warning",
+        f"{package}` builds them anew; backend='pure' chooses it without this warning",
         logging.WARNING,
         about=f"{package}: kernels for the CPU are missing",
     )

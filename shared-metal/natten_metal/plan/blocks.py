@@ -1,4 +1,4 @@
-"""How the pure path walks a problem: tiles of rows, and the box of columns that each tile sees.
+"""How the pure backend walks a problem: tiles of rows, and the box of columns that each tile sees.
 
 Fused attention walks **queries** (rows) and reads the box of keys (columns) that a tile's windows span, forward and
 backward: gradients of keys are summed box by box (:mod:`.turns`). Gradients of the split ops' keys walk

@@ -1,4 +1,4 @@
-"""What paths cannot take, and why, in one sentence."""
+"""What backends cannot take, and why, in one sentence."""
 
 import math
 

@@ -101,7 +101,7 @@ def plan(
         gradients = (_gradient(problem, device, backend, order[place:], lse, verdicts) for lse in (True, False))
         why = "; ".join(f"{other}: {reason}" for other, reason in passed.items())
         return Plan(
-            problem, device, backend, name, why or "the fastest path that takes this problem", found, *gradients
+            problem, device, backend, name, why or "the fastest backend that takes this problem", found, *gradients
         )
     raise checks.no_backend(problem.name, passed)
 
@@ -248,7 +248,7 @@ def _tiles(axis: Axis, transposed: bool) -> list[int]:
 def explain(planned: Plan) -> str:
     """The plan in words: the problem, the backend and why, and what it launches."""
     forward, backward = planned.forward, planned.backward
-    lines = [describe(planned.problem), f"device: {planned.device.name}", f"path: {planned.backend} ({planned.why})"]
+    lines = [describe(planned.problem), f"device: {planned.device.name}", f"backend: {planned.backend} ({planned.why})"]
     if isinstance(forward, Walks):
         split = isinstance(backward, Walks) and backward.keys is not None
         purpose = "forward and gradients of queries" if split else "forward and backward"

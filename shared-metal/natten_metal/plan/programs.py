@@ -66,14 +66,14 @@ class CpuCall(Program):
 
 @dataclass(frozen=True, slots=True)
 class Walks(Program):
-    """The pure path's function. queries: its walk; keys: the second one of the split ops' gradients."""
+    """The pure backend's function. queries: its walk; keys: the second one of the split ops' gradients."""
 
     queries: Blocks | None = None
     keys: Blocks | None = None
 
 
 class DenseOperations(Program):
-    """The dense path's function; the gradient is the framework's."""
+    """The dense backend's function; the gradient is the framework's."""
 
     __slots__ = ()
 

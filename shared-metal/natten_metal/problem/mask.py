@@ -1,4 +1,4 @@
-"""The neighborhood as a mask over all pairs: for display, for counting, and for the dense path.
+"""The neighborhood as a mask over all pairs: for display, for counting, and for the dense backend.
 
 Written over an array namespace like :mod:`.window`, so that numpy, torch and MLX build the same mask.
 """

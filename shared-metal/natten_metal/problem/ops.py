@@ -98,7 +98,7 @@ class Op:
     name: as :class:`Problem` and the custom ops have it. faces: the names of its public functions, by rank; the first
     one takes any rank ('' where there is none). Looked up and not put together: a tracer may count with a rank as with
     a size. forward, backward: the functions that compute the op and its gradient,
-    in the C interface and on the pure and dense paths. bilinear: linear in each of its first two inputs (and in the
+    in the C interface and on the pure and dense backends. bilinear: linear in each of its first two inputs (and in the
     bias), so that its gradient has derivatives, and reads no output. has_window: whether a query sees a window of keys,
     or all. products: matrix products of the op and of its gradient, as floating-point operations are counted.
     """

@@ -87,7 +87,7 @@ def add_demo(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", ho
         metavar="N",
         help="scale larger images down to N pixels on their longer side (default: %(default)s)",
     )
-    add("--backend", choices=host.backends, help="the path to use (default: the backend in force)")
+    add("--backend", choices=host.backends, help="the backend to use (default: the backend in force)")
     add(
         "--out",
         type=Path,

@@ -155,7 +155,7 @@ def add_doctor(
     """
     parser = commands.add_parser(
         "doctor",
-        help="run every kernel on this machine's device against an independent path, and print a table",
+        help="run every kernel on this machine's device against an independent backend, and print a table",
         description="""Run a compact set of problems, forward and gradients, on each backend that is at hand,
             against a backend that shares no kernel with it. Prints errors, bounds and times, and exits with 1 if
             a result is out of bounds or a kernel does not run. Times are of forward and gradients together: 'ms' is

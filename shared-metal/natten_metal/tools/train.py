@@ -205,7 +205,7 @@ def add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", h
         metavar="N",
         help="seed of the initial weights and of the batches (default: %(default)s)",
     )
-    add("--backend", choices=host.backends, help="the path to use (default: the backend in force)")
+    add("--backend", choices=host.backends, help="the backend to use (default: the backend in force)")
     add(
         "--out",
         type=Path,

@@ -2,7 +2,7 @@
 
 Each call of an op is two nodes, :class:`Forward` and :class:`Backward`: primitives of the C++ extension where it
 takes the problem, ``mx.custom_function`` s otherwise. The fused ops' backward has no derivative of its own (the dense
-path has); the split ops' derivatives are the two nodes again (:mod:`natten_metal.problem.bilinear`). Both run on the
+backend has); the split ops' derivatives are the two nodes again (:mod:`natten_metal.problem.bilinear`). Both run on the
 stream of the call, wherever MLX transforms them. ``mx.compile(shapeless=True)`` raises: they cannot infer shapes.
 """
 
@@ -39,7 +39,7 @@ _plain: ContextVar[bool] = ContextVar("plain", default=False)
 
 @contextmanager
 def as_plain_operations() -> Iterator[None]:
-    """Within, and in this thread only, the pure path is no node of its own: MLX sees the operations it consists of."""
+    """Within, and in this thread only, MLX sees the operations of the pure backend instead of a node of its own."""
     before = _plain.set(True)
     try:
         yield
@@ -148,7 +148,7 @@ class _Custom:
         """The same arrays; vmap over them raises.
 
         MLX also maps what a custom function does inside, whatever the function's own vmap, and would stop at the
-        kernel without a word of help. Another path cannot be taken in its place: while MLX traces, arrays under
+        kernel without a word of help. Another backend cannot take over: while MLX traces, arrays under
         mx.vmap look as they do under mx.compile, and once it maps, the kernel is already part of the graph.
         """
 

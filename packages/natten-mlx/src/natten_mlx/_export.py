@@ -18,11 +18,11 @@ def export_function(
 
     A file holds MLX's own operations only, neither the C++ extension's primitives nor custom derivatives:
     ``mx.export_function`` itself raises ``Unable to serialize primitive ...`` for them. Here the ops are traced as the
-    pure path's plain operations (the dense path's under ``use_backend("dense")``), so that the file needs MLX alone.
+    pure backend's plain operations (the dense backend's under ``use_backend("dense")``), so the file needs only MLX.
 
     Args:
         file, function, arguments, named: as ``mx.export_function`` takes them. ``function`` may contain ``mx.grad``;
-            that gradient is then MLX's own derivative of the pure path: equal up to rounding, but it keeps every
+            that gradient is then MLX's own derivative of the pure backend: equal up to rounding, but it keeps every
             query's weights, O(N * prod(kernel_size)) memory, and has no fixed order of sums on a GPU.
         shapeless: False, for an op computes for the sizes it is traced with.
 

@@ -1,7 +1,7 @@
 """Items of different sizes as one node of MLX's graph: one launch per kind of item, forward and backward.
 
 The node has a derivative of its own, so that MLX does not add up a whole array of zeros for every slice. Lists,
-and calls that MLX must see through (the dense path, exported graphs), are made of plain operations in
+and calls that MLX must see through (the dense backend, exported graphs), are made of plain operations in
 :mod:`natten_mlx._plain.varlen`.
 """
 

@@ -339,7 +339,7 @@ def explain(op: str, query: mx.array, key: mx.array, value: mx.array | None = No
         **arguments: the face's other arguments by name, backend, stream included.
 
     Returns:
-        Some lines of text: the problem, the path that runs it, the kernels, and why the others do not.
+        Some lines of text: the problem, the backend that runs it, the kernels, and why the others do not.
 
     Raises:
         TypeError, ValueError: op is not the name of a face, or a call with these arguments would raise it.

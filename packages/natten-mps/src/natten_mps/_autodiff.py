@@ -1,8 +1,9 @@
 """Derivatives and vmap of all ops: two ``autograd.Function`` s.
 
-:class:`Forward` is differentiable in reverse by :class:`Backward`, and there it ends for the fused ops (the dense path
-has the rest). The split ops' derivatives are the two again (:mod:`natten_metal.problem.bilinear`), forward and reverse
-and of any order. Both run the custom ops, which under autograd and torch.func lead back to them.
+:class:`Backward` is the reverse-mode derivative of :class:`Forward`. The fused ops have no other derivative here (the
+dense backend has all). Those of the split ops, forward and reverse and of any order, are computed by these two classes
+again (:mod:`natten_metal.problem.bilinear`). Both run the custom ops, which under autograd and torch.func lead back to
+them.
 """
 
 from collections.abc import Callable

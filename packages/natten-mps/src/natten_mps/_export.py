@@ -15,8 +15,8 @@ def export_mode() -> AbstractContextManager[None]:
         with natten_mps.export_mode():
             traced = torch.jit.trace(model, x)
 
-    The operations are those of the dense path: every query against every key, quadratic memory, for the sizes that are
-    traced, and any batch. A call that forces another backend keeps it. Holds for this thread or asyncio task, as
-    :func:`use_backend`.
+    The operations are those of the dense backend: every query against every key, in quadratic memory. The program takes
+    the sizes that were traced, and any batch. A call that forces another backend keeps it. Like :func:`use_backend`, it
+    holds for this thread or asyncio task.
     """
     return use_backend(DENSE.name)

@@ -1,4 +1,4 @@
-"""One op on tensors, from its problem on: through the custom ops, or in the dense path's plain operations."""
+"""One op on tensors, from its problem on: through the custom ops, or in the dense backend's plain operations."""
 
 from contextlib import suppress
 from typing import Any
@@ -21,7 +21,7 @@ def traced() -> bool:
 def run(problem: Problem, backend: str, tensors: tuple[Any, ...]) -> tuple[Tensor, ...]:
     """Plan and launch; ``tensors`` in the order of ``problem.record.inputs``.
 
-    The custom op plans when it runs, so that torch.compile need not see the planner; only the dense path, which
+    The custom op plans when it runs, so that torch.compile need not see the planner; only the dense backend, which
     autograd itself differentiates, stays outside of it ('auto' never takes it).
     """
     if backend != DENSE.name:

@@ -56,7 +56,7 @@ def spec(face: str, name: str, tensor: Any) -> TensorSpec:
 
 
 def _reject_wrapper(face: str, name: str, tensor: torch.Tensor) -> None:
-    """NotImplementedError for torch's own wrappers that no path can look into, whatever the backend.
+    """NotImplementedError for torch's own wrappers that no backend can look into, whatever the backend.
 
     Other subclasses pass: what they do with an op is theirs to say.
     """

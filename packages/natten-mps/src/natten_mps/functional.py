@@ -295,7 +295,7 @@ def explain(op: str, query: Tensor, key: Tensor, value: Tensor | None = None, **
         **arguments: the face's other arguments by name, backend included.
 
     Returns:
-        Some lines of text: the problem, the path that runs it, the kernels, and why the others do not.
+        Some lines of text: the problem, the backend that runs it, the kernels, and why the others do not.
 
     Raises:
         TypeError, ValueError: op is not the name of a face, or a call with these arguments would raise it.

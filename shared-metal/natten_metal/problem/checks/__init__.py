@@ -1,7 +1,7 @@
 """The rules of a legal call, and the one place where the errors of ops are worded; a module for each thing checked.
 
 Each message names the op, the rule, what came, and (for axes) which axis breaks it. TypeError: a
-wrong type. ValueError: everything else that is illegal. NotImplementedError: legal, but no path takes
+wrong type. ValueError: everything else that is illegal. NotImplementedError: legal, but no backend takes
 it; the message names the alternative. Items of different sizes: :mod:`.varlen`; modules: :mod:`.modules`.
 """
 

@@ -24,13 +24,13 @@ def reject_keyword(op: str, name: str) -> NoReturn:
 def reject_problem(name: str, backend: str, reason: str) -> NoReturn:
     """A requested backend that cannot take the problem."""
     raise NotImplementedError(
-        f"{name}: backend='{backend}' cannot take this problem: {reason}. backend='auto' picks a path that can"
+        f"{name}: backend='{backend}' cannot take this problem: {reason}. backend='auto' picks a backend that can"
     )
 
 
 def no_backend(name: str, reasons: Mapping[str, object]) -> NotImplementedError:
     """The error of a problem that no backend can take."""
-    return NotImplementedError(f"{name}: no path takes this problem: " + "; ".join(map(str, reasons.values())))
+    return NotImplementedError(f"{name}: no backend takes this problem: " + "; ".join(map(str, reasons.values())))
 
 
 def check_explained(face: Any, faces: tuple[str, ...]) -> None:

@@ -94,11 +94,11 @@ def agree(face: str, given: dict[str, TensorSpec], rpb: TensorSpec | None) -> No
     same(face, "batch size", {name: spec.shape[0] for name, spec in given.items() if spec.shape})
 
 
-# --- tensors of a kind that no path reads ----------------------------------------------------------------
+# --- tensors of a kind that no backend reads ----------------------------------------------------------------
 
 
 def reject_wrapper(face: str, name: str, kind: str, advice: str) -> NoReturn:
-    """A tensor of a wrapper class that no path can look into."""
+    """A tensor of a wrapper class that no backend can look into."""
     raise NotImplementedError(f"{face}: {name} must be a plain tensor; got a {kind}. {advice}")
 
 

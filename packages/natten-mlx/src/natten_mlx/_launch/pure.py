@@ -1,4 +1,4 @@
-"""Runs the pure path on MLX arrays: blocks of queries, in MLX's own operations."""
+"""Runs the pure backend on MLX arrays: blocks of queries, in MLX's own operations."""
 
 from functools import partial
 

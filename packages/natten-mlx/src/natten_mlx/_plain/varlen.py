@@ -1,4 +1,4 @@
-"""Items of different sizes in plain operations of MLX: for the dense path, exported graphs and lists.
+"""Items of different sizes in plain operations of MLX: for the dense backend, exported graphs and lists.
 
 One gather of all items' tokens, one split, one launch per kind of item, one concatenation and one gather: each is
 linear in the number of tokens, and so is its derivative. Lists need neither gather.

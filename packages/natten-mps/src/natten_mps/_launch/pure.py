@@ -1,4 +1,4 @@
-"""Runs the pure path on torch tensors: blocks of queries, in torch's own operations."""
+"""Runs the pure backend on torch tensors: blocks of queries, in torch's own operations."""
 
 from functools import partial
 

@@ -1,6 +1,6 @@
 """Items of different sizes in plain operations, which torch differentiates as often as it is asked to.
 
-One gather of all items' tokens, one split, one launch of the dense path per kind of item, one concatenation and one
+One gather of all items' tokens, one split, one launch of the dense backend per kind of item, one concatenation and one
 scatter: each is linear in the number of tokens, and so is its derivative.
 """
 
