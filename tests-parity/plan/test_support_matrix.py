@@ -31,11 +31,11 @@ def test_the_support_matrix_of_a_gpu() -> None:
     words = {
         "float64": "some gpu does not compute in float64; the CPU does",
         "head_dim": "head dims beyond 256 do not fit a simdgroup's registers",
-        "rpb_entries": "a bias table of 4097 entries does not fit threadgroup memory (at most 4096)",
+        "rpb_entries": "an rpb of 4097 entries per head does not fit threadgroup memory (at most 4096)",
     }
     mlx = {
         "small_tensors": "kernels get tensors of fewer than 8 elements as constants, which they do not read",
-        "vmap": "mx.vmap over fast_metal kernels is not implemented, for MLX maps no kernel that it was given as text; "
+        "vmap": "mx.vmap over fast_metal kernels is not implemented, because MLX cannot map kernels given as text; "
         'use backend="pure", or make the mapped axis part of the batch',
     }
     for backend in ("metal", "fast_metal", "nanobind"):

@@ -203,7 +203,7 @@ def test_tables_of_single_tiles_are_those_of_all(transposed: bool, monkeypatch: 
     walk = plan.walk(problem, transposed)
     kept = list(blocks.Tables(walk, mask.NumpyTables()).chunks())
     monkeypatch.setattr(blocks.Tables, "KEEP_PAIRS", 0)
-    monkeypatch.setattr(blocks.Tables, "KEEP_PLACES", 0)
+    monkeypatch.setattr(blocks.Tables, "KEEP_POSITIONS", 0)
     tables = blocks.Tables(walk, mask.NumpyTables())
     assert not tables.keeps_chunks and kept[0].kept
     for before, after in zip(kept, tables.chunks(), strict=True):
@@ -263,7 +263,7 @@ def test_a_walk_of_single_rows_runs(name: str, framework: Framework, monkeypatch
         (plan, "TILE_BYTES", 64),
         (plan, "STEP_BYTES", 64),
         (blocks.Tables, "KEEP_PAIRS", 0),
-        (blocks.Tables, "KEEP_PLACES", 0),
+        (blocks.Tables, "KEEP_POSITIONS", 0),
         (blocks, "MOST_SPANS", 0),
     ):
         of_package = framework.module("_metal.plan.plan" if holder is plan else "_metal.plan.blocks")
@@ -301,7 +301,7 @@ def forget(framework: Framework) -> None:
     framework.module("_metal.plan.blocks").box_size.cache_clear()
     walk = framework.module("_metal.api.walk")
     walk.tables.cache_clear()
-    walk._remembered_places.cache_clear()
+    walk._kept_result_rows.cache_clear()
 
 
 WIDE = (200_000, 5_001)

@@ -1,1 +1,1 @@
-"""What the public functions of both packages do alike."""
+"""What the public functions of both packages have in common."""

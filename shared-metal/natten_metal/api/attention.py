@@ -19,7 +19,7 @@ from .varlen import attend_packed
 
 Window = tuple[Any, Any, Any, Any]
 
-# Problems of fused calls whose arguments passed their checks.
+# The problems of fused calls whose arguments have passed the checks.
 checked = Recall()
 
 
@@ -34,7 +34,7 @@ def fused(
     upstream: dict[str, Any],
     stream: Any = None,
 ) -> Any:
-    """``neighborhood_attention`` and ``na{1,2,3}d``. tensors: those of ``FUSED.input_names``; upstream: its knobs."""
+    """``neighborhood_attention`` and ``na{1,2,3}d``. tensors: as in ``FUSED.input_names``; upstream: its keywords."""
     backends.accept_knobs(face, upstream)
     chosen, where = fw.BACKENDS.resolve(face, backend), fw.stream_of(face, stream)
     tensors = fw.cast(tensors)
@@ -57,16 +57,16 @@ def _fused_problem(
     return_lse: Any,
     arguments: Signature | None,
 ) -> Problem:
-    """The problem of a fused face: that of an earlier call like it, or the arguments are checked."""
+    """The problem of a fused face: kept from an earlier call like it, or from checking the arguments."""
     alike = None if arguments is None else _alike(fw, face, tensors, arguments)
-    if alike is None:  # not even looked up: a tracer would guard what is kept
+    if alike is None:  # no lookup either: a tracer would guard on what is kept
         return _checked_problem(fw, face, tensors, window, scale, return_lse)
     found: Problem = checked.get_or_make(alike, lambda: _checked_problem(fw, face, tensors, window, scale, return_lse))
     return found
 
 
 def _alike(fw: Framework, face: str, tensors: tuple[Any, ...], arguments: Signature) -> Signature | None:
-    """What calls have in common that pass the same checks; None: not worth keeping."""
+    """What decides the checks of a call, as a key; None if the call is not kept."""
     traits: list[Any] = []
     for tensor in tensors:
         own = None if tensor is None else fw.traits(tensor)
@@ -79,7 +79,7 @@ def _alike(fw: Framework, face: str, tensors: tuple[Any, ...], arguments: Signat
 def _checked_problem(
     fw: Framework, face: str, tensors: tuple[Any, ...], window: Window, scale: Any, return_lse: Any
 ) -> Problem:
-    """The problem of a fused face, whose arguments are checked."""
+    """Check the arguments of a fused face; its problem."""
     names = FUSED.input_names
     q, k, v = specs(fw, face, names[:3], tensors[:3])
     more_keys, more_values, rpb = (optional_spec(fw, face, *pair) for pair in zip(names[3:], tensors[3:], strict=True))
@@ -96,8 +96,8 @@ def qk(
     query, key, rpb = fw.cast(tensors)
     kernel_size, stride, dilation, is_causal = window
     q, k = specs(fw, face, ("query", "key"), (query, key))
-    bias = optional_spec(fw, face, "rpb", rpb)
-    problem = faces.qk(face, q, k, kernel_size, dilation, stride, is_causal, scale, bias)
+    rpb_spec = optional_spec(fw, face, "rpb", rpb)
+    problem = faces.qk(face, q, k, kernel_size, dilation, stride, is_causal, scale, rpb_spec)
     return fw.run(problem, chosen, where, (query, key, rpb))[0]
 
 
@@ -126,7 +126,7 @@ def full(
     upstream: dict[str, Any],
     stream: Any = None,
 ) -> Any:
-    """``attention``. lengths: seqlens_Q and seqlens_KV; packed: the cumulative ones and the longest."""
+    """``attention``. lengths: seqlens_Q and seqlens_KV; packed: the cumulative and the longest ones."""
     backends.accept_knobs(face, upstream)
     chosen, where = fw.BACKENDS.resolve(face, backend), fw.stream_of(face, stream)
     tensors = fw.cast(tensors)
@@ -163,7 +163,7 @@ def _merged(xp: Operations, outputs: Tensors, lses: Tensors) -> tuple[Tensor, Te
     stacked = xp.stack([xp.astype(lse, dtype) for lse in lses])
     top = xp.largest(stacked, 0, False)
     empty = top == -math.inf
-    # Where every part is empty, exponents of 0 stand in, so that no NaN reaches a gradient.
+    # Where all parts are empty, 0 replaces the exponents, so that no NaN reaches a gradient.
     top = xp.where(empty, 0.0, top)
     weights = xp.where(empty, 0.0, xp.exp(stacked - top))
     total = xp.where(empty, 1.0, weights.sum(0))
@@ -177,7 +177,7 @@ def _merged(xp: Operations, outputs: Tensors, lses: Tensors) -> tuple[Tensor, Te
 def explain(
     fw: Framework, op: Any, query: Any, key: Any, value: Any, arguments: dict[str, Any], stream: Stream = None
 ) -> str:
-    """``explain``. arguments: all others of the op's face."""
+    """``explain``. arguments: the other arguments of the op's face."""
     face = "explain"
     chosen, where = fw.BACKENDS.resolve(face, arguments.pop("backend", None)), fw.stream_of(face, stream)
     tensors = (("query", query), ("key", key), ("value", value))

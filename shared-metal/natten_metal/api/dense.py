@@ -2,8 +2,8 @@
 
 Quadratic in memory and time, obvious, and differentiable as often as you like, forward and reverse.
 
-Every query meets every key, if only with a weight of 0, and 0 times NaN is NaN. So numbers that are not finite are
-taken out of query, key and value, and what a query sees of them is marked: its result is NaN, no other's is.
+Each query is multiplied with all keys, if only with a weight of 0, and 0 times NaN is NaN. So non-finite numbers in
+query, key and value are replaced by 0, and the queries that see one are marked: only their results become NaN.
 """
 
 import math
@@ -28,8 +28,8 @@ def _heads_last(xp: Operations, tensor: Tensor, shape: tuple[int, ...], dtype: D
 
 
 def _finite(xp: Operations, tensor: Tensor, groups: int = 1) -> Tensor:
-    """:func:`_heads_first` in the compute dtype, with 0 in place of what is not finite."""
-    # In this order: gradients of the heads are then summed in the compute dtype too.
+    """:func:`_heads_first` in the compute dtype, with 0 for non-finite numbers."""
+    # Convert first: gradients of repeated heads are then summed in the compute dtype too.
     flat = _heads_first(xp, xp.astype(tensor, xp.compute_dtype(tensor)), groups)
     return xp.where(xp.isfinite(flat), flat, 0.0)
 
@@ -40,9 +40,9 @@ def _bad_rows(xp: Operations, tensor: Tensor, groups: int = 1) -> Tensor:
 
 
 def _sees(xp: Operations, problem: Problem, bad: Tensor) -> Tensor:
-    """``[B, *key_shape, kv heads, C]`` bool -> ``[B, H, queries, C]``: the query's window holds a true one.
+    """``[B, *key_shape, kv heads, C]`` bool -> ``[B, H, queries, C]``: something in the query's window is true.
 
-    Axis by axis, the count up to the window's end less that up to its start; nothing quadratic.
+    Axis by axis, the count up to the window's end minus the count up to its start; nothing quadratic.
     """
     for axis, sizes in enumerate(problem.axes):
         d, (group, start, end) = sizes.dilation, axis_windows(sizes, xp.tables(xp.device(bad)))
@@ -59,8 +59,8 @@ def _logits(xp: Operations, problem: Problem, rows: Tensor, key: Tensor, rpb: Op
     logits = problem.scale * (rows @ _finite(xp, key, problem.group_heads).swapaxes(-1, -2))
     if rpb is None:
         return logits
-    bias = xp.astype(rpb, logits.dtype).flatten(1)
-    return logits + xp.take_differentiably(bias, bias_offsets(problem, xp.tables(xp.device(rows))))
+    biases = xp.astype(rpb, logits.dtype).flatten(1)
+    return logits + xp.take_differentiably(biases, bias_offsets(problem, xp.tables(xp.device(rows))))
 
 
 def forward(
@@ -87,10 +87,10 @@ def forward(
         bad_values = ~xp.isfinite(_heads_first(xp, additional_values, groups))
         marks = xp.concatenate([bad_values, _bad_rows(xp, additional_keys, groups)], -1)
         seen = xp.either(seen, marks.any(2, keepdims=True))
-    # Not the framework's logsumexp: its gradient is made of its own, rounded result, and off by as much as lse is.
+    # Not the framework's logsumexp: its gradient is computed from its rounded result, and is off by as much as lse is.
     top = xp.largest(logits, -1, True)
     empty = top == -math.inf
-    # A query whose logits are all -inf has no weights; finite numbers stand in, so that no NaN reaches a gradient.
+    # A query whose logits are all -inf has no weights; finite numbers replace them, so that no NaN reaches a gradient.
     top = xp.where(empty, 0.0, top)
     weights = xp.exp(logits - top)
     total = xp.where(empty, 1.0, weights.sum(-1, keepdims=True))

@@ -1,4 +1,4 @@
-"""What the shared bodies need of a framework: each package has one module, ``_framework``, that fits here.
+"""What the shared bodies need of a framework: each package has one module, ``_framework``, that provides it.
 
 A tensor is torch's or MLX's; a stream is MLX's (torch has None).
 """
@@ -42,7 +42,7 @@ class Framework(Protocol):
         """What the rules need to know of ``tensor``; TypeError if it is not a floating-point tensor."""
 
     def traits(self, tensor: Any) -> Any:
-        """What the rules depend on in a tensor, as a value that can be looked up; None: look at it each time."""
+        """What the rules depend on in a tensor, as a hashable value; None: check it each time."""
 
     def cast(self, tensors: tuple[Any, ...]) -> tuple[Any, ...]:
         """The tensors of a call in the dtype that the user's context asks for (``torch.autocast``)."""
@@ -53,25 +53,25 @@ class Framework(Protocol):
         """The stream that a call with the argument ``stream`` runs on; TypeError for what is none."""
 
     def on(self, stream: Stream) -> AbstractContextManager[Any]:
-        """Within, operations run on ``stream``."""
+        """A context in which operations run on ``stream``."""
 
     def device_of(self, tensor: Tensor, stream: Stream) -> Device:
         """The planner's view of where a call on ``tensor`` runs."""
 
     def verdicts(self) -> Verdicts:
-        """What was learned of the machine so far."""
+        """What has been learned of the machine so far."""
 
     def plan_on(self, tensor: Tensor, stream: Stream, problem: Problem, backend: str) -> Plan:
         """The plan of a call on ``tensor``."""
 
     def traced(self) -> bool:
-        """Whether a tracer follows the Python code of a call: then nothing is looked up that it would have to guard."""
+        """Whether a tracer follows the Python code of a call. It would have to guard on what a call looks up."""
 
     def signature(self, face: str, backend: str, stream: Stream, tensors: tuple[Any, ...], arguments: Any) -> Any:
-        """Under which a launch is kept for calls like this one; None: none is."""
+        """The key under which the launch of a call like this one is kept; None if none is."""
 
     def repeat(self, signature: Any, tensors: tuple[Any, ...], stream: Stream) -> Tensors | None:
-        """The outputs of the launch kept under ``signature``; None if none is."""
+        """The outputs of repeating the launch kept under ``signature``; None if there is none."""
 
     def run(
         self, problem: Problem, backend: str, stream: Stream, tensors: tuple[Any, ...], signature: Any = None
@@ -93,14 +93,14 @@ class Framework(Protocol):
     ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         """Outs and lses of items. tensors: queries, keys and values, lists of one tensor each or of one per item.
 
-        problem: what all items share. table: of the items, as :meth:`padded_table` and the like make it.
+        problem: what all items share. table: the items', from :meth:`padded_table` and the like.
         """
 
     def require_values(self, face: str, name: str, *given: Any) -> None:
         """NotImplementedError where numbers are known only when a traced graph runs."""
 
     def padded_table(self, face: str, name: str, sizes: Any, query: TensorSpec, window: Any) -> Any:
-        """The table of a padded batch whose items have ``sizes``. name: that of ``sizes`` in the face."""
+        """The table of a padded batch whose items have ``sizes``. name: what the face calls ``sizes``."""
 
     def packed_table(
         self, face: str, shapes: Sequence[tuple[int, ...]], lengths: tuple[Any, Any], packed: tuple[Any, ...]
@@ -117,5 +117,5 @@ def optional_spec(fw: Framework, face: str, name: str, tensor: Any) -> TensorSpe
 
 
 def specs(fw: Framework, face: str, names: Sequence[str], tensors: Sequence[Any]) -> list[TensorSpec]:
-    """The specs of tensors that must be there."""
+    """The specs of tensors that are required."""
     return [fw.spec(face, name, tensor) for name, tensor in zip(names, tensors, strict=True)]

@@ -17,7 +17,7 @@ def index(xp: Operations, group: Group, side: int, kind: str, like: Tensor) -> T
 
 
 def take(xp: Operations, kind: str, tensors: Sequence[Tensor], group: Group, side: int) -> Tensor:
-    """A group's items as a batch ``[n, *shape, ...]``: a view where they lie one behind the other."""
+    """A group's items as a batch ``[n, *shape, ...]``: a view where they are adjacent."""
     shape, count = (group.queries, group.keys)[side], len(group.starts)
     first = group.starts[0][side]
     if kind == "listed":

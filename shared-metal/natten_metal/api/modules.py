@@ -12,11 +12,11 @@ from .operations import Tensor
 class NeighborhoodAttention:
     """What a module of any rank does around the functional op.
 
-    A package's class brings ``_framework``, ``layers``, ``_drops`` and ``_table``; its subclasses name
-    their rank. What is set here are the attributes of the module, which programs may change (heads, projections).
+    A package's class brings ``_framework``, ``layers``, ``_drops`` and ``_new_rpb``; its subclasses name
+    their rank. Programs may change the attributes that are set here (heads, projections).
     """
 
-    layers: Any  # the module of Linear and Dropout
+    layers: Any  # the Python module with Linear and Dropout
     rank: int
     training: Any
     _sizes_name = "spatial_sizes"
@@ -25,14 +25,14 @@ class NeighborhoodAttention:
 
     @staticmethod
     def _framework() -> Framework:
-        """The package's framework. A function, since torch 2.9 cannot trace a module that stands in a class."""
+        """The package's framework. A function: torch 2.9 cannot trace a Python module in a class attribute."""
         raise NotImplementedError
 
     def _drops(self, dropout: Any) -> bool:
-        """Whether the layer in the place of ``attn_drop`` changes anything in training."""
+        """Whether the layer that the module has as ``attn_drop`` changes anything in training."""
         raise NotImplementedError
 
-    def _table(self, shape: tuple[int, ...]) -> Any:
+    def _new_rpb(self, shape: tuple[int, ...]) -> Any:
         """A new relative positional bias, a parameter, of standard deviation 0.02."""
         raise NotImplementedError
 
@@ -75,8 +75,8 @@ class NeighborhoodAttention:
         else:
             self.q_proj = self.layers.Linear(width, width, bias=given.qkv_bias)
             self.kv_proj = self.layers.Linear(width, 2 * given.num_kv_heads * self.head_dim, bias=given.qkv_bias)
-        table = (given.num_heads, *(2 * w - 1 for w in self.kernel_size))
-        self.rpb = self._table(table) if given.rel_pos_bias else None
+        rpb_shape = (given.num_heads, *(2 * w - 1 for w in self.kernel_size))
+        self.rpb = self._new_rpb(rpb_shape) if given.rel_pos_bias else None
         self.attn_drop = self.layers.Dropout(given.attn_drop)
         self.proj = self.layers.Linear(width, width)
         self.proj_drop = self.layers.Dropout(given.proj_drop)
@@ -119,7 +119,7 @@ class NeighborhoodAttention:
         return self._heads("q_proj", self.q_proj(x), 1, "num_heads")[0], key, value
 
     def _heads(self, layer: str, projected: Tensor, parts: int, heads: str) -> list[Tensor]:
-        """``[B, *shape, parts * heads * head_dim]`` apart. heads: the name of their number."""
+        """``[B, *shape, parts * heads * head_dim]`` apart. heads: the attribute that counts them."""
         count, width = getattr(self, heads), projected.shape[-1]
         checks.modules.check_projection(type(self).__name__, layer, width, parts, (heads, count), self.head_dim)
         return list(
@@ -127,7 +127,7 @@ class NeighborhoodAttention:
         )
 
     def _attend_dropping(self, tensors: tuple[Tensor, ...], window: checks.Window, backend: str | None) -> Tensor:
-        """Attention with dropped weights: the split ops, with all of a query's weights in between."""
+        """Attention with dropped weights: the split ops, with all weights of each query stored in between."""
         fw, face, (query, key, value) = self._framework(), FUSED.faces[self.rank], tensors
         logits = attention.qk(fw, face + "_qk", (query, key, self.rpb), window, self.scale, backend)
         weights = self.attn_drop(dense.softmax(fw.operations, logits))

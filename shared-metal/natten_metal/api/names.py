@@ -1,4 +1,4 @@
-"""Names of a package that are imported when they are first used."""
+"""Names of a package that are imported on first use."""
 
 import sys
 from collections.abc import Iterable, Mapping
@@ -6,7 +6,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
-# Where the public names that both packages have live; the order is that of the documentation.
+# The modules of the public names that both packages have, in the order of the documentation.
 HOMES: dict[str, tuple[str, ...]] = {
     "functional": (
         "neighborhood_attention",
@@ -33,7 +33,7 @@ BACKEND_NAMES = ("get_backend", "set_backend", "use_backend", "get_support_matri
 class LazyNames:
     """What ``__getattr__`` and ``__dir__`` of the package ``package`` answer.
 
-    homes: the names that each of its modules gives it. modules: its modules that are found by their own names.
+    homes: by module, the names that the package takes from it. modules: those that are public by their own names.
     """
 
     def __init__(self, package: str, homes: Mapping[str, tuple[str, ...]], modules: Iterable[str]) -> None:

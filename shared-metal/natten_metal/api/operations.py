@@ -1,6 +1,6 @@
-"""The plain operations that the shared bodies need: each package has one module, ``_operations``, that fits here.
+"""The plain operations that the shared bodies need: each package has one module, ``_operations``, that provides them.
 
-Besides what is listed, they use what torch's and MLX's tensors have by one name: ``shape``, ``dtype``, ``flatten``,
+Besides these, they use what torch's and MLX's tensors have by the same name: ``shape``, ``dtype``, ``flatten``,
 ``swapaxes``, ``sum``, ``cumsum``, ``all``, ``any``, indexing by slices, and operators.
 """
 
@@ -15,7 +15,7 @@ Tensors = tuple[Tensor, ...]
 
 
 class Operations(Protocol):
-    """Operations on the current stream. All are differentiable as often as you like, where nothing else is said."""
+    """Operations on the current stream. All are differentiable any number of times, unless stated otherwise."""
 
     # --- dtypes and new tensors --------------------------------------------------------------------
 
@@ -37,7 +37,7 @@ class Operations(Protocol):
         """A vector where ``like`` is."""
 
     def device(self, tensor: Tensor) -> Hashable:
-        """Where a tensor is, if it is anywhere."""
+        """Where a tensor is; None for MLX, whose arrays have no device."""
 
     def tables(self, device: Any) -> TableNamespace:
         """The array namespace of index arithmetic on a device."""
@@ -59,7 +59,7 @@ class Operations(Protocol):
         """Logical or of bools."""
 
     def spoil(self, result: Tensor, marks: Tensor) -> Tensor:
-        """``result`` with NaN where ``marks`` is true, through which nothing flows back."""
+        """``result`` with NaN where ``marks`` is true; no gradient flows through those."""
 
     # --- along axes --------------------------------------------------------------------------------
 
@@ -75,7 +75,7 @@ class Operations(Protocol):
     def concatenate(self, tensors: list[Tensor], axis: int, /) -> Tensor: ...
 
     def contiguous(self, tensor: Tensor) -> Tensor:
-        """The same tensor, in memory in the order of its axes where the framework shows that to its user."""
+        """The same tensor, in memory in the order of its axes, if the framework lets users see that."""
 
     def moveaxis(self, tensor: Tensor, source: int, target: int, /) -> Tensor: ...
 
@@ -89,10 +89,10 @@ class Operations(Protocol):
         """``[B, heads, ...]`` with each head ``count`` times."""
 
     def pad_end(self, tensor: Tensor, counts: Sequence[int]) -> Tensor:
-        """``[B, *shape, ...]`` with so many zeros at the end of each axis of ``shape``."""
+        """``[B, *shape, ...]`` with ``counts`` zeros at the end of each axis of ``shape``."""
 
     def pad_first(self, tensor: Tensor, before: int, after: int) -> Tensor:
-        """So many zeros before and after along the first axis."""
+        """``before`` and ``after`` zeros at the ends of the first axis."""
 
     def pad_last(self, tensor: Tensor, count: int, value: Any) -> Tensor:
         """``count`` more entries of ``value`` at the end of the last axis."""
@@ -105,16 +105,16 @@ class Operations(Protocol):
     # --- indexing ----------------------------------------------------------------------------------
 
     def take(self, tensor: Tensor, index: Tensor, axis: int) -> Tensor:
-        """Entries along an axis by an index of any shape, which takes the axis' place; not differentiable."""
+        """Entries along an axis by an index of any shape, whose axes replace that one; not differentiable."""
 
     def rows(self, tensor: Tensor, index: Tensor) -> Tensor:
-        """Of ``[rows, D]`` those of an index, in its order and of any shape; not differentiable."""
+        """Rows of ``[rows, D]`` by an index of any shape; not differentiable."""
 
     def take_differentiably(self, tensor: Tensor, index: Tensor) -> Tensor:
         """``[H, entries]`` and ``[queries, keys]`` -> ``[H, queries, keys]``."""
 
     def gather(self, tensor: Tensor, index: Tensor) -> Tensor:
-        """Entries along the last axis; the index stands for all others if it has none or ones in their place."""
+        """Entries along the last axis; leading axes of the index that are missing or 1 are broadcast."""
 
     def scatter(self, tensor: Tensor, index: Tensor, entries: int) -> Tensor:
         """The reverse of :meth:`gather`: ``[B, H, queries, slots]`` at their entries, 0 elsewhere.

@@ -24,7 +24,7 @@ from typing import Any
 
 from ..plan.programs import Walks
 from .operations import Dtype, Operations, Tensor
-from .walk import Collector, Rows, Steps, Sums, Walk, bias_gradient, mask_logits, reciprocal
+from .walk import Collector, Rows, Steps, Sums, Walk, mask_logits, reciprocal, rpb_gradient
 
 Optional = Tensor | None
 
@@ -89,7 +89,7 @@ def backward(
     delta = (xp.astype(out_grad, dtype) * xp.astype(out, dtype)).sum(-1)
     if lse_grad is not None:
         delta = delta - xp.astype(lse_grad, dtype)
-    # Without weights: exp(-inf - inf) is 0.
+    # A query without weights: exp(-inf - inf) is 0.
     lse = xp.where(lse == -math.inf, math.inf, lse)
     return _walk_back(
         walk,
@@ -148,7 +148,7 @@ def _walk_back(
         key_grad.add(step, logits_grad.swapaxes(-1, -2) @ rows)
         value_grad.add(step, weights.swapaxes(-1, -2) @ d_rows)
         if rpb_grad is not None:
-            rpb_grad = rpb_grad + bias_gradient(xp, logits_grad, step.chunk, blocks)
+            rpb_grad = rpb_grad + rpb_gradient(xp, logits_grad, step.chunk, blocks)
             step.keep(rpb_grad)
         more_values = _additional(xp, additional_values, step.items, dtype)
         if more_keys is not None and more_values is not None and d_keys is not None and d_values is not None:

@@ -9,7 +9,7 @@ import math
 from ..plan.blocks import Chunk
 from ..plan.programs import Walks
 from .operations import Tensor
-from .walk import Collector, Rows, Step, Steps, Walk, add_bias, bias_gradient
+from .walk import Collector, Rows, Step, Steps, Walk, add_bias, rpb_gradient
 
 Optional = Tensor | None
 
@@ -75,7 +75,7 @@ def _weigh_keys(
     for step in steps:
         box = _box_of_slots(walk, a.gather(step, "rows"), step.chunk, groups)
         if rpb_grad is not None:
-            rpb_grad = rpb_grad + bias_gradient(xp, box, step.chunk, steps.blocks)
+            rpb_grad = rpb_grad + rpb_gradient(xp, box, step.chunk, steps.blocks)
             step.keep(rpb_grad)
         out.put(step, xp.astype(box, k.dtype) @ k.gather(step, "columns") * scale)
     return out.result(problem.query_shape), None if rpb is None or rpb_grad is None else xp.astype(rpb_grad, rpb.dtype)
@@ -96,7 +96,7 @@ def _weigh_queries(walk: Walk, program: Walks, after: Steps, slots: Tensor, rows
 def qk_backward(
     walk: Walk, program: Walks, logits_grad: Tensor, query: Tensor, key: Tensor, rpb: Optional = None
 ) -> tuple[Tensor, Tensor, Optional]:
-    """Gradients of query, key and rpb; what flows into slots without a key is not read."""
+    """Gradients of query, key and rpb; what flows into slots without a key is never read."""
     scale, steps = program.problem.scale, Steps(walk, program.queries, key)
     query_grad, rpb_grad = _weigh_keys(walk, program, steps, logits_grad, key, scale, rpb)
     return query_grad, _weigh_queries(walk, program, steps, logits_grad, query, scale), rpb_grad

@@ -1,6 +1,6 @@
 """Repeated calls: the results of a call's checks and of its planning are kept for the next call like it.
 
-Both cost more than a small problem, and a program's calls are few in kind.
+Both cost more than a small problem, and most calls of a program are alike.
 """
 
 from collections.abc import Callable, Hashable
@@ -18,7 +18,7 @@ _VALUES = frozenset((int, float, bool, str, type(None)))
 def exactly(arguments: tuple[Any, ...]) -> Signature | None:
     """Arguments with their types: 1, 1.0 and True are equal, but not equally legal.
 
-    None if one of them is neither a plain value nor a tuple or list of these: it may change behind its hash.
+    None if one of them is neither a plain value nor a tuple or list of these: it could change and keep its hash.
     """
     kinds = tuple(map(type, arguments))
     if _VALUES.issuperset(kinds):
@@ -34,12 +34,12 @@ def _value(argument: Any) -> Hashable:
     if kind is tuple or kind is list:
         return tuple(map(_value, argument))
     if kind not in _VALUES:
-        raise TypeError(f"a {kind.__name__} is no plain value")
+        raise TypeError(f"a {kind.__name__} is not a plain value")
     return kind, argument
 
 
 class Recall(Cache):
-    """Outcomes of calls by signature; a signature of None is never kept."""
+    """Outcomes of calls by signature; nothing is kept under None."""
 
     def __init__(self, name: str = "calls", most: int = MOST) -> None:
         super().__init__(name, most)
@@ -52,6 +52,6 @@ class Recall(Cache):
         """The outcome of an earlier call, or of ``make``, which is kept."""
         try:
             found = self.get(key)
-        except TypeError:  # sizes that a tracer counts with have no hash
+        except TypeError:  # a tracer's symbolic sizes have no hash
             return make()
         return self.keep(key, make()) if found is None else found

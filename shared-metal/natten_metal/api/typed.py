@@ -1,4 +1,4 @@
-"""The types of arguments that both packages have, and what their typed faces are made with."""
+"""The types of arguments that both packages have, and what typed faces need."""
 
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -9,11 +9,11 @@ Face = Callable[..., Any]
 
 
 class Named(Protocol):
-    """What a face has besides its call."""
+    """What a face has besides being callable."""
 
     __name__: str
 
 
 def unchanged(face: Any) -> Any:
-    """A decorator for type checkers alone: they read a protocol in place of the function."""
+    """A decorator for type checkers alone: they see a protocol instead of the function."""
     return face

@@ -16,9 +16,9 @@ NAMES = ("query", "key", "value")
 
 
 def padded_table(face: str, name: str, sizes: Any, query: TensorSpec, window: checks.Window) -> ragged.Table:
-    """The table of a padded batch, whose sizes are read now."""
-    host = checks.varlen.on_host(face, name, sizes)
-    return checks.varlen.padded_table(face, name, host, query.shape[0], query.shape[1:-2], window)
+    """The table of a padded batch; reads the sizes."""
+    numbers = checks.varlen.as_numbers(face, name, sizes)
+    return checks.varlen.padded_table(face, name, numbers, query.shape[0], query.shape[1:-2], window)
 
 
 def padded_items(
@@ -73,15 +73,16 @@ def _listed_items(
     rank = faces.rank_of(face)
     assert rank is not None
     given = checks.window_arguments(face, rank, *window)
-    host, bias = checks.varlen.on_host(face, name, sizes), optional_spec(fw, face, "rpb", rpb)
+    numbers, rpb_spec = checks.varlen.as_numbers(face, name, sizes), optional_spec(fw, face, "rpb", rpb)
     outs: dict[int, Tensor] = {}
     lses: dict[int, Tensor] = {}
-    for problem, places, table in checks.varlen.listed_problems(face, name, known, host, rank, given, scale, bias):
-        alike = tuple([items[place] for place in places] for items in lists)
+    problems = checks.varlen.listed_problems(face, name, known, numbers, rank, given, scale, rpb_spec)
+    for problem, members, table in problems:
+        alike = tuple([items[item] for item in members] for items in lists)
         found = fw.attend("listed", face, problem, backend, stream, table, alike, rpb)
-        outs |= zip(places, found[0], strict=True)
-        lses |= zip(places, found[1], strict=True)
-    out, lse = ([each[place] for place in range(len(each))] for each in (outs, lses))
+        outs |= zip(members, found[0], strict=True)
+        lses |= zip(members, found[1], strict=True)
+    out, lse = ([each[item] for item in range(len(each))] for each in (outs, lses))
     return (out, lse) if with_lse else out
 
 
@@ -111,7 +112,7 @@ def parameters(
     pairs = list(zip(checks.varlen.LENGTHS, lengths, strict=True))
     for pair in pairs:
         fw.require_values(face, *pair)
-    queries_given, keys_given = (checks.varlen.on_host(face, *pair) for pair in pairs)
+    queries_given, keys_given = (checks.varlen.as_numbers(face, *pair) for pair in pairs)
     found = checks.varlen.packed_lengths(face, shapes, (queries_given, keys_given))
     if found is None:
         return None, None, 0, 0
@@ -134,8 +135,8 @@ def configure(
     backends.accept_knobs(face, upstream)
     fw.BACKENDS.resolve(face, backend)
     names = ("token_layout_list", "kernel_size_list", "stride_list", "dilation_list")
-    hosts = [checks.varlen.on_host(face, *pair) for pair in zip(names, (layouts, *lists), strict=True)]
-    table = checks.varlen.layouts_table(face, hosts[0], window[:3], (hosts[1], hosts[2], hosts[3]))
+    numbers = [checks.varlen.as_numbers(face, *pair) for pair in zip(names, (layouts, *lists), strict=True)]
+    table = checks.varlen.layouts_table(face, numbers[0], window[:3], (numbers[1], numbers[2], numbers[3]))
     rank = ragged.rank_of(table)
     causal = checks.bools_per_axis(face, "is_causal", window[3], rank)
     return {"table": fw.kept_table(table, rank), "rank": rank, "is_causal": causal, "backend": backend}

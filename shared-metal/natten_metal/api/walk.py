@@ -1,7 +1,7 @@
 """Tensors on the pure backend's walk over tiles: gather a tile's rows, mask its box, assemble its results.
 
-torch computes step by step, and in place; MLX builds a graph in which each step depends on the one before. What the two
-do differently is in each package's module ``_plain.walk``, which fits :class:`Walk`.
+torch computes step by step, and in place; MLX builds a graph in which each step depends on the one before. Each
+package implements :class:`Walk` in its module ``_plain.walk``.
 """
 
 import math
@@ -28,17 +28,17 @@ class Step(Protocol):
         """The batch items."""
 
     def keep(self, *made: Tensor) -> None:
-        """What this step computes for later ones."""
+        """Name what this step computes for later ones."""
 
     def when_due(self, index: Tensor) -> Tensor:
-        """``index``, known only when the step before is done."""
+        """``index``, available only when the step before is done."""
 
 
 class Walk(Protocol):
     """One framework's walk. Functions that return a tensor may write into their first argument."""
 
     def __hash__(self) -> int:
-        """A module: what is kept of a walk is kept by it too."""
+        """A walk is a Python module; caches have it in their keys."""
 
     @property
     def operations(self) -> Operations:
@@ -57,13 +57,13 @@ class Walk(Protocol):
         """The buffer of ``shape`` ``[B, tiles, ...]`` (None: not made yet) with the tiles of a step in it."""
 
     def add_rows(self, buffer: Tensor, index: Tensor, part: Tensor) -> Tensor:
-        """``buffer [rows, D]`` with ``part [..., D]`` added at ``index``, in which no row is twice."""
+        """``buffer [rows, D]`` with ``part [..., D]`` added at ``index``, in which no row occurs twice."""
 
     def add(self, a: Tensor, b: Tensor) -> Tensor:
         """``a + b``, of the shape of ``a``."""
 
     def softmax(self, logits: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
-        """Weights, lse, and what makes weights times values the output: it is 0 where all logits are -inf."""
+        """Weights, lse, and the function from weights times values to the output: 0 where all logits are -inf."""
 
     def exponentials(self, logits: Tensor, lse: Tensor) -> Tensor:
         """``exp(logits - lse)``."""
@@ -72,7 +72,7 @@ class Walk(Protocol):
         """``(d_weights - delta) * weights``."""
 
     def hide(self, tensor: Tensor, held: Tensor, empty: float) -> Tensor:
-        """``empty`` in place of what is not ``held``."""
+        """``tensor`` with ``empty`` where not ``held``."""
 
 
 @lru_cache(maxsize=32)
@@ -101,14 +101,14 @@ class Steps:
                 self._last = step
 
 
-def _settled(walk: Walk, chunk: Chunk, table: Tensor) -> Tensor:
+def _computed(walk: Walk, chunk: Chunk, table: Tensor) -> Tensor:
     """``table``, computed now if the chunk is kept from one call to the next."""
     return walk.constant(table) if chunk.kept else table
 
 
 def _cached_in(walk: Walk, chunk: Chunk, name: object, make: Callable[[], Tensor]) -> Tensor:
     """``make()``, computed once if the chunk is kept."""
-    return chunk.cached(name, lambda: _settled(walk, chunk, make()))
+    return chunk.cached(name, lambda: _computed(walk, chunk, make()))
 
 
 class Rows:
@@ -157,34 +157,34 @@ class Collector:
         self.buffer = self.walk.put(self.buffer, self.shape, self.dtype, step, part)
 
     def result(self, shape: tuple[int, ...]) -> Tensor:
-        """Every token's row, gathered from where its tile left it."""
+        """The rows of all tokens, gathered from where their tiles put them."""
         xp, (batch, tiles, heads, tile_rows, width) = self.walk.operations, self.shape
         if self.buffer is None:  # a batch without items
             return xp.zeros((batch, *shape, heads, width), self.dtype, self.like)
         small = batch * tiles * heads * tile_rows <= Tables.KEEP_PAIRS
-        find = _remembered_places if small else _places
+        find = _kept_result_rows if small else _result_rows
         row = find(self.walk, self.blocks, batch, heads, xp.device(self.like))
         found = xp.take(self.buffer.flatten(0, -2), row, 0)
         return found.reshape(batch, *shape, heads, width)
 
 
-def _places(walk: Walk, blocks: Blocks, batch: int, heads: int, device: Hashable) -> Tensor:
+def _result_rows(walk: Walk, blocks: Blocks, batch: int, heads: int, device: Hashable) -> Tensor:
     """For each row of ``[B, *shape, H]``, its row among those of ``[B, tiles, H, tile rows]``."""
     arange = walk.operations.tables(device).arange
-    place, tile_rows = tables(walk, blocks, device).row_positions(), blocks.tile_rows
-    row = place // tile_rows * (heads * tile_rows) + place % tile_rows
+    position, tile_rows = tables(walk, blocks, device).row_positions(), blocks.tile_rows
+    row = position // tile_rows * (heads * tile_rows) + position % tile_rows
     row = row[None, :, None] + arange(heads) * tile_rows
     row = row + arange(batch)[:, None, None] * (blocks.tiles * heads * tile_rows)
     return row.flatten()
 
 
 @lru_cache(maxsize=32)
-def _remembered_places(walk: Any, blocks: Blocks, batch: int, heads: int, device: Hashable) -> Tensor:
-    return walk.constant(_places(walk, blocks, batch, heads, device))
+def _kept_result_rows(walk: Any, blocks: Blocks, batch: int, heads: int, device: Hashable) -> Tensor:
+    return walk.constant(_result_rows(walk, blocks, batch, heads, device))
 
 
 class Sums:
-    """Sums per row of ``[B, *shape, H, D]`` of what tiles, ``[b, c, H, U, D]`` each, add to the columns of their boxes.
+    """Sums per row of ``[B, *shape, H, D]``: tiles add parts ``[b, c, H, U, D]`` to the columns of their boxes.
 
     rows: the tensor that is gathered by these columns.
     """
@@ -202,9 +202,9 @@ class Sums:
             index = xp.where(chunk.seen[:, None], self.rows.row_numbers(step, "columns"), self.unseen)
             found = turns(self.blocks, chunk.first, chunk.count)
             picks = [
-                t if isinstance(t, slice) else _settled(walk, chunk, xp.integers(t, xp.int64, index)) for t in found
+                t if isinstance(t, slice) else _computed(walk, chunk, xp.integers(t, xp.int64, index)) for t in found
             ]
-            return [(tiles, _settled(walk, chunk, index[:, tiles])) for tiles in picks]
+            return [(tiles, _computed(walk, chunk, index[:, tiles])) for tiles in picks]
 
         made: list[tuple[slice | Tensor, Tensor]] = chunk.cached(("turns", self.rows.heads, step.items), make)
         return made
@@ -224,8 +224,8 @@ class Sums:
 def _bias(walk: Walk, logits: Tensor, chunk: Chunk, rpb: Tensor, groups: int) -> Tensor:
     """``[c, kv heads, groups, T, U]``: the bias of each pair; meaningless where masked."""
     xp, kv_heads, offsets = walk.operations, logits.shape[2], chunk.offsets()
-    table = xp.astype(rpb, logits.dtype).flatten(1)
-    relative = xp.take(table, offsets.flatten(), 1).reshape(kv_heads, groups, *offsets.shape)
+    biases = xp.astype(rpb, logits.dtype).flatten(1)
+    relative = xp.take(biases, offsets.flatten(), 1).reshape(kv_heads, groups, *offsets.shape)
     return xp.moveaxis(relative, 2, 0)
 
 
@@ -249,17 +249,17 @@ def mask_logits(walk: Walk, logits: Tensor, chunk: Chunk, rpb: Tensor | None, gr
 
 
 def reciprocal(walk: Walk, total: Tensor, chunk: Chunk, groups: int) -> Tensor:
-    """1 / total; 0 for a query without weights, and for rows past the end of a group: they repeat a token."""
+    """1 / total; 0 for a query without weights, and for rows past the end of a group, which repeat a token."""
     xp = walk.operations
     held = _cached_in(walk, chunk, ("held", groups), lambda: xp.concatenate([chunk.held] * groups, 1)[:, None, :, None])
     return xp.where(held & (total != 0), 1 / total, 0.0)
 
 
-def bias_gradient(xp: Operations, logits_grad: Tensor, chunk: Chunk, blocks: Blocks) -> Tensor:
+def rpb_gradient(xp: Operations, logits_grad: Tensor, chunk: Chunk, blocks: Blocks) -> Tensor:
     """Sum ``logits_grad [b, c, kv heads, groups * T, U]`` over all pairs of equal offset: ``[H, 2w - 1, ...]``.
 
-    Axis by axis: a skew aligns the diagonals (column - row) of the tile, and their sums are gathered at the offsets
-    they belong to. Only sums and gathers, so the order never changes.
+    Axis by axis: a skew aligns the diagonals (column - row) of the tile, and their sums are gathered at their
+    offsets. Only sums and gathers, so the order never changes.
     """
     rank, integers = len(blocks.axes), xp.tables(xp.device(logits_grad))
     tile, box = [axis.tile for axis in blocks.axes], [axis.box for axis in blocks.axes]

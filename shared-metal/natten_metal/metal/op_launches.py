@@ -27,7 +27,7 @@ from .tiles import COLUMNS, DIMS, ROWS, SOFTMAX_BRICKS, Tiling, chunk_size, padd
 
 # Threadgroups that share the sum over all queries or tiles.
 MOST_PARTS = 64
-MOST_TABLE = 4096
+MOST_RPB = 4096
 # Simdgroups that a threadgroup may have; fewer where the kernel's registers would not fit and the host cannot tell.
 MOST_SIMDGROUPS = 8
 CAUTIOUS_SIMDGROUPS, CAUTIOUS_DIM = 4, 128
@@ -231,7 +231,7 @@ def _rpb_backward(p: Problem, inputs: dict[str, str], slots: bool, most: int) ->
     """The gradient of rpb: tables of sums, one per part, summed in order."""
     heads, *sizes = ops.RPB.shape(p)
     entries = math.prod(sizes)
-    table = next(size for size in (64, 256, 1024, MOST_TABLE) if size >= entries)
+    table = next(size for size in (64, 256, 1024, MOST_RPB) if size >= entries)
     dim, dim_v = (DIMS[0],) * 2 if slots else (padded_dim(p.head_dim), padded_dim(p.head_dim_v))
     chosen = tiling(p, False, dim, dim_v, min(most, 8192 // table), in_rows=False)
     instance = Instance(

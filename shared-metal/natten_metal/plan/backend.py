@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import Enum
 
-# The choice that is no backend: the first one that can take the problem.
+# Not a backend but a choice: the first one that can take the problem.
 AUTO = "auto"
 
 
@@ -20,10 +20,10 @@ class Work(Enum):
 class Backend:
     """One backend.
 
-    name: as arguments, environment variables and messages have it. cpu, gpu: what it launches on such a device; None:
-    nothing. tells_limits: whether its host says how many threads a compiled kernel allows; where it does not, plans
-    are cautious. by_value: whether its host hands small tensors to kernels as constants. maps: whether vmap can look
-    into what it launches.
+    name: as in arguments, environment variables and messages. cpu, gpu: what it launches on such a device, if
+    anything. tells_limits: whether its host reports how many threads a compiled kernel allows; if not, plans are
+    cautious. by_value: whether its host passes small tensors to kernels as constants. maps: whether vmap works on what
+    it launches.
     """
 
     name: str

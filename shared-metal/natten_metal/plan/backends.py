@@ -18,7 +18,7 @@ log = logging.getLogger("natten")
 UPSTREAM_BACKENDS = frozenset(
     f"{family}-{kind}" for family in ("cutlass", "hopper", "blackwell", "flex") for kind in ("fna", "fmha")
 )
-# Upstream's arguments that choose a CUDA kernel or tune it: no meaning for the result.
+# Upstream's arguments that choose or tune a CUDA kernel; they do not affect the result.
 UPSTREAM_KNOBS = frozenset(
     {
         "attention_kwargs",
@@ -39,7 +39,7 @@ UPSTREAM_KNOBS = frozenset(
     }
 )
 
-# What was said in this process. Where it overflows, the oldest may be said again.
+# Messages logged in this process. When it overflows, the oldest may be logged again.
 said = Cache("messages", 1024)
 
 
@@ -47,8 +47,8 @@ def _never() -> bool:
     return False
 
 
-# Whether the framework is tracing a program that must come out whole, which neither locks nor logs do: nothing is said
-# then. A package whose framework traces so puts its question here.
+# Whether the framework is tracing into one graph, in which locks and logs are not possible: then nothing is logged. A
+# package whose framework does that sets this function.
 tracing: Callable[[], bool] = _never
 
 
@@ -71,7 +71,7 @@ def warn_of_failure(package: str, op: str, failure: Failure) -> None:
 
 
 def warn_of_missing_kernels(package: str, op: str, reason: str) -> None:
-    """Warn, once in a process, that a call on a CPU goes without the kernels for it. reason: why it does."""
+    """Warn, once in a process, that calls on a CPU run without its kernels. reason: why."""
     say_once(
         f"{op}: the pure backend runs on this CPU, many times slower than the C++ kernels: {reason}. Where a C++ "
         f"compiler is at hand, `pip install --force-reinstall --no-deps --no-cache-dir --no-binary {package} "
@@ -82,7 +82,7 @@ def warn_of_missing_kernels(package: str, op: str, reason: str) -> None:
 
 
 def accept_knobs(op: str, knobs: dict[str, object]) -> None:
-    """Note upstream's CUDA arguments once in the log; any other name is a TypeError."""
+    """Log upstream's CUDA arguments once; TypeError for any other name."""
     for name in knobs:
         if name not in UPSTREAM_KNOBS:
             checks.reject_keyword(op, name)
@@ -90,7 +90,7 @@ def accept_knobs(op: str, knobs: dict[str, object]) -> None:
 
 
 class _Choice:
-    """One ``use_backend`` that is in force. ended: it was left where it was not in force, in another context."""
+    """One ``use_backend``. ended: it was exited in another context than that in which it is in force."""
 
     def __init__(self, backend: str) -> None:
         self.backend = backend
@@ -102,9 +102,9 @@ class Backends:
 
     order: the package's backends in the order in which 'auto' tries them.
     aliases: other words for them ('metal' for natten-mlx's 'fast_metal').
-    traced: whether a compiler reads along that cannot read context variables, but guards on plain attributes. It
-    sees what this thread chose last: the same, unless tasks that chose differently take turns in one thread.
-    preferences: what clients of 0.3 put into the package's own variable, where it was a wish and no order.
+    traced: whether a compiler is tracing that cannot read context variables, but guards on plain attributes. It
+    sees what this thread chose last: the same, unless tasks that chose differently share a thread.
+    preferences: values of the package's own variable that clients of 0.3 set, where they were only a preference.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class Backends:
         self.variable = package.upper().replace("-", "_") + "_BACKEND"
         self.traced = traced
         self._default: str | None = None
-        self._environment: str | None = None  # 'auto' if it says nothing; None: it was not read yet
+        self._environment: str | None = None  # 'auto' if it names none; None: not read yet
         self._choices: ContextVar[tuple[_Choice, ...]] = ContextVar(f"{package} backends", default=())
         self._seen_by_tracer = threading.local()
 
@@ -140,7 +140,7 @@ class Backends:
         if self.traced():
             seen = self._seen_by_tracer
             chosen = getattr(seen, "within", None) or _innermost(getattr(seen, "choices", ()))
-            # Not what was read of the environment before: a first call that notes it would have to be compiled again.
+            # Not the stored value of the environment: storing it in a first call would force a recompilation.
             return chosen or self._default or self._of_environment() or AUTO
         choices = self._choices.get()
         chosen = _innermost(choices) if choices else None
@@ -167,7 +167,7 @@ class Backends:
         try:
             yield
         finally:
-            # Whatever was chosen since and is still in force stays: generators may end in any order.
+            # Later choices that are still in force stay: generators may end in any order.
             choices = self._choices.get()
             choice.ended = choice not in choices
             self._choose(tuple(other for other in choices if other is not choice))
@@ -180,8 +180,8 @@ class Backends:
         return checks.backend_name(op, backend, self.aliases, (AUTO, *self.order), self.package)
 
     def _read_environment(self) -> str:
-        """What the environment says, or 'auto'. It is read once, by the first call that it decides: reading it
-        takes longer than all other checks of a call."""
+        """What the environment names, or 'auto'. It is read once, by the first call that needs it: reading it takes
+        longer than all other checks of a call."""
         self._environment = self._of_environment() or AUTO
         return self._environment
 

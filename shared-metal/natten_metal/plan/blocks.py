@@ -314,13 +314,13 @@ class Tables:
     # masks at each call.
     KEEP_PAIRS = 1 << 19
     # A walk whose axes have at most this many rows and columns in all of their tiles keeps the tables of the axes.
-    KEEP_PLACES = 1 << 18
+    KEEP_POSITIONS = 1 << 18
 
     def __init__(self, blocks: Blocks, xp: TableNamespace) -> None:
         self.blocks, self.xp = blocks, xp
         keep = blocks.tiles * blocks.tile_rows * blocks.box_columns <= self.KEEP_PAIRS
         self._kept: dict[int, Chunk] | None = {} if keep else None
-        small = keep or all(axis.tiles * (axis.tile + axis.box) <= self.KEEP_PLACES for axis in blocks.axes)
+        small = keep or all(axis.tiles * (axis.tile + axis.box) <= self.KEEP_POSITIONS for axis in blocks.axes)
         self._axes = [AxisTables(axis, xp, xp.arange(axis.tiles)) for axis in blocks.axes] if small else None
         windows = [axis.axis.window for axis in blocks.axes]
         self.slot_strides = _strides(windows)
@@ -358,8 +358,8 @@ class Tables:
         return [flat // stride % size for stride, size in zip(_strides(sizes), sizes, strict=True)]
 
     def axes_of(self, ids: list[Any]) -> tuple[list[AxisTables], list[Any]]:
-        """Tables that contain the tiles ``ids`` of each axis, and their indices: kept tables, or ones for these tiles
-        alone.
+        """Tables that contain the tiles ``ids`` of each axis, and their indices: kept tables, or new ones for these
+        tiles only.
         """
         if self._axes is not None:
             return self._axes, ids
@@ -369,14 +369,15 @@ class Tables:
     def row_positions(self) -> Any:
         """``[tokens]``: the position of each token's row among the ``tiles * tile_rows`` rows of the walk."""
         tile_strides = _strides([axis.tiles for axis in self.blocks.axes])
-        slot_strides = _strides([axis.tile for axis in self.blocks.axes])
+        row_strides = _strides([axis.tile for axis in self.blocks.axes])
         rank: int = len(self.blocks.axes)
         total: Any = 0
         for axis, blocks in enumerate(self.blocks.axes):
             d, token = blocks.axis.dilation, self.xp.arange(blocks.rows)
             tile = token // d // blocks.tile * d + token % d
-            place = tile * (tile_strides[axis] * self.blocks.tile_rows) + token // d % blocks.tile * slot_strides[axis]
-            total = place.reshape([-1 if other == axis else 1 for other in range(rank)]) + total
+            first = tile * (tile_strides[axis] * self.blocks.tile_rows)
+            position = first + token // d % blocks.tile * row_strides[axis]
+            total = position.reshape([-1 if other == axis else 1 for other in range(rank)]) + total
         return total.reshape(-1)
 
 
@@ -385,9 +386,9 @@ def _strides(sizes: list[int]) -> list[int]:
     return [math.prod(sizes[axis + 1 :]) for axis in range(len(sizes))]
 
 
-def _spread(shape: Any, spots: int, at: list[int]) -> list[int]:
-    """A shape that puts dimensions 1.. of ``shape`` at the positions ``at`` of ``spots``, 1 elsewhere."""
-    spread = [1] * spots
-    for size, spot in zip(shape[1:], at, strict=True):
-        spread[spot] = size
+def _spread(shape: Any, count: int, at: list[int]) -> list[int]:
+    """A shape that puts dimensions 1.. of ``shape`` at the positions ``at`` of ``count``, 1 elsewhere."""
+    spread = [1] * count
+    for size, position in zip(shape[1:], at, strict=True):
+        spread[position] = size
     return [shape[0], *spread]

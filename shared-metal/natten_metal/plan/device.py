@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A place where tensors live, and which backends cannot run there.
+    """Where tensors are computed, and which backends cannot run there.
 
     kind: 'cpu' or 'gpu'. missing: (backend, reason) pairs; a backend not named there is available.
     float64: whether the device computes in float64. smallest: elements of the smallest tensor that a Metal
     kernel can be given as device memory. longest: the most elements that a tensor's dimension may have; None if only
-    memory says.
+    memory limits it.
     """
 
     kind: str
@@ -22,10 +22,10 @@ class Device:
     longest: int | None = None
 
     def reason_missing(self, backend: str) -> str | None:
-        """Why ``backend`` cannot run here, or None if it can."""
+        """Why ``backend`` cannot run here; None if it can."""
         return next((reason for name, reason in self.missing if name == backend), None)
 
 
 def missing_backends(reasons: Mapping[str, str | None]) -> tuple[tuple[str, str], ...]:
-    """:attr:`Device.missing` out of each backend's reason, or None if it is at hand."""
+    """:attr:`Device.missing` from each backend's reason, which is None if it is available."""
     return tuple((backend, reason) for backend, reason in reasons.items() if reason is not None)

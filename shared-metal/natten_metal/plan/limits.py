@@ -2,20 +2,20 @@
 
 import math
 
-from ..metal.op_launches import MOST_TABLE
+from ..metal.op_launches import MOST_RPB
 from ..metal.tiles import DIMS
 from ..problem.problem import Problem
 from .backend import Work
 
-# The most of each count that the kernels take, for positions and their sums with a window are 32-bit ints in
-# kernels/window.h; and the most elements of a tensor, for sizes in bytes are 64-bit ones. cpu/natten_cpu.cpp has both.
+# The most of each count that the kernels take, because positions and their sums with a window are 32-bit ints in
+# kernels/window.h; and the most elements of a tensor, because sizes in bytes are 64-bit. cpu/natten_cpu.cpp has both.
 MOST, MOST_ELEMENTS = 2**29, 2**50
 
 
 def metal_limit(problem: Problem, smallest: int = 1) -> str | None:
     """Why the Metal kernels cannot take ``problem``; None if they can.
 
-    smallest: elements of the smallest tensor that the host hands to a kernel as device memory.
+    smallest: elements of the smallest tensor that the host passes to a kernel as device memory.
     """
     if problem.dtype == "float64":
         return "Metal has no float64"
@@ -23,8 +23,8 @@ def metal_limit(problem: Problem, smallest: int = 1) -> str | None:
     if widest > DIMS[-1]:
         return f"head dims beyond {DIMS[-1]} do not fit a simdgroup's registers; got {widest}"
     entries = math.prod(2 * w - 1 for w in problem.kernel_size)
-    if problem.has_rpb and entries > MOST_TABLE:
-        return f"a bias table of {entries} entries does not fit threadgroup memory (at most {MOST_TABLE})"
+    if problem.has_rpb and entries > MOST_RPB:
+        return f"an rpb of {entries} entries per head does not fit threadgroup memory (at most {MOST_RPB})"
     if problem.batch and smallest_tensor(problem) < smallest:
         return (
             f"kernels get tensors of fewer than {smallest} elements as constants, which they do not read; "
@@ -34,7 +34,7 @@ def metal_limit(problem: Problem, smallest: int = 1) -> str | None:
 
 
 def too_large(problem: Problem) -> str | None:
-    """Why ``problem`` has too much of something for the kernels, those for CPUs included; None if it has not."""
+    """Why ``problem`` is too large for the kernels, those for CPUs included; None if it is not."""
     p = problem
     counts = {
         "batch items": p.batch,
@@ -76,9 +76,9 @@ def smallest_tensor(problem: Problem) -> int:
     """Elements of the smallest tensor of the problem's dtype that its programs read."""
     p = problem
     rows, keys = p.batch * p.queries * p.heads, p.batch * p.keys * p.kv_heads
-    extra = p.batch * p.additional * p.kv_heads
+    additional = p.batch * p.additional * p.kv_heads
     dims = (p.head_dim, p.head_dim_v)
-    counts = [count * dim for count in (rows, keys, extra) for dim in dims]
+    counts = [count * dim for count in (rows, keys, additional) for dim in dims]
     if p.record.bilinear:
         counts.append(rows * p.slots)
     return min((count for count in counts if count), default=0)

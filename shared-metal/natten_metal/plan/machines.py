@@ -1,4 +1,4 @@
-"""The machine that a package's calls run on: its own, or what tests enter in its place."""
+"""The machine that a package's calls run on: its own, or one that tests put there."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ class Machines(Generic[M]):
 
     @contextmanager
     def on(self, other: M) -> Iterator[M]:
-        """Within, and in all threads, calls run on ``other``."""
+        """A context in which calls of all threads run on ``other``."""
         before, self._current = self._current, other
         try:
             yield other

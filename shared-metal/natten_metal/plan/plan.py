@@ -1,7 +1,7 @@
 """What will run, as frozen data: ``plan(problem, device, backend, order, verdicts) -> Plan``.
 
-The planner decides and the launchers obey: a plan names the backend, says why in one sentence, and holds all that is
-launched, forward and backward (:mod:`.programs`). A fallback is a plan too, with its reason.
+The planner decides and the launchers follow: a plan names the backend, says why in one sentence, and holds all that
+is launched, forward and backward (:mod:`.programs`). A fallback is a plan too, with its reason.
 """
 
 import itertools
@@ -21,14 +21,14 @@ from .programs import Blank, CpuCall, DenseOperations, Made, MetalLaunches, Prog
 from .verdicts import NOTHING_LEARNED, Failure, KernelFailure, Verdicts
 
 # Bytes of logits that a chunk of a walk may hold, of what it gathers for them, and of logits in a single tile. A
-# tile of one row is taken whatever it holds: less than all keys of all heads.
+# tile of one row is always allowed: it holds at most all keys of all heads.
 STEP_BYTES = 4 << 20
 GATHER_BYTES = 64 << 20
 TILE_BYTES = 64 << 20
 TILES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 
 # Measured costs on a two-core x86-64 CPU with torch, in units of one multiply-accumulate of its matrix product:
-# per (row, column) pair for mask and softmax, per element gathered, per tile for a small product's start.
+# per (row, column) pair for mask and softmax, per element gathered, per tile for starting a small product.
 PAIR_COST = 70
 GATHER_COST = 14
 TILE_COST = 20_000
@@ -38,7 +38,7 @@ TILE_COST = 20_000
 class Plan:
     """What will run. backend: the one that runs the forward; why: why that one, in one sentence.
 
-    The planner keeps plans, so one is equal to itself alone, and its hash costs nothing.
+    Plans are compared by identity, because the planner keeps them; so hashing one costs nothing.
 
     device, asked: where, and the requested backend, which may be 'auto'. backward: the gradient's program,
     which another backend may run; backward_without_lse: the same where no gradient flows into lse.
@@ -64,7 +64,7 @@ class Plan:
         return self.problem.name
 
     def gradient(self, has_lse_grad: bool) -> Program:
-        """The gradient's program. has_lse_grad: whether one flows into lse; where there is no lse it says nothing."""
+        """The gradient's program. has_lse_grad: whether one flows into lse; ignored if the op has no lse."""
         return self.backward if has_lse_grad else self.backward_without_lse
 
 
@@ -91,14 +91,14 @@ def plan(
         gradients = (_gradient(problem, device, backend, (backend,), lse, verdicts) for lse in (True, False))
         return Plan(problem, device, backend, backend, f"backend='{backend}' was asked for", found, *gradients)
     passed: dict[str, str | Failure] = {}
-    for place, name in enumerate(order):
+    for index, name in enumerate(order):
         found = _forward(problem, device, BACKENDS[name], verdicts)
         if not isinstance(found, Program):
             passed[name] = found
             continue
         failed = next((reason for reason in passed.values() if isinstance(reason, Failure)), None)
         found = replace(found, failed=failed, missing=_missing_kernels(found, device, order))
-        gradients = (_gradient(problem, device, backend, order[place:], lse, verdicts) for lse in (True, False))
+        gradients = (_gradient(problem, device, backend, order[index:], lse, verdicts) for lse in (True, False))
         why = "; ".join(f"{other}: {reason}" for other, reason in passed.items())
         return Plan(
             problem, device, backend, name, why or "the fastest backend that takes this problem", found, *gradients
@@ -107,7 +107,7 @@ def plan(
 
 
 def _forward(problem: Problem, device: Device, backend: Backend, verdicts: Verdicts) -> Program | Failure | str:
-    """The program of ``backend``, or what keeps it from the problem: a rule, or a kernel that failed."""
+    """The program of ``backend``, or why it cannot run: a rule, or a kernel that failed."""
     reason = _rule(problem, device, backend)
     if reason is not None:
         return reason
@@ -165,7 +165,7 @@ def _gradient_on(
 
 
 def _rule(problem: Problem, device: Device, backend: Backend) -> str | None:
-    """The rule that ``backend`` breaks; None if it takes ``problem`` wherever its kernels run."""
+    """Why no kernel of ``backend`` could take ``problem``; None if it takes it, provided its kernels do not fail."""
     missing = device.reason_missing(backend.name)
     if missing is not None:
         return missing
@@ -184,7 +184,7 @@ def _rule(problem: Problem, device: Device, backend: Backend) -> str | None:
 
 
 def _missing_kernels(program: Program, device: Device, order: Iterable[str]) -> str:
-    """Why a CPU walks under 'auto', where kernels would be many times faster; '' if it does not."""
+    """Why 'auto' chose a walk on a CPU, where kernels would be many times faster; '' if it did not."""
     if device.kind != "cpu" or not isinstance(program, Walks | Blank):
         return ""
     reasons = (device.reason_missing(name) for name in order if BACKENDS[name].cpu is Work.CPU_KERNELS)
@@ -218,12 +218,12 @@ def walk(problem: Problem, transposed: bool) -> Blocks:
         if rows * columns * heads * size > TILE_BYTES and max(tiles) > 1:
             continue
         pairs = group * rows * columns
-        # Grouped heads ride with the queries: rows of the one walk, columns of the other.
+        # Query heads of a group are stacked with the queries: rows of one walk, columns of the other.
         gathered = (columns + group * rows) if not transposed else (rows + group * columns)
         cost = blocks.tiles * (pairs * (width + PAIR_COST) + gathered * width * GATHER_COST + TILE_COST)
         if best is None or cost < best[0]:
             best = (cost, axes)
-    assert best is not None, "a tile of one row is taken whatever it holds"
+    assert best is not None, "a tile of one row is always allowed"
     blocks = Blocks(best[1], 1, 1)
     rows, columns = blocks.tile_rows, blocks.box_columns
     gathered = (columns + group * rows if not transposed else rows + group * columns) * problem.kv_heads * width * size

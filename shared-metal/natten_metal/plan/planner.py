@@ -1,4 +1,4 @@
-"""The plans of one package, and what it learned of its machine: kept, shared by threads, and used together."""
+"""The plans of one package and what it has learned of its machine, kept and shared by threads."""
 
 import threading
 from collections.abc import Callable
@@ -27,7 +27,7 @@ class Planner:
 
     @property
     def verdicts(self) -> Verdicts:
-        """What was learned so far."""
+        """What has been learned so far."""
         return self._verdicts
 
     def learn(self, *verdicts: Verdict) -> None:
@@ -42,17 +42,16 @@ class Planner:
         self.plans.clear()
 
     def plan(self, problem: Problem, device: Device, backend: str) -> Plan:
-        """As :func:`.plan.plan`, with all that was learned; the same object for the same question."""
+        """As :func:`.plan.plan`, with all verdicts; the same object for equal arguments."""
         verdicts = self._verdicts
         key = problem, device, backend, verdicts
         found: Plan = self.plans.get_or_make(key, lambda: plan(problem, device, backend, self.order, verdicts))
         return found
 
     def run(self, planned: Plan, launch: Callable[[Plan], T]) -> T:
-        """What ``launch`` makes of a plan. Where it learns something of this machine, of the plan that then follows.
+        """``launch(planned)``; each time it learns something of this machine, plan again and launch the new plan.
 
-        It ends, because no later plan can lead to the same verdict. A requested backend that fails is a
-        KernelFailure.
+        This ends, because no later plan can lead to the same verdict. KernelFailure if a requested backend fails.
         """
         while True:
             try:
@@ -62,7 +61,7 @@ class Planner:
                 planned = self.plan(planned.problem, planned.device, planned.asked)
 
     def announce(self, program: Program) -> None:
-        """Before ``program`` is launched: warn of what keeps faster ones away; KernelFailure if it may not run."""
+        """Before ``program`` is launched: warn if a faster one cannot run; KernelFailure if it must not run itself."""
         if program.failed is not None:
             if isinstance(program, Refused):
                 raise KernelFailure(program.failed)

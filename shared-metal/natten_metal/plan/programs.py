@@ -1,7 +1,7 @@
 """Programs: all that a launcher does for an op or its gradient, as frozen data.
 
 A launcher is ``run(program, tensors, ...) -> tensors by name``. It looks at the program's type and decides nothing.
-The names of tensors are those of the op's record (:mod:`..problem.ops`), in programs of gradients with ``_grad`` ones.
+Tensors are named as in the op's record (:mod:`..problem.ops`), and their gradients with ``_grad``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,13 +26,13 @@ class Made:
     dtype: str
 
 
-# Subclasses without fields of their own are no dataclasses again, which takes a millisecond each to import.
+# Subclasses without fields of their own are not made dataclasses again: each would add a millisecond to the import.
 @dataclass(frozen=True, slots=True)
 class Program:
-    """What all programs say. backend: which one runs it. function: what it computes, by the name that the op's record
-    has for it (its ``forward`` or its ``backward``). outputs: what it makes, in the order of the record.
+    """What all programs have. backend: the one that runs it. function: what it computes, by its name in the op's
+    record (``forward`` or ``backward`` there). outputs: what it makes, in the order of the record.
 
-    why: why that backend, where it is another than the plan's. failed: the failed kernel that keeps 'auto' from a
+    why: why that backend, if it is not the plan's. failed: the failed kernel that keeps 'auto' from a
     faster backend; missing: why a CPU has no kernels for 'auto'. Whoever launches the program warns of both.
     """
 
@@ -79,7 +79,7 @@ class DenseOperations(Program):
 
 
 class Refused(Program):
-    """A gradient that cannot run: its kernel failed, and the backend was asked for. Launching it raises ``failed``."""
+    """A gradient that cannot run: its kernel failed, and its backend was requested. Launching it raises ``failed``."""
 
     __slots__ = ()
 

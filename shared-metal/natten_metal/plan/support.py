@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from ..metal.op_launches import MOST_TABLE
+from ..metal.op_launches import MOST_RPB
 from ..metal.tiles import DIMS
 from ..problem import checks
 from ..problem.ops import FULL, FUSED, OPS, QUERY, VALUE
@@ -14,14 +14,14 @@ from .plan import Plan, plan, refusal
 from .programs import MetalLaunches, Refused
 from .verdicts import NOTHING_LEARNED, Verdicts
 
-# Problems that the support matrix asks the planner about, by the name of what they are samples of.
+# Problems that the support matrix asks the planner about, by what they are samples of.
 _SAMPLES: dict[str, dict[str, Any]] = {op.name: {"op": op.name} for op in OPS.values()} | {
     "additional_keys": {"additional": 8},
     "rpb": {"has_rpb": True},
 }
 _SPLIT = tuple(op.name for op in OPS.values() if op.bilinear)
-# What is made of them: a family of ops goes through a backend if it takes every sample of the family. Modules run the
-# split ops where they drop attention weights.
+# Families of ops: a backend takes a family if it takes all of its samples. Modules run the split ops to drop attention
+# weights.
 _FAMILIES = {
     "fused": (FUSED.name,),
     "additional_keys": ("additional_keys",),
@@ -31,11 +31,11 @@ _FAMILIES = {
     "varlen": (FUSED.name, FULL.name),
     "modules": (FUSED.name, "rpb", *_SPLIT),
 }
-# Limits that a backend may have: a problem just beyond, and the largest value that it takes where that is a number.
+# Limits that a backend may have: a problem just beyond it, and the largest value that it takes, if that is a number.
 _LIMITS: dict[str, tuple[dict[str, Any], int | None]] = {
     "float64": ({"dtype": "float64"}, None),
     "head_dim": ({"head_dim": DIMS[-1] + 1, "head_dim_v": DIMS[-1] + 1}, DIMS[-1]),
-    "rpb_entries": ({"has_rpb": True, "kernel_size": (MOST_TABLE // 2 + 1,)}, MOST_TABLE),
+    "rpb_entries": ({"has_rpb": True, "kernel_size": (MOST_RPB // 2 + 1,)}, MOST_RPB),
     "small_tensors": (
         {"query_shape": (1,), "key_shape": (1,), "kernel_size": (1,), "head_dim": 1, "head_dim_v": 1},
         None,
@@ -48,12 +48,11 @@ def support_matrix(
 ) -> dict[str, dict[str, Any]]:
     """For each backend of ``order`` what it can do on ``device``, found by asking the planner.
 
-    available: some problem can run; forward, backward: every op does, and its gradients; fusion (no tensor of window
-    slots), varlen (items are problems of the fused op and of full attention): what it takes; constraints: ranks,
-    dtypes, and the limits that it has ('head_dim', 'rpb_entries': the largest, 'not': what it does not take); ops: by
-    family ('fused', 'split', 'varlen', 'rpb', 'additional_keys', 'attention', 'modules') '' or why it does not go
-    through; limits: in words, by name, what it does not take though the ops go through; reason: why it is not
-    available, or ''.
+    available: some problem can run; forward, backward: all ops can run, and their gradients; fusion: no tensor of
+    window slots is made; varlen: items of different sizes (problems of the fused op and of full attention) can run;
+    constraints: ranks, dtypes, and limits ('head_dim', 'rpb_entries': the largest, 'not': what it does not take); ops:
+    by family ('fused', 'split', 'varlen', 'rpb', 'additional_keys', 'attention', 'modules') '' or why it cannot run;
+    limits: by name, in words, what single problems of these ops cannot have; reason: why it is not available, or ''.
     """
     return {name: _support(device, name, verdicts) for name in order}
 
@@ -95,7 +94,7 @@ def _limits(device: Device, backend: str, dtype: str, verdicts: Verdicts) -> dic
     """The planner's words for each limit of an available backend, and those for what MLX maps. dtype: one it takes."""
     beyond = {name: {"dtype": dtype} | changed for name, (changed, _) in _LIMITS.items()}
     reasons = {name: refusal(_sample(1, **changed), device, backend) for name, changed in beyond.items()}
-    # Without the numbers of the problem just beyond, which is no user's.
+    # Without the numbers of the sample problem.
     words = {name: reason.partition("; got ")[0] for name, reason in reasons.items() if reason is not None}
     if BACKENDS[backend].on(device.kind) is Work.METAL_KERNELS and verdicts.failures:
         words["failed"] = "; ".join(map(str, verdicts.failures.values()))
@@ -103,7 +102,7 @@ def _limits(device: Device, backend: str, dtype: str, verdicts: Verdicts) -> dic
 
 
 def _has_gradient(planned: Plan) -> bool:
-    """Whether the backend itself runs the gradient, and its launches make one of every input."""
+    """Whether the backend itself runs the gradient, and its launches make one for each input."""
     program, problem = planned.backward, planned.problem
     if not isinstance(program, MetalLaunches):
         return program.backend == planned.backend and not isinstance(program, Refused)
@@ -112,7 +111,7 @@ def _has_gradient(planned: Plan) -> bool:
 
 
 def _sample(rank: int, dtype: str, **changed: Any) -> Problem:
-    """A small legal problem of that rank and dtype; ``changed``: its fields that are not as usual."""
+    """A small legal problem of that rank and dtype; ``changed``: fields with other values than usual."""
     window = changed.get("kernel_size", (3,) * rank)
     shape, ones, no = tuple(max(8, w) for w in window), (1,) * rank, (False,) * rank
     op = OPS[changed.get("op", FUSED.name)]

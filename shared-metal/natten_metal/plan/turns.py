@@ -1,4 +1,4 @@
-"""Turns: tiles computed at once that may add to the same columns do so one after the other.
+"""Turns: tiles that are computed at once but may add to the same columns add one after the other.
 
 Each tile of a walk over queries contributes to the gradients of all keys in its box, and boxes overlap. A key's
 contributions are added in the order of the walk: tiles whose boxes have no key in common take a turn together, each
@@ -32,17 +32,17 @@ def turns(blocks: Blocks, first: int, count: int) -> tuple[Tiles, ...]:
     """
     found: dict[int, list[int]] = {}
     axes = [(axis.tiles, axis.axis.dilation, apart(axis)) for axis in reversed(blocks.axes)]
-    for place in range(count):
-        rest, turn = first + place, 0
+    for tile in range(count):
+        rest, turn = first + tile, 0
         for tiles, dilation, most in axes:
             turn = turn * most + rest % tiles // dilation % most
             rest //= tiles
-        found.setdefault(turn, []).append(place)
-    return tuple(map(_evenly, found.values()))
+        found.setdefault(turn, []).append(tile)
+    return tuple(map(_as_slice, found.values()))
 
 
-def _evenly(places: list[int]) -> Tiles:
-    """As a slice, if they are evenly spaced."""
-    step = places[1] - places[0] if len(places) > 1 else 1
-    even = places == list(range(places[0], places[-1] + 1, step))
-    return slice(places[0], places[-1] + 1, step) if even else places
+def _as_slice(tiles: list[int]) -> Tiles:
+    """The tiles as a slice if they are evenly spaced, otherwise as they are."""
+    gap = tiles[1] - tiles[0] if len(tiles) > 1 else 1
+    even = tiles == list(range(tiles[0], tiles[-1] + 1, gap))
+    return slice(tiles[0], tiles[-1] + 1, gap) if even else tiles

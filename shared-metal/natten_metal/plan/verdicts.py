@@ -1,7 +1,7 @@
 """What is learned of a machine: a kernel that does not compile, launch or run, or allows fewer threads than planned.
 
-A launcher that meets such a thing raises :class:`Learned`. Whoever asked it to launch records the verdicts and plans
-the problem again (:mod:`.planner`), so plans, ``explain`` and the support matrix know what the launchers know.
+A launcher that finds one raises :class:`Learned`. Its caller records the verdicts and plans the problem again
+(:mod:`.planner`), so plans, ``explain`` and the support matrix know what the launchers know.
 """
 
 from collections.abc import Iterable, Mapping
@@ -12,20 +12,20 @@ from typing import Any
 from ..metal.op_launches import Launch
 from ..metal.source import Instance
 
-# Of each kind; the oldest are evicted, and learned again if needed.
+# Of each kind; the oldest are evicted and, if needed, learned again.
 MOST_VERDICTS = 4096
 # Lines of a host's message that a failure quotes.
 QUOTED_LINES = 3
 
 
 def quoted(error: Exception) -> str:
-    """The first lines of a host's message, in one."""
+    """The first lines of a host's message, as one line."""
     return " | ".join(str(error).strip().splitlines()[:QUOTED_LINES]).rstrip(".")
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A kernel failed. event: what it does not do ('compile', 'launch', 'run'); words: the host's."""
+    """A kernel failed. event: what it does not do ('compile', 'launch', 'run'); words: the host's message."""
 
     launch: Launch
     event: str
@@ -55,7 +55,7 @@ class KernelFailure(RuntimeError):
 
 
 class Learned(Exception):
-    """Raised by a launcher, before it has changed anything, for whoever plans."""
+    """Raised by a launcher before it has changed anything; the planner catches it."""
 
     def __init__(self, *verdicts: Verdict) -> None:
         super().__init__(*verdicts)
@@ -78,7 +78,7 @@ def _nothing() -> Mapping[Instance, Any]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Verdicts:
-    """All that was learned by some point in time. Equal to itself alone, so that it is a cheap part of a key."""
+    """All that was learned by some point in time. Compared by identity, so that it is a cheap part of a key."""
 
     failures: Mapping[Instance, Failure] = field(default_factory=_nothing)
     limits: Mapping[Instance, int] = field(default_factory=_nothing)

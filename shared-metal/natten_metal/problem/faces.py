@@ -92,7 +92,7 @@ def explained(face: str, specs: list[Spec | None], arguments: dict[str, Any]) ->
     checks.check_explained(face, FACES)
     op = _OP_OF[face]
     known = _ARGUMENTS[op]
-    if not op.bilinear:  # whether lse is wanted changes nothing of what runs
+    if not op.bilinear:  # what runs does not depend on whether lse is returned
         checks.flag("explain", "return_lse", arguments.pop("return_lse", False))
     tensors = specs[:2] if op.bilinear else specs
     window = {"kernel_size"} if op.has_window else set()

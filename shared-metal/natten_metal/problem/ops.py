@@ -95,11 +95,11 @@ ATTN = Operand("attn", lambda p: (*rows(p), p.slots))
 class Op:
     """One op. Equal to itself alone, so that it hashes fast; it is pickled by its name.
 
-    name: as :class:`Problem` and the custom ops have it. faces: the names of its public functions, by rank; the first
-    one takes any rank ('' where there is none). Looked up and not put together: a tracer may count with a rank as with
-    a size. forward, backward: the functions that compute the op and its gradient,
-    in the C interface and on the pure and dense backends. bilinear: linear in each of its first two inputs (and in the
-    bias), so that its gradient has derivatives, and reads no output. has_window: whether a query sees a window of keys,
+    name: as in :class:`Problem` and the custom ops. faces: the names of its public functions, by rank; the first one
+    takes any rank ('' where there is none). They are looked up, never put together from a rank, which may be symbolic
+    in a trace. forward, backward: the functions that compute the op and its gradient, in the C interface and on the
+    pure and dense backends. bilinear: linear in each of its first two inputs (and in
+    rpb), so that its gradient has derivatives, and reads no output. has_window: whether a query sees a window of keys,
     or all. products: matrix products of the op and of its gradient, as floating-point operations are counted.
     """
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from .ops import OPS, Op
 
-# One axis a rank: 1-D sequences, 2-D images, 3-D volumes.
+# A rank is a number of axes: 1-D sequences, 2-D images, 3-D volumes.
 RANKS = (1, 2, 3)
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 

@@ -1,8 +1,8 @@
-"""Items of different sizes in one call: which of them make one problem, and where each lies.
+"""Items of different sizes in one call: which of them form one problem, and where each begins.
 
 A call's table has one row of ints per item: where its queries and its keys begin, the shapes of both, and its window
-(kernel_size, stride, dilation; zeros for full attention), ``2 + 5 * rank`` columns. What a beginning counts depends on
-how the items come:
+(kernel_size, stride, dilation; zeros for full attention), ``2 + 5 * rank`` columns. The unit of a beginning depends on
+how the items are passed:
 
     padded   batch items of one tensor ``[B, *shape, H, D]``, each with its tokens first on every axis
     packed   tokens of one tensor ``[1, tokens, H, D]``, items concatenated
@@ -29,7 +29,7 @@ QUERIES, KEYS = 0, 1
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Items that make one problem: the shapes of their queries and keys, their window, and where each begins.
+    """Items that form one problem: the shapes of their queries and keys, their window, and where each begins.
 
     adjacent: they follow one another, so that one view covers all of them.
     """
@@ -87,7 +87,7 @@ def problem_of(problem: Problem, group: Group) -> Problem:
 
 @lru_cache(maxsize=64)
 def groups(table: Table, rank: int, kind: str, together: int | None) -> tuple[Group, ...]:
-    """The launches of a call: one for items of equal problems, none for items without queries or keys.
+    """The launches of a call: one for all items that pose the same problem, none for items without queries or keys.
 
     together: like :data:`TOGETHER`; None puts all of a kind into one launch.
     """
@@ -125,8 +125,8 @@ def tokens_of(group: Group, side: int, kind: str, padded: tuple[int, ...]) -> "a
             found.extend(range(start[side], start[side] + math.prod(shape)))
             continue
         for row in range(math.prod(shape[:-1])):
-            place, rest, pitch = start[side] * math.prod(padded), row, padded[-1]
+            token, rest, pitch = start[side] * math.prod(padded), row, padded[-1]
             for length, full in zip(shape[-2::-1], padded[-2::-1], strict=True):
-                place, rest, pitch = place + rest % length * pitch, rest // length, pitch * full
-            found.extend(range(place, place + shape[-1]))
+                token, rest, pitch = token + rest % length * pitch, rest // length, pitch * full
+            found.extend(range(token, token + shape[-1]))
     return found

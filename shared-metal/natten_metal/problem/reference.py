@@ -35,12 +35,12 @@ def _logits(problem: Problem, query: Array, key: Array, additional_keys: Array, 
     groups = problem.group_heads
     logits = problem.scale * _heads_first(query) @ _heads_first(key, groups).swapaxes(-1, -2)
     if rpb is not None:
-        table = np.asarray(rpb, dtype=np.float64).reshape(problem.heads, -1)
-        logits = logits + table[:, bias_offsets(problem)]
+        biases = np.asarray(rpb, dtype=np.float64).reshape(problem.heads, -1)
+        logits = logits + biases[:, bias_offsets(problem)]
     logits = np.where(neighborhood_mask(problem), logits, -np.inf)
     if additional_keys is not None:
-        extra = problem.scale * _heads_first(query) @ _heads_first(additional_keys, groups).swapaxes(-1, -2)
-        logits = np.concatenate([logits, extra], axis=-1)
+        additional = problem.scale * _heads_first(query) @ _heads_first(additional_keys, groups).swapaxes(-1, -2)
+        logits = np.concatenate([logits, additional], axis=-1)
     return logits
 
 
@@ -116,19 +116,19 @@ def backward(
         gradients["additional_values"] = _heads_last(d_values[:, :, keys:], count, groups)
     gradients["query"] = _heads_last(query_grad, problem.query_shape)
     if rpb is not None:
-        gradients["rpb"] = _bias_gradient(problem, d_logits[..., :keys])
+        gradients["rpb"] = _rpb_gradient(problem, d_logits[..., :keys])
     return gradients
 
 
-def _bias_gradient(problem: Problem, d_logits: Array) -> Array:
+def _rpb_gradient(problem: Problem, d_logits: Array) -> Array:
     import numpy as np
 
     sizes = [2 * w - 1 for w in problem.kernel_size]
-    table = np.zeros((problem.heads, int(np.prod(sizes))))
+    rpb_grad = np.zeros((problem.heads, int(np.prod(sizes))))
     mask, offsets = neighborhood_mask(problem), bias_offsets(problem)
     for head in range(problem.heads):
-        np.add.at(table[head], offsets[mask], d_logits[:, head].sum(0)[mask])
-    return table.reshape(problem.heads, *sizes)
+        np.add.at(rpb_grad[head], offsets[mask], d_logits[:, head].sum(0)[mask])
+    return rpb_grad.reshape(problem.heads, *sizes)
 
 
 def qk(problem: Problem, query: Array, key: Array, rpb: Array = None) -> Array:
@@ -167,7 +167,7 @@ def qk_backward(problem: Problem, d_logits: Array, query: Array, key: Array, rpb
         "key": _heads_last(key_grad, problem.key_shape, groups),
     }
     if rpb is not None:
-        gradients["rpb"] = _bias_gradient(problem, dense)
+        gradients["rpb"] = _rpb_gradient(problem, dense)
     return gradients
 
 

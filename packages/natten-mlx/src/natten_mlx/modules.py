@@ -48,7 +48,7 @@ class _NeighborhoodAttention(bodies.NeighborhoodAttention, nn.Module):
         # MLX's layer has no public probability.
         return not isinstance(dropout, nn.Identity) and getattr(dropout, "_p_1", 0.0) != 1
 
-    def _table(self, shape: tuple[int, ...]) -> mx.array:
+    def _new_rpb(self, shape: tuple[int, ...]) -> mx.array:
         return mx.random.normal(shape, scale=0.02)
 
     _extra_repr = bodies.NeighborhoodAttention._described

@@ -139,13 +139,13 @@ def _fake_backward(inputs: list[Any]) -> list[Tensor]:
 
 def _make_table(numbers: list[Tensor], face: str, kind: str, limits: list[int], window: list[int]) -> Tensor:
     """The table from numbers that are read now. kind: what they are, or the name of the sizes of a padded batch."""
-    host = [checks.varlen.on_host(face, kind, each) for each in numbers]
+    values = [checks.varlen.as_numbers(face, kind, each) for each in numbers]
     if kind in ("lengths", "cumulative"):
-        given = (tuple(host), (None,) * 4) if kind == "lengths" else ((None, None), (*host, *limits[2:]))
+        given = (tuple(values), (None,) * 4) if kind == "lengths" else ((None, None), (*values, *limits[2:]))
         return as_tensor(checks.varlen.packed_table(face, (limits[0], limits[1]), *given))
     rank = len(limits) - 1
     ks, s, d = (tuple(window[rank * part : rank * (part + 1)]) for part in range(3))
-    rows = checks.varlen.padded_table(face, kind, host[0], limits[0], tuple(limits[1:]), (ks, s, d, (False,) * rank))
+    rows = checks.varlen.padded_table(face, kind, values[0], limits[0], tuple(limits[1:]), (ks, s, d, (False,) * rank))
     return as_tensor(rows, rank)
 
 

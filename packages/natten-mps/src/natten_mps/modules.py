@@ -46,7 +46,7 @@ class _NeighborhoodAttention(bodies.NeighborhoodAttention, nn.Module):
     def _drops(self, dropout: nn.Module) -> bool:
         return not isinstance(dropout, nn.Identity) and getattr(dropout, "p", 1.0) > 0
 
-    def _table(self, shape: tuple[int, ...]) -> nn.Parameter:
+    def _new_rpb(self, shape: tuple[int, ...]) -> nn.Parameter:
         return nn.Parameter(nn.init.trunc_normal_(torch.zeros(shape), std=0.02))
 
     extra_repr = bodies.NeighborhoodAttention._described

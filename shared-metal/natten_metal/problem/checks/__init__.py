@@ -1,8 +1,8 @@
-"""The rules of a legal call, and the one place where the errors of ops are worded; a module for each thing checked.
+"""The rules of a legal call, and all errors of ops; a module for each thing checked.
 
 Each message names the op, the rule, what came, and (for axes) which axis breaks it. TypeError: a
-wrong type. ValueError: everything else that is illegal. NotImplementedError: legal, but no backend takes
-it; the message names the alternative. Items of different sizes: :mod:`.varlen`; modules: :mod:`.modules`.
+wrong type. ValueError: everything else that is illegal. NotImplementedError: legal, but no backend
+takes it; the message names the alternative. Items of different sizes: :mod:`.varlen`; modules: :mod:`.modules`.
 """
 
 from . import arguments as arguments
@@ -41,6 +41,6 @@ from .transforms import reject_shapeless as reject_shapeless
 from .transforms import reject_vmap as reject_vmap
 from .window import Window as Window
 from .window import check_axes as check_axes
-from .window import check_bias_stride as check_bias_stride
+from .window import check_rpb_stride as check_rpb_stride
 from .window import check_window as check_window
 from .window import window_arguments as window_arguments

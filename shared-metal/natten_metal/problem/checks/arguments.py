@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 # How much of a long string or list a message shows: characters, and items of each list.
 _MOST = 120, 8
-# Integers too large for any size; Python refuses to print those of more than 4300 digits.
+# Bits of the largest size; Python refuses to print integers of more than 4300 digits.
 _WORD = 63
 
 

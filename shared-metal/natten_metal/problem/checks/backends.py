@@ -1,4 +1,4 @@
-"""The rules of ``backend`` and of keyword arguments that an op does not know."""
+"""The rules of ``backend``, and keyword arguments that an op does not have."""
 
 from collections.abc import Mapping
 from typing import Any, NoReturn
@@ -17,12 +17,12 @@ def backend_name(op: str, backend: Any, aliases: dict[str, str], known: tuple[st
 
 
 def reject_keyword(op: str, name: str) -> NoReturn:
-    """A keyword argument that the op does not know."""
+    """TypeError for a keyword argument that the op does not have."""
     raise TypeError(f"{op}: got an unexpected keyword argument '{name}'")
 
 
 def reject_problem(name: str, backend: str, reason: str) -> NoReturn:
-    """A requested backend that cannot take the problem."""
+    """NotImplementedError: the requested backend cannot take the problem."""
     raise NotImplementedError(
         f"{name}: backend='{backend}' cannot take this problem: {reason}. backend='auto' picks a backend that can"
     )

@@ -31,7 +31,7 @@ def check_merge(face: str, outputs: Sequence[TensorSpec], lses: Sequence[TensorS
 
 
 def merged_lses(face: str, lses: Any, upstream: dict[str, Any]) -> Any:
-    """The second argument of ``merge_attentions``, taken out of ``upstream`` where it has upstream's name there."""
+    """The second argument of ``merge_attentions``, taken out of ``upstream`` if it was passed by upstream's name."""
     if "lse_tensors" not in upstream:
         return lses
     if lses is not None:

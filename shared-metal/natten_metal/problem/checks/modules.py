@@ -5,7 +5,7 @@ from typing import Any
 
 from ..problem import TensorSpec
 from . import arguments
-from .window import Window, check_bias_stride, check_window, window_arguments
+from .window import Window, check_rpb_stride, check_window, window_arguments
 
 
 @dataclass(frozen=True)
@@ -35,17 +35,17 @@ def constructor(
     drops: tuple[Any, Any],
     rel_pos_bias: Any,
 ) -> ModuleArguments:
-    """A module's arguments; TypeError, ValueError or NotImplementedError where an op of theirs would raise it.
+    """A module's checked arguments; raises TypeError, ValueError or NotImplementedError where its op would.
 
-    window: kernel_size, stride, dilation and is_causal; drops: attn_drop and proj_drop. The axes' lengths are the
-    only thing that a call has to check.
+    window: kernel_size, stride, dilation and is_causal; drops: attn_drop and proj_drop. A call has
+    only the axes' lengths left to check.
     """
     width, heads, kv_heads = _heads(face, embed_dim, num_heads, num_kv_heads)
     kernel_size, stride, dilation, is_causal = window_arguments(face, rank, *window)
     check_window(face, kernel_size, stride, dilation)
-    has_table = arguments.flag(face, "rel_pos_bias", rel_pos_bias)
-    if has_table:
-        check_bias_stride(face, "rel_pos_bias", stride)
+    has_rpb = arguments.flag(face, "rel_pos_bias", rel_pos_bias)
+    if has_rpb:
+        check_rpb_stride(face, "rel_pos_bias", stride)
     return ModuleArguments(
         width,
         heads,
@@ -55,7 +55,7 @@ def constructor(
         arguments.flag(face, "qkv_bias", qkv_bias),
         arguments.probability(face, "attn_drop", drops[0]),
         arguments.probability(face, "proj_drop", drops[1]),
-        has_table,
+        has_rpb,
     )
 
 
@@ -77,9 +77,9 @@ def check_input(face: str, given: TensorSpec, rank: int, embed_dim: int) -> None
 
 
 def check_projection(face: str, layer: str, width: int, parts: int, heads: tuple[str, int], head_dim: int) -> None:
-    """ValueError unless a projection gives as many channels as the module's heads have, whoever changed either.
+    """ValueError unless a projection gives as many channels as the module's heads have (a program may change both).
 
-    heads: the name of their number, and the number. parts: of query, key and value, those in the projection.
+    heads: the attribute that counts them, and its value. parts: how many of query, key and value it projects.
     """
     name, count = heads
     if width != parts * count * head_dim:
@@ -91,7 +91,7 @@ def check_projection(face: str, layer: str, width: int, parts: int, heads: tuple
 
 
 def reject_dropout(face: str, sizes: str) -> None:
-    """Dropping weights needs the split ops, which know no items of different sizes."""
+    """NotImplementedError: dropping weights needs the split ops, which do not take items of different sizes."""
     raise NotImplementedError(
         f"{face}: attn_drop in training does not go with {sizes}; set attn_drop=0.0 or call the items one by one"
     )

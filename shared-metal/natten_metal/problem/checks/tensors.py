@@ -3,7 +3,7 @@
 from typing import Any, NoReturn
 
 from ..problem import DTYPES, RANKS, Problem, TensorSpec
-from .window import check_bias_stride
+from .window import check_rpb_stride
 
 
 def require_float(face: str, name: str, dtype: str) -> None:
@@ -26,8 +26,8 @@ def tensor_rank(face: str, name: str, spec: TensorSpec, rank: int | None) -> int
 
 
 def same(face: str, what: str, values: dict[str, Any], error: type[Exception] = ValueError) -> None:
-    """What tensors, given by name, must have in common: their shape, dtype, ..."""
-    # Sizes may be symbols of a compiler, which can be compared and not hashed.
+    """Raise ``error`` unless the values, given by tensor name, are equal; what: shape, dtype, ..."""
+    # A compiler's symbolic sizes can be compared but not hashed.
     first, *others = values.values()
     if any(other != first for other in others):
         names, found = list(values), [str(value) for value in values.values()]
@@ -57,7 +57,7 @@ def check_rpb(face: str, rpb: TensorSpec, heads: int, kernel_size: tuple[int, ..
     wanted = (heads, *(2 * w - 1 for w in kernel_size))
     if rpb.shape != wanted:
         raise ValueError(f"{face}: rpb must be [heads, 2 * kernel_size - 1 per axis] = {wanted}; got {rpb.shape}")
-    check_bias_stride(face, "rpb", stride)
+    check_rpb_stride(face, "rpb", stride)
 
 
 def check_additional(face: str, keys: TensorSpec | None, values: TensorSpec | None, problem: Problem) -> int:
@@ -87,7 +87,7 @@ def check_additional(face: str, keys: TensorSpec | None, values: TensorSpec | No
 
 
 def agree(face: str, given: dict[str, TensorSpec], rpb: TensorSpec | None) -> None:
-    """Tensors of one call share dtype, device and batch size; rpb has a dtype of its own, and no batch."""
+    """Tensors of one call share dtype, device and batch size; rpb has a dtype of its own and no batch."""
     same(face, "dtype", {name: spec.dtype for name, spec in given.items()}, TypeError)
     devices = {name: spec.device for name, spec in given.items()}
     same(face, "device", devices if rpb is None else devices | {"rpb": rpb.device})

@@ -1,8 +1,8 @@
-"""The rules of calls with items of different sizes, and where their errors are worded.
+"""The rules of calls with items of different sizes, and their errors.
 
-Padded: a batch whose items have sizes of their own. Listed: items as tensors of their own. Packed: items behind one
-another in one batch item. Each check gives the rows of a :mod:`..ragged` table. Sizes and offsets are numbers on the
-host here; an error names the item that breaks the rule.
+Padded: a batch whose items have sizes of their own. Listed: items as tensors of their own. Packed: items one behind
+another in one batch item. Each check returns the rows of a :mod:`..ragged` table. Sizes and offsets are Python numbers
+here; an error names the item that breaks the rule.
 """
 
 import math
@@ -24,7 +24,7 @@ LENGTHS = ("seqlens_Q", "seqlens_KV")
 METADATA = "a dict that configure_varlen made"
 
 
-def on_host(face: str, name: str, given: Any) -> Any:
+def as_numbers(face: str, name: str, given: Any) -> Any:
     """Numbers of any framework as Python numbers in lists, read once; anything else as it is."""
     if hasattr(given, "tolist"):
         try:
@@ -33,11 +33,11 @@ def on_host(face: str, name: str, given: Any) -> Any:
             reject_traced(face, name)
     if not isinstance(given, (list, tuple)):
         return given
-    return [each if isinstance(each, int) else on_host(face, name, each) for each in given]
+    return [each if isinstance(each, int) else as_numbers(face, name, each) for each in given]
 
 
 def reject_traced(face: str, name: str) -> NoReturn:
-    """Sizes that a trace does not know decide what is computed."""
+    """ValueError for sizes that a trace does not know, though they decide what is computed."""
     raise ValueError(
         f"{face}: {name} must be numbers that can be read when the call is made, and while it is traced a tensor has "
         "none; give a list of ints"
@@ -74,7 +74,7 @@ def padded_table(face: str, name: str, sizes: Any, batch: int, shape: tuple[int,
     if len(rows) != batch:
         raise ValueError(f"{face}: {name} must have one entry per batch item ({batch}); got {len(rows)}")
     for item, row in enumerate(rows):
-        # Sizes may be symbols of a compiler, which can be compared and not hashed.
+        # A compiler's symbolic sizes can be compared but not hashed.
         empty = any(size == 0 for size in row)
         for axis, size in enumerate(row):
             w, d = kernel_size[axis], dilation[axis]
@@ -104,8 +104,8 @@ def listed_problems(
     """Items given as lists: each is checked independently, including empty ones.
 
     specs: of queries, keys and values, ``[*shape, H, D]`` each. sizes: None, or the items' own shapes again.
-    Returns, for each kind of items (alike in all but their shapes), a problem with what they share, which they are,
-    and their table.
+    Returns, for each kind of items (alike but for their shapes), a problem with what they share, their indices, and
+    their table.
     """
     counts = [len(items) for items in specs]
     if len(set(counts)) > 1:
@@ -131,13 +131,13 @@ def listed_problems(
             known = kinds.setdefault(kind, (problem, []))
         known[1].append(item)
     return [
-        (problem, places, ragged.padded_table([shapes[place] for place in places], *window[:3]))
-        for problem, places in kinds.values()
+        (problem, members, ragged.padded_table([shapes[item] for item in members], *window[:3]))
+        for problem, members in kinds.values()
     ]
 
 
 def _like(own: tuple[TensorSpec, ...], first: tuple[TensorSpec, ...], extents: list[int]) -> bool:
-    """Whether an item passes because the first did: all but the lengths of its axes is the same, and those suffice."""
+    """Whether an item passes because the first did: it differs only in the lengths of its axes, which suffice."""
     shape = own[0].shape[:-2]
     for spec, other in zip(own, first, strict=True):
         if spec.shape != shape + other.shape[-2:] or spec.dtype != other.dtype or spec.device != other.device:
@@ -148,7 +148,7 @@ def _like(own: tuple[TensorSpec, ...], first: tuple[TensorSpec, ...], extents: l
 def _alone(
     face: str, rank: int, specs: tuple[TensorSpec, ...], window: Window, scale: Any, rpb: TensorSpec | None
 ) -> Problem:
-    """The problem of one item; an empty one is checked with axes that hold the window in place of its own."""
+    """The problem of one item; an empty one is checked with axes just long enough for the window."""
     for name, spec in zip(("query", "key", "value"), specs, strict=True):
         if len(spec.shape) != rank + 2:
             axes = ", ".join("XYZ"[:rank]) if rank > 1 else "L"
@@ -168,7 +168,7 @@ def _alone(
 def packs(lengths: tuple[Any, Any], packed: tuple[Any, ...]) -> bool:
     """Whether a call of ``attention`` packs sequences.
 
-    What ``generate_varlen_parameters`` gives without lengths, (None, None, 0, 0), packs none.
+    ``generate_varlen_parameters`` without lengths returns (None, None, 0, 0), which packs none.
     """
     if any(given is not None for given in (*lengths, *packed[:2])):
         return True
@@ -181,14 +181,14 @@ def packed_call(
     """:func:`packed_table` of a call as it comes. shapes: of query, key and value, ``[1, tokens, ...]``."""
     one_batch_item(face, shapes)
     names = (*LENGTHS, *PACKED)
-    hosts = [on_host(face, name, each) for name, each in zip(names, (*lengths, *packed), strict=True)]
-    return packed_table(face, (shapes[0][1], shapes[1][1]), (hosts[0], hosts[1]), tuple(hosts[2:]))
+    numbers = [as_numbers(face, name, each) for name, each in zip(names, (*lengths, *packed), strict=True)]
+    return packed_table(face, (shapes[0][1], shapes[1][1]), (numbers[0], numbers[1]), tuple(numbers[2:]))
 
 
 def packed_table(face: str, totals: tuple[int, int], lengths: tuple[Any, Any], packed: tuple[Any, ...]) -> ragged.Table:
-    """The sequences that a call packs: of seqlens_Q and seqlens_KV if they are given, of ``PACKED`` otherwise.
+    """The sequences that a call packs, from seqlens_Q and seqlens_KV if given, otherwise from ``PACKED``.
 
-    totals: the tokens of query and key. All numbers are on the host; None where an argument is not given.
+    totals: the tokens of query and key. None where an argument is not given.
     """
     if any(given is not None for given in lengths):
         together(face, LENGTHS, lengths)
@@ -298,7 +298,7 @@ def _longest(face: str, name: str, given: Any, offsets: list[int], total: int) -
 def layouts_table(face: str, layouts: Any, one: tuple[Any, Any, Any], lists: tuple[Any, Any, Any]) -> ragged.Table:
     """Concatenated items of ``token_layout_list``.
 
-    one: kernel_size, stride and dilation of all items; lists: of each item, or None. A list wins over the one.
+    one: kernel_size, stride and dilation of all items; lists: of each item, or None. A list takes precedence.
     """
     name, wanted = "token_layout_list", "a list of tuples of 1, 2 or 3 ints, all of one length"
     if not isinstance(layouts, list):
@@ -349,12 +349,12 @@ def packed_total(face: str, table: ragged.Table, rank: int, total: int) -> None:
 
 
 def reject_both(face: str) -> NoReturn:
-    """Items are described once."""
+    """ValueError: items are described twice."""
     raise ValueError(f"{face}: give metadata or token_layout_list, not both")
 
 
 def metadata_parts(face: str, metadata: Any) -> tuple[Any, int, tuple[bool, ...], Any]:
-    """table, rank, is_causal and backend of what ``configure_varlen`` made."""
+    """table, rank, is_causal and backend from what ``configure_varlen`` returned."""
     if not isinstance(metadata, dict):
         reject_type(face, "metadata", metadata, METADATA)
     if set(metadata) != {"table", "rank", "is_causal", "backend"}:

@@ -51,7 +51,7 @@ def check_drawable(longest: int, most: int) -> None:
         raise ValueError(f"picture: at most {most} tokens can be drawn; got {longest}")
 
 
-def check_bias_stride(face: str, name: str, stride: tuple[int, ...]) -> None:
-    """NotImplementedError: a bias table by relative position goes with stride 1."""
+def check_rpb_stride(face: str, name: str, stride: tuple[int, ...]) -> None:
+    """NotImplementedError unless the stride is 1, as a relative positional bias requires."""
     if any(s > 1 for s in stride):
         raise NotImplementedError(f"{face}: {name} is defined for stride 1 only; got stride {stride}. Use stride=1")
