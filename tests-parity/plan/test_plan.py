@@ -15,7 +15,7 @@ from cases import BY_NAME, CASES, inputs
 from frameworks import FRAMEWORKS, MLX, MPS, OURS, PATHS, Framework, Path, planned_path
 from processes import python
 
-from natten_mps._metal.plan import blocks, plan, programs
+from natten_mps._metal.plan import boxes, plan, programs
 from natten_mps._metal.plan.device import Device
 from natten_mps._metal.plan.planner import Planner
 
@@ -85,7 +85,7 @@ def test_a_step_fits_its_memory(case: Any) -> None:
         held = 4 * case.heads * walk.tile_rows * columns * walk.tiles_at_once * walk.items_at_once
         assert held <= plan.STEP_BYTES or (walk.tiles_at_once == walk.items_at_once == 1 and held <= plan.TILE_BYTES)
         for axis in walk.axes:
-            assert axis.box == blocks.box_size(axis.axis, axis.transposed, axis.tile)
+            assert axis.box == boxes.box_size(axis.axis, axis.transposed, axis.tile)
 
 
 def test_plans_are_bounded_for_huge_problems() -> None:

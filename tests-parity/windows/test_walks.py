@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from process_memory import in_a_fresh_process, memory
 from tolerances import assert_within, fused
 
-from natten_mps._metal.plan import blocks, plan, turns
+from natten_mps._metal.plan import blocks, boxes, plan, turns
 from natten_mps._metal.plan.device import Device
 from natten_mps._metal.problem import mask
 from natten_mps._metal.problem.problem import Axis, Problem
@@ -182,12 +182,12 @@ def test_the_bound_of_long_axes_holds_and_is_close(monkeypatch: pytest.MonkeyPat
     """Compared with the exact widest span, found by a pass over all tiles."""
     exact = {}
     for most in (1 << 30, 0):
-        monkeypatch.setattr(blocks, "MOST_SPANS", most)
+        monkeypatch.setattr(boxes, "MOST_SPANS", most)
         for n, d, causal, transposed in itertools.product((1, 7, 24, 41), (1, 2, 5), (False, True), (False, True)):
             for w, tile in itertools.product(range(1, n // d + 1), (1, 2, 3, 5, 8, 30)):
                 for s in sorted({1, 2, 3, w // 2, w - 1, w} & set(range(1, w + 1))):
                     axis = Axis(n, n, w, s, d, causal)
-                    found = blocks.box_size.__wrapped__(axis, transposed, tile)
+                    found = boxes.box_size.__wrapped__(axis, transposed, tile)
                     if most:
                         exact[axis, transposed, tile] = found
                     else:
@@ -237,7 +237,7 @@ def test_turns_share_no_key(case: Case) -> None:
     # Smaller tiles, more of them: more that overlap, in chunks that end anywhere.
     tiles = [min(3, axis.tile) for axis in walk.axes]
     axes = [
-        replace(axis, tile=tile, box=blocks.box_size(axis.axis, False, tile))
+        replace(axis, tile=tile, box=boxes.box_size(axis.axis, False, tile))
         for axis, tile in zip(walk.axes, tiles, strict=True)
     ]
     for step in (5, 10_000):
@@ -264,9 +264,10 @@ def test_a_walk_of_single_rows_runs(name: str, framework: Framework, monkeypatch
         (plan, "STEP_BYTES", 64),
         (blocks.Tables, "KEEP_PAIRS", 0),
         (blocks.Tables, "KEEP_POSITIONS", 0),
-        (blocks, "MOST_SPANS", 0),
+        (boxes, "MOST_SPANS", 0),
     ):
-        of_package = framework.module("_metal.plan.plan" if holder is plan else "_metal.plan.blocks")
+        module = {plan: "plan", boxes: "boxes"}.get(holder, "blocks")
+        of_package = framework.module(f"_metal.plan.{module}")
         monkeypatch.setattr(of_package.Tables if holder is blocks.Tables else of_package, constant, value)
     forget(framework)
     case = replace(BY_NAME[name], name=f"{name} in single rows")  # a case of its own: the inputs follow from the name
@@ -298,7 +299,7 @@ def test_heads_share_a_walk(framework: Framework) -> None:
 def forget(framework: Framework) -> None:
     """Empty the caches of plans."""
     framework.module("_device").machine().forget()
-    framework.module("_metal.plan.blocks").box_size.cache_clear()
+    framework.module("_metal.plan.boxes").box_size.cache_clear()
     walk = framework.module("_metal.api.walk")
     walk.tables.cache_clear()
     walk._kept_result_rows.cache_clear()

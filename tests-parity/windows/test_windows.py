@@ -12,7 +12,7 @@ import pytest
 from cases import CASES, Case
 from frameworks import FRAMEWORKS, Framework
 
-from natten_mps._metal.plan import blocks
+from natten_mps._metal.plan import blocks, boxes
 from natten_mps._metal.problem import mask
 from natten_mps._metal.problem.problem import Axis, Problem
 from natten_mps._metal.problem.window import INTEGERS, group_length, inverse, window
@@ -225,7 +225,7 @@ def random_problem(rank: int, random_: random.Random) -> Problem:
 def random_walk(problem: Problem, transposed: bool, random_: random.Random) -> blocks.Blocks:
     tiles = [random_.randint(1, -(-axis.queries // axis.dilation) + 1) for axis in problem.axes]
     cut = tuple(
-        blocks.AxisBlocks(axis, transposed, tile, blocks.box_size(axis, transposed, tile))
+        blocks.AxisBlocks(axis, transposed, tile, boxes.box_size(axis, transposed, tile))
         for axis, tile in zip(problem.axes, tiles, strict=True)
     )
     whole = blocks.Blocks(cut, 1, 1)
@@ -305,4 +305,4 @@ def test_boxes_are_as_small_as_can_be() -> None:
             for first in range(0, len(own), tile):
                 columns = np.flatnonzero(own[first : first + tile].any(0))
                 spans.append(columns[-1] - columns[0] + 1 if columns.size else 1)
-        assert blocks.box_size(axis, transposed, tile) == max(spans)
+        assert boxes.box_size(axis, transposed, tile) == max(spans)

@@ -18,6 +18,8 @@ from .recall import Recall, Signature, exactly
 from .varlen import attend_packed
 
 Window = tuple[Any, Any, Any, Any]
+# full_shape, query_start and key_start.
+Piece = tuple[Any, Any, Any]
 
 # The problems of fused calls whose arguments have passed the checks.
 checked = Recall()
@@ -29,6 +31,7 @@ def fused(
     tensors: tuple[Any, ...],
     window: Window,
     scale: Any,
+    piece: Piece,
     return_lse: Any,
     backend: Any,
     upstream: dict[str, Any],
@@ -38,11 +41,12 @@ def fused(
     backends.accept_knobs(face, upstream)
     chosen, where = fw.BACKENDS.resolve(face, backend), fw.stream_of(face, stream)
     tensors = fw.cast(tensors)
-    arguments = None if fw.traced() else exactly((*window, scale, return_lse))
+    given = (*window, scale, return_lse) if faces.are_defaults(piece) else (*window, scale, return_lse, *piece)
+    arguments = None if fw.traced() else exactly(given)
     signature = fw.signature(face, chosen, where, tensors, arguments)
     found = fw.repeat(signature, tensors, where)
     if found is None:
-        problem = _fused_problem(fw, face, tensors, window, scale, return_lse, arguments)
+        problem = _fused_problem(fw, face, tensors, window, scale, piece, return_lse, arguments)
         found = fw.run(problem, chosen, where, tensors, signature)
     out, lse = found
     return (out, lse) if return_lse else out
@@ -54,14 +58,17 @@ def _fused_problem(
     tensors: tuple[Any, ...],
     window: Window,
     scale: Any,
+    piece: Piece,
     return_lse: Any,
     arguments: Signature | None,
 ) -> Problem:
     """The problem of a fused face: kept from an earlier call like it, or from checking the arguments."""
     alike = None if arguments is None else _alike(fw, face, tensors, arguments)
     if alike is None:  # no lookup either: a tracer would guard on what is kept
-        return _checked_problem(fw, face, tensors, window, scale, return_lse)
-    found: Problem = checked.get_or_make(alike, lambda: _checked_problem(fw, face, tensors, window, scale, return_lse))
+        return _checked_problem(fw, face, tensors, window, scale, piece, return_lse)
+    found: Problem = checked.get_or_make(
+        alike, lambda: _checked_problem(fw, face, tensors, window, scale, piece, return_lse)
+    )
     return found
 
 
@@ -77,19 +84,26 @@ def _alike(fw: Framework, face: str, tensors: tuple[Any, ...], arguments: Signat
 
 
 def _checked_problem(
-    fw: Framework, face: str, tensors: tuple[Any, ...], window: Window, scale: Any, return_lse: Any
+    fw: Framework, face: str, tensors: tuple[Any, ...], window: Window, scale: Any, piece: Piece, return_lse: Any
 ) -> Problem:
     """Check the arguments of a fused face; its problem."""
     names = FUSED.input_names
     q, k, v = specs(fw, face, names[:3], tensors[:3])
     more_keys, more_values, rpb = (optional_spec(fw, face, *pair) for pair in zip(names[3:], tensors[3:], strict=True))
-    problem = faces.fused(face, q, k, v, *window, scale, more_keys, more_values, rpb)
+    problem = faces.fused(face, q, k, v, *window, scale, more_keys, more_values, rpb, *piece)
     checks.flag(face, "return_lse", return_lse)
     return problem
 
 
 def qk(
-    fw: Framework, face: str, tensors: tuple[Any, ...], window: Window, scale: Any, backend: Any, stream: Any = None
+    fw: Framework,
+    face: str,
+    tensors: tuple[Any, ...],
+    window: Window,
+    scale: Any,
+    piece: Piece,
+    backend: Any,
+    stream: Any = None,
 ) -> Tensor:
     """``na{1,2,3}d_qk``. tensors: query, key, rpb or None."""
     chosen, where = fw.BACKENDS.resolve(face, backend), fw.stream_of(face, stream)
@@ -97,17 +111,25 @@ def qk(
     kernel_size, stride, dilation, is_causal = window
     q, k = specs(fw, face, ("query", "key"), (query, key))
     rpb_spec = optional_spec(fw, face, "rpb", rpb)
-    problem = faces.qk(face, q, k, kernel_size, dilation, stride, is_causal, scale, rpb_spec)
+    problem = faces.qk(face, q, k, kernel_size, dilation, stride, is_causal, scale, rpb_spec, *piece)
     return fw.run(problem, chosen, where, (query, key, rpb))[0]
 
 
-def av(fw: Framework, face: str, tensors: tuple[Any, ...], window: Window, backend: Any, stream: Any = None) -> Tensor:
+def av(
+    fw: Framework,
+    face: str,
+    tensors: tuple[Any, ...],
+    window: Window,
+    piece: Piece,
+    backend: Any,
+    stream: Any = None,
+) -> Tensor:
     """``na{1,2,3}d_av``. tensors: attn and value."""
     chosen, where = fw.BACKENDS.resolve(face, backend), fw.stream_of(face, stream)
     attn, value = fw.cast(tensors)
     kernel_size, stride, dilation, is_causal = window
     a, v = specs(fw, face, ("attn", "value"), (attn, value))
-    problem = faces.av(face, a, v, kernel_size, dilation, stride, is_causal)
+    problem = faces.av(face, a, v, kernel_size, dilation, stride, is_causal, *piece)
     with fw.on(where):
         attn = fw.operations.astype(attn, value.dtype)
     return fw.run(problem, chosen, where, (attn, value))[0]

@@ -47,9 +47,10 @@ def _sees(xp: Operations, problem: Problem, bad: Tensor) -> Tensor:
     for axis, sizes in enumerate(problem.axes):
         d, (group, start, end) = sizes.dilation, axis_windows(sizes, xp.tables(xp.device(bad)))
         length = group_length(sizes.keys, 0, d)
+        start, end = (position * d + group - sizes.key_start for position in (start, end))
         tokens = xp.pad_first(xp.astype(xp.moveaxis(bad, 1 + axis, 0), xp.int32), 0, length * d - sizes.keys)
         counts = xp.pad_first(xp.unflatten(tokens, 0, (length, d)).cumsum(0), 1, 0).flatten(0, 1)
-        held = xp.take(counts, end * d + group, 0) > xp.take(counts, start * d + group, 0)
+        held = xp.take(counts, end, 0) > xp.take(counts, start, 0)
         bad = xp.moveaxis(held, 0, 1 + axis)
     return _heads_first(xp, bad, problem.group_heads)
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..problem import checks
+from ..problem import checks, faces
 from ..problem.ops import FUSED
 from . import attention, dense, varlen
 from .framework import Framework
@@ -107,7 +107,7 @@ class NeighborhoodAttention:
             out = self._attend_dropping(tensors, window, chosen)
         else:
             given = (*tensors, None, None, self.rpb)
-            out = attention.fused(fw, FUSED.faces[0], given, window, self.scale, False, chosen, {})
+            out = attention.fused(fw, FUSED.faces[0], given, window, self.scale, faces.WHOLE, False, chosen, {})
         return self.proj_drop(self.proj(out.flatten(-2)))
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -129,9 +129,9 @@ class NeighborhoodAttention:
     def _attend_dropping(self, tensors: tuple[Tensor, ...], window: checks.Window, backend: str | None) -> Tensor:
         """Attention with dropped weights: the split ops, with all weights of each query stored in between."""
         fw, face, (query, key, value) = self._framework(), FUSED.faces[self.rank], tensors
-        logits = attention.qk(fw, face + "_qk", (query, key, self.rpb), window, self.scale, backend)
+        logits = attention.qk(fw, face + "_qk", (query, key, self.rpb), window, self.scale, faces.WHOLE, backend)
         weights = self.attn_drop(dense.softmax(fw.operations, logits))
-        return attention.av(fw, face + "_av", (weights, value), window, backend)
+        return attention.av(fw, face + "_av", (weights, value), window, faces.WHOLE, backend)
 
     def _described(self) -> str:
         """What the framework prints of a module besides its name and its layers."""

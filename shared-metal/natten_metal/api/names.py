@@ -22,6 +22,8 @@ HOMES: dict[str, tuple[str, ...]] = {
         "attention",
         "merge_attentions",
         "explain",
+        "key_range",
+        "query_range",
     ),
     "varlen": ("na1d_varlen", "na2d_varlen", "na3d_varlen", "generate_varlen_parameters"),
     "modules": ("NeighborhoodAttention1D", "NeighborhoodAttention2D", "NeighborhoodAttention3D"),

@@ -89,7 +89,10 @@ def _weigh_queries(walk: Walk, program: Walks, after: Steps, slots: Tensor, rows
     out = Collector(walk, steps.blocks, rows, problem.kv_heads, q.width, rows.dtype)
     for step in steps:
         weights = walk.operations.astype(_pair_weights(walk, a, step, groups), q.dtype)
-        out.put(step, weights @ q.gather(step, "columns") * scale)
+        part = weights @ q.gather(step, "columns") * scale
+        if problem.piece is not None:  # a box of what no query at hand sees holds any tokens
+            part = walk.hide(part, step.chunk.sees[:, None, :, None], 0.0)
+        out.put(step, part)
     return out.result(problem.key_shape)
 
 

@@ -9,18 +9,18 @@ or its inverse as the interval of columns that a row sees::
     p0 . . . p0+T-1       ->        origin . . . . . . origin+U-1
                                     row p sees [low(p), high(p)) of them, the rest is masked
 
-Dilation groups are tiles of their own, so all positions are positions inside a group. Everything is
-built per axis and then combined, so rank is never more than a loop. The index tables are written over
+Dilation groups are tiles of their own, so all positions are positions inside a group. Positions are those of the whole
+axis, also where a piece of it is at hand; tokens are counted from the first one at hand, as tensors hold them.
+Everything is built per axis and then combined, so rank is never more than a loop. The index tables are written over
 an array namespace (numpy, torch or MLX); they are plan data, no tensor of the user's is touched.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
-from ..problem.interval import TableNamespace, row_interval
+from ..problem.interval import TableNamespace, at_hand, positions, row_interval
 from ..problem.problem import Axis
 from ..problem.window import group_length
 
@@ -36,16 +36,21 @@ class AxisBlocks:
 
     @property
     def rows(self) -> int:
-        return self.axis.keys if self.transposed else self.axis.queries
+        return at_hand(self.axis, self.transposed)[0][1]
 
     @property
     def columns(self) -> int:
-        return self.axis.queries if self.transposed else self.axis.keys
+        return at_hand(self.axis, self.transposed)[1][1]
+
+    @property
+    def groups(self) -> int:
+        """Dilation groups that have a row, numbered from the group of the first row."""
+        return min(self.axis.dilation, self.rows)
 
     @property
     def tiles(self) -> int:
         """Tiles of all dilation groups; the group is the fastest index."""
-        return self.axis.dilation * tiles_per_group(self.rows, self.axis.dilation, self.tile)
+        return self.groups * tiles_per_group(self.rows, self.axis.dilation, self.tile)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,84 +79,33 @@ def tiles_per_group(length: int, dilation: int, tile: int) -> int:
     return -(-group_length(length, 0, dilation) // tile)
 
 
-# Up to this many tiles of an axis are all examined for the widest span.
-MOST_SPANS = 16_384
-
-
-@lru_cache(maxsize=4096)
-def box_size(axis: Axis, transposed: bool, tile: int) -> int:
-    """A number of columns that holds the span of any tile of ``tile`` rows: the widest span, or on long axes a bound on
-    it.
-    """
-    rows = axis.keys if transposed else axis.queries
-    columns = axis.queries if transposed else axis.keys
-    # Groups have at most two lengths, those of the first and the last.
-    lengths = {
-        (group_length(rows, g, axis.dilation), group_length(columns, g, axis.dilation)) for g in (0, axis.dilation - 1)
-    }
-    widest = 1
-    for row_count, column_count in lengths:
-        firsts: Iterable[int] = range(0, row_count, tile)
-        if row_count > MOST_SPANS * tile:
-            firsts = _widest_at_ends(axis, tile, row_count, column_count) if transposed else ()
-            widest = max(widest, min(_inner_span(axis, transposed, tile), column_count))
-        for first in firsts:
-            last = min(first + tile, row_count) - 1
-            low, _ = row_interval(axis, transposed, first, column_count)
-            _, high = row_interval(axis, transposed, last, column_count)
-            widest = max(widest, min(high, column_count) - low)
-    return widest
-
-
-def _inner_span(axis: Axis, transposed: bool, tile: int) -> int:
-    """An upper bound of a tile's span; if ``transposed``, away from the ends of the axis.
-
-    Leaders of rows ``tile - 1`` apart differ by at most that distance rounded up to strides, and borders only push
-    windows together. The queries that see a key begin and end at multiples of the stride, and so do those of a tile.
-    """
-    w, s = axis.window, axis.stride
-    if axis.causal:
-        return tile + w - 1
-    return s * ((tile + w - 2) // s + 1) if transposed else w + s * ((tile + s - 2) // s)
-
-
-def _widest_at_ends(axis: Axis, tile: int, rows: int, columns: int) -> set[int]:
-    """First keys of those tiles at either end of the axis that the most queries see.
-
-    The keys before ``window`` are seen from the first query on, so spans grow up to the last tile that begins there;
-    those from ``columns - window`` on are seen up to the last query, so spans shrink from the first tile that ends
-    there.
-    """
-    w = axis.window
-    left = min(w, rows) - 1
-    right = min(max(columns - w, 0), rows - 1)
-    return {left // tile * tile, right // tile * tile}
-
-
 class AxisTables:
     """The index tables of one axis for tiles ``[n]``: ``[n, tile]`` for rows and ``[n, box]`` for columns.
 
-    row, column: positions inside the group. row_token, column_token: positions on the axis; beyond
-    the end of a group they repeat its last token, which is masked (columns) or dropped (rows).
+    row, column: positions inside the group. row_token, column_token: tokens of the axis, counted from the first one at
+    hand; beyond the end of a group they repeat its last token, which is masked (columns) or dropped (rows).
     """
 
     def __init__(self, blocks: AxisBlocks, xp: TableNamespace, tiles: Any) -> None:
         axis, d = blocks.axis, blocks.axis.dilation
         index = tiles[:, None]
-        group = index % d
-        rows = group_length(blocks.rows, group, d)
-        columns = group_length(blocks.columns, group, d)
-        row = index // d * blocks.tile + xp.arange(blocks.tile)[None, :]
-        self.row_held = row < rows
-        self.row = xp.minimum(row, rows - 1)
-        self.row_token = self.row * d + group
-        self.low, self.high = row_interval(axis, blocks.transposed, self.row, columns, xp)
-        self.high = xp.minimum(self.high, columns)
-        origin = xp.maximum(xp.minimum(self.low[:, :1], columns - blocks.box), 0)
+        rows, columns = at_hand(axis, blocks.transposed)
+        group = (index % blocks.groups + rows[0]) % d
+        n = group_length(axis.full, group, d)
+        first, end = positions(*rows, group, d)
+        row = first + index // blocks.groups * blocks.tile + xp.arange(blocks.tile)[None, :]
+        self.row_held = row < end
+        self.row = xp.minimum(row, end - 1)
+        self.row_token = self.row * d + group - rows[0]
+        self.low, self.high = row_interval(axis, blocks.transposed, self.row, n, xp)
+        first, end = positions(*columns, group, d)
+        self.low, self.high = xp.maximum(self.low, first), xp.minimum(self.high, end)
+        origin = xp.maximum(xp.minimum(self.low[:, :1], end - blocks.box), first)
         self.column = origin + xp.arange(blocks.box)[None, :]
-        self.column_token = xp.minimum(self.column, columns - 1) * d + group
+        # A group of a piece may have keys and no query: its columns stand for any token.
+        self.column_token = xp.maximum(xp.minimum(self.column, end - 1) * d + group - columns[0], 0)
         if blocks.transposed:
-            self.window_start, _ = row_interval(axis, False, self.column, rows, xp)
+            self.window_start, _ = row_interval(axis, False, self.column, n, xp)
 
 
 class Chunk:
@@ -195,6 +149,13 @@ class Chunk:
     def held(self) -> Any:
         """``[c, T]`` bool: the row is a token, not a repetition past the end of its group."""
         return self._all_axes([table.row_held[ids] for table, ids in zip(self._axes, self._tile_ids, strict=True)])
+
+    @property
+    def sees(self) -> Any:
+        """``[c, T]`` bool: the row sees a column."""
+        return self._all_axes(
+            [(table.low < table.high)[ids] for table, ids in zip(self._axes, self._tile_ids, strict=True)]
+        )
 
     @property
     def seen(self) -> Any:
@@ -374,7 +335,7 @@ class Tables:
         total: Any = 0
         for axis, blocks in enumerate(self.blocks.axes):
             d, token = blocks.axis.dilation, self.xp.arange(blocks.rows)
-            tile = token // d // blocks.tile * d + token % d
+            tile = token // d // blocks.tile * blocks.groups + token % d
             first = tile * (tile_strides[axis] * self.blocks.tile_rows)
             position = first + token // d % blocks.tile * row_strides[axis]
             total = position.reshape([-1 if other == axis else 1 for other in range(rank)]) + total

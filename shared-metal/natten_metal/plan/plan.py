@@ -11,11 +11,13 @@ from dataclasses import dataclass, replace
 from ..metal import op_launches
 from ..metal.launches import Launch
 from ..problem import checks
+from ..problem.interval import at_hand
 from ..problem.ops import Op
 from ..problem.problem import Axis, Problem, describe
 from . import limits
 from .backend import AUTO, BACKENDS, Backend, Work
-from .blocks import AxisBlocks, Blocks, box_size, tiles_per_group
+from .blocks import AxisBlocks, Blocks, tiles_per_group
+from .boxes import box_size
 from .device import Device
 from .programs import Blank, CpuCall, DenseOperations, Made, MetalLaunches, Program, Refused, Walks
 from .verdicts import NOTHING_LEARNED, Failure, KernelFailure, Verdicts
@@ -172,6 +174,8 @@ def _rule(problem: Problem, device: Device, backend: Backend) -> str | None:
     work = backend.on(device.kind)
     if work is None:
         return f"{backend.name} computes nothing on a {device.kind.upper()}"
+    if reason := limits.no_piece(problem, work):
+        return reason
     if problem.dtype == "float64" and not device.float64:
         return f"{device.name} does not compute in float64; the CPU does"
     if device.longest is not None and (reason := limits.too_long(problem, work, device.longest)):
@@ -235,7 +239,7 @@ def walk(problem: Problem, transposed: bool) -> Blocks:
 
 def _tiles(axis: Axis, transposed: bool) -> list[int]:
     """Candidate tiles of an axis: a fixed table, whole axes, and multiples of the stride."""
-    rows = axis.keys if transposed else axis.queries
+    _, rows = at_hand(axis, transposed)[0]
     longest = tiles_per_group(rows, axis.dilation, 1)
     tiles = {tile for tile in TILES if tile <= longest}
     if longest <= TILES[-1]:

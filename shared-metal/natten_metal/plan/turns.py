@@ -8,7 +8,8 @@ additions, and repeated runs are equal to the bit.
 
 from functools import lru_cache
 
-from .blocks import AxisBlocks, Blocks, box_size
+from .blocks import AxisBlocks, Blocks
+from .boxes import box_size
 
 Tiles = slice | list[int]
 
@@ -31,11 +32,11 @@ def turns(blocks: Blocks, first: int, count: int) -> tuple[Tiles, ...]:
     in it. Two tiles are independent if they share nothing on at least one axis; equal turns on all axes guarantee that.
     """
     found: dict[int, list[int]] = {}
-    axes = [(axis.tiles, axis.axis.dilation, apart(axis)) for axis in reversed(blocks.axes)]
+    axes = [(axis.tiles, axis.groups, apart(axis)) for axis in reversed(blocks.axes)]
     for tile in range(count):
         rest, turn = first + tile, 0
-        for tiles, dilation, most in axes:
-            turn = turn * most + rest % tiles // dilation % most
+        for tiles, groups, most in axes:
+            turn = turn * most + rest % tiles // groups % most
             rest //= tiles
         found.setdefault(turn, []).append(tile)
     return tuple(map(_as_slice, found.values()))

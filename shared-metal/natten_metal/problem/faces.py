@@ -31,12 +31,17 @@ def fused(
     additional_keys: Spec | None = None,
     additional_values: Spec | None = None,
     rpb: Spec | None = None,
+    full_shape: Any = None,
+    query_start: Any = 0,
+    key_start: Any = 0,
 ) -> Problem:
     """The problem of ``na{1,2,3}d`` and ``neighborhood_attention``."""
     rank = checks.tensor_rank(face, "query", query, rank_of(face))
     window = checks.window_arguments(face, rank, kernel_size, stride, dilation, is_causal)
     factor = checks.scale_or_default(face, scale, query.shape[-1])
-    return checks.fused_problem(face, query, key, value, window, factor, additional_keys, additional_values, rpb)
+    piece = checks.piece_arguments(face, rank, full_shape, query_start, key_start)
+    extras = additional_keys, additional_values, rpb
+    return checks.fused_problem(face, query, key, value, window, factor, *extras, piece)
 
 
 def qk(
@@ -49,19 +54,35 @@ def qk(
     is_causal: Any,
     scale: Any,
     rpb: Spec | None = None,
+    full_shape: Any = None,
+    query_start: Any = 0,
+    key_start: Any = 0,
 ) -> Problem:
     """The problem of ``na{1,2,3}d_qk``."""
     rank = checks.tensor_rank(face, "query", query, rank_of(face))
     window = checks.window_arguments(face, rank, kernel_size, stride, dilation, is_causal)
     factor = checks.scale_or_default(face, scale, query.shape[-1])
-    return checks.qk_problem(face, query, key, window, factor, rpb)
+    piece = checks.piece_arguments(face, rank, full_shape, query_start, key_start)
+    return checks.qk_problem(face, query, key, window, factor, rpb, piece)
 
 
-def av(face: str, attn: Spec, value: Spec, kernel_size: Any, dilation: Any, stride: Any, is_causal: Any) -> Problem:
+def av(
+    face: str,
+    attn: Spec,
+    value: Spec,
+    kernel_size: Any,
+    dilation: Any,
+    stride: Any,
+    is_causal: Any,
+    full_shape: Any = None,
+    query_start: Any = 0,
+    key_start: Any = 0,
+) -> Problem:
     """The problem of ``na{1,2,3}d_av``."""
     rank = checks.tensor_rank(face, "attn", attn, rank_of(face))
     window = checks.window_arguments(face, rank, kernel_size, stride, dilation, is_causal)
-    return checks.av_problem(face, attn, value, window)
+    piece = checks.piece_arguments(face, rank, full_shape, query_start, key_start)
+    return checks.av_problem(face, attn, value, window, piece)
 
 
 def full(face: str, query: Spec, key: Spec, value: Spec, is_causal: Any, scale: Any) -> Problem:
@@ -72,7 +93,20 @@ def full(face: str, query: Spec, key: Spec, value: Spec, is_causal: Any, scale: 
     return checks.full_problem(face, query, key, value, causal, factor)
 
 
+# full_shape, query_start and key_start of a call that is a whole problem.
+WHOLE: tuple[Any, Any, Any] = (None, 0, 0)
+
+
+def are_defaults(piece: tuple[Any, Any, Any]) -> bool:
+    """Whether full_shape, query_start and key_start are those of :data:`WHOLE` themselves; True costs next to nothing.
+
+    By identity: False, which equals 0, is not legal.
+    """
+    return piece[0] is None and piece[1] is WHOLE[1] and piece[2] is WHOLE[2]
+
+
 _WINDOW = {"stride": 1, "dilation": 1, "is_causal": False}
+_WINDOW |= dict(zip(("full_shape", "query_start", "key_start"), WHOLE, strict=True))
 # What the faces of each op take besides query, key and value: names and defaults; kernel_size has none.
 _ARGUMENTS: dict[Op, dict[str, Any]] = {
     FUSED: _WINDOW | dict.fromkeys(("scale", *FUSED.input_names[3:])),
@@ -80,6 +114,7 @@ _ARGUMENTS: dict[Op, dict[str, Any]] = {
     AV: dict(_WINDOW),
     FULL: {"is_causal": False, "scale": None},
 }
+
 _PROBLEMS: dict[Op, Any] = {FUSED: fused, QK: qk, AV: av, FULL: full}
 # The arguments of faces that are tensors, besides query, key and value.
 TENSOR_ARGUMENTS = FUSED.input_names[3:]

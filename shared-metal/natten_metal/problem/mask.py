@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 from .checks.window import check_drawable
-from .interval import TableNamespace
+from .interval import TableNamespace, positions
 from .problem import Axis, Problem
 from .window import INTEGERS, group_length, window
 
@@ -24,17 +24,17 @@ class NumpyTables:
 
 def axis_windows(axis: Axis, xp: TableNamespace) -> tuple[Any, Any, Any]:
     """``[queries]`` each: dilation group, first key position and end of the window inside the group."""
-    token = xp.arange(axis.queries)
+    token = xp.arange(axis.queries) + axis.query_start
     group = token % axis.dilation
-    length = group_length(axis.keys, group, axis.dilation)
+    length = group_length(axis.full, group, axis.dilation)
     start, end = window(token // axis.dilation, length, axis.window, axis.stride, axis.causal, xp)
-    return group, start, xp.minimum(end, length)
+    return group, start, xp.minimum(end, positions(axis.key_start, axis.keys, group, axis.dilation)[1])
 
 
 def axis_mask(axis: Axis, xp: TableNamespace) -> Any:
     """``[queries, keys]`` bool: the query attends to the key, on one axis."""
     group, start, end = (part[:, None] for part in axis_windows(axis, xp))
-    token = xp.arange(axis.keys)[None, :]
+    token = xp.arange(axis.keys)[None, :] + axis.key_start
     position = token // axis.dilation
     return (token % axis.dilation == group) & (start <= position) & (position < end)
 
@@ -53,7 +53,7 @@ def neighborhood_mask(problem: Problem, xp: TableNamespace | None = None) -> Any
 
 
 def slot_keys(problem: Problem, xp: TableNamespace | None = None) -> tuple[Any, Any]:
-    """``[queries, slots]``: the key token of each window slot, and whether the slot holds a key.
+    """``[queries, slots]``: the key of each window slot, as its place among those at hand, and whether it holds one.
 
     Slots are row-major over the window; a slot without a key refers to some key of the group.
     """
@@ -64,7 +64,7 @@ def slot_keys(problem: Problem, xp: TableNamespace | None = None) -> tuple[Any, 
         position = start + xp.arange(sizes.window)[None, :]
         shape = [1] * (2 * problem.rank)
         shape[axis], shape[problem.rank + axis] = sizes.queries, sizes.window
-        token = xp.minimum(position, end - 1) * sizes.dilation + group
+        token = xp.minimum(position, end - 1) * sizes.dilation + group - sizes.key_start
         token = token.reshape(shape) * math.prod(problem.key_shape[axis + 1 :])
         inside = (position < end).reshape(shape)
         tokens = token if tokens is None else tokens + token
@@ -79,7 +79,8 @@ def bias_offsets(problem: Problem, xp: TableNamespace | None = None) -> Any:
     total = None
     for axis, sizes in enumerate(problem.axes):
         w, d = sizes.window, sizes.dilation
-        difference = xp.arange(sizes.keys)[None, :] // d - xp.arange(sizes.queries)[:, None] // d
+        key, query = xp.arange(sizes.keys) + sizes.key_start, xp.arange(sizes.queries) + sizes.query_start
+        difference = key[None, :] // d - query[:, None] // d
         offset = xp.minimum(xp.maximum(difference + (w - 1), 0), 2 * w - 2)
         offset = offset * math.prod([2 * other - 1 for other in problem.kernel_size[axis + 1 :]])  # Dynamo: a list
         shape = [1] * (2 * problem.rank)
@@ -93,14 +94,15 @@ def axis_pairs(axis: Axis) -> int:
     """(query, key) pairs of one axis in closed form: no array, any length."""
     pairs = 0
     for group in range(axis.dilation):
-        keys = group_length(axis.keys, group, axis.dilation)
-        queries = group_length(axis.queries, group, axis.dilation)
+        first, last = positions(axis.key_start, axis.keys, group, axis.dilation)
+        queries = range(*positions(axis.query_start, axis.queries, group, axis.dilation))
         if not axis.causal:
-            pairs += queries * min(axis.window, keys)
+            pairs += len(queries) * min(axis.window, last - first)
             continue
-        for p in range(queries):
-            start, end = window(p, keys, axis.window, axis.stride, True, INTEGERS)
-            pairs += min(end, keys) - start
+        length = group_length(axis.full, group, axis.dilation)
+        for p in queries:
+            start, end = window(p, length, axis.window, axis.stride, True, INTEGERS)
+            pairs += min(end, last) - start
     return pairs
 
 
@@ -122,17 +124,17 @@ def flops(problem: Problem, backward: bool = False) -> int:
 
 
 def picture(axis: Axis, most: int = 64) -> str:
-    """One line per query: '#' where it attends, '.' elsewhere; its own position is 'O' or 'o'.
+    """One line per query at hand: '#' where it attends, '.' elsewhere; its own position is 'O' or 'o'.
 
     ``most`` bounds the lines and columns; a longer axis raises ValueError.
     """
     check_drawable(max(axis.queries, axis.keys), most)
-    lines = []
-    for query in range(axis.queries):
+    keys, lines = range(axis.key_start, axis.key_start + axis.keys), []
+    for query in range(axis.query_start, axis.query_start + axis.queries):
         group, p = query % axis.dilation, query // axis.dilation
-        length = group_length(axis.keys, group, axis.dilation)
+        length = group_length(axis.full, group, axis.dilation)
         start, end = window(p, length, axis.window, axis.stride, axis.causal)
         seen = {t * axis.dilation + group for t in range(start, min(end, length))}
-        marks = [("O" if key in seen else "o") if key == query else ".#"[key in seen] for key in range(axis.keys)]
+        marks = [("O" if key in seen else "o") if key == query else ".#"[key in seen] for key in keys]
         lines.append("".join(marks))
     return "\n".join(lines)

@@ -21,8 +21,24 @@ class TensorSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Piece:
+    """Which part of a larger problem a call computes: the size of the whole, and where queries and keys begin in it.
+
+    One entry per axis, in tokens.
+    """
+
+    full_shape: tuple[int, ...]
+    query_start: tuple[int, ...]
+    key_start: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Axis:
-    """One axis: ``queries`` and ``keys`` tokens long (equal but for full attention), and its window."""
+    """One axis: its window, and the ``queries`` and ``keys`` tokens at hand.
+
+    full: tokens of the whole axis, of which those at hand begin at query_start and key_start. 0 stands for an axis that
+    is at hand as a whole (full attention has as many tokens as the longer of the two).
+    """
 
     queries: int
     keys: int
@@ -30,6 +46,13 @@ class Axis:
     stride: int
     dilation: int
     causal: bool
+    full: int = 0
+    query_start: int = 0
+    key_start: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.full:
+            object.__setattr__(self, "full", max(self.queries, self.keys))
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +62,7 @@ class Problem:
     op: the op's name; :attr:`record` is all that is known of it (:mod:`.ops`).
     Layout is heads-last: query ``[batch, *query_shape, heads, head_dim]``, key ``[batch, *key_shape,
     kv_heads, head_dim]``, value ``[batch, *key_shape, kv_heads, head_dim_v]``. head_dim is 0 where the op reads no
-    query, head_dim_v where it reads no value.
+    query, head_dim_v where it reads no value. piece: the part of a larger problem that this is; None for a whole one.
     """
 
     op: str
@@ -58,6 +81,7 @@ class Problem:
     dtype: str
     additional: int = 0
     has_rpb: bool = False
+    piece: Piece | None = None
 
     @property
     def record(self) -> Op:
@@ -84,9 +108,29 @@ class Problem:
             self.stride,
             self.dilation,
             self.is_causal,
+            self.full_shape,
+            self.query_start,
+            self.key_start,
             strict=True,
         )
         return tuple(Axis(*column) for column in columns)
+
+    @property
+    def full_shape(self) -> tuple[int, ...]:
+        """Tokens of the whole problem on each axis; of full attention, the longer of queries and keys."""
+        if self.piece is not None:
+            return self.piece.full_shape
+        return self.query_shape if self.record.has_window else self.kernel_size
+
+    @property
+    def query_start(self) -> tuple[int, ...]:
+        """The token of the whole problem that the first query is, on each axis."""
+        return (0,) * self.rank if self.piece is None else self.piece.query_start
+
+    @property
+    def key_start(self) -> tuple[int, ...]:
+        """The token of the whole problem that the first key is, on each axis."""
+        return (0,) * self.rank if self.piece is None else self.piece.key_start
 
     @property
     def group_heads(self) -> int:
@@ -121,6 +165,8 @@ def describe(problem: Problem) -> str:
     if p.record.has_window:
         parts += [f"kernel_size {p.kernel_size}", f"stride {p.stride}", f"dilation {p.dilation}"]
     parts += [f"is_causal {p.is_causal}"]
+    if p.piece:
+        parts.append(f"a piece of {p.full_shape}: queries from {p.query_start}, keys from {p.key_start}")
     if p.additional:
         parts.append(f"{p.additional} additional keys")
     if p.has_rpb:

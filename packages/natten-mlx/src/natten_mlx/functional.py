@@ -10,6 +10,8 @@ import mlx.core as mx
 
 from . import _framework, _signatures
 from ._metal.api import attention as bodies
+from ._metal.problem.ranges import key_range as key_range
+from ._metal.problem.ranges import query_range as query_range
 from ._signatures import Bools, Ints, Result
 from ._tensors import StreamOrDevice
 from .split import na1d_av as na1d_av
@@ -37,6 +39,9 @@ def neighborhood_attention(
     additional_keys: mx.array | None = None,
     additional_values: mx.array | None = None,
     rpb: mx.array | None = None,
+    full_shape: Ints | None = None,
+    query_start: Ints = 0,
+    key_start: Ints = 0,
     return_lse: bool = False,
     backend: str | None = None,
     stream: StreamOrDevice = None,
@@ -56,6 +61,10 @@ def neighborhood_attention(
         additional_keys, additional_values: ``[B, S, H_kv, D(_v)]``, seen by every query in the same softmax.
         rpb: relative positional bias ``[H, 2 * kernel_size - 1 per axis]``, added to the logits at
             index ``(key - query) / dilation + kernel_size - 1``; stride 1 only.
+        full_shape, query_start, key_start: for a call that computes a piece of a larger problem: the size of the whole,
+            and the tokens of it that the first query and the first key are, on each axis. Query and key may then differ
+            in shape, key must hold what :func:`key_range` says, and the result is the slice of the whole one's. None: a
+            whole problem.
         return_lse: also return the log-sum-exp of the logits.
         backend: 'nanobind', 'fast_metal' (or 'metal'), 'pure', 'dense' or 'auto'; None follows :func:`use_backend`.
         stream: where to run: a stream, a device, or None for the default. float64 runs on a CPU stream.
@@ -79,6 +88,7 @@ def neighborhood_attention(
         tensors,
         (kernel_size, stride, dilation, is_causal),
         scale,
+        (full_shape, query_start, key_start),
         return_lse,
         backend,
         upstream,
@@ -100,6 +110,9 @@ def na1d(
     additional_keys: mx.array | None = None,
     additional_values: mx.array | None = None,
     rpb: mx.array | None = None,
+    full_shape: Ints | None = None,
+    query_start: Ints = 0,
+    key_start: Ints = 0,
     return_lse: bool = False,
     backend: str | None = None,
     stream: StreamOrDevice = None,
@@ -113,7 +126,8 @@ def na1d(
         kernel_size, stride, dilation: in tokens; see :func:`neighborhood_attention`.
         additional_keys, additional_values: ``[B, S, H_kv, D]`` and ``[B, S, H_kv, D_v]``.
         rpb: relative positional bias ``[H, 2 * kernel_size - 1]``, stride 1 only.
-        is_causal, scale, return_lse, backend, stream, **upstream: as in :func:`neighborhood_attention`.
+        is_causal, scale, full_shape, query_start, key_start, return_lse, backend, stream, **upstream: as in
+            :func:`neighborhood_attention`.
 
     Returns:
         Output ``[B, L, H, D_v]`` in the query's dtype; with ``return_lse`` also lse ``[B, L, H]``, float32.
@@ -130,6 +144,7 @@ def na1d(
         tensors,
         (kernel_size, stride, dilation, is_causal),
         scale,
+        (full_shape, query_start, key_start),
         return_lse,
         backend,
         upstream,
@@ -151,6 +166,9 @@ def na2d(
     additional_keys: mx.array | None = None,
     additional_values: mx.array | None = None,
     rpb: mx.array | None = None,
+    full_shape: Ints | None = None,
+    query_start: Ints = 0,
+    key_start: Ints = 0,
     return_lse: bool = False,
     backend: str | None = None,
     stream: StreamOrDevice = None,
@@ -164,7 +182,8 @@ def na2d(
         kernel_size, stride, dilation: in tokens, one number or one per axis; see :func:`neighborhood_attention`.
         additional_keys, additional_values: ``[B, S, H_kv, D]`` and ``[B, S, H_kv, D_v]``.
         rpb: relative positional bias ``[H, 2 * kernel_size - 1 per axis]``, stride 1 only.
-        is_causal, scale, return_lse, backend, stream, **upstream: as in :func:`neighborhood_attention`.
+        is_causal, scale, full_shape, query_start, key_start, return_lse, backend, stream, **upstream: as in
+            :func:`neighborhood_attention`.
 
     Returns:
         Output ``[B, X, Y, H, D_v]`` in the query's dtype; with ``return_lse`` also lse ``[B, X, Y, H]``, float32.
@@ -181,6 +200,7 @@ def na2d(
         tensors,
         (kernel_size, stride, dilation, is_causal),
         scale,
+        (full_shape, query_start, key_start),
         return_lse,
         backend,
         upstream,
@@ -202,6 +222,9 @@ def na3d(
     additional_keys: mx.array | None = None,
     additional_values: mx.array | None = None,
     rpb: mx.array | None = None,
+    full_shape: Ints | None = None,
+    query_start: Ints = 0,
+    key_start: Ints = 0,
     return_lse: bool = False,
     backend: str | None = None,
     stream: StreamOrDevice = None,
@@ -215,7 +238,8 @@ def na3d(
         kernel_size, stride, dilation: in tokens, one number or one per axis; see :func:`neighborhood_attention`.
         additional_keys, additional_values: ``[B, S, H_kv, D]`` and ``[B, S, H_kv, D_v]``.
         rpb: relative positional bias ``[H, 2 * kernel_size - 1 per axis]``, stride 1 only.
-        is_causal, scale, return_lse, backend, stream, **upstream: as in :func:`neighborhood_attention`.
+        is_causal, scale, full_shape, query_start, key_start, return_lse, backend, stream, **upstream: as in
+            :func:`neighborhood_attention`.
 
     Returns:
         Output ``[B, X, Y, Z, H, D_v]`` in the query's dtype; with ``return_lse`` also lse ``[B, X, Y, Z, H]``, float32.
@@ -232,6 +256,7 @@ def na3d(
         tensors,
         (kernel_size, stride, dilation, is_causal),
         scale,
+        (full_shape, query_start, key_start),
         return_lse,
         backend,
         upstream,

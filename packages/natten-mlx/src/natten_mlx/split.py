@@ -22,6 +22,9 @@ def na1d_qk(
     is_causal: Bools = False,
     scale: float | None = None,
     rpb: mx.array | None = None,
+    full_shape: Ints | None = None,
+    query_start: Ints = 0,
+    key_start: Ints = 0,
     backend: str | None = None,
     stream: StreamOrDevice = None,
 ) -> mx.array:
@@ -30,7 +33,8 @@ def na1d_qk(
     Args:
         query, key: ``[B, L, H, D]`` and ``[B, L, H_kv, D]``, of one float dtype.
         rpb: relative positional bias ``[H, 2 * kernel_size - 1]``, stride 1 only.
-        kernel_size, dilation, stride, is_causal, scale, backend, stream: as in :func:`neighborhood_attention`.
+        kernel_size, dilation, stride, is_causal, scale, full_shape, query_start, key_start, backend, stream: as in
+            :func:`neighborhood_attention`.
 
     Returns:
         ``[B, L, H, kernel_size]`` in the query's dtype; float16 may round to inf.
@@ -44,7 +48,14 @@ def na1d_qk(
     Source: upstream NATTEN's ``na1d_qk``, up to its release 0.17; but heads-last and scaled.
     """
     return bodies.qk(
-        _framework, "na1d_qk", (query, key, rpb), (kernel_size, stride, dilation, is_causal), scale, backend, stream
+        _framework,
+        "na1d_qk",
+        (query, key, rpb),
+        (kernel_size, stride, dilation, is_causal),
+        scale,
+        (full_shape, query_start, key_start),
+        backend,
+        stream,
     )
 
 
@@ -58,6 +69,9 @@ def na2d_qk(
     is_causal: Bools = False,
     scale: float | None = None,
     rpb: mx.array | None = None,
+    full_shape: Ints | None = None,
+    query_start: Ints = 0,
+    key_start: Ints = 0,
     backend: str | None = None,
     stream: StreamOrDevice = None,
 ) -> mx.array:
@@ -66,7 +80,8 @@ def na2d_qk(
     Args:
         query, key: ``[B, X, Y, H, D]`` and ``[B, X, Y, H_kv, D]``, of one float dtype.
         rpb: relative positional bias ``[H, 2 * kernel_size - 1 per axis]``, stride 1 only.
-        kernel_size, dilation, stride, is_causal, scale, backend, stream: as in :func:`neighborhood_attention`.
+        kernel_size, dilation, stride, is_causal, scale, full_shape, query_start, key_start, backend, stream: as in
+            :func:`neighborhood_attention`.
 
     Returns:
         ``[B, X, Y, H, prod(kernel_size)]`` in the query's dtype; float16 may round to inf.
@@ -80,7 +95,14 @@ def na2d_qk(
     Source: upstream NATTEN's ``na2d_qk``, up to its release 0.17; but heads-last and scaled.
     """
     return bodies.qk(
-        _framework, "na2d_qk", (query, key, rpb), (kernel_size, stride, dilation, is_causal), scale, backend, stream
+        _framework,
+        "na2d_qk",
+        (query, key, rpb),
+        (kernel_size, stride, dilation, is_causal),
+        scale,
+        (full_shape, query_start, key_start),
+        backend,
+        stream,
     )
 
 
@@ -94,6 +116,9 @@ def na3d_qk(
     is_causal: Bools = False,
     scale: float | None = None,
     rpb: mx.array | None = None,
+    full_shape: Ints | None = None,
+    query_start: Ints = 0,
+    key_start: Ints = 0,
     backend: str | None = None,
     stream: StreamOrDevice = None,
 ) -> mx.array:
@@ -102,7 +127,8 @@ def na3d_qk(
     Args:
         query, key: ``[B, X, Y, Z, H, D]`` and ``[B, X, Y, Z, H_kv, D]``, of one float dtype.
         rpb: relative positional bias ``[H, 2 * kernel_size - 1 per axis]``, stride 1 only.
-        kernel_size, dilation, stride, is_causal, scale, backend, stream: as in :func:`neighborhood_attention`.
+        kernel_size, dilation, stride, is_causal, scale, full_shape, query_start, key_start, backend, stream: as in
+            :func:`neighborhood_attention`.
 
     Returns:
         ``[B, X, Y, Z, H, prod(kernel_size)]`` in the query's dtype; float16 may round to inf.
@@ -116,7 +142,14 @@ def na3d_qk(
     Source: upstream NATTEN's ``na3d_qk``, up to its release 0.17; but heads-last and scaled.
     """
     return bodies.qk(
-        _framework, "na3d_qk", (query, key, rpb), (kernel_size, stride, dilation, is_causal), scale, backend, stream
+        _framework,
+        "na3d_qk",
+        (query, key, rpb),
+        (kernel_size, stride, dilation, is_causal),
+        scale,
+        (full_shape, query_start, key_start),
+        backend,
+        stream,
     )
 
 
@@ -128,6 +161,9 @@ def na1d_av(
     *,
     stride: Ints = 1,
     is_causal: Bools = False,
+    full_shape: Ints | None = None,
+    query_start: Ints = 0,
+    key_start: Ints = 0,
     backend: str | None = None,
     stream: StreamOrDevice = None,
 ) -> mx.array:
@@ -136,7 +172,8 @@ def na1d_av(
     Args:
         attn: ``[B, L, H, kernel_size]``, slots as in :func:`na1d_qk`.
         value: ``[B, L, H_kv, D_v]``. Both of any float dtype; attn is converted to the value's.
-        kernel_size, dilation, stride, is_causal, backend, stream: as in :func:`neighborhood_attention`.
+        kernel_size, dilation, stride, is_causal, full_shape, query_start, key_start, backend, stream: as in
+            :func:`neighborhood_attention`.
 
     Returns:
         ``[B, L, H, D_v]`` in the value's dtype. A slot without a key is never read, and gets gradient 0.
@@ -147,7 +184,15 @@ def na1d_av(
 
     Source: upstream NATTEN's ``na1d_av``, up to its release 0.17; but heads-last.
     """
-    return bodies.av(_framework, "na1d_av", (attn, value), (kernel_size, stride, dilation, is_causal), backend, stream)
+    return bodies.av(
+        _framework,
+        "na1d_av",
+        (attn, value),
+        (kernel_size, stride, dilation, is_causal),
+        (full_shape, query_start, key_start),
+        backend,
+        stream,
+    )
 
 
 def na2d_av(
@@ -158,6 +203,9 @@ def na2d_av(
     *,
     stride: Ints = 1,
     is_causal: Bools = False,
+    full_shape: Ints | None = None,
+    query_start: Ints = 0,
+    key_start: Ints = 0,
     backend: str | None = None,
     stream: StreamOrDevice = None,
 ) -> mx.array:
@@ -166,7 +214,8 @@ def na2d_av(
     Args:
         attn: ``[B, X, Y, H, prod(kernel_size)]``, slots as in :func:`na2d_qk`.
         value: ``[B, X, Y, H_kv, D_v]``. Both of any float dtype; attn is converted to the value's.
-        kernel_size, dilation, stride, is_causal, backend, stream: as in :func:`neighborhood_attention`.
+        kernel_size, dilation, stride, is_causal, full_shape, query_start, key_start, backend, stream: as in
+            :func:`neighborhood_attention`.
 
     Returns:
         ``[B, X, Y, H, D_v]`` in the value's dtype. A slot without a key is never read, and gets gradient 0.
@@ -177,7 +226,15 @@ def na2d_av(
 
     Source: upstream NATTEN's ``na2d_av``, up to its release 0.17; but heads-last.
     """
-    return bodies.av(_framework, "na2d_av", (attn, value), (kernel_size, stride, dilation, is_causal), backend, stream)
+    return bodies.av(
+        _framework,
+        "na2d_av",
+        (attn, value),
+        (kernel_size, stride, dilation, is_causal),
+        (full_shape, query_start, key_start),
+        backend,
+        stream,
+    )
 
 
 def na3d_av(
@@ -188,6 +245,9 @@ def na3d_av(
     *,
     stride: Ints = 1,
     is_causal: Bools = False,
+    full_shape: Ints | None = None,
+    query_start: Ints = 0,
+    key_start: Ints = 0,
     backend: str | None = None,
     stream: StreamOrDevice = None,
 ) -> mx.array:
@@ -196,7 +256,8 @@ def na3d_av(
     Args:
         attn: ``[B, X, Y, Z, H, prod(kernel_size)]``, slots as in :func:`na3d_qk`.
         value: ``[B, X, Y, Z, H_kv, D_v]``. Both of any float dtype; attn is converted to the value's.
-        kernel_size, dilation, stride, is_causal, backend, stream: as in :func:`neighborhood_attention`.
+        kernel_size, dilation, stride, is_causal, full_shape, query_start, key_start, backend, stream: as in
+            :func:`neighborhood_attention`.
 
     Returns:
         ``[B, X, Y, Z, H, D_v]`` in the value's dtype. A slot without a key is never read, and gets gradient 0.
@@ -207,4 +268,12 @@ def na3d_av(
 
     Source: upstream NATTEN's ``na3d_av``, up to its release 0.17; but heads-last.
     """
-    return bodies.av(_framework, "na3d_av", (attn, value), (kernel_size, stride, dilation, is_causal), backend, stream)
+    return bodies.av(
+        _framework,
+        "na3d_av",
+        (attn, value),
+        (kernel_size, stride, dilation, is_causal),
+        (full_shape, query_start, key_start),
+        backend,
+        stream,
+    )

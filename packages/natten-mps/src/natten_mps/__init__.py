@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ._export import export_mode as export_mode
     from .functional import attention as attention
     from .functional import explain as explain
+    from .functional import key_range as key_range
     from .functional import merge_attentions as merge_attentions
     from .functional import na1d as na1d
     from .functional import na1d_av as na1d_av
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from .functional import na3d_av as na3d_av
     from .functional import na3d_qk as na3d_qk
     from .functional import neighborhood_attention as neighborhood_attention
+    from .functional import query_range as query_range
     from .modules import NeighborhoodAttention1D as NeighborhoodAttention1D
     from .modules import NeighborhoodAttention2D as NeighborhoodAttention2D
     from .modules import NeighborhoodAttention3D as NeighborhoodAttention3D

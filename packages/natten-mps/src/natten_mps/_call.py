@@ -14,11 +14,14 @@ from torch.autograd import forward_ad
 from ._device import machine
 from ._metal.plan.plan import Plan
 from ._metal.problem.ops import ADDITIONAL_KEYS, KEY, OPS, RPB, VALUE, Op
-from ._metal.problem.problem import Problem
+from ._metal.problem.problem import Piece, Problem
 
 
 class Call(NamedTuple):
-    """What a custom op is given besides its tensors: none of it follows from the tensors' sizes."""
+    """What a custom op is given besides its tensors: none of it follows from the tensors' sizes.
+
+    piece: full_shape, query_start and key_start of all axes in one list, which is empty for a whole problem.
+    """
 
     op: str
     kernel_size: tuple[int, ...]
@@ -27,6 +30,7 @@ class Call(NamedTuple):
     is_causal: tuple[bool, ...]
     scale: float
     backend: str
+    piece: tuple[int, ...] = ()
 
     @property
     def record(self) -> Op:
@@ -43,7 +47,13 @@ def call_of(problem: Problem, backend: str) -> Call:
     """The static arguments of a problem's custom op."""
     p = problem
     kernel_size = p.kernel_size if p.record.has_window else ()
-    return Call(p.op, kernel_size, p.stride, p.dilation, p.is_causal, p.scale, backend)
+    piece = () if p.piece is None else (*p.full_shape, *p.query_start, *p.key_start)
+    return Call(p.op, kernel_size, p.stride, p.dilation, p.is_causal, p.scale, backend, piece)
+
+
+def _piece_of(call: Call) -> Piece | None:
+    rank = len(call.is_causal)
+    return Piece(*(call.piece[part * rank : (part + 1) * rank] for part in range(3))) if call.piece else None
 
 
 def problem_of(call: Call, inputs: Sequence[Tensor | None]) -> Problem:
@@ -70,6 +80,7 @@ def problem_of(call: Call, inputs: Sequence[Tensor | None]) -> Problem:
         str(key.dtype).removeprefix("torch."),
         0 if additional is None else additional.shape[1],
         given.get(RPB.name) is not None,
+        _piece_of(call),
     )
 
 

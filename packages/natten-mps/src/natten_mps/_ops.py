@@ -20,14 +20,14 @@ from ._metal.problem.problem import Problem
 from ._recording import recording
 
 _LIBRARY = torch.library.Library("natten_mps", "DEF")
-_STATIC = "int[] kernel_size, int[] stride, int[] dilation, bool[] is_causal, float scale, str backend"
+_STATIC = "int[] kernel_size, int[] stride, int[] dilation, bool[] is_causal, float scale, str backend, int[] piece=[]"
 
 
 def _register(op: str) -> None:
     """Define ``<op>_forward`` and ``<op>_backward``: what runs, what is faked, what differentiates and maps."""
 
-    def call(ks: Any, s: Any, d: Any, c: Any, scale: float, backend: str) -> Call:
-        return Call(op, tuple(ks), tuple(s), tuple(d), tuple(c), scale, backend)
+    def call(ks: Any, s: Any, d: Any, c: Any, scale: float, backend: str, piece: Any = ()) -> Call:
+        return Call(op, tuple(ks), tuple(s), tuple(d), tuple(c), scale, backend, tuple(piece))
 
     forward, backward = f"{op}_forward", f"{op}_backward"
     _LIBRARY.define(f"{forward}(Tensor?[] inputs, {_STATIC}) -> Tensor[]")

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from . import _framework, _signatures
 from ._metal.api import attention as bodies
+from ._metal.problem.ranges import key_range as key_range
+from ._metal.problem.ranges import query_range as query_range
 from ._signatures import Bools, Ints, Result
 from .split import na1d_av as na1d_av
 from .split import na1d_qk as na1d_qk
@@ -36,6 +38,9 @@ def neighborhood_attention(
     additional_keys: Tensor | None = None,
     additional_values: Tensor | None = None,
     rpb: Tensor | None = None,
+    full_shape: Ints | None = None,
+    query_start: Ints = 0,
+    key_start: Ints = 0,
     return_lse: bool = False,
     backend: str | None = None,
     **upstream: Any,
@@ -54,6 +59,10 @@ def neighborhood_attention(
         additional_keys, additional_values: ``[B, S, H_kv, D(_v)]``, seen by every query in the same softmax.
         rpb: relative positional bias ``[H, 2 * kernel_size - 1 per axis]``, added to the logits at
             index ``(key - query) / dilation + kernel_size - 1``; stride 1 only.
+        full_shape, query_start, key_start: for a call that computes a piece of a larger problem: the size of the whole,
+            and the tokens of it that the first query and the first key are, on each axis. Query and key may then differ
+            in shape, key must hold what :func:`key_range` says, and the result is the slice of the whole one's. None: a
+            whole problem.
         return_lse: also return the log-sum-exp of the logits.
         backend: 'metal', 'native', 'pure', 'dense' or 'auto'; None follows :func:`use_backend`.
         **upstream: tuning arguments of upstream's CUDA kernels, accepted and ignored.
@@ -76,6 +85,7 @@ def neighborhood_attention(
         tensors,
         (kernel_size, stride, dilation, is_causal),
         scale,
+        (full_shape, query_start, key_start),
         return_lse,
         backend,
         upstream,
@@ -96,6 +106,9 @@ def na1d(
     additional_keys: Tensor | None = None,
     additional_values: Tensor | None = None,
     rpb: Tensor | None = None,
+    full_shape: Ints | None = None,
+    query_start: Ints = 0,
+    key_start: Ints = 0,
     return_lse: bool = False,
     backend: str | None = None,
     **upstream: Any,
@@ -108,7 +121,8 @@ def na1d(
         kernel_size, stride, dilation: in tokens; see :func:`neighborhood_attention`.
         additional_keys, additional_values: ``[B, S, H_kv, D]`` and ``[B, S, H_kv, D_v]``.
         rpb: relative positional bias ``[H, 2 * kernel_size - 1]``, stride 1 only.
-        is_causal, scale, return_lse, backend, **upstream: as in :func:`neighborhood_attention`.
+        is_causal, scale, full_shape, query_start, key_start, return_lse, backend, **upstream: as in
+            :func:`neighborhood_attention`.
 
     Returns:
         Output ``[B, L, H, D_v]`` in the query's dtype; with ``return_lse`` also lse ``[B, L, H]``, float32.
@@ -120,7 +134,15 @@ def na1d(
     """
     tensors = (query, key, value, additional_keys, additional_values, rpb)
     return bodies.fused(
-        _framework, "na1d", tensors, (kernel_size, stride, dilation, is_causal), scale, return_lse, backend, upstream
+        _framework,
+        "na1d",
+        tensors,
+        (kernel_size, stride, dilation, is_causal),
+        scale,
+        (full_shape, query_start, key_start),
+        return_lse,
+        backend,
+        upstream,
     )
 
 
@@ -138,6 +160,9 @@ def na2d(
     additional_keys: Tensor | None = None,
     additional_values: Tensor | None = None,
     rpb: Tensor | None = None,
+    full_shape: Ints | None = None,
+    query_start: Ints = 0,
+    key_start: Ints = 0,
     return_lse: bool = False,
     backend: str | None = None,
     **upstream: Any,
@@ -150,7 +175,8 @@ def na2d(
         kernel_size, stride, dilation: in tokens, one number or one per axis; see :func:`neighborhood_attention`.
         additional_keys, additional_values: ``[B, S, H_kv, D]`` and ``[B, S, H_kv, D_v]``.
         rpb: relative positional bias ``[H, 2 * kernel_size - 1 per axis]``, stride 1 only.
-        is_causal, scale, return_lse, backend, **upstream: as in :func:`neighborhood_attention`.
+        is_causal, scale, full_shape, query_start, key_start, return_lse, backend, **upstream: as in
+            :func:`neighborhood_attention`.
 
     Returns:
         Output ``[B, X, Y, H, D_v]`` in the query's dtype; with ``return_lse`` also lse ``[B, X, Y, H]``, float32.
@@ -162,7 +188,15 @@ def na2d(
     """
     tensors = (query, key, value, additional_keys, additional_values, rpb)
     return bodies.fused(
-        _framework, "na2d", tensors, (kernel_size, stride, dilation, is_causal), scale, return_lse, backend, upstream
+        _framework,
+        "na2d",
+        tensors,
+        (kernel_size, stride, dilation, is_causal),
+        scale,
+        (full_shape, query_start, key_start),
+        return_lse,
+        backend,
+        upstream,
     )
 
 
@@ -180,6 +214,9 @@ def na3d(
     additional_keys: Tensor | None = None,
     additional_values: Tensor | None = None,
     rpb: Tensor | None = None,
+    full_shape: Ints | None = None,
+    query_start: Ints = 0,
+    key_start: Ints = 0,
     return_lse: bool = False,
     backend: str | None = None,
     **upstream: Any,
@@ -192,7 +229,8 @@ def na3d(
         kernel_size, stride, dilation: in tokens, one number or one per axis; see :func:`neighborhood_attention`.
         additional_keys, additional_values: ``[B, S, H_kv, D]`` and ``[B, S, H_kv, D_v]``.
         rpb: relative positional bias ``[H, 2 * kernel_size - 1 per axis]``, stride 1 only.
-        is_causal, scale, return_lse, backend, **upstream: as in :func:`neighborhood_attention`.
+        is_causal, scale, full_shape, query_start, key_start, return_lse, backend, **upstream: as in
+            :func:`neighborhood_attention`.
 
     Returns:
         Output ``[B, X, Y, Z, H, D_v]`` in the query's dtype; with ``return_lse`` also lse ``[B, X, Y, Z, H]``, float32.
@@ -204,7 +242,15 @@ def na3d(
     """
     tensors = (query, key, value, additional_keys, additional_values, rpb)
     return bodies.fused(
-        _framework, "na3d", tensors, (kernel_size, stride, dilation, is_causal), scale, return_lse, backend, upstream
+        _framework,
+        "na3d",
+        tensors,
+        (kernel_size, stride, dilation, is_causal),
+        scale,
+        (full_shape, query_start, key_start),
+        return_lse,
+        backend,
+        upstream,
     )
 
 

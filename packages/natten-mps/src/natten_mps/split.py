@@ -21,6 +21,9 @@ def na1d_qk(
     is_causal: Bools = False,
     scale: float | None = None,
     rpb: Tensor | None = None,
+    full_shape: Ints | None = None,
+    query_start: Ints = 0,
+    key_start: Ints = 0,
     backend: str | None = None,
 ) -> Tensor:
     """The first half of :func:`na1d`: the logits ``scale * q.k + rpb`` of each query's window.
@@ -28,7 +31,8 @@ def na1d_qk(
     Args:
         query, key: ``[B, L, H, D]`` and ``[B, L, H_kv, D]``, of one float dtype.
         rpb: relative positional bias ``[H, 2 * kernel_size - 1]``, stride 1 only.
-        kernel_size, dilation, stride, is_causal, scale, backend: as in :func:`neighborhood_attention`.
+        kernel_size, dilation, stride, is_causal, scale, full_shape, query_start, key_start, backend: as in
+            :func:`neighborhood_attention`.
 
     Returns:
         ``[B, L, H, kernel_size]`` in the query's dtype; float16 may round to inf.
@@ -42,7 +46,13 @@ def na1d_qk(
     Source: upstream NATTEN's ``na1d_qk``, up to its release 0.17; but heads-last and scaled.
     """
     return bodies.qk(
-        _framework, "na1d_qk", (query, key, rpb), (kernel_size, stride, dilation, is_causal), scale, backend
+        _framework,
+        "na1d_qk",
+        (query, key, rpb),
+        (kernel_size, stride, dilation, is_causal),
+        scale,
+        (full_shape, query_start, key_start),
+        backend,
     )
 
 
@@ -56,6 +66,9 @@ def na2d_qk(
     is_causal: Bools = False,
     scale: float | None = None,
     rpb: Tensor | None = None,
+    full_shape: Ints | None = None,
+    query_start: Ints = 0,
+    key_start: Ints = 0,
     backend: str | None = None,
 ) -> Tensor:
     """The first half of :func:`na2d`: the logits ``scale * q.k + rpb`` of each query's window.
@@ -63,7 +76,8 @@ def na2d_qk(
     Args:
         query, key: ``[B, X, Y, H, D]`` and ``[B, X, Y, H_kv, D]``, of one float dtype.
         rpb: relative positional bias ``[H, 2 * kernel_size - 1 per axis]``, stride 1 only.
-        kernel_size, dilation, stride, is_causal, scale, backend: as in :func:`neighborhood_attention`.
+        kernel_size, dilation, stride, is_causal, scale, full_shape, query_start, key_start, backend: as in
+            :func:`neighborhood_attention`.
 
     Returns:
         ``[B, X, Y, H, prod(kernel_size)]`` in the query's dtype; float16 may round to inf.
@@ -77,7 +91,13 @@ def na2d_qk(
     Source: upstream NATTEN's ``na2d_qk``, up to its release 0.17; but heads-last and scaled.
     """
     return bodies.qk(
-        _framework, "na2d_qk", (query, key, rpb), (kernel_size, stride, dilation, is_causal), scale, backend
+        _framework,
+        "na2d_qk",
+        (query, key, rpb),
+        (kernel_size, stride, dilation, is_causal),
+        scale,
+        (full_shape, query_start, key_start),
+        backend,
     )
 
 
@@ -91,6 +111,9 @@ def na3d_qk(
     is_causal: Bools = False,
     scale: float | None = None,
     rpb: Tensor | None = None,
+    full_shape: Ints | None = None,
+    query_start: Ints = 0,
+    key_start: Ints = 0,
     backend: str | None = None,
 ) -> Tensor:
     """The first half of :func:`na3d`: the logits ``scale * q.k + rpb`` of each query's window.
@@ -98,7 +121,8 @@ def na3d_qk(
     Args:
         query, key: ``[B, X, Y, Z, H, D]`` and ``[B, X, Y, Z, H_kv, D]``, of one float dtype.
         rpb: relative positional bias ``[H, 2 * kernel_size - 1 per axis]``, stride 1 only.
-        kernel_size, dilation, stride, is_causal, scale, backend: as in :func:`neighborhood_attention`.
+        kernel_size, dilation, stride, is_causal, scale, full_shape, query_start, key_start, backend: as in
+            :func:`neighborhood_attention`.
 
     Returns:
         ``[B, X, Y, Z, H, prod(kernel_size)]`` in the query's dtype; float16 may round to inf.
@@ -112,7 +136,13 @@ def na3d_qk(
     Source: upstream NATTEN's ``na3d_qk``, up to its release 0.17; but heads-last and scaled.
     """
     return bodies.qk(
-        _framework, "na3d_qk", (query, key, rpb), (kernel_size, stride, dilation, is_causal), scale, backend
+        _framework,
+        "na3d_qk",
+        (query, key, rpb),
+        (kernel_size, stride, dilation, is_causal),
+        scale,
+        (full_shape, query_start, key_start),
+        backend,
     )
 
 
@@ -124,6 +154,9 @@ def na1d_av(
     *,
     stride: Ints = 1,
     is_causal: Bools = False,
+    full_shape: Ints | None = None,
+    query_start: Ints = 0,
+    key_start: Ints = 0,
     backend: str | None = None,
 ) -> Tensor:
     """The second half of :func:`na1d`: each query's weights times the values of its window.
@@ -131,7 +164,8 @@ def na1d_av(
     Args:
         attn: ``[B, L, H, kernel_size]``, slots as in :func:`na1d_qk`.
         value: ``[B, L, H_kv, D_v]``. Both of any float dtype; attn is converted to the value's.
-        kernel_size, dilation, stride, is_causal, backend: as in :func:`neighborhood_attention`.
+        kernel_size, dilation, stride, is_causal, full_shape, query_start, key_start, backend: as in
+            :func:`neighborhood_attention`.
 
     Returns:
         ``[B, L, H, D_v]`` in the value's dtype. A slot without a key is never read, and gets gradient 0.
@@ -142,7 +176,14 @@ def na1d_av(
 
     Source: upstream NATTEN's ``na1d_av``, up to its release 0.17; but heads-last.
     """
-    return bodies.av(_framework, "na1d_av", (attn, value), (kernel_size, stride, dilation, is_causal), backend)
+    return bodies.av(
+        _framework,
+        "na1d_av",
+        (attn, value),
+        (kernel_size, stride, dilation, is_causal),
+        (full_shape, query_start, key_start),
+        backend,
+    )
 
 
 def na2d_av(
@@ -153,6 +194,9 @@ def na2d_av(
     *,
     stride: Ints = 1,
     is_causal: Bools = False,
+    full_shape: Ints | None = None,
+    query_start: Ints = 0,
+    key_start: Ints = 0,
     backend: str | None = None,
 ) -> Tensor:
     """The second half of :func:`na2d`: each query's weights times the values of its window.
@@ -160,7 +204,8 @@ def na2d_av(
     Args:
         attn: ``[B, X, Y, H, prod(kernel_size)]``, slots as in :func:`na2d_qk`.
         value: ``[B, X, Y, H_kv, D_v]``. Both of any float dtype; attn is converted to the value's.
-        kernel_size, dilation, stride, is_causal, backend: as in :func:`neighborhood_attention`.
+        kernel_size, dilation, stride, is_causal, full_shape, query_start, key_start, backend: as in
+            :func:`neighborhood_attention`.
 
     Returns:
         ``[B, X, Y, H, D_v]`` in the value's dtype. A slot without a key is never read, and gets gradient 0.
@@ -171,7 +216,14 @@ def na2d_av(
 
     Source: upstream NATTEN's ``na2d_av``, up to its release 0.17; but heads-last.
     """
-    return bodies.av(_framework, "na2d_av", (attn, value), (kernel_size, stride, dilation, is_causal), backend)
+    return bodies.av(
+        _framework,
+        "na2d_av",
+        (attn, value),
+        (kernel_size, stride, dilation, is_causal),
+        (full_shape, query_start, key_start),
+        backend,
+    )
 
 
 def na3d_av(
@@ -182,6 +234,9 @@ def na3d_av(
     *,
     stride: Ints = 1,
     is_causal: Bools = False,
+    full_shape: Ints | None = None,
+    query_start: Ints = 0,
+    key_start: Ints = 0,
     backend: str | None = None,
 ) -> Tensor:
     """The second half of :func:`na3d`: each query's weights times the values of its window.
@@ -189,7 +244,8 @@ def na3d_av(
     Args:
         attn: ``[B, X, Y, Z, H, prod(kernel_size)]``, slots as in :func:`na3d_qk`.
         value: ``[B, X, Y, Z, H_kv, D_v]``. Both of any float dtype; attn is converted to the value's.
-        kernel_size, dilation, stride, is_causal, backend: as in :func:`neighborhood_attention`.
+        kernel_size, dilation, stride, is_causal, full_shape, query_start, key_start, backend: as in
+            :func:`neighborhood_attention`.
 
     Returns:
         ``[B, X, Y, Z, H, D_v]`` in the value's dtype. A slot without a key is never read, and gets gradient 0.
@@ -200,4 +256,11 @@ def na3d_av(
 
     Source: upstream NATTEN's ``na3d_av``, up to its release 0.17; but heads-last.
     """
-    return bodies.av(_framework, "na3d_av", (attn, value), (kernel_size, stride, dilation, is_causal), backend)
+    return bodies.av(
+        _framework,
+        "na3d_av",
+        (attn, value),
+        (kernel_size, stride, dilation, is_causal),
+        (full_shape, query_start, key_start),
+        backend,
+    )

@@ -26,6 +26,9 @@ from .ops import av_problem as av_problem
 from .ops import full_problem as full_problem
 from .ops import fused_problem as fused_problem
 from .ops import qk_problem as qk_problem
+from .piece import axes_of as axes_of
+from .piece import axis_ranges as axis_ranges
+from .piece import piece_arguments as piece_arguments
 from .tensors import reject_freed as reject_freed
 from .tensors import reject_layout as reject_layout
 from .tensors import reject_nested as reject_nested

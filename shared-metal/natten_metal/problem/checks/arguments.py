@@ -69,6 +69,11 @@ def _per_axis(face: str, name: str, value: Any, rank: int, kind: str) -> tuple[A
     return tuple(_sized(face, name, item) if kind == "int" else bool(item) for item in value)
 
 
+def per_axis_ints(face: str, name: str, value: Any, rank: int) -> tuple[int, ...]:
+    """``value`` as one int per axis; an int stands for all axes (never a bool, nor None)."""
+    return _per_axis(face, name, value, rank, "int")
+
+
 def ints_per_axis(face: str, name: str, value: Any, rank: int) -> tuple[int, ...]:
     """``value`` as one int per axis; an int stands for all axes, None for 1 (never a bool)."""
     if value is None and name != "kernel_size":

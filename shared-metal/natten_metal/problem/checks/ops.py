@@ -4,7 +4,8 @@ import math
 from dataclasses import replace
 
 from ..ops import AV, FULL, FUSED, QK
-from ..problem import Problem, TensorSpec
+from ..problem import Piece, Problem, TensorSpec
+from .piece import checked_piece
 from .tensors import agree, check_additional, check_heads, check_rpb, no_zero, same, tensor_rank
 from .window import Window, check_axes
 
@@ -19,6 +20,7 @@ def fused_problem(
     additional_keys: TensorSpec | None = None,
     additional_values: TensorSpec | None = None,
     rpb: TensorSpec | None = None,
+    piece: Piece | None = None,
 ) -> Problem:
     """The problem of ``na1d``, ``na2d``, ``na3d``; raises if the tensors or the window break a rule."""
     rank = len(query.shape) - 3
@@ -28,9 +30,9 @@ def fused_problem(
     extras = {"additional_keys": additional_keys, "additional_values": additional_values}
     given |= {name: spec for name, spec in extras.items() if spec is not None}
     agree(face, given, rpb)
-    same(face, "shape", {name: given[name].shape[1:-2] for name in ("query", "key", "value")})
+    same(face, "shape", {name: given[name].shape[1:-2] for name in ("query", "key", "value")[piece is not None :]})
     problem = _heads_last(FUSED.name, face, query, key, value, window, scale)
-    check_axes(face, problem.query_shape, *window[:3])
+    problem = _checked_axes(face, problem, piece)
     additional = check_additional(face, additional_keys, additional_values, problem)
     if rpb is not None:
         check_rpb(face, rpb, problem.heads, window[0], window[1])
@@ -38,34 +40,53 @@ def fused_problem(
 
 
 def qk_problem(
-    face: str, query: TensorSpec, key: TensorSpec, window: Window, scale: float, rpb: TensorSpec | None = None
+    face: str,
+    query: TensorSpec,
+    key: TensorSpec,
+    window: Window,
+    scale: float,
+    rpb: TensorSpec | None = None,
+    piece: Piece | None = None,
 ) -> Problem:
     """The problem of the split op ``na{1,2,3}d_qk``: logits of each query's window slots."""
     tensor_rank(face, "key", key, len(query.shape) - 3)
     given = {"query": query, "key": key}
     agree(face, given, rpb)
-    same(face, "shape", {name: spec.shape[1:-2] for name, spec in given.items()})
+    if piece is None:
+        same(face, "shape", {name: spec.shape[1:-2] for name, spec in given.items()})
     problem = _heads_last(QK.name, face, query, key, None, window, scale)
-    check_axes(face, problem.query_shape, *window[:3])
+    problem = _checked_axes(face, problem, piece)
     if rpb is not None:
         check_rpb(face, rpb, problem.heads, window[0], window[1])
     return replace(problem, has_rpb=rpb is not None)
 
 
-def av_problem(face: str, attn: TensorSpec, value: TensorSpec, window: Window) -> Problem:
+def av_problem(face: str, attn: TensorSpec, value: TensorSpec, window: Window, piece: Piece | None = None) -> Problem:
     """The problem of the split op ``na{1,2,3}d_av``: weights of window slots times values."""
     tensor_rank(face, "value", value, len(attn.shape) - 3)
     same(face, "batch size", {"attn": attn.shape[0], "value": value.shape[0]})
     same(face, "device", {"attn": attn.device, "value": value.device})
-    same(face, "shape", {"attn": attn.shape[1:-2], "value": value.shape[1:-2]})
+    shape, key_shape = attn.shape[1:-2], value.shape[1:-2]
+    if piece is None:
+        same(face, "shape", {"attn": shape, "value": key_shape})
     slots = math.prod(window[0])
     if attn.shape[-1] != slots:
         raise ValueError(f"{face}: attn must have prod(kernel_size) = {slots} slots; got {attn.shape[-1]}")
-    shape, heads, kv_heads = attn.shape[1:-2], attn.shape[-2], value.shape[-2]
-    no_zero(face, {"shape": shape, "heads": heads, "value heads": kv_heads, "value head_dim": value.shape[-1]})
+    heads, kv_heads, head_dim_v = attn.shape[-2], value.shape[-2], value.shape[-1]
+    sizes = {"shape": shape} | ({} if piece is None else {"value shape": key_shape})
+    no_zero(face, sizes | {"heads": heads, "value heads": kv_heads, "value head_dim": head_dim_v})
     check_heads(face, heads, kv_heads)
-    check_axes(face, shape, *window[:3])
-    return Problem(AV.name, attn.shape[0], shape, shape, heads, kv_heads, 0, value.shape[-1], *window, 1.0, value.dtype)
+    problem = Problem(
+        AV.name, attn.shape[0], shape, key_shape, heads, kv_heads, 0, head_dim_v, *window, 1.0, value.dtype
+    )
+    return _checked_axes(face, problem, piece)
+
+
+def _checked_axes(face: str, problem: Problem, piece: Piece | None) -> Problem:
+    """``problem`` with its piece, if its window fits the whole axes and the keys that it needs are there."""
+    p = replace(problem, piece=piece)
+    check_axes(face, p.full_shape, p.kernel_size, p.stride, p.dilation)
+    return checked_piece(face, p)
 
 
 def full_problem(
