@@ -79,16 +79,9 @@ def neighborhood_attention(
     Source: arXiv 2204.07143, 2209.15001 (dilation) and 2504.16922 (stride); upstream NATTEN's ``na1d/na2d/na3d``.
     """
     tensors = (query, key, value, additional_keys, additional_values, rpb)
+    window, piece = (kernel_size, stride, dilation, is_causal), (full_shape, query_start, key_start)
     return bodies.fused(
-        _framework,
-        "neighborhood_attention",
-        tensors,
-        (kernel_size, stride, dilation, is_causal),
-        scale,
-        (full_shape, query_start, key_start),
-        return_lse,
-        backend,
-        upstream,
+        _framework, "neighborhood_attention", tensors, window, scale, piece, return_lse, backend, upstream
     )
 
 
@@ -133,17 +126,8 @@ def na1d(
     Source: upstream NATTEN's ``na1d``.
     """
     tensors = (query, key, value, additional_keys, additional_values, rpb)
-    return bodies.fused(
-        _framework,
-        "na1d",
-        tensors,
-        (kernel_size, stride, dilation, is_causal),
-        scale,
-        (full_shape, query_start, key_start),
-        return_lse,
-        backend,
-        upstream,
-    )
+    window, piece = (kernel_size, stride, dilation, is_causal), (full_shape, query_start, key_start)
+    return bodies.fused(_framework, "na1d", tensors, window, scale, piece, return_lse, backend, upstream)
 
 
 @_signatures.fused
@@ -187,17 +171,8 @@ def na2d(
     Source: upstream NATTEN's ``na2d``.
     """
     tensors = (query, key, value, additional_keys, additional_values, rpb)
-    return bodies.fused(
-        _framework,
-        "na2d",
-        tensors,
-        (kernel_size, stride, dilation, is_causal),
-        scale,
-        (full_shape, query_start, key_start),
-        return_lse,
-        backend,
-        upstream,
-    )
+    window, piece = (kernel_size, stride, dilation, is_causal), (full_shape, query_start, key_start)
+    return bodies.fused(_framework, "na2d", tensors, window, scale, piece, return_lse, backend, upstream)
 
 
 @_signatures.fused
@@ -241,17 +216,8 @@ def na3d(
     Source: upstream NATTEN's ``na3d``.
     """
     tensors = (query, key, value, additional_keys, additional_values, rpb)
-    return bodies.fused(
-        _framework,
-        "na3d",
-        tensors,
-        (kernel_size, stride, dilation, is_causal),
-        scale,
-        (full_shape, query_start, key_start),
-        return_lse,
-        backend,
-        upstream,
-    )
+    window, piece = (kernel_size, stride, dilation, is_causal), (full_shape, query_start, key_start)
+    return bodies.fused(_framework, "na3d", tensors, window, scale, piece, return_lse, backend, upstream)
 
 
 @_signatures.full
