@@ -22,7 +22,9 @@ from torch import Tensor, nn
 import natten_mps
 
 BACKENDS = tuple(
-    tier for tier, of in natten_mps.get_support_matrix().items() if tier not in ("dense", "metal") and of["backward"]
+    backend
+    for backend, of in natten_mps.get_support_matrix().items()
+    if backend not in ("dense", "metal") and of["backward"]
 )
 FACTORS = {"output": 2, "gradient": 3}
 FLOOR_ULP = 4

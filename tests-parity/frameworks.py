@@ -21,7 +21,7 @@ from cases import INPUTS, Array, Case, inputs, lse_dtype, slot_inputs
 Tensor = Any
 
 # Modules of the backends that both packages have, and the functions of any backend that compute something.
-TIER_MODULES = {"pure": ("_launch.pure",), "dense": ("_metal.api.dense",)}
+BACKEND_MODULES = {"pure": ("_launch.pure",), "dense": ("_metal.api.dense",)}
 LAUNCHERS = ("run", "forward", "backward", "qk", "av", "qk_backward", "av_backward", "repeat")
 
 
@@ -74,7 +74,7 @@ class Framework:
         """The backends whose functions run inside the context."""
         ran: set[str] = set()
         with contextlib.ExitStack() as stack:
-            for backend, modules in (TIER_MODULES | {self.compiled: (self.compiled_module,)}).items():
+            for backend, modules in (BACKEND_MODULES | {self.compiled: (self.compiled_module,)}).items():
                 for module in map(self.module, modules):
                     for name in LAUNCHERS:
                         if hasattr(module, name):

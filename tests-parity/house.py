@@ -9,6 +9,7 @@ import ast
 import re
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
@@ -36,6 +37,8 @@ REGISTRY_HOST = re.compile(
     r"pypi\.org|pythonhosted\.org|registry\.npmjs|deb\.debian\.org|download\.pytorch\.org|static\.crates\.io"
 )
 MACHINE_PATH = re.compile(r"(?<![\w.])/(?:work|farm|root|tmp|opt|home|Users)/\w")
+
+RETIRED_WORD = re.compile(r"(?<![a-z])(?:[t]iers?|[d]ear|[l]ikeness|[o]bstacles?|_[t]old)(?![a-z])", re.IGNORECASE)
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -256,12 +259,12 @@ def blind_excepts(source: str) -> list[str]:
     return lines
 
 
-def registry_hosts(text: str) -> list[str]:
-    return [f"line {_line_of(text, m.start())}: names {m.group()}" for m in REGISTRY_HOST.finditer(text)]
+def _matches(pattern: re.Pattern[str], text: str) -> list[str]:
+    return [f"line {_line_of(text, m.start())}: names {m.group()}" for m in pattern.finditer(text)]
 
 
-def machine_paths(text: str) -> list[str]:
-    return [f"line {_line_of(text, m.start())}: a path of one machine" for m in MACHINE_PATH.finditer(text)]
+FORBIDDEN = REGISTRY_HOST, MACHINE_PATH, RETIRED_WORD
+registry_hosts, machine_paths, retired_words = (partial(_matches, pattern) for pattern in FORBIDDEN)
 
 
 def lock_files(paths: list[str]) -> list[str]:

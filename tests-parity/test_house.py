@@ -169,7 +169,8 @@ def test_no_registry_host_no_machine_path_no_lock_file() -> None:
         if b"\0" in content:
             return []  # binary
         text = content.decode()
-        return [f"{path}: {said}" for said in house.registry_hosts(text) + house.machine_paths(text)]
+        rules = house.registry_hosts, house.machine_paths, house.retired_words
+        return [f"{path}: {said}" for rule in rules for said in rule(text)]
 
     assert_none([said for path in project_files() for said in rule(path)])
     assert_none(house.lock_files(list(project_files())))
@@ -315,6 +316,8 @@ PLANTED: list[tuple[Rule, str, str]] = [
     (house.raised_errors, "raise TypeError(f'{x}') from None", "raise checks.no_backend('x')"),
     (house.registry_hosts, HOST, "the package registry"),
     (house.machine_paths, PATH, "packages/work/x, ../tmp/y, and/or/else"),
+    (house.retired_words, "first_t" + "ier = 1", "a frontier, entire"),
+    (house.retired_words, "no o" + "bstacle", "told, endear"),
     (lambda path: house.lock_files([path]), "packages/natten-mps/uv.lock", "docs/uv.lock.md"),
     (link_to_b, "100644 01 0\ta/_metal\n120000 01 0\tb", "120000 01 0\ta/_metal"),
     (link_to_b, "", "120000 01 0\ta/_metal"),

@@ -118,7 +118,7 @@ bool sound(const natten_problem* p) {
   if (!p || p->dtype < NATTEN_FLOAT16 || p->dtype > NATTEN_FLOAT64 || p->rank < 1 || p->rank > 3) return false;
   if (!counts(p->batch, 0) || !counts(p->heads, 1) || !counts(p->kv_heads, 1) || p->heads % p->kv_heads) return false;
   if (!counts(p->additional, 0) || p->threads < 0) return false;
-  // Elements of the largest tensor that is not one of slots, tables included: offsets and sizes in bytes stay far from overflow
+  // Elements of the largest tensor without window slots, rpb included: offsets and sizes in bytes stay far from overflow
   double elements = double(p->batch + 1) * double(p->heads) * double(p->additional + 1);
   for (int a = 0; a < p->rank; ++a) {
     if (!sound_axis(*p, a)) return false;
@@ -131,7 +131,7 @@ bool has_dims(const natten_problem* p, bool dim, bool dim_v) {
   return (!dim || counts(p->head_dim, 1)) && (!dim_v || counts(p->head_dim_v, 1));
 }
 
-// Whether tensors that a function cannot do without are there; of no batch they have no elements
+// Whether the tensors that a function needs are given; with an empty batch they have no elements
 template <typename... Tensors>
 bool given(const natten_problem* p, const Tensors&... tensors) {
   return p->batch == 0 || (... && (tensors.data != nullptr));
@@ -151,7 +151,7 @@ int guarded(Function function, const natten_problem* p, const natten_tensors* t)
   }
 }
 
-// --- the interface, told -----------------------------------------------------------------------------------
+// --- the interface, described -----------------------------------------------------------------------------------
 
 #define NATTEN_NAME(name) " " #name
 #define NATTEN_DTYPE(NAME, name) " " #name

@@ -35,7 +35,7 @@ enum natten_status { NATTEN_OK = 0, NATTEN_NO_MEMORY = 1, NATTEN_BAD_PROBLEM = 2
  * What follows is made of them, and so are the tables of the C++ sources that include this file. natten_cpu_interface()
  * tells them to hosts that cannot include it. */
 
-/* A dtype's number is its place. */
+/* A dtype's number is its index in this list. */
 #define NATTEN_DTYPES(DTYPE) \
   DTYPE(FLOAT16, float16) DTYPE(BFLOAT16, bfloat16) DTYPE(FLOAT32, float32) DTYPE(FLOAT64, float64)
 

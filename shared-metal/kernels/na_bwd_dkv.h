@@ -44,7 +44,7 @@ struct KeyGradient {
   // The lane's row: its key and value, and empty sums
   METAL_FUNC void load(const device T* k, const device T* v, const thread Params& prm, const thread Tile<C::RANK>& tile,
                        const thread Patch<C::RANK>& patch, int batch, int kv_head, int dim, int dim_v) thread {
-    // Additional keys lie along one axis; their stride blocks take the place of the keys'
+    // Additional keys lie along one axis; their stride blocks stand where the keys' do
     constexpr int k_block = C::OF_ADDITIONAL ? int(kAdditionalKeyStride) : int(kKeyStride);
     constexpr int v_block = C::OF_ADDITIONAL ? int(kAdditionalValueStride) : int(kValueStride);
     const device T* k_row = k + row_at<C>(prm, k_block, tile, batch, kv_head, patch);

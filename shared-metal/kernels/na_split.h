@@ -8,7 +8,7 @@
 //   grids: (H / HR, tiles, B * dilation groups), for na_av_t (H_kv, ...); threads per group: NSG * 32
 //
 // The gradients are these same three: of qk, dQ is na_av of (logits_grad, K) and dK is na_av_t of (logits_grad, Q),
-// with factor = scale; of av, d_attn is na_qk of (dO, V) with empty slots 0, and dV is na_av_t of (attn, dO).
+// with factor = scale; of av, attn_grad is na_qk of (dO, V) with empty slots 0, and dV is na_av_t of (attn, dO).
 // Slots that hold no key are never read, whatever they contain. attn's strides are in the block of q (kQueryStride).
 #pragma once
 

@@ -15,7 +15,7 @@ from frameworks import FRAMEWORKS, MPS, Framework, planned_path
 
 from natten_mps._metal.plan.backends import UPSTREAM_BACKENDS, UPSTREAM_KNOBS
 
-TIERS = {"mps": "auto, metal, native, pure, dense", "mlx": "auto, nanobind, fast_metal, pure, dense"}
+BACKENDS = {"mps": "auto, metal, native, pure, dense", "mlx": "auto, nanobind, fast_metal, pure, dense"}
 
 
 def call(framework: Framework, face: str, changes: dict[str, Any]) -> Any:
@@ -40,7 +40,9 @@ def test_message(bad: Bad, framework: Framework) -> None:
         call(framework, face, changes)
     package = framework.package_name.replace("_", "-")
     tensor = {"mps": "Tensor", "mlx": "array"}[framework.name]
-    text = text.replace("{package}", package).replace("{backends}", TIERS[framework.name]).replace("{tensor}", tensor)
+    text = (
+        text.replace("{package}", package).replace("{backends}", BACKENDS[framework.name]).replace("{tensor}", tensor)
+    )
     assert type(caught.value) is error
     assert str(caught.value) == f"{face}: {text}"
 

@@ -30,7 +30,7 @@ def emulator() -> None:
 @contextmanager
 def installed(monkeypatch: pytest.MonkeyPatch, host: EmulatedHost) -> Iterator[EmulatedHost]:
     """``host`` in place of torch's own, without anything left over from another test."""
-    monkeypatch.setitem(frameworks.TIER_MODULES, METAL.name, ("_launch.metal",))
+    monkeypatch.setitem(frameworks.BACKEND_MODULES, METAL.name, ("_launch.metal",))
     with on_machine(EmulatedMachine(host)):
         yield host
 
@@ -54,7 +54,7 @@ def installed_mlx(monkeypatch: pytest.MonkeyPatch, host: EmulatedMlxHost) -> Ite
     from .mlx_host import EmulatedMlxMachine
 
     frameworks.MLX.package  # noqa: B018 - selects the CPU
-    monkeypatch.setitem(frameworks.TIER_MODULES, FAST_METAL.name, ("_launch.fast_metal",))
+    monkeypatch.setitem(frameworks.BACKEND_MODULES, FAST_METAL.name, ("_launch.fast_metal",))
     backends.said.clear()
     with on_machine(EmulatedMlxMachine(host)):
         yield host

@@ -141,7 +141,7 @@ def test_split(host: EmulatedMlxHost) -> None:
 def test_both_packages_agree(host: EmulatedMlxHost, monkeypatch: pytest.MonkeyPatch, name: str, dtype: str) -> None:
     case = BY_NAME[name]
     ours, _ = frameworks.run(FAST, case, dtype)
-    monkeypatch.delitem(frameworks.TIER_MODULES, "fast_metal")  # a module that the other package does not have
+    monkeypatch.delitem(frameworks.BACKEND_MODULES, "fast_metal")  # a module that the other package does not have
     with installed(monkeypatch, EmulatedHost()) as torch_host:
         theirs, _ = frameworks.run(Path(MPS, "metal"), case, dtype)
         assert torch_host.names

@@ -206,7 +206,7 @@ def test_a_library_of_another_version(monkeypatch: pytest.MonkeyPatch) -> None:
     present = cpu_library.ABI
     monkeypatch.setattr(cpu_library, "ABI", 77)
     found = NativeHost().missing(torch.device("cpu"))
-    assert found is not None and found.endswith(f"has interface {present}, this package speaks 77)")
+    assert found is not None and found.endswith(f"has interface {present}, this package uses 77)")
 
 
 def test_other_devices_are_not_for_the_cpu_kernel() -> None:

@@ -20,7 +20,7 @@ from natten_mps._metal.plan.device import Device
 from natten_mps._metal.plan.planner import Planner
 
 CPU = Device("cpu", "cpu")
-TIERS = {"mps": ("metal", "native", "pure", "dense"), "mlx": ("nanobind", "fast_metal", "pure", "dense")}
+BACKENDS = {"mps": ("metal", "native", "pure", "dense"), "mlx": ("nanobind", "fast_metal", "pure", "dense")}
 
 
 def reasons(framework: Framework) -> dict[str, str | None]:
@@ -34,7 +34,7 @@ def reasons(framework: Framework) -> dict[str, str | None]:
         import mlx.core as mx
 
         device = device_of(mx.default_stream(mx.cpu))
-    return {backend: device.reason_missing(backend) for backend in TIERS[framework.name]}
+    return {backend: device.reason_missing(backend) for backend in BACKENDS[framework.name]}
 
 
 def automatic(framework: Framework) -> str:
@@ -186,7 +186,7 @@ def test_auto_runs_what_explain_announces(framework: Framework) -> None:
 def test_the_support_matrix_is_true(framework: Framework) -> None:
     """What it claims is run, forward and backward, in every rank and dtype; what it denies raises its reason."""
     matrix = framework.package.get_support_matrix()
-    assert tuple(matrix) == TIERS[framework.name]
+    assert tuple(matrix) == BACKENDS[framework.name]
     fields = {"available", "forward", "backward", "fusion", "varlen", "constraints", "ops", "limits", "reason"}
     for backend, entry in matrix.items():
         assert set(entry) == fields
@@ -308,7 +308,7 @@ def test_backward_keeps_the_backend_of_forward(path: Path) -> None:
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
-def test_the_other_packages_tier_is_ignored_with_one_line(framework: Framework) -> None:
+def test_the_other_packages_backend_is_ignored_with_one_line(framework: Framework) -> None:
     other = {"mps": "nanobind", "mlx": "native"}[framework.name]
     package = framework.package_name
     done = python(f"import {package} as n; print(n.get_backend(), n.get_backend())", NATTEN_BACKEND=other)
@@ -323,7 +323,7 @@ def test_an_unknown_name_in_the_environment(framework: Framework, variable: str)
     name, package = framework.package_name.replace("_", "-"), framework.package_name
     variable = f"{package.upper()}_BACKEND" if variable == "own" else variable
     done = python(f"import {package} as n; n.get_backend()", **{variable: "warp"})
-    known = ", ".join(("auto", *TIERS[framework.name]))
+    known = ", ".join(("auto", *BACKENDS[framework.name]))
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == f"ValueError: {variable}: unknown backend 'warp'; {name} has {known}"
 

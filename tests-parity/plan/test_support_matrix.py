@@ -20,8 +20,8 @@ FAMILIES = ("fused", "additional_keys", "rpb", "attention", "split", "varlen", "
 def test_the_support_matrix_of_a_gpu() -> None:
     """The planner is asked, which needs no GPU."""
     gpu = Device("gpu", "some gpu", (("native", "it runs on the CPU"),), float64=False, smallest=8)
-    tiers = ("metal", "fast_metal", "nanobind", "native", "pure", "dense")
-    matrix = support.support_matrix(gpu, tiers)
+    backends = ("metal", "fast_metal", "nanobind", "native", "pure", "dense")
+    matrix = support.support_matrix(gpu, backends)
     all_of_it = dict.fromkeys(("available", "forward", "backward", "fusion", "varlen"), True) | {
         "ops": dict.fromkeys(FAMILIES, ""),
         "reason": "",

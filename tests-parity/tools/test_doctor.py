@@ -89,14 +89,14 @@ def test_a_missing_backend(package: str, capsys: pytest.CaptureFixture[str]) -> 
     differently.
     """
     patient = patient_of(package)
-    tiers = [backend for backend, _ in patient.missing()]
-    ill = dataclasses.replace(patient, missing=lambda: [(backend, "the GPU is on holiday") for backend in tiers])
-    for name in (*tiers, *patient.backends.aliases):
+    missing = [backend for backend, _ in patient.missing()]
+    ill = dataclasses.replace(patient, missing=lambda: [(backend, "the GPU is on holiday") for backend in missing])
+    for name in (*missing, *patient.backends.aliases):
         assert doctor.examine(ill, name, tuple(FEW)) == 2
         said = f"nothing to examine: backend {name} is not at hand: the GPU is on holiday"
         assert capsys.readouterr().out.splitlines()[-1] == said
     assert doctor.examine(patient, "nothing", tuple(FEW)) == 2
-    known = ", ".join(["auto", *tiers, *patient.backends.aliases])
+    known = ", ".join(["auto", *missing, *patient.backends.aliases])
     assert capsys.readouterr().out.splitlines()[-1] == f"unknown backend nothing; known: {known}"
     assert "metal" in known.split(", ")
 

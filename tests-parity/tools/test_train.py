@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from frameworks import FRAMEWORKS, MPS, OURS, Framework
-from frameworks import Path as Tier
+from frameworks import Path as OnBackend
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -59,7 +59,7 @@ class Run:
     text: str
 
 
-def trained(backend: Tier, *arguments: object) -> Run:
+def trained(backend: OnBackend, *arguments: object) -> Run:
     """A training by the command, on the requested backend and no other."""
     with TemporaryDirectory() as folder:
         out, record = Path(folder) / "out.png", Path(folder) / "run.json"
@@ -75,11 +75,11 @@ def trained(backend: Tier, *arguments: object) -> Run:
 
 
 @cache
-def short(backend: Tier) -> Run:
+def short(backend: OnBackend) -> Run:
     return trained(backend, "--steps", STEPS)
 
 
-DENSE = Tier(MPS, "dense")
+DENSE = OnBackend(MPS, "dense")
 
 
 # --- data and model of both packages --------------------------------------------------------------------
@@ -163,7 +163,7 @@ def test_models_start_from_the_initial_weights(framework: Framework) -> None:
 
 
 @pytest.mark.parametrize("backend", OURS, ids=str)
-def test_short_training_is_that_of_dense_attention(backend: Tier) -> None:
+def test_short_training_is_that_of_dense_attention(backend: OnBackend) -> None:
     run, expected = short(backend).record, short(DENSE).record
     assert (run.package, run.seed, len(run.losses)) == (f"natten-{backend.framework}", 0, STEPS)
     np.testing.assert_allclose(run.losses[:FIRST], expected.losses[:FIRST], rtol=0, atol=AT_FIRST)
@@ -191,7 +191,7 @@ def test_the_bound_is_tight(name: str, value: object, monkeypatch: pytest.Monkey
 @pytest.mark.all
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 def test_whole_training_reads_97_of_100(framework: Framework) -> None:
-    run = trained(Tier(framework, "pure")).record
+    run = trained(OnBackend(framework, "pure")).record
     assert len(run.losses) == 800
     assert run.after >= 0.97
     assert run.seconds < 120
@@ -343,7 +343,7 @@ def records(tmp_path: Path) -> tuple[Path, Path]:
     """The records of the short training in both packages."""
     places = tmp_path / "mps.json", tmp_path / "mlx.json"
     for framework, place in zip(FRAMEWORKS, places, strict=True):
-        place.write_text(short(Tier(framework, "pure")).text)
+        place.write_text(short(OnBackend(framework, "pure")).text)
     return places
 
 

@@ -64,7 +64,7 @@ Launch launch(const Kernel& kernel, std::array<int64_t, 3> grid, int64_t threads
               const std::vector<std::pair<int, bool>>& buffers, const std::vector<std::array<int, 3>>& strided) {
   Launch made{kernel, grid, threads, std::move(params), {}, {}};
   for (const auto& [tensor, written] : buffers) made.buffers.push_back({tensor, written});
-  for (const auto& [tensor, slot, channel] : strided) made.strided.push_back({tensor, slot, channel});
+  for (const auto& [tensor, first, channel] : strided) made.strided.push_back({tensor, first, channel});
   return made;
 }
 
@@ -122,7 +122,7 @@ NB_MODULE(_ext, m) {
       }, "name"_a, "source"_a);
   nb::class_<Launch>(m, "Launch",
                      "One launch. buffers: (the plan's tensor or -1 for the parameters, written); strided: (tensor, "
-                     "first slot of its strides, slot of its channels' stride).")
+                     "first entry of its strides in params, entry of its channels' stride).")
       .def("__init__", [](Launch* self, const Kernel& kernel, std::array<int64_t, 3> grid, int64_t threads,
                           std::vector<int64_t> params, const std::vector<std::pair<int, bool>>& buffers,
                           const std::vector<std::array<int, 3>>& strided) {

@@ -25,13 +25,13 @@ void encode(const Launch& launch, std::vector<mx::array>& tensors, mx::Stream st
   if (pipeline->maxTotalThreadsPerThreadgroup() < static_cast<size_t>(launch.threads))
     throw std::runtime_error(kernel.name + ": needs more registers than " + std::to_string(launch.threads) +
                              " threads of a threadgroup have on this GPU");
-  const std::vector<int64_t> slots = launch.parameters(tensors);
-  mx::array parameters(slots.begin(), {static_cast<int>(slots.size())}, mx::int64);
+  const std::vector<int64_t> params = launch.parameters(tensors);
+  mx::array parameters(params.begin(), {static_cast<int>(params.size())}, mx::int64);
   encoder.add_temporary(parameters);
   encoder.set_compute_pipeline_state(pipeline);
-  for (size_t place = 0; place < launch.buffers.size(); ++place) {
-    const auto [tensor, written] = launch.buffers[place];
-    const int index = static_cast<int>(place);
+  for (size_t buffer = 0; buffer < launch.buffers.size(); ++buffer) {
+    const auto [tensor, written] = launch.buffers[buffer];
+    const int index = static_cast<int>(buffer);
     if (tensor == Buffer::PARAMETERS) {
       encoder.set_input_array(parameters, index);
     } else if (written) {

@@ -16,12 +16,12 @@ class Operation : public mx::Primitive {
  public:
   Operation(mx::Stream stream, std::shared_ptr<const Plan> plan) : mx::Primitive(stream), plan_(std::move(plan)) {}
 
-  // The CPU kernels, on the arrays as they lie; runs later, on the stream's own thread.
+  // The CPU kernels, on arrays of any strides; runs later, on the stream's own thread.
   void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override;
   // The plan's launches. Without Metal: std::runtime_error.
   void eval_gpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override;
 
-  // Derivatives and mapping are the host's: the same Python that serves the other backends.
+  // Derivatives and mapping are left to Python, which serves the other backends too.
   std::vector<mx::array> vjp(const std::vector<mx::array>& primals, const std::vector<mx::array>& cotangents,
                              const std::vector<int>& argnums, const std::vector<mx::array>& outputs) override;
   std::vector<mx::array> jvp(const std::vector<mx::array>& primals, const std::vector<mx::array>& tangents,

@@ -25,16 +25,16 @@ Function function_of(const std::string& name) {
 }
 
 std::vector<int64_t> Launch::parameters(const std::vector<mx::array>& tensors) const {
-  std::vector<int64_t> slots = params;
+  std::vector<int64_t> made = params;
   for (const Strided& from : strided) {
     const mx::Strides& strides = tensors.at(from.tensor).strides();
     const int axes = static_cast<int>(strides.size()) - 3;  // of [batch, *axes, head, channel]
-    slots.at(from.slot) = strides[0];
-    slots.at(from.slot + 1) = strides[axes + 1];
-    for (int axis = 0; axis < axes; ++axis) slots.at(from.slot + 2 + axis) = strides[axis + 1];
-    slots.at(from.channel) = strides[axes + 2];
+    made.at(from.first) = strides[0];
+    made.at(from.first + 1) = strides[axes + 1];
+    for (int axis = 0; axis < axes; ++axis) made.at(from.first + 2 + axis) = strides[axis + 1];
+    made.at(from.channel) = strides[axes + 2];
   }
-  return slots;
+  return made;
 }
 
 bool Plan::same_as(const Plan& other) const {

@@ -1,8 +1,8 @@
 // What one primitive computes, as the Python planner decided it: frozen data.
 //
-// Plans and the primitives around them end wherever MLX drops its last reference: on the thread of a stream, while the
-// main thread waits for that one with the interpreter's lock in its hand, or after the interpreter has ended. So they
-// own no Python objects, and this header knows nothing of Python.
+// Plans and their primitives are destroyed wherever MLX drops the last reference: on a stream's thread, while the main
+// thread waits for it and holds the interpreter lock, or after the interpreter has ended. So they own no Python
+// objects, and this header does not use Python.
 #pragma once
 
 #include <array>
@@ -37,8 +37,8 @@ struct Kernel {
 // A tensor whose strides the kernel reads from the parameter array.
 struct Strided {
   int tensor;   // which of the plan's tensors: inputs, then outputs, then scratch
-  int slot;     // the first of its stride block: batch, head, axes
-  int channel;  // the slot of its channels' stride
+  int first;    // entry of the array where its stride block begins: batch, head, axes
+  int channel;  // entry of its channels' stride
 };
 
 // A buffer of an entry point: which of the plan's tensors it binds.
@@ -49,7 +49,7 @@ struct Buffer {
   bool written;
 };
 
-// One launch of a Metal kernel. params holds every slot but the strides of tensors that bring their own.
+// One launch of a Metal kernel. params holds everything but the strides of tensors that bring their own.
 struct Launch {
   Kernel kernel;
   std::array<int64_t, 3> grid;  // threadgroups

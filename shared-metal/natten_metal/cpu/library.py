@@ -1,7 +1,7 @@
 """The CPU kernels' C interface (``cpu/natten_cpu.h``) through ctypes: no framework, only addresses and strides.
 
-The library tells its own interface: its structures are built from what it says. A tensor is given as ``(address,
-element strides)``; its shape follows from the problem.
+The library describes its own interface, and the structures here are built from that description. A tensor is given as
+``(address, element strides)``; its shape follows from the problem.
 """
 
 import ctypes
@@ -28,14 +28,14 @@ class CpuTensor(ctypes.Structure):
 
 
 class Interface:
-    """What ``natten_cpu_interface()`` says: dtypes, fields of a problem, tensors with their layouts, functions.
+    """What ``natten_cpu_interface()`` describes: dtypes, fields of a problem, tensors with their layouts, functions.
 
     problem, tensors: ``natten_problem`` and ``natten_tensors`` as structures of ctypes. A tensor's gradient has its
     layout.
     """
 
-    def __init__(self, told: str) -> None:
-        table = {name: words for name, *words in (line.split() for line in told.splitlines())}
+    def __init__(self, description: str) -> None:
+        table = {name: words for name, *words in (line.split() for line in description.splitlines())}
         self.dtypes, self.functions = tuple(table["dtypes"]), tuple(table["functions"])
         fields = [field.split(":") for field in table["fields"]]
         self.fields = {name: int(count) for _, name, count in fields}
@@ -48,7 +48,7 @@ class Interface:
         self.tensors: Any = type("natten_tensors", (ctypes.Structure,), {"_fields_": members})
 
     def strides(self, name: str, strides: tuple[int, ...]) -> "ctypes.Array[ctypes.c_int64]":
-        """Strides of ``[B, *shape, H(, C)]`` at their places in the structure."""
+        """Strides of ``[B, *shape, H(, C)]`` in the order of the structure."""
         block = [0] * 6
         if self.layouts[name] != "FLAT":
             channels = strides[-1:] if self.layouts[name] == "CHANNELS" else ()
@@ -71,7 +71,7 @@ class Interface:
 class CpuLibrary:
     """The loaded library.
 
-    OSError if ``path`` cannot be loaded or speaks another version of the interface; ValueError if an environment
+    OSError if ``path`` cannot be loaded or has another version of the interface; ValueError if an environment
     variable that it reads (``NATTEN_NUM_THREADS``, ``NATTEN_CPU_ISA``) is set to something that it cannot use.
     """
 
@@ -79,7 +79,7 @@ class CpuLibrary:
         self._functions = ctypes.CDLL(str(path))
         found = self._functions.natten_cpu_abi()
         if found != ABI:
-            raise OSError(f"{path.name} has interface {found}, this package speaks {ABI}")
+            raise OSError(f"{path.name} has interface {found}, this package uses {ABI}")
         for name in ("isa", "complaint", "interface"):
             getattr(self._functions, f"natten_cpu_{name}").restype = ctypes.c_char_p
         complaint = self._functions.natten_cpu_complaint()
@@ -113,8 +113,8 @@ class CpuLibrary:
         key = problem, threads, names, strides
         layout: _Layout = self._layouts.get_or_make(key, lambda: self._layout(*key))
         words = (ctypes.c_int64 * layout.length).from_buffer_copy(layout.words)
-        for place, (address, _) in zip(layout.places, tensors.values(), strict=True):
-            words[place] = address
+        for index, (address, _) in zip(layout.addresses, tensors.values(), strict=True):
+            words[index] = address
         status = self._calls[function](ctypes.addressof(layout.problem), ctypes.addressof(words))
         if status:
             error = MemoryError if status == 1 else ValueError
@@ -126,18 +126,18 @@ class CpuLibrary:
         given = self.interface.tensors()
         for name, own in zip(names, strides, strict=True):
             getattr(given, name).stride = self.interface.strides(name, own)
-        places = tuple(getattr(self.interface.tensors, name).offset // 8 for name in names)
-        return _Layout(self.interface.pose(problem, threads), bytes(given), ctypes.sizeof(given) // 8, places)
+        addresses = tuple(getattr(self.interface.tensors, name).offset // 8 for name in names)
+        return _Layout(self.interface.pose(problem, threads), bytes(given), ctypes.sizeof(given) // 8, addresses)
 
 
 class _Layout(NamedTuple):
     """What calls on tensors of one layout have in common. A call copies the words and adds the addresses, which takes
     a fraction of the time that filling the structure does.
 
-    words: ``natten_tensors`` without addresses; length: in 64-bit words; places: those of the addresses.
+    words: ``natten_tensors`` without addresses; length: in 64-bit words; addresses: the indices of those words.
     """
 
     problem: Any
     words: bytes
     length: int
-    places: tuple[int, ...]
+    addresses: tuple[int, ...]

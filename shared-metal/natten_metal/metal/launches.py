@@ -75,7 +75,7 @@ def strides_of(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def stride_block(strides: tuple[int, ...], channels: bool) -> tuple[int, ...]:
-    """Strides of ``[B, *shape, H(, D)]`` in the order of a slot block: batch, head, axes."""
+    """Strides of ``[B, *shape, H(, D)]`` in the order of a stride block: batch, head, axes."""
     kept = strides[:-1] if channels else strides
     return (kept[0], kept[-1], *kept[1:-1])
 
@@ -88,7 +88,7 @@ def with_strides(launch: Launch, strides: Mapping[str, tuple[int, ...]]) -> tupl
         if block is None:
             continue
         if launch.instance.of_additional and argument in ("key_grad", "value_grad"):
-            own = own[1:]  # the parts lie outermost
+            own = own[1:]  # parts are the outermost dimension
         values = stride_block(own, channels=argument != "lse")
         first, _ = PARAMS[block]
         params[first : first + len(values)] = values
@@ -104,7 +104,7 @@ def fills_words(launch: Launch) -> bool:
 
 
 def parameters(problem: Problem, values: dict[str, int | Iterable[int]]) -> tuple[int, ...]:
-    """The parameter array of a launch on ``problem``, strides left out; ``values`` go before the problem's own."""
+    """The parameter array of a launch on ``problem``, strides left out; ``values`` override the problem's own."""
     p = problem
     params = [0] * COUNT
     fixed: dict[str, int | Iterable[int]] = {

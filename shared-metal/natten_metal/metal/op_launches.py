@@ -28,16 +28,16 @@ from .tiles import COLUMNS, DIMS, ROWS, SOFTMAX_BRICKS, Tiling, chunk_size, padd
 # Threadgroups that share the sum over all queries or tiles.
 MOST_PARTS = 64
 MOST_RPB = 4096
-# Simdgroups that a threadgroup may have; fewer where the kernel's registers would not fit and the host cannot tell.
+# Simdgroups that a threadgroup may have; fewer where the kernel's registers might not fit and the host cannot tell.
 MOST_SIMDGROUPS = 8
 CAUTIOUS_SIMDGROUPS, CAUTIOUS_DIM = 4, 128
-# A sum of more terms than this is taken in parts of so many bricks (kernels/sums.h). Of a model of the order of sums:
-# 4096 random terms lose 2e-6, 65,536 alike ones 9e-4, which 16 bits do not hold.
+# A sum of more terms than this is taken in parts of so many bricks (kernels/sums.h). In a model of the order of sums,
+# 4096 random terms lose 2e-6, and 65,536 equal ones 9e-4, less than 16 bits resolve.
 LONGEST_SUM, PART = {"float32": 4096, "float16": 65_536, "bfloat16": 65_536}, 64
 
 
 def cautious_simdgroups(problem: Problem) -> int:
-    """Simdgroups whose registers fit any GPU, where the host does not say how many threads a kernel allows."""
+    """Simdgroups whose registers fit any GPU, for hosts that do not report how many threads a kernel allows."""
     widest = padded_dim(max(problem.head_dim, problem.head_dim_v))
     return CAUTIOUS_SIMDGROUPS if widest >= CAUTIOUS_DIM else MOST_SIMDGROUPS
 
@@ -119,9 +119,9 @@ def _gradient(argument: str, operand: Operand, p: Problem) -> Output:
 
 
 def _qk_forward(p: Problem, most: int) -> tuple[Launch, ...]:
-    bias = {"rpb": "rpb"} if p.has_rpb else {}
+    rpb = {"rpb": "rpb"} if p.has_rpb else {}
     outputs = (_made("logits", ops.LOGITS, p),)
-    return (_walk(p, QK, {"q": "query", "k": "key"} | bias, outputs, most, rpb=p.has_rpb),)
+    return (_walk(p, QK, {"q": "query", "k": "key"} | rpb, outputs, most, rpb=p.has_rpb),)
 
 
 def _av_forward(p: Problem, most: int) -> tuple[Launch, ...]:
@@ -173,14 +173,14 @@ def _delta(p: Problem, has_lse_grad: bool) -> Launch:
 
 
 def _additional_backward(p: Problem, saved: dict[str, str], most: int) -> list[Launch]:
-    """dK and dV of additional keys: every query contributes, in parts that are summed in order."""
+    """dK and dV of additional keys: all queries contribute, in parts that are summed in order."""
     dim, dim_v = padded_dim(p.head_dim), padded_dim(p.head_dim_v)
     base = tiling(p, True, dim, dim_v, most)
     simdgroups = min(base.simdgroups, -(-p.additional // ROWS))
     tiles = -(-p.additional // (ROWS * simdgroups))
     parts = max(1, min(MOST_PARTS, p.query_shape[0], 256 // (tiles * p.batch * p.kv_heads) or 1))
     shape, shape_v = ((p.batch, p.additional, p.kv_heads, d) for d in (p.head_dim, p.head_dim_v))
-    # Every query is a column: the box's rows are as long as rows get, and staged if one brick fits.
+    # All queries are columns: the rows of the box have the full length, and are staged if one brick fits.
     stage = chunk_size(p.dtype, dim, dim_v) >= COLUMNS
     instance = Instance(
         KEY_VALUE_GRAD.name,
@@ -262,7 +262,7 @@ def _rpb_backward(p: Problem, inputs: dict[str, str], slots: bool, most: int) ->
 
 
 def _qk_backward(p: Problem, has_lse_grad: bool, most: int) -> tuple[Launch, ...]:
-    # Weighted sums of keys and queries: their channels take the place of values'.
+    # Weighted sums of keys and queries: their channels stand where those of values do.
     weigh = replace(p, head_dim_v=p.head_dim)
     query_grad, key_grad = _gradient("out", ops.QUERY, p), _gradient("out", ops.KEY, p)
     launches = [

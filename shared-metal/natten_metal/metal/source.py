@@ -22,7 +22,7 @@ HEADERS = (
     "coord.h",
     "stage.h",
     "walk.h",
-    "place.h",
+    "slice.h",
     "na_fwd.h",
     "na_delta.h",
     "na_bwd_dq.h",
@@ -39,7 +39,7 @@ THREADGROUP_BYTES = 32768
 class Instance:
     """One instantiation of a kernel template: every compile-time choice.
 
-    template: its name; :attr:`record` is what is known of it (:mod:`.templates`).
+    template: its name; :attr:`record` is all that is known of it (:mod:`.templates`).
     dim, dim_v: padded head dims (DA, DB). patch: rows of one simdgroup along (z, y, x); times heads it is
     8. simdgroups: patches per threadgroup. chunk: staged columns. bricks: bricks per softmax group.
     wide: 16-byte copies (the tensors' alignment allows them). of_additional: na_bwd_dkv of additional keys.
@@ -80,7 +80,7 @@ class Instance:
 
     @property
     def name(self) -> str:
-        """The entry point's name: it says the whole instantiation. No letter stands for two things."""
+        """The entry point's name, which spells the whole instantiation; each letter has one meaning."""
         options = {
             "s": self.stage,
             "w": self.wide,
@@ -131,7 +131,7 @@ class Instance:
 
 
 OPENING = "#include <metal_stdlib>\n#include <metal_simdgroup_matrix>\nusing namespace metal;\n"
-# How kernels read a slot where the host passes every stride in the parameter array.
+# How kernels read a parameter where the host passes all strides in the parameter array.
 PARAMS_STRUCT = """namespace na {
 struct Params {
   const device long* values;
@@ -199,10 +199,10 @@ def _metal_type(argument: Argument, instance: Instance) -> str:
     return {"T": METAL_TYPES[instance.dtype]}.get(argument.kind, argument.kind)
 
 
-def call(instance: Instance, params: str = "prm", places: tuple[str, str, str] = ("tgid", "sg", "lane")) -> str:
+def call(instance: Instance, params: str = "prm", position: tuple[str, str, str] = ("tgid", "sg", "lane")) -> str:
     """The statements of an entry point: staging memory, and the call of the template.
 
-    params: what initialises ``na::Params``. places: the names of the threadgroup's position in the grid, of the
+    params: what initialises ``na::Params``. position: the names of the threadgroup's position in the grid, of the
     simdgroup's index in the threadgroup, and of the thread's in the simdgroup.
     """
     bound = {a.name for a in instance.arguments}
@@ -221,7 +221,7 @@ def call(instance: Instance, params: str = "prm", places: tuple[str, str, str] =
     if instance.record.tables:
         lines.append(f"threadgroup float tables[{instance.table * instance.simdgroups}];")
         passed.append("tables")
-    passed += places
+    passed += position
     return "\n".join(
         f"  {line}" for line in [*lines, f"na::{instance.template}<C_{instance.name}>({', '.join(passed)});"]
     )
@@ -230,9 +230,9 @@ def call(instance: Instance, params: str = "prm", places: tuple[str, str, str] =
 def entry_point(instance: Instance) -> str:
     """The kernel function of an instantiation, for hosts that compile a whole library."""
     parameters = []
-    for place, a in enumerate(instance.arguments):
+    for index, a in enumerate(instance.arguments):
         const = "" if a.output else "const "
-        parameters.append(f"{const}device {_metal_type(a, instance)}* {a.name} [[buffer({place})]]")
+        parameters.append(f"{const}device {_metal_type(a, instance)}* {a.name} [[buffer({index})]]")
     parameters += [
         "uint3 tgid [[threadgroup_position_in_grid]]",
         "uint sg [[simdgroup_index_in_threadgroup]]",
@@ -292,8 +292,8 @@ def mlx_header(instance: Instance) -> str:
 def mlx_body(instance: Instance) -> str:
     """What ``mx.fast.metal_kernel`` takes as its source: the body of the kernel function.
 
-    MLX binds what the body names: the places of a thread, and ``<input>_strides``.
+    MLX binds what the body names: a thread's position, and ``<input>_strides``.
     """
     params = ", ".join(["prm", *(f"{name}_strides" for name in instance.strided)])
-    places = ("threadgroup_position_in_grid", "simdgroup_index_in_threadgroup", "thread_index_in_simdgroup")
-    return call(instance, params, places) + "\n"
+    position = ("threadgroup_position_in_grid", "simdgroup_index_in_threadgroup", "thread_index_in_simdgroup")
+    return call(instance, params, position) + "\n"

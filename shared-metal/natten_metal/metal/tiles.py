@@ -90,8 +90,8 @@ def count_bricks(problem: Problem, patch: tuple[int, int, int], heads: int, tran
     """The exact bricks of one batch item and key/value head (all its query heads)."""
     extents = patch[3 - problem.rank :]
     axes = [
-        axis_bricks(axis, transposed, extent, place == problem.rank - 1)
-        for place, (axis, extent) in enumerate(zip(problem.axes, extents, strict=True))
+        axis_bricks(axis, transposed, extent, index == problem.rank - 1)
+        for index, (axis, extent) in enumerate(zip(problem.axes, extents, strict=True))
     ]
     # Sums over the groups of each axis factorise: every combination of groups is an independent problem.
     executed = math.prod(sum(steps for steps, _ in axis) for axis in axes)

@@ -1,4 +1,4 @@
-"""The kernels' place in MLX: nodes of its graph that carry derivatives and vmap.
+"""The kernels as MLX sees them: nodes of its graph with derivatives and vmap.
 
 Each call of an op is two nodes, :class:`Forward` and :class:`Backward`: primitives of the C++ extension where it
 takes the problem, ``mx.custom_function`` s otherwise. The fused ops' backward has no derivative of its own (the dense
@@ -57,7 +57,7 @@ def run(
 ) -> Arrays:
     """The op's outputs, differentiable once in reverse; inputs in the order of the op's record.
 
-    signature: under which the C++ extension's plan is kept for calls like this one.
+    signature: the key under which the C++ extension's plan is kept for calls like this one.
     """
     names = zip(planned.record.input_names, inputs, strict=True)
     given = {name: tensor for name, tensor in names if tensor is not None}
@@ -91,7 +91,7 @@ class _Custom:
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """Equal for calls that differ in nothing but the stream."""
+        """Equal for calls that differ only in the stream."""
         return type(self), self.plan, self.names
 
     def __call__(self, arrays: Arrays) -> Arrays:
@@ -103,7 +103,7 @@ class _Custom:
         if self.program.backend == NANOBIND.name and not isinstance(self.program, Blank):
             machine().announce(self.program)
             return self.results(nanobind.run(self, self.tensors(arrays), machine().nanobind), arrays)
-        with mx.stream(self.stream):  # for a custom function is a node of its own, besides what it does inside
+        with mx.stream(self.stream):  # a custom function is a node itself, besides its contents
             return self.compute(arrays) if _plain.get() else self.launch_custom_function(arrays)
 
     def launch_custom_function(self, arrays: Arrays) -> Arrays:
@@ -111,7 +111,7 @@ class _Custom:
 
         @mx.custom_function
         def function(*arrays: mx.array) -> Arrays:
-            # MLX also differentiates what a custom function does inside, unless it is cut off, and drops it.
+            # MLX would also differentiate the contents of a custom function, only to drop the result; this prevents it.
             cut = tuple(map(mx.stop_gradient, arrays))
             return machine().run(self.plan, lambda plan: replace(self, plan=plan).compute(cut))
 
@@ -147,8 +147,8 @@ class _Custom:
     def not_to_be_mapped(self, arrays: Arrays) -> Arrays:
         """The same arrays; vmap over them raises.
 
-        MLX also maps what a custom function does inside, whatever the function's own vmap, and would stop at the
-        kernel without a word of help. Another backend cannot take over: while MLX traces, arrays under
+        MLX also maps the contents of a custom function, whatever the function's own vmap, and would stop at the
+        kernel with an unhelpful error. Another backend cannot take over: while MLX traces, arrays under
         mx.vmap look as they do under mx.compile, and once it maps, the kernel is already part of the graph.
         """
 
@@ -180,7 +180,7 @@ class _Custom:
         raise NotImplementedError
 
     def encoded(self) -> bytes:
-        """The call in bytes, all but its stream: what a primitive of the C++ extension keeps of it."""
+        """The call in bytes, all but its stream: which a primitive of the C++ extension keeps."""
         encoded = pickle.dumps((type(self), self.problem, self.plan.asked, self.names))
         _calls.keep(encoded, self)
         return encoded
@@ -189,19 +189,19 @@ class _Custom:
         """A split op's two nodes, as functions that are differentiable in turn."""
         problem, has_key = self.problem, self.problem.record.reads(KEY)
 
-        def node(kind: type[_Custom], bias: mx.array | None) -> _Custom:
-            given = tuple(name for name in problem.record.input_names if name != RPB.name or bias is not None)
-            return kind(self.plan_for(replace(problem, has_rpb=bias is not None)), self.stream, given)
+        def node(kind: type[_Custom], rpb: mx.array | None) -> _Custom:
+            given = tuple(name for name in problem.record.input_names if name != RPB.name or rpb is not None)
+            return kind(self.plan_for(replace(problem, has_rpb=rpb is not None)), self.stream, given)
 
-        def op(x: mx.array, y: mx.array, bias: mx.array | None) -> mx.array:
-            (found,) = node(Forward, bias)((x, y) if bias is None else (x, y, bias))
+        def op(x: mx.array, y: mx.array, rpb: mx.array | None) -> mx.array:
+            (found,) = node(Forward, rpb)((x, y) if rpb is None else (x, y, rpb))
             if not has_key or not any(problem.is_causal):
                 return found
             held = slot_keys(problem, MlxTables())[1].reshape(1, *problem.query_shape, 1, problem.slots)
             return mx.where(held, found, mx.zeros((), found.dtype))
 
-        def gradients(grad: mx.array, x: mx.array, y: mx.array, bias: mx.array | None) -> Arrays:
-            return node(Backward, bias)((grad, x, y, *(() if bias is None else (bias,)), grad))
+        def gradients(grad: mx.array, x: mx.array, y: mx.array, rpb: mx.array | None) -> Arrays:
+            return node(Backward, rpb)((grad, x, y, *(() if rpb is None else (rpb,)), grad))
 
         return Split(op, gradients, mx.zeros_like)
 
@@ -211,7 +211,7 @@ class _Custom:
             return self.plan
         return machine().plan(problem, self.plan.device, self.plan.asked)
 
-    def shares_batch(self, places_mapped: set[int]) -> bool:
+    def shares_batch(self, mapped: set[int]) -> bool:
         """Whether mapped problems can be one problem with a larger batch."""
         raise NotImplementedError
 
@@ -223,22 +223,22 @@ class _Custom:
     def map_here(self, arrays: Arrays, axes: Axes) -> Arrays:
         """:meth:`map` on the current stream."""
         size = mapped_size(arrays, axes)
-        if not self.shares_batch({place for place, axis in enumerate(axes) if axis is not None}):
+        if not self.shares_batch({index for index, axis in enumerate(axes) if axis is not None}):
             return map_each(self, arrays, axes)
         batch = self.problem.batch
         larger = replace(self, plan=self.plan_for(replace(self.problem, batch=size * batch)))
         folded = [
-            a if self.is_bias(place) else _fold(a, axis, size)
-            for place, (a, axis) in enumerate(zip(arrays, axes, strict=True))
+            a if self.is_rpb(index) else _fold(a, axis, size)
+            for index, (a, axis) in enumerate(zip(arrays, axes, strict=True))
         ]
         return tuple(result.reshape(size, batch, *result.shape[1:]) for result in larger(tuple(folded)))
 
-    def is_bias(self, place: int) -> bool:
-        """Whether the array at ``place`` is rpb, which has no batch axis."""
+    def is_rpb(self, index: int) -> bool:
+        """Whether the array at ``index`` is rpb, which has no batch axis."""
         raise NotImplementedError
 
 
-# --- what the C++ primitives ask for: the call in bytes, and on which stream it is now -------------------
+# --- called by the C++ primitives, with the call in bytes and its current stream -------------------
 
 
 _calls = Cache("calls of primitives", 1024)
@@ -263,10 +263,10 @@ def primitive_vmap(encoded: bytes, stream: mx.Stream, arrays: Any, axes: Sequenc
     return _call(encoded, stream).map(tuple(arrays), tuple(None if axis < 0 else axis for axis in axes))
 
 
-def primitive_jvp(encoded: bytes, stream: mx.Stream, primals: Any, tangents: Any, places: Sequence[int]) -> Arrays:
-    """:meth:`_Custom.tangents`; given are those of the arrays at ``places``."""
-    given = dict(zip(places, tangents, strict=True))
-    return _call(encoded, stream).tangents(tuple(primals), tuple(given.get(place) for place in range(len(primals))))
+def primitive_jvp(encoded: bytes, stream: mx.Stream, primals: Any, tangents: Any, indices: Sequence[int]) -> Arrays:
+    """:meth:`_Custom.tangents`; tangents: of the arrays at ``indices``."""
+    given = dict(zip(indices, tangents, strict=True))
+    return _call(encoded, stream).tangents(tuple(primals), tuple(given.get(index) for index in range(len(primals))))
 
 
 def mapped_size(arrays: Arrays, axes: Axes) -> int:
@@ -282,7 +282,7 @@ def map_each(one: Callable[[Arrays], Arrays], arrays: Arrays, axes: Axes) -> Arr
         return one(tuple(a if axis is None else a[index] for a, axis in zip(moved, axes, strict=True)))
 
     size = mapped_size(arrays, axes)
-    if size == 0:  # shapes alone, of a problem that is never evaluated
+    if size == 0:  # no problem to run: take the shapes from one that is never evaluated
         moved = [
             a if axis is None else mx.zeros((1, *a.shape[1:]), a.dtype) for a, axis in zip(moved, axes, strict=True)
         ]
@@ -320,11 +320,11 @@ class Forward(_Custom):
         with mx.stream(self.stream):
             return (self.split_op().tangent(primals, tangents),)
 
-    def is_bias(self, place: int) -> bool:
-        return self.names[place] == RPB.name
+    def is_rpb(self, index: int) -> bool:
+        return self.names[index] == RPB.name
 
-    def shares_batch(self, places_mapped: set[int]) -> bool:
-        return not any(self.is_bias(place) for place in places_mapped)
+    def shares_batch(self, mapped: set[int]) -> bool:
+        return not any(self.is_rpb(index) for index in mapped)
 
 
 class Backward(_Custom):
@@ -354,7 +354,7 @@ class Backward(_Custom):
         (grad,), inputs, rest = self.split(primals)
         with mx.stream(self.stream):
             found = self.split_op().gradients_of_gradients(grad, inputs, cotangents)
-            # On the bias, and on the output that is not read, nothing depends.
+            # Nothing depends on rpb, nor on the output, which is not read.
             return (*found, *map(mx.zeros_like, (*inputs[2:], *rest)))
 
     def tangents(self, primals: Arrays, tangents: Tangents) -> Arrays:
@@ -365,10 +365,10 @@ class Backward(_Custom):
         with mx.stream(self.stream):
             return tuple(self.split_op().tangents_of_gradients(grad, inputs, of_grad, of_inputs))
 
-    def is_bias(self, place: int) -> bool:
-        place -= len(self.problem.record.outputs)
-        return 0 <= place < len(self.names) and self.names[place] == RPB.name
+    def is_rpb(self, index: int) -> bool:
+        index -= len(self.problem.record.outputs)
+        return 0 <= index < len(self.names) and self.names[index] == RPB.name
 
-    def shares_batch(self, places_mapped: set[int]) -> bool:
+    def shares_batch(self, mapped: set[int]) -> bool:
         # The gradient of rpb sums over the batch.
         return RPB.name not in self.names

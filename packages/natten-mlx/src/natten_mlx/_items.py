@@ -1,4 +1,4 @@
-"""Items in MLX arrays: gathering them is shared by both packages, results are put back into place here."""
+"""Items in MLX arrays: gathering them is shared by both packages, results are put where they belong here."""
 
 from functools import partial
 
@@ -16,8 +16,8 @@ def put(kind: str, arrays: list[mx.array], group: Group, side: int, items: mx.ar
     shape, count = (group.queries, group.keys)[side], len(group.starts)
     first = group.starts[0][side]
     if kind == "listed":
-        for place, start in enumerate(group.starts):
-            arrays[start[side]] = items[place]
+        for index, start in enumerate(group.starts):
+            arrays[start[side]] = items[index]
     elif kind == "padded" and items.shape == arrays[0].shape:
         arrays[0] = items
     elif kind == "padded" and group.adjacent:

@@ -17,7 +17,7 @@ def run(
 ) -> tuple[mx.array, ...]:
     """Plan and launch; ``tensors`` in the order of ``problem.record.inputs``.
 
-    signature: under which the C++ extension's plan is kept for calls like this one.
+    signature: the key under which the C++ extension's plan is kept for calls like this one.
     """
     planned = machine().plan_on(stream, problem, backend)
     if not isinstance(planned.forward, DenseOperations):

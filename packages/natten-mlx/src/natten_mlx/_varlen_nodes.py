@@ -22,14 +22,14 @@ from ._run import run
 from ._tensors import compute_dtype
 
 Arrays = tuple[mx.array, ...]
-# Queries, keys, values, and the bias table or nothing.
+# Queries, keys, values, and rpb or nothing.
 Parts = tuple[Arrays, Arrays, Arrays, Arrays]
-# On a CPU: as ragged.TOGETHER. MLX launches faster than it gathers and scatters, so items that lie apart stay so.
+# As ragged.TOGETHER, on a CPU: MLX launches faster than it gathers and scatters, so items are not brought together.
 TOGETHER = 0
 
 
 class Launch(NamedTuple):
-    """What launches on arrays of like shapes differ in."""
+    """The arguments in which launches on arrays of equal shapes differ."""
 
     kernel_size: tuple[int, ...]
     stride: tuple[int, ...]
@@ -56,22 +56,22 @@ class Ragged:
         return ragged.groups(self.table, len(self.problem.query_shape), self.kind, together)
 
     def split(self, arrays: Arrays) -> Parts:
-        """Queries, keys, values, and the bias table or nothing."""
+        """Queries, keys, values, and rpb or nothing."""
         count = len(arrays) // 3
         return arrays[:count], arrays[count : 2 * count], arrays[2 * count : 3 * count], arrays[3 * count :]
 
     def given(self, group: ragged.Group, parts: Parts) -> Arrays:
-        """The inputs of one launch. parts: what :meth:`split` gives, once a call: it takes time with every item."""
+        """The inputs of one launch. parts: from :meth:`split`, called once a call: it takes time for each item."""
         queries, keys, values, rpb = parts
         own = take(self.kind, queries, group, QUERIES)
         return (own, *(take(self.kind, each, group, KEYS) for each in (keys, values)), *rpb)
 
     def __call__(self, *arrays: mx.array) -> tuple[Arrays, Arrays]:
-        """Outs and lses. arrays: queries, keys, values, and the bias table if there is one."""
+        """Outs and lses. arrays: queries, keys, values, and rpb if there is one."""
 
         @mx.custom_function
         def function(*arrays: mx.array) -> Arrays:
-            # MLX also differentiates what a custom function does inside, unless it is cut off, and drops it.
+            # MLX would also differentiate the contents of a custom function, only to drop the result; this prevents it.
             return self.forward(tuple(map(mx.stop_gradient, arrays)))
 
         @function.vjp
@@ -150,8 +150,8 @@ class Ragged:
         with mx.stream(self.stream):
             made = [[mx.zeros(array.shape, array.dtype) for array in each] for each in parts]
             # Summed over the launches in the dtype of sums, and rounded once.
-            bias = tuple(each.astype(compute_dtype(each)) for each in rpb)
-            totals = [mx.zeros_like(each) for each in bias]
+            own_rpb = tuple(each.astype(compute_dtype(each)) for each in rpb)
+            totals = [mx.zeros_like(each) for each in own_rpb]
             queries, keys, values = parts
             for group in self.groups:
                 planned = machine().plan_on(self.stream, ragged.problem_of(self.problem, group), self.backend)
@@ -160,7 +160,7 @@ class Ragged:
                     take(self.kind, each, group, QUERIES)
                     for each in (cotangents[:half], cotangents[half:], outputs[:half], outputs[half:])
                 ]
-                given = self.given(group, (queries, keys, values, bias))
+                given = self.given(group, (queries, keys, values, own_rpb))
                 found = backward((*around[:2], *given, *around[2:]))
                 for targets, side, gradient in zip(made, (QUERIES, KEYS, KEYS), found, strict=False):
                     put(self.kind, targets, group, side, gradient)
@@ -181,7 +181,7 @@ def blank_outputs(queries: Sequence[mx.array], values: Sequence[mx.array]) -> tu
 
 
 def _listed(found: Any) -> Arrays:
-    """MLX gives a single array where it could give a tuple of one."""
+    """MLX returns a single array instead of a tuple of one."""
     return (found,) if isinstance(found, mx.array) else tuple(found)
 
 

@@ -27,14 +27,14 @@ from ._private import below_autograd, forward_mode, is_wrapped_fake
 from ._tensors import TorchTables
 
 # Dispatch keys at which a call is intercepted: plain autograd, and torch.func before it unwraps its first level. There
-# an autograd.Function still finds all of them, as if it had been called in the op's place.
+# an autograd.Function still sees all levels, as if it had been called instead of the op.
 DIFFERENTIATED = ("Autograd", "FuncTorchDynamicLayerFrontMode")
 
 # The dispatch key of torch's older vmap.
 BATCHED = "Batched"
-# Where torch.compile meets a NotImplementedError inside of torch.func's transforms, it goes on from there, and in these
-# releases what it computes then is wrong: zeros. It ends with any other error.
-_GOES_ON = tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 12)
+# When torch.compile meets a NotImplementedError inside torch.func's transforms, it carries on, and in these releases
+# its result is then wrong: zeros. Any other error stops it.
+_CARRIES_ON = tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 12)
 
 
 class Forward(torch.autograd.Function):
@@ -68,8 +68,8 @@ class Forward(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], call: Call, *inputs: Tensor | None) -> Any:
-        mapped_bias = call.record.reads(RPB) and in_dims[-1] is not None
-        return _vmap(forward_op, info.batch_size, in_dims[1:], call, inputs, one_by_one=mapped_bias)
+        mapped_rpb = call.record.reads(RPB) and in_dims[-1] is not None
+        return _vmap(forward_op, info.batch_size, in_dims[1:], call, inputs, one_by_one=mapped_rpb)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
@@ -84,7 +84,7 @@ class Forward(torch.autograd.Function):
 class Backward(torch.autograd.Function):
     """``Backward.apply(call, *grads, *inputs, *outputs)`` -> gradients of the inputs that are given.
 
-    A split op's output is not read: any tensor of its shape stands for it.
+    A split op's output is not read: any tensor of its shape will do.
     """
 
     @staticmethod
@@ -109,7 +109,7 @@ class Backward(torch.autograd.Function):
         none = (None,) * (2 + len(inputs))
         if all(cotangent is None for cotangent in cotangents):
             return (None, *none)
-        # On the bias, and on the output that is not read, nothing depends.
+        # Nothing depends on rpb, nor on the output, which is not read.
         return (None, *_split_op(call).gradients_of_gradients(grad, inputs, cotangents), *none[3:])
 
     @staticmethod
@@ -125,8 +125,8 @@ class Backward(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], call: Call, *tensors: Tensor | None) -> Any:
         # The gradient of rpb sums over the batch, so mapped problems with an rpb cannot share one.
-        has_bias = call.record.reads(RPB) and split(call.op, tensors)[1][-1] is not None
-        return _vmap(backward_op, info.batch_size, in_dims[1:], call, tensors, one_by_one=has_bias)
+        has_rpb = call.record.reads(RPB) and split(call.op, tensors)[1][-1] is not None
+        return _vmap(backward_op, info.batch_size, in_dims[1:], call, tensors, one_by_one=has_rpb)
 
 
 class DirectForward(torch.autograd.Function):
@@ -174,7 +174,7 @@ def _directly(
 
 
 def differentiable_forward(call: Call | Plan, *inputs: Tensor | None) -> tuple[Tensor, ...]:
-    """:class:`Forward`, by the shorter way where there is one."""
+    """:class:`Forward`, directly where that is possible."""
     if isinstance(call, Plan):
         if goes_directly(inputs):
             return _directly(DirectForward, run_forward, call, inputs)
@@ -183,7 +183,7 @@ def differentiable_forward(call: Call | Plan, *inputs: Tensor | None) -> tuple[T
 
 
 def differentiable_backward(call: Call | Plan, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-    """:class:`Backward`, by the shorter way where there is one."""
+    """:class:`Backward`, directly where that is possible."""
     if isinstance(call, Plan):
         if goes_directly(tensors):
             return _directly(DirectBackward, _run_backward, call, tensors)
@@ -199,40 +199,40 @@ def _split_op(call: Call | Plan) -> Split:
     """A split op's kernels, as functions that are differentiable in turn."""
     has_key = call.record.reads(KEY)
 
-    def of(bias: Tensor | None) -> Call | Plan:
-        """The call with this bias, or without one."""
-        if isinstance(call, Call) or call.problem.has_rpb == (bias is not None):
+    def with_rpb(rpb: Tensor | None) -> Call | Plan:
+        """The call with this rpb, or without one."""
+        if isinstance(call, Call) or call.problem.has_rpb == (rpb is not None):
             return call
-        return machine().plan(replace(call.problem, has_rpb=bias is not None), call.device, call.asked)
+        return machine().plan(replace(call.problem, has_rpb=rpb is not None), call.device, call.asked)
 
-    def op(x: Tensor, y: Tensor, bias: Tensor | None) -> Tensor:
-        given = (x, y, bias) if has_key else (x, y)
-        found = differentiable_forward(of(bias), *given)[0]
+    def op(x: Tensor, y: Tensor, rpb: Tensor | None) -> Tensor:
+        given = (x, y, rpb) if has_key else (x, y)
+        found = differentiable_forward(with_rpb(rpb), *given)[0]
         problem = problem_of(call, given) if isinstance(call, Call) else call.problem
         if not has_key or not any(problem.is_causal):
             return found
         held = slot_keys(problem, TorchTables(x.device))[1].unflatten(0, problem.query_shape).unsqueeze(-2)
         return found.masked_fill(~held, 0.0)
 
-    def gradients(grad: Tensor, x: Tensor, y: Tensor, bias: Tensor | None) -> Any:
-        return differentiable_backward(of(bias), grad, *((x, y, bias) if has_key else (x, y)), grad)
+    def gradients(grad: Tensor, x: Tensor, y: Tensor, rpb: Tensor | None) -> Any:
+        return differentiable_backward(with_rpb(rpb), grad, *((x, y, rpb) if has_key else (x, y)), grad)
 
     return Split(op, gradients, torch.zeros_like)
 
 
 def _refuse(rule: Callable[[str], NoReturn], call: Call | Plan, given: tuple[Any, ...]) -> NoReturn:
-    """``rule(call.name)``: a derivative that no kernel has. given: what it was to be taken with."""
+    """``rule(call.name)``: a derivative that no kernel has. given: its tangents or cotangents."""
     try:
         rule(call.name)
     except NotImplementedError as error:
-        if _GOES_ON and any(is_wrapped_fake(tensor) for tensor in given if isinstance(tensor, Tensor)):
+        if _CARRIES_ON and any(is_wrapped_fake(tensor) for tensor in given if isinstance(tensor, Tensor)):
             raise RuntimeError(str(error)) from error
         raise
 
 
 def _vmap(launch: Any, size: int, dims: Any, call: Call, tensors: Any, one_by_one: bool) -> tuple[Any, Any]:
-    """Fold the mapped axis into the batch; with a bias per mapped problem, one problem after another."""
-    if size == 0:  # of no problem, the shapes of one
+    """Fold the mapped axis into the batch; with an rpb per mapped problem, one problem after another."""
+    if size == 0:  # no problem to run: take the shapes from one of zeros
         zeros = [t if d is None else t.new_zeros(t.movedim(d, 0).shape[1:]) for t, d in zip(tensors, dims, strict=True)]
         none = tuple(result.new_empty(0, *result.shape) for result in launch(call, zeros))
         return none, (0,) * len(none)
@@ -243,10 +243,10 @@ def _vmap(launch: Any, size: int, dims: Any, call: Call, tensors: Any, one_by_on
         ]
         stacked = tuple(torch.stack(part) for part in zip(*parts, strict=True))
         return stacked, (0,) * len(stacked)
-    has_bias = call.record.reads(RPB) and launch is forward_op
+    has_rpb = call.record.reads(RPB) and launch is forward_op
     folded = []
-    for place, (tensor, dim) in enumerate(zip(tensors, dims, strict=True)):
-        if tensor is None or (has_bias and place == len(tensors) - 1):
+    for index, (tensor, dim) in enumerate(zip(tensors, dims, strict=True)):
+        if tensor is None or (has_rpb and index == len(tensors) - 1):
             folded.append(tensor)
             continue
         mapped = tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)

@@ -14,7 +14,7 @@ BACKENDS = Backends("natten-mps", ORDER, traced=torch.compiler.is_dynamo_compili
 
 
 def get_backend() -> str:
-    """The backend that calls use where nothing else is said.
+    """The backend that calls use unless they name another.
 
     Returns:
         'auto', 'metal', 'native', 'pure' or 'dense', by the innermost :func:`use_backend`,
@@ -75,9 +75,9 @@ def get_support_matrix() -> dict[str, dict[str, Any]]:
 
     Returns:
         By backend a dict of available, forward, backward, fusion, varlen, constraints, ops, limits and reason.
-        constraints: ranks and dtypes, and where they are limited the largest head_dim and number of rpb_entries.
-        ops: for each family of ops '' or why it does not run on the backend. limits: in words, what single calls may
-        ask too much of.
+        constraints: ranks and dtypes, and if limited, the largest head_dim and number of rpb_entries.
+        ops: for each family of ops '' or why it does not run on the backend. limits: in words, what single problems
+        of these ops cannot have.
     """
     from ._device import machine
     from ._metal.plan.support import support_matrix

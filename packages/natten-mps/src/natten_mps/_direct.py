@@ -1,9 +1,9 @@
 """Which calls may skip torch's dispatcher, which makes small calls faster.
 
-Most calls are of plain tensors in an eager program: torch's dispatcher would take them nowhere but to autograd and to
-the kernel of their device, so nothing is lost by going there directly. Whatever else there is (a transform of
-torch.func, a mode such as a counter of operations or fake tensors, a tensor that is a wrapper or not yet negated) has
-a dispatch key, in the tensor or in the thread, and gets the custom op.
+Most calls are of plain tensors in an eager program: torch's dispatcher would take them only to autograd and to
+the kernel of their device, so they can go there directly. Anything else (a transform of torch.func, a mode such as a
+counter of operations or fake tensors, a tensor that is a wrapper or not yet negated) has a dispatch key, in the tensor
+or in the thread, and takes the custom op.
 """
 
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ from ._private import HARMLESS_KEYS, dispatch_keys, in_forward_mode, profiled, t
 
 @lru_cache(maxsize=32)
 def _plain(device: str) -> int:
-    """The keys of a plain tensor, as bits; none of a device whose tensors have no numbers."""
+    """The keys of a plain tensor, as bits; 0 for meta tensors, which have no data."""
     if device == "meta":
         return 0
     bits: int = dispatch_keys(torch.empty(0, device=device)).raw_repr()

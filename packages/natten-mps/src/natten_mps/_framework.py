@@ -47,7 +47,7 @@ def traits(tensor: Any) -> Any:
 def cast(tensors: tuple[Any, ...]) -> tuple[Any, ...]:
     """Under ``torch.autocast`` every float tensor (but float64) in the autocast dtype."""
     device = next((t.device.type for t in tensors if isinstance(t, Tensor)), "cpu")
-    if device == "meta" or not torch.is_autocast_enabled(device):  # which does not know of meta tensors
+    if device == "meta" or not torch.is_autocast_enabled(device):  # autocast does not know meta
         return tensors
     dtype = torch.get_autocast_dtype(device)
 

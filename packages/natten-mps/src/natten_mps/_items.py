@@ -1,4 +1,4 @@
-"""Items in torch tensors: gathering them is shared by both packages, results are copied into place here."""
+"""Items in torch tensors: gathering them is shared by both packages, results are copied to where they belong here."""
 
 from collections.abc import Sequence
 from functools import partial

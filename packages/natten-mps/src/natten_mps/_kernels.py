@@ -41,7 +41,7 @@ def run_backward(
     found = []
     for operand, tensor in zip(plan.record.inputs, inputs, strict=True):
         if tensor is not None:
-            # Of no additional keys there is no gradient to compute.
+            # Where there are no additional keys, no gradient is computed.
             gradient = made[operand.gradient] if operand.name in given else torch.zeros_like(tensor)
             found.append(gradient.to(tensor.dtype))
     return found
@@ -69,7 +69,7 @@ def _launch(here: Machine, program: Program, tensors: Tensors, into: list[Tensor
 
 
 def fake_forward(call: Any, tensors: list[Any]) -> list[Tensor]:
-    """Outputs of the right shapes and dtypes, with sizes that a tracer may count with."""
+    """Outputs of the right shapes and dtypes, for a tracer's symbolic sizes."""
     record, like = OPS[call.op], tensors[1]
     given = dict(zip(record.input_names, tensors, strict=True))
     sums = torch.float64 if like.dtype == torch.float64 else torch.float32

@@ -1,4 +1,4 @@
-"""The kernels' place in torch: custom ops, with a fake and derivatives each.
+"""The kernels as torch sees them: custom ops, each with a fake and derivatives.
 
 Each op of a :class:`Problem` ('na', 'attention', 'qk', 'av') has two custom ops, ``natten_mps::<op>_forward`` and
 ``natten_mps::<op>_backward``. Eager calls go through the functions of :mod:`._autodiff` to the ops; torch.compile and

@@ -1,6 +1,6 @@
-"""The private names of torch that this package uses, each with the reason: torch has no public one for it.
+"""The private names of torch that this package uses, because it has no public ones.
 
-A test asks every release for each of them. Nothing else in the package names them.
+A test checks each of them on all supported releases. Nothing else in the package names them.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from torch.autograd import forward_ad
 # What the dispatcher would do with a call, as bits: the keys of a tensor, and those that a thread adds.
 dispatch_keys: Callable[[Tensor], Any] = torch._C._dispatch_keys
 thread_keys: Callable[[], Any] = torch._C._dispatch_tls_local_include_set
-# What a thread has that does nothing else.
+# Keys of a thread that change nothing here.
 HARMLESS_KEYS: int = (
     torch._C.DispatchKeySet(torch._C.DispatchKey.BackendSelect)
     | torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView)
@@ -32,12 +32,12 @@ def in_forward_mode() -> bool:
 
 
 def is_fake(tensor: Any) -> bool:
-    """Whether a tensor has a shape and no numbers, as tracers have it."""
+    """Whether a tensor has a shape but no data, as in a trace."""
     return isinstance(tensor, torch._subclasses.FakeTensor)
 
 
 def is_wrapped_fake(tensor: Tensor) -> bool:
-    """:func:`is_fake`, also inside of the wrappers of torch.func's transforms."""
+    """:func:`is_fake`, also inside the wrappers of torch.func's transforms."""
     return bool(torch._subclasses.fake_tensor.is_fake(tensor))
 
 
@@ -47,9 +47,9 @@ def is_lazy_zero(tensor: Tensor) -> bool:
 
 
 def below_autograd(op: Any, *arguments: Any) -> list[Tensor]:
-    """What ``op`` gives where autograd is done: in the autograd.Function that the custom op's own autograd leads to.
+    """Run ``op`` below autograd, from inside the autograd.Function that the custom op's autograd kernel calls.
 
-    ``torch.library.register_autograd`` would do without, but fails under torch.func.
+    With ``torch.library.register_autograd`` this would not be needed, but it fails under torch.func.
     """
     with torch._C._AutoDispatchBelowADInplaceOrView():
         found: list[Tensor] = op(*arguments)
@@ -57,6 +57,6 @@ def below_autograd(op: Any, *arguments: Any) -> list[Tensor]:
 
 
 def forward_mode() -> AbstractContextManager[None]:
-    """Forward mode, on: torch turns it off for a function's ``jvp``, and a ``jvp`` of that one would find zeros."""
+    """Turn forward mode on: torch turns it off within a ``jvp``, and a ``jvp`` of that one would find zeros."""
     switched: AbstractContextManager[None] = forward_ad._set_fwd_grad_enabled(True)
     return switched

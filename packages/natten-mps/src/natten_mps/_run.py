@@ -27,8 +27,8 @@ def run(problem: Problem, backend: str, tensors: tuple[Any, ...]) -> tuple[Tenso
     if backend != DENSE.name:
         return _ops.run(problem, backend, *tensors)
     if not traced():  # a tracer cannot follow the planner
-        with suppress(TypeError):  # sizes that a tracer counts with have no hash to be planned by
+        with suppress(TypeError):  # a tracer's symbolic sizes have no hash, which a plan needs
             machine().plan_on(tensors[0].device, problem, backend)
     device = tensors[0].device.type
-    with torch.autocast("cpu" if device == "meta" else device, enabled=False):  # which does not know of meta tensors
+    with torch.autocast("cpu" if device == "meta" else device, enabled=False):  # autocast does not know meta
         return dense.run(_operations, problem, tensors)

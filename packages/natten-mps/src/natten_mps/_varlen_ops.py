@@ -1,7 +1,7 @@
 """Items of different sizes as one custom op, forward and backward: one launch per kind of item, results in place.
 
-``natten_mps::varlen_forward`` takes queries, keys and values (one tensor each, or lists), a bias table or None, and
-the table of :mod:`._metal.problem.ragged` as a tensor on the CPU, which it reads when it runs: torch.compile need not
+``natten_mps::varlen_forward`` takes queries, keys and values (one tensor each, or lists), rpb or None, and the
+table of :mod:`._metal.problem.ragged` as a tensor on the CPU, which it reads when it runs: torch.compile need not
 know the sizes. ``natten_mps::varlen_table`` makes the table of tensors that only then have values.
 """
 
@@ -22,12 +22,12 @@ from ._private import below_autograd
 from ._recording import recording
 from ._tensors import compute_dtype
 
-# Queries, keys, values, the bias table.
+# Queries, keys, values, rpb.
 Parts = tuple[list[Tensor], list[Tensor], list[Tensor], Tensor | None]
 
 
 class Ragged(NamedTuple):
-    """What the ops are told besides their tensors. op: the op of each item; name: the face, for messages."""
+    """The ops' static arguments. op: the op of each item; name: the face, for messages."""
 
     kind: str
     op: str
@@ -56,7 +56,7 @@ def groups_of(call: Ragged, table: ragged.Table, device: torch.device) -> tuple[
 
 
 def read(call: Ragged, table: Tensor, queries: list[Tensor]) -> ragged.Table:
-    """The table's numbers. What was made without the packed tensors is held against them now."""
+    """The table's numbers. A table that was made without the packed tensors is checked against them now."""
     rows = tuple(map(tuple, table.tolist()))
     if call.kind == "packed" and call.record.has_window:
         checks.varlen.packed_total(call.name, rows, call.rank, queries[0].shape[1])
@@ -64,7 +64,7 @@ def read(call: Ragged, table: Tensor, queries: list[Tensor]) -> ragged.Table:
 
 
 def _inputs(inputs: list[Any]) -> Parts:
-    """Queries, keys, values and the bias table out of the op's list; once a call, for it takes time with every item."""
+    """Queries, keys, values and rpb from the op's list. Done once a call: it takes time for each item."""
     count = (len(inputs) - 1) // 3
     return inputs[:count], inputs[count : 2 * count], inputs[2 * count : -1], inputs[-1]
 
@@ -93,9 +93,9 @@ def _put_all(
     call: Ragged, group: ragged.Group, into: list[Tensor] | None, found: list[Tensor], *made: tuple[list[Tensor], int]
 ) -> None:
     """The results of a launch to where they belong, unless it wrote them there."""
-    for place, (tensors, side) in enumerate(made):
-        if into is None or found[place] is not into[place]:
-            put(call.kind, tensors, group, side, found[place])
+    for index, (tensors, side) in enumerate(made):
+        if into is None or found[index] is not into[index]:
+            put(call.kind, tensors, group, side, found[index])
 
 
 def _run_backward(
@@ -108,11 +108,11 @@ def _run_backward(
     ]
     grads = [torch.zeros_like(like) if grad is None else grad for grad, like in zip(grads, outputs, strict=True)]
     # Summed over the launches in the dtype of sums, and rounded once.
-    bias = None if rpb is None else rpb.to(compute_dtype(rpb))
-    total = None if bias is None else torch.zeros_like(bias)
+    own_rpb = None if rpb is None else rpb.to(compute_dtype(rpb))
+    total = None if own_rpb is None else torch.zeros_like(own_rpb)
     half = len(outputs) // 2
     for group in groups_of(call, read(call, table, queries), queries[0].device):
-        given = _given(call, group, (queries, keys, values, bias))
+        given = _given(call, group, (queries, keys, values, own_rpb))
         d_out, d_lse, out, lse = (
             take(call.kind, each, group, QUERIES)
             for each in (grads[:half], grads[half:], outputs[:half], outputs[half:])
@@ -197,9 +197,9 @@ class VarlenBackward(Backward):
 
 
 def _mapped(launch: Any, size: int, dims: tuple[Any, ...], tensors: tuple[Any, ...]) -> tuple[Any, Any]:
-    """One mapped problem after another, for each may have a bias of its own."""
+    """One mapped problem after another, because each may have its own rpb."""
     moved = [t if d is None else t.movedim(d, 0) for t, d in zip(tensors, dims, strict=True)]
-    if size == 0:  # shapes alone, of a problem of zeros
+    if size == 0:  # no problem to run: take the shapes from one of zeros
         own = [t if d is None else t.new_zeros(t.shape[1:]) for t, d in zip(moved, dims, strict=True)]
         stacked = tuple(part.new_zeros((0, *part.shape)) for part in launch(own))
         return stacked, (0,) * len(stacked)
@@ -222,7 +222,7 @@ def _backward_op(call: Ragged, outputs: int, tensors: list[Any]) -> list[Tensor]
 
 
 def run(call: Ragged, table: Tensor, *inputs: Tensor | None) -> tuple[Tensor, ...]:
-    """Outs and lses, differentiable once in reverse. inputs: queries, keys, values, and a bias table or None."""
+    """Outs and lses, differentiable once in reverse. inputs: queries, keys, values, and rpb or None."""
     if recording(call.name):
         return tuple(_forward_op(call, table, list(inputs)))
     results: tuple[Tensor, ...] = VarlenForward.apply(call, table, *inputs)

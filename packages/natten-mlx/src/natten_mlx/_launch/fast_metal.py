@@ -2,8 +2,8 @@
 
 A program's launches (:mod:`natten_metal.metal.op_launches`) name their tensors; here they become nodes of MLX's
 graph. Arrays are lazy: their strides are known only inside the kernel (:mod:`natten_metal.metal.source`), and a kernel
-that does not compile would fail in the user's ``mx.eval``. So every instantiation is proved once before it is used: its
-smallest launch is evaluated at once, on arrays of its own, and only there is a failure caught.
+that does not compile would fail in the user's ``mx.eval``. So each instantiation is tried once before it is used: its
+smallest launch is evaluated at once, on arrays of its own, and a failure is caught only there.
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ SMALLEST = 8
 
 
 class MetalHost:
-    """What compiles and launches: MLX's Metal back-end, or a stand-in for it. It keeps the kernels that it proved."""
+    """What compiles and launches: MLX's Metal back-end, or a stand-in for it. It keeps the kernels that ran."""
 
     def __init__(self) -> None:
         self.kernels = Cache("Metal kernels", 1024)
@@ -120,7 +120,7 @@ def _kernel(host: MetalHost, instance: Instance) -> Any:
 
 
 def _readable(name: str, tensor: mx.array) -> mx.array:
-    """A tensor as the kernels read it: any strides, or contiguous; the bias in float32."""
+    """A tensor as the kernels read it: any strides, or contiguous; rpb in float32."""
     if name == "rpb":
         tensor = tensor.astype(mx.float32)
     return mx.contiguous(tensor) if name in CONTIGUOUS else tensor
@@ -154,13 +154,13 @@ def _device_memory(array: mx.array) -> mx.array:
     return flat if flat.size >= SMALLEST else mx.pad(flat, (0, SMALLEST - flat.size))
 
 
-def _params_array(host: MetalHost, slots: tuple[int, ...]) -> mx.array:
-    """The parameter array; kept, because making one is a copy. Made of numbers, it belongs to no trace or stream."""
+def _params_array(host: MetalHost, params: tuple[int, ...]) -> mx.array:
+    """The parameter array; kept, because making one is a copy. Made from numbers, it belongs to no trace or stream."""
 
     def made() -> mx.array:
-        array = mx.array(slots, dtype=mx.int64)
+        array = mx.array(params, dtype=mx.int64)
         mx.eval(array)
         return array
 
-    found: mx.array = host.params.get_or_make(slots, made)
+    found: mx.array = host.params.get_or_make(params, made)
     return found

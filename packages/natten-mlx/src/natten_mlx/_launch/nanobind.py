@@ -58,14 +58,14 @@ class Call(Protocol):
 
     @property
     def key(self) -> Hashable:
-        """Equal for calls that differ in nothing but the stream."""
+        """Equal for calls that differ only in the stream."""
 
     def encoded(self) -> bytes:
         """The bytes by which :mod:`natten_mlx._autodiff` finds the call again when the primitive needs a derivative."""
 
 
 class ExtensionHost:
-    """The extension, looked for once, and what was made for it: plans of calls, and kernels that were proved."""
+    """The extension, looked for once, and what was made for it: plans of calls, and kernels that ran once."""
 
     def __init__(self) -> None:
         self.remembered = Recall("remembered calls")
@@ -80,7 +80,7 @@ class ExtensionHost:
         return _find()
 
     def unavailable_reason(self) -> str | None:
-        """Why the C++ extension is not there; None if it is."""
+        """Why the C++ extension is not available; None if it is."""
         return self.found if isinstance(self.found, str) else None
 
     def missing(self, stream: mx.Stream) -> str | None:
@@ -95,7 +95,7 @@ class ExtensionHost:
     def signature(
         self, face: str, backend: str, stream: mx.Stream, tensors: tuple[Any, ...], arguments: Hashable | None
     ) -> Signature | None:
-        """What two calls have in common that pass the same checks and run the same plan; None: not worth keeping.
+        """What decides a call's checks and plan, as a key; None if the call is not kept.
 
         tensors: query, key, value, and three optional ones. arguments: all others, as values that cannot change, or
         None.
@@ -131,7 +131,7 @@ def _find() -> Any:
             "matching MLX was missing"
         )
     # Before it is loaded: MLX's C++ interface changes with every release, and a wrong call of it may crash.
-    present: str = mx.__version__  # type: ignore[attr-defined]  # MLX's stub forgets it
+    present: str = mx.__version__  # type: ignore[attr-defined]  # missing in MLX's stubs
     if built_with != present:
         return f"the C++ extension was built for MLX {built_with} and cannot run with MLX {present}"
     try:
@@ -169,7 +169,7 @@ def _specs(tensors: Mapping[str, mx.array]) -> Tensors:
 
 
 def _readable(program: Program, tensors: Mapping[str, mx.array], stream: mx.Stream) -> dict[str, mx.array]:
-    """Tensors as the kernels read them: any strides, or contiguous; bias and cotangents in the dtype that they need."""
+    """Tensors as the kernels read them: any strides, or contiguous; rpb and cotangents in the dtype that they need."""
     problem, given = program.problem, dict(tensors)
     # MLX lets a cotangent have another dtype than its output.
     dtypes = {operand.gradient: operand.dtype(problem) for operand in problem.record.outputs}
@@ -217,7 +217,7 @@ def _launch_smallest(host: ExtensionHost, kernel: Any, instance: Instance, strea
     given = {name: mx.zeros(shape, DTYPES[kinds[name]]) for name, shape in shapes.items()}
     outputs = [(output.name, output.shape, DTYPES[output.dtype]) for output in launch.outputs]
     launches, _ = launches_of(host, [kernel], [launch], _specs(given), [name for name, *_ in outputs])
-    # Any problem will do: a GPU's launch carries its own.
+    # Any problem will do: launches on a GPU carry their own parameters.
     one = (1,)
     problem = Problem(FUSED.name, 1, one, one, 1, 1, 1, 1, one, one, one, (False,), 1.0, instance.dtype)
     plan = host.found.plan(problem, FUSED.forward, _specs(given), outputs, [], launches, b"")
@@ -227,7 +227,7 @@ def _launch_smallest(host: ExtensionHost, kernel: Any, instance: Instance, strea
 def launches_of(
     host: ExtensionHost, kernels: Sequence[Any], planned: Sequence[Launch], inputs: Tensors, outputs: Sequence[str]
 ) -> tuple[list[Any], list[Tensor]]:
-    """The extension's own form of the launches, and the tensors that live from one launch to another.
+    """The extension's own form of the launches, and the tensors that pass from one launch to another.
 
     A plan's tensors are numbered: inputs, then ``outputs`` (their names), then these.
     """
@@ -245,17 +245,17 @@ def launches_of(
     return launches, scratch
 
 
-def _launch(launch: Launch, shapes: Mapping[str, tuple[int, ...]], places: Mapping[str, int]) -> tuple[Any, ...]:
+def _launch(launch: Launch, shapes: Mapping[str, tuple[int, ...]], indices: Mapping[str, int]) -> tuple[Any, ...]:
     """What the extension's Launch is made of, besides the kernel."""
     instance = launch.instance
     bound = dict(launch.inputs) | {output.argument: output.name for output in launch.outputs}
     # Strides that are known by now: of all tensors but the user's own.
     known = {argument: strides_of(shapes[name]) for argument, name in bound.items() if argument not in instance.strided}
-    buffers = [(-1 if a.name == "prm" else places[bound[a.name]], a.output) for a in instance.arguments]
+    buffers = [(-1 if a.name == "prm" else indices[bound[a.name]], a.output) for a in instance.arguments]
     strided = []
     for argument in instance.strided:
-        slot, _ = PARAMS[launch.stride_params[argument]]
-        strided.append((places[bound[argument]], slot, COUNT + (slot - _FIRST_BLOCK) // _BLOCK))
+        first, _ = PARAMS[launch.stride_params[argument]]
+        strided.append((indices[bound[argument]], first, COUNT + (first - _FIRST_BLOCK) // _BLOCK))
     params = [*with_strides(launch, known), *[1] * _BLOCKS]
     return launch.grid, launch.threads, params, buffers, strided
 

@@ -68,16 +68,16 @@ def _listed(call: Ragged, groups: tuple[ragged.Group, ...], parts: Parts) -> tup
     for group in groups:
         out, lse = call.launch(group, call.given(group, parts))
         if len(group.starts) == 1:
-            place = group.starts[0][QUERIES]
-            outs[place], lses[place] = mx.squeeze(out, 0), mx.squeeze(lse, 0)
+            item = group.starts[0][QUERIES]
+            outs[item], lses[item] = mx.squeeze(out, 0), mx.squeeze(lse, 0)
             continue
         pieces = (mx.split(each, len(group.starts)) for each in (out, lse))
         for start, own, own_lse in zip(group.starts, *pieces, strict=True):
             outs[start[QUERIES]], lses[start[QUERIES]] = mx.squeeze(own, 0), mx.squeeze(own_lse, 0)
-    for place, out in enumerate(outs):
+    for item, out in enumerate(outs):
         if out is None:
-            blank = blank_outputs(queries[place : place + 1], values[place : place + 1])
-            outs[place], lses[place] = (made_for(queries[place], own[0]) for own in blank)
+            blank = blank_outputs(queries[item : item + 1], values[item : item + 1])
+            outs[item], lses[item] = (made_for(queries[item], own[0]) for own in blank)
     return tuple(outs), tuple(lses)
 
 

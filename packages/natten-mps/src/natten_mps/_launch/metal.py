@@ -1,7 +1,7 @@
 """Runs the Metal kernels on MPS tensors, through ``torch.mps.compile_shader``.
 
-A program's launches (:mod:`natten_metal.metal.op_launches`) name their tensors; here they get strides, memory and a
-launch. Kernels are compiled when first used and kept; nothing of the user's tensors is copied unless its
+A program's launches (:mod:`natten_metal.metal.op_launches`) name their tensors; here they get strides and memory, and
+are launched. Kernels are compiled when first used and kept; nothing of the user's tensors is copied unless its
 channels are not contiguous.
 """
 
@@ -60,7 +60,7 @@ def run(program: MetalLaunches, tensors: dict[str, Tensor], host: MetalHost) -> 
     launches = [_with_copies(launch, known) for launch in program.launches]
     kernels = [_kernel(host, launch) for launch in launches]
     rooms = [int(kernel.max_threads_per_threadgroup) // SIMD_WIDTH for kernel in kernels]
-    # A kernel that walks no bricks has one size, and a single simdgroup has none below it: the host has the last word.
+    # A kernel that walks no bricks has one size, and one simdgroup is the least: there the host itself must refuse.
     limits = [
         ThreadLimit(launch, room)
         for launch, room in zip(launches, rooms, strict=True)
@@ -86,7 +86,7 @@ def _kernel(host: MetalHost, launch: Launch) -> Any:
 
 
 def _readable(name: str, tensor: Tensor) -> Tensor:
-    """A tensor as the kernels read it: any strides but the channels', or contiguous; the bias in float32."""
+    """A tensor as the kernels read it: any strides but the channels', or contiguous; rpb in float32."""
     if name == "rpb":
         tensor = tensor.float()
     as_it_is = name not in CONTIGUOUS and tensor.stride(-1) == 1
@@ -120,8 +120,8 @@ def _launch(host: MetalHost, kernel: Any, launch: Launch, known: dict[str, Tenso
 
 def _params_tensor(host: MetalHost, launch: Launch, bound: dict[str, Tensor], device: torch.device) -> Tensor:
     """The parameter array with its strides, on the device; kept, because making one is a copy."""
-    slots = with_strides(launch, {argument: tuple(tensor.stride()) for argument, tensor in bound.items()})
+    params = with_strides(launch, {argument: tuple(tensor.stride()) for argument, tensor in bound.items()})
     found: Tensor = host.params.get_or_make(
-        (device, slots), lambda: torch.tensor(slots, dtype=torch.int64, device=device)
+        (device, params), lambda: torch.tensor(params, dtype=torch.int64, device=device)
     )
     return found

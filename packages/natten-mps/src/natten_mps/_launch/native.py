@@ -36,7 +36,7 @@ class NativeHost:
 
     @cached_property
     def _found(self) -> CpuLibrary | str:
-        # An editable install keeps what was compiled apart from the sources; the package's path names both folders.
+        # An editable install keeps compiled files apart from the sources; the package's __path__ names both folders.
         folders = self.folders or sys.modules["natten_mps"].__path__
         for path in (Path(folder) / FOLDER / self.file for folder in folders):
             if path.exists():
@@ -72,7 +72,7 @@ def run(
         made[output.name] = torch.empty(output.shape, dtype=DTYPES[output.dtype], device=CPU)
     given = tensors
     if "rpb" in given:
-        given = given | {"rpb": _readable_bias(program.problem, given["rpb"])}
+        given = given | {"rpb": _readable_rpb(program.problem, given["rpb"])}
     addresses = {name: (tensor.data_ptr(), tensor.stride()) for name, tensor in (given | made).items()}
     for name, (address, _) in addresses.items():
         if not address:
@@ -81,12 +81,12 @@ def run(
     return made
 
 
-def _readable_bias(problem: Problem, bias: Tensor) -> Tensor:
-    """The bias as the kernels read it: contiguous and in the dtype of sums. They read all others as they lie."""
-    return bias.to(DTYPES[sum_dtype(problem.dtype)]).contiguous()
+def _readable_rpb(problem: Problem, rpb: Tensor) -> Tensor:
+    """rpb as the kernels read it: contiguous, in the dtype of sums. They read all other tensors as they are."""
+    return rpb.to(DTYPES[sum_dtype(problem.dtype)]).contiguous()
 
 
 def _require_memory(problem: Problem, name: str, tensor: Tensor | None) -> None:
-    """ValueError for elements that lie nowhere. Lazy ones were resolved on the way (:mod:`._lazy_bits`)."""
+    """ValueError if the tensor has elements but no memory. Lazy ones were resolved before (:mod:`._lazy_bits`)."""
     if tensor is not None and tensor.numel():
         checks.reject_freed(problem.name, name, tensor.numel())

@@ -1,4 +1,4 @@
-"""Items of different sizes in plain operations, which torch differentiates as often as it is asked to.
+"""Items of different sizes in plain operations, which torch can differentiate any number of times.
 
 One gather of all items' tokens, one split, one launch of the dense backend per kind of item, one concatenation and one
 scatter: each is linear in the number of tokens, and so is its derivative.
@@ -26,11 +26,11 @@ def attend(
     rank = len(problem.query_shape)
     groups = ragged.groups(table, rank, kind, None)
     outs, lses = blank_outputs(queries, values)
-    # Sums of nothing: what has no item depends on the inputs too, with gradients of zero. Of one element each: torch
-    # maps no addition of scalars over an empty axis.
-    for place, ties in enumerate(zip(queries, keys, values, strict=True)):
+    # Add empty sums, so that outputs without items depend on the inputs too, with gradients of zero. They have one
+    # element, because torch cannot map additions of scalars over an empty axis.
+    for index, ties in enumerate(zip(queries, keys, values, strict=True)):
         nothing = sum(tensor.flatten()[:0].sum(0, keepdim=True) for tensor in ties)
-        outs[place], lses[place] = outs[place] + nothing, lses[place] + nothing
+        outs[index], lses[index] = outs[index] + nothing, lses[index] + nothing
     padded = [tuple(each[0].shape[1:-2]) for each in tensors]
     sides = (QUERIES, KEYS, KEYS)
     pieces = [
@@ -70,7 +70,7 @@ def _batches(
 def _put(
     kind: str, made: list[Tensor], groups: tuple[ragged.Group, ...], padded: tuple[int, ...], found: list[Tensor]
 ) -> None:
-    """The results of the launches, where their items are; out of place."""
+    """Put the results of the launches where their items are, not in place."""
     if kind == "listed":
         for group, batch in zip(groups, found, strict=True):
             for start, item in zip(group.starts, batch.unbind(), strict=True):

@@ -24,7 +24,7 @@ _ANY = importlib.metadata.DistributionFinder.Context()
 
 
 class _Distribution(importlib.metadata.Distribution):
-    """What importlib.metadata tells of ``natten``."""
+    """What importlib.metadata reports of ``natten``."""
 
     def __init__(self, version: str) -> None:
         text = f"Metadata-Version: 2.1\nName: {NAME}\nVersion: {version}\nSummary: NATTEN's call forms by natten-mps\n"
@@ -54,13 +54,13 @@ class _Finder(importlib.metadata.DistributionFinder):
 
 def _refuse_beside_natten() -> None:
     """ImportError if NATTEN itself is imported, can be imported, or is registered as installed."""
-    advice = "uninstall it, or use natten_mps.compat.for_version(...) in its place"
+    advice = "uninstall it, or use natten_mps.compat.for_version(...) instead"
     module = sys.modules.get(NAME)
     if module is not None:
         where = getattr(module, "__file__", None) or "a module without a file"
         raise ImportError(f"natten_mps.compat.install: natten is imported already, from {where}; {advice}")
     spec = importlib.util.find_spec(NAME)
-    # A folder of that name that is no package has no origin.
+    # A folder of that name that is not a package has no origin.
     if spec is not None and spec.origin is not None:
         raise ImportError(f"natten_mps.compat.install: natten is installed, in {spec.origin}; {advice}")
     try:
@@ -70,8 +70,8 @@ def _refuse_beside_natten() -> None:
     raise ImportError(f"natten_mps.compat.install: natten {version} is installed; {advice}")
 
 
-def _every_submodule(newest: dict[str, Any]) -> compat_modules.Submodules:
-    """Each generation's, where a name of the newest, or of its module, means what it means there."""
+def _all_submodules(newest: dict[str, Any]) -> compat_modules.Submodules:
+    """Those of all generations; names of the newest, also in its modules, mean what they mean there."""
     found: compat_modules.Submodules = {}
     for generation in compat.SINCE:
         import_module(f".{generation}", __package__)
@@ -80,7 +80,7 @@ def _every_submodule(newest: dict[str, Any]) -> compat_modules.Submodules:
     ranked = {*FUSED.faces[1:], *(f"natten{rank}d" for rank in RANKS)}
     for name in ("functional", *ranked):
         found[name] |= {each: newest[each] for each in found[name] if each in newest}
-    # What no release has yet, but NATTEN's repository.
+    # In no release of NATTEN yet, but in its repository.
     found["varlen"] = {each.__name__: each for each in (varlen.configure_varlen, varlen.neighborhood_attention_varlen)}
     return found
 
@@ -88,19 +88,19 @@ def _every_submodule(newest: dict[str, Any]) -> compat_modules.Submodules:
 def install(version: str | None = None) -> ModuleType:
     """The body of :func:`natten_mps.compat.install`."""
     generation = "v021" if version is None else compat.generation_of(version)
-    told = compat.LAST[generation]
+    named = compat.LAST[generation]
     if version is not None and version.count(".") == 2:
-        told = version.removeprefix("v")
+        named = version.removeprefix("v")
     uninstall()
     _refuse_beside_natten()
     made = vars(import_module(f".{generation}", __package__))
-    # A release has what it had. Without one, what 0.3 had in its modules besides is there too.
-    extra = set() if version is None else set(compat.ADDED[generation])
-    names = [name for name in made["__all__"] if name not in extra]
-    public = {name: made[name] for name in names} | {"__version__": told, "__all__": names}
-    found = _every_submodule(public) if version is None else dict(GENERATIONS.submodules[generation])
-    found["version"] = {"__version__": told}
-    text = f"NATTEN's call forms ({told}) by natten-mps."
+    # A given release has only its own names. Without one, the additions of 0.3 are there too.
+    additions = set() if version is None else set(compat.ADDED[generation])
+    names = [name for name in made["__all__"] if name not in additions]
+    public = {name: made[name] for name in names} | {"__version__": named, "__all__": names}
+    found = _all_submodules(public) if version is None else dict(GENERATIONS.submodules[generation])
+    found["version"] = {"__version__": named}
+    text = f"NATTEN's call forms ({named}) by natten-mps."
     root = compat_modules.new_module(NAME, text, public)
     _installed[NAME] = root
     for name, module in compat_modules.as_modules(NAME, text, found).items():
@@ -109,7 +109,7 @@ def install(version: str | None = None) -> ModuleType:
         if "." not in name and name not in public:
             setattr(root, name, module)
     sys.modules.update(_installed)
-    _finders.append(_Finder(told))
+    _finders.append(_Finder(named))
     sys.meta_path.extend(_finders)
     return root
 
