@@ -23,7 +23,7 @@ MODULES = (
     ("one kv head", 1, {"kernel_size": 4, "num_kv_heads": 1, "is_causal": True}),
     ("causal", 2, {"kernel_size": 3, "is_causal": (True, False)}),
     ("stride", 2, {"kernel_size": 4, "stride": (2, 3)}),
-    ("bias table", 2, {"kernel_size": (3, 5), "rel_pos_bias": True}),
+    ("rpb", 2, {"kernel_size": (3, 5), "rel_pos_bias": True}),
     (
         "everything",
         3,

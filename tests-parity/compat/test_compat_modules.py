@@ -1,4 +1,4 @@
-"""Modules of NATTEN's generations: constructors by position, checkpoints with bias tables, padding, late dilation."""
+"""Modules of NATTEN's generations: constructors by position, checkpoints with rpb, padding, late dilation."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def table(rank: int, w: int) -> dict[str, tuple[int, ...]]:
     return {"rpb": (2, *[2 * w - 1] * rank)}
 
 
-# generation, rank, positional arguments as upstream orders them, keywords, today's arguments, has a bias table
+# generation, rank, positional arguments as upstream orders them, keywords, today's arguments, has an rpb
 CONSTRUCTORS = (
     ("v0141", 1, (8, 5, 2), {"dilation": 2}, {"kernel_size": 5, "dilation": 2}, True),
     (

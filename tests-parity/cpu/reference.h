@@ -6,7 +6,7 @@
 #include "../../shared-metal/kernels/window.h"
 
 struct Pair {
-  int64_t key, slot, offset;  // token, slot of the window, entry of the bias table
+  int64_t key, slot, offset;  // token, slot of the window, entry of rpb
 };
 
 inline int64_t tokens(const natten_problem& p, const int64_t* shape) {

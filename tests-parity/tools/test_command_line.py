@@ -148,7 +148,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(CommandError, match=r"out: cannot be written: No space left on device$"):
         command_line.write(path, failing)
     assert path.read_bytes() == b"before" and os.listdir(tmp_path) == ["out"]
-    command_line.check_places([path, None])
+    command_line.check_outputs([path, None])
     assert path.read_bytes() == b"before"
     command_line.write(path, lambda file: file.write(b"after"))
     assert path.read_bytes() == b"after" and os.listdir(tmp_path) == ["out"]

@@ -39,8 +39,8 @@ GENERATIONS = {
         "0.14.4",
         "0.14.1 to 0.14.4",
         "Split ops only, heads-first: ``natten{1,2}dqkrpb(query, key, rpb, dilation)`` and "
-        "``natten{1,2}dav(attn, value, dilation)``; the window's size follows from the bias table or the weights. "
-        "Modules take kernel_size before num_heads, always have a bias table, and with ``dilation=None`` dilate "
+        "``natten{1,2}dav(attn, value, dilation)``; the window's size follows from rpb or the weights. "
+        "Modules take kernel_size before num_heads, always have an rpb, and with ``dilation=None`` dilate "
         "as far as the input allows.",
     ),
     "v0145": Generation((0, 14, 5), "0.14.5", "0.14.5", "As 0.14.6, but ``natten{1,2}dav(attn, value, dilation)``."),
@@ -218,10 +218,10 @@ def legacy_window(name: str, form: Form, given: dict[str, Any]) -> tuple[Any, An
 
 
 def _inferred_kernel_size(name: str, form: Form, given: dict[str, Any]) -> int:
-    """The window's size from the bias table ``[H, 2 * w - 1, ...]`` or the weights ``[..., w ** rank]``."""
+    """The window's size from rpb ``[H, 2 * w - 1, ...]`` or the weights ``[..., w ** rank]``."""
     if form.kind == QK.name:
         if given["rpb"] is None:
-            raise TypeError(f"{name}: rpb must be a tensor, for the window's size follows from it; got None")
+            raise TypeError(f"{name}: rpb must be a tensor, because the window's size follows from it; got None")
         return (int(given["rpb"].shape[-1]) + 1) // 2
     slots = int(given["attn"].shape[-1])
     size = round(slots ** (1 / form.rank))
@@ -264,13 +264,13 @@ def additional(name: str, which: str, tensor: Any, wanted: tuple[int, int, int])
         )
 
 
-def window_slots(name: str, attn: Any, extra: int, kernel_size: Any, rank: int) -> int:
-    """The window's own slots of ``attn [..., slots + extra]``; ValueError if that many are not there."""
+def window_slots(name: str, attn: Any, additional: int, kernel_size: Any, rank: int) -> int:
+    """The window's own slots of ``attn [..., slots + additional]``; ValueError if that many are not there."""
     sizes = tuple(kernel_size) if hasattr(kernel_size, "__iter__") else (kernel_size,) * rank
     slots, found = math.prod(sizes), int(attn.shape[-1])
-    if found != slots + extra:
+    if found != slots + additional:
         raise ValueError(
-            f"{name}: attn must have prod(kernel_size) + additional values = {slots} + {extra} slots; got {found}"
+            f"{name}: attn must have prod(kernel_size) + additional values = {slots} + {additional} slots; got {found}"
         )
     return slots
 
@@ -306,7 +306,7 @@ def _ignore(name: str, argument: str) -> None:
 
 
 def shared_arguments(name: str, form: Form, given: dict[str, Any]) -> dict[str, Any]:
-    """What today's op takes of a call; what tunes CUDA kernels is noted in the log and left out."""
+    """What today's op takes of a call; what tunes CUDA kernels is logged and left out."""
     for argument, value in given.items():
         # Identity: a knob may be anything, and is only told apart from its default.
         if argument not in _SHARED and value is not form.defaults[argument]:

@@ -61,24 +61,24 @@ def backend_in_force(get_backend: Callable[[], str], usable: tuple[str, ...]) ->
 # --- files -----------------------------------------------------------------------------------------
 
 
-def check_places(places: list[Path | None], read: Path | None = None) -> None:
+def check_outputs(paths: list[Path | None], read: Path | None = None) -> None:
     """:class:`CommandError` before the work, not after it, if a file cannot be written.
 
     read: what the command reads, which it must not write over.
     """
     taken = {} if read is None else {read.resolve(): "is the file that is read"}
-    for path in filter(None, places):
+    for path in filter(None, paths):
         try:
-            _check_place(path)
-            place = path.resolve()
+            _check_output(path)
+            resolved = path.resolve()
         except OSError as error:
             raise CommandError(f"{path}: cannot be written: {error.strerror}") from None
-        if place in taken:
-            raise CommandError(f"{path}: {taken[place]}; choose another name")
-        taken[place] = "is named twice"
+        if resolved in taken:
+            raise CommandError(f"{path}: {taken[resolved]}; choose another name")
+        taken[resolved] = "is named twice"
 
 
-def _check_place(path: Path) -> None:
+def _check_output(path: Path) -> None:
     """Also OSError, as opening the file raises it."""
     if path.is_dir():
         raise CommandError(f"{path}: is a folder")
@@ -105,9 +105,9 @@ def write(path: Path, fill: Callable[[BinaryIO], object]) -> None:
         part.unlink(missing_ok=True)
 
 
-def _fill(path: Path, place: Path, fill: Callable[[BinaryIO], object]) -> None:
+def _fill(path: Path, target: Path, fill: Callable[[BinaryIO], object]) -> None:
     try:
-        with place.open("wb") as file:
+        with target.open("wb") as file:
             fill(file)
     except OSError as error:
         raise CommandError(f"{path}: cannot be written: {error.strerror or error}") from None

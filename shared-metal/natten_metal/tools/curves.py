@@ -44,7 +44,7 @@ class Axes:
     low: int
     high: int
 
-    def place(self, step: int, loss: float) -> tuple[int, int]:
+    def point(self, step: int, loss: float) -> tuple[int, int]:
         """The pixel (x, y) of the loss of a step; steps count from 1."""
         left, top, right, bottom = self.box
         across = (step - 1) / max(self.steps - 1, 1)
@@ -62,17 +62,17 @@ def axes(curves: Sequence[Curve]) -> Axes:
     return Axes(box, max(len(curve.losses) for curve in curves), low, high)
 
 
-def _draw_axes(draw: Any, place: Axes, font: Any) -> None:
+def _draw_axes(draw: Any, plot: Axes, font: Any) -> None:
     """A line at every power of ten, and at about every eighth of the steps."""
-    left, top, right, bottom = place.box
-    for power in range(place.low, place.high + 1):
-        y = place.place(1, 10.0**power)[1]
+    left, top, right, bottom = plot.box
+    for power in range(plot.low, plot.high + 1):
+        y = plot.point(1, 10.0**power)[1]
         draw.line((left, y, right, y), GRID, 1)
         draw.text((left - 12, y), f"{10.0**power:g}", FAINT, font, anchor="rm")
-    unit = 10 ** (len(str(place.steps // 8)) - 1)
-    apart = max(1, round(place.steps / 8 / unit)) * unit
-    for step in sorted({1, *range(apart, place.steps + 1, apart)}):
-        x = place.place(step, 1.0)[0]
+    unit = 10 ** (len(str(plot.steps // 8)) - 1)
+    apart = max(1, round(plot.steps / 8 / unit)) * unit
+    for step in sorted({1, *range(apart, plot.steps + 1, apart)}):
+        x = plot.point(step, 1.0)[0]
         draw.line((x, top, x, bottom), GRID, 1)
         draw.text((x, bottom + 10), f"{step}", FAINT, font, anchor="mt")
 
@@ -81,14 +81,14 @@ def draw_curves(header: str, curves: Sequence[Curve]) -> "Image.Image":
     """One or two loss curves under a header, each with its label."""
     from PIL import Image, ImageDraw, ImageFont
 
-    place = axes(curves)
+    plot = axes(curves)
     picture = Image.new("RGB", SIZE, BACKGROUND)
     draw = ImageDraw.Draw(picture)
     large, small = ImageFont.load_default(26), ImageFont.load_default(17)
     draw.text((MARGIN, MARGIN - 6), header, INK, large)
-    _draw_axes(draw, place, small)
+    _draw_axes(draw, plot, small)
     for index, (curve, (colour, width)) in enumerate(zip(curves, STYLES[: len(curves)], strict=True)):
-        points = [place.place(step, loss) for step, loss in enumerate(curve.losses, 1)]
+        points = [plot.point(step, loss) for step, loss in enumerate(curve.losses, 1)]
         draw.line(points, colour, width, joint="curve")
         y = MARGIN + HEADER + LEGEND * index
         draw.line((MARGIN, y, MARGIN + 48, y), colour, width)

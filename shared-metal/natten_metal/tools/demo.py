@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .command_line import CommandError, backend_in_force, check_places, end, write
+from .command_line import CommandError, backend_in_force, check_outputs, end, write
 from .denoise import PATCH, add_noise, bands, non_local_means, patches, psnr, query_and_key
 from .picture import Panel, busiest_pixel, draw_picture
 
@@ -228,7 +228,7 @@ def run(args: argparse.Namespace, host: DemoPackage) -> int:
     require(["numpy", "PIL", "tqdm"] + (["sklearn"] if args.image is None else []), host.package)
     import numpy as np
 
-    check_places([args.out, args.array], args.image)
+    check_outputs([args.out, args.array], args.image)
     if args.backend is None:
         backend_in_force(host.get_backend, host.backends)
     image, name, note = load_image(args.image, args.max_side)

@@ -112,15 +112,15 @@ def draw_picture(header: str, panels: Sequence[Panel], pixel: tuple[int, int], w
     from PIL import Image, ImageDraw, ImageFont
 
     height, width, _ = panels[0].image.shape
-    place = layout(width, height, window, len(panels))
+    placed = layout(width, height, window, len(panels))
     left, top, right, bottom = window_box(pixel, (height, width), window)
-    picture = Image.new("RGB", place.size, BACKGROUND)
+    picture = Image.new("RGB", placed.size, BACKGROUND)
     draw = ImageDraw.Draw(picture)
     large, small = ImageFont.load_default(26), ImageFont.load_default(17)
     draw.text((MARGIN, MARGIN - 6), header, INK, large)
-    for panel, (x, y), (inset_x, inset_y) in zip(panels, place.images, place.insets, strict=True):
+    for panel, (x, y), (inset_x, inset_y) in zip(panels, placed.images, placed.insets, strict=True):
         whole = _pillow(panel.image)
-        scale, zoom = place.scale, place.zoom
+        scale, zoom = placed.scale, placed.zoom
         picture.paste(whole.resize((width * scale, height * scale), Image.Resampling.NEAREST), (x, y))
         _frame(draw, x + left * scale, y + top * scale, x + right * scale, y + bottom * scale, STROKE)
 

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from .command_line import CommandError, backend_in_force, check_places, end, write
+from .command_line import CommandError, backend_in_force, check_outputs, end, write
 from .curves import Curve, draw_curves
 from .demo import natural, require, whole
 
@@ -255,7 +255,7 @@ def run(args: argparse.Namespace, host: TrainHost) -> int:
 
 def _run(args: argparse.Namespace, host: TrainHost) -> None:
     require(["numpy", "PIL", "tqdm", "sklearn"], host.package)
-    check_places([args.out, args.record])
+    check_outputs([args.out, args.record])
     backend_in_force(host.get_backend, host.backends)
     digits, weights = load_patches(), initial_weights(args.seed)
     trainer = host.trainer(weights)

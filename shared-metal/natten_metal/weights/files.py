@@ -115,10 +115,10 @@ def _array(path: Path, name: str, entry: Any, data: memoryview) -> Any:
 
     keys = ("dtype", "shape", "data_offsets")
     given: list[Any] = [entry.get(key) if isinstance(entry, dict) else None for key in keys]
-    kind, shape, place = given
-    if not isinstance(kind, str) or not _sizes(shape) or not _sizes(place) or len(place) != 2:
-        raise broken(path, f"{name} has no dtype, shape and place")
-    start, end = place
+    kind, shape, offsets = given
+    if not isinstance(kind, str) or not _sizes(shape) or not _sizes(offsets) or len(offsets) != 2:
+        raise broken(path, f"{name} has no dtype, shape and data_offsets")
+    start, end = offsets
     if kind not in SAFETENSORS:
         raise ValueError(
             f"load_weights: {path.name} has {name} in {kind}; dtypes that are read: {', '.join(SAFETENSORS)}"

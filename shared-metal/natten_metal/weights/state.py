@@ -112,9 +112,9 @@ def _hint(missing: list[str], unexpected: list[str]) -> str:
     if ends(unexpected, "scales"):
         return ". The weights are quantised: quantise the module alike before it is loaded"
     if ends(unexpected, "rpb"):
-        return ". The weights have a bias table: make the module with rel_pos_bias=True"
+        return ". The weights have an rpb: make the module with rel_pos_bias=True"
     if ends(missing, "rpb"):
-        return ". The weights have no bias table: make the module with rel_pos_bias=False"
+        return ". The weights have no rpb: make the module with rel_pos_bias=False"
     if ends(missing, "qkv") and ends(unexpected, "kv_proj"):
         return ". The weights have fewer key/value heads: make the module with num_kv_heads"
     if ends(missing, "kv_proj") and ends(unexpected, "qkv"):

@@ -7,8 +7,8 @@
 
 A module for each set of call forms: ``v0141`` (0.14.1 to 0.14.4), ``v0145``, ``v014`` (0.14.6), ``v015``, ``v017``,
 ``v020`` (0.20 to 0.21.1) and ``v021``. Each has the submodules of its releases (``v021.utils.checks``, ``v017.flops``).
-Where upstream was narrower (odd windows, no gradient of bias tables, no causal bias) these are
-not; errors are this package's. What only tunes CUDA kernels is accepted and noted once in the log.
+Where upstream was narrower (odd windows, no gradient of rpb, no causal rpb) these are
+not; errors are this package's. What only tunes CUDA kernels is accepted and logged once.
 """
 
 from types import ModuleType
