@@ -74,11 +74,11 @@ def framework_imports(source: str) -> list[str]:
     ]
 
 
-def _at_module_level(statements: list[ast.stmt], functions: bool = False) -> Iterator[ast.AST]:
+def at_module_level(statements: list[ast.stmt], functions: bool = False) -> Iterator[ast.AST]:
     """The nodes that run when the module is imported: nothing under TYPE_CHECKING, function bodies if asked for."""
     for statement in statements:
         if isinstance(statement, ast.If) and "TYPE_CHECKING" in ast.dump(statement.test):
-            yield from _at_module_level(statement.orelse, functions)
+            yield from at_module_level(statement.orelse, functions)
             continue
         pending: list[ast.AST] = [statement]
         while pending:
@@ -92,7 +92,7 @@ def imports_beyond_stdlib(source: str) -> list[str]:
     """Module-level imports that are neither relative nor of the standard library."""
     return [
         f"{_line(node)}: imports {name} at module level"
-        for node in _at_module_level(ast.parse(source).body)
+        for node in at_module_level(ast.parse(source).body)
         for name in _imported(node)
         if name.split(".")[0] not in sys.stdlib_module_names
     ]
@@ -282,60 +282,15 @@ def not_symlinks(index: str, wanted: dict[str, str]) -> list[str]:
     ]
 
 
-# --- modules and who imports whom ------------------------------------------------------------------------
-
-Edges = dict[str, set[str]]
-
-
-def _targets(node: ast.AST, package: list[str], modules: frozenset[str]) -> Iterator[str]:
-    """The modules among ``modules`` that a relative import in a module of ``package`` names."""
-    if not isinstance(node, ast.ImportFrom) or not node.level:
-        return
-    base = package[: len(package) - node.level + 1] + (node.module.split(".") if node.module else [])
-    for alias in node.names:
-        inner = ".".join([*base, alias.name])
-        yield inner if inner in modules else ".".join(base)
-
-
-def imports_of(sources: dict[str, str], lazy: bool = False) -> Edges:
-    """Module -> the modules of the same tree that it imports when it is imported, or (lazy) when a function runs too.
-
-    sources: text by path, relative to the tree's root; a package is its ``__init__.py``.
-    """
-    names = {path: PurePosixPath(path).with_suffix("").parts for path in sources}
-    modules = {path: ".".join(p[:-1] if p[-1] == "__init__" else p) for path, p in names.items()}
-    known, edges = frozenset(modules.values()), {}
-    for path, source in sources.items():
-        tree = ast.parse(source)
-        nodes = _at_module_level(tree.body, functions=lazy)
-        found = {target for node in nodes for target in _targets(node, list(names[path][:-1]), known)}
-        edges[modules[path]] = (found & known) - {modules[path]}
-    return edges
-
-
-def import_circles(edges: Edges) -> list[str]:
-    """Modules that import each other, by way of others too: one complaint for each that can be reached from itself."""
-
-    def reached(start: str) -> set[str]:
-        seen: set[str] = set()
-        pending = [start]
-        while pending:
-            for target in edges.get(pending.pop(), set()) - seen:
-                seen.add(target)
-                pending.append(target)
-        return seen
-
-    return [f"{module}: imports itself by way of others" for module in sorted(edges) if module in reached(module)]
-
-
-def rooms_out_of_order(edges: Edges, order: dict[str, int]) -> list[str]:
-    """Imports of a room that comes later, or of another one at the same place. order: room -> its place."""
-
-    def wrong(module: str, target: str) -> bool:
-        room, other = module.split(".")[0], target.split(".")[0]
-        return room != other and room in order and (other not in order or order[other] >= order[room])
-
-    return [f"{m}: imports {t}" for m in sorted(edges) for t in sorted(edges[m]) if wrong(m, t)]
+def function_caches(source: str) -> list[str]:
+    """``functools.cache`` and ``lru_cache``: no test can empty them all."""
+    names = {"lru_cache", "cache"}
+    return [
+        f"{_line(node)}: keeps values beside the caches: use caches.cached"
+        for node in ast.walk(ast.parse(source))
+        if (isinstance(node, ast.ImportFrom) and node.module == "functools" and names & {a.name for a in node.names})
+        or (isinstance(node, ast.Attribute) and node.attr in names and ast.unparse(node.value) == "functools")
+    ]
 
 
 # --- names that stand once, and errors ---------------------------------------------------------------------

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 import house
+import house_imports
 import pytest
 import twin_lines
 
@@ -110,6 +111,11 @@ def test_no_blind_except() -> None:
     assert_none(complaints(shipped(".py"), lambda source, _: house.blind_excepts(source)))
 
 
+def test_caches_can_be_emptied() -> None:
+    """Every cache of functions is one of the room ``caches``: named, bounded, and emptied by ``clear_all``."""
+    assert_none(complaints(shipped(".py"), lambda source, _: house.function_caches(source)))
+
+
 def modules_of(tree: str) -> dict[str, str]:
     paths = [p for p in project_files() if p.startswith(f"{tree}/") and p.endswith(".py")]
     return {p.removeprefix(f"{tree}/"): (ROOT / p).read_text() for p in paths}
@@ -117,17 +123,17 @@ def modules_of(tree: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("tree", TREES)
 def test_no_module_imports_itself_by_way_of_others(tree: str) -> None:
-    edges = house.imports_of(modules_of(tree))
+    edges = house_imports.imports_of(modules_of(tree))
     assert sum(map(len, edges.values())) > 50, "hardly an import was seen"
-    assert_none(house.import_circles(edges))
+    assert_none(house_imports.import_circles(edges))
 
 
 def test_rooms_are_in_order() -> None:
     modules = modules_of(TREES[0])
     assert {path.split("/")[0] for path in modules} - {"__init__.py"} == set(ROOMS)
-    edges = house.imports_of(modules, lazy=True)
-    assert_none(house.import_circles(edges))
-    assert_none(house.rooms_out_of_order(edges, ROOMS))
+    edges = house_imports.imports_of(modules, lazy=True)
+    assert_none(house_imports.import_circles(edges))
+    assert_none(house_imports.rooms_out_of_order(edges, ROOMS))
 
 
 def test_a_template_is_named_once() -> None:
@@ -236,17 +242,19 @@ def sources_in(text: str) -> dict[str, str]:
 
 
 def circles(text: str) -> list[str]:
-    return house.import_circles(house.imports_of(sources_in(text)))
+    return house_imports.import_circles(house_imports.imports_of(sources_in(text)))
 
 
 def lazy_circles(text: str) -> list[str]:
-    return house.import_circles(house.imports_of(sources_in(text), lazy=True))
+    return house_imports.import_circles(house_imports.imports_of(sources_in(text), lazy=True))
 
 
 def rooms(statement: str) -> list[str]:
     """Of a module in the second of three rooms."""
     sources = {"one/x.py": "", "two/y.py": statement, "two/z.py": "", "too/x.py": "", "three/x.py": "", "free.py": ""}
-    return house.rooms_out_of_order(house.imports_of(sources), {"one": 0, "two": 1, "too": 1, "three": 2})
+    return house_imports.rooms_out_of_order(
+        house_imports.imports_of(sources), {"one": 0, "two": 1, "too": 1, "three": 2}
+    )
 
 
 def templates(source: str) -> list[str]:
@@ -289,6 +297,8 @@ PLANTED: list[tuple[Rule, str, str]] = [
     (house.blind_excepts, "try: f()\nexcept (OSError, BaseException): pass", "raise Exception"),
     (house.blind_excepts, "try: f()\nexcept builtins.Exception: pass", "x = Exception"),
     (house.blind_excepts, "with contextlib.suppress(Exception): f()", "with suppress(OSError): f()"),
+    (house.function_caches, "from functools import lru_cache as kept", "from functools import cached_property"),
+    (house.function_caches, "@functools.cache\ndef f(): ...", "@caches.cache\ndef f(): ..."),
     (
         circles,
         "a/x.py: from .y import f\na/y.py: from ..b import g\nb.py: from .a import x",

@@ -5,7 +5,12 @@ from __future__ import annotations
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from natten_mps._metal.caches import Cache, caches
+import numpy as np
+import pytest
+from cases import BY_NAME
+from frameworks import FRAMEWORKS, Framework, Path, run
+
+from natten_mps._metal.caches import Cache, cached, caches, clear_all
 from natten_mps._metal.metal.launches import Launch
 from natten_mps._metal.metal.source import Instance
 from natten_mps._metal.plan import verdicts
@@ -51,3 +56,34 @@ def test_what_is_learned_is_bounded_and_forgotten() -> None:
     assert len(planner.verdicts.failures) == verdicts.MOST_VERDICTS
     planner.forget()
     assert not planner.verdicts.failures and not planner.verdicts.limits and not len(planner.plans)
+
+
+def test_a_function_is_called_once_for_equal_arguments() -> None:
+    calls = []
+
+    @cached("sums", 2)
+    def total(a: int, b: int = 1) -> int:
+        calls.append((a, b))
+        return a + b
+
+    assert [total(1), total(1), total(1, b=2), total(1, b=2), total(2, 2)] == [2, 2, 3, 3, 4]
+    assert calls == [(1, 1), (1, 2), (2, 2)]
+    assert total(1) == 2 and len(calls) == 4, "the oldest value made room"
+    clear_all()
+    assert total(2, 2) == 4 and len(calls) == 5
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
+def test_all_caches_are_empty_after_a_reset_and_results_are_the_same(framework: Framework) -> None:
+    module = framework.module("_metal.caches")
+    case, path = BY_NAME["img-stride"], Path(framework, "pure")
+    once, _ = run.__wrapped__(path, case, "float32")
+    filled = {cache.name for cache in module.caches() if len(cache)}
+    assert filled >= {"plans", "box sizes", "tables of walks", "devices"}
+    module.clear_all()
+    assert [cache.name for cache in module.caches() if len(cache)] == []
+    again, _ = run.__wrapped__(path, case, "float32")
+    assert once.keys() == again.keys()
+    for name, found in again.items():
+        np.testing.assert_array_equal(found, once[name], err_msg=name)
+    assert {cache.name for cache in module.caches() if len(cache)} >= {"plans", "box sizes", "tables of walks"}

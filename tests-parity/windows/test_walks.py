@@ -297,12 +297,9 @@ def test_heads_share_a_walk(framework: Framework) -> None:
 
 
 def forget(framework: Framework) -> None:
-    """Empty the caches of plans."""
+    """Forget what earlier calls have planned and learned."""
     framework.module("_device").machine().forget()
-    framework.module("_metal.plan.boxes").box_size.cache_clear()
-    walk = framework.module("_metal.api.walk")
-    walk.tables.cache_clear()
-    walk._kept_result_rows.cache_clear()
+    framework.module("_metal.caches").clear_all()
 
 
 WIDE = (200_000, 5_001)

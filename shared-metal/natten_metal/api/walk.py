@@ -6,9 +6,9 @@ package implements :class:`Walk` in its module ``_plain.walk``.
 
 import math
 from collections.abc import Callable, Hashable, Iterator
-from functools import lru_cache
 from typing import Any, Literal, Protocol
 
+from ..caches import cached
 from ..plan.blocks import Blocks, Chunk, Tables
 from ..plan.turns import turns
 from .operations import Dtype, Operations, Tensor
@@ -75,7 +75,7 @@ class Walk(Protocol):
         """``tensor`` with ``empty`` where not ``held``."""
 
 
-@lru_cache(maxsize=32)
+@cached("tables of walks", 32)
 def tables(walk: Any, blocks: Blocks, device: Hashable) -> Tables:
     """The index tables of a walk, kept for the next call."""
     made: Tables = walk.tables(blocks, device)
@@ -178,7 +178,7 @@ def _result_rows(walk: Walk, blocks: Blocks, batch: int, heads: int, device: Has
     return row.flatten()
 
 
-@lru_cache(maxsize=32)
+@cached("result rows", 32)
 def _kept_result_rows(walk: Any, blocks: Blocks, batch: int, heads: int, device: Hashable) -> Tensor:
     return walk.constant(_result_rows(walk, blocks, batch, heads, device))
 

@@ -1,9 +1,14 @@
 """The one kind of cache: named, bounded, safe to use from several threads, and empty again when a test asks for it."""
 
+import os
 import threading
 import weakref
 from collections.abc import Callable, Hashable
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _caches: "weakref.WeakSet[Cache]" = weakref.WeakSet()
 
@@ -69,3 +74,40 @@ class Cache:
 def caches() -> list[Cache]:
     """All caches of this package that are alive, by name."""
     return sorted(_caches, key=lambda cache: cache.name)
+
+
+def clear_all() -> None:
+    """Empty every cache of this package, as if no call had been made yet. Verdicts stay: ``Planner.forget``."""
+    for cache in caches():
+        cache.clear()
+
+
+_NAMED = object()
+
+
+def cached(name: str, most: int) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Decorate a function so that a :class:`Cache` keeps its values, which are never None, by its arguments."""
+
+    def decorate(function: Callable[P, T]) -> Callable[P, T]:
+        cache = Cache(name, most)
+
+        @wraps(function)
+        def call(*arguments: P.args, **named: P.kwargs) -> T:
+            key = (*arguments, _NAMED, *named.items()) if named else arguments
+            found: T | None = cache.get(key)
+            if found is None:
+                found = cache.keep(key, function(*arguments, **named))
+            return found
+
+        return call
+
+    return decorate
+
+
+def _renew_locks() -> None:
+    """In a forked child, a lock that another thread held would stay locked forever."""
+    for cache in _caches:
+        cache._lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_renew_locks)

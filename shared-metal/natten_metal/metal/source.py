@@ -8,9 +8,9 @@ in a config struct; everything that changes with the problem is in the parameter
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
+from ..caches import cached
 from .templates import TEMPLATES, Argument, Template
 
 KERNELS = Path(__file__).parent / "kernels"
@@ -142,7 +142,7 @@ struct Params {
 """
 
 
-@lru_cache(maxsize=4)
+@cached("kernel headers", 4)
 def headers(params: str = PARAMS_STRUCT) -> str:
     """The kernel headers as one text without includes, pragmas once or comments at line starts.
 

@@ -10,8 +10,8 @@ import itertools
 import math
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache
 
+from ..caches import cached
 from ..problem.interval import row_interval
 from ..problem.problem import Axis, Problem
 from ..problem.window import group_length
@@ -57,7 +57,7 @@ def padded_dim(dim: int) -> int:
     return next(size for size in DIMS if size >= dim)
 
 
-@lru_cache(maxsize=4096)
+@cached("bricks of axes", 4096)
 def axis_bricks(axis: Axis, transposed: bool, extent: int, along_x: bool) -> tuple[tuple[int, int], ...]:
     """Per dilation group (steps, full steps) of all patches of ``extent`` rows on one axis.
 
@@ -130,7 +130,7 @@ def chunk_size(dtype: str, dim: int, dim_v: int) -> int:
     return min(MOST_CHUNK, (THREADGROUP_BYTES // per_column - COLUMNS) // COLUMNS * COLUMNS)
 
 
-@lru_cache(maxsize=1024)
+@cached("tilings", 1024)
 def tiling(
     problem: Problem, transposed: bool, dim: int, dim_v: int, most_simdgroups: int, in_rows: bool = True
 ) -> Tiling:

@@ -1,8 +1,8 @@
 """How many columns the box of a tile must hold: the widest span of columns that the rows of any tile see."""
 
 from collections.abc import Iterable
-from functools import lru_cache
 
+from ..caches import cached
 from ..problem.interval import at_hand, positions, row_interval
 from ..problem.problem import Axis
 from ..problem.window import group_length
@@ -11,7 +11,7 @@ from ..problem.window import group_length
 MOST_SPANS = 16_384
 
 
-@lru_cache(maxsize=4096)
+@cached("box sizes", 4096)
 def box_size(axis: Axis, transposed: bool, tile: int) -> int:
     """A number of columns that holds the span of any tile of ``tile`` rows: the widest span, or on long axes a bound on
     it.

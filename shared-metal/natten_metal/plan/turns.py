@@ -6,8 +6,7 @@ reading, adding to and writing rows of its own, so that the result does not depe
 additions, and repeated runs are equal to the bit.
 """
 
-from functools import lru_cache
-
+from ..caches import cached
 from .blocks import AxisBlocks, Blocks
 from .boxes import box_size
 
@@ -24,7 +23,7 @@ def apart(blocks: AxisBlocks) -> int:
     return 1 - (1 - rows) // blocks.tile
 
 
-@lru_cache(maxsize=4096)
+@cached("turns of tiles", 4096)
 def turns(blocks: Blocks, first: int, count: int) -> tuple[Tiles, ...]:
     """The tiles ``first .. first + count - 1``, numbered from 0, by turns; those of a turn have no column in common.
 

@@ -13,9 +13,9 @@ import math
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from itertools import pairwise
 
+from ..caches import cached
 from .problem import Problem
 
 Row = tuple[int, ...]
@@ -85,7 +85,7 @@ def problem_of(problem: Problem, group: Group) -> Problem:
     return replace(item, kernel_size=group.kernel_size, stride=group.stride, dilation=group.dilation)
 
 
-@lru_cache(maxsize=64)
+@cached("groups of items", 64)
 def groups(table: Table, rank: int, kind: str, together: int | None) -> tuple[Group, ...]:
     """The launches of a call: one for all items that pose the same problem, none for items without queries or keys.
 

@@ -7,15 +7,15 @@ or in the thread, and takes the custom op.
 """
 
 from collections.abc import Iterable
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from ._metal.caches import cached
 from ._private import HARMLESS_KEYS, dispatch_keys, in_forward_mode, profiled, thread_keys
 
 
-@lru_cache(maxsize=32)
+@cached("keys of plain tensors", 32)
 def _plain(device: str) -> int:
     """The keys of a plain tensor, as bits; 0 for meta tensors, which have no data."""
     if device == "meta":

@@ -1,0 +1,62 @@
+"""The rules on modules that import each other, like those of `house.py` functions from sources to complaints."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+
+from house import at_module_level
+
+Edges = dict[str, set[str]]
+
+
+def _targets(node: ast.AST, package: list[str], modules: frozenset[str]) -> Iterator[str]:
+    """The modules among ``modules`` that a relative import in a module of ``package`` names."""
+    if not isinstance(node, ast.ImportFrom) or not node.level:
+        return
+    base = package[: len(package) - node.level + 1] + (node.module.split(".") if node.module else [])
+    for alias in node.names:
+        inner = ".".join([*base, alias.name])
+        yield inner if inner in modules else ".".join(base)
+
+
+def imports_of(sources: dict[str, str], lazy: bool = False) -> Edges:
+    """Module -> the modules of the same tree that it imports when it is imported, or (lazy) when a function runs too.
+
+    sources: text by path, relative to the tree's root; a package is its ``__init__.py``.
+    """
+    names = {path: PurePosixPath(path).with_suffix("").parts for path in sources}
+    modules = {path: ".".join(p[:-1] if p[-1] == "__init__" else p) for path, p in names.items()}
+    known, edges = frozenset(modules.values()), {}
+    for path, source in sources.items():
+        tree = ast.parse(source)
+        nodes = at_module_level(tree.body, functions=lazy)
+        found = {target for node in nodes for target in _targets(node, list(names[path][:-1]), known)}
+        edges[modules[path]] = (found & known) - {modules[path]}
+    return edges
+
+
+def import_circles(edges: Edges) -> list[str]:
+    """Modules that import each other, by way of others too: one complaint for each that can be reached from itself."""
+
+    def reached(start: str) -> set[str]:
+        seen: set[str] = set()
+        pending = [start]
+        while pending:
+            for target in edges.get(pending.pop(), set()) - seen:
+                seen.add(target)
+                pending.append(target)
+        return seen
+
+    return [f"{module}: imports itself by way of others" for module in sorted(edges) if module in reached(module)]
+
+
+def rooms_out_of_order(edges: Edges, order: dict[str, int]) -> list[str]:
+    """Imports of a room that comes later, or of another one at the same place. order: room -> its place."""
+
+    def wrong(module: str, target: str) -> bool:
+        room, other = module.split(".")[0], target.split(".")[0]
+        return room != other and room in order and (other not in order or order[other] >= order[room])
+
+    return [f"{m}: imports {t}" for m in sorted(edges) for t in sorted(edges[m]) if wrong(m, t)]
