@@ -1,4 +1,8 @@
-"""What each backend can do on a device, found by asking the planner."""
+"""What each backend can do on a device, found by asking the planner.
+
+The matrix asks about one sample problem of each op, with 16 channels per head, and about a problem beyond each limit
+that it names. It says nothing more about calls of other sizes: ``explain`` answers for one call.
+"""
 
 from dataclasses import replace
 from typing import Any

@@ -1,6 +1,10 @@
 """The private names of torch that this package uses, because it has no public ones.
 
 A test checks each of them on all supported releases. Nothing else in the package names them.
+
+``torch.library.register_autograd`` cannot replace them: in torch 2.13, torch.func.grad of such an op, under vmap too,
+is a RuntimeError, because the autograd.Function that torch makes for it has no ``setup_context``. A jvp of it, which
+has to be an error or right, gives a tangent of zeros without a word, and forward mode outside of torch.func gives none.
 """
 
 from collections.abc import Callable
@@ -22,12 +26,18 @@ HARMLESS_KEYS: int = (
 
 
 def profiled() -> bool:
-    """Whether a profiler lists ops by name."""
+    """Whether a profiler lists ops by name.
+
+    ``_is_profiler_enabled``: torch has no public question for it, and a direct call would be missing from the list.
+    """
     return bool(torch.autograd.profiler._is_profiler_enabled)
 
 
 def in_forward_mode() -> bool:
-    """Whether tensors may have tangents outside of torch.func and torch.compile: in a ``forward_ad.dual_level()``."""
+    """Whether tensors may have tangents outside of torch.func and torch.compile: in a ``forward_ad.dual_level()``.
+
+    ``_current_level``: torch's public way, ``unpack_dual``, asks one tensor at a time, which costs each call more.
+    """
     return bool(forward_ad._current_level >= 0)
 
 
@@ -57,6 +67,9 @@ def below_autograd(op: Any, *arguments: Any) -> list[Tensor]:
 
 
 def forward_mode() -> AbstractContextManager[None]:
-    """Turn forward mode on: torch turns it off within a ``jvp``, and a ``jvp`` of that one would find zeros."""
+    """Turn forward mode on: torch turns it off within a ``jvp``, and a ``jvp`` of that one would find zeros.
+
+    ``_set_fwd_grad_enabled``: the public ``dual_level`` opens a level but does not turn the mode on again.
+    """
     switched: AbstractContextManager[None] = forward_ad._set_fwd_grad_enabled(True)
     return switched
