@@ -30,9 +30,12 @@ def goes_directly(tensors: Iterable[Tensor | None]) -> bool:
         return False
     if thread_keys().raw_repr() & ~HARMLESS_KEYS:
         return False
+    accepted = None  # most calls have tensors of one kind, and its keys need to be looked at once
     for tensor in tensors:
-        if tensor is not None and dispatch_keys(tensor).raw_repr() & ~_plain(tensor.device.type):
-            return False
+        if tensor is not None and (keys := dispatch_keys(tensor).raw_repr()) != accepted:
+            if keys & ~_plain(tensor.device.type):
+                return False
+            accepted = keys
     return True
 
 

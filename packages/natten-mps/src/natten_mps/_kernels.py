@@ -43,7 +43,7 @@ def run_backward(
         if tensor is not None:
             # Where there are no additional keys, no gradient is computed.
             gradient = made[operand.gradient] if operand.name in given else torch.zeros_like(tensor)
-            found.append(gradient.to(tensor.dtype))
+            found.append(gradient if gradient.dtype is tensor.dtype else gradient.to(tensor.dtype))
     return found
 
 

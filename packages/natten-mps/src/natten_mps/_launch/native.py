@@ -70,13 +70,15 @@ def run(
     made = {output.name: tensor for output, tensor in zip(program.outputs, into or (), strict=False)}
     for output in program.outputs[len(made) :]:
         made[output.name] = torch.empty(output.shape, dtype=DTYPES[output.dtype], device=CPU)
-    given = tensors
-    if "rpb" in given:
-        given = given | {"rpb": _readable_rpb(program.problem, given["rpb"])}
-    addresses = {name: (tensor.data_ptr(), tensor.stride()) for name, tensor in (given | made).items()}
-    for name, (address, _) in addresses.items():
+    passed = tensors | made
+    if "rpb" in tensors:
+        passed["rpb"] = _readable_rpb(program.problem, tensors["rpb"])
+    addresses = {}
+    for name, tensor in passed.items():
+        address = tensor.data_ptr()
         if not address:
-            _require_memory(program.problem, name, given.get(name, made.get(name)))
+            _require_memory(program.problem, name, tensor)
+        addresses[name] = address, tensor.stride()
     host.library.call(program.function, program.problem, addresses, torch.get_num_threads())
     return made
 
