@@ -12,16 +12,20 @@ from typing import Any
 
 import numpy as np
 
-from natten_mps._metal.problem.problem import Problem
+from natten_mps._metal.problem.problem import Piece, Problem
 
 Array = Any
+Ranges = tuple[tuple[int, int], ...]
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 INPUTS = ("query", "key", "value", "additional_keys", "additional_values", "rpb")
 
 
 @dataclass(frozen=True)
 class Case:
-    """One problem. additional: number of additional keys, None for none given; scale None is D ** -0.5."""
+    """One problem. additional: number of additional keys, None for none given; scale None is D ** -0.5.
+
+    piece: the queries and the keys at hand, ``(low, high)`` on each axis of ``shape``; None for all of them.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -37,6 +41,7 @@ class Case:
     additional: int | None = None
     rpb: bool = False
     scale: float | None = None
+    piece: tuple[Ranges, Ranges] | None = None
 
     def __str__(self) -> str:
         return self.name
@@ -44,6 +49,16 @@ class Case:
     @property
     def rank(self) -> int:
         return len(self.shape)
+
+    @property
+    def query_shape(self) -> tuple[int, ...]:
+        """The queries at hand on each axis."""
+        return self.shape if self.piece is None else tuple(high - low for low, high in self.piece[0])
+
+    @property
+    def key_shape(self) -> tuple[int, ...]:
+        """The keys at hand on each axis."""
+        return self.shape if self.piece is None else tuple(high - low for low, high in self.piece[1])
 
     @property
     def face(self) -> str:
@@ -63,12 +78,14 @@ class Case:
 
     def problem(self, dtype: str = "float64", op: str = "na") -> Problem:
         """The problem of this case: 'na', 'qk' or 'av'."""
-        fused = op == "na"
+        fused, piece = op == "na", None
+        if self.piece is not None:
+            piece = Piece(self.shape, *(tuple(low for low, _ in ranges) for ranges in self.piece))
         return Problem(
             op,
             self.batch,
-            self.shape,
-            self.shape,
+            self.query_shape,
+            self.key_shape,
             self.heads,
             self.kv_heads,
             0 if op == "av" else self.head_dim,
@@ -81,6 +98,7 @@ class Case:
             dtype,
             (self.additional or 0) if fused else 0,
             self.rpb and op != "av",
+            piece,
         )
 
     @property
@@ -294,11 +312,11 @@ def inputs(case: Case, dtype: str = "float64", draw: int = 0) -> dict[str, Array
     random = generator(f"{case.name}/{draw}")
     b, h, kv = case.batch, case.heads, case.kv_heads
     shapes: dict[str, tuple[int, ...]] = {
-        "query": (b, *case.shape, h, case.head_dim),
-        "key": (b, *case.shape, kv, case.head_dim),
-        "value": (b, *case.shape, kv, case.head_dim_v),
-        "d_out": (b, *case.shape, h, case.head_dim_v),
-        "d_lse": (b, *case.shape, h),
+        "query": (b, *case.query_shape, h, case.head_dim),
+        "key": (b, *case.key_shape, kv, case.head_dim),
+        "value": (b, *case.key_shape, kv, case.head_dim_v),
+        "d_out": (b, *case.query_shape, h, case.head_dim_v),
+        "d_lse": (b, *case.query_shape, h),
     }
     if case.additional is not None:
         shapes["additional_keys"] = (b, case.additional, kv, case.head_dim)
@@ -314,5 +332,5 @@ def inputs(case: Case, dtype: str = "float64", draw: int = 0) -> dict[str, Array
 def slot_inputs(case: Case, dtype: str = "float64", draw: int = 0) -> dict[str, Array]:
     """Further tensors for the split ops: attn, and the cotangent of logits."""
     random = generator(f"{case.name}/slots/{draw}")
-    slots = (case.batch, *case.shape, case.heads, int(np.prod(case.kernel_size)))
+    slots = (case.batch, *case.query_shape, case.heads, int(np.prod(case.kernel_size)))
     return {name: rounded(random.standard_normal(slots), dtype) for name in ("attn", "d_logits")}

@@ -178,8 +178,8 @@ def baseline(problem: Problem, arrays: dict[str, Array]) -> dict[str, Array]:
         "out": _back(out, shape),
         "lse": _back(top + np.log(total), shape)[..., 0],
         "query": _back(scale * _product(d_logits, k), shape),
-        "key": _back(d_k[:, :, :keys], shape, groups),
-        "value": _back(d_v[:, :, :keys], shape, groups),
+        "key": _back(d_k[:, :, :keys], problem.key_shape, groups),
+        "value": _back(d_v[:, :, :keys], problem.key_shape, groups),
     }
     if extra:
         found["additional_keys"] = _back(d_k[:, :, keys:], (problem.additional,), groups)
@@ -259,8 +259,8 @@ def _plain_qk(case: Case, dtype: str, draw: int) -> Tensors:
     dense = _dense_slots(problem, slot_inputs(case, dtype, draw)["d_logits"], compute)
     plain = {
         "logits": _slots_of(problem, _logits(problem, q, k, arrays.get("rpb")), -np.inf),
-        "query": _back(scale * _product(dense, k), case.shape),
-        "key": _back(scale * _product(_t(dense), q), case.shape, groups),
+        "query": _back(scale * _product(dense, k), case.query_shape),
+        "key": _back(scale * _product(_t(dense), q), case.key_shape, groups),
     }
     return plain | ({"rpb": _bias_sum(problem, dense)} if case.rpb else {})
 
@@ -285,9 +285,9 @@ def _plain_av(case: Case, dtype: str, draw: int) -> Tensors:
     d_out, v = _flat(arrays["d_out"], compute), _flat(arrays["value"], compute, groups)
     dense = _dense_slots(problem, slot_inputs(case, dtype, draw)["attn"], compute)
     return {
-        "out": _back(_product(dense, v), case.shape),
+        "out": _back(_product(dense, v), case.query_shape),
         "attn": _slots_of(problem, _product(d_out, _t(v)), 0.0),
-        "value": _back(_product(_t(dense), d_out), case.shape, groups),
+        "value": _back(_product(_t(dense), d_out), case.key_shape, groups),
     }
 
 

@@ -14,15 +14,20 @@
 //        | . . . . . . . . . . . . . . .  |
 //        +--------------------------------+
 //
+// A call may compute a piece of a larger problem, whose tensors then begin somewhere inside an axis. Positions always
+// count from the beginning of the whole axis, so windows and groups are those of the whole problem. The first tile
+// begins at the first row at hand; only the tokens of a tensor count from its own first one.
+//
 // Config (C): the struct of compile-time choices that source.py generates for an entry point.
 #pragma once
 
 namespace na {
 
-// One axis inside one dilation group, counted in positions
+// One axis inside one dilation group, counted in positions of the whole axis
 struct Axis {
-  int rows;
-  int columns;
+  int n;         // positions of the whole axis
+  Span rows;     // those at hand
+  Span columns;
   int w;
   int s;
   bool causal;
@@ -32,10 +37,11 @@ struct Axis {
 template <int RANK>
 struct Tile {
   Axis axis[RANK];
-  int group[RANK];   // dilation group
-  int step[RANK];    // tokens between two positions: the dilation
-  int corner[RANK];  // first row
-  Span box[RANK];    // columns that the tile's rows see
+  int step[RANK];           // tokens between two positions: the dilation
+  int row_origin[RANK];     // token of position 0 in tensors of rows: negative where they begin further inside the axis
+  int column_origin[RANK];  // and in those of columns
+  int corner[RANK];         // first row
+  Span box[RANK];           // columns that the tile's rows see
 };
 
 // The patch of one simdgroup and the row of one lane; on axes other than x its columns are the tile's box
@@ -44,6 +50,7 @@ struct Patch {
   Span x;            // columns along x that any of its rows sees
   Span common[RANK]; // columns that all of them see
   int row[RANK];     // this lane's row
+  int token[RANK];   // the same in tensors of rows
   Span seen[RANK];   // and its columns
   bool active;       // uniform: the patch begins inside the axis
   bool store;        // this lane's row exists
@@ -52,11 +59,22 @@ struct Patch {
   METAL_FUNC int channels(int dim) const thread { return store ? dim : 0; }
 };
 
-// The columns that the row at position p sees
+// The columns at hand that the row at position p sees. A query's are all at hand (but in full attention, where windows
+// may be longer than the keys); of a key's, which are queries, there may be none: then low may be above high.
 template <bool TRANSPOSED>
 METAL_FUNC Span interval(int p, Axis a) {
-  Span span = TRANSPOSED ? inverse(p, a.columns, a.w, a.s, a.causal) : window(p, a.columns, a.w, a.s, a.causal);
-  span.high = min(span.high, a.columns);
+  Span span = TRANSPOSED ? inverse(p, a.n, a.w, a.s, a.causal) : window(p, a.n, a.w, a.s, a.causal);
+  if (TRANSPOSED) span.low = max(span.low, a.columns.low);
+  span.high = min(span.high, a.columns.high);
+  return span;
+}
+
+// The positions at hand, of n in a dilation group: those of the tokens [start, start + length), out of `full`. Mostly
+// that is all of them, and divisions are expensive on a GPU.
+METAL_FUNC Span at_hand(int start, int length, int full, int n, int group, int d) {
+  Span span = {0, n};
+  if (start != 0) span.low = group_length(start, group, d);
+  if (start + length != full) span.high = group_length(start + length, group, d);
   return span;
 }
 
@@ -87,8 +105,10 @@ METAL_FUNC int ends_first(int nth, int lines, int along_x) {
 // Finds the tile of this threadgroup; false if it lies beyond its dilation group (groups differ in length)
 template <typename C>
 METAL_FUNC bool find_tile(thread Tile<C::RANK>& t, const thread Params& prm, int tile_id, int group_id) {
-  constexpr int rows_slot = C::TRANSPOSED ? int(kKeyShape) : int(kQueryShape);
-  constexpr int columns_slot = C::TRANSPOSED ? int(kQueryShape) : int(kKeyShape);
+  constexpr int rows_shape = C::TRANSPOSED ? int(kKeyShape) : int(kQueryShape);
+  constexpr int rows_from = C::TRANSPOSED ? int(kKeyStart) : int(kQueryStart);
+  constexpr int columns_shape = C::TRANSPOSED ? int(kQueryShape) : int(kKeyShape);
+  constexpr int columns_from = C::TRANSPOSED ? int(kQueryStart) : int(kKeyStart);
   if (C::TRANSPOSED) {
     int lines = 1;
     NA_UNROLL for (int a = 0; a < C::RANK - 1; ++a) lines *= int(prm[kTiles + a]);
@@ -99,18 +119,25 @@ METAL_FUNC bool find_tile(thread Tile<C::RANK>& t, const thread Params& prm, int
     const int d = int(prm[kDilation + a]);
     const int tiles = int(prm[kTiles + a]);
     const int extent = patch_extent<C>(a) * (a == C::RANK - 1 ? C::NSG : 1);
-    t.step[a] = d;
-    t.group[a] = group_id % d;
+    const int group = group_id % d;
     group_id /= d;
-    t.axis[a].rows = group_length(int(prm[rows_slot + a]), t.group[a], d);
-    t.axis[a].columns = group_length(int(prm[columns_slot + a]), t.group[a], d);
+    const int full = int(prm[kFullShape + a]);
+    const int n = group_length(full, group, d);
+    const int rows_start = int(prm[rows_from + a]);
+    const int columns_start = int(prm[columns_from + a]);
+    t.step[a] = d;
+    t.row_origin[a] = group - rows_start;
+    t.column_origin[a] = group - columns_start;
+    t.axis[a].n = n;
+    t.axis[a].rows = at_hand(rows_start, int(prm[rows_shape + a]), full, n, group, d);
+    t.axis[a].columns = at_hand(columns_start, int(prm[columns_shape + a]), full, n, group, d);
     t.axis[a].w = int(prm[kWindow + a]);
     t.axis[a].s = int(prm[kStride + a]);
     t.axis[a].causal = prm[kCausal + a] != 0;
-    t.corner[a] = (tile_id % tiles) * extent;
+    t.corner[a] = t.axis[a].rows.low + (tile_id % tiles) * extent;
     tile_id /= tiles;
-    inside = inside && t.corner[a] < t.axis[a].rows;
-    const int last = min(t.corner[a] + extent, t.axis[a].rows) - 1;
+    inside = inside && t.corner[a] < t.axis[a].rows.high;
+    const int last = min(t.corner[a] + extent, t.axis[a].rows.high) - 1;
     t.box[a].low = interval<C::TRANSPOSED>(t.corner[a], t.axis[a]).low;
     t.box[a].high = interval<C::TRANSPOSED>(last, t.axis[a]).high;
   }
@@ -122,15 +149,16 @@ METAL_FUNC bool find_tile(thread Tile<C::RANK>& t, const thread Params& prm, int
 template <typename C>
 METAL_FUNC void find_patch(thread Patch<C::RANK>& patch, const thread Tile<C::RANK>& t, int sg, int fragment_row) {
   constexpr int X = C::RANK - 1;
-  patch.active = t.corner[X] + sg * C::PX < t.axis[X].rows;
+  patch.active = t.corner[X] + sg * C::PX < t.axis[X].rows.high;
   patch.store = patch.active;
   NA_UNROLL for (int a = 0; a < C::RANK; ++a) {
-    const int end = t.axis[a].rows - 1;
+    const int end = t.axis[a].rows.high - 1;
     const int first = min(t.corner[a] + (a == X ? sg * C::PX : 0), end);
     const int last = min(first + patch_extent<C>(a) - 1, end);
     const int p = first + patch_coord<C>(a, fragment_row);
     patch.store = patch.store && p <= end;
     patch.row[a] = min(p, end);
+    patch.token[a] = patch.row[a] * t.step[a] + t.row_origin[a];
     patch.seen[a] = interval<C::TRANSPOSED>(patch.row[a], t.axis[a]);
     const Span of_first = interval<C::TRANSPOSED>(first, t.axis[a]);
     const Span of_last = interval<C::TRANSPOSED>(last, t.axis[a]);
@@ -143,12 +171,11 @@ METAL_FUNC void find_patch(thread Patch<C::RANK>& patch, const thread Tile<C::RA
   }
 }
 
-// Element offset of positions p of the tile's dilation group, in the tensor whose strides are at `block`
+// Element offset of the lane's row in the tensor whose strides are at `block`
 template <int RANK>
-METAL_FUNC long token_offset(const thread Params& prm, int block, const thread Tile<RANK>& t, int batch, int head,
-                             const thread int* p) {
+METAL_FUNC long row_at(const thread Params& prm, int block, const thread Patch<RANK>& patch, int batch, int head) {
   long at = batch * prm[block] + head * prm[block + 1];
-  NA_UNROLL for (int a = 0; a < RANK; ++a) at += (p[a] * t.step[a] + t.group[a]) * prm[block + 2 + a];
+  NA_UNROLL for (int a = 0; a < RANK; ++a) at += patch.token[a] * prm[block + 2 + a];
   return at;
 }
 

@@ -18,14 +18,6 @@
 
 namespace na {
 
-// Element offset of the lane's row: a key on all axes, or an additional key on one
-template <typename C>
-METAL_FUNC long row_at(const thread Params& prm, int block, const thread Tile<C::RANK>& t, int batch, int head,
-                       const thread Patch<C::RANK>& patch) {
-  if (C::OF_ADDITIONAL) return batch * prm[block] + head * prm[block + 1] + patch.row[0] * prm[block + 2];
-  return token_offset<C::RANK>(prm, block, t, batch, head, patch.row);
-}
-
 template <typename C>
 struct KeyGradient {
   typedef typename C::T T;
@@ -47,8 +39,8 @@ struct KeyGradient {
     // Additional keys lie along one axis; their stride blocks stand where the keys' do
     constexpr int k_block = C::OF_ADDITIONAL ? int(kAdditionalKeyStride) : int(kKeyStride);
     constexpr int v_block = C::OF_ADDITIONAL ? int(kAdditionalValueStride) : int(kValueStride);
-    const device T* k_row = k + row_at<C>(prm, k_block, tile, batch, kv_head, patch);
-    const device T* v_row = v + row_at<C>(prm, v_block, tile, batch, kv_head, patch);
+    const device T* k_row = k + row_at(prm, k_block, patch, batch, kv_head);
+    const device T* v_row = v + row_at(prm, v_block, patch, batch, kv_head);
     const long k_channel = prm.channel(k_block);
     const long v_channel = prm.channel(v_block);
     NA_UNROLL for (int d = 0; d < C::DA; d += 8) key[d / 8] = load_channels(k_row, d + fc, dim, k_channel);
@@ -97,29 +89,30 @@ struct KeyGradient {
   }
 };
 
-// The tile of an OF_ADDITIONAL launch: rows are additional keys, the box is this part's share of all queries
+// The tile of an OF_ADDITIONAL launch: rows are additional keys, which lie along one axis; the box is this part's share
+// of all queries at hand, whose positions count from the first of them
 template <typename C>
 METAL_FUNC void find_every(thread Tile<C::RANK>& t, thread Patch<C::RANK>& patch, const thread Params& prm, int tile,
                            int part, int sg, int fragment_row) {
   constexpr int X = C::RANK - 1;
   const int rows = int(prm[kAdditional]);
   NA_UNROLL for (int a = 0; a < C::RANK; ++a) {
-    t.axis[a] = {1, int(prm[kQueryShape + a]), 1, 1, false};
-    t.group[a] = t.corner[a] = 0;
+    const int queries = int(prm[kQueryShape + a]);
+    t.axis[a] = {queries, {0, 1}, {0, queries}, 1, 1, false};
+    t.row_origin[a] = t.column_origin[a] = t.corner[a] = 0;
     t.step[a] = 1;
-    t.box[a].low = 0;
-    t.box[a].high = t.axis[a].columns;
-    patch.row[a] = 0;
+    t.box[a] = t.axis[a].columns;
+    patch.row[a] = patch.token[a] = 0;
   }
   const int parts = int(prm[kParts]);
-  t.box[0].low = int(long(t.axis[0].columns) * part / parts);
-  t.box[0].high = int(long(t.axis[0].columns) * (part + 1) / parts);
+  t.box[0].low = int(long(t.axis[0].n) * part / parts);
+  t.box[0].high = int(long(t.axis[0].n) * (part + 1) / parts);
   NA_UNROLL for (int a = 0; a < C::RANK; ++a) patch.common[a] = patch.seen[a] = t.box[a];
   patch.x = t.box[X];
   const int first = (tile * C::NSG + sg) * 8;
   patch.active = first < rows;
   patch.store = first + fragment_row < rows;
-  patch.row[0] = min(first + fragment_row, rows - 1);
+  patch.row[0] = patch.token[0] = min(first + fragment_row, rows - 1);
 }
 
 template <typename C>
@@ -170,8 +163,8 @@ METAL_FUNC void na_bwd_dkv(const device typename C::T* q, const device typename 
   body.key_sum.finish(1.0f);
   body.value_sum.finish(1.0f);
   if (!patch.store) return;
-  long k_at = row_at<C>(prm, kKeyGradStride, tile, batch, kv_head, patch);
-  long v_at = row_at<C>(prm, kValueGradStride, tile, batch, kv_head, patch);
+  long k_at = row_at(prm, kKeyGradStride, patch, batch, kv_head);
+  long v_at = row_at(prm, kValueGradStride, patch, batch, kv_head);
   if (C::OF_ADDITIONAL) {  // the parts of a result lie one after another
     k_at += part * prm[kKeyGradPart];
     v_at += part * prm[kValueGradPart];

@@ -43,9 +43,8 @@ struct QueryGradient {
   METAL_FUNC void load(const device T* q, const device T* out_grads, const device float* whole_rpb,
                        const thread Params& prm, const thread Tile<C::RANK>& tile, const thread Patch<C::RANK>& patch,
                        Slice slice) thread {
-    const device T* q_row = q + token_offset<C::RANK>(prm, kQueryStride, tile, slice.batch, slice.head, patch.row);
-    const device T* g_row =
-        out_grads + token_offset<C::RANK>(prm, kOutGradStride, tile, slice.batch, slice.head, patch.row);
+    const device T* q_row = q + row_at(prm, kQueryStride, patch, slice.batch, slice.head);
+    const device T* g_row = out_grads + row_at(prm, kOutGradStride, patch, slice.batch, slice.head);
     const long q_channel = prm.channel(kQueryStride);
     const long g_channel = prm.channel(kOutGradStride);
     const int dim = patch.channels(int(prm[kDim]));
@@ -116,7 +115,7 @@ METAL_FUNC void na_bwd_dq(const device typename C::T* q, const device typename C
   if (!find_tile<C>(tile, prm, int(tgid.y), slice.group)) return;  // uniform, before any barrier
   find_patch<C>(patch, tile, int(sg), body.fr);
   body.load(q, out_grad, rpb, prm, tile, patch, slice);
-  const long scalar = token_offset<R>(prm, kLseStride, tile, slice.batch, slice.head, patch.row);
+  const long scalar = row_at(prm, kLseStride, patch, slice.batch, slice.head);
   body.lse = as_type<uint>(lse[scalar]) == kMinusInfinityBits ? -kMasked : lse[scalar] * kLog2E;
   body.delta = delta[scalar];
   body.factor = 1.0f;
@@ -138,7 +137,7 @@ METAL_FUNC void na_bwd_dq(const device typename C::T* q, const device typename C
   const float total = row_sum(body.weights);
   const float factor = as_type<uint>(total) == 0u ? 0.0f : 1.0f / total;
   if (!patch.store) return;
-  device T* to = query_grad + token_offset<R>(prm, kQueryGradStride, tile, slice.batch, slice.head, patch.row);
+  device T* to = query_grad + row_at(prm, kQueryGradStride, patch, slice.batch, slice.head);
   write_row<T, C::DA>(to, body.sum.part, body.scale * kLn2 * factor, body.fc, int(prm[kDim]));
   if (body.fc == 0) ((device Stats*)stats)[scalar] = Stats(body.lse, factor, body.delta, 0.0f);
 }

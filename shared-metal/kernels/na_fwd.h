@@ -104,7 +104,7 @@ METAL_FUNC void na_fwd(const device typename C::T* q, const device typename C::T
   find_patch<C>(patch, tile, int(sg), body.fr);
   const int dim = patch.channels(int(prm[kDim]));
   const long channel = prm.channel(kQueryStride);
-  const device T* q_row = q + token_offset<R>(prm, kQueryStride, tile, slice.batch, slice.head, patch.row);
+  const device T* q_row = q + row_at(prm, kQueryStride, patch, slice.batch, slice.head);
   const float scale = as_type<float>(int(prm[kScaleBits]));
   const Pair<T> sign = Pair<T>(T(scale < 0.0f ? -1.0f : 1.0f));
   NA_UNROLL for (int d = 0; d < C::DA; d += 8) {
@@ -134,10 +134,10 @@ METAL_FUNC void na_fwd(const device typename C::T* q, const device typename C::T
   const float total = row_sum(body.l);
   const bool empty = as_type<uint>(total) == 0u;  // as bits: fast math may drop float comparisons, and NaN is not empty
   if (!patch.store) return;
-  device T* to = out + token_offset<R>(prm, kOutStride, tile, slice.batch, slice.head, patch.row);
+  device T* to = out + row_at(prm, kOutStride, patch, slice.batch, slice.head);
   write_row<T, C::DB>(to, body.out.part, empty ? 0.0f : 1.0f / total, body.fc, int(prm[kDimV]));
   if (body.fc == 0) {
-    lse[token_offset<R>(prm, kLseStride, tile, slice.batch, slice.head, patch.row)] =
+    lse[row_at(prm, kLseStride, patch, slice.batch, slice.head)] =
         empty ? as_type<float>(kMinusInfinityBits) : (body.m * body.unit + log2(total)) * kLn2;
   }
 }

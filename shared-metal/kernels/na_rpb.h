@@ -84,10 +84,10 @@ METAL_FUNC void na_rpb(const device typename C::T* q, const device typename C::T
     body.store = patch.store;
     if (C::SLOTS) {
       body.channel = prm.channel(kOutGradStride);
-      body.logits_grad = logits_grad + token_offset<R>(prm, kOutGradStride, tile, batch, head, patch.row);
+      body.logits_grad = logits_grad + row_at(prm, kOutGradStride, patch, batch, head);
     } else {
       body.rows.load(q, out_grad, rpb, prm, tile, patch, slice);
-      const long own_at = token_offset<R>(prm, kLseStride, tile, batch, head, patch.row);
+      const long own_at = row_at(prm, kLseStride, patch, batch, head);
       const Stats own = *(const device Stats*)(stats + own_at);
       body.rows.lse = own[0];
       body.rows.factor = own[1];

@@ -80,12 +80,12 @@ METAL_FUNC void na_qk(const device typename C::T* q, const device typename C::T*
   Patch<R> patch;
   if (!find_tile<C>(tile, prm, int(tgid.y), slice.group)) return;  // uniform, before any barrier
   find_patch<C>(patch, tile, int(sg), body.fr);
-  const device T* q_row = q + token_offset<R>(prm, kQueryStride, tile, slice.batch, slice.head, patch.row);
+  const device T* q_row = q + row_at(prm, kQueryStride, patch, slice.batch, slice.head);
   const int dim = patch.channels(int(prm[kDim]));
   NA_UNROLL for (int d = 0; d < C::DA; d += 8) {
     body.query[d / 8] = load_channels(q_row, d + body.fc, dim, prm.channel(kQueryStride));
   }
-  body.logits = logits + token_offset<R>(prm, kOutStride, tile, slice.batch, slice.head, patch.row);
+  body.logits = logits + row_at(prm, kOutStride, patch, slice.batch, slice.head);
   body.scale = as_type<float>(int(prm[kScaleBits])) * kLn2;
   body.store = patch.store;
   if (C::RPB) body.rpb = rpb + slice.head * rpb_entries<R>(tile);
@@ -146,7 +146,7 @@ METAL_FUNC void na_av(const device typename C::T* attn, const device typename C:
   if (!find_tile<C>(tile, prm, int(tgid.y), slice.group)) return;  // uniform, before any barrier
   find_patch<C>(patch, tile, int(sg), body.fr);
   body.channel = prm.channel(kQueryStride);
-  body.weights = attn + token_offset<R>(prm, kQueryStride, tile, slice.batch, slice.head, patch.row);
+  body.weights = attn + row_at(prm, kQueryStride, patch, slice.batch, slice.head);
   body.sum.clear();
   body.parts.bricks = 0;
   Sides<C, R> sides;
@@ -159,7 +159,7 @@ METAL_FUNC void na_av(const device typename C::T* attn, const device typename C:
   walk<C, R>(body, sides, tile, patch, int(sg), int(lane));
   body.sum.finish(1.0f);
   if (!patch.store) return;
-  device T* to = out + token_offset<R>(prm, kOutStride, tile, slice.batch, slice.head, patch.row);
+  device T* to = out + row_at(prm, kOutStride, patch, slice.batch, slice.head);
   write_row<T, C::DB>(to, body.sum.part, as_type<float>(int(prm[kScaleBits])) * kLn2, body.fc, int(prm[kDimV]));
 }
 
@@ -187,7 +187,7 @@ struct WeighQueries {
         NA_UNROLL for (int e = 0; e < 2; ++e) {
           const int column = b.x[j] + fc + e;
           const bool sees = b.full[j] || b.sees(j, column, seen);
-          const int slot = row_x - window(column, x.rows, x.w, x.s, x.causal).low;
+          const int slot = row_x - window(column, x.n, x.w, x.s, x.causal).low;
           p[e] = sees ? weights[b.scalar[j] + (fc + e) * scalar_step + (b.slot[j] + slot) * channel] : T(0);
         }
         NA_UNROLL for (int d = 0; d < C::DB; d += 8) {
@@ -237,7 +237,7 @@ METAL_FUNC void na_av_t(const device typename C::T* attn, const device typename 
   }
   body.sum.finish(1.0f);
   if (!patch.store) return;
-  device T* to = out + token_offset<R>(prm, kOutStride, tile, slice.batch, slice.kv_head, patch.row);
+  device T* to = out + row_at(prm, kOutStride, patch, slice.batch, slice.kv_head);
   write_row<T, C::DB>(to, body.sum.part, as_type<float>(int(prm[kScaleBits])) * kLn2, body.fc, int(prm[kDimV]));
 }
 

@@ -19,13 +19,12 @@ METAL_FUNC float weight_of(float s, float scale, float bias, float top) {
 // The additional keys of a batch item as a box of rank 1 that every row sees whole
 METAL_FUNC void additional_box(thread Tile<1>& t, thread Patch<1>& patch, int count, bool active) {
   const Span all = {0, count};
-  t.axis[0] = {1, count, count, 1, false};
-  t.group[0] = 0;
+  t.axis[0] = {count, {0, 1}, all, count, 1, false};
   t.step[0] = 1;
-  t.corner[0] = 0;
+  t.row_origin[0] = t.column_origin[0] = t.corner[0] = 0;
   t.box[0] = all;
   patch.x = patch.common[0] = patch.seen[0] = all;
-  patch.row[0] = 0;
+  patch.row[0] = patch.token[0] = 0;
   patch.active = active;
   patch.store = false;
 }

@@ -64,13 +64,13 @@ template <typename T, int RANK>
 METAL_FUNC Columns<T, RANK> columns_of(const device T* tensor, const thread Params& prm, int block,
                                        const thread Tile<RANK>& t, int batch, int head) {
   Columns<T, RANK> c;
-  int corner[RANK];
+  long at = batch * prm[block] + head * prm[block + 1];
   NA_UNROLL for (int a = 0; a < RANK; ++a) {
-    corner[a] = t.box[a].low;
+    at += (t.box[a].low * t.step[a] + t.column_origin[a]) * prm[block + 2 + a];
     c.step[a] = prm[block + 2 + a] * t.step[a];
   }
   c.channel = prm.channel(block);
-  c.box = tensor + token_offset<RANK>(prm, block, t, batch, head, corner);
+  c.box = tensor + at;
   return c;
 }
 

@@ -133,7 +133,7 @@ METAL_FUNC int slot_entry(const thread BrickCursor<RANK>& next, const thread Til
   NA_UNROLL for (int a = 0; a < RANK - 1; ++a) {
     const Axis axis = t.axis[a];
     const int p = next.row.pos[a];
-    const int slot = TRANSPOSED ? patch.row[a] - window(p, axis.rows, axis.w, axis.s, axis.causal).low
+    const int slot = TRANSPOSED ? patch.row[a] - window(p, axis.n, axis.w, axis.s, axis.causal).low
                                 : p - patch.seen[a].low;
     at = at * axis.w + slot;
   }

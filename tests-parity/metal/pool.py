@@ -7,14 +7,15 @@ staged, direct and wide reads, heads in rows, rpb, additional keys and window sl
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from cases import Case
+from cases import Case, Ranges
 
 from natten_mps._metal.metal.source import Instance
 from natten_mps._metal.metal.templates import TEMPLATES
+from natten_mps._metal.problem.ranges import key_range
 
 FUSED = ("na_fwd", "na_bwd_dq", "na_bwd_dkv")
 SPLIT = ("na_qk", "na_av", "na_av_t")
@@ -31,6 +32,22 @@ SPECIAL: dict[str, tuple[str, dict[str, Any]]] = {
 # Templates in which heads may share a patch, and those that visit additional keys.
 HEADS_IN_ROWS = ("na_fwd", "na_bwd_dq", "na_qk", "na_av")
 TABLE = 256
+# Random problems that are pieces of larger ones.
+PIECES = 1 / 3
+
+
+def piece_of(shape: tuple[int, ...], window: tuple[Any, ...], rng: random.Random) -> tuple[Ranges, Ranges]:
+    """Random queries of a problem, and keys that hold all that these need, with or without more on either side.
+
+    window: kernel_size, stride, dilation, is_causal.
+    """
+    queries, keys = [], []
+    for n in shape:
+        low = rng.randrange(n)
+        queries.append((low, rng.randint(low + 1, n)))
+    for (low, high), n in zip(key_range(shape, *window, queries), shape, strict=True):
+        keys.append((rng.choice((low, rng.randint(0, low))), rng.choice((high, rng.randint(high, n)))))
+    return tuple(queries), tuple(keys)
 
 
 @dataclass(frozen=True)
@@ -86,14 +103,15 @@ class Kit:
         return {name: self.instance(name) for name in self.templates}
 
     def problem(self, name: str, rng: random.Random) -> Case:
-        """A random case that every instance of the kit accepts."""
+        """A random case that every instance of the kit accepts; every third is a piece of a larger one."""
         while True:
             case = self._any_problem(name, rng)
             entries = 1
             for w in case.kernel_size:
                 entries *= 2 * w - 1
             if not case.rpb or entries <= TABLE:
-                return case
+                whole = rng.random() >= PIECES
+                return case if whole else replace(case, piece=piece_of(case.shape, tuple(case.window.values()), rng))
 
     def _any_problem(self, name: str, rng: random.Random) -> Case:
         # Long along x: bricks without a mask need windows wider than a brick and a patch together.

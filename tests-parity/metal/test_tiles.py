@@ -19,9 +19,10 @@ from natten_mps._metal.metal.templates import TEMPLATES
 from natten_mps._metal.metal.tiles import count_bricks, patches
 from natten_mps._metal.plan.device import Device
 from natten_mps._metal.plan.limits import metal_limit
-from natten_mps._metal.problem.problem import Problem
+from natten_mps._metal.problem.problem import Piece, Problem
 
 from .launch import run_all, tiles_of
+from .pool import PIECES, piece_of
 from .verify import check_work
 from .work import bricks_by_force, dispatched_rows, work_of
 from .work_table import NAMED, TABLE, problem, text, useful
@@ -31,8 +32,21 @@ MOST_THREADS = 1024
 PROBLEMS = 2000
 
 
+def perhaps_a_piece(whole: Problem, rng: random.Random) -> Problem:
+    """A random piece of a problem, or all of it."""
+    if rng.random() >= PIECES:
+        return whole
+    window = whole.kernel_size, whole.stride, whole.dilation, whole.is_causal
+    ranges = piece_of(whole.query_shape, window, rng)
+    (queries, query_start), (keys, key_start) = (
+        (tuple(high - low for low, high in side), tuple(low for low, _ in side)) for side in ranges
+    )
+    piece = Piece(whole.full_shape, query_start, key_start)
+    return replace(whole, query_shape=queries, key_shape=keys, piece=piece)
+
+
 def random_problem(rng: random.Random) -> Problem:
-    """Any rank and op, as users might request it: short and long axes, small and whole windows."""
+    """Any rank and op, as users might request it: short and long axes, small and whole windows, pieces."""
     rank = rng.randint(1, 3)
     longest = {1: (9, 300, 5000), 2: (6, 40, 300), 3: (4, 14, 60)}[rank]
     shape = tuple(rng.randint(1, rng.choice(longest)) for _ in range(rank))
@@ -45,7 +59,7 @@ def random_problem(rng: random.Random) -> Problem:
     stride = tuple(1 if rpb else rng.choice((1, rng.randint(1, w))) for w in kernel)
     kv_heads = rng.randint(1, 3)
     dims = [rng.choice((1, 8, 16, 24, 32, 40, 64, 80, 96, 128, 192, 256)) for _ in range(2)]
-    return Problem(
+    whole = Problem(
         op,
         rng.randint(1, 3),
         shape,
@@ -63,6 +77,7 @@ def random_problem(rng: random.Random) -> Problem:
         rng.choice((0, 0, 1, 30, 200)) if op == "na" else 0,
         rpb,
     )
+    return perhaps_a_piece(whole, rng)
 
 
 def slot(step: Launch, name: str) -> tuple[int, ...]:
@@ -125,7 +140,8 @@ def small_problem(rng: random.Random) -> Problem:
     stride = tuple(rng.choice((1, rng.randint(1, w))) for w in kernel)
     causal = tuple(rng.random() < 0.4 for _ in shape)
     heads = rng.choice((1, 2, 4, 8))
-    return Problem("na", 1, shape, shape, heads, 1, 8, 8, kernel, stride, dilation, causal, 1.0, "float32")
+    whole = Problem("na", 1, shape, shape, heads, 1, 8, 8, kernel, stride, dilation, causal, 1.0, "float32")
+    return perhaps_a_piece(whole, rng)
 
 
 def test_bricks_are_counted_exactly() -> None:

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from natten_mps._metal.metal.source import Instance
+from natten_mps._metal.problem.interval import at_hand, positions
 from natten_mps._metal.problem.mask import NumpyTables, axis_mask
 from natten_mps._metal.problem.problem import Axis, Problem
-from natten_mps._metal.problem.window import group_length
 
 Array = Any
 
@@ -46,6 +46,13 @@ def seen_by(axis: Axis, transposed: bool) -> Array:
     return mask.T if transposed else mask
 
 
+def groups(axis: Axis, transposed: bool) -> list[tuple[slice, slice]]:
+    """The rows and the columns at hand of each dilation group."""
+    d = axis.dilation
+    (rows, _), (columns, _) = at_hand(axis, transposed)
+    return [(slice((g - rows) % d, None, d), slice((g - columns) % d, None, d)) for g in range(d)]
+
+
 def span(mask: Array) -> tuple[int, int]:
     """``[first, last + 1)`` of the columns that any row of ``mask [rows, columns]`` sees; empty if none."""
     columns = np.flatnonzero(mask.any(0))
@@ -64,7 +71,7 @@ def pieces(length: int, chunk: int) -> Array:
 
 def chunks(rows: int, length: int, chunk: int) -> int:
     """In how many chunks a box of ``rows`` rows is staged: whole rows, evenly spread, or pieces of a row."""
-    if not length:
+    if not rows or not length:
         return 0
     if length > chunk + 1:
         return rows * -(-length // chunk)
@@ -83,13 +90,13 @@ def in_bricks(length: int) -> Array:
 
 def axis_work(axis: Axis, transposed: bool, extent: int, simdgroups: int, chunk: int, along_x: bool) -> AxisWork:
     """Simulate an axis. extent: rows of a patch on it; simdgroups: patches side by side (1 but along x)."""
-    columns = axis.queries if transposed else axis.keys
-    seen, d = seen_by(axis, transposed), axis.dilation
+    seen = seen_by(axis, transposed)
+    columns = seen.shape[1]
     work = AxisWork(np.zeros(columns, int), np.zeros(columns, int))
-    for g in range(d):
-        own = seen[g::d, g::d]
+    for row_group, column_group in groups(axis, transposed):
+        own = seen[row_group, column_group]
         n = len(own)
-        staged, direct = work.staged[g::d], work.direct[g::d]
+        staged, direct = work.staged[column_group], work.direct[column_group]
         for corner in range(0, n, extent * simdgroups):
             tile = own[corner : corner + extent * simdgroups]
             low, high = span(tile)
@@ -252,9 +259,9 @@ def bricks_by_force(problem: Problem, patch: tuple[int, ...], heads: int, transp
     seen = [seen_by(axis, transposed) for axis in problem.axes]
     sizes, extents = [len(own) for own in seen], patch[3 - problem.rank :]
     executed = full = 0
-    for group in itertools.product(*(range(axis.dilation) for axis in problem.axes)):
-        own = [s[g :: a.dilation, g :: a.dilation] for s, g, a in zip(seen, group, problem.axes, strict=True)]
-        if any(not len(s) for s in own):
+    for group in itertools.product(*(groups(axis, transposed) for axis in problem.axes)):
+        own = [s[places] for s, places in zip(seen, group, strict=True)]
+        if any(not s.size for s in own):
             continue
         pairs = reduce(_pairs, own)
         rows, columns = ([s.shape[side] for s in own] for side in (0, 1))
@@ -262,6 +269,8 @@ def bricks_by_force(problem: Problem, patch: tuple[int, ...], heads: int, transp
         for corner in itertools.product(*(range(0, n, e) for n, e in zip(rows, extents, strict=True))):
             part = pairs[tuple(slice(c, c + e) for c, e in zip(corner, extents, strict=True))]
             part = part.reshape(-1, math.prod(columns[:-1]), columns[-1])
+            if not part.any():
+                continue  # keys that no query at hand sees
             first = int(np.flatnonzero(part.any((0, 1)))[0])
             for line in range(part.shape[1]):
                 for x in range(first, columns[-1], 8):
@@ -282,13 +291,13 @@ def dispatched_rows(problem: Problem, instance: Instance, tiles: tuple[int, ...]
     """``[*rows]``: how often the grid of ``tiles`` stores each row, by coord.h's own arithmetic on whole arrays."""
     transposed, counts = instance.record.transposed, []
     for place, (axis, count) in enumerate(zip(problem.axes, tiles, strict=True)):
-        length = axis.keys if transposed else axis.queries
+        start, length = at_hand(axis, transposed)[0]
         extent = instance.patch[3 - problem.rank + place]
         extent *= instance.simdgroups if place == problem.rank - 1 else 1
         found = np.zeros(length, int)
         for group in range(axis.dilation):
-            n = group_length(length, group, axis.dilation)
-            p = np.arange(count * extent)
-            np.add.at(found, p[p < n] * axis.dilation + group, 1)
+            first, last = positions(start, length, group, axis.dilation)
+            p = first + np.arange(count * extent)
+            np.add.at(found, p[p < last] * axis.dilation + group - start, 1)
         counts.append(found)
     return reduce(np.multiply.outer, counts)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from ..caches import cached
-from ..problem.interval import row_interval
+from ..problem.interval import at_hand, positions, row_interval
 from ..problem.problem import Axis, Problem
 from ..problem.window import group_length
 from .source import ITEM_SIZES, THREADGROUP_BYTES
@@ -65,16 +65,17 @@ def axis_bricks(axis: Axis, transposed: bool, extent: int, along_x: bool) -> tup
     """
     counts = []
     for group in range(axis.dilation):
-        queries = group_length(axis.queries, group, axis.dilation)
-        keys = group_length(axis.keys, group, axis.dilation)
-        rows, columns = (keys, queries) if transposed else (queries, keys)
+        sides = at_hand(axis, transposed)
+        (begin, end), (lowest, highest) = (positions(*side, group, axis.dilation) for side in sides)
+        n = group_length(axis.full, group, axis.dilation)
         steps = full = 0
-        for first in range(0, rows, extent):
-            last = min(first + extent, rows) - 1
-            low, common_high = row_interval(axis, transposed, first, columns)
-            common_low, high = row_interval(axis, transposed, last, columns)
-            # Keys that no query sees (causal, more keys than queries) have an empty span.
-            high, common_high = max(min(high, columns), low), min(common_high, columns)
+        for first in range(begin, end, extent):
+            last = min(first + extent, end) - 1
+            low, common_high = row_interval(axis, transposed, first, n)
+            common_low, high = row_interval(axis, transposed, last, n)
+            low, common_low = max(low, lowest), max(common_low, lowest)
+            # Keys that no query at hand sees have an empty span.
+            high, common_high = max(min(high, highest), low), min(common_high, highest)
             if not along_x:
                 steps += high - low
                 full += max(0, common_high - common_low)
@@ -105,8 +106,8 @@ def patch_count(problem: Problem, patch: tuple[int, int, int]) -> int:
     """Patches of query rows with at least one row, for one batch item and block of heads."""
     count = 1
     for axis, extent in zip(problem.axes, patch[3 - problem.rank :], strict=True):
-        groups = (group_length(axis.queries, group, axis.dilation) for group in range(axis.dilation))
-        count *= sum(-(-rows // extent) for rows in groups)
+        groups = (positions(axis.query_start, axis.queries, group, axis.dilation) for group in range(axis.dilation))
+        count *= sum(-(-(last - first) // extent) for first, last in groups)
     return count
 
 

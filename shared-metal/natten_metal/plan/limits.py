@@ -34,7 +34,7 @@ def metal_limit(problem: Problem, smallest: int = 1) -> str | None:
 
 
 # Which work computes whole problems only.
-WHOLE_ONLY = frozenset((Work.METAL_KERNELS, Work.CPU_KERNELS))
+WHOLE_ONLY = frozenset((Work.CPU_KERNELS,))
 
 
 def no_piece(problem: Problem, work: Work) -> str | None:
@@ -52,7 +52,7 @@ def too_large(problem: Problem) -> str | None:
         "heads": p.heads,
         "channels of a head": max(p.head_dim, p.head_dim_v),
         "additional keys": p.additional,
-        "tokens on an axis": max(*p.query_shape, *p.key_shape),
+        "tokens on an axis": max(*p.query_shape, *p.key_shape, *p.full_shape),
     }
     for what, count in counts.items():
         if count > MOST:
