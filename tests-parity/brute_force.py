@@ -6,7 +6,7 @@ No code is shared with the packages: a query's keys are listed one by one. :mod:
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -17,11 +17,14 @@ Array = Any
 ITEMS = 3  # items of a varlen batch
 
 
-def keys_of_axis(query: int, length: int, w: int, s: int, d: int, causal: bool) -> list[int]:
+def keys_of_axis(query: int, length: int, w: int, s: int, d: int, causal: bool, wrap: bool = False) -> list[int]:
     """The keys that a query sees on one axis, from the start of the window."""
     group, p = query % d, query // d
     members = range(group, length, d)
     n = len(members)
+    if wrap:
+        first = p // s * s + s // 2 - w // 2
+        return [members[t % n] for t in range(first, first + w)]
     if causal:
         leader = min(p // s * s + s - 1, n - 1)
         seen = range(max(leader - w + 1, 0), p + 1)
@@ -40,14 +43,17 @@ class Window:
     stride: tuple[int, ...]
     dilation: tuple[int, ...]
     is_causal: tuple[bool, ...]
+    wrap: tuple[bool, ...] = ()
 
     @property
     def arguments(self) -> dict[str, Any]:
-        return dict(vars(self))
+        return {name: value for name, value in vars(self).items() if value}
 
     def tables(self, shape: tuple[int, ...]) -> tuple[Array, Array, Array]:
         """mask and bias offsets ``[queries, keys]``; the key of each window slot ``[queries, window]``, or -1."""
-        count, axes = int(np.prod(shape)), list(zip(shape, *vars(self).values(), strict=True))
+        wrap = self.wrap or (False,) * len(shape)
+        arguments = (self.kernel_size, self.stride, self.dilation, self.is_causal, wrap)
+        count, axes = int(np.prod(shape)), list(zip(shape, *arguments, strict=True))
         mask, offsets = np.zeros((count, count), dtype=bool), np.zeros((count, count), dtype=int)
         slots = np.full((count, int(np.prod(self.kernel_size))), -1)
         widths = [2 * w - 1 for w in self.kernel_size]
@@ -56,12 +62,21 @@ class Window:
             places = itertools.product(*(range(len(keys)) for keys in seen))
             for slot, key in zip(places, itertools.product(*seen), strict=True):
                 column = int(np.ravel_multi_index(key, shape))
-                by_axis = (key, token, self.dilation, self.kernel_size)
-                away = [(k - q) // d + w - 1 for k, q, d, w in zip(*by_axis, strict=True)]
                 mask[row, column] = True
-                offsets[row, column] = np.ravel_multi_index(away, widths)
+                offsets[row, column] = np.ravel_multi_index(self._away(token, key, slot, wrap), widths)
                 slots[row, np.ravel_multi_index(slot, self.kernel_size)] = column
         return mask, offsets, slots
+
+    def _away(
+        self, token: tuple[int, ...], key: tuple[int, ...], slot: tuple[int, ...], wrap: tuple[bool, ...]
+    ) -> list[int]:
+        """The entry of rpb for a pair, by axis; a key beyond the end of the axis counts as far as it was walked to."""
+        away = []
+        axes = zip(token, key, slot, self.kernel_size, self.stride, self.dilation, wrap, strict=True)
+        for q, k, t, w, s, d, wraps in axes:
+            distance = s // 2 - w // 2 + t - q // d % s if wraps else (k - q) // d
+            away.append(distance + w - 1)
+        return away
 
 
 def rounded(values: Array, dtype: str) -> Array:
@@ -91,7 +106,11 @@ class Random:
         like = arrays["query" if "query" in arrays else "d_out"]
         mask, offsets, slots = self.window.tables(like.shape[1:-2])
         scale = like.shape[-1] ** -0.5
-        return Dense(arrays, mask, offsets, scale, self.dtype, rounded_weights=rounded_weights), slots
+        # One more for every repetition along an axis, before and after, and one for the whole of them.
+        roundings = 3 * sum(self.window.wrap)
+        return Dense(
+            arrays, mask, offsets, scale, self.dtype, rounded_weights=rounded_weights, roundings=roundings
+        ), slots
 
     def wanted(self, rounded_weights: bool = False) -> Wanted:
         """Truth and error bound of every result and gradient."""
@@ -115,10 +134,22 @@ class Random:
         return found
 
 
+def wrapped(window: Window, others: tuple[bool, ...]) -> Window:
+    """The window on axes that wrap around: the first, and those of the others that are named."""
+    wrap = (True, *others)
+    causal = tuple(causal and not wraps for causal, wraps in zip(window.is_causal, wrap, strict=True))
+    return replace(window, is_causal=causal, wrap=wrap)
+
+
+def next_multiple(length: int, stride: int, dilation: int, wraps: bool) -> int:
+    """The length of an axis that wraps: a multiple of stride times dilation."""
+    return -(-length // (stride * dilation)) * stride * dilation if wraps else length
+
+
 @lru_cache(maxsize=64)
-def problem(op: str, dtype: str, number: int, width: int | None = None) -> Random:
-    """width: the head dim, where kernels are compiled for one; otherwise random."""
-    random = np.random.default_rng([11, number, *map(ord, op + dtype)])
+def problem(op: str, dtype: str, number: int, width: int | None = None, wraps: bool = False) -> Random:
+    """width: the head dim, where kernels are compiled for one; otherwise random. wraps: some axes wrap around."""
+    random = np.random.default_rng([11, number, *map(ord, op + dtype + "w" * wraps)])
 
     def draw(least: int, most: int) -> int:
         return int(random.integers(least, most + 1))
@@ -130,6 +161,9 @@ def problem(op: str, dtype: str, number: int, width: int | None = None) -> Rando
     biased = op in ("na", "qk") and draw(0, 2) == 0
     stride = tuple(1 if biased else draw(1, w) for w in kernel_size)
     window = Window(kernel_size, stride, dilation, tuple(draw(0, 2) == 0 for _ in shape))
+    if wraps:
+        window = wrapped(window, tuple(draw(0, 3) > 0 for _ in shape[1:]))
+        shape = tuple(map(next_multiple, shape, window.stride, window.dilation, window.wrap))
     kv, dim, dim_v = draw(1, 2), width or draw(1, 9), width or draw(1, 9)
     batch, heads = ITEMS if op == "varlen" else draw(1, 2), kv * draw(1, 2)
     shapes = {"query": (*shape, heads, dim), "key": (*shape, kv, dim), "value": (*shape, kv, dim_v)}

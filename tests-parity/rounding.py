@@ -47,7 +47,8 @@ class Dense:
     mask: ``[queries, keys]``, which query sees which key; all see additional keys. offsets: the same shape, the pair's
     entry in flattened rpb. equal: all keys are equal, so that all logits have the same error and weights have none.
     rounded_weights: weights are rounded to the dtype where they are multiplied by values and by gradients of the
-    output, as in the Metal kernels; sums are not.
+    output, as in the Metal kernels; sums are not. roundings: how often a gradient of keys or values is rounded to the
+    dtype before its last rounding: a key that is repeated has a gradient for each repetition, and these are added.
     """
 
     def __init__(
@@ -59,10 +60,11 @@ class Dense:
         dtype: str,
         equal: bool = False,
         rounded_weights: bool = False,
+        roundings: int = 0,
     ) -> None:
         self.arrays, self.mask, self.offsets, self.scale, self.equal = arrays, mask, offsets, scale, equal
         self.u, self.last = ROUNDING[accumulator(dtype)], ROUNDING[dtype]
-        self.smallest = SMALLEST[accumulator(dtype)]
+        self.smallest, self.roundings = SMALLEST[accumulator(dtype)], roundings
         self.weight = (ROUNDING[dtype], 2.0**-25 * (dtype == "float16")) if rounded_weights else (0.0, 0.0)
         self.heads = arrays["query" if "query" in arrays else "d_out"].shape[-2]
         self.group = self.heads // arrays["key" if "key" in arrays else "value"].shape[-2]
@@ -90,7 +92,7 @@ class Dense:
 
     def product_of_keys(self, left: Array, error: Array, right: Array, factor: float) -> tuple[Array, Array]:
         """A sum over queries, and over the query heads of a key's head."""
-        terms = left.shape[-2] * self.group * self.u
+        terms = left.shape[-2] * self.group * self.u + self.roundings * self.last
         sums = factor * left.mT @ right, factor * (error + terms * abs(left)).mT @ abs(right)
         whole, off = (part.reshape(len(part), -1, self.group, *part.shape[2:]).sum(2) for part in sums)
         return whole, off

@@ -9,17 +9,19 @@ from typing import Any
 
 from ..plan import backends
 from ..plan import plan as planning
-from ..problem import checks, faces
-from ..problem.ops import FULL, FUSED
+from ..problem import checks, faces, finer_grid, wrap
+from ..problem.ops import AV, FULL, FUSED, QK, Op
 from ..problem.problem import Problem
+from .finer_grid import from_heads, repeat_rpb, to_heads
 from .framework import Framework, Stream, optional_spec, specs
 from .operations import Operations, Tensor, Tensors
 from .recall import Recall, Signature, exactly
 from .varlen import attend_packed
+from .wrap import repeat_ends
 
 Window = tuple[Any, Any, Any, Any]
-# full_shape, query_start and key_start.
-Piece = tuple[Any, Any, Any]
+# full_shape, query_start, key_start and wrap.
+Piece = tuple[Any, Any, Any, Any]
 
 # The problems of fused calls whose arguments have passed the checks.
 checked = Recall()
@@ -41,12 +43,19 @@ def fused(
     backends.accept_knobs(face, upstream)
     chosen, where = fw.BACKENDS.resolve(face, backend), fw.stream_of(face, stream)
     tensors = fw.cast(tensors)
-    given = (*window, scale, return_lse) if faces.are_defaults(piece) else (*window, scale, return_lse, *piece)
+    if piece[3] is not False:
+        ratio = _finer_grid(fw, face, tensors, piece)
+        if ratio is not None:
+            return _as_heads(fw, face, ratio, tensors, window, scale, piece, return_lse, chosen, where)
+        tensors, piece = _unrolled(fw, face, FUSED, tensors, 2, window, piece, where)
+    given = (*window, scale, return_lse) if faces.are_defaults(piece) else (*window, scale, return_lse, *piece[:3])
     arguments = None if fw.traced() else exactly(given)
     signature = fw.signature(face, chosen, where, tensors, arguments)
     found = fw.repeat(signature, tensors, where)
     if found is None:
         problem = _fused_problem(fw, face, tensors, window, scale, piece, return_lse, arguments)
+        if isinstance(problem, tuple):
+            return _as_heads(fw, face, problem, tensors, window, scale, piece, return_lse, chosen, where)
         found = fw.run(problem, chosen, where, tensors, signature)
     out, lse = found
     return (out, lse) if return_lse else out
@@ -61,12 +70,15 @@ def _fused_problem(
     piece: Piece,
     return_lse: Any,
     arguments: Signature | None,
-) -> Problem:
-    """The problem of a fused face: kept from an earlier call like it, or from checking the arguments."""
+) -> Problem | finer_grid.Ratio:
+    """The problem of a fused face: kept from an earlier call like it, or from checking the arguments.
+
+    Where the queries lie on a finer grid than the keys: how many there are to a key.
+    """
     alike = None if arguments is None else _alike(fw, face, tensors, arguments)
     if alike is None:  # no lookup either: a tracer would guard on what is kept
         return _checked_problem(fw, face, tensors, window, scale, piece, return_lse)
-    found: Problem = checked.get_or_make(
+    found: Problem | finer_grid.Ratio = checked.get_or_make(
         alike, lambda: _checked_problem(fw, face, tensors, window, scale, piece, return_lse)
     )
     return found
@@ -85,14 +97,68 @@ def _alike(fw: Framework, face: str, tensors: tuple[Any, ...], arguments: Signat
 
 def _checked_problem(
     fw: Framework, face: str, tensors: tuple[Any, ...], window: Window, scale: Any, piece: Piece, return_lse: Any
-) -> Problem:
-    """Check the arguments of a fused face; its problem."""
+) -> Problem | finer_grid.Ratio:
+    """The problem of a fused face, whose arguments are checked; or how many queries there are to a key."""
+    ratio = _finer_grid(fw, face, tensors, piece)
+    if ratio is not None:
+        return ratio
     names = FUSED.input_names
     q, k, v = specs(fw, face, names[:3], tensors[:3])
     more_keys, more_values, rpb = (optional_spec(fw, face, *pair) for pair in zip(names[3:], tensors[3:], strict=True))
-    problem = faces.fused(face, q, k, v, *window, scale, more_keys, more_values, rpb, *piece)
+    problem = faces.fused(face, q, k, v, *window, scale, more_keys, more_values, rpb, *piece[:3])
     checks.flag(face, "return_lse", return_lse)
     return problem
+
+
+def _finer_grid(fw: Framework, face: str, tensors: tuple[Any, ...], piece: Piece) -> finer_grid.Ratio | None:
+    """How many queries there are to a key on each axis, where they lie on a finer grid."""
+    if piece[0] is not None:
+        return None
+    return finer_grid.ratio_of(*specs(fw, face, ("query", "key"), tensors[:2]))
+
+
+def _as_heads(
+    fw: Framework,
+    face: str,
+    ratio: finer_grid.Ratio,
+    tensors: tuple[Any, ...],
+    window: Window,
+    scale: Any,
+    piece: Piece,
+    return_lse: Any,
+    backend: str,
+    where: Stream,
+) -> Any:
+    """:func:`fused` of queries on a finer grid: they are heads on the keys' grid."""
+    xp, (query, *keys, rpb) = fw.operations, tensors
+    with fw.on(where):
+        query, rpb = to_heads(xp, query, ratio), repeat_rpb(xp, rpb, ratio)
+    found = fused(fw, face, (query, *keys, rpb), window, scale, piece, return_lse, backend, {}, where)
+    with fw.on(where):
+        if return_lse:
+            return from_heads(xp, found[0], ratio), from_heads(xp, found[1], ratio)
+        return from_heads(xp, found, ratio)
+
+
+def _unrolled(
+    fw: Framework,
+    face: str,
+    op: Op,
+    tensors: tuple[Any, ...],
+    keys: int,
+    window: Window,
+    piece: Piece,
+    where: Stream,
+) -> tuple[tuple[Any, ...], Piece]:
+    """Tensors and piece of a call on axes that wrap around. keys: how many tensors of keys come after the first one."""
+    names = op.input_names[:2]
+    sides = dict(zip(names, specs(fw, face, names, tensors[:2]), strict=True))
+    axes, longer = wrap.unrolled_axes(face, sides, faces.rank_of(face), window, piece[:3], piece[3])
+    if axes:
+        with fw.on(where):
+            ends = [repeat_ends(fw.operations, tensor, axes) for tensor in tensors[1 : 1 + keys]]
+        tensors = (tensors[0], *ends, *tensors[1 + keys :])
+    return tensors, (*longer, False)
 
 
 def qk(
@@ -107,11 +173,14 @@ def qk(
 ) -> Tensor:
     """``na{1,2,3}d_qk``. tensors: query, key, rpb or None."""
     chosen, where = fw.BACKENDS.resolve(face, backend), fw.stream_of(face, stream)
-    query, key, rpb = fw.cast(tensors)
+    tensors = fw.cast(tensors)
+    if piece[3] is not False:
+        tensors, piece = _unrolled(fw, face, QK, tensors, 1, window, piece, where)
+    query, key, rpb = tensors
     kernel_size, stride, dilation, is_causal = window
     q, k = specs(fw, face, ("query", "key"), (query, key))
     rpb_spec = optional_spec(fw, face, "rpb", rpb)
-    problem = faces.qk(face, q, k, kernel_size, dilation, stride, is_causal, scale, rpb_spec, *piece)
+    problem = faces.qk(face, q, k, kernel_size, dilation, stride, is_causal, scale, rpb_spec, *piece[:3])
     return fw.run(problem, chosen, where, (query, key, rpb))[0]
 
 
@@ -126,10 +195,13 @@ def av(
 ) -> Tensor:
     """``na{1,2,3}d_av``. tensors: attn and value."""
     chosen, where = fw.BACKENDS.resolve(face, backend), fw.stream_of(face, stream)
-    attn, value = fw.cast(tensors)
+    tensors = fw.cast(tensors)
+    if piece[3] is not False:
+        tensors, piece = _unrolled(fw, face, AV, tensors, 1, window, piece, where)
+    attn, value = tensors
     kernel_size, stride, dilation, is_causal = window
     a, v = specs(fw, face, ("attn", "value"), (attn, value))
-    problem = faces.av(face, a, v, kernel_size, dilation, stride, is_causal, *piece)
+    problem = faces.av(face, a, v, kernel_size, dilation, stride, is_causal, *piece[:3])
     with fw.on(where):
         attn = fw.operations.astype(attn, value.dtype)
     return fw.run(problem, chosen, where, (attn, value))[0]

@@ -6,6 +6,7 @@ from ..problem import checks, faces
 from ..problem.ops import FUSED
 from . import attention, dense, varlen
 from .framework import Framework
+from .key_value_cache import KeyValueCache
 from .operations import Tensor
 
 
@@ -20,7 +21,8 @@ class NeighborhoodAttention:
     rank: int
     training: Any
     _sizes_name = "spatial_sizes"
-    backend: str | None = None  # for modules that were pickled without one
+    backend: str | None = None  # for modules that were pickled without one, as the next
+    wrap: Any = False
     proj: Any
 
     @staticmethod
@@ -44,12 +46,12 @@ class NeighborhoodAttention:
         window: tuple[Any, ...],
         qk_scale: Any,
         qkv_bias: Any,
-        attn_drop: Any,
-        proj_drop: Any,
+        drops: tuple[Any, Any],
         rel_pos_bias: Any,
+        wrap: Any,
         backend: Any,
     ) -> None:
-        """The constructor. window: kernel_size, stride, dilation and is_causal."""
+        """The constructor. window: kernel_size, stride, dilation and is_causal; drops: attn_drop and proj_drop."""
         super().__init__()  # the framework's
         face = type(self).__name__
         given = checks.modules.constructor(
@@ -61,9 +63,11 @@ class NeighborhoodAttention:
             window,
             qk_scale,
             qkv_bias,
-            (attn_drop, proj_drop),
+            drops,
             rel_pos_bias,
         )
+        wraps = checks.modules.wraps(face, wrap, given.window[3])
+        self.wrap = wraps if any(wraps) else False
         self._framework().BACKENDS.resolve(face, backend)
         self.backend = backend
         self.embed_dim, self.num_heads, self.num_kv_heads = given.embed_dim, given.num_heads, given.num_kv_heads
@@ -85,20 +89,29 @@ class NeighborhoodAttention:
         """kernel_size, stride, dilation and is_causal for an input ``[B, *shape, C]``."""
         return self.kernel_size, self.stride, self.dilation, self.is_causal
 
-    def _attend_module(self, x: Tensor, sizes: Any, backend: str | None = None, stream: Any = None) -> Tensor:
+    def _attend_module(
+        self, x: Tensor, sizes: Any, backend: str | None = None, cache: Any = None, stream: Any = None
+    ) -> Tensor:
         """``x [B, *shape, C]`` -> ``[B, *shape, C]``; sizes as the varlen ops take them, or None."""
         face, fw = type(self).__name__, self._framework()
         if stream is not None:
             with fw.on(fw.stream_of(face, stream)):
-                return self._attend_module(x, sizes, backend)
+                return self._attend_module(x, sizes, backend, cache)
         checks.modules.check_input(face, fw.spec(face, "input", x), self.rank, self.embed_dim)
         chosen = self.backend if backend is None else backend
         tensors = self._project(x)
         window = self._geometry(tuple(x.shape[1:-1]))
         dropping = self.training and self._drops(self.attn_drop)
-        if sizes is not None:
+        if cache is not None:
+            self._check_cache(cache, sizes, dropping)
+            query, key, value = tensors
+            cache.append(key, value)
+            out = cache.attend(query, self.scale, rpb=self.rpb, backend=chosen)
+        elif sizes is not None:
             if dropping:
                 checks.modules.reject_dropout(face, self._sizes_name)
+            if self.wrap:
+                checks.modules.reject_together(face, self._sizes_name, "wrap")
             op = FUSED.faces[self.rank] + "_varlen"
             out = varlen.padded_items(
                 fw, op, self._sizes_name, tensors, sizes, window, self.scale, False, chosen, self.rpb
@@ -107,7 +120,9 @@ class NeighborhoodAttention:
             out = self._attend_dropping(tensors, window, chosen)
         else:
             given = (*tensors, None, None, self.rpb)
-            out = attention.fused(fw, FUSED.faces[0], given, window, self.scale, faces.WHOLE, False, chosen, {})
+            out = attention.fused(
+                fw, FUSED.faces[0], given, window, self.scale, (*faces.WHOLE[:3], self.wrap), False, chosen, {}
+            )
         return self.proj_drop(self.proj(out.flatten(-2)))
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -129,9 +144,24 @@ class NeighborhoodAttention:
     def _attend_dropping(self, tensors: tuple[Tensor, ...], window: checks.Window, backend: str | None) -> Tensor:
         """Attention with dropped weights: the split ops, with all weights of each query stored in between."""
         fw, face, (query, key, value) = self._framework(), FUSED.faces[self.rank], tensors
-        logits = attention.qk(fw, face + "_qk", (query, key, self.rpb), window, self.scale, faces.WHOLE, backend)
+        piece = (*faces.WHOLE[:3], self.wrap)
+        logits = attention.qk(fw, face + "_qk", (query, key, self.rpb), window, self.scale, piece, backend)
         weights = self.attn_drop(dense.softmax(fw.operations, logits))
-        return attention.av(fw, face + "_av", (weights, value), window, faces.WHOLE, backend)
+        return attention.av(fw, face + "_av", (weights, value), window, piece, backend)
+
+    def _check_cache(self, cache: Any, sizes: Any, dropping: bool) -> None:
+        """``cache`` is one of this package, of this module's window, and nothing comes with it that it cannot take."""
+        face = type(self).__name__
+        if not isinstance(cache, KeyValueCache):
+            checks.reject_type(face, "cache", cache, "a KeyValueCache or None")
+        if sizes is not None:
+            checks.modules.reject_together(face, self._sizes_name, "cache")
+        if dropping:
+            checks.modules.reject_dropout(face, "cache")
+        own = self.kernel_size, self.stride, self.dilation, self.is_causal
+        checks.modules.check_cache_window(
+            face, own, self.wrap, cache.window_arguments(self.rank), cache.wrap(self.rank)
+        )
 
     def _described(self) -> str:
         """What the framework prints of a module besides its name and its layers."""
@@ -139,4 +169,5 @@ class NeighborhoodAttention:
             f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, num_kv_heads={self.num_kv_heads}, "
             f"kernel_size={self.kernel_size}, stride={self.stride}, dilation={self.dilation}, "
             f"is_causal={self.is_causal}, rel_pos_bias={self.rpb is not None}"
+            + (f", wrap={self.wrap}" if self.wrap else "")
         )

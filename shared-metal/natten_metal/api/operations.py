@@ -97,6 +97,9 @@ class Operations(Protocol):
     def pad_last(self, tensor: Tensor, count: int, value: Any) -> Tensor:
         """``count`` more entries of ``value`` at the end of the last axis."""
 
+    def write(self, buffer: Tensor, start: int, tensor: Tensor) -> Tensor:
+        """``buffer [B, capacity, ...]`` with ``tensor [B, n, ...]`` from ``start`` on, in its memory; no gradient."""
+
     def flip(self, tensor: Tensor, axis: int) -> Tensor:
         """The axis in reverse order."""
 

@@ -6,7 +6,7 @@ raises the errors of :mod:`.checks` or returns the :class:`Problem`.
 
 from typing import Any
 
-from . import checks
+from . import checks, finer_grid, wrap
 from .ops import AV, FULL, FUSED, OPS, QK, Op
 from .problem import Problem, TensorSpec
 
@@ -93,11 +93,11 @@ def full(face: str, query: Spec, key: Spec, value: Spec, is_causal: Any, scale: 
     return checks.full_problem(face, query, key, value, causal, factor)
 
 
-# full_shape, query_start and key_start of a call that is a whole problem.
-WHOLE: tuple[Any, Any, Any] = (None, 0, 0)
+# full_shape, query_start, key_start and wrap of a call that is a whole problem, whose axes end.
+WHOLE: tuple[Any, Any, Any, Any] = (None, 0, 0, False)
 
 
-def are_defaults(piece: tuple[Any, Any, Any]) -> bool:
+def are_defaults(piece: tuple[Any, ...]) -> bool:
     """Whether full_shape, query_start and key_start are those of :data:`WHOLE` themselves; True costs next to nothing.
 
     By identity: False, which equals 0, is not legal.
@@ -106,7 +106,7 @@ def are_defaults(piece: tuple[Any, Any, Any]) -> bool:
 
 
 _WINDOW = {"stride": 1, "dilation": 1, "is_causal": False}
-_WINDOW |= dict(zip(("full_shape", "query_start", "key_start"), WHOLE, strict=True))
+_WINDOW |= dict(zip(("full_shape", "query_start", "key_start", "wrap"), WHOLE, strict=True))
 # What the faces of each op take besides query, key and value: names and defaults; kernel_size has none.
 _ARGUMENTS: dict[Op, dict[str, Any]] = {
     FUSED: _WINDOW | dict.fromkeys(("scale", *FUSED.input_names[3:])),
@@ -132,5 +132,26 @@ def explained(face: str, specs: list[Spec | None], arguments: dict[str, Any]) ->
     tensors = specs[:2] if op.bilinear else specs
     window = {"kernel_size"} if op.has_window else set()
     checks.check_explained_arguments(face, set(arguments), set(known) | window, op.has_window, tensors)
-    problem: Problem = _PROBLEMS[op](face, *tensors, **(known | arguments))
+    call = known | arguments
+    if op.has_window:
+        tensors = _on_one_grid(op, face, list(tensors), call)
+    problem: Problem = _PROBLEMS[op](face, *tensors, **call)
     return problem
+
+
+def _on_one_grid(op: Op, face: str, tensors: list[Any], call: dict[str, Any]) -> list[Any]:
+    """Tensors and arguments of the call that runs where queries lie on a finer grid, or axes wrap around."""
+    wraps = call.pop("wrap")
+    ratio = finer_grid.ratio_of(*tensors[:2]) if op is FUSED and call["full_shape"] is None else None
+    if ratio is not None:
+        tensors[0] = finer_grid.query_spec(tensors[0], ratio)
+        call["rpb"] = finer_grid.rpb_spec(call["rpb"], ratio)
+    if wraps is not False:
+        window = tuple(call[name] for name in ("kernel_size", "stride", "dilation", "is_causal"))
+        names = ("full_shape", "query_start", "key_start")
+        sides = dict(zip(op.input_names, tensors[:2], strict=False))
+        piece = tuple(call[name] for name in names)
+        axes, piece = wrap.unrolled_axes(face, sides, rank_of(face), window, piece, wraps)
+        call |= dict(zip(names, piece, strict=True))
+        tensors = [tensors[0], *(wrap.longer_spec(spec, axes) for spec in tensors[1:])]
+    return tensors

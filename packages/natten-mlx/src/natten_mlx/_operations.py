@@ -84,6 +84,11 @@ def pad_last(tensor: mx.array, count: int, value: Any) -> mx.array:
     return mx.concatenate([tensor, mx.full((*tensor.shape[:-1], count), value, tensor.dtype)], -1)
 
 
+def write(buffer: mx.array, start: int, tensor: mx.array) -> mx.array:
+    buffer[:, start : start + tensor.shape[1]] = mx.stop_gradient(tensor)
+    return buffer
+
+
 def flip(tensor: mx.array, axis: int) -> mx.array:
     return tensor[(..., slice(None, None, -1), *[slice(None)] * (-1 - axis))]
 

@@ -42,6 +42,7 @@ def neighborhood_attention(
     full_shape: Ints | None = None,
     query_start: Ints = 0,
     key_start: Ints = 0,
+    wrap: Bools = False,
     return_lse: bool = False,
     backend: str | None = None,
     stream: StreamOrDevice = None,
@@ -50,21 +51,20 @@ def neighborhood_attention(
     """Neighborhood attention of any rank: each query attends to a window of keys around it.
 
     Args:
-        query: ``[B, *shape, H, D]``, shape of 1, 2 or 3 axes; float16, bfloat16, float32 or float64.
+        query: ``[B, *shape, H, D]``, shape of 1, 2 or 3 axes; float16, bfloat16, float32 or float64. On a finer grid,
+            an integer multiple of the keys', each query sees the window of the key whose cell it lies in.
         key: ``[B, *shape, H_kv, D]``; query head h reads key/value head ``h // (H / H_kv)``.
         value: ``[B, *shape, H_kv, D_v]``. All tensors have the query's dtype, but rpb may have another.
-        kernel_size: keys per query on each axis, odd or even, at least 1.
+        kernel_size: keys per query on each axis, odd or even; dilation: distance between them, in tokens.
         stride: queries that share one window (1 <= stride <= kernel_size); the output keeps its size.
-        dilation: distance between neighbors, in tokens; ``kernel_size * dilation <= length``.
         is_causal: per axis, whether a query sees only itself and what lies before it.
         scale: factor on q.k; None is ``D ** -0.5``.
         additional_keys, additional_values: ``[B, S, H_kv, D(_v)]``, seen by every query in the same softmax.
-        rpb: relative positional bias ``[H, 2 * kernel_size - 1 per axis]``, added to the logits at
-            index ``(key - query) / dilation + kernel_size - 1``; stride 1 only.
-        full_shape, query_start, key_start: for a call that computes a piece of a larger problem: the size of the whole,
-            and the tokens of it that the first query and the first key are, on each axis. Query and key may then differ
-            in shape, key must hold what :func:`key_range` says, and the result is the slice of the whole one's. None: a
-            whole problem.
+        rpb: ``[H, 2 * kernel_size - 1 per axis]``, added to logits at ``(key - query) / dilation + kernel_size - 1``.
+        full_shape, query_start, key_start: of a piece of a larger problem: the whole's size, and the tokens of it that
+            the first query and key are. key must hold what :func:`key_range` says; the result is a slice of the whole.
+        wrap: per axis, whether windows pass over its end (a longitude, a periodic box). Not for a causal axis, and the
+            length a multiple of ``stride * dilation``.
         return_lse: also return the log-sum-exp of the logits.
         backend: 'nanobind', 'fast_metal' (or 'metal'), 'pure', 'dense' or 'auto'; None follows :func:`use_backend`.
         stream: where to run: a stream, a device, or None for the default. float64 runs on a CPU stream.
@@ -75,14 +75,13 @@ def neighborhood_attention(
         ``[B, *shape, H]`` in float32 (float64 for float64), natural log, scale included, differentiable.
 
     Raises:
-        TypeError: an argument of the wrong type, or tensors of different dtypes.
-        ValueError: shapes, devices or window arguments that do not fit together; the message names the axis.
+        TypeError, ValueError: arguments or tensors of the wrong type, or that do not fit together.
         NotImplementedError: rpb with stride > 1, or a problem that ``backend`` does not take.
 
     Source: arXiv 2204.07143, 2209.15001 (dilation) and 2504.16922 (stride); upstream NATTEN's ``na1d/na2d/na3d``.
     """
     tensors = (query, key, value, additional_keys, additional_values, rpb)
-    window, piece = (kernel_size, stride, dilation, is_causal), (full_shape, query_start, key_start)
+    window, piece = (kernel_size, stride, dilation, is_causal), (full_shape, query_start, key_start, wrap)
     return bodies.fused(
         _framework, "neighborhood_attention", tensors, window, scale, piece, return_lse, backend, upstream, stream
     )
@@ -105,6 +104,7 @@ def na1d(
     full_shape: Ints | None = None,
     query_start: Ints = 0,
     key_start: Ints = 0,
+    wrap: Bools = False,
     return_lse: bool = False,
     backend: str | None = None,
     stream: StreamOrDevice = None,
@@ -118,7 +118,7 @@ def na1d(
         kernel_size, stride, dilation: in tokens; see :func:`neighborhood_attention`.
         additional_keys, additional_values: ``[B, S, H_kv, D]`` and ``[B, S, H_kv, D_v]``.
         rpb: relative positional bias ``[H, 2 * kernel_size - 1]``, stride 1 only.
-        is_causal, scale, full_shape, query_start, key_start, return_lse, backend, stream, **upstream: as in
+        is_causal, scale, full_shape, query_start, key_start, wrap, return_lse, backend, stream, **upstream: as in
             :func:`neighborhood_attention`.
 
     Returns:
@@ -129,9 +129,18 @@ def na1d(
 
     Source: upstream NATTEN's ``na1d``.
     """
-    tensors = (query, key, value, additional_keys, additional_values, rpb)
-    window, piece = (kernel_size, stride, dilation, is_causal), (full_shape, query_start, key_start)
-    return bodies.fused(_framework, "na1d", tensors, window, scale, piece, return_lse, backend, upstream, stream)
+    return bodies.fused(
+        _framework,
+        "na1d",
+        (query, key, value, additional_keys, additional_values, rpb),
+        (kernel_size, stride, dilation, is_causal),
+        scale,
+        (full_shape, query_start, key_start, wrap),
+        return_lse,
+        backend,
+        upstream,
+        stream,
+    )
 
 
 @_signatures.fused
@@ -151,6 +160,7 @@ def na2d(
     full_shape: Ints | None = None,
     query_start: Ints = 0,
     key_start: Ints = 0,
+    wrap: Bools = False,
     return_lse: bool = False,
     backend: str | None = None,
     stream: StreamOrDevice = None,
@@ -164,7 +174,7 @@ def na2d(
         kernel_size, stride, dilation: in tokens, one number or one per axis; see :func:`neighborhood_attention`.
         additional_keys, additional_values: ``[B, S, H_kv, D]`` and ``[B, S, H_kv, D_v]``.
         rpb: relative positional bias ``[H, 2 * kernel_size - 1 per axis]``, stride 1 only.
-        is_causal, scale, full_shape, query_start, key_start, return_lse, backend, stream, **upstream: as in
+        is_causal, scale, full_shape, query_start, key_start, wrap, return_lse, backend, stream, **upstream: as in
             :func:`neighborhood_attention`.
 
     Returns:
@@ -175,9 +185,18 @@ def na2d(
 
     Source: upstream NATTEN's ``na2d``.
     """
-    tensors = (query, key, value, additional_keys, additional_values, rpb)
-    window, piece = (kernel_size, stride, dilation, is_causal), (full_shape, query_start, key_start)
-    return bodies.fused(_framework, "na2d", tensors, window, scale, piece, return_lse, backend, upstream, stream)
+    return bodies.fused(
+        _framework,
+        "na2d",
+        (query, key, value, additional_keys, additional_values, rpb),
+        (kernel_size, stride, dilation, is_causal),
+        scale,
+        (full_shape, query_start, key_start, wrap),
+        return_lse,
+        backend,
+        upstream,
+        stream,
+    )
 
 
 @_signatures.fused
@@ -197,6 +216,7 @@ def na3d(
     full_shape: Ints | None = None,
     query_start: Ints = 0,
     key_start: Ints = 0,
+    wrap: Bools = False,
     return_lse: bool = False,
     backend: str | None = None,
     stream: StreamOrDevice = None,
@@ -210,7 +230,7 @@ def na3d(
         kernel_size, stride, dilation: in tokens, one number or one per axis; see :func:`neighborhood_attention`.
         additional_keys, additional_values: ``[B, S, H_kv, D]`` and ``[B, S, H_kv, D_v]``.
         rpb: relative positional bias ``[H, 2 * kernel_size - 1 per axis]``, stride 1 only.
-        is_causal, scale, full_shape, query_start, key_start, return_lse, backend, stream, **upstream: as in
+        is_causal, scale, full_shape, query_start, key_start, wrap, return_lse, backend, stream, **upstream: as in
             :func:`neighborhood_attention`.
 
     Returns:
@@ -221,9 +241,18 @@ def na3d(
 
     Source: upstream NATTEN's ``na3d``.
     """
-    tensors = (query, key, value, additional_keys, additional_values, rpb)
-    window, piece = (kernel_size, stride, dilation, is_causal), (full_shape, query_start, key_start)
-    return bodies.fused(_framework, "na3d", tensors, window, scale, piece, return_lse, backend, upstream, stream)
+    return bodies.fused(
+        _framework,
+        "na3d",
+        (query, key, value, additional_keys, additional_values, rpb),
+        (kernel_size, stride, dilation, is_causal),
+        scale,
+        (full_shape, query_start, key_start, wrap),
+        return_lse,
+        backend,
+        upstream,
+        stream,
+    )
 
 
 @_signatures.full

@@ -14,6 +14,7 @@ from . import _framework
 from ._metal.api import modules as bodies
 from ._signatures import Bools, Ints
 from ._tensors import StreamOrDevice
+from .key_value_cache import KeyValueCache
 
 
 class _NeighborhoodAttention(bodies.NeighborhoodAttention, nn.Module):
@@ -37,12 +38,11 @@ class _NeighborhoodAttention(bodies.NeighborhoodAttention, nn.Module):
         proj_drop: float = 0.0,
         rel_pos_bias: bool = False,
         *,
+        wrap: Bools = False,
         backend: str | None = None,
     ) -> None:
-        window = (kernel_size, stride, dilation, is_causal)
-        self._build(
-            embed_dim, num_heads, num_kv_heads, window, qk_scale, qkv_bias, attn_drop, proj_drop, rel_pos_bias, backend
-        )
+        window, drops = (kernel_size, stride, dilation, is_causal), (attn_drop, proj_drop)
+        self._build(embed_dim, num_heads, num_kv_heads, window, qk_scale, qkv_bias, drops, rel_pos_bias, wrap, backend)
 
     def _drops(self, dropout: Any) -> bool:
         # MLX's layer has no public probability.
@@ -65,6 +65,7 @@ class NeighborhoodAttention1D(_NeighborhoodAttention):
         qk_scale: factor on q.k; None is ``head_dim ** -0.5``.
         attn_drop, proj_drop: probabilities of dropping an attention weight, and an output, in training only.
         rel_pos_bias: learn a relative positional bias ``rpb [num_heads, 2 * kernel_size - 1]``; stride 1 only.
+        wrap: per axis, whether windows pass over its end, as in :func:`natten_mlx.neighborhood_attention`.
         backend: of every call, as the functional ops take it; None follows :func:`natten_mlx.use_backend`.
 
     Raises:
@@ -81,13 +82,20 @@ class NeighborhoodAttention1D(_NeighborhoodAttention):
     _sizes_name = "seq_lens"
 
     def __call__(
-        self, x: mx.array, seq_lens: Any = None, *, backend: str | None = None, stream: StreamOrDevice = None
+        self,
+        x: mx.array,
+        seq_lens: Any = None,
+        *,
+        backend: str | None = None,
+        cache: KeyValueCache | None = None,
+        stream: StreamOrDevice = None,
     ) -> mx.array:
         """The module's output.
 
         Args:
             x: ``[B, L, C]`` in the parameters' dtype.
             seq_lens: ints ``[B]``, tokens of each item of a padded batch; None: all are full.
+            cache: of a sequence whose tokens come in chunks along axis 0; x is the next one.
             backend: of this call. stream: that of the whole module; None is the default.
 
         Returns:
@@ -95,9 +103,9 @@ class NeighborhoodAttention1D(_NeighborhoodAttention):
 
         Raises:
             ValueError: x of another shape, or tokens that the window does not fit.
-            NotImplementedError: attn_drop in training together with seq_lens.
+            NotImplementedError: attn_drop in training, or wrap, together with seq_lens.
         """
-        return self._attend_module(x, seq_lens, backend, stream)
+        return self._attend_module(x, seq_lens, backend, cache, stream)
 
 
 class NeighborhoodAttention2D(_NeighborhoodAttention):
@@ -111,6 +119,7 @@ class NeighborhoodAttention2D(_NeighborhoodAttention):
         qk_scale: factor on q.k; None is ``head_dim ** -0.5``.
         attn_drop, proj_drop: probabilities of dropping an attention weight, and an output, in training only.
         rel_pos_bias: learn a relative positional bias ``rpb [num_heads, 2 * kernel_size - 1 per axis]``; stride 1 only.
+        wrap: per axis, whether windows pass over its end, as in :func:`natten_mlx.neighborhood_attention`.
         backend: of every call, as the functional ops take it; None follows :func:`natten_mlx.use_backend`.
 
     Raises:
@@ -122,13 +131,20 @@ class NeighborhoodAttention2D(_NeighborhoodAttention):
     rank = 2
 
     def __call__(
-        self, x: mx.array, spatial_sizes: Any = None, *, backend: str | None = None, stream: StreamOrDevice = None
+        self,
+        x: mx.array,
+        spatial_sizes: Any = None,
+        *,
+        backend: str | None = None,
+        cache: KeyValueCache | None = None,
+        stream: StreamOrDevice = None,
     ) -> mx.array:
         """The module's output.
 
         Args:
             x: ``[B, X, Y, C]`` in the parameters' dtype.
             spatial_sizes: ints ``[B, 2]``, tokens of each item of a padded batch; None: all are full.
+            cache: of a sequence whose tokens come in chunks along axis 0; x is the next one.
             backend: of this call. stream: that of the whole module; None is the default.
 
         Returns:
@@ -136,9 +152,9 @@ class NeighborhoodAttention2D(_NeighborhoodAttention):
 
         Raises:
             ValueError: x of another shape, or tokens that the window does not fit.
-            NotImplementedError: attn_drop in training together with spatial_sizes.
+            NotImplementedError: attn_drop in training, or wrap, together with spatial_sizes.
         """
-        return self._attend_module(x, spatial_sizes, backend, stream)
+        return self._attend_module(x, spatial_sizes, backend, cache, stream)
 
 
 class NeighborhoodAttention3D(_NeighborhoodAttention):
@@ -152,6 +168,7 @@ class NeighborhoodAttention3D(_NeighborhoodAttention):
         qk_scale: factor on q.k; None is ``head_dim ** -0.5``.
         attn_drop, proj_drop: probabilities of dropping an attention weight, and an output, in training only.
         rel_pos_bias: learn a relative positional bias ``rpb [num_heads, 2 * kernel_size - 1 per axis]``; stride 1 only.
+        wrap: per axis, whether windows pass over its end, as in :func:`natten_mlx.neighborhood_attention`.
         backend: of every call, as the functional ops take it; None follows :func:`natten_mlx.use_backend`.
 
     Raises:
@@ -163,13 +180,20 @@ class NeighborhoodAttention3D(_NeighborhoodAttention):
     rank = 3
 
     def __call__(
-        self, x: mx.array, spatial_sizes: Any = None, *, backend: str | None = None, stream: StreamOrDevice = None
+        self,
+        x: mx.array,
+        spatial_sizes: Any = None,
+        *,
+        backend: str | None = None,
+        cache: KeyValueCache | None = None,
+        stream: StreamOrDevice = None,
     ) -> mx.array:
         """The module's output.
 
         Args:
             x: ``[B, X, Y, Z, C]`` in the parameters' dtype.
             spatial_sizes: ints ``[B, 3]``, tokens of each item of a padded batch; None: all are full.
+            cache: of a sequence whose tokens come in chunks along axis 0; x is the next one.
             backend: of this call. stream: that of the whole module; None is the default.
 
         Returns:
@@ -177,6 +201,6 @@ class NeighborhoodAttention3D(_NeighborhoodAttention):
 
         Raises:
             ValueError: x of another shape, or tokens that the window does not fit.
-            NotImplementedError: attn_drop in training together with spatial_sizes.
+            NotImplementedError: attn_drop in training, or wrap, together with spatial_sizes.
         """
-        return self._attend_module(x, spatial_sizes, backend, stream)
+        return self._attend_module(x, spatial_sizes, backend, cache, stream)

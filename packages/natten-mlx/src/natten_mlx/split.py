@@ -25,6 +25,7 @@ def na1d_qk(
     full_shape: Ints | None = None,
     query_start: Ints = 0,
     key_start: Ints = 0,
+    wrap: Bools = False,
     backend: str | None = None,
     stream: StreamOrDevice = None,
 ) -> mx.array:
@@ -33,8 +34,8 @@ def na1d_qk(
     Args:
         query, key: ``[B, L, H, D]`` and ``[B, L, H_kv, D]``, of one float dtype.
         rpb: relative positional bias ``[H, 2 * kernel_size - 1]``, stride 1 only.
-        kernel_size, dilation, stride, is_causal, scale, full_shape, query_start, key_start, backend, stream: as in
-            :func:`neighborhood_attention`.
+        kernel_size, dilation, stride, is_causal, scale, full_shape, query_start, key_start, wrap, backend, stream: as
+            in :func:`neighborhood_attention`.
 
     Returns:
         ``[B, L, H, kernel_size]`` in the query's dtype; float16 may round to inf.
@@ -53,7 +54,7 @@ def na1d_qk(
         (query, key, rpb),
         (kernel_size, stride, dilation, is_causal),
         scale,
-        (full_shape, query_start, key_start),
+        (full_shape, query_start, key_start, wrap),
         backend,
         stream,
     )
@@ -72,6 +73,7 @@ def na2d_qk(
     full_shape: Ints | None = None,
     query_start: Ints = 0,
     key_start: Ints = 0,
+    wrap: Bools = False,
     backend: str | None = None,
     stream: StreamOrDevice = None,
 ) -> mx.array:
@@ -80,8 +82,8 @@ def na2d_qk(
     Args:
         query, key: ``[B, X, Y, H, D]`` and ``[B, X, Y, H_kv, D]``, of one float dtype.
         rpb: relative positional bias ``[H, 2 * kernel_size - 1 per axis]``, stride 1 only.
-        kernel_size, dilation, stride, is_causal, scale, full_shape, query_start, key_start, backend, stream: as in
-            :func:`neighborhood_attention`.
+        kernel_size, dilation, stride, is_causal, scale, full_shape, query_start, key_start, wrap, backend, stream: as
+            in :func:`neighborhood_attention`.
 
     Returns:
         ``[B, X, Y, H, prod(kernel_size)]`` in the query's dtype; float16 may round to inf.
@@ -100,7 +102,7 @@ def na2d_qk(
         (query, key, rpb),
         (kernel_size, stride, dilation, is_causal),
         scale,
-        (full_shape, query_start, key_start),
+        (full_shape, query_start, key_start, wrap),
         backend,
         stream,
     )
@@ -119,6 +121,7 @@ def na3d_qk(
     full_shape: Ints | None = None,
     query_start: Ints = 0,
     key_start: Ints = 0,
+    wrap: Bools = False,
     backend: str | None = None,
     stream: StreamOrDevice = None,
 ) -> mx.array:
@@ -127,8 +130,8 @@ def na3d_qk(
     Args:
         query, key: ``[B, X, Y, Z, H, D]`` and ``[B, X, Y, Z, H_kv, D]``, of one float dtype.
         rpb: relative positional bias ``[H, 2 * kernel_size - 1 per axis]``, stride 1 only.
-        kernel_size, dilation, stride, is_causal, scale, full_shape, query_start, key_start, backend, stream: as in
-            :func:`neighborhood_attention`.
+        kernel_size, dilation, stride, is_causal, scale, full_shape, query_start, key_start, wrap, backend, stream: as
+            in :func:`neighborhood_attention`.
 
     Returns:
         ``[B, X, Y, Z, H, prod(kernel_size)]`` in the query's dtype; float16 may round to inf.
@@ -147,7 +150,7 @@ def na3d_qk(
         (query, key, rpb),
         (kernel_size, stride, dilation, is_causal),
         scale,
-        (full_shape, query_start, key_start),
+        (full_shape, query_start, key_start, wrap),
         backend,
         stream,
     )
@@ -164,6 +167,7 @@ def na1d_av(
     full_shape: Ints | None = None,
     query_start: Ints = 0,
     key_start: Ints = 0,
+    wrap: Bools = False,
     backend: str | None = None,
     stream: StreamOrDevice = None,
 ) -> mx.array:
@@ -172,7 +176,7 @@ def na1d_av(
     Args:
         attn: ``[B, L, H, kernel_size]``, slots as in :func:`na1d_qk`.
         value: ``[B, L, H_kv, D_v]``. Both of any float dtype; attn is converted to the value's.
-        kernel_size, dilation, stride, is_causal, full_shape, query_start, key_start, backend, stream: as in
+        kernel_size, dilation, stride, is_causal, full_shape, query_start, key_start, wrap, backend, stream: as in
             :func:`neighborhood_attention`.
 
     Returns:
@@ -189,7 +193,7 @@ def na1d_av(
         "na1d_av",
         (attn, value),
         (kernel_size, stride, dilation, is_causal),
-        (full_shape, query_start, key_start),
+        (full_shape, query_start, key_start, wrap),
         backend,
         stream,
     )
@@ -206,6 +210,7 @@ def na2d_av(
     full_shape: Ints | None = None,
     query_start: Ints = 0,
     key_start: Ints = 0,
+    wrap: Bools = False,
     backend: str | None = None,
     stream: StreamOrDevice = None,
 ) -> mx.array:
@@ -214,7 +219,7 @@ def na2d_av(
     Args:
         attn: ``[B, X, Y, H, prod(kernel_size)]``, slots as in :func:`na2d_qk`.
         value: ``[B, X, Y, H_kv, D_v]``. Both of any float dtype; attn is converted to the value's.
-        kernel_size, dilation, stride, is_causal, full_shape, query_start, key_start, backend, stream: as in
+        kernel_size, dilation, stride, is_causal, full_shape, query_start, key_start, wrap, backend, stream: as in
             :func:`neighborhood_attention`.
 
     Returns:
@@ -231,7 +236,7 @@ def na2d_av(
         "na2d_av",
         (attn, value),
         (kernel_size, stride, dilation, is_causal),
-        (full_shape, query_start, key_start),
+        (full_shape, query_start, key_start, wrap),
         backend,
         stream,
     )
@@ -248,6 +253,7 @@ def na3d_av(
     full_shape: Ints | None = None,
     query_start: Ints = 0,
     key_start: Ints = 0,
+    wrap: Bools = False,
     backend: str | None = None,
     stream: StreamOrDevice = None,
 ) -> mx.array:
@@ -256,7 +262,7 @@ def na3d_av(
     Args:
         attn: ``[B, X, Y, Z, H, prod(kernel_size)]``, slots as in :func:`na3d_qk`.
         value: ``[B, X, Y, Z, H_kv, D_v]``. Both of any float dtype; attn is converted to the value's.
-        kernel_size, dilation, stride, is_causal, full_shape, query_start, key_start, backend, stream: as in
+        kernel_size, dilation, stride, is_causal, full_shape, query_start, key_start, wrap, backend, stream: as in
             :func:`neighborhood_attention`.
 
     Returns:
@@ -273,7 +279,7 @@ def na3d_av(
         "na3d_av",
         (attn, value),
         (kernel_size, stride, dilation, is_causal),
-        (full_shape, query_start, key_start),
+        (full_shape, query_start, key_start, wrap),
         backend,
         stream,
     )

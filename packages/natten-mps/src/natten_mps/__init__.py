@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from .functional import na3d_qk as na3d_qk
     from .functional import neighborhood_attention as neighborhood_attention
     from .functional import query_range as query_range
+    from .key_value_cache import KeyValueCache as KeyValueCache
     from .modules import NeighborhoodAttention1D as NeighborhoodAttention1D
     from .modules import NeighborhoodAttention2D as NeighborhoodAttention2D
     from .modules import NeighborhoodAttention3D as NeighborhoodAttention3D

@@ -76,6 +76,11 @@ def pad_last(tensor: Tensor, count: int, value: Any) -> Tensor:
     return pad(tensor, [0, count], value=value)
 
 
+def write(buffer: Tensor, start: int, tensor: Tensor) -> Tensor:
+    buffer[:, start : start + tensor.shape[1]] = tensor.detach()
+    return buffer
+
+
 def flip(tensor: Tensor, axis: int) -> Tensor:
     return tensor.flip(axis)
 

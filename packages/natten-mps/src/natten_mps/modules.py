@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from . import _framework
 from ._metal.api import modules as bodies
 from ._signatures import Bools, Ints
+from .key_value_cache import KeyValueCache
 
 
 class _NeighborhoodAttention(bodies.NeighborhoodAttention, nn.Module):
@@ -36,12 +37,11 @@ class _NeighborhoodAttention(bodies.NeighborhoodAttention, nn.Module):
         proj_drop: float = 0.0,
         rel_pos_bias: bool = False,
         *,
+        wrap: Bools = False,
         backend: str | None = None,
     ) -> None:
-        window = (kernel_size, stride, dilation, is_causal)
-        self._build(
-            embed_dim, num_heads, num_kv_heads, window, qk_scale, qkv_bias, attn_drop, proj_drop, rel_pos_bias, backend
-        )
+        window, drops = (kernel_size, stride, dilation, is_causal), (attn_drop, proj_drop)
+        self._build(embed_dim, num_heads, num_kv_heads, window, qk_scale, qkv_bias, drops, rel_pos_bias, wrap, backend)
 
     def _drops(self, dropout: nn.Module) -> bool:
         return not isinstance(dropout, nn.Identity) and getattr(dropout, "p", 1.0) > 0
@@ -63,6 +63,7 @@ class NeighborhoodAttention1D(_NeighborhoodAttention):
         qk_scale: factor on q.k; None is ``head_dim ** -0.5``.
         attn_drop, proj_drop: probabilities of dropping an attention weight, and an output, in training only.
         rel_pos_bias: learn a relative positional bias ``rpb [num_heads, 2 * kernel_size - 1]``; stride 1 only.
+        wrap: per axis, whether windows pass over its end, as in :func:`natten_mps.neighborhood_attention`.
         backend: of every call, as the functional ops take it; None follows :func:`natten_mps.use_backend`.
 
     Raises:
@@ -78,22 +79,25 @@ class NeighborhoodAttention1D(_NeighborhoodAttention):
     rank = 1
     _sizes_name = "seq_lens"
 
-    def forward(self, x: Tensor, seq_lens: Any = None, backend: str | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, seq_lens: Any = None, backend: str | None = None, cache: KeyValueCache | None = None
+    ) -> Tensor:
         """The module's output.
 
         Args:
             x: ``[B, L, C]`` in the parameters' dtype.
             seq_lens: ints ``[B]``, tokens of each item of a padded batch; None: all are full.
             backend: of this call.
+            cache: of a sequence whose tokens come in chunks along axis 0; x is the next one.
 
         Returns:
             ``[B, L, C]`` in the same dtype; at padding, the output projection's bias.
 
         Raises:
             ValueError: x of another shape, or tokens that the window does not fit.
-            NotImplementedError: attn_drop in training together with seq_lens.
+            NotImplementedError: attn_drop in training, or wrap, together with seq_lens.
         """
-        return self._attend_module(x, seq_lens, backend)
+        return self._attend_module(x, seq_lens, backend, cache)
 
 
 class NeighborhoodAttention2D(_NeighborhoodAttention):
@@ -107,6 +111,7 @@ class NeighborhoodAttention2D(_NeighborhoodAttention):
         qk_scale: factor on q.k; None is ``head_dim ** -0.5``.
         attn_drop, proj_drop: probabilities of dropping an attention weight, and an output, in training only.
         rel_pos_bias: learn a relative positional bias ``rpb [num_heads, 2 * kernel_size - 1 per axis]``; stride 1 only.
+        wrap: per axis, whether windows pass over its end, as in :func:`natten_mps.neighborhood_attention`.
         backend: of every call, as the functional ops take it; None follows :func:`natten_mps.use_backend`.
 
     Raises:
@@ -117,22 +122,25 @@ class NeighborhoodAttention2D(_NeighborhoodAttention):
 
     rank = 2
 
-    def forward(self, x: Tensor, spatial_sizes: Any = None, backend: str | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, spatial_sizes: Any = None, backend: str | None = None, cache: KeyValueCache | None = None
+    ) -> Tensor:
         """The module's output.
 
         Args:
             x: ``[B, X, Y, C]`` in the parameters' dtype.
             spatial_sizes: ints ``[B, 2]``, tokens of each item of a padded batch; None: all are full.
             backend: of this call.
+            cache: of a sequence whose tokens come in chunks along axis 0; x is the next one.
 
         Returns:
             ``[B, X, Y, C]`` in the same dtype; at padding, the output projection's bias.
 
         Raises:
             ValueError: x of another shape, or tokens that the window does not fit.
-            NotImplementedError: attn_drop in training together with spatial_sizes.
+            NotImplementedError: attn_drop in training, or wrap, together with spatial_sizes.
         """
-        return self._attend_module(x, spatial_sizes, backend)
+        return self._attend_module(x, spatial_sizes, backend, cache)
 
 
 class NeighborhoodAttention3D(_NeighborhoodAttention):
@@ -146,6 +154,7 @@ class NeighborhoodAttention3D(_NeighborhoodAttention):
         qk_scale: factor on q.k; None is ``head_dim ** -0.5``.
         attn_drop, proj_drop: probabilities of dropping an attention weight, and an output, in training only.
         rel_pos_bias: learn a relative positional bias ``rpb [num_heads, 2 * kernel_size - 1 per axis]``; stride 1 only.
+        wrap: per axis, whether windows pass over its end, as in :func:`natten_mps.neighborhood_attention`.
         backend: of every call, as the functional ops take it; None follows :func:`natten_mps.use_backend`.
 
     Raises:
@@ -156,19 +165,22 @@ class NeighborhoodAttention3D(_NeighborhoodAttention):
 
     rank = 3
 
-    def forward(self, x: Tensor, spatial_sizes: Any = None, backend: str | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, spatial_sizes: Any = None, backend: str | None = None, cache: KeyValueCache | None = None
+    ) -> Tensor:
         """The module's output.
 
         Args:
             x: ``[B, X, Y, Z, C]`` in the parameters' dtype.
             spatial_sizes: ints ``[B, 3]``, tokens of each item of a padded batch; None: all are full.
             backend: of this call.
+            cache: of a sequence whose tokens come in chunks along axis 0; x is the next one.
 
         Returns:
             ``[B, X, Y, Z, C]`` in the same dtype; at padding, the output projection's bias.
 
         Raises:
             ValueError: x of another shape, or tokens that the window does not fit.
-            NotImplementedError: attn_drop in training together with spatial_sizes.
+            NotImplementedError: attn_drop in training, or wrap, together with spatial_sizes.
         """
-        return self._attend_module(x, spatial_sizes, backend)
+        return self._attend_module(x, spatial_sizes, backend, cache)

@@ -24,6 +24,7 @@ def na1d_qk(
     full_shape: Ints | None = None,
     query_start: Ints = 0,
     key_start: Ints = 0,
+    wrap: Bools = False,
     backend: str | None = None,
 ) -> Tensor:
     """The first half of :func:`na1d`: the logits ``scale * q.k + rpb`` of each query's window.
@@ -31,7 +32,7 @@ def na1d_qk(
     Args:
         query, key: ``[B, L, H, D]`` and ``[B, L, H_kv, D]``, of one float dtype.
         rpb: relative positional bias ``[H, 2 * kernel_size - 1]``, stride 1 only.
-        kernel_size, dilation, stride, is_causal, scale, full_shape, query_start, key_start, backend: as in
+        kernel_size, dilation, stride, is_causal, scale, full_shape, query_start, key_start, wrap, backend: as in
             :func:`neighborhood_attention`.
 
     Returns:
@@ -51,7 +52,7 @@ def na1d_qk(
         (query, key, rpb),
         (kernel_size, stride, dilation, is_causal),
         scale,
-        (full_shape, query_start, key_start),
+        (full_shape, query_start, key_start, wrap),
         backend,
     )
 
@@ -69,6 +70,7 @@ def na2d_qk(
     full_shape: Ints | None = None,
     query_start: Ints = 0,
     key_start: Ints = 0,
+    wrap: Bools = False,
     backend: str | None = None,
 ) -> Tensor:
     """The first half of :func:`na2d`: the logits ``scale * q.k + rpb`` of each query's window.
@@ -76,7 +78,7 @@ def na2d_qk(
     Args:
         query, key: ``[B, X, Y, H, D]`` and ``[B, X, Y, H_kv, D]``, of one float dtype.
         rpb: relative positional bias ``[H, 2 * kernel_size - 1 per axis]``, stride 1 only.
-        kernel_size, dilation, stride, is_causal, scale, full_shape, query_start, key_start, backend: as in
+        kernel_size, dilation, stride, is_causal, scale, full_shape, query_start, key_start, wrap, backend: as in
             :func:`neighborhood_attention`.
 
     Returns:
@@ -96,7 +98,7 @@ def na2d_qk(
         (query, key, rpb),
         (kernel_size, stride, dilation, is_causal),
         scale,
-        (full_shape, query_start, key_start),
+        (full_shape, query_start, key_start, wrap),
         backend,
     )
 
@@ -114,6 +116,7 @@ def na3d_qk(
     full_shape: Ints | None = None,
     query_start: Ints = 0,
     key_start: Ints = 0,
+    wrap: Bools = False,
     backend: str | None = None,
 ) -> Tensor:
     """The first half of :func:`na3d`: the logits ``scale * q.k + rpb`` of each query's window.
@@ -121,7 +124,7 @@ def na3d_qk(
     Args:
         query, key: ``[B, X, Y, Z, H, D]`` and ``[B, X, Y, Z, H_kv, D]``, of one float dtype.
         rpb: relative positional bias ``[H, 2 * kernel_size - 1 per axis]``, stride 1 only.
-        kernel_size, dilation, stride, is_causal, scale, full_shape, query_start, key_start, backend: as in
+        kernel_size, dilation, stride, is_causal, scale, full_shape, query_start, key_start, wrap, backend: as in
             :func:`neighborhood_attention`.
 
     Returns:
@@ -141,7 +144,7 @@ def na3d_qk(
         (query, key, rpb),
         (kernel_size, stride, dilation, is_causal),
         scale,
-        (full_shape, query_start, key_start),
+        (full_shape, query_start, key_start, wrap),
         backend,
     )
 
@@ -157,6 +160,7 @@ def na1d_av(
     full_shape: Ints | None = None,
     query_start: Ints = 0,
     key_start: Ints = 0,
+    wrap: Bools = False,
     backend: str | None = None,
 ) -> Tensor:
     """The second half of :func:`na1d`: each query's weights times the values of its window.
@@ -164,7 +168,7 @@ def na1d_av(
     Args:
         attn: ``[B, L, H, kernel_size]``, slots as in :func:`na1d_qk`.
         value: ``[B, L, H_kv, D_v]``. Both of any float dtype; attn is converted to the value's.
-        kernel_size, dilation, stride, is_causal, full_shape, query_start, key_start, backend: as in
+        kernel_size, dilation, stride, is_causal, full_shape, query_start, key_start, wrap, backend: as in
             :func:`neighborhood_attention`.
 
     Returns:
@@ -181,7 +185,7 @@ def na1d_av(
         "na1d_av",
         (attn, value),
         (kernel_size, stride, dilation, is_causal),
-        (full_shape, query_start, key_start),
+        (full_shape, query_start, key_start, wrap),
         backend,
     )
 
@@ -197,6 +201,7 @@ def na2d_av(
     full_shape: Ints | None = None,
     query_start: Ints = 0,
     key_start: Ints = 0,
+    wrap: Bools = False,
     backend: str | None = None,
 ) -> Tensor:
     """The second half of :func:`na2d`: each query's weights times the values of its window.
@@ -204,7 +209,7 @@ def na2d_av(
     Args:
         attn: ``[B, X, Y, H, prod(kernel_size)]``, slots as in :func:`na2d_qk`.
         value: ``[B, X, Y, H_kv, D_v]``. Both of any float dtype; attn is converted to the value's.
-        kernel_size, dilation, stride, is_causal, full_shape, query_start, key_start, backend: as in
+        kernel_size, dilation, stride, is_causal, full_shape, query_start, key_start, wrap, backend: as in
             :func:`neighborhood_attention`.
 
     Returns:
@@ -221,7 +226,7 @@ def na2d_av(
         "na2d_av",
         (attn, value),
         (kernel_size, stride, dilation, is_causal),
-        (full_shape, query_start, key_start),
+        (full_shape, query_start, key_start, wrap),
         backend,
     )
 
@@ -237,6 +242,7 @@ def na3d_av(
     full_shape: Ints | None = None,
     query_start: Ints = 0,
     key_start: Ints = 0,
+    wrap: Bools = False,
     backend: str | None = None,
 ) -> Tensor:
     """The second half of :func:`na3d`: each query's weights times the values of its window.
@@ -244,7 +250,7 @@ def na3d_av(
     Args:
         attn: ``[B, X, Y, Z, H, prod(kernel_size)]``, slots as in :func:`na3d_qk`.
         value: ``[B, X, Y, Z, H_kv, D_v]``. Both of any float dtype; attn is converted to the value's.
-        kernel_size, dilation, stride, is_causal, full_shape, query_start, key_start, backend: as in
+        kernel_size, dilation, stride, is_causal, full_shape, query_start, key_start, wrap, backend: as in
             :func:`neighborhood_attention`.
 
     Returns:
@@ -261,6 +267,6 @@ def na3d_av(
         "na3d_av",
         (attn, value),
         (kernel_size, stride, dilation, is_causal),
-        (full_shape, query_start, key_start),
+        (full_shape, query_start, key_start, wrap),
         backend,
     )

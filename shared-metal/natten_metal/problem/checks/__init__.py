@@ -6,6 +6,7 @@ takes it; the message names the alternative. Items of different sizes: :mod:`.va
 """
 
 from . import arguments as arguments
+from . import cache as cache
 from . import modules as modules
 from . import varlen as varlen
 from .arguments import bools_per_axis as bools_per_axis
@@ -34,6 +35,7 @@ from .tensors import reject_layout as reject_layout
 from .tensors import reject_nested as reject_nested
 from .tensors import reject_wrapper as reject_wrapper
 from .tensors import require_float as require_float
+from .tensors import same as same
 from .tensors import tensor_rank as tensor_rank
 from .transforms import NO_VMAP as NO_VMAP
 from .transforms import reject_batched as reject_batched
@@ -46,4 +48,5 @@ from .window import Window as Window
 from .window import check_axes as check_axes
 from .window import check_rpb_stride as check_rpb_stride
 from .window import check_window as check_window
+from .window import check_wrap as check_wrap
 from .window import window_arguments as window_arguments

@@ -5,7 +5,8 @@ from typing import Any
 
 from ..problem import TensorSpec
 from . import arguments
-from .window import Window, check_rpb_stride, check_window, window_arguments
+from .arguments import bools_per_axis
+from .window import Window, check_rpb_stride, check_window, reject_causal_wrap, window_arguments
 
 
 @dataclass(frozen=True)
@@ -95,3 +96,25 @@ def reject_dropout(face: str, sizes: str) -> None:
     raise NotImplementedError(
         f"{face}: attn_drop in training does not go with {sizes}; set attn_drop=0.0 or call the items one by one"
     )
+
+
+def reject_together(face: str, sizes: str, other: str) -> None:
+    """Items of different sizes go neither with axes that wrap around nor with a cache."""
+    raise NotImplementedError(f"{face}: {other} does not go with {sizes}; call the items one by one")
+
+
+def wraps(face: str, wrap: Any, is_causal: tuple[bool, ...]) -> tuple[bool, ...]:
+    """``wrap``, one entry per axis, of axes that are not causal."""
+    found = bools_per_axis(face, "wrap", wrap, len(is_causal))
+    for axis, both in enumerate(zip(found, is_causal, strict=True)):
+        if all(both):
+            reject_causal_wrap(face, axis)
+    return found
+
+
+def check_cache_window(face: str, own: Window, wrap: Any, window: Window, cache_wrap: Any) -> None:
+    """A cache has the window of the module that it serves."""
+    names = ("kernel_size", "stride", "dilation", "is_causal", "wrap")
+    for name, mine, its in zip(names, (*own, wrap or False), (*window, cache_wrap or False), strict=True):
+        if mine != its:
+            raise ValueError(f"{face}: cache must have the module's {name}, {mine}; got one with {its}")

@@ -6,7 +6,7 @@ from dataclasses import replace
 from ..ops import AV, FULL, FUSED, QK
 from ..problem import Piece, Problem, TensorSpec
 from .piece import checked_piece
-from .tensors import agree, check_additional, check_heads, check_rpb, no_zero, same, tensor_rank
+from .tensors import agree, check_additional, check_heads, check_rpb, listed, no_zero, same, tensor_rank
 from .window import Window, check_axes
 
 
@@ -30,7 +30,11 @@ def fused_problem(
     extras = {"additional_keys": additional_keys, "additional_values": additional_values}
     given |= {name: spec for name, spec in extras.items() if spec is not None}
     agree(face, given, rpb)
-    same(face, "shape", {name: given[name].shape[1:-2] for name in ("query", "key", "value")[piece is not None :]})
+    shapes = {name: given[name].shape[1:-2] for name in ("query", "key", "value")}
+    if piece is None and shapes["key"] == shapes["value"]:
+        _check_grids(face, shapes)
+    else:
+        same(face, "shape", {name: shape for name, shape in shapes.items() if piece is None or name != "query"})
     problem = _heads_last(FUSED.name, face, query, key, value, window, scale)
     problem = _checked_axes(face, problem, piece)
     additional = check_additional(face, additional_keys, additional_values, problem)
@@ -80,6 +84,16 @@ def av_problem(face: str, attn: TensorSpec, value: TensorSpec, window: Window, p
         AV.name, attn.shape[0], shape, key_shape, heads, kv_heads, 0, head_dim_v, *window, 1.0, value.dtype
     )
     return _checked_axes(face, problem, piece)
+
+
+def _check_grids(face: str, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Queries, keys and values of a whole problem lie on one grid; those on a finer one have become heads by now."""
+    if shapes["query"] != shapes["key"]:
+        raise ValueError(
+            f"{face}: {listed(list(shapes))} must share one shape; got {listed([str(s) for s in shapes.values()])}. "
+            "Queries may lie on a finer grid, an integer multiple of the keys' on each axis, and a piece of a larger "
+            "problem needs full_shape"
+        )
 
 
 def _checked_axes(face: str, problem: Problem, piece: Piece | None) -> Problem:

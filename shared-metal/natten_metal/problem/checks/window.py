@@ -1,6 +1,6 @@
 """The rules of a window: kernel_size, stride, dilation and is_causal, one entry per axis."""
 
-from typing import Any
+from typing import Any, NoReturn
 
 from .arguments import bools_per_axis, ints_per_axis
 
@@ -43,6 +43,36 @@ def check_axes(
                 f"{face}: kernel_size * dilation must not exceed the axis length; "
                 f"axis {axis} has {w} * {d} = {w * d} > {length}"
             )
+
+
+def check_wrap(
+    face: str, wrap: tuple[bool, ...], window: Window, shapes: dict[str, tuple[int, ...]], full: tuple[int, ...]
+) -> None:
+    """An axis that wraps is not causal, is a multiple of stride * dilation long, and is there as a whole.
+
+    shapes: of the queries and of the keys, by name. full: tokens of the whole axes.
+    """
+    _, stride, dilation, is_causal = window
+    for axis in (axis for axis, wraps in enumerate(wrap) if wraps):
+        s, d = stride[axis], dilation[axis]
+        if is_causal[axis]:
+            reject_causal_wrap(face, axis)
+        if full[axis] % (s * d):
+            raise ValueError(
+                f"{face}: the length of an axis that wraps must be a multiple of stride * dilation; "
+                f"axis {axis} has length {full[axis]} and {s} * {d} = {s * d}"
+            )
+        for name, shape in shapes.items():
+            if shape[axis] != full[axis]:
+                raise ValueError(
+                    f"{face}: an axis that wraps must be whole; {name} has {shape[axis]} of {full[axis]} tokens on "
+                    f"axis {axis}"
+                )
+
+
+def reject_causal_wrap(face: str, axis: int) -> NoReturn:
+    """Before and after mean nothing on a circle."""
+    raise ValueError(f"{face}: an axis cannot both wrap and be causal; axis {axis} has wrap and is_causal")
 
 
 def check_drawable(longest: int, most: int) -> None:
