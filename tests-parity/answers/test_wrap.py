@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from brute_force import problem
 from cases import DTYPES
-from frameworks import FRAMEWORKS, PATHS, Framework, Path
+from frameworks import FRAMEWORKS, PIECEWISE, Framework, Path
 from random_problems import call
 
 OPS = ("na", "qk", "av")
@@ -15,7 +15,7 @@ SOME = {"na": 8, "qk": 3, "av": 3}
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize("path", PATHS, ids=str)
+@pytest.mark.parametrize("path", PIECEWISE, ids=str)
 def test_random_problems(path: Path, op: str, dtype: str) -> None:
     """Results and all gradients, of every dtype and backend."""
     for number in range(SOME[op]):
@@ -25,7 +25,7 @@ def test_random_problems(path: Path, op: str, dtype: str) -> None:
 @pytest.mark.all
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize("path", PATHS, ids=str)
+@pytest.mark.parametrize("path", PIECEWISE, ids=str)
 def test_many_random_problems(path: Path, op: str, dtype: str) -> None:
     for number in range(250):
         call(path, problem(op, dtype, 100 + number, wraps=True))
