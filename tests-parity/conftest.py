@@ -36,9 +36,9 @@ def default_backend() -> Iterator[None]:
     """Reset the process's default backend after each test, so that tests do not depend on each other."""
     yield
     for package in ("natten_mps", "natten_mlx"):
-        config = sys.modules.get(f"{package}._config")
-        if config is not None:
-            config.BACKENDS._default = None
+        backends = sys.modules.get(f"{package}._backends")
+        if backends is not None:
+            backends.BACKENDS._default = None
 
 
 @pytest.fixture(params=["native", "pure"])

@@ -1,6 +1,6 @@
 """The rules of the house, each a function from source text to complaints (an empty list: it holds).
 
-`test_house.py` applies them to the project, and each of them to a planted violation as well.
+`test_house.py` and `test_house_imports.py` apply them to the project, and each of them to a planted violation as well.
 """
 
 from __future__ import annotations

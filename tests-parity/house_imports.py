@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
 
 from house import at_module_level
@@ -21,8 +21,8 @@ def _targets(node: ast.AST, package: list[str], modules: frozenset[str]) -> Iter
         yield inner if inner in modules else ".".join(base)
 
 
-def imports_of(sources: dict[str, str], lazy: bool = False) -> Edges:
-    """Module -> the modules of the same tree that it imports when it is imported, or (lazy) when a function runs too.
+def imports_of(sources: dict[str, str]) -> Edges:
+    """Module -> the modules of the same tree that it imports, when it is imported or inside a function.
 
     sources: text by path, relative to the tree's root; a package is its ``__init__.py``.
     """
@@ -31,7 +31,7 @@ def imports_of(sources: dict[str, str], lazy: bool = False) -> Edges:
     known, edges = frozenset(modules.values()), {}
     for path, source in sources.items():
         tree = ast.parse(source)
-        nodes = at_module_level(tree.body, functions=lazy)
+        nodes = at_module_level(tree.body, functions=True)
         found = {target for node in nodes for target in _targets(node, list(names[path][:-1]), known)}
         edges[modules[path]] = (found & known) - {modules[path]}
     return edges
@@ -52,11 +52,22 @@ def import_circles(edges: Edges) -> list[str]:
     return [f"{module}: imports itself by way of others" for module in sorted(edges) if module in reached(module)]
 
 
-def rooms_out_of_order(edges: Edges, order: dict[str, int]) -> list[str]:
+def first_part(module: str) -> str:
+    return module.split(".")[0]
+
+
+def rooms_out_of_order(edges: Edges, order: dict[str, int], room_of: Callable[[str], str] = first_part) -> list[str]:
     """Imports of a room that comes later, or of another one at the same place. order: room -> its place."""
 
     def wrong(module: str, target: str) -> bool:
-        room, other = module.split(".")[0], target.split(".")[0]
+        room, other = room_of(module), room_of(target)
         return room != other and room in order and (other not in order or order[other] >= order[room])
 
     return [f"{m}: imports {t}" for m in sorted(edges) for t in sorted(edges[m]) if wrong(m, t)]
+
+
+def imports_by_name(source: str) -> list[str]:
+    """Calls that import a module whose name is a value: the other rules do not see what they import."""
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    names = [(ast.unparse(call.func).split(".")[-1], call.lineno) for call in calls]
+    return [f"line {line}: {name}()" for name, line in names if name in ("import_module", "__import__")]

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-from collections.abc import Callable, Iterable
-from functools import cache
+from collections.abc import Callable
 from pathlib import Path
 
 import house
-import house_imports
 import pytest
 import twin_lines
+from house_files import ROOT, assert_none, complaints, git, project_files, shipped
 
-ROOT = Path(__file__).resolve().parent.parent
 WINDOW = "shared-metal/natten_metal/problem/window.py"
 WINDOW_HEADER = "shared-metal/kernels/window.h"
 C_SUFFIXES = (".h", ".cpp", ".metal")
@@ -28,9 +25,6 @@ SYMLINKS = {
     "shared-metal/natten_metal/metal/kernels": "../../kernels",
 }
 NAMES = house.window_functions((ROOT / WINDOW).read_text())
-# Trees of modules, and the rooms of the shared one in their order: each imports from those before it alone.
-TREES = ("shared-metal/natten_metal", "packages/natten-mps/src/natten_mps", "packages/natten-mlx/src/natten_mlx")
-ROOMS = {"caches": 0, "problem": 1, "metal": 2, "plan": 3, "api": 4, "cpu": 5, "compat": 5, "weights": 5, "tools": 5}
 BACKENDS = "shared-metal/natten_metal/plan/backend.py"
 OPS = "shared-metal/natten_metal/problem/ops.py"
 CHECKS, TEMPLATES = "shared-metal/natten_metal/problem/checks/", "shared-metal/natten_metal/metal/templates.py"
@@ -40,33 +34,6 @@ OTHER_ERRORS = {
     "shared-metal/natten_metal/cpu/library.py",  # an environment variable, or a problem that passed the checks
     "packages/natten-mlx/src/natten_mlx/_launch/nanobind.py",  # an environment variable
 }
-
-
-def git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], cwd=ROOT, check=True, capture_output=True, text=True).stdout
-
-
-@cache
-def project_files() -> tuple[str, ...]:
-    """Every file that git tracks or would track; symlinks are left out, what they point to is listed."""
-    listed = git("ls-files", "--cached", "--others", "--exclude-standard").splitlines()
-    return tuple(p for p in sorted(set(listed)) if (ROOT / p).is_file() and not (ROOT / p).is_symlink())
-
-
-def shipped(*suffixes: str) -> list[str]:
-    """The files that end up in a wheel or an sdist."""
-    in_package = re.compile(r"shared-metal/|packages/[^/]+/(src|csrc)/")
-    return [p for p in project_files() if in_package.match(p) and p.endswith(suffixes)]
-
-
-def complaints(paths: Iterable[str], rule: Callable[[str, str], list[str]]) -> list[str]:
-    paths = list(paths)
-    assert paths, "the rule was applied to nothing"
-    return [f"{path}: {said}" for path in paths for said in rule((ROOT / path).read_text(), path)]
-
-
-def assert_none(found: list[str]) -> None:
-    assert not found, "\n".join(found)
 
 
 # --- the rules hold -----------------------------------------------------------------------------------
@@ -114,26 +81,6 @@ def test_no_blind_except() -> None:
 def test_caches_can_be_emptied() -> None:
     """Every cache of functions is one of the room ``caches``: named, bounded, and emptied by ``clear_all``."""
     assert_none(complaints(shipped(".py"), lambda source, _: house.function_caches(source)))
-
-
-def modules_of(tree: str) -> dict[str, str]:
-    paths = [p for p in project_files() if p.startswith(f"{tree}/") and p.endswith(".py")]
-    return {p.removeprefix(f"{tree}/"): (ROOT / p).read_text() for p in paths}
-
-
-@pytest.mark.parametrize("tree", TREES)
-def test_no_module_imports_itself_by_way_of_others(tree: str) -> None:
-    edges = house_imports.imports_of(modules_of(tree))
-    assert sum(map(len, edges.values())) > 50, "hardly an import was seen"
-    assert_none(house_imports.import_circles(edges))
-
-
-def test_rooms_are_in_order() -> None:
-    modules = modules_of(TREES[0])
-    assert {path.split("/")[0] for path in modules} - {"__init__.py"} == set(ROOMS)
-    edges = house_imports.imports_of(modules, lazy=True)
-    assert_none(house_imports.import_circles(edges))
-    assert_none(house_imports.rooms_out_of_order(edges, ROOMS))
 
 
 def test_a_template_is_named_once() -> None:
@@ -236,27 +183,6 @@ def link_to_b(index: str) -> list[str]:
     return house.not_symlinks(index, {"a/_metal": "../b"})
 
 
-def sources_in(text: str) -> dict[str, str]:
-    """Sources by path, of lines "path: statement"."""
-    return {path: statement for path, _, statement in (line.partition(": ") for line in text.splitlines())}
-
-
-def circles(text: str) -> list[str]:
-    return house_imports.import_circles(house_imports.imports_of(sources_in(text)))
-
-
-def lazy_circles(text: str) -> list[str]:
-    return house_imports.import_circles(house_imports.imports_of(sources_in(text), lazy=True))
-
-
-def rooms(statement: str) -> list[str]:
-    """Of a module in the second of three rooms."""
-    sources = {"one/x.py": "", "two/y.py": statement, "two/z.py": "", "too/x.py": "", "three/x.py": "", "free.py": ""}
-    return house_imports.rooms_out_of_order(
-        house_imports.imports_of(sources), {"one": 0, "two": 1, "too": 1, "three": 2}
-    )
-
-
 def templates(source: str) -> list[str]:
     return house.quoted_names(source, frozenset({"na_fwd"}))
 
@@ -299,25 +225,6 @@ PLANTED: list[tuple[Rule, str, str]] = [
     (house.blind_excepts, "with contextlib.suppress(Exception): f()", "with suppress(OSError): f()"),
     (house.function_caches, "from functools import lru_cache as kept", "from functools import cached_property"),
     (house.function_caches, "@functools.cache\ndef f(): ...", "@caches.cache\ndef f(): ..."),
-    (
-        circles,
-        "a/x.py: from .y import f\na/y.py: from ..b import g\nb.py: from .a import x",
-        "a/x.py: from .y import f\na/y.py: from ..b import g\nb.py: import a.x",
-    ),
-    (
-        circles,
-        "a/x.py: from .y import f\na/y.py: from ..b import g\nb.py: from .a.x import f",
-        "a/x.py: from .y import f\na/y.py: from ..b import g\nb.py: def f(): from .a import x",
-    ),
-    (circles, "a/__init__.py: from .x import f\na/x.py: from . import g", "a/__init__.py: from .x import f\na/x.py: 1"),
-    (
-        lazy_circles,
-        "a/x.py: from .y import f\na/y.py: from ..b import g\nb.py: def f(): from .a import x",
-        "a/x.py: from .y import f\na/y.py: from ..b import g\nb.py: if TYPE_CHECKING: from .a import x",
-    ),
-    (rooms, "from ..three import x", "from ..one.x import f\nfrom . import z"),
-    (rooms, "from ..too.x import f", "from ..one import x"),
-    (rooms, "from .. import free", "import free"),
     (templates, "x = {'na_fwd': 1}", "x = 'na_fwd_r2'"),
     (templates, "if name in ('na_fwd',): ...", "na_fwd = f'na_{name}'"),
     (compared, "if op == 'attention': ...", "op = 'attention'"),

@@ -32,9 +32,9 @@ def environment() -> Any:
         for name, value in client._RUNTIME_DEFAULTS.items():
             patch.setenv(name, value)
         assert client._RUNTIME_DEFAULTS["NATTEN_MLX_BACKEND"] == "metal"
-        MLX.module("_config").BACKENDS._environment = None  # read again by the next call
+        MLX.module("_backends").BACKENDS._environment = None  # read again by the next call
         yield importlib.import_module("allin1_mlx.models.dinat_mlx")
-    MLX.module("_config").BACKENDS._environment = None
+    MLX.module("_backends").BACKENDS._environment = None
 
 
 def build() -> Any:

@@ -239,7 +239,7 @@ def test_the_order_of_precedence(framework: Framework, monkeypatch: pytest.Monke
 
     def set_environment(**values: str) -> None:
         # as in a new process
-        monkeypatch.setattr(framework.module("_config").BACKENDS, "_environment", None)
+        monkeypatch.setattr(framework.module("_backends").BACKENDS, "_environment", None)
         for name in ("NATTEN_BACKEND", "NATTEN_MPS_BACKEND", "NATTEN_MLX_BACKEND"):
             monkeypatch.delenv(name, raising=False)
         for name, value in values.items():

@@ -3,12 +3,13 @@
 from contextlib import AbstractContextManager
 from typing import Any
 
-from ._metal.plan.backend import DENSE, FAST_METAL, METAL, NANOBIND, PURE
-from ._metal.plan.backends import Backends
+import mlx.core as mx
 
-# 'auto' tries them in this order.
-ORDER = (NANOBIND.name, FAST_METAL.name, PURE.name, DENSE.name)
-BACKENDS = Backends("natten-mlx", ORDER, {METAL.name: FAST_METAL.name}, preferences=(METAL.name, "mlx"))
+from ._backends import BACKENDS, ORDER
+from ._device import machine
+from ._metal.plan.backend import FAST_METAL
+from ._metal.plan.support import support_matrix
+from ._tensors import stream_of
 
 
 def get_backend() -> str:
@@ -59,8 +60,6 @@ def use_backend(backend: str) -> AbstractContextManager[None]:
 
 def has_metal() -> bool:
     """Whether the Metal kernels can run on this machine."""
-    import mlx.core as mx
-
     return mx.metal.is_available() and bool(get_support_matrix()[FAST_METAL.name]["available"])
 
 
@@ -71,9 +70,6 @@ def has_nanobind() -> bool:
 
 def nanobind_unavailable_reason() -> str | None:
     """Why the C++ extension cannot run on the default device, in one sentence; None if it can."""
-    from ._device import machine
-    from ._tensors import stream_of
-
     return machine().nanobind.missing(stream_of("nanobind_unavailable_reason", None))
 
 
@@ -86,10 +82,6 @@ def get_support_matrix() -> dict[str, dict[str, Any]]:
         ops: for each family of ops '' or why it does not run on the backend. limits: in words, what single problems
         of these ops cannot have.
     """
-    from ._device import machine
-    from ._metal.plan.support import support_matrix
-    from ._tensors import stream_of
-
     here = machine()
     device = here.device_of(stream_of("get_support_matrix", None))
     return support_matrix(device, ORDER, here.verdicts)

@@ -2,7 +2,7 @@
 
 import mlx.core as mx
 
-from ._config import ORDER
+from ._backends import ORDER
 from ._launch.fast_metal import SMALLEST, MetalHost, MlxHost
 from ._launch.nanobind import ExtensionHost
 from ._metal.caches import Cache

@@ -7,8 +7,8 @@ from typing import Any
 import mlx.core as mx
 
 from . import _autodiff, _device, _operations, _run
-from ._config import BACKENDS as BACKENDS
-from ._config import ORDER as ORDER
+from ._backends import BACKENDS as BACKENDS
+from ._backends import ORDER as ORDER
 from ._device import machine
 from ._launch import nanobind
 from ._metal.api.recall import Signature

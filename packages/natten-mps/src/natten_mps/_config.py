@@ -5,12 +5,10 @@ from typing import Any
 
 import torch
 
-from ._metal.plan.backend import DENSE, METAL, NATIVE, PURE
-from ._metal.plan.backends import Backends
-
-# 'auto' tries them in this order.
-ORDER = (METAL.name, NATIVE.name, PURE.name, DENSE.name)
-BACKENDS = Backends("natten-mps", ORDER, traced=torch.compiler.is_dynamo_compiling)
+from ._backends import BACKENDS, ORDER
+from ._device import machine
+from ._metal.plan.backend import METAL
+from ._metal.plan.support import support_matrix
 
 
 def get_backend() -> str:
@@ -79,9 +77,6 @@ def get_support_matrix() -> dict[str, dict[str, Any]]:
         ops: for each family of ops '' or why it does not run on the backend. limits: in words, what single problems
         of these ops cannot have.
     """
-    from ._device import machine
-    from ._metal.plan.support import support_matrix
-
     here = machine()
     device = here.device_of(torch.device("mps" if has_mps() else "cpu"))
     return support_matrix(device, ORDER, here.verdicts)

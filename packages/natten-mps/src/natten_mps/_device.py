@@ -2,7 +2,7 @@
 
 import torch
 
-from ._config import ORDER
+from ._backends import ORDER
 from ._launch.metal import MetalHost, MpsHost
 from ._launch.native import NativeHost
 from ._metal.caches import Cache

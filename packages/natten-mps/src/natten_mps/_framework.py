@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from . import _device, _operations, _run, _varlen_ops
-from ._config import BACKENDS as BACKENDS
-from ._config import ORDER as ORDER
+from ._backends import BACKENDS as BACKENDS
+from ._backends import ORDER as ORDER
 from ._metal.api import varlen
 from ._metal.plan import backends
 from ._metal.plan.backend import DENSE

@@ -6,7 +6,7 @@ from typing import Any
 import mlx.core as mx
 
 from .. import _operations, functional
-from .._config import BACKENDS, ORDER
+from .._backends import BACKENDS, ORDER
 from .._device import device_of
 from .._metal.tools.doctor import Case, Patient, machine, missing, outputs
 from .._tensors import stream_of

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .. import _operations, functional
-from .._config import BACKENDS, ORDER
+from .._backends import BACKENDS, ORDER
 from .._device import device_of
 from .._metal.tools.doctor import Case, Patient, machine, missing, outputs
 
