@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from pieces import Cut, random_cut
 from rounding import Dense, Tensors, Wanted, accumulator
 
 Array = Any
@@ -90,13 +91,16 @@ def rounded(values: Array, dtype: str) -> Array:
 
 @dataclass(frozen=True)
 class Random:
-    """A random problem. arrays: inputs and cotangents, exact in the dtype; sizes: of the items of a varlen batch."""
+    """A random problem. arrays: inputs and cotangents, exact in the dtype; sizes: of the items of a varlen batch; cut:
+    the piece that it is, of a larger problem.
+    """
 
     op: str
     dtype: str
     window: Window
     arrays: Tensors = field(repr=False)
     sizes: tuple[tuple[int, ...], ...] = ()
+    cut: Cut | None = None
 
     @property
     def rank(self) -> int:
@@ -104,7 +108,10 @@ class Random:
 
     def dense(self, arrays: Tensors, rounded_weights: bool) -> tuple[Dense, Array]:
         like = arrays["query" if "query" in arrays else "d_out"]
-        mask, offsets, slots = self.window.tables(like.shape[1:-2])
+        if self.cut is None:
+            mask, offsets, slots = self.window.tables(like.shape[1:-2])
+        else:
+            mask, offsets, slots = self.cut.of_tables(*self.window.tables(self.cut.full_shape))
         scale = like.shape[-1] ** -0.5
         # One more for every repetition along an axis, before and after, and one for the whole of them.
         roundings = 3 * sum(self.window.wrap)
@@ -190,3 +197,12 @@ def problem(op: str, dtype: str, number: int, width: int | None = None, wraps: b
         least = [w * d for w, d in zip(kernel_size, dilation, strict=True)]
         sizes = tuple(tuple(draw(*ends) for ends in zip(least, shape, strict=True)) for _ in range(batch))
     return Random(op, dtype, window, arrays, sizes)
+
+
+@lru_cache(maxsize=64)
+def piece(op: str, dtype: str, number: int, width: int | None = None) -> Random:
+    """A random piece of the problem of that number."""
+    whole = problem(op, dtype, number, width)
+    shape = next(iter(whole.arrays.values())).shape[1:-2]
+    cut = random_cut(shape, whole.window.tables(shape)[0], np.random.default_rng([12, number, *map(ord, op + dtype)]))
+    return replace(whole, arrays=cut.of(whole.arrays), cut=cut)

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from cases import INPUTS, Array, Case, inputs, lse_dtype, slot_inputs
+from pieces import Cut
 
 Tensor = Any
 
@@ -209,15 +210,19 @@ def _checked(
     arrays: dict[str, Array],
     dtype: str,
     arguments: dict[str, Any],
-    outputs: dict[str, tuple[Array, str]],
+    outputs: dict[str, str],
+    cut: Cut | None = None,
 ) -> Found:
     """Run ``op`` and its gradients; assert the backend; values and dtypes of outputs and gradients by name.
 
-    outputs: cotangent and its dtype for each output, in the order of the op's results.
+    outputs: the dtype of each output, in the order of the op's results; "d_" and its name is its cotangent's. cut: the
+    piece of the problem to compute; arrays are those of the whole.
     """
+    if cut is not None:
+        arrays, arguments = cut.of(arrays), arguments | cut.arguments
     framework, names = path.framework, tuple(name for name in names if name in arrays)
     given = [framework.tensor(arrays[name], dtype) for name in names]
-    cotangents = [framework.tensor(*cotangent) for cotangent in outputs.values()]
+    cotangents = [framework.tensor(arrays[f"d_{name}"], kind) for name, kind in outputs.items()]
     many = len(outputs) > 1
 
     def call(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -241,31 +246,28 @@ def _checked(
 
 
 @cache
-def run(path: Path, case: Case, dtype: str) -> Found:
+def run(path: Path, case: Case, dtype: str, cut: Cut | None = None) -> Found:
     """Fused attention of a case: out, lse and every gradient by name (float64), and their dtypes."""
-    arrays = inputs(case, dtype)
-    outputs = {"out": (arrays["d_out"], dtype), "lse": (arrays["d_lse"], lse_dtype(dtype))}
-    return _checked(path, case.face, INPUTS, arrays, dtype, case.window | {"scale": case.scale}, outputs)
+    arguments, outputs = case.window | {"scale": case.scale}, {"out": dtype, "lse": lse_dtype(dtype)}
+    return _checked(path, case.face, INPUTS, inputs(case, dtype), dtype, arguments, outputs, cut)
 
 
 @cache
-def run_qk(path: Path, case: Case, dtype: str) -> Found:
+def run_qk(path: Path, case: Case, dtype: str, cut: Cut | None = None) -> Found:
     """The split op qk of a case: logits and gradients. NaN flows into slots that hold no key."""
     arrays = inputs(case, dtype)
-    cotangent = np.where(held_slots(case), slot_inputs(case, dtype)["d_logits"], np.nan)
+    arrays["d_logits"] = np.where(held_slots(case), slot_inputs(case, dtype)["d_logits"], np.nan)
     arguments = case.window | {"scale": case.scale}
-    outputs = {"logits": (cotangent, dtype)}
-    return _checked(path, f"{case.face}_qk", ("query", "key", "rpb"), arrays, dtype, arguments, outputs)
+    return _checked(path, f"{case.face}_qk", ("query", "key", "rpb"), arrays, dtype, arguments, {"logits": dtype}, cut)
 
 
 @cache
-def run_av(path: Path, case: Case, dtype: str) -> Found:
+def run_av(path: Path, case: Case, dtype: str, cut: Cut | None = None) -> Found:
     """The split op av of a case: out and gradients. Slots that hold no key are NaN."""
     arrays = inputs(case, dtype)
     attn = np.where(held_slots(case), slot_inputs(case, dtype)["attn"], np.nan)
-    outputs = {"out": (arrays["d_out"], dtype)}
-    given = {"attn": attn, "value": arrays["value"]}
-    return _checked(path, f"{case.face}_av", ("attn", "value"), given, dtype, case.window, outputs)
+    given = {"attn": attn, "value": arrays["value"], "d_out": arrays["d_out"]}
+    return _checked(path, f"{case.face}_av", ("attn", "value"), given, dtype, case.window, {"out": dtype}, cut)
 
 
 def held_slots(case: Case) -> Array:

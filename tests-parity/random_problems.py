@@ -17,7 +17,7 @@ def call(path: Path, given: Random) -> None:
     """Results and gradients of a problem are within their bounds."""
     framework, dtype = path.framework, given.dtype
     names = [name for name in given.arrays if not name.startswith("d_")]
-    arguments: dict[str, Any] = given.window.arguments
+    arguments: dict[str, Any] = given.window.arguments | ({} if given.cut is None else given.cut.arguments)
     face = f"na{given.rank}d" + ("" if given.op == "na" else f"_{given.op}")
     arrays = dict(given.arrays)
     if given.op in ("na", "varlen"):

@@ -7,14 +7,18 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
+import bad_calls
+import bad_pieces
 import numpy as np
 import pytest
-from bad_calls import BAD_CALLS, LEGAL, OMIT, Bad, T, built
+from bad_calls import OMIT, Bad, T, built
 from bad_modules import BAD_MODULES, BadModule
 from frameworks import FRAMEWORKS, MPS, Framework, planned_path
 
 from natten_mps._metal.plan.backends import UPSTREAM_BACKENDS, UPSTREAM_KNOBS
 
+LEGAL = bad_calls.LEGAL | bad_pieces.LEGAL
+BAD_CALLS = bad_calls.BAD_CALLS + bad_pieces.BAD_PIECES
 BACKENDS = {"mps": "auto, metal, native, pure, dense", "mlx": "auto, nanobind, fast_metal, pure, dense"}
 
 
@@ -159,7 +163,10 @@ JUNK: tuple[Any, ...] = (
     ["a"],
     np.ones((1, 7, 2, 4), "float32"),
 )
-OPTIONAL = ("stride", "dilation", "is_causal", "scale", "rpb", "additional_keys", "backend", "return_lse", "what")
+OPTIONAL = (
+    *("stride", "dilation", "is_causal", "scale", "rpb", "additional_keys", "backend", "return_lse", "what"),
+    *("full_shape", "query_start", "key_start"),
+)
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)

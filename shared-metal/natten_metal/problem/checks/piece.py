@@ -20,8 +20,8 @@ def piece_arguments(face: str, rank: int, full_shape: Any, query_start: Any, key
     for name, values in given.items():
         if any(values):
             raise ValueError(
-                f"{face}: {name} counts tokens of a larger problem, whose size full_shape must be given; got {name} "
-                f"{values} without full_shape"
+                f"{face}: query_start and key_start need full_shape, the size of the whole problem; "
+                f"got {name} {values} without it"
             )
     return None
 
@@ -40,7 +40,7 @@ def checked_piece(face: str, problem: Problem) -> Problem:
                 raise ValueError(f"{face}: {name}_start must not be negative; axis {axis} has {start}")
             if start + length > full:
                 raise ValueError(
-                    f"{face}: {name}_start + the length of {name} must not exceed full_shape; "
+                    f"{face}: {name}_start + {name} length must not exceed full_shape; "
                     f"axis {axis} has {start} + {length} = {start + length} > {full}"
                 )
     if problem.query_shape == problem.key_shape == piece.full_shape:

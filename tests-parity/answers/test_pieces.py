@@ -1,0 +1,165 @@
+"""Calls that compute a piece of a larger problem: random ones against brute force, and the case table in slabs.
+
+A backend joins by its name in BACKENDS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import tolerances
+from brute_force import piece
+from cases import CASES, DTYPES, Case, tagged
+from frameworks import FRAMEWORKS, PATHS, Framework, Path, run, run_av, run_qk
+from pieces import OF_QUERIES, Cut, slabs
+from random_problems import call
+
+BACKENDS = ("pure", "dense")
+PIECEWISE = tuple(path for path in PATHS if path.backend in BACKENDS)
+
+SOME = {"na": 6, "qk": 3, "av": 3}
+# 2,040 for each backend: 170 for each op and dtype.
+MANY = 170
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("op", SOME)
+@pytest.mark.parametrize("path", PIECEWISE, ids=str)
+def test_some_random_pieces(path: Path, op: str, dtype: str) -> None:
+    for number in range(SOME[op]):
+        call(path, piece(op, dtype, number))
+
+
+@pytest.mark.all
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("op", SOME)
+@pytest.mark.parametrize("path", PIECEWISE, ids=str)
+def test_many_random_pieces(path: Path, op: str, dtype: str) -> None:
+    for number in range(MANY):
+        call(path, piece(op, dtype, 100 + number))
+
+
+def test_pieces_are_of_every_kind() -> None:
+    """Each feature that the suite claims to cover occurs in some piece."""
+    drawn = [piece(op, "float32", number) for op in SOME for number in range(100, 160)]
+    for op in SOME:
+        own = [each for each in drawn if each.op == op]
+        windows, cuts = [each.window for each in own], [each.cut for each in own if each.cut is not None]
+        assert len(cuts) == len(own) and {each.rank for each in own} == {1, 2, 3}
+        assert any(max(w.stride) > 1 for w in windows) and any(max(w.dilation) > 1 for w in windows)
+        assert any(any(w.is_causal) for w in windows)
+        assert any(cut.queries != cut.keys for cut in cuts) and any(cut.queries == cut.keys for cut in cuts)
+        starts = [cut.arguments[name] for cut in cuts for name in ("query_start", "key_start")]
+        assert any(max(start) > 0 for start in starts) and any(max(start) == 0 for start in starts)
+    fused = [set(each.arrays) for each in drawn if each.op == "na"]
+    assert any("rpb" in names for names in fused) and any("additional_keys" in names for names in fused)
+
+
+# --- the case table in slabs -------------------------------------------------------------------------
+
+Runner = Callable[[Path, Case, str, Cut | None], Any]
+RUNS: dict[str, tuple[Runner, Any]] = {
+    "na": (run, tolerances.fused),
+    "qk": (run_qk, tolerances.split_qk),
+    "av": (run_av, tolerances.split_av),
+}
+
+
+def joined(path: Path, case: Case, dtype: str, op: str, axis: int, parts: int) -> dict[str, Any]:
+    """Results of slabs side by side, and their gradients added up."""
+    runner, expected = RUNS[op]
+    found = {name: np.zeros(each.truth.shape) for name, each in expected(case, dtype).items()}
+    times = {name: np.zeros(array.shape, int) for name, array in found.items() if name in OF_QUERIES}
+    for cut in slabs(case, axis, parts):
+        values, _ = runner.__wrapped__(path, case, dtype, cut)  # type: ignore[attr-defined]  # not kept
+        assert values.keys() == found.keys()
+        for name, value in values.items():
+            found[name][cut.at(name)] += value
+            if name in times:
+                times[name][cut.at(name)] += 1
+    assert all((count == 1).all() for count in times.values())
+    return found
+
+
+def ways(case: Case) -> list[tuple[int, int]]:
+    """Axes, and numbers of slabs, that a case can be cut by."""
+    return [(axis, parts) for axis, n in enumerate(case.shape) for parts in range(2, min(n, 5) + 1)]
+
+
+def check_slabs(path: Path, case: Case, dtype: str, op: str, way: tuple[int, int]) -> None:
+    expected = RUNS[op][1](case, dtype)
+    tolerances.assert_within(joined(path, case, dtype, op, *way), expected, f"{path}, {case}, {op}, {dtype}, {way}")
+
+
+CUT = [case for case in CASES if ways(case)]
+
+
+@pytest.mark.parametrize("path", PIECEWISE, ids=str)
+@pytest.mark.parametrize("case", CUT, ids=str)
+def test_slabs_make_the_whole(case: Case, path: Path) -> None:
+    """Each case in one way, another for each."""
+    every = ways(case)
+    check_slabs(path, case, "float64", "na", every[CUT.index(case) % len(every)])
+
+
+@pytest.mark.parametrize("op", ["qk", "av"])
+@pytest.mark.parametrize("path", PIECEWISE, ids=str)
+def test_slabs_of_split_ops_make_the_whole(path: Path, op: str) -> None:
+    for number, case in enumerate([case for case in tagged("small") if ways(case)][::2]):
+        every = ways(case)
+        check_slabs(path, case, "float64", op, every[number % len(every)])
+
+
+@pytest.mark.all
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("op", RUNS)
+@pytest.mark.parametrize("path", PIECEWISE, ids=str)
+@pytest.mark.parametrize("case", CUT, ids=str)
+def test_all_slabs_make_the_whole(case: Case, path: Path, op: str, dtype: str) -> None:
+    """Each case in two to five slabs along every axis."""
+    for way in ways(case):
+        check_slabs(path, case, dtype, op, way)
+
+
+# --- single properties -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
+def test_a_piece_that_is_the_whole_is_the_same_problem(framework: Framework) -> None:
+    """It is planned, and thus computed, as if it had been called without full_shape."""
+    tensors = [framework.tensor(np.ones((1, 5, 6, 2, 4)), "float32")] * 3
+    plain = framework.package.explain("na2d", *tensors, kernel_size=3)
+    assert framework.package.explain("na2d", *tensors, kernel_size=3, full_shape=(5, 6), query_start=0) == plain
+    cut = [framework.tensor(np.ones((1, 5, 2, 2, 4)), "float32"), *tensors[1:]]
+    named = framework.package.explain("na2d", *cut, kernel_size=3, full_shape=(5, 6), query_start=(0, 3))
+    assert "shape (5, 2), keys (5, 6)" in named
+    assert ", a piece of (5, 6): queries from (0, 3), keys from (0, 0), " in named
+
+
+@pytest.mark.parametrize("path", PIECEWISE, ids=str)
+def test_keys_out_of_reach_get_zero_gradients(path: Path) -> None:
+    """Exactly zero: a query reaches no key of another dilation group. Even a NaN does not, but in the dense path, which
+    multiplies gradients by weights of 0.
+    """
+    framework, gradient = path.framework, 1.0 if path.backend == "dense" else np.nan
+    random = np.random.default_rng(0)
+    cut = {"full_shape": 12, "query_start": 4, "key_start": 1}
+    window = {"kernel_size": 2, "dilation": 3, "backend": path.backend}
+    reach = (0, 3)  # query 4 sees the keys 1 and 4
+    for face, shapes in {
+        "na1d": [(1, 1, 2, 4), (1, 11, 2, 4), (1, 11, 2, 4)],
+        "na1d_qk": [(1, 1, 2, 4), (1, 11, 2, 4)],
+        "na1d_av": [(1, 1, 2, 2), (1, 11, 2, 4)],
+    }.items():
+        last = (1, 1, 2, 2 if face.endswith("qk") else 4)
+        _, gradients = framework.vjp(
+            lambda *given: (framework.face(face)(*given, **window, **cut),),  # noqa: B023 - called at once
+            [framework.tensor(random.standard_normal(shape)) for shape in shapes],
+            [framework.tensor(np.full(last, gradient))],
+        )
+        for of_keys in map(framework.numpy, gradients[1:]):
+            zero = (of_keys == 0).all((0, 2, 3))
+            assert zero.tolist() == [place not in reach for place in range(11)], face
