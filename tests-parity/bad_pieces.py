@@ -102,12 +102,6 @@ BAD_PIECES: list[Bad] = [
         "key and value must share one shape; got (5, 6) and (5, 7)",
     ),
     (
-        "na1d",
-        {"query": t(1, 5, 2, 4)},
-        ValueError,
-        "query, key and value must share one shape; got (5,), (7,) and (7,)",
-    ),
-    (
         "na1d_av",
         {"full_shape": 20, "value": t(1, 0, 2, 4)},
         ValueError,

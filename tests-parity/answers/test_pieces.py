@@ -1,7 +1,4 @@
-"""Calls that compute a piece of a larger problem: random ones against brute force, and the case table in slabs.
-
-A backend joins by its name in BACKENDS.
-"""
+"""Calls that compute a piece of a larger problem: random ones against brute force, and the case table in slabs."""
 
 from __future__ import annotations
 
@@ -13,12 +10,9 @@ import pytest
 import tolerances
 from brute_force import piece
 from cases import CASES, DTYPES, Case, tagged
-from frameworks import FRAMEWORKS, PATHS, Framework, Path, run, run_av, run_qk
+from frameworks import FRAMEWORKS, PIECEWISE, Framework, Path, run, run_av, run_qk
 from pieces import OF_QUERIES, Cut, slabs
 from random_problems import call
-
-BACKENDS = ("pure", "dense")
-PIECEWISE = tuple(path for path in PATHS if path.backend in BACKENDS)
 
 SOME = {"na": 6, "qk": 3, "av": 3}
 # 2,040 for each backend: 170 for each op and dtype.
