@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from frameworks import FRAMEWORKS, MLX, MPS, Framework
 
-BACKENDS = ("auto", "pure")
+BACKENDS = ("auto", "pure", "dense")
 
 
 @contextmanager
@@ -54,6 +55,24 @@ def test_forward_and_gradient(framework: Framework, op: str, backend: str) -> No
         _, gradients = framework.vjp(lambda *arrays: (face(*arrays, 3, backend=backend),), given, [cotangent])
         framework.evaluate(*gradients)
     assert asked == [op]
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
+def test_the_dense_backend_runs_the_program_of_its_plan(framework: Framework) -> None:
+    """Seen by a machine whose plans hold another program: one that takes the logits times 0."""
+    query, key, value = tensors(framework)
+    device, face = framework.module("_device"), framework.face("na2d")
+
+    class Flat(device.Machine):  # type: ignore[misc, name-defined]
+        def plan(self, problem: Any, where: Any, backend: str) -> Any:
+            found = super().plan(problem, where, backend)
+            return replace(found, forward=replace(found.forward, problem=replace(problem, scale=0.0)))
+
+    wanted = face(query, key, value, 3, scale=0.0, backend="dense")
+    with device.on_machine(Flat()):
+        found = face(query, key, value, 3, backend="dense")
+    np.testing.assert_array_equal(framework.numpy(found), framework.numpy(wanted))
+    assert not np.allclose(framework.numpy(face(query, key, value, 3, backend="dense")), framework.numpy(wanted))
 
 
 def mlx_calls() -> dict[str, tuple[Callable[..., Any], int]]:

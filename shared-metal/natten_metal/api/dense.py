@@ -9,6 +9,7 @@ query, key and value are replaced by 0, and the queries that see one are marked:
 import math
 from typing import Any
 
+from ..plan.programs import DenseOperations
 from ..problem.mask import axis_windows, bias_offsets, neighborhood_mask, slot_keys
 from ..problem.problem import Problem
 from ..problem.window import group_length
@@ -140,7 +141,7 @@ def av(xp: Operations, problem: Problem, attn: Tensor, value: Tensor) -> Tensor:
 _FUNCTIONS: dict[str, Any] = {function.__name__: function for function in (forward, qk, av)}
 
 
-def run(xp: Operations, problem: Problem, tensors: tuple[Any, ...]) -> Tensors:
-    """The op's outputs; ``tensors`` in the order of ``problem.record.inputs``."""
-    found = _FUNCTIONS[problem.record.forward](xp, problem, *tensors)
+def run(xp: Operations, program: DenseOperations, tensors: tuple[Any, ...]) -> Tensors:
+    """The outputs of the program's function; ``tensors`` in the order of ``problem.record.inputs``."""
+    found = _FUNCTIONS[program.function](xp, program.problem, *tensors)
     return found if isinstance(found, tuple) else (found,)

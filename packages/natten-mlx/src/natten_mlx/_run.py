@@ -23,4 +23,4 @@ def run(
     if not isinstance(planned.forward, DenseOperations):
         return _autodiff.run(planned, stream, tensors, signature)
     with mx.stream(stream):
-        return dense.run(_operations, problem, tensors)
+        return dense.run(_operations, planned.forward, tensors)

@@ -1,6 +1,5 @@
 """One op on tensors, from its problem on: through the custom ops, or in the dense backend's plain operations."""
 
-from contextlib import suppress
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ from . import _operations, _ops
 from ._device import machine
 from ._metal.api import dense
 from ._metal.plan.backend import DENSE
+from ._metal.plan.programs import DenseOperations
 from ._metal.problem.problem import Problem
 
 
@@ -26,9 +26,30 @@ def run(problem: Problem, backend: str, tensors: tuple[Any, ...]) -> tuple[Tenso
     """
     if backend != DENSE.name:
         return _ops.run(problem, backend, *tensors)
-    if not traced():  # a tracer cannot follow the planner
-        with suppress(TypeError):  # a tracer's symbolic sizes have no hash, which a plan needs
-            machine().plan_on(tensors[0].device, problem, backend)
-    device = tensors[0].device.type
-    with torch.autocast("cpu" if device == "meta" else device, enabled=False):  # autocast does not know meta
-        return dense.run(_operations, problem, tensors)
+    device = tensors[0].device
+    program = _dense_program(problem, device)
+    # Autocast does not know meta.
+    with torch.autocast("cpu" if device.type == "meta" else device.type, enabled=False):
+        return dense.run(_operations, program, tensors)
+
+
+def _dense_program(problem: Problem, device: torch.device) -> DenseOperations:
+    """The program that the plan of the dense backend holds.
+
+    Where torch traces, nothing can be planned: a tracer cannot follow the planner, and symbolic sizes have no hash,
+    under which plans are kept. The program is the same, and there is no other; what is missing is the planner's check
+    that the device computes in float64. A device that does not says so itself.
+    """
+    if traced() or not _hashable(problem):
+        return DenseOperations(problem, DENSE.name, problem.record.forward, ())
+    program = machine().plan_on(device, problem, DENSE.name).forward
+    assert isinstance(program, DenseOperations), program
+    return program
+
+
+def _hashable(problem: Problem) -> bool:
+    try:
+        hash(problem)
+    except TypeError:
+        return False
+    return True
