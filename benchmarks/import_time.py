@@ -1,7 +1,7 @@
 """What importing a package costs, its framework aside: ``import natten_mps`` or ``natten_mlx``, and its ``na2d``.
 
-Each import is a new process, which has imported the framework and numpy and turned the garbage collector off. Trees are
-taken by turns. Prints the smallest and the median time of each in milliseconds, and how many modules were imported. A
+Each import is a new process, which has imported the framework and numpy and turned the garbage collector off. Bytecode
+is cached, as pip leaves it, whatever PYTHONDONTWRITEBYTECODE says. Trees are taken by turns. Prints the smallest and the median time of each in milliseconds, and how many modules were imported. A
 tree is a checkout of this repository, so that a second worktree compares two commits:
 
     git worktree add --detach ../before COMMIT
@@ -9,9 +9,11 @@ tree is a checkout of this repository, so that a second worktree compares two co
 """
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 FRAMEWORKS = {"mps": "torch", "mlx": "mlx.core"}
@@ -30,13 +32,14 @@ assert natten_{package}.__file__.startswith(sys.argv[1]), natten_{package}.__fil
 """
 
 
-def measure(tree: Path, package: str) -> tuple[float, int]:
-    """Milliseconds and modules of one import in a new process."""
+def measure(tree: Path, package: str, bytecode: str) -> tuple[float, int]:
+    """Milliseconds and modules of one import in a new process. bytecode: the folder of its cache."""
     source = tree.resolve() / "packages" / f"natten-{package}" / "src"
     code = TIMED.format(framework=FRAMEWORKS[package], package=package)
-    words = subprocess.run(
-        [sys.executable, "-c", code, str(source)], check=True, capture_output=True, text=True
-    ).stdout.split()
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    environment["PYTHONPYCACHEPREFIX"] = bytecode
+    command = [sys.executable, "-c", code, str(source)]
+    words = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout.split()
     return float(words[0]), int(words[1])
 
 
@@ -47,13 +50,19 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=7)
     arguments = parser.parse_args()
     print(f"{'':<12}{'smallest':>10}{'median':>10}{'modules':>9}  tree")
-    for package in arguments.packages:
-        for tree in arguments.trees:
-            measure(tree, package)  # compiles what has changed
-        turns = [[measure(tree, package) for tree in arguments.trees] for _ in range(arguments.turns)]
-        for tree, found in zip(arguments.trees, zip(*turns, strict=True), strict=True):
-            times = [time for time, _ in found]
-            print(f"natten-{package:<5}{min(times):>10.1f}{statistics.median(times):>10.1f}{found[0][1]:>9}  {tree}")
+    with tempfile.TemporaryDirectory() as bytecode:
+        for package in arguments.packages:
+            report(package, arguments.trees, arguments.turns, bytecode)
+
+
+def report(package: str, trees: list[Path], turns: int, bytecode: str) -> None:
+    """Print a line for each tree."""
+    for tree in trees:
+        measure(tree, package, bytecode)  # compiles the bytecode
+    found = [[measure(tree, package, bytecode) for tree in trees] for _ in range(turns)]
+    for tree, own in zip(trees, zip(*found, strict=True), strict=True):
+        times = [time for time, _ in own]
+        print(f"natten-{package:<5}{min(times):>10.1f}{statistics.median(times):>10.1f}{own[0][1]:>9}  {tree}")
 
 
 if __name__ == "__main__":

@@ -252,9 +252,10 @@ def _register() -> None:
         rank = 1 if kind in ("lengths", "cumulative") else len(limits) - 1
         return torch.empty((numbers[0].shape[0] - (kind == "cumulative"), ragged.columns(rank)), dtype=torch.int64)
 
+    # The table lies on the CPU wherever its numbers are, which a kernel of meta tensors cannot say.
     torch.library.register_fake("natten_mps::varlen_table", fake_table, lib=_LIBRARY)
-    torch.library.register_fake("natten_mps::varlen_forward", lambda i, *_: _fake_forward(i), lib=_LIBRARY)
-    torch.library.register_fake("natten_mps::varlen_backward", lambda g, t, i, *_: _fake_backward(i), lib=_LIBRARY)
+    implement("varlen_forward", lambda i, *_: _fake_forward(i), "Meta")
+    implement("varlen_backward", lambda g, t, i, *_: _fake_backward(i), "Meta")
 
 
 _register()
