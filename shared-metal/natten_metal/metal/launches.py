@@ -4,6 +4,7 @@ import math
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..problem.problem import Problem
 from .params import COUNT, PARAMS
@@ -16,8 +17,7 @@ CONTIGUOUS = frozenset({"rpb", "out", "lse", "lse_grad"})
 SIMD_WIDTH = 32
 
 
-@dataclass(frozen=True, slots=True)
-class Output:
+class Output(NamedTuple):
     """A tensor that a launch makes: the kernel's argument, its name in the program, shape and dtype."""
 
     argument: str

@@ -7,6 +7,7 @@ template's name. To add one, write its header, its record here, and the program 
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 Shape = tuple[int, ...]
 
@@ -14,8 +15,7 @@ Shape = tuple[int, ...]
 STATS = 4
 
 
-@dataclass(frozen=True, slots=True)
-class Sizes:
+class Sizes(NamedTuple):
     """The sizes that the shapes of a launch's buffers are made of.
 
     rows: ``[B, *shape, H]`` of the queries; keys: ``[B, *shape, H_kv]``; additional: ``[B, S, H_kv]``; slots: of a

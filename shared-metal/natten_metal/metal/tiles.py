@@ -8,8 +8,7 @@ staging is faster where), the comment names it.
 
 import itertools
 import math
-from dataclasses import dataclass
-from fractions import Fraction
+from typing import NamedTuple
 
 from ..caches import cached
 from ..problem.interval import at_hand, positions, row_interval
@@ -31,16 +30,14 @@ SHORT_WINDOW, LONG_WINDOW = 16, 56
 DIRECT_SIMDGROUPS = 4
 
 
-@dataclass(frozen=True, slots=True)
-class Bricks:
+class Bricks(NamedTuple):
     """Executed bricks of one (batch item, key/value head), and how many of them need no mask."""
 
     executed: int
     full: int
 
 
-@dataclass(frozen=True, slots=True)
-class Tiling:
+class Tiling(NamedTuple):
     """The compile-time shape of a walk. patch: rows along (z, y, x); times heads it is 8."""
 
     patch: tuple[int, int, int]
@@ -167,10 +164,12 @@ def _simdgroups(length: int, extent: int, room: int, most: int) -> int:
     many.
     """
 
-    def cost(count: int) -> tuple[Fraction, int]:
+    whole = math.lcm(*range(1, most + 1))  # so that the costs, which are divided by the count, stay integers
+
+    def cost(count: int) -> tuple[int, int]:
         covered = -(-length // (count * extent)) * count * extent
         crowded = 5 if count * extent <= room else 6
         # Each threadgroup reads its box once, so more patches share it: a slight preference for many.
-        return Fraction(covered * crowded * (2 * count + 1), count), -count
+        return covered * crowded * (2 * count + 1) * (whole // count), -count
 
     return min(range(1, most + 1), key=cost)

@@ -1,7 +1,7 @@
 """The backends, one record each: what a backend launches, and where."""
 
-from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 # Not a backend but a choice: the first one that can take the problem.
 AUTO = "auto"
@@ -16,8 +16,7 @@ class Work(Enum):
     DENSE_OPERATIONS = "the framework's operations on all keys at once"
 
 
-@dataclass(frozen=True, slots=True)
-class Backend:
+class Backend(NamedTuple):
     """One backend.
 
     name: as in arguments, environment variables and messages. cpu, gpu: what it launches on such a device, if

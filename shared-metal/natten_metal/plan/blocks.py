@@ -18,7 +18,7 @@ an array namespace (numpy, torch or MLX); they are plan data, no tensor of the u
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..problem.interval import TableNamespace, at_hand, positions, row_interval
 from ..problem.problem import Axis
@@ -53,8 +53,7 @@ class AxisBlocks:
         return self.groups * tiles_per_group(self.rows, self.axis.dilation, self.tile)
 
 
-@dataclass(frozen=True, slots=True)
-class Blocks:
+class Blocks(NamedTuple):
     """The walk over all axes: ``tiles_at_once`` tiles of ``items_at_once`` batch items at a time."""
 
     axes: tuple[AxisBlocks, ...]

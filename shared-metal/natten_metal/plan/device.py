@@ -1,11 +1,10 @@
 """What a plan needs to know of the machine, as plain data."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Device:
+class Device(NamedTuple):
     """Where tensors are computed, and which backends cannot run there.
 
     kind: 'cpu' or 'gpu'. missing: (backend, reason) pairs; a backend not named there is available.

@@ -6,7 +6,7 @@ Tensors are named as in the op's record (:mod:`..problem.ops`), and their gradie
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from ..metal.op_launches import Launch
 from ..problem.ops import Op
@@ -17,8 +17,7 @@ from .verdicts import Failure
 T = TypeVar("T")  # a framework's tensor
 
 
-@dataclass(frozen=True, slots=True)
-class Made:
+class Made(NamedTuple):
     """A tensor that a program makes: its name, shape and dtype."""
 
     name: str

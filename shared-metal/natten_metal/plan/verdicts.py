@@ -7,7 +7,7 @@ A launcher that finds one raises :class:`Learned`. Its caller records the verdic
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..metal.op_launches import Launch
 from ..metal.source import Instance
@@ -23,8 +23,7 @@ def quoted(error: Exception) -> str:
     return " | ".join(str(error).strip().splitlines()[:QUOTED_LINES]).rstrip(".")
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
+class Failure(NamedTuple):
     """A kernel failed. event: what it does not do ('compile', 'launch', 'run'); words: the host's message."""
 
     launch: Launch
@@ -35,8 +34,7 @@ class Failure:
         return f"{self.launch.instance.name} does not {self.event}: {self.words}"
 
 
-@dataclass(frozen=True, slots=True)
-class ThreadLimit:
+class ThreadLimit(NamedTuple):
     """A compiled kernel allows fewer simdgroups in a threadgroup than ``launch`` has."""
 
     launch: Launch

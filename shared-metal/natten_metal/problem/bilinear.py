@@ -11,12 +11,10 @@ by the same two kernels. None stands for zero. (The fused op is not linear, so t
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 
-@dataclass(frozen=True)
-class Split:
+class Split(NamedTuple):
     """The two kernels of a split op, on tensors of either framework.
 
     op: ``(x, y, rpb or None)`` -> F, with 0 in slots that hold no key. gradients: ``(g, x, y, rpb or None)`` -> G,

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from .ops import OPS, Op
 
@@ -20,8 +20,7 @@ class TensorSpec:
     device: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(NamedTuple):
     """Which part of a larger problem a call computes: the size of the whole, and where queries and keys begin in it.
 
     One entry per axis, in tokens.

@@ -12,8 +12,9 @@ how the items are passed:
 import math
 from array import array
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
+from typing import NamedTuple
 
 from ..caches import cached
 from .problem import Problem
@@ -27,8 +28,7 @@ TOGETHER = 128
 QUERIES, KEYS = 0, 1
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
+class Group(NamedTuple):
     """Items that form one problem: the shapes of their queries and keys, their window, and where each begins.
 
     adjacent: they follow one another, so that one view covers all of them.

@@ -17,6 +17,7 @@ from ._lazy_bits import DISPATCH_KEYS, resolving
 from ._metal.problem.checks import reject_batched
 from ._metal.problem.ops import OPS
 from ._metal.problem.problem import Problem
+from ._private import speed_up_registration
 from ._recording import recording
 
 _LIBRARY = torch.library.Library("natten_mps", "DEF")
@@ -43,9 +44,10 @@ def _register(op: str) -> None:
             _LIBRARY.impl(name, resolving(getattr(torch.ops.natten_mps, name).default), key)
     _LIBRARY.impl(forward, lambda i, *a: reject_batched(call(*a).name), BATCHED)
     _LIBRARY.impl(backward, lambda g, i, o, *a: reject_batched(call(*a).name), BATCHED)
-    # As kernels of meta tensors, and not by register_fake: that reads the source of its caller, a millisecond each time.
-    _LIBRARY.impl(forward, lambda i, *a: fake_forward(call(*a), i), "Meta")
-    _LIBRARY.impl(backward, lambda g, i, o, *a: fake_backward(i), "Meta")
+    speed_up_registration(__name__)
+    register_fake = torch.library.register_fake
+    register_fake(f"natten_mps::{forward}", lambda i, *a: fake_forward(call(*a), i), lib=_LIBRARY)
+    register_fake(f"natten_mps::{backward}", lambda g, i, o, *a: fake_backward(i), lib=_LIBRARY)
 
 
 def run(problem: Problem, backend: str, *inputs: Tensor | None) -> tuple[Tensor, ...]:

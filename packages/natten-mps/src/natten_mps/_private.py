@@ -7,6 +7,8 @@ is a RuntimeError, because the autograd.Function that torch makes for it has no 
 has to be an error or right, gives a tangent of zeros without a word, and forward mode outside of torch.func gives none.
 """
 
+import inspect
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -73,3 +75,12 @@ def forward_mode() -> AbstractContextManager[None]:
     """
     switched: AbstractContextManager[None] = forward_ad._set_fwd_grad_enabled(True)
     return switched
+
+
+def speed_up_registration(module: str) -> None:
+    """Tell ``inspect`` which file a module is.
+
+    ``torch.library.register_fake`` notes where it was called from, for which ``inspect`` would look at every module
+    that has been imported, some two thousand of torch alone: a fifth of the time that this package takes to import.
+    """
+    inspect.modulesbyfile[inspect.getabsfile(sys.modules[module])] = module

@@ -18,7 +18,7 @@ from ._metal.problem import checks, ragged
 from ._metal.problem.checks import reject_batched
 from ._metal.problem.ops import OPS, Op
 from ._metal.problem.ragged import KEYS, QUERIES
-from ._private import below_autograd
+from ._private import below_autograd, speed_up_registration
 from ._recording import recording
 from ._tensors import compute_dtype
 
@@ -252,10 +252,10 @@ def _register() -> None:
         rank = 1 if kind in ("lengths", "cumulative") else len(limits) - 1
         return torch.empty((numbers[0].shape[0] - (kind == "cumulative"), ragged.columns(rank)), dtype=torch.int64)
 
-    # The table lies on the CPU wherever its numbers are, which a kernel of meta tensors cannot say.
+    speed_up_registration(__name__)
     torch.library.register_fake("natten_mps::varlen_table", fake_table, lib=_LIBRARY)
-    implement("varlen_forward", lambda i, *_: _fake_forward(i), "Meta")
-    implement("varlen_backward", lambda g, t, i, *_: _fake_backward(i), "Meta")
+    torch.library.register_fake("natten_mps::varlen_forward", lambda i, *_: _fake_forward(i), lib=_LIBRARY)
+    torch.library.register_fake("natten_mps::varlen_backward", lambda g, t, i, *_: _fake_backward(i), lib=_LIBRARY)
 
 
 _register()

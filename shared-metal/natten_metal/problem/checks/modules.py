@@ -1,7 +1,6 @@
 """The rules of the modules' constructors and inputs, in the words of the ops that they call."""
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..problem import TensorSpec
 from . import arguments
@@ -9,8 +8,7 @@ from .arguments import bools_per_axis
 from .window import Window, check_rpb_stride, check_window, reject_causal_wrap, window_arguments
 
 
-@dataclass(frozen=True)
-class ModuleArguments:
+class ModuleArguments(NamedTuple):
     """What a module's constructor was given, checked: window entries one per axis."""
 
     embed_dim: int
