@@ -285,7 +285,7 @@ INSTALL = "import natten_mps.compat as c; c.install()"
 
 def refused(done: subprocess.CompletedProcess[str], words: str) -> None:
     assert done.returncode == 1 and f"ImportError: natten_mps.compat.install: {words}" in done.stderr, done.stderr
-    assert "uninstall it, or use natten_mps.compat.for_version(...) in its place" in done.stderr
+    assert "uninstall it, or use natten_mps.compat.for_version(...) instead" in done.stderr
 
 
 def test_refused_beside_natten_itself(tmp_path: Path) -> None:

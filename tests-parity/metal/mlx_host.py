@@ -18,7 +18,7 @@ import sysconfig
 import tempfile
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -292,4 +292,4 @@ class EmulatedMlxMachine(Machine):
         super().__init__(host, NoExtension())
 
     def _view_of(self, stream: mx.Stream) -> Device:
-        return replace(super()._view_of(stream), kind="gpu")
+        return super()._view_of(stream)._replace(kind="gpu")
