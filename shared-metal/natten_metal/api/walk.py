@@ -8,11 +8,13 @@ import math
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any, Literal, Protocol
 
-from ..caches import cached
+from ..caches import cached, caches
 from ..plan.blocks import Blocks, Chunk, Tables
 from ..plan.turns import turns
 from .operations import Dtype, Operations, Tensor
 
+# The caches of walks.
+TABLES, RESULT_ROWS = "tables of walks", "result rows"
 Side = Literal["rows", "columns"]
 
 
@@ -75,7 +77,7 @@ class Walk(Protocol):
         """``tensor`` with ``empty`` where not ``held``."""
 
 
-@cached("tables of walks", 32)
+@cached(TABLES, 32)
 def tables(walk: Any, blocks: Blocks, device: Hashable) -> Tables:
     """The index tables of a walk, kept for the next call."""
     made: Tables = walk.tables(blocks, device)
@@ -178,9 +180,16 @@ def _result_rows(walk: Walk, blocks: Blocks, batch: int, heads: int, device: Has
     return row.flatten()
 
 
-@cached("result rows", 32)
+@cached(RESULT_ROWS, 32)
 def _kept_result_rows(walk: Any, blocks: Blocks, batch: int, heads: int, device: Hashable) -> Tensor:
     return walk.constant(_result_rows(walk, blocks, batch, heads, device))
+
+
+def forget() -> None:
+    """Keep nothing of earlier walks: for calls that are all different, where memory is short."""
+    for cache in caches():
+        if cache.name in (TABLES, RESULT_ROWS):
+            cache.clear()
 
 
 class Sums:

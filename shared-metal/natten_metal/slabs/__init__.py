@@ -1,0 +1,1 @@
+"""Problems larger than memory: slabs of them are read, computed and written one after another."""

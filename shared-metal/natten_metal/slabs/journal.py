@@ -1,0 +1,63 @@
+"""The journal of a call that goes slab by slab: a small file beside its result, by which an interrupted call goes on.
+
+It names the call, how it is cut, and how many slabs the disk has, in their order. It is written anew after each slab
+and takes the place of the last one at once, so that it never says more than what is done. A finished call removes it.
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..problem import checks
+
+VERSION = 1
+KEYS = {"journal", "call", "slab", "done"}
+
+
+@dataclass(frozen=True, slots=True)
+class Journal:
+    """call: all that the results depend on, as JSON has it."""
+
+    face: str
+    path: Path
+    call: dict[str, Any]
+
+    def begun(self) -> tuple[tuple[int, ...], int] | None:
+        """The lengths of the slabs and how many are done; None without a journal. ValueError if it is of another call
+        or no journal at all.
+        """
+        try:
+            text = self.path.read_bytes()
+        except FileNotFoundError:
+            return None
+        try:
+            found = json.loads(text)
+        except ValueError:
+            checks.slabs.reject_journal_file(self.face, self.path, "it is not JSON")
+        if not isinstance(found, dict) or set(found) != KEYS or found["journal"] != VERSION:
+            checks.slabs.reject_journal_file(self.face, self.path, f"its keys are not those of version {VERSION}")
+        was, now = found["call"], json.loads(json.dumps(self.call))
+        if was != now:
+            names = [name for name in {**was, **now} if was.get(name) != now.get(name)]
+            checks.slabs.reject_journal(self.face, self.path, {name: (was.get(name), now.get(name)) for name in names})
+        return tuple(found["slab"]), found["done"]
+
+    def record(self, slab: tuple[int, ...], done: int) -> None:
+        """Say that the disk has the first ``done`` slabs; when this returns, the disk has that too."""
+        part = self.path.with_name(f"{self.path.name}.part")
+        with part.open("w") as file:
+            json.dump({"journal": VERSION, "call": self.call, "slab": slab, "done": done}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(self.path)
+        folder = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    def remove(self) -> None:
+        """The call is finished."""
+        self.path.unlink(missing_ok=True)

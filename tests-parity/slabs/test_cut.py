@@ -1,0 +1,107 @@
+"""How problems are cut: every query once, the widest slab found without looking at all, never more than fits."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+from cases import CASES, Case
+from frameworks import FRAMEWORKS, Framework
+
+from natten_mps._metal.problem.problem import Axis
+from natten_mps._metal.slabs import cut
+
+
+def axes(longest: int) -> list[Axis]:
+    """All axes of up to ``longest`` tokens with small strides and dilations."""
+    return [
+        Axis(n, n, w, s, d, causal)
+        for n in range(1, longest + 1)
+        for d in (1, 2, 3)
+        for w in range(1, n // d + 1)
+        for s in {1, min(2, w), min(3, w), w}
+        for causal in (False, True)
+    ]
+
+
+def test_the_widest_slab_is_found() -> None:
+    """As many keys as the slab has that needs the most."""
+    seen = fewer = 0
+    for axis in axes(18):
+        for length in range(1, axis.full + 1):
+            parts = cut.ranges(axis.full, length)
+            low, high = cut.keys_of(axis, cut.widest.__wrapped__(axis, length))
+            assert high - low == max(last - first for first, last in (cut.keys_of(axis, part) for part in parts))
+            seen += 1
+            at_ends = axis.window * axis.dilation // length + 2
+            fewer += len(parts) > 2 * at_ends + axis.stride * axis.dilation
+    assert seen > 10_000 and fewer > 100, "no axis on which slabs are left out"
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_slabs_hold_each_query_once(case: Case) -> None:
+    problem = case.problem()
+    for lengths in itertools.product((1, 2), *((1, size // 2 + 1, size) for size in case.shape)):
+        counts = np.zeros((case.batch, *case.shape), int)
+        slabs = list(cut.slabs(problem, lengths))
+        assert len(slabs) == cut.number(problem, lengths)
+        for slab in slabs:
+            counts[tuple(slice(*pair) for pair in slab)] += 1
+        assert (counts == 1).all()
+
+
+def host_of(framework: Framework) -> Any:
+    kind = framework.module("_slab_host").SlabHost
+    if framework.name == "mps":
+        import torch
+
+        return kind(torch.device("cpu"))
+    import mlx.core as mx
+
+    return kind(mx.default_stream(mx.cpu))
+
+
+BUDGETS = (20_000, 100_000, 1_000_000, 30_000_000)
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
+@pytest.mark.parametrize("backend", ["pure", "dense"])
+def test_slabs_fit_and_longer_ones_do_not(framework: Framework, backend: str) -> None:
+    """As few slabs as fit."""
+    own, problems = framework.module("_metal.slabs.cut"), framework.module("_metal.problem.problem")
+    host, parted, refused = host_of(framework), 0, 0
+    for shape, window, stride, dilation in (((5000,), 63, 2, 3), ((90, 70), 7, 3, 1), ((20, 30, 9), 3, 1, 2)):
+        rank, size = len(shape), (3, *shape)
+        per_axis = [(each,) * rank for each in (window, stride, dilation, False)]
+        problem = problems.Problem("na", 3, shape, shape, 4, 2, 16, 8, *per_axis, 0.25, "float16", 5, False)
+        for budget in BUDGETS:
+            smallest = own.slab_bytes(problem, (1,) * len(size), backend, host)
+            if smallest > budget:
+                with pytest.raises(ValueError, match=f"that takes {smallest} bytes; got {budget}$"):
+                    own.cut("tiled", problem, budget, backend, host)
+                continue
+            lengths = own.cut("tiled", problem, budget, backend, host)
+            assert own.slab_bytes(problem, lengths, backend, host) <= budget
+            parted += lengths != size
+            for place, length in enumerate(lengths):
+                if length == size[place]:
+                    continue
+                # Parts of one axis are of one size and as few as possible: with one part less they do not fit.
+                longer = list(lengths)
+                longer[place] = -(-size[place] // (-(-size[place] // length) - 1))
+                if longer[place] <= 2 * length:
+                    assert own.slab_bytes(problem, tuple(longer), backend, host) > budget, (lengths, budget)
+                    refused += 1
+    assert parted >= 4 and refused >= 4
+
+
+@pytest.mark.parametrize(
+    ("memory", "wanted"),
+    [(1, 1), (np.int64(5000), 5000), ("300 MB", 300_000_000), ("2GiB", 1 << 31), ("1.5 kb", 1500), ("7", 7)],
+)
+def test_amounts_of_memory(memory: Any, wanted: int) -> None:
+    from natten_mps._metal.problem import checks
+
+    assert checks.slabs.memory_bytes("tiled", memory) == wanted
