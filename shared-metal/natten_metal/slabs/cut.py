@@ -8,8 +8,8 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import lru_cache
 
+from ..caches import cached
 from ..plan.footprint import ITEM_BYTES, working_bytes
 from ..plan.plan import Plan
 from ..problem import checks
@@ -61,7 +61,7 @@ def piece(problem: Problem, slab: tuple[Range, ...]) -> tuple[Problem, tuple[Ran
     return found, (items, *keys)
 
 
-@lru_cache(maxsize=1024)
+@cached("widest slabs", 1024)
 def widest(axis: Axis, length: int) -> Range:
     """Of the parts of an axis, one whose queries attend to the most keys.
 

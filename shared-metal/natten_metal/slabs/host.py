@@ -1,6 +1,8 @@
 """What slabs need of a package besides its :class:`.Framework`: how parts of arrays become tensors, and back."""
 
-from typing import Any, Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 from ..api.framework import Framework, Stream
 from ..api.operations import Tensor
@@ -8,37 +10,30 @@ from ..plan.plan import Plan
 from ..problem.problem import Problem
 
 
-class Host(Protocol):
-    """A framework and the device on which slabs are computed.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    """A framework and where slabs are computed.
 
     Arrays are numpy's, in C's order; those of bfloat16 hold its bits as 16-bit integers.
+
+    reads_in_place: whether a tensor uses the memory of the array that it is made of; writes_in_place: the reverse.
+    values(face, name, tensor): the array in whose memory a tensor on the CPU lies, read-only if the framework's tensors
+    are. tensor(part, dtype): a tensor with the content of an array, where slabs are computed. array(tensor): the
+    content of a tensor, computed now. release(): give the system back what the framework keeps of freed tensors.
     """
 
-    @property
-    def framework(self) -> Framework: ...
-
-    @property
-    def stream(self) -> Stream: ...
-
-    @property
-    def reads_in_place(self) -> bool:
-        """Whether a tensor uses the memory of the array that it is made of."""
-
-    @property
-    def writes_in_place(self) -> bool:
-        """Whether the array of a tensor uses the memory of the tensor."""
-
-    def values(self, face: str, name: str, tensor: Tensor) -> Any:
-        """The array in whose memory a tensor on the CPU lies; read-only if the framework's tensors are."""
-
-    def tensor(self, part: Any, dtype: str) -> Tensor:
-        """A tensor of ``dtype`` with the content of ``part``, where slabs are computed."""
-
-    def array(self, tensor: Tensor) -> Any:
-        """The content of a tensor, computed now."""
+    framework: Framework
+    stream: Stream
+    reads_in_place: bool
+    writes_in_place: bool
+    values: Callable[[str, str, Tensor], Any]
+    tensor: Callable[[Any, str], Tensor]
+    array: Callable[[Tensor], Any]
+    release: Callable[[], object]
 
     def plan(self, problem: Problem, backend: str) -> Plan:
         """How a slab would be computed."""
+        import numpy
 
-    def release(self) -> None:
-        """Give the system back what the framework keeps of freed tensors."""
+        somewhere = self.tensor(numpy.empty(0, "f4"), "float32")
+        return self.framework.plan_on(somewhere, self.stream, problem, backend)

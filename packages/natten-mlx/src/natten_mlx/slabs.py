@@ -1,10 +1,19 @@
-"""Neighborhood attention over arrays that do not fit in memory."""
+"""Neighborhood attention over arrays that do not fit in memory.
+
+The arrays lie in memory or in files: ``numpy.memmap``, paths of .npy files, arrays of numpy, or arrays of MLX. A slab
+is a range of batch items and queries, with the keys that these attend to. Arrays that lie in their files in C's order
+are read from there slab by slab; others through the memory that they have.
+
+An interrupted call goes on where it was, when it is made again: a slab counts as done once it is on the disk and the
+journal beside ``out`` (``out.npy.journal``) says so. The journal is there until the call is finished, and only if all
+results lie in files. It knows inputs by path, size and time of their files, or by their content.
+"""
 
 from typing import Any
 
 from ._metal.slabs import tiled as bodies
 from ._signatures import Bools, Ints
-from ._slab_host import SlabHost
+from ._slab_host import on_stream
 from ._tensors import StreamOrDevice, stream_of
 
 # An array of numpy or MLX, or the path of a .npy file.
@@ -31,26 +40,15 @@ def tiled(
     backend: str | None = None,
     stream: StreamOrDevice = None,
 ) -> Any:
-    """Neighborhood attention over arrays larger than memory: slabs are read, computed and written one after another.
-
-    The arrays lie in memory or in files: ``numpy.memmap``, paths of .npy files, arrays of numpy, or arrays of MLX. A
-    slab is a range of batch items and queries, with the keys that these attend to. Arrays that lie in their files in
-    C's order are read from there slab by slab; others through the memory that they have. Forward only; the results are
-    those of one call of :func:`neighborhood_attention`, to rounding.
+    """Neighborhood attention over arrays larger than memory, slab by slab; forward only.
 
         tiled("q.npy", "k.npy", "v.npy", kernel_size=13, out="out.npy", memory="2 GB")
 
-    An interrupted call goes on where it was, when it is made again: a slab counts as done once it is on the disk and
-    the journal beside ``out`` (``out.npy.journal``) says so. The journal is there until the call is finished, and only
-    if all results lie in files. It knows inputs by path, size and time of their files, or by their content.
-
     Args:
-        query: ``[B, *shape, H, D]``, shape of 1, 2 or 3 axes; float16, float32 or float64, or bfloat16 as a tensor or
-            as an array of ml_dtypes.
+        query: ``[B, *shape, H, D]``, 1 to 3 axes; float16, float32, float64; bfloat16 as a tensor or of ml_dtypes.
         key, value: ``[B, *shape, H_kv, D]`` and ``[B, *shape, H_kv, D_v]``, of the query's dtype.
-        kernel_size, stride, dilation, is_causal, scale: as in :func:`neighborhood_attention`.
-        additional_keys, additional_values: ``[B, S, H_kv, D]`` and ``[B, S, H_kv, D_v]``.
-        rpb: relative positional bias ``[H, 2 * kernel_size - 1 per axis]``, stride 1 only.
+        kernel_size, stride, dilation, is_causal, scale, additional_keys, additional_values, rpb: as in
+            :func:`neighborhood_attention`.
         out: where the output ``[B, *shape, H, D_v]`` of the query's dtype goes: the path of a .npy file, which is made
             or replaced, or a writable array of numpy.
         lse: where the log-sum-exp ``[B, *shape, H]`` goes, float32 (float64 for float64): as ``out``; None: nowhere.
@@ -65,18 +63,19 @@ def tiled(
         ``out`` as it was given, or a read-only map of the file of a path; with ``lse`` the two of them.
 
     Raises:
-        TypeError, ValueError, NotImplementedError: as :func:`neighborhood_attention`.
-        TypeError: a file of bfloat16, which numpy does not have; a result of another dtype.
-        ValueError: memory in which not one query fits (the message says what is needed), a result of another shape or
-            read-only or in the file of an input, a journal of another call, a file that is cut short.
-        OSError: files that cannot be read or written.
+        TypeError, ValueError, NotImplementedError: as :func:`neighborhood_attention`, and for ``out`` and ``lse``.
+        ValueError: memory in which not one query fits (the message says what is needed), a journal of another call, a
+            file that is cut short. OSError: files that cannot be read or written.
 
     Source: none but the window itself (:func:`key_range`): our own.
     """
-    tensors, window = (
+    return bodies.tiled(
+        on_stream(stream_of(bodies.FACE, stream)),
         (query, key, value, additional_keys, additional_values, rpb),
         (kernel_size, stride, dilation, is_causal),
-    )
-    return bodies.tiled(
-        SlabHost(stream_of(bodies.FACE, stream)), tensors, window, scale, (out, lse), memory, progress, backend
+        scale,
+        (out, lse),
+        memory,
+        progress,
+        backend,
     )

@@ -1,48 +1,40 @@
-"""torch as slabs need it: what :class:`natten_metal.slabs.host.Host` describes."""
+"""Parts of numpy's arrays as tensors of torch, and back."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import _framework
-from ._metal.plan.plan import Plan
 from ._metal.problem import checks
-from ._metal.problem.problem import Problem
+from ._metal.slabs.host import Host
 
 
-@dataclass(frozen=True, slots=True)
-class SlabHost:
-    """The device on which slabs are computed."""
+def on_device(device: torch.device) -> Host:
+    """Slabs are computed on ``device``."""
+    on_cpu = device.type == "cpu"
+    return Host(
+        framework=_framework,
+        stream=None,
+        reads_in_place=on_cpu,
+        writes_in_place=on_cpu,
+        values=_shared,
+        tensor=lambda part, dtype: _wrapped(part, dtype).to(device),
+        array=lambda tensor: _bits(tensor.cpu().contiguous()),
+        release=torch.mps.empty_cache if device.type == "mps" else lambda: None,
+    )
 
-    device: torch.device
 
-    framework = _framework
-    stream = None
+def _shared(face: str, name: str, tensor: Tensor) -> Any:
+    if tensor.device.type != "cpu":
+        checks.slabs.reject_device(face, name, str(tensor.device))
+    return _bits(tensor.detach())
 
-    @property
-    def reads_in_place(self) -> bool:
-        return self.device.type == "cpu"
 
-    writes_in_place = reads_in_place
+def _bits(tensor: Tensor) -> Any:
+    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
-    def values(self, face: str, name: str, tensor: Tensor) -> Any:
-        if tensor.device.type != "cpu":
-            checks.slabs.reject_device(face, name, str(tensor.device))
-        plain = tensor.detach()
-        return (plain.view(torch.uint16) if plain.dtype == torch.bfloat16 else plain).numpy()
 
-    def tensor(self, part: Any, dtype: str) -> Tensor:
-        found = torch.from_numpy(part)
-        return (found.view(torch.bfloat16) if dtype == "bfloat16" else found).to(self.device)
-
-    def array(self, tensor: Tensor) -> Any:
-        return self.values("", "", tensor.cpu().contiguous())
-
-    def plan(self, problem: Problem, backend: str) -> Plan:
-        return _framework.plan_on(torch.empty(0, device=self.device), None, problem, backend)
-
-    def release(self) -> None:
-        if self.device.type == "mps":
-            torch.mps.empty_cache()
+def _wrapped(part: Any, dtype: str) -> Tensor:
+    wrapped = torch.from_numpy(part)
+    return wrapped.view(torch.bfloat16) if dtype == "bfloat16" else wrapped
