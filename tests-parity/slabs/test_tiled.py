@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 from cases import CASES, INPUTS, Array, Case, inputs
-from frameworks import FRAMEWORKS, MLX, MPS, PATHS, Framework
+from frameworks import FRAMEWORKS, MLX, MPS, PIECEWISE, Framework
 from frameworks import Path as Backend
 
-BACKENDS = [path for path in PATHS if path.backend in ("pure", "dense")]
+BACKENDS = [path for path in PIECEWISE if path.backend != "dense"]
 both = pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 
 
