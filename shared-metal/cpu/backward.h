@@ -167,8 +167,8 @@ struct QueryBody {
     sum.pairs.rpb = nullptr;
     walk_additional(op, batch, kv_head, scratch, columns);
     Columns<C> sides;
-    sides.a = side_of(op.key, batch, kv_head, lanes.group, lanes.step, p.dim, scratch.columns_a);
-    sides.b = side_of(op.value, batch, kv_head, lanes.group, lanes.step, p.dim_v, scratch.columns_b);
+    sides.a = side_of(op.key, batch, kv_head, lanes.column_origin, lanes.step, p.dim, scratch.columns_a);
+    sides.b = side_of(op.value, batch, kv_head, lanes.column_origin, lanes.step, p.dim_v, scratch.columns_b);
     if (op.rpb) {
       sum.pairs.rpb = rpb_of_head<T>(op, unit.head);
       index_rpb(index, lanes, p, false);

@@ -24,7 +24,7 @@ struct PairIndex {
   int64_t step[3];
   bool from_start = false;
   Axis axis[3];
-  int length[3];  // of the window's keys in this dilation group
+  int length[3];  // of the whole dilation group
 
   int64_t column(int a, int x) const {
     if (!from_start) return x * step[a];
@@ -35,13 +35,17 @@ struct PairIndex {
 // The columns of one tensor: rows of `width` channels
 template <typename T>
 struct Side {
-  char* base = nullptr;  // of position 0; NULL: this side is not read
-  int64_t step[3] = {0, 0, 0};
+  char* base = nullptr;  // of the first token at hand; NULL: this side is not read
+  // Elements from there to position 0, which in a piece may be far away, and from one position to the next. The offset
+  // of a position at hand is small; on the way to it sums may wrap around.
+  uint64_t origin = 0, step[3] = {0, 0, 0};
   int64_t channel = 1;
   int dtype = 0, size = 1, width = 0;
   T* copies = nullptr;  // kBlock rows of `width`, filled up to whole vectors; NULL: rows are read in place
 
-  char* at(int z, int y, int x) const { return base + (z * step[0] + y * step[1] + x * step[2]) * size; }
+  char* at(int z, int y, int x) const {
+    return base + int64_t(origin + z * step[0] + y * step[1] + x * step[2]) * size;
+  }
 
   const T* copy(const char* from, int slot) const {
     constexpr int W = Lane<T>::W;
@@ -59,14 +63,14 @@ bool reads_in_place(const Tensor& tensor) {
 }
 
 template <typename T>
-Side<T> side_of(const Tensor& tensor, int batch, int head, const int* group, const int* step, int width, T* copies) {
+Side<T> side_of(const Tensor& tensor, int batch, int head, const int* origin, const int* step, int width,
+                T* copies) {
   Side<T> side;
-  int64_t at = batch * tensor.batch + head * tensor.head;
+  side.base = tensor.at(batch * tensor.batch + head * tensor.head);
   for (int a = 0; a < 3; ++a) {
-    at += group[a] * tensor.axis[a];
-    side.step[a] = step[a] * tensor.axis[a];
+    side.origin += uint64_t(origin[a]) * uint64_t(tensor.axis[a]);
+    side.step[a] = uint64_t(step[a] * tensor.axis[a]);
   }
-  side.base = tensor.at(at);
   side.channel = tensor.channel, side.dtype = tensor.dtype, side.width = width;
   side.size = element_size(tensor.dtype);
   side.copies = reads_in_place<T>(tensor) && width % Lane<T>::W == 0 ? nullptr : copies;
@@ -223,7 +227,7 @@ class ColumnWalk {
   void rows(const Side<T>& side, int z, int y, int x, int run, const T** out) const {
     if (!side.base) return;
     const char* from = side.at(z, y, x);
-    const int64_t step = side.step[2] * side.size;
+    const int64_t step = int64_t(side.step[2]) * side.size;
     if (side.copies) {
       for (int i = 0; i < run; ++i, from += step) out[i] = side.copy(from, block_.count + i);
     } else {

@@ -125,8 +125,8 @@ struct ForwardBody {
     ColumnWalk<C, OnlineSoftmax<C>> columns(lanes, block, softmax);
     walk_additional(op, unit.batch, kv_head, scratch, columns);
     Columns<C> sides;
-    sides.a = side_of(op.key, unit.batch, kv_head, lanes.group, lanes.step, p.dim, scratch.columns_a);
-    sides.b = side_of(op.value, unit.batch, kv_head, lanes.group, lanes.step, p.dim_v, scratch.columns_b);
+    sides.a = side_of(op.key, unit.batch, kv_head, lanes.column_origin, lanes.step, p.dim, scratch.columns_a);
+    sides.b = side_of(op.value, unit.batch, kv_head, lanes.column_origin, lanes.step, p.dim_v, scratch.columns_b);
     if (op.rpb) {
       softmax.rpb = rpb_of_head<T>(op, unit.head);
       index_rpb(index, lanes, p, false);

@@ -47,7 +47,7 @@ struct Tensor {
 
 struct Problem {
   int dtype, rank, batch, heads, kv_heads, group_heads, dim, dim_v, additional, threads;
-  int query_shape[3], key_shape[3], w[3], s[3], d[3];
+  int full_shape[3], query_shape[3], query_start[3], key_shape[3], key_start[3], w[3], s[3], d[3];
   bool causal[3];
   double scale;
 };
@@ -75,8 +75,11 @@ inline Problem pad_problem(const natten_problem& given) {
   for (int a = 0; a < 3; ++a) {
     const int from = a - (3 - p.rank);
     const bool has = from >= 0;
+    p.full_shape[a] = has ? int(given.full_shape[from]) : 1;
     p.query_shape[a] = has ? int(given.query_shape[from]) : 1;
+    p.query_start[a] = has ? int(given.query_start[from]) : 0;
     p.key_shape[a] = has ? int(given.key_shape[from]) : 1;
+    p.key_start[a] = has ? int(given.key_start[from]) : 0;
     p.w[a] = has ? int(given.kernel_size[from]) : 1;
     p.s[a] = has ? int(given.stride[from]) : 1;
     p.d[a] = has ? int(given.dilation[from]) : 1;
@@ -104,12 +107,18 @@ inline Tensor contiguous_tensor(void* data, int dtype, const int* shape, int64_t
   return t;
 }
 
-// One axis of a walk, in tokens; piece, patch: rows of one along it, patches: of the longest dilation group
+// One axis of a walk, in tokens: how many rows and columns are at hand, from which on, out of `full`; piece, patch: rows
+// of one along it, patches: of the longest dilation group
 struct Axis {
-  int rows, columns, w, s, d;
+  int rows, columns, row_start, column_start, full, w, s, d;
   bool causal;
   int piece, patch, patches;
 };
+
+// The positions of a dilation group among the tokens from `start` on
+NATTEN_INLINE Span at_hand(int start, int length, int group, int d) {
+  return {start == 0 ? 0 : na::group_length(start, group, d), na::group_length(start + length, group, d)};
+}
 
 // The columns, out of n, that the row at position p of a dilation group sees
 NATTEN_INLINE Span interval(int p, const Axis& axis, int n, bool transposed) {
@@ -117,6 +126,11 @@ NATTEN_INLINE Span interval(int p, const Axis& axis, int n, bool transposed) {
                          : na::window(p, n, axis.w, axis.s, axis.causal);
   span.high = na::minimum(span.high, n);
   return span;
+}
+
+// What of a span lies within another one
+NATTEN_INLINE Span cut(Span span, Span to) {
+  return {na::minimum(na::maximum(span.low, to.low), to.high), na::maximum(na::minimum(span.high, to.high), to.low)};
 }
 
 // The lanes of a patch: where they lie in it
@@ -157,7 +171,7 @@ struct Walk {
   int64_t units() const { return batch * groups * patches * heads; }
 };
 
-// Pieces of `rows` rows in the longest dilation group
+// Pieces of `rows` rows in the longest dilation group at hand
 inline int pieces(const Axis& axis, int rows) { return (na::group_length(axis.rows, 0, axis.d) + rows - 1) / rows; }
 
 // Columns that `rows` rows side by side see along one axis, from a multiple of `rows` on
@@ -205,9 +219,11 @@ inline int choose_split(const Walk& walk) {
 
 inline void set_axes(Walk& walk, const Problem& p, bool transposed) {
   for (int a = 0; a < 3; ++a) {
-    const int rows = transposed ? p.key_shape[a] : p.query_shape[a];
-    const int columns = transposed ? p.query_shape[a] : p.key_shape[a];
-    walk.axis[a] = {rows, columns, p.w[a], p.s[a], p.d[a], p.causal[a], 1, 1, 1};
+    const int queries = p.query_shape[a], query_start = p.query_start[a];
+    const int keys = p.key_shape[a], key_start = p.key_start[a];
+    walk.axis[a] = {transposed ? keys : queries, transposed ? queries : keys,
+                    transposed ? key_start : query_start, transposed ? query_start : key_start,
+                    p.full_shape[a], p.w[a], p.s[a], p.d[a], p.causal[a], 1, 1, 1};
   }
 }
 
@@ -241,10 +257,11 @@ Walk plan_walk(const Problem& p, bool transposed) {
   return walk;
 }
 
-// A unit of work. inside: its patch begins inside its dilation group (groups differ in length)
+// A unit of work. corner: the positions at which its patch begins; end: of the rows at hand of its dilation group;
+// inside: the one lies before the other (groups differ in length)
 struct Unit {
   int batch, head;
-  int group[3], corner[3];
+  int group[3], corner[3], end[3];
   bool inside;
 };
 
@@ -261,9 +278,10 @@ inline Unit find_unit(const Walk& walk, int64_t number, int head) {
     const Axis& axis = walk.axis[a];
     unit.group[a] = int(group % axis.d);
     group /= axis.d;
-    unit.corner[a] = int(patch % axis.patches) * axis.patch;
+    const Span rows = at_hand(axis.row_start, axis.rows, unit.group[a], axis.d);
+    unit.corner[a] = rows.low + int(patch % axis.patches) * axis.patch, unit.end[a] = rows.high;
     patch /= axis.patches;
-    unit.inside = unit.inside && unit.corner[a] < na::group_length(axis.rows, unit.group[a], axis.d);
+    unit.inside = unit.inside && unit.corner[a] < unit.end[a];
   }
   return unit;
 }

@@ -21,7 +21,14 @@ struct Lanes {
   int split;                      // the axis along which pieces lie
   Span box[PIECES][3];            // columns that any row of the piece sees
   Span common[PIECES][3];         // columns that every lane of the piece sees
-  int group[3], step[3];          // token = position * step + group
+  int step[3];                    // token at hand = position * step + origin: of rows, of columns
+  int row_origin[3], column_origin[3];
+
+  // Of what the rows of the first `count` coordinates see, the columns that are at hand. Apart: few walks need it.
+  __attribute__((noinline)) void keep_at_hand(int a, const Axis& axis, int count) {
+    const Span there = at_hand(axis.column_start, axis.columns, column_origin[a] + axis.column_start, axis.d);
+    for (int c = 0; c < count; ++c) seen[a][c] = cut(seen[a][c], there);
+  }
 
   // Rows of a patch
   void find(const Walk& walk, const Unit& unit) {
@@ -29,11 +36,11 @@ struct Lanes {
     for (int lane = 0; lane < N; ++lane) live[lane] = true;
     for (int a = 0; a < 3; ++a) {
       const Axis& axis = walk.axis[a];
-      group[a] = unit.group[a], step[a] = axis.d;
-      const int rows = na::group_length(axis.rows, group[a], axis.d);
-      const int columns = na::group_length(axis.columns, group[a], axis.d);
-      const int count = na::minimum(axis.patch, rows - unit.corner[a]);
-      for (int c = 0; c < count; ++c) seen[a][c] = interval(unit.corner[a] + c, axis, columns, walk.transposed);
+      const int group = unit.group[a], n = na::group_length(axis.full, group, axis.d);
+      const int count = na::minimum(axis.patch, unit.end[a] - unit.corner[a]);
+      step[a] = axis.d, row_origin[a] = group - axis.row_start, column_origin[a] = group - axis.column_start;
+      for (int c = 0; c < count; ++c) seen[a][c] = interval(unit.corner[a] + c, axis, n, walk.transposed);
+      if (axis.columns < axis.full) keep_at_hand(a, axis, count);
       for (int c = count; c <= axis.patch; ++c) seen[a][c] = {INT_MAX, INT_MAX};
       for (int piece = 0; piece < PIECES; ++piece) {
         const int first = a == split ? piece * axis.piece : 0, last = first + axis.piece - 1;
@@ -49,17 +56,17 @@ struct Lanes {
     }
   }
 
-  // Rows `first` .. of `count` tokens side by side (additional keys), all of which see the whole of `columns`
-  void find_tokens(const Grid& tokens, int first, int count, const Span* columns) {
+  // Rows `first` .. of `count` tokens side by side (additional keys), which see `all` columns, of whole axes
+  void find_tokens(const Grid& tokens, int first, int count, const Span* all) {
     grid = &tokens, split = 2;
     for (int a = 0; a < 3; ++a) {
-      for (int c = 0; c <= N; ++c) seen[a][c] = c < (a == split ? N : 1) ? columns[a] : Span{INT_MAX, INT_MAX};
+      for (int c = 0; c <= N; ++c) seen[a][c] = c < (a == split ? N : 1) ? all[a] : Span{INT_MAX, INT_MAX};
       for (int piece = 0; piece < PIECES; ++piece) {
         const bool dead = a == split && first + piece * C::PIECE_LANES >= count;
-        box[piece][a] = dead ? Span{columns[a].high, columns[a].high} : columns[a];
-        common[piece][a] = dead ? Span{0, 0} : columns[a];
+        box[piece][a] = dead ? Span{all[a].high, all[a].high} : all[a];
+        common[piece][a] = dead ? Span{0, 0} : all[a];
       }
-      group[a] = 0, step[a] = 1;
+      step[a] = 1, row_origin[a] = column_origin[a] = 0;
       for (int lane = 0; lane < N; ++lane) row[a][lane] = 0;
     }
     for (int lane = 0; lane < N; ++lane) {
@@ -79,7 +86,7 @@ struct Lanes {
     for (int lane = 0; lane < N; ++lane) out[lane] = base;
     for (int a = 0; a < 3; ++a) {
       if (tensor.axis[a] == 0) continue;
-      for (int lane = 0; lane < N; ++lane) out[lane] += (int64_t(row[a][lane]) * step[a] + group[a]) * tensor.axis[a];
+      for (int lane = 0; lane < N; ++lane) out[lane] += (int64_t(row[a][lane]) * step[a] + row_origin[a]) * tensor.axis[a];
     }
   }
 

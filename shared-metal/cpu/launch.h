@@ -131,11 +131,11 @@ template <typename C, typename Walker>
 void walk_additional(const Operands& op, int batch, int kv_head, Scratch<C>& scratch, Walker& columns) {
   const Problem& p = op.problem;
   if (p.additional == 0) return;
-  const int group[3] = {0, 0, 0}, step[3] = {1, 1, 1};
+  const int origin[3] = {0, 0, 0}, step[3] = {1, 1, 1};
   const Segment segment = {{0, C::V}, {{0, 1}, {0, 1}, {0, p.additional}}, {{0, 1}, {0, 1}, {0, p.additional}}};
   Columns<C> sides;
-  sides.a = side_of(op.additional_keys, batch, kv_head, group, step, p.dim, scratch.columns_a);
-  sides.b = side_of(op.additional_values, batch, kv_head, group, step, p.dim_v, scratch.columns_b);
+  sides.a = side_of(op.additional_keys, batch, kv_head, origin, step, p.dim, scratch.columns_a);
+  sides.b = side_of(op.additional_values, batch, kv_head, origin, step, p.dim_v, scratch.columns_b);
   columns.take(segment, sides);
 }
 

@@ -7,6 +7,7 @@
 
 #include <new>
 
+#include "../kernels/window.h"
 #include "isa.h"
 #include "pool.h"
 
@@ -101,12 +102,33 @@ constexpr int64_t kMost = int64_t(1) << 29;
 
 bool counts(int64_t number, int64_t least) { return number >= least && number <= kMost; }
 
+bool lies_within(int64_t start, int64_t length, int64_t full) {
+  return counts(start, 0) && counts(length, 1) && start + length <= full;
+}
+
+// Whether the windows of all queries at hand lie among the keys at hand
+bool keys_at_hand(const natten_problem& p, int a) {
+  if (p.key_shape[a] == p.full_shape[a]) return true;
+  const int full = int(p.full_shape[a]), w = int(p.kernel_size[a]), s = int(p.stride[a]), d = int(p.dilation[a]);
+  const int first = int(p.query_start[a]), end = first + int(p.query_shape[a]);
+  const int low = int(p.key_start[a]), high = low + int(p.key_shape[a]);
+  for (int query = first; query < end && query < first + d; ++query) {  // the first one of each dilation group
+    const int g = query % d, n = na::group_length(full, g, d), last = na::group_length(end, g, d) - 1;
+    const bool causal = p.is_causal[a] != 0;
+    if (na::window(query / d, n, w, s, causal).low < na::group_length(low, g, d)) return false;
+    if (na::window(last, n, w, s, causal).high > na::group_length(high, g, d)) return false;
+  }
+  return true;
+}
+
 bool sound_axis(const natten_problem& p, int a) {
   const int64_t w = p.kernel_size[a], s = p.stride[a], d = p.dilation[a];
-  if (!counts(p.query_shape[a], 1) || !counts(p.key_shape[a], 1)) return false;
-  if (!counts(w, 1) || !counts(s, 1) || !counts(d, 1) || s > w) return false;
-  if (p.query_shape[a] == p.key_shape[a]) return w * d <= p.key_shape[a];
-  return p.rank == 1 && s == 1 && d == 1 && w >= p.query_shape[a] && w >= p.key_shape[a];
+  if (!counts(p.full_shape[a], 1) || !counts(w, 1) || !counts(s, 1) || !counts(d, 1) || s > w) return false;
+  if (!lies_within(p.query_start[a], p.query_shape[a], p.full_shape[a])) return false;
+  if (!lies_within(p.key_start[a], p.key_shape[a], p.full_shape[a])) return false;
+  const bool full_attention = p.rank == 1 && s == 1 && d == 1 && w >= p.full_shape[a];
+  if (full_attention && p.query_start[a] == 0 && p.key_start[a] == 0) return true;
+  return w * d <= p.full_shape[a] && keys_at_hand(p, a);
 }
 
 int64_t most_dim(const natten_problem& p) {

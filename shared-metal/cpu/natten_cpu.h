@@ -27,7 +27,7 @@ extern "C" {
 #endif
 
 /* Changes with every change of this file. */
-#define NATTEN_CPU_ABI 3
+#define NATTEN_CPU_ABI 4
 
 enum natten_status { NATTEN_OK = 0, NATTEN_NO_MEMORY = 1, NATTEN_BAD_PROBLEM = 2 };
 
@@ -39,7 +39,12 @@ enum natten_status { NATTEN_OK = 0, NATTEN_NO_MEMORY = 1, NATTEN_BAD_PROBLEM = 2
 #define NATTEN_DTYPES(DTYPE) \
   DTYPE(FLOAT16, float16) DTYPE(BFLOAT16, bfloat16) DTYPE(FLOAT32, float32) DTYPE(FLOAT64, float64)
 
-/* SETTING: what a host decides; NUMBER and AXES: what the problem is. Entries of AXES at and past `rank` are ignored. */
+/* SETTING: what a host decides; NUMBER and AXES: what the problem is. Entries of AXES at and past `rank` are ignored.
+ *
+ * A call computes a piece of a problem on axes of full_shape tokens: its query tensors hold the tokens from query_start
+ * on, its key tensors those from key_start on. Every key that a query at hand sees must be at hand, except in full
+ * attention (rank 1, stride and dilation 1, kernel_size >= full_shape, starts 0), which is cut to the keys there are.
+ * Gradients of keys are the piece's share: what its own queries give them. */
 #define NATTEN_FIELDS(SETTING, NUMBER, AXES)                                                                \
   SETTING(int32_t, dtype)                                                                                    \
   SETTING(int32_t, threads)     /* 0: natten_cpu_threads(); else so many, at most NATTEN_NUM_THREADS if set */ \
@@ -51,8 +56,11 @@ enum natten_status { NATTEN_OK = 0, NATTEN_NO_MEMORY = 1, NATTEN_BAD_PROBLEM = 2
   NUMBER(int64_t, head_dim_v)   /* D_v >= 1; ignored by qk */                                                \
   NUMBER(int64_t, additional)   /* tokens of additional keys and values, 0: none */                          \
   NUMBER(double, scale)                                                                                      \
-  AXES(int64_t, query_shape)    /* tokens per axis, outermost first */                                       \
-  AXES(int64_t, key_shape)      /* another than query_shape in full attention only: rank 1, kernel_size >= both */ \
+  AXES(int64_t, full_shape)     /* tokens per axis of the whole problem, outermost first */                  \
+  AXES(int64_t, query_shape)    /* tokens at hand */                                                         \
+  AXES(int64_t, query_start)    /* the first of them */                                                      \
+  AXES(int64_t, key_shape)                                                                                   \
+  AXES(int64_t, key_start)                                                                                   \
   AXES(int64_t, kernel_size)                                                                                 \
   AXES(int64_t, stride)                                                                                      \
   AXES(int64_t, dilation)                                                                                    \

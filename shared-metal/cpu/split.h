@@ -27,12 +27,12 @@ void index_slots(PairIndex<C>& index, const Lanes<C>& lanes, const Walk& walk) {
   index.from_start = walk.transposed;
   for (int a = 2; a >= 0; --a) {
     index.step[a] = step;
-    index.axis[a] = walk.axis[a];
-    index.length[a] = na::group_length(walk.axis[a].rows, lanes.group[a], lanes.step[a]);
+    const Axis& axis = index.axis[a] = walk.axis[a];
+    index.length[a] = na::group_length(axis.full, lanes.row_origin[a] + axis.row_start, axis.d);
     for (int lane = 0; lane < C::N; ++lane) {
       index.lane[lane] += (walk.transposed ? lanes.row[a][lane] : -int64_t(lanes.columns_of(a, lane).low)) * step;
     }
-    step *= walk.axis[a].w;
+    step *= axis.w;
   }
 }
 
@@ -152,7 +152,7 @@ struct LogitsBody {
     PairIndex<C> index, rpb_index;
     index_slots(index, lanes, walk);
     Columns<C> sides;
-    sides.a = side_of(key, batch, kv_head, lanes.group, lanes.step, dim, scratch.columns_a);
+    sides.a = side_of(key, batch, kv_head, lanes.column_origin, lanes.step, dim, scratch.columns_a);
     sides.slot = &index;
     const T* rpb = op.rpb ? rpb_of_head<T>(op, unit.head) : nullptr;
     if (rpb) {
@@ -219,8 +219,8 @@ struct WeighBody {
     const int first = walk.transposed ? unit.head * group : unit.head / group;
     for (int head = first; head < first + (walk.transposed ? group : 1); ++head) {
       Columns<C> sides;
-      sides.b = side_of(columns, batch, head, lanes.group, lanes.step, dim, scratch.columns_b);
-      if (walk.transposed) sides.slots = side_of<T>(slots, batch, head, lanes.group, lanes.step, 0, nullptr);
+      sides.b = side_of(columns, batch, head, lanes.column_origin, lanes.step, dim, scratch.columns_b);
+      if (walk.transposed) sides.slots = side_of<T>(slots, batch, head, lanes.column_origin, lanes.step, 0, nullptr);
       sides.slot = &index;
       walker.patch(sides);
     }

@@ -31,14 +31,16 @@ inline std::vector<std::vector<Pair>> neighbors(const natten_problem& p) {
     int64_t rest = int64_t(i), below = int64_t(all.size());
     for (int a = 0; a < p.rank; ++a) {
       below /= p.query_shape[a];
-      const int token = int(rest / below), d = int(p.dilation[a]), w = int(p.kernel_size[a]), position = token / d;
+      const int token = int(rest / below + p.query_start[a]), d = int(p.dilation[a]), w = int(p.kernel_size[a]);
+      const int position = token / d, n = na::group_length(int(p.full_shape[a]), token % d, d);
       rest %= below;
-      const int n = na::group_length(int(p.key_shape[a]), token % d, d);
       const na::Span span = na::window(position, n, w, int(p.stride[a]), p.is_causal[a] != 0);
       std::vector<Pair> longer;
       for (const Pair& pair : pairs) {
         for (int key = span.low; key < std::min(span.high, n); ++key) {
-          longer.push_back({pair.key * p.key_shape[a] + key * d + token % d, pair.slot * w + key - span.low,
+          const int64_t at_hand = key * d + token % d - p.key_start[a];
+          if (at_hand < 0 || at_hand >= p.key_shape[a]) continue;  // full attention: other keys do not exist
+          longer.push_back({pair.key * p.key_shape[a] + at_hand, pair.slot * w + key - span.low,
                             pair.offset * (2 * w - 1) + key - position + w - 1});
         }
       }

@@ -14,6 +14,11 @@ inline void check(bool holds, const char* what, const char* where) {
 
 // --- random problems ---------------------------------------------------------------------------------------
 
+// The whole of an axis
+inline void set_length(natten_problem& p, int axis, int64_t length) {
+  p.full_shape[axis] = p.query_shape[axis] = p.key_shape[axis] = length, p.query_start[axis] = p.key_start[axis] = 0;
+}
+
 inline natten_problem random_problem(Random& random) {
   natten_problem p = {};
   p.dtype = pick(random, 0, 3), p.rank = pick(random, 1, 3), p.batch = pick(random, 1, 2);
@@ -26,7 +31,7 @@ inline natten_problem random_problem(Random& random) {
   const int longest[] = {70, 13, 7};
   for (int a = 0; a < p.rank; ++a) {
     const int length = pick(random, 1, longest[p.rank - 1]);
-    p.query_shape[a] = p.key_shape[a] = length;
+    set_length(p, a, length);
     p.dilation[a] = pick(random, 0, 2) ? 1 : pick(random, 1, length);
     p.kernel_size[a] = pick(random, 1, int(length / p.dilation[a]));
     p.stride[a] = pick(random, 0, 1) ? 1 : pick(random, 1, int(p.kernel_size[a]));
@@ -40,8 +45,38 @@ inline natten_problem random_attention(Random& random) {
   natten_problem p = random_problem(random);
   p.rank = 1, p.additional = 0;
   p.query_shape[0] = pick(random, 1, 70), p.key_shape[0] = pick(random, 1, 70);
-  p.kernel_size[0] = std::max(p.query_shape[0], p.key_shape[0]);
+  p.full_shape[0] = p.kernel_size[0] = std::max(p.query_shape[0], p.key_shape[0]);
   p.stride[0] = p.dilation[0] = 1;
+  return p;
+}
+
+// Where keys must begin and end for a range of queries, token by token
+inline na::Span needed_keys(const natten_problem& p, int a, int first, int end) {
+  const int d = int(p.dilation[a]);
+  na::Span needed = {int(p.full_shape[a]), 0};
+  for (int token = first; token < end; ++token) {
+    const int group = token % d, n = na::group_length(int(p.full_shape[a]), group, d);
+    const na::Span window = na::window(token / d, n, int(p.kernel_size[a]), int(p.stride[a]), p.is_causal[a] != 0);
+    needed = {std::min(needed.low, window.low * d + group),
+              std::max(needed.high, (std::min(window.high, n) - 1) * d + group + 1)};
+  }
+  return needed;
+}
+
+// Makes an axis a piece of itself: the queries from `first` to `end`, the keys that they need and up to `more` at each end
+inline void cut(Random& random, natten_problem& p, int a, int first, int end, int more) {
+  const na::Span needed = needed_keys(p, a, first, end);
+  p.query_start[a] = first, p.query_shape[a] = end - first;
+  p.key_start[a] = std::max(0, needed.low - pick(random, 0, more));
+  p.key_shape[a] = std::min<int64_t>(p.full_shape[a], needed.high + pick(random, 0, more)) - p.key_start[a];
+}
+
+inline natten_problem random_piece(Random& random) {
+  natten_problem p = random_problem(random);
+  for (int a = 0; a < p.rank; ++a) {
+    const int full = int(p.full_shape[a]), first = pick(random, 0, full - 1), end = pick(random, first + 1, full);
+    cut(random, p, a, first, end, pick(random, 0, 1) ? 0 : full);
+  }
   return p;
 }
 
@@ -71,7 +106,7 @@ inline Fused random_fused(Random& random, const natten_problem& p) {
   f.out_grad = input(p.dtype, dims_of(p, p.query_shape, p.heads, p.head_dim_v), 2);
   f.lse_grad = input(scalar_dtype(p), dims_of(p, p.query_shape, p.heads, -1), 2);
   f.bias = input(scalar_dtype(p), {p.heads, bias_entries(p)}, 0);
-  bool plain = p.query_shape[0] == p.key_shape[0];
+  bool plain = true;
   for (int a = 0; a < p.rank; ++a) plain = plain && p.stride[a] == 1;
   f.has_bias = plain && pick(random, 0, 1);
   return f;

@@ -94,7 +94,7 @@ static Fused large_fused(Random& random) {
   p.dtype = NATTEN_FLOAT32, p.rank = 2, p.batch = 2, p.heads = 4, p.kv_heads = 2, p.head_dim = p.head_dim_v = 16;
   p.additional = 3, p.scale = 0.25;
   for (int a = 0; a < 2; ++a) {
-    p.query_shape[a] = p.key_shape[a] = 24, p.kernel_size[a] = 5, p.stride[a] = p.dilation[a] = 1;
+    set_length(p, a, 24), p.kernel_size[a] = 5, p.stride[a] = p.dilation[a] = 1;
   }
   Fused f = random_fused(random, p);
   f.has_bias = true;
@@ -145,7 +145,7 @@ static void test_many(Random& random, int64_t queries, int64_t keys) {
   natten_problem p = {};
   p.dtype = NATTEN_FLOAT32, p.rank = 1, p.batch = 1, p.heads = 2, p.kv_heads = 1, p.head_dim = 3, p.head_dim_v = 2;
   p.additional = 5, p.scale = -0.5;
-  p.query_shape[0] = queries, p.key_shape[0] = keys, p.kernel_size[0] = std::max(queries, keys);
+  p.query_shape[0] = queries, p.key_shape[0] = keys, p.full_shape[0] = p.kernel_size[0] = std::max(queries, keys);
   p.stride[0] = p.dilation[0] = 1;
   test_fused(random, p);
 }
@@ -154,7 +154,7 @@ static void test_many(Random& random, int64_t queries, int64_t keys) {
 static void test_many_slots(Random& random) {
   natten_problem p = {};
   p.dtype = NATTEN_FLOAT32, p.rank = 1, p.batch = 1, p.heads = p.kv_heads = 1, p.head_dim = p.head_dim_v = 1;
-  p.scale = 0.5, p.query_shape[0] = p.key_shape[0] = p.kernel_size[0] = 2100, p.stride[0] = p.dilation[0] = 1;
+  p.scale = 0.5, set_length(p, 0, 2100), p.kernel_size[0] = 2100, p.stride[0] = p.dilation[0] = 1;
   test_av(random, p);
 }
 
@@ -162,7 +162,7 @@ static void test_many_slots(Random& random) {
 static void test_large_logits(Random& random, int dtype) {
   natten_problem p = {};
   p.dtype = dtype, p.rank = 1, p.batch = 1, p.heads = p.kv_heads = 1, p.head_dim = p.head_dim_v = 4, p.scale = 0.7;
-  p.query_shape[0] = p.key_shape[0] = 90, p.kernel_size[0] = 7, p.stride[0] = p.dilation[0] = 1;
+  set_length(p, 0, 90), p.kernel_size[0] = 7, p.stride[0] = p.dilation[0] = 1;
   Fused f = random_fused(random, p);
   f.has_bias = dtype != NATTEN_FLOAT32;
   f.key = make_array(random, dtype, f.key.dims, 0);
@@ -190,7 +190,7 @@ static void test_large_logits(Random& random, int dtype) {
 static void test_dead_rows(Random& random, int dtype) {
   natten_problem p = {};
   p.dtype = dtype, p.rank = 1, p.batch = 1, p.heads = 2, p.kv_heads = 1, p.head_dim = p.head_dim_v = 5, p.scale = 0.25;
-  p.query_shape[0] = p.key_shape[0] = 80, p.kernel_size[0] = 5, p.stride[0] = p.dilation[0] = 1;
+  set_length(p, 0, 80), p.kernel_size[0] = 5, p.stride[0] = p.dilation[0] = 1;
   Fused f = random_fused(random, p);
   f.has_bias = true;
   for (int64_t i = 0; i < bias_entries(p); ++i) f.bias.set(i, -INFINITY);  // of head 0
@@ -217,7 +217,7 @@ static void test_dead_rows(Random& random, int dtype) {
 static void test_nan(Random& random) {
   natten_problem p = {};
   p.dtype = NATTEN_FLOAT32, p.rank = 1, p.batch = 1, p.heads = p.kv_heads = 1, p.head_dim = p.head_dim_v = 8;
-  p.query_shape[0] = p.key_shape[0] = 400, p.kernel_size[0] = 9, p.stride[0] = p.dilation[0] = 1, p.scale = 0.25;
+  set_length(p, 0, 400), p.kernel_size[0] = 9, p.stride[0] = p.dilation[0] = 1, p.scale = 0.25;
   Fused f = random_fused(random, p);
   f.has_bias = false;
   Results clean = outputs(random, f), dirty = clean;
@@ -252,7 +252,15 @@ static void test_refusals(Random& random) {
   f.p.stride[0] = 6, refused("a stride beyond the window");
   f.p.dilation[0] = 5, refused("a dilated window beyond the axis");
   f.p.key_shape[0] = 23, refused("lengths that differ, rank 2");
-  f.p.query_shape[0] = f.p.key_shape[0] = int64_t(1) << 31, refused("an axis of 2^31");
+  set_length(f.p, 0, int64_t(1) << 31), refused("an axis of 2^31");
+  f.p.query_start[0] = 1, refused("queries beyond the axis");
+  f.p.key_start[1] = -1, refused("keys before the axis");
+  f.p.full_shape[0] = int64_t(1) << 31, refused("a piece of an axis of 2^31");
+  f.p.full_shape[0] = 25, f.p.query_start[0] = 1, refused("a window beyond the keys at hand");
+  f.p.full_shape[0] = 25, f.p.key_start[0] = 1, refused("a window before the keys at hand");
+  // Of 100 tokens, queries 38 to 61 and keys 30 to 68: with a dilation of 4 and 5 keys, 61 alone needs another, 69
+  f.p.full_shape[0] = 100, f.p.query_start[0] = 38, f.p.key_start[0] = 30, f.p.dilation[0] = 4;
+  f.p.key_shape[0] = 39, refused("a window beyond the keys of one dilation group");
   f.p.heads = f.p.kv_heads = f.p.head_dim = int64_t(1) << 28, refused("more elements than memory has bytes");
   check(natten_av(nullptr, nullptr) == NATTEN_BAD_PROBLEM, "no problem", "refusals");
   const natten_problem p = large_fused(random).p;
@@ -282,7 +290,7 @@ static void test_memory(Random& random) {
 static void test_long(Random& random) {
   natten_problem p = {};
   p.dtype = NATTEN_FLOAT32, p.rank = 1, p.batch = 1, p.heads = p.kv_heads = 2, p.head_dim = p.head_dim_v = 64;
-  p.query_shape[0] = p.key_shape[0] = 700, p.kernel_size[0] = 3, p.stride[0] = p.dilation[0] = 1, p.scale = 0.125;
+  set_length(p, 0, 700), p.kernel_size[0] = 3, p.stride[0] = p.dilation[0] = 1, p.scale = 0.125;
   test_fused(random, p);
 }
 
@@ -296,11 +304,29 @@ static void test_pieces(Random& random) {
       p.dtype = NATTEN_FLOAT32, p.rank = rank, p.batch = 1, p.heads = 2, p.kv_heads = 1, p.head_dim = p.head_dim_v = 20;
       p.additional = stride == 2 ? 150 : 0, p.scale = 0.25;
       for (int a = 0; a < rank; ++a) {
-        p.query_shape[a] = p.key_shape[a] = lengths[rank - 1][a], p.kernel_size[a] = windows[rank - 1][a];
+        set_length(p, a, lengths[rank - 1][a]), p.kernel_size[a] = windows[rank - 1][a];
         p.stride[a] = stride, p.dilation[a] = 1, p.is_causal[a] = stride == 2 && a == 0;
       }
       test_fused(random, p), test_qk(random, p), test_av(random, p);
+      for (int a = 0; a < rank; ++a) cut(random, p, a, a ? 1 : 5, int(lengths[rank - 1][a]), 2);
+      test_fused(random, p), test_qk(random, p), test_av(random, p);
     }
+  }
+}
+
+// Pieces in the middle and at the end of the longest axes that there may be: their offsets need 64 bits
+static void test_far(Random& random) {
+  const int64_t longest = int64_t(1) << 29;
+  for (int rank = 1; rank <= 3; ++rank) {
+    natten_problem p = {};
+    p.dtype = NATTEN_FLOAT32, p.rank = rank, p.batch = 2, p.heads = 2, p.kv_heads = 1, p.head_dim = p.head_dim_v = 9;
+    p.scale = 0.25;
+    for (int a = 0; a < rank; ++a) {
+      set_length(p, a, longest), p.kernel_size[a] = 4 - a, p.stride[a] = 1, p.dilation[a] = 1 + a;
+      const int end = int(a == 1 ? longest / 2 : longest);
+      cut(random, p, a, end - 40 / (rank * rank), end, 3);
+    }
+    test_fused(random, p), test_qk(random, p), test_av(random, p);
   }
 }
 
@@ -327,14 +353,15 @@ int main(int argc, char** argv) {
   Random random{uint64_t(seed)};
   check(natten_cpu_abi() == NATTEN_CPU_ABI, "the header is another one", "abi");
   for (int i = 0; i < problems; ++i) {
-    const natten_problem p = i % 8 == 7 ? random_attention(random) : random_problem(random);
+    const bool attention = i % 8 == 7;
+    const natten_problem p = attention ? random_attention(random) : i % 2 ? random_piece(random) : random_problem(random);
     test_fused(random, p);
-    if (p.query_shape[0] == p.key_shape[0]) test_qk(random, p), test_av(random, p);
+    if (!attention || p.query_shape[0] == p.key_shape[0]) test_qk(random, p), test_av(random, p);
   }
   test_long(random);
   test_many(random, 7, 2300), test_many(random, 2300, 6), test_many_slots(random);
   for (int dtype = 0; dtype < 4; ++dtype) test_large_logits(random, dtype), test_dead_rows(random, dtype);
-  test_pieces(random);
+  test_pieces(random), test_far(random);
   test_callers(random);
   if (forks) test_fork(random);
   test_nan(random);
