@@ -187,7 +187,7 @@ class Path:
 
 PATHS = tuple(Path(framework, backend) for framework in FRAMEWORKS for backend in (framework.compiled, "pure", "dense"))
 # Those that compute pieces of a larger problem.
-PIECEWISE = tuple(path for path in PATHS if path.backend != path.framework.compiled)
+PIECEWISE = PATHS
 # Those with a backward of their own, differentiable once.
 OURS = tuple(path for path in PATHS if path.backend != "dense")
 

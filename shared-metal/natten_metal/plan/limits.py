@@ -33,17 +33,6 @@ def metal_limit(problem: Problem, smallest: int = 1) -> str | None:
     return None
 
 
-# Which work computes whole problems only.
-WHOLE_ONLY = frozenset((Work.CPU_KERNELS,))
-
-
-def no_piece(problem: Problem, work: Work) -> str | None:
-    """Why ``work`` cannot compute a piece; None if it can, or if the problem is whole."""
-    if problem.piece is None or work not in WHOLE_ONLY:
-        return None
-    return "it computes whole problems only, and no piece of a larger one"
-
-
 def too_large(problem: Problem) -> str | None:
     """Why ``problem`` is too large for the kernels, those for CPUs included; None if it is not."""
     p = problem
