@@ -23,7 +23,7 @@ MAX_TWIN_LINES = 25
 FRAMEWORKS = frozenset({"torch", "mlx"})
 
 # Files that may define names with a rank in them, and the names they may define: the typed faces.
-FACE_FILES = frozenset({"functional", "split", "faces", "modules", "varlen"})
+FACE_FILES = frozenset({"distributed", "functional", "split", "faces", "modules", "varlen"})
 FACE_NAME = re.compile(r"na[123]d(_qk|_av|_varlen)?|NeighborhoodAttention[123]D")
 RANKED_NAME = re.compile(r"(?<!\d)[123][dD]")
 METAL_FUNCTION = re.compile(r"^[ \t]*(?:static )?(?:METAL|NA)_FUNC\b[^;{]*?(\w+)\([^;{]*\{", re.MULTILINE)

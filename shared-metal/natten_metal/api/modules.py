@@ -23,6 +23,7 @@ class NeighborhoodAttention:
     _sizes_name = "spatial_sizes"
     backend: str | None = None  # for modules that were pickled without one, as the next
     wrap: Any = False
+    shared: Any = None  # what attends instead of the fused op, where processes share the tokens
     proj: Any
 
     @staticmethod
@@ -102,7 +103,11 @@ class NeighborhoodAttention:
         tensors = self._project(x)
         window = self._geometry(tuple(x.shape[1:-1]))
         dropping = self.training and self._drops(self.attn_drop)
-        if cache is not None:
+        if self.shared is not None:
+            if cache is not None or sizes is not None or dropping or self.wrap:
+                checks.shards.reject_module(face)
+            out = self.shared(FUSED.faces[self.rank], (*tensors, None, None, self.rpb), window, self.scale, chosen)
+        elif cache is not None:
             self._check_cache(cache, sizes, dropping)
             query, key, value = tensors
             cache.append(key, value)

@@ -100,6 +100,9 @@ class Operations(Protocol):
     def write(self, buffer: Tensor, start: int, tensor: Tensor) -> Tensor:
         """``buffer [B, capacity, ...]`` with ``tensor [B, n, ...]`` from ``start`` on, in its memory; no gradient."""
 
+    def add_at(self, tensor: Tensor, where: tuple[slice, ...], part: Tensor) -> Tensor:
+        """``tensor``, which the caller gives up, with ``part`` added to a box of it; not differentiable."""
+
     def flip(self, tensor: Tensor, axis: int) -> Tensor:
         """The axis in reverse order."""
 

@@ -20,7 +20,7 @@ _NAMES = names.LazyNames(
         "_export": ("export_function",),
         "_config": (*names.BACKEND_NAMES, "has_nanobind", "nanobind_unavailable_reason"),
     },
-    (*names.HOMES, "compat", "extras"),
+    (*names.HOMES, "compat", "distributed", "extras"),
 )
 __all__ = [*_NAMES.home_of, "__version__"]  # noqa: PLE0604 - names are strings
 

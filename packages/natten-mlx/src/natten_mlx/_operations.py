@@ -89,6 +89,10 @@ def write(buffer: mx.array, start: int, tensor: mx.array) -> mx.array:
     return buffer
 
 
+def add_at(tensor: mx.array, where: tuple[slice, ...], part: mx.array) -> mx.array:
+    return tensor.at[where].add(part)
+
+
 def flip(tensor: mx.array, axis: int) -> mx.array:
     return tensor[(..., slice(None, None, -1), *[slice(None)] * (-1 - axis))]
 

@@ -18,7 +18,7 @@ __version__ = "0.4.0"
 _NAMES = names.LazyNames(
     __name__,
     names.HOMES | {"_export": ("export_mode",), "_config": (*names.BACKEND_NAMES, "has_mps")},
-    (*names.HOMES, "compat", "extras"),
+    (*names.HOMES, "compat", "distributed", "extras"),
 )
 __all__ = [*_NAMES.home_of, "__version__"]  # noqa: PLE0604 - names are strings
 

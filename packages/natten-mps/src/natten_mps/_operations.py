@@ -81,6 +81,11 @@ def write(buffer: Tensor, start: int, tensor: Tensor) -> Tensor:
     return buffer
 
 
+def add_at(tensor: Tensor, where: tuple[slice, ...], part: Tensor) -> Tensor:
+    tensor[where] += part
+    return tensor
+
+
 def flip(tensor: Tensor, axis: int) -> Tensor:
     return tensor.flip(axis)
 

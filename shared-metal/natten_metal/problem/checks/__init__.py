@@ -8,6 +8,7 @@ takes it; the message names the alternative. Items of different sizes: :mod:`.va
 from . import arguments as arguments
 from . import cache as cache
 from . import modules as modules
+from . import shards as shards
 from . import slabs as slabs
 from . import varlen as varlen
 from .arguments import bools_per_axis as bools_per_axis

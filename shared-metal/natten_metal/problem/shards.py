@@ -1,0 +1,194 @@
+"""A problem cut into shards: which process holds which tokens, and which keys it needs from which others.
+
+Processes form a grid over the axes that are cut; each holds the queries, keys and values of one shard, a box of tokens.
+To attend, a process needs the keys of :attr:`Shards.reach`, its shard and a halo around it, which other shards hold.
+Every process knows the bounds of all shards, and computes the same messages as the others without asking.
+"""
+
+import math
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+from ..caches import cached
+from .interval import column_span
+from .problem import Axis
+
+Range = tuple[int, int]
+# One range of tokens of the whole problem on each axis.
+Box = tuple[Range, ...]
+
+
+def tokens(box: Box) -> int:
+    """How many tokens a box holds."""
+    return math.prod(high - low for low, high in box)
+
+
+def common(a: Box, b: Box) -> Box | None:
+    """The tokens that are in both boxes; None if there are none."""
+    found = tuple((max(x[0], y[0]), min(x[1], y[1])) for x, y in zip(a, b, strict=True))
+    return found if all(low < high for low, high in found) else None
+
+
+@dataclass(frozen=True)
+class Shards:
+    """The shards of one problem.
+
+    bounds: for each axis, where its shards begin, and its length: ``(0, length)`` for an axis that is not cut.
+    cut: the axes that are cut, those first whose place changes slowest with a process's number.
+    window: kernel_size, stride, dilation and is_causal, one entry per axis each.
+    """
+
+    bounds: tuple[tuple[int, ...], ...]
+    cut: tuple[int, ...]
+    window: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[bool, ...]]
+
+    @property
+    def full_shape(self) -> tuple[int, ...]:
+        return tuple(bounds[-1] for bounds in self.bounds)
+
+    @property
+    def count(self) -> int:
+        """How many shards, and processes, there are."""
+        return math.prod(len(bounds) - 1 for bounds in self.bounds)
+
+    def place(self, process: int) -> tuple[int, ...]:
+        """Which shard of each axis a process holds."""
+        found = [0] * len(self.bounds)
+        for axis in reversed(self.cut):
+            process, found[axis] = divmod(process, len(self.bounds[axis]) - 1)
+        return tuple(found)
+
+    def process_at(self, place: Sequence[int]) -> int:
+        """The process that holds the shard at a place: the inverse of :meth:`place`."""
+        process = 0
+        for axis in self.cut:
+            process = process * (len(self.bounds[axis]) - 1) + place[axis]
+        return process
+
+    def own(self, process: int) -> Box:
+        """The tokens that a process holds."""
+        return tuple((bounds[at], bounds[at + 1]) for bounds, at in zip(self.bounds, self.place(process), strict=True))
+
+    def keys_of(self, queries: Box) -> Box:
+        """The keys that the queries of a box attend to, from the lowest to the highest on each axis."""
+        return tuple(self._keys(axis, queries[axis]) for axis in range(len(self.bounds)))
+
+    def _keys(self, axis: int, queries: Range) -> Range:
+        w, s, d = (each[axis] for each in self.window[:3])
+        return _span(self.bounds[axis][-1], w, s, d, self.window[3][axis], *queries)
+
+    def reach(self, process: int) -> Box:
+        """The shard of a process with its halo: all keys that its queries attend to, and its own."""
+        own = self.own(process)
+        needed = self.keys_of(own)
+        return tuple((min(a[0], b[0]), max(a[1], b[1])) for a, b in zip(own, needed, strict=True))
+
+    def holders(self, box: Box) -> list[list[int]]:
+        """For each axis, in ascending order, the places of the shards that hold some of ``box``."""
+        return [
+            [at for at in range(len(bounds) - 1) if bounds[at] < high and low < bounds[at + 1]]
+            for bounds, (low, high) in zip(self.bounds, box, strict=True)
+        ]
+
+    def received(self, process: int) -> Iterator[tuple[int, Box]]:
+        """The parts of a process's halo: who holds each, and its tokens. Owners ascend along each axis."""
+        reach = self.reach(process)
+        for place in product(*self.holders(reach)):
+            owner = self.process_at(place)
+            part = common(reach, self.own(owner))
+            if part is not None and owner != process:
+                yield owner, part
+
+    def messages(self) -> "tuple[Message, ...]":
+        """All that travels before the forward pass; the gradients of the same tokens travel back after it."""
+        return _messages(self)
+
+    def interior(self, process: int) -> Box | None:
+        """A box of queries that attend to keys of their own shard alone: between those that need a key before it and
+        those that need a key after it. None if there are none.
+        """
+        found = tuple(self._interior(axis, own) for axis, own in enumerate(self.own(process)))
+        return found if all(low < high for low, high in found) else None
+
+    def _interior(self, axis: int, own: Range) -> Range:
+        """By bisection: where more queries come before or after, the first and the last key can only move outwards."""
+        low, high = own
+        first = bisect_left(range(low, high), True, key=lambda q: self._keys(axis, (q, high))[0] >= low)
+        last = bisect_left(range(low + 1, high + 1), True, key=lambda q: self._keys(axis, (low, q))[1] > high)
+        return low + first, low + last
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """Tokens that one process sends to another."""
+
+    source: int
+    target: int
+    box: Box
+
+
+@cached("messages between shards", 64)
+def _messages(shards: Shards) -> tuple[Message, ...]:
+    return tuple(
+        Message(owner, process, box) for process in range(shards.count) for owner, box in shards.received(process)
+    )
+
+
+@cached("key ranges of shards", 4096)
+def _span(full: int, w: int, s: int, d: int, causal: bool, low: int, high: int) -> Range:
+    return column_span(Axis(high - low, full, w, s, d, causal, full, query_start=low), False)
+
+
+def bytes_sent(shards: Shards, process: int, bytes_per_token: int) -> int:
+    """What a process sends before the forward pass when every message goes straight to its target.
+
+    bytes_per_token: of key and value together, ``batch * kv_heads * (head_dim + head_dim_v) * bytes of the dtype``.
+    """
+    return bytes_per_token * sum(tokens(each.box) for each in shards.messages() if each.source == process)
+
+
+def bytes_returned(shards: Shards, process: int, bytes_per_token: int) -> int:
+    """What a process sends in the backward pass: the gradients of its halo."""
+    return bytes_per_token * (tokens(shards.reach(process)) - tokens(shards.own(process)))
+
+
+# --- over a ring, where a process reaches its two neighbours alone -----------------------------------
+
+
+def hops(count: int, source: int, target: int) -> int:
+    """Steps along a ring of ``count`` processes, the shorter way: positive to the next, negative to the one before."""
+    forward = (target - source) % count
+    return forward if 2 * forward <= count else forward - count
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """Messages that move one step along a ring at the same time, each in one direction, by their index."""
+
+    step: int
+    moving: dict[int, tuple[int, ...]]  # by the process that sends
+
+
+def rounds(count: int, ends: Sequence[tuple[int, int]]) -> list[Round]:
+    """The steps of messages from ``ends[i][0]`` to ``ends[i][1]`` along a ring, in the order of all processes."""
+    ways = [hops(count, *each) for each in ends]
+    found = []
+    for turn in range(max(map(abs, ways), default=0)):
+        for step in (1, -1):
+            moving: dict[int, list[int]] = {}
+            for index, way in enumerate(ways):
+                if way * step > turn:
+                    moving.setdefault((ends[index][0] + turn * step) % count, []).append(index)
+            if moving:
+                found.append(Round(step, {process: tuple(each) for process, each in moving.items()}))
+    return found
+
+
+def bytes_sent_in_ring(shards: Shards, process: int, bytes_per_token: int, back: bool = False) -> int:
+    """What a process sends when messages pass from neighbour to neighbour: its own, and those that it hands on."""
+    messages = shards.messages()
+    ends = [(each.target, each.source) if back else (each.source, each.target) for each in messages]
+    sent = [index for each in rounds(shards.count, ends) for index in each.moving.get(process, ())]
+    return bytes_per_token * sum(tokens(messages[index].box) for index in sent)

@@ -1,0 +1,139 @@
+"""One process of a group: ``python member.py FRAMEWORK TASK``. Reports are lines of JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from typing import Any
+
+import numpy as np
+from members import member
+from shard_cases import ShardCase, cases, per_axis
+
+from natten_mps._metal.problem import shards
+
+DRAWN = int(os.environ["DRAWN"])
+
+
+def report(**given: Any) -> None:
+    print(json.dumps(given), flush=True)
+
+
+def own(array: Any, case: ShardCase, index: int) -> Any:
+    """The shard of a process, of an array with the axes of tokens."""
+    return array[(slice(None), *(slice(*each) for each in case.shards.own(index)))]
+
+
+def error(found: Any, expected: Any) -> float:
+    return float(np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-3))
+
+
+def agree(fw: Any) -> None:
+    """Each case on all processes against the same call of one process; and the bytes that were sent."""
+    for number, case in enumerate(cases(fw.count, DRAWN)):
+        face, names = f"na{len(case.shape)}d", list(case.inputs)
+        given = {name: fw.tensor(array, case.dtype) for name, array in case.inputs.items()}
+        cotangents = [fw.tensor(each, case.dtype) for each in case.cotangents]
+
+        def call(module: Any, *tensors: Any, **more: Any) -> Any:
+            extras = dict(zip(names[3:], tensors[3:], strict=True))  # noqa: B023
+            window = case.window | {"return_lse": True, "backend": "pure"} | extras  # noqa: B023
+            return getattr(module, face)(*tensors[:3], **window, **more)  # noqa: B023
+
+        def whole(*tensors: Any) -> Any:
+            return call(fw.whole, *tensors)
+
+        def shared(*tensors: Any) -> Any:
+            return call(fw.shared, *tensors, **fw.place(case))  # noqa: B023
+
+        expected, expected_grads = fw.vjp(whole, list(given.values()), cotangents)
+        shard = [own(each, case, fw.index) if at < 3 else each for at, each in enumerate(given.values())]
+        fw.sent = 0
+        outputs, grads = fw.vjp(shared, shard, [own(each, case, fw.index) for each in cotangents])
+        errors = {
+            name: error(fw.numpy(found), own(fw.numpy(wanted), case, fw.index))
+            for name, found, wanted in zip(("out", "lse"), outputs, expected, strict=True)
+        }
+        for at, name in enumerate(names):
+            wanted = fw.numpy(expected_grads[at])
+            errors[f"{name}_grad"] = error(fw.numpy(grads[at]), own(wanted, case, fw.index) if at < 3 else wanted)
+        width = case.bytes_per_token(2 if case.dtype else fw.itemsize)
+        if fw.in_ring:
+            due = sum(shards.bytes_sent_in_ring(case.shards, fw.index, width, back) for back in (False, True))
+        else:
+            due = shards.bytes_sent(case.shards, fw.index, width) + shards.bytes_returned(case.shards, fw.index, width)
+        tolerance = 0.03 if case.dtype else fw.tolerance
+        report(case=number, what=str(case), errors=errors, tolerance=tolerance, sent=fw.sent, due=due)
+
+
+SHARD = ShardCase(((0, 6, 12, 18),), (0,), per_axis(1, kernel_size=5), 7)
+
+
+def rejected(fw: Any) -> None:
+    """Calls that do not fit together: each process reports its error, and the group still works afterwards."""
+    tensor = fw.tensor
+    last = fw.index == fw.count - 1
+
+    def shapes(length: int, heads: int = 2) -> list[Any]:
+        return [tensor(np.ones((1, length, heads, 4))) for _ in range(3)]
+
+    def ask(name: str, tensors: list[Any], **more: Any) -> None:
+        try:
+            fw.shared.na1d(*tensors, **({"kernel_size": 5} | fw.place(SHARD) | more))
+        except (ValueError, TypeError, NotImplementedError) as raised:
+            report(call=name, kind=type(raised).__name__, text=str(raised))
+        else:
+            report(call=name, kind="", text="")
+
+    wrong = [*shapes(6)[:2], *shapes(5)[2:]]
+    ask("value is shorter", wrong if last else shapes(6))
+    ask("other heads", shapes(6, 3 if last else 2))
+    ask("other window", shapes(6), kernel_size=3 if last else 5)
+    ask("window is too wide", shapes(2), kernel_size=7)
+    ask("no tensor", [None, *shapes(6)[1:]] if last else shapes(6))
+    ask("no tokens", shapes(0 if last else 6))
+    ask("axis", shapes(6), axis=1)
+    ask("legal", shapes(6))
+
+
+def killed(fw: Any) -> None:
+    """One process dies between two calls; the others make the next one."""
+    inputs = [own(fw.tensor(each), SHARD, fw.index) for each in SHARD.inputs.values()]
+
+    def call() -> Any:
+        return fw.numpy(fw.shared.na1d(*inputs, kernel_size=5, backend="pure", **fw.place(SHARD)))
+
+    call()
+    if fw.index == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    begin = time.monotonic()
+    try:
+        for _ in range(2):
+            call()
+    except RuntimeError as raised:
+        report(kind=type(raised).__name__, seconds=time.monotonic() - begin)
+        os._exit(3)  # without the goodbyes of a group that works
+    report(kind="", seconds=time.monotonic() - begin)
+
+
+def stopped(fw: Any) -> None:
+    """One process lives on and never makes the call."""
+    inputs = [own(fw.tensor(each), SHARD, fw.index) for each in SHARD.inputs.values()]
+    begin = time.monotonic()
+    if fw.index == 1:
+        time.sleep(14)
+        os._exit(0)
+    try:
+        fw.numpy(fw.shared.na1d(*inputs, kernel_size=5, backend="pure", **fw.place(SHARD)))
+    except RuntimeError as raised:
+        report(kind=type(raised).__name__, seconds=time.monotonic() - begin)
+        os._exit(3)
+
+
+if __name__ == "__main__":
+    process = member(sys.argv[1])
+    {each.__name__: each for each in (agree, rejected, killed, stopped)}[sys.argv[2]](process)
+    process.end()
