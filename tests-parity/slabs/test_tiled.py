@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -245,3 +246,24 @@ def test_a_progress_bar(framework: Framework, capsys: pytest.CaptureFixture[str]
             )
         printed = capsys.readouterr().err
         assert ("tiled: 100%" in printed and f"{2 * 14 * 33}/{2 * 14 * 33} " in printed) == shown, printed
+
+
+@both
+def test_the_example_of_the_documentation(
+    framework: Framework, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And its budget is one: there are several slabs."""
+    text = (Path(__file__).parents[2] / "docs" / "larger-than-memory.md").read_text()
+    (example,) = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    where = on_cpu(framework, tiled=True)
+    original = framework.package.tiled
+    monkeypatch.setattr(framework.package, "tiled", lambda *given, **named: original(*given, **named, **where))
+    with cut_into(framework, None) as used:
+        exec(compile(example.replace("natten_mps", framework.package_name), "example", "exec"), {})
+    assert used[0][:2] < (1, 256), used
+    assert capsys.readouterr().out.startswith("(1, 256, 256, 4, 16) [")
+    arrays = [np.load(f"{name}.npy", mmap_mode="r")[:, :20] for name in ("query", "key", "value")]
+    few = (framework.tensor(array, "float32") for array in arrays)
+    wanted = framework.numpy(framework.package.na2d(*few, (7, 9), backend="pure"))[:, :16]
+    assert_alike(np.load("out.npy", mmap_mode="r")[:, :16], wanted, 1e-5)
