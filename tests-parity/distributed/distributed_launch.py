@@ -34,7 +34,12 @@ def free_ports(count: int) -> list[int]:
 
 
 def run(framework: str, task: str, count: int, drawn: int = 0, timeout: float = 200) -> list[Ended]:
-    """Run a task of ``member.py`` in ``count`` processes, with ``drawn`` random problems.
+    """A task of ``member.py`` in ``count`` processes, with ``drawn`` random problems."""
+    return run_program([str(HERE / "member.py"), framework, task], count, timeout, DRAWN=str(drawn))
+
+
+def run_program(program: list[str], count: int, timeout: float = 200, **variables: str) -> list[Ended]:
+    """A Python program in ``count`` processes that know each other by their environment.
 
     ``subprocess.TimeoutExpired`` if one takes longer than ``timeout`` seconds.
     """
@@ -43,18 +48,13 @@ def run(framework: str, task: str, count: int, drawn: int = 0, timeout: float = 
         ports = free_ports(count)
         hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in ports]))
         paths = os.pathsep.join([str(HERE), str(HERE.parent)])
-        variables = os.environ | {
-            "PYTHONPATH": paths,
-            "OMP_NUM_THREADS": "1",
-            "NATTEN_NUM_THREADS": "1",
-            "DRAWN": str(drawn),
-        }
-        variables |= {"MLX_HOSTFILE": str(hosts), "WORLD_SIZE": str(count)}
-        variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(ports[0])}
+        known = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "NATTEN_NUM_THREADS": "1"} | variables
+        known |= {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(ports[0])}
+        known |= {"MLX_HOSTFILE": str(hosts)} if count > 1 else {}
         started = [
             subprocess.Popen(
-                [sys.executable, str(HERE / "member.py"), framework, task],
-                env=variables | {"MLX_RANK": str(index), "RANK": str(index)},
+                [sys.executable, *program],
+                env=known | {"RANK": str(index)} | ({"MLX_RANK": str(index)} if count > 1 else {}),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
