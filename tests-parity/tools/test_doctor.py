@@ -34,7 +34,7 @@ def test_a_healthy_package(package: str, capsys: pytest.CaptureFixture[str]) -> 
     assert printed.splitlines()[-1] == "3 of 3 within bounds"
     rows = [line for line in printed.splitlines() if line.startswith("pure ")]
     assert [row[12:40].strip() for row in rows] == [case.name for case in FEW]
-    for backend, reason in patient.missing():
+    for backend, reason in patient.reasons().items():
         assert f"  {backend}: {reason or 'at hand'}" in printed.splitlines()
 
 
@@ -89,8 +89,12 @@ def test_a_missing_backend(package: str, capsys: pytest.CaptureFixture[str]) -> 
     differently.
     """
     patient = patient_of(package)
-    missing = [backend for backend, _ in patient.missing()]
-    ill = dataclasses.replace(patient, missing=lambda: [(backend, "the GPU is on holiday") for backend in missing])
+    missing = list(patient.reasons())
+    device = importlib.import_module(f"{package}._metal.plan.device")
+    away = dataclasses.replace(
+        patient.device(), missing=device.missing_backends(dict.fromkeys(missing, "the GPU is on holiday"))
+    )
+    ill = dataclasses.replace(patient, device=lambda: away)
     for name in (*missing, *patient.backends.aliases):
         assert doctor.examine(ill, name, tuple(FEW)) == 2
         said = f"nothing to examine: backend {name} is not at hand: the GPU is on holiday"
@@ -107,7 +111,7 @@ def test_backends_that_are_asked_for(package: str, backend: str, capsys: pytest.
     """All of them except dense, the reference, unless it is requested by name."""
     patient = patient_of(package)
     assert doctor.examine(patient, backend, tuple(FEW[:1])) == 0
-    at_hand = [backend for backend, reason in patient.missing() if reason is None and backend != "dense"]
+    at_hand = [backend for backend, reason in patient.reasons().items() if reason is None and backend != "dense"]
     rows = [line.split()[0] for line in capsys.readouterr().out.splitlines() if FEW[0].name in line]
     assert rows == (at_hand if backend == "auto" else [backend])
 
@@ -142,7 +146,7 @@ def test_the_example_of_the_help(package: str, one_case: None, capsys: pytest.Ca
     last = capsys.readouterr().out.splitlines()[-1]
     patient = patient_of(package)
     backend = patient.backends.aliases.get("metal", "metal")
-    reason = dict(patient.missing())[backend]
+    reason = patient.reasons()[backend]
     missing = f"nothing to examine: backend metal is not at hand: {reason}"
     assert (status, last) == ((0, "1 of 1 within bounds") if reason is None else (2, missing))
 

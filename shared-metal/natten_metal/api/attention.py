@@ -14,7 +14,7 @@ from ..problem.ops import AV, FULL, FUSED, QK, Op
 from ..problem.problem import Problem
 from .finer_grid import from_heads, repeat_rpb, to_heads
 from .framework import Framework, Stream, optional_spec, specs
-from .operations import Operations, Tensor, Tensors
+from .operations import Operations, Tensor, Tensors, compute_dtype, largest
 from .recall import Recall, Signature, exactly
 from .varlen import attend_packed
 from .wrap import repeat_ends
@@ -253,9 +253,9 @@ def merge(
 
 
 def _merged(xp: Operations, outputs: Tensors, lses: Tensors) -> tuple[Tensor, Tensor]:
-    dtype = xp.compute_dtype(outputs[0])
+    dtype = compute_dtype(xp, outputs[0])
     stacked = xp.stack([xp.astype(lse, dtype) for lse in lses])
-    top = xp.largest(stacked, 0, False)
+    top = largest(xp, stacked, 0, False)
     empty = top == -math.inf
     # Where all parts are empty, 0 replaces the exponents, so that no NaN reaches a gradient.
     top = xp.where(empty, 0.0, top)

@@ -13,7 +13,7 @@ from ..plan.programs import DenseOperations
 from ..problem.mask import axis_windows, bias_offsets, neighborhood_mask, slot_keys
 from ..problem.problem import Problem
 from ..problem.window import group_length
-from .operations import Dtype, Operations, Tensor, Tensors
+from .operations import Dtype, Operations, Tensor, Tensors, compute_dtype, largest, pad
 
 Optional = Tensor | None
 
@@ -31,7 +31,7 @@ def _heads_last(xp: Operations, tensor: Tensor, shape: tuple[int, ...], dtype: D
 def _finite(xp: Operations, tensor: Tensor, groups: int = 1) -> Tensor:
     """:func:`_heads_first` in the compute dtype, with 0 for non-finite numbers."""
     # Convert first: gradients of repeated heads are then summed in the compute dtype too.
-    flat = _heads_first(xp, xp.astype(tensor, xp.compute_dtype(tensor)), groups)
+    flat = _heads_first(xp, xp.astype(tensor, compute_dtype(xp, tensor)), groups)
     return xp.where(xp.isfinite(flat), flat, 0.0)
 
 
@@ -49,8 +49,8 @@ def _sees(xp: Operations, problem: Problem, bad: Tensor) -> Tensor:
         d, (group, start, end) = sizes.dilation, axis_windows(sizes, xp.tables(xp.device(bad)))
         length = group_length(sizes.keys, 0, d)
         start, end = (position * d + group - sizes.key_start for position in (start, end))
-        tokens = xp.pad_first(xp.astype(xp.moveaxis(bad, 1 + axis, 0), xp.int32), 0, length * d - sizes.keys)
-        counts = xp.pad_first(xp.unflatten(tokens, 0, (length, d)).cumsum(0), 1, 0).flatten(0, 1)
+        tokens = pad(xp, xp.astype(xp.moveaxis(bad, 1 + axis, 0), xp.int32), {0: (0, length * d - sizes.keys)})
+        counts = pad(xp, xp.unflatten(tokens, 0, (length, d)).cumsum(0), {0: (1, 0)}).flatten(0, 1)
         held = xp.take(counts, end, 0) > xp.take(counts, start, 0)
         bad = xp.moveaxis(held, 0, 1 + axis)
     return _heads_first(xp, bad, problem.group_heads)
@@ -62,7 +62,8 @@ def _logits(xp: Operations, problem: Problem, rows: Tensor, key: Tensor, rpb: Op
     if rpb is None:
         return logits
     biases = xp.astype(rpb, logits.dtype).flatten(1)
-    return logits + xp.take_differentiably(biases, bias_offsets(problem, xp.tables(xp.device(rows))))
+    offsets = bias_offsets(problem, xp.tables(xp.device(rows)))
+    return logits + xp.unflatten(xp.gather(biases, offsets.flatten()), 1, tuple(offsets.shape))
 
 
 def forward(
@@ -90,7 +91,7 @@ def forward(
         marks = xp.concatenate([bad_values, _bad_rows(xp, additional_keys, groups)], -1)
         seen = xp.either(seen, marks.any(2, keepdims=True))
     # Not the framework's logsumexp: its gradient is computed from its rounded result, and is off by as much as lse is.
-    top = xp.largest(logits, -1, True)
+    top = largest(xp, logits, -1, True)
     empty = top == -math.inf
     # A query whose logits are all -inf has no weights; finite numbers replace them, so that no NaN reaches a gradient.
     top = xp.where(empty, 0.0, top)
@@ -105,7 +106,7 @@ def forward(
 
 def softmax(xp: Operations, logits: Tensor) -> Tensor:
     """Over the last axis; all 0 where all logits are -inf."""
-    empty = xp.largest(logits, -1, True) == -math.inf
+    empty = largest(xp, logits, -1, True) == -math.inf
     return xp.where(empty, 0.0, xp.softmax(xp.where(empty, 0.0, logits)))
 
 
@@ -123,15 +124,15 @@ def qk(xp: Operations, problem: Problem, query: Tensor, key: Tensor, rpb: Option
     """Logits of the window slots ``[B, *shape, H, W]`` in the query's dtype, -inf where a slot has no key."""
     logits = _logits(xp, problem, _finite(xp, xp.fixed_shape(query)), key, rpb)
     index, held = _slots(xp, problem, query)
-    found = xp.gather(xp.pad_last(logits, 1, -math.inf), index)
-    bad_keys = xp.pad_last(_bad_rows(xp, key, problem.group_heads)[..., 0], 1, False)
+    found = xp.gather(pad(xp, logits, {-1: (0, 1)}, -math.inf), index)
+    bad_keys = pad(xp, _bad_rows(xp, key, problem.group_heads)[..., 0], {-1: (0, 1)}, False)
     bad = xp.either(xp.take(bad_keys, index, 2), _bad_rows(xp, query))
     return _heads_last(xp, xp.spoil(found, ~xp.either(~bad, ~held)), problem.query_shape, query.dtype)
 
 
 def av(xp: Operations, problem: Problem, attn: Tensor, value: Tensor) -> Tensor:
     """Window slots times the values they stand for: ``[B, *shape, H, D_v]`` in the value's dtype."""
-    slots = xp.astype(_heads_first(xp, xp.fixed_shape(attn)), xp.compute_dtype(value))
+    slots = xp.astype(_heads_first(xp, xp.fixed_shape(attn)), compute_dtype(xp, value))
     index, _ = _slots(xp, problem, value)
     dense = xp.scatter(slots, index, problem.keys + 1)[..., : problem.keys]
     out = xp.spoil(dense @ _finite(xp, value, problem.group_heads), _sees(xp, problem, ~xp.isfinite(value)))

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from ..plan.backends import Backends
 from ..plan.device import Device
 from ..plan.plan import Plan
-from ..plan.verdicts import Verdicts
+from ..plan.planner import Planner
 from ..problem.problem import Problem, TensorSpec
 from ..problem.ragged import Table
 from .operations import Operations, Tensor, Tensors
@@ -58,8 +58,8 @@ class Framework(Protocol):
     def device_of(self, tensor: Tensor, stream: Stream) -> Device:
         """The planner's view of where a call on ``tensor`` runs."""
 
-    def verdicts(self) -> Verdicts:
-        """What has been learned of the machine so far."""
+    def machine(self) -> Planner:
+        """The machine that calls run on."""
 
     def plan_on(self, tensor: Tensor, stream: Stream, problem: Problem, backend: str) -> Plan:
         """The plan of a call on ``tensor``."""

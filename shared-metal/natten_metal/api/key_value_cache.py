@@ -20,7 +20,7 @@ from ..problem import checks
 from ..problem.ops import FUSED
 from . import attention
 from .framework import Framework
-from .operations import Tensor
+from .operations import Operations, Tensor
 
 
 class KeyValueCache:
@@ -83,8 +83,8 @@ class KeyValueCache:
             return
         self._make_room(key, value, new)
         xp = fw.operations
-        self._key = xp.write(self._key, self._end, key)
-        self._value = xp.write(self._value, self._end, value)
+        self._key = _write(xp, self._key, self._end, key)
+        self._value = _write(xp, self._value, self._end, value)
         self._end += new
         self._tokens += new
         self._newest = new
@@ -109,7 +109,7 @@ class KeyValueCache:
         kept = None if buffer is None else buffer[:, first : self._end]
         if buffer is None or buffer.shape[1] != capacity or self._end - first > first:  # another size, or they overlap
             buffer = xp.zeros((like.shape[0], capacity, *like.shape[2:]), like.dtype, like)
-        return buffer if kept is None or kept.shape[1] == 0 else xp.write(buffer, 0, kept)
+        return buffer if kept is None or kept.shape[1] == 0 else _write(xp, buffer, 0, kept)
 
     def _attend(
         self,
@@ -134,3 +134,9 @@ class KeyValueCache:
         key, value = self._key[:, at : self._end], self._value[:, at : self._end]
         tensors = query, key, value, *additional, rpb
         return attention.fused(fw, FUSED.faces[0], tensors, self._window, scale, piece, return_lse, backend, {}, stream)
+
+
+def _write(xp: Operations, buffer: Tensor, start: int, tensor: Tensor) -> Tensor:
+    """``buffer [B, capacity, ...]`` with ``tensor [B, n, ...]`` from ``start`` on, in its memory; no gradient."""
+    buffer[:, start : start + tensor.shape[1]] = xp.detach(tensor)
+    return buffer

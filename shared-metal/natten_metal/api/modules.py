@@ -20,11 +20,15 @@ class NeighborhoodAttention:
     layers: Any  # the Python module with Linear and Dropout
     rank: int
     training: Any
-    _sizes_name = "spatial_sizes"
     backend: str | None = None  # for modules that were pickled without one, as the next
     wrap: Any = False
     shared: Any = None  # what attends instead of the fused op, where processes share the tokens
     proj: Any
+
+    @property
+    def _sizes_name(self) -> str:
+        """What ``forward`` calls the items' sizes."""
+        return "seq_lens" if self.rank == 1 else "spatial_sizes"
 
     @staticmethod
     def _framework() -> Framework:

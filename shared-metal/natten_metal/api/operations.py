@@ -19,14 +19,20 @@ class Operations(Protocol):
 
     # --- dtypes and new tensors --------------------------------------------------------------------
 
-    def compute_dtype(self, tensor: Tensor) -> Dtype:
-        """The dtype of sums: float32, or float64 for float64."""
+    @property
+    def float32(self) -> Dtype: ...
+
+    @property
+    def float64(self) -> Dtype: ...
 
     @property
     def int32(self) -> Dtype: ...
 
     @property
     def int64(self) -> Dtype: ...
+
+    def detach(self, tensor: Tensor, /) -> Tensor:
+        """The same numbers, through which no gradient flows."""
 
     def astype(self, tensor: Tensor, dtype: Dtype) -> Tensor: ...
 
@@ -63,10 +69,10 @@ class Operations(Protocol):
 
     # --- along axes --------------------------------------------------------------------------------
 
-    def largest(self, tensor: Tensor, axis: int, keepdims: bool) -> Tensor:
-        """The maximum along an axis; no gradient flows through it."""
+    def amax(self, tensor: Tensor, axis: int, keepdims: bool, /) -> Tensor:
+        """The maximum along an axis."""
 
-    def softmax(self, tensor: Tensor) -> Tensor:
+    def softmax(self, tensor: Tensor, /) -> Tensor:
         """Over the last axis, with sums in float32 at least."""
 
     def stack(self, tensors: list[Tensor], /) -> Tensor:
@@ -79,31 +85,22 @@ class Operations(Protocol):
 
     def moveaxis(self, tensor: Tensor, source: int, target: int, /) -> Tensor: ...
 
-    def unflatten(self, tensor: Tensor, axis: int, shape: tuple[int, ...]) -> Tensor:
+    def unflatten(self, tensor: Tensor, axis: int, shape: tuple[int, ...], /) -> Tensor:
         """One axis as several."""
 
     def parts(self, tensor: Tensor) -> Sequence[Tensor]:
         """``[..., parts, heads, head_dim]`` apart."""
 
-    def repeat_heads(self, tensor: Tensor, count: int) -> Tensor:
+    def repeat_heads(self, tensor: Tensor, count: int, /) -> Tensor:
         """``[B, heads, ...]`` with each head ``count`` times."""
 
-    def pad_end(self, tensor: Tensor, counts: Sequence[int]) -> Tensor:
-        """``[B, *shape, ...]`` with ``counts`` zeros at the end of each axis of ``shape``."""
-
-    def pad_first(self, tensor: Tensor, before: int, after: int) -> Tensor:
-        """``before`` and ``after`` zeros at the ends of the first axis."""
-
-    def pad_last(self, tensor: Tensor, count: int, value: Any) -> Tensor:
-        """``count`` more entries of ``value`` at the end of the last axis."""
-
-    def write(self, buffer: Tensor, start: int, tensor: Tensor) -> Tensor:
-        """``buffer [B, capacity, ...]`` with ``tensor [B, n, ...]`` from ``start`` on, in its memory; no gradient."""
+    def pad(self, tensor: Tensor, widths: list[tuple[int, int]], value: Any) -> Tensor:
+        """``value`` before and after the entries of each axis; widths: how often."""
 
     def add_at(self, tensor: Tensor, where: tuple[slice, ...], part: Tensor) -> Tensor:
         """``tensor``, which the caller gives up, with ``part`` added to a box of it; not differentiable."""
 
-    def flip(self, tensor: Tensor, axis: int) -> Tensor:
+    def flip(self, tensor: Tensor, axis: int, /) -> Tensor:
         """The axis in reverse order."""
 
     def einsum(self, equation: str, a: Tensor, b: Tensor, /) -> Tensor: ...
@@ -113,12 +110,6 @@ class Operations(Protocol):
     def take(self, tensor: Tensor, index: Tensor, axis: int) -> Tensor:
         """Entries along an axis by an index of any shape, whose axes replace that one; not differentiable."""
 
-    def rows(self, tensor: Tensor, index: Tensor) -> Tensor:
-        """Rows of ``[rows, D]`` by an index of any shape; not differentiable."""
-
-    def take_differentiably(self, tensor: Tensor, index: Tensor) -> Tensor:
-        """``[H, entries]`` and ``[queries, keys]`` -> ``[H, queries, keys]``."""
-
     def gather(self, tensor: Tensor, index: Tensor) -> Tensor:
         """Entries along the last axis; leading axes of the index that are missing or 1 are broadcast."""
 
@@ -127,3 +118,21 @@ class Operations(Protocol):
 
         What is at the last entry is undefined: several slots may go there.
         """
+
+
+def compute_dtype(xp: Operations, tensor: Tensor) -> Dtype:
+    """The dtype of sums: float32, or float64 for float64."""
+    return xp.float64 if tensor.dtype == xp.float64 else xp.float32
+
+
+def largest(xp: Operations, tensor: Tensor, axis: int, keepdims: bool) -> Tensor:
+    """The maximum along an axis; no gradient flows through it."""
+    return xp.amax(xp.detach(tensor), axis, keepdims)
+
+
+def pad(xp: Operations, tensor: Tensor, axes: dict[int, tuple[int, int]], value: Any = 0) -> Tensor:
+    """``tensor`` with entries of ``value`` at the ends of ``axes``; by axis, how many before it and after it."""
+    widths = [(0, 0)] * len(tensor.shape)
+    for axis, width in axes.items():
+        widths[axis] = width
+    return xp.pad(tensor, widths, value)

@@ -23,7 +23,7 @@ import math
 from typing import Any
 
 from ..plan.programs import Walks
-from .operations import Dtype, Operations, Tensor
+from .operations import Dtype, Operations, Tensor, compute_dtype
 from .walk import Collector, Rows, Steps, Sums, Walk, mask_logits, reciprocal, rpb_gradient
 
 Optional = Tensor | None
@@ -48,7 +48,7 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """Output ``[B, *shape, H, D_v]`` in the query's dtype and lse ``[B, *shape, H]`` (float32, or float64)."""
     xp, problem, steps = walk.operations, program.problem, Steps(walk, program.queries, query)
-    blocks, groups, dtype = steps.blocks, problem.group_heads, xp.compute_dtype(query)
+    blocks, groups, dtype = steps.blocks, problem.group_heads, compute_dtype(xp, query)
     q, k, v = Rows(walk, query, groups), Rows(walk, key), Rows(walk, value)
     out = Collector(walk, blocks, query, problem.heads, problem.head_dim_v, query.dtype)
     lse = Collector(walk, blocks, query, problem.heads, 1, dtype)
@@ -85,7 +85,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Optional, Optional, Optional]:
     """Gradients of query, key, value, additional_keys, additional_values and rpb, each in its own dtype."""
     xp = walk.operations
-    dtype = xp.compute_dtype(query)
+    dtype = compute_dtype(xp, query)
     delta = (xp.astype(out_grad, dtype) * xp.astype(out, dtype)).sum(-1)
     if lse_grad is not None:
         delta = delta - xp.astype(lse_grad, dtype)
@@ -120,7 +120,7 @@ def _walk_back(
     delta: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Optional, Optional, Optional]:
     xp, problem, steps = walk.operations, program.problem, Steps(walk, program.queries, query)
-    blocks, groups, dtype = steps.blocks, problem.group_heads, xp.compute_dtype(query)
+    blocks, groups, dtype = steps.blocks, problem.group_heads, compute_dtype(xp, query)
     q, do, ls, de = (Rows(walk, tensor, groups) for tensor in (query, out_grad, lse, delta))
     k, v = Rows(walk, key), Rows(walk, value)
     query_grad = Collector(walk, blocks, query, problem.heads, problem.head_dim, query.dtype)

@@ -8,7 +8,7 @@ import math
 
 from ..plan.blocks import Chunk
 from ..plan.programs import Walks
-from .operations import Tensor
+from .operations import Tensor, compute_dtype
 from .walk import Collector, Rows, Step, Steps, Walk, add_bias, rpb_gradient
 
 Optional = Tensor | None
@@ -71,7 +71,7 @@ def _weigh_keys(
     groups = problem.group_heads
     a, k = Rows(walk, slots, groups), Rows(walk, keys)
     out = Collector(walk, steps.blocks, keys, problem.heads, k.width, keys.dtype)
-    rpb_grad = None if rpb is None else xp.zeros(rpb.shape, xp.compute_dtype(slots), rpb)
+    rpb_grad = None if rpb is None else xp.zeros(rpb.shape, compute_dtype(xp, slots), rpb)
     for step in steps:
         box = _box_of_slots(walk, a.gather(step, "rows"), step.chunk, groups)
         if rpb_grad is not None:

@@ -24,7 +24,7 @@ from ..problem.problem import Problem, TensorSpec
 from ..problem.shards import Box, Range, Shards, tokens
 from . import attention
 from .framework import Framework, Stream, optional_spec, specs
-from .operations import Tensor, Tensors
+from .operations import Tensor, Tensors, compute_dtype
 
 Ends = tuple[int, int]
 # Waits for the messages that are on their way to this process: by index, flat tensors.
@@ -170,7 +170,7 @@ class ShardCall:
         xp = self.fw.operations
         sums = []
         for which, tensor in enumerate(extended):
-            found = xp.astype(_cut(tensor, self.own, self.reach), xp.compute_dtype(tensor))
+            found = xp.astype(_cut(tensor, self.own, self.reach), compute_dtype(xp, tensor))
             sums.append(found + interior[which])
         for index in sorted(received):  # one order, so that results repeat to the bit
             parts = self._parts(index, received[index], extended)

@@ -11,29 +11,28 @@ from typing import Any, Literal, Protocol
 from ..caches import cached, caches
 from ..plan.blocks import Blocks, Chunk, Tables
 from ..plan.turns import turns
-from .operations import Dtype, Operations, Tensor
+from .operations import Dtype, Operations, Tensor, compute_dtype, pad
 
 # The caches of walks.
 TABLES, RESULT_ROWS = "tables of walks", "result rows"
 Side = Literal["rows", "columns"]
 
 
-class Step(Protocol):
-    """Some tiles and the batch items to compute them for."""
+class Step:
+    """Some tiles and the batch items to compute them for, where each step is done before the next begins.
 
-    @property
-    def chunk(self) -> Chunk:
-        """The tiles."""
+    before: the step that must be finished first, or None.
+    """
 
-    @property
-    def items(self) -> range:
-        """The batch items."""
+    def __init__(self, chunk: Chunk, items: range, before: Any) -> None:
+        self.chunk, self.items = chunk, items
 
     def keep(self, *made: Tensor) -> None:
         """Name what this step computes for later ones."""
 
     def when_due(self, index: Tensor) -> Tensor:
         """``index``, available only when the step before is done."""
+        return index
 
 
 class Walk(Protocol):
@@ -46,8 +45,9 @@ class Walk(Protocol):
     def operations(self) -> Operations:
         """The framework's plain operations."""
 
-    def Step(self, chunk: Chunk, items: range, before: Any) -> Step:
-        """before: the step that must be finished first, or None."""
+    @property
+    def Step(self) -> type[Step]:
+        """What its steps are."""
 
     def tables(self, blocks: Blocks, device: Any) -> Tables:
         """New index tables of a walk."""
@@ -124,7 +124,7 @@ class Rows:
         self.batch, self.heads, self.width = tensor.shape[0], tensor.shape[-2], tensor.shape[-1]
         self.tokens, self.groups = math.prod(tensor.shape[1:-2]), groups
         self.rows = self.xp.contiguous(tensor).reshape(self.batch * self.tokens * self.heads, self.width)
-        self.dtype = self.xp.compute_dtype(tensor)
+        self.dtype = compute_dtype(self.xp, tensor)
 
     def row_numbers(self, step: Step, which: Side) -> Tensor:
         """Row numbers ``[b, c, H, T]`` of a step's rows or columns."""
@@ -141,7 +141,7 @@ class Rows:
     def gather(self, step: Step, which: Side) -> Tensor:
         """A step's rows or columns: ``[b, c, kv heads, groups * T, D]`` in the compute dtype."""
         index = step.when_due(self.row_numbers(step, which))
-        found = self.xp.astype(self.xp.rows(self.rows, index), self.dtype)
+        found = self.xp.astype(self.xp.take(self.rows, index.reshape(-1), 0), self.dtype)
         b, c, heads, count = index.shape
         return found.reshape(b, c, heads // self.groups, self.groups * count, self.width)
 
@@ -279,7 +279,7 @@ def rpb_gradient(xp: Operations, logits_grad: Tensor, chunk: Chunk, blocks: Bloc
     for axis, (t, u) in enumerate(zip(tile, box, strict=True)):
         table = xp.flip(xp.moveaxis(xp.moveaxis(summed, 2 + rank - axis, -1), 2, -2), -2)
         lead = table.shape[:-2]
-        skewed = xp.pad_last(table, t, 0.0).flatten(-2)[..., :-t]
+        skewed = pad(xp, table, {-1: (0, t)}).flatten(-2)[..., :-t]
         diagonals = skewed.reshape(*lead, t, u + t - 1).sum(-2)
         w = blocks.axes[axis].axis.window
         offset = integers.arange(2 * w - 1) + (t - w) - chunk.axis_shifts(axis)[:, None]

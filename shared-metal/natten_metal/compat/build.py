@@ -8,7 +8,7 @@ from typing import Any
 
 from ..api import attention
 from ..api.framework import Framework
-from ..api.operations import Tensor
+from ..api.operations import Tensor, pad
 from ..plan import plan
 from ..problem.ops import AV, FULL, FUSED, QK
 from ..problem.problem import Problem
@@ -27,7 +27,7 @@ def tensor_helpers(fw: Framework, generate: Callable[..., tuple[Any, Any, int, i
 
     def compatible(problem: Problem, tensor: Tensor) -> list[str]:
         device = fw.device_of(tensor, fw.stream_of("get_compatible_backends", None))
-        return [each for each in fw.ORDER if plan.refusal(problem, device, each, fw.verdicts()) is None]
+        return [each for each in fw.ORDER if plan.refusal(problem, device, each, fw.machine().verdicts) is None]
 
     return TensorHelpers(fw.spec, compatible, generate)
 
@@ -158,7 +158,7 @@ class Generations:
             missing = generations.padding(shape, self.kernel_size, self.dilation) if len(shape) == self.rank else ()
             if not any(missing):
                 return self._attend_module(x, None)
-            out = self._attend_module(xp.pad_end(x, missing), None)
+            out = self._attend_module(pad(xp, x, {1 + axis: (0, count) for axis, count in enumerate(missing)}), None)
             return out[(slice(None), *(slice(length) for length in shape))]
 
         def geometry(self: Any, shape: tuple[int, ...]) -> tuple[Any, ...]:

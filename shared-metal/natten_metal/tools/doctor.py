@@ -111,16 +111,21 @@ CASES = (
 class Patient:
     """The package under examination.
 
-    backends: the names that it knows. machine: one line about it. missing: (backend, None or why it is missing) in
-    the order of 'auto'. run(case, backend) -> outputs and gradients by name, computed and waited for. error(found,
-    wanted) -> largest difference over the largest wanted value.
+    backends: those that it has. machine: one line about it. device: the planner's view of it. run(case, backend) ->
+    outputs and gradients by name, computed and waited for. error(found, wanted) -> largest difference over the largest
+    wanted value.
     """
 
     backends: Backends
     machine: Callable[[], str]
-    missing: Callable[[], list[tuple[str, str | None]]]
+    device: Callable[[], Device]
     run: Callable[[Case, str], dict[str, Any]]
     error: Callable[[Any, Any], float]
+
+    def reasons(self) -> dict[str, str | None]:
+        """Each backend in the order of 'auto', and None or why it is missing."""
+        device = self.device()
+        return {backend: device.reason_missing(backend) for backend in self.backends.order}
 
 
 def outputs(functional: Any, case: Case, tensors: dict[str, Any], softmax: Callable[[Any], Any], backend: str) -> Any:
@@ -134,11 +139,6 @@ def outputs(functional: Any, case: Case, tensors: dict[str, Any], softmax: Calla
     rank, options = len(case.shape), {**case.arguments(), "backend": backend}
     logits = getattr(functional, QK.faces[rank])(query, key, rpb=tensors.get("rpb"), **options)
     return logits, getattr(functional, AV.faces[rank])(softmax(logits), value, **options)
-
-
-def missing(device: Device, order: tuple[str, ...]) -> list[tuple[str, str | None]]:
-    """Each backend in the order of 'auto', and None or why it is missing."""
-    return [(backend, device.reason_missing(backend)) for backend in order]
 
 
 def machine(framework: str, device: str) -> str:
@@ -170,7 +170,7 @@ def add_doctor(
 def examine(patient: Patient, only: str | None = None, cases: tuple[Case, ...] = CASES) -> int:
     """Print the table; 0 if all is well, 1 if a case is out of bounds or fails, 2 if ``only`` cannot be examined."""
     print(f"{patient.backends.package} doctor on {patient.machine()}")
-    reasons = dict(patient.missing())
+    reasons = patient.reasons()
     for backend, reason in reasons.items():
         print(f"  {backend}: {reason or 'at hand'}")
     examined, refusal = _chosen(patient.backends, reasons, only)

@@ -9,14 +9,13 @@ import mlx.core as mx
 from . import _autodiff, _device, _operations, _run
 from ._backends import BACKENDS as BACKENDS
 from ._backends import ORDER as ORDER
-from ._device import machine
+from ._device import machine as machine
 from ._launch import nanobind
 from ._metal.api.recall import Signature
 from ._metal.api.varlen import padded_table as padded_table
 from ._metal.plan.backend import DENSE
 from ._metal.plan.device import Device
 from ._metal.plan.plan import Plan
-from ._metal.plan.verdicts import Verdicts
 from ._metal.problem import checks, ragged
 from ._metal.problem.ops import ADDITIONAL_KEYS
 from ._metal.problem.problem import Problem
@@ -52,10 +51,6 @@ def on(stream: mx.Stream) -> AbstractContextManager[Any]:
 
 def device_of(tensor: mx.array, stream: mx.Stream) -> Device:
     return _device.device_of(stream)
-
-
-def verdicts() -> Verdicts:
-    return _device.machine().verdicts
 
 
 def plan_on(tensor: mx.array, stream: mx.Stream, problem: Problem, backend: str) -> Plan:

@@ -6,21 +6,22 @@ in forward and reverse mode.
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
 
 from ._tensors import MlxTables
-from ._tensors import compute_dtype as compute_dtype
 from ._tensors import exp as exp
 from ._tensors import fixed_shape as fixed_shape
 
 where, log, isfinite = mx.where, mx.log, mx.isfinite
 stack, concatenate, einsum, moveaxis = mx.stack, mx.concatenate, mx.einsum, mx.moveaxis
-int32, int64 = mx.int32, mx.int64
+float32, float64, int32, int64 = mx.float32, mx.float64, mx.int32, mx.int64
 # Under mx.vmap, MLX 0.32 gives ``|`` of a mapped and another array a wrong shape.
 either = mx.logical_or
-astype = mx.array.astype
+amax, astype, detach, unflatten = mx.max, mx.array.astype, mx.stop_gradient, mx.unflatten
+softmax, repeat_heads = partial(mx.softmax, axis=-1, precise=True), partial(mx.repeat, axis=1)
 
 
 def zeros(shape: tuple[int, ...], dtype: mx.Dtype, like: mx.array) -> mx.array:
@@ -46,47 +47,17 @@ def spoil(result: mx.array, marks: mx.array) -> mx.array:
     return mx.take_along_axis(both, mx.stop_gradient(chosen), axis=-1)[..., 0]
 
 
-def largest(tensor: mx.array, axis: int, keepdims: bool) -> mx.array:
-    return mx.stop_gradient(tensor.max(axis, keepdims=keepdims))
-
-
-def softmax(tensor: mx.array) -> mx.array:
-    return mx.softmax(tensor, -1, precise=True)
-
-
 def contiguous(tensor: mx.array) -> mx.array:
     """MLX's arrays show no strides."""
     return tensor
-
-
-def unflatten(tensor: mx.array, axis: int, shape: tuple[int, ...]) -> mx.array:
-    return mx.unflatten(tensor, axis, shape)
 
 
 def parts(tensor: mx.array) -> Sequence[mx.array]:
     return [tensor[..., part, :, :] for part in range(tensor.shape[-3])]
 
 
-def repeat_heads(tensor: mx.array, count: int) -> mx.array:
-    return mx.repeat(tensor, count, axis=1)
-
-
-def pad_end(tensor: mx.array, counts: Sequence[int]) -> mx.array:
-    inner = [(0, 0)] * (tensor.ndim - 1 - len(counts))
-    return mx.pad(tensor, [(0, 0), *((0, count) for count in counts), *inner])
-
-
-def pad_first(tensor: mx.array, before: int, after: int) -> mx.array:
-    return mx.pad(tensor, [(before, after), *[(0, 0)] * (tensor.ndim - 1)])
-
-
-def pad_last(tensor: mx.array, count: int, value: Any) -> mx.array:
-    return mx.concatenate([tensor, mx.full((*tensor.shape[:-1], count), value, tensor.dtype)], -1)
-
-
-def write(buffer: mx.array, start: int, tensor: mx.array) -> mx.array:
-    buffer[:, start : start + tensor.shape[1]] = mx.stop_gradient(tensor)
-    return buffer
+def pad(tensor: mx.array, widths: list[tuple[int, int]], value: Any) -> mx.array:
+    return mx.pad(tensor, widths, constant_values=mx.array(value, tensor.dtype))
 
 
 def add_at(tensor: mx.array, where: tuple[slice, ...], part: mx.array) -> mx.array:
@@ -101,15 +72,6 @@ def take(tensor: mx.array, index: mx.array, axis: int) -> mx.array:
     if tensor.size == 0:  # MLX gathers nothing from arrays without elements
         return mx.zeros((*tensor.shape[:axis], *index.shape, *tensor.shape[axis + 1 :]), tensor.dtype)
     return mx.take(tensor, index, axis)
-
-
-def rows(tensor: mx.array, index: mx.array) -> mx.array:
-    return mx.take(tensor, index, 0)
-
-
-def take_differentiably(tensor: mx.array, index: mx.array) -> mx.array:
-    flat = mx.broadcast_to(index.reshape(1, -1), (tensor.shape[0], index.size))
-    return mx.take_along_axis(tensor, flat, axis=-1).reshape(tensor.shape[0], *index.shape)
 
 
 def gather(tensor: mx.array, index: mx.array) -> mx.array:

@@ -1,6 +1,7 @@
 """MLX's side of the shared index arithmetic, and the shared description of an array and a stream."""
 
 import math
+from functools import partial
 from typing import Any, TypeAlias
 
 import mlx.core as mx
@@ -17,17 +18,8 @@ _ThreadLocalStream: Any = getattr(mx, "ThreadLocalStream", ())  # not every rele
 class MlxTables:
     """The array namespace of :mod:`natten_metal.plan.blocks`: 64-bit integers on the current stream."""
 
-    def arange(self, count: int) -> mx.array:
-        return mx.arange(count, dtype=mx.int64)
-
-    def minimum(self, a: Any, b: Any) -> mx.array:
-        return mx.minimum(a, b)
-
-    def maximum(self, a: Any, b: Any) -> mx.array:
-        return mx.maximum(a, b)
-
-    def where(self, condition: mx.array, a: Any, b: Any) -> mx.array:
-        return mx.where(condition, a, b)
+    arange = staticmethod(partial(mx.arange, dtype=mx.int64))
+    minimum, maximum, where = staticmethod(mx.minimum), staticmethod(mx.maximum), staticmethod(mx.where)
 
 
 def spec(face: str, name: str, tensor: Any) -> TensorSpec:
@@ -52,11 +44,6 @@ def stream_of(face: str, stream: Any) -> mx.Stream:
     if not isinstance(stream, (mx.Device, mx.DeviceType)):
         checks.reject_type(face, "stream", stream, "a stream, a device or None")
     return mx.default_stream(stream)
-
-
-def compute_dtype(tensor: mx.array) -> mx.Dtype:
-    """float32, or float64 for float64."""
-    return mx.float64 if tensor.dtype == mx.float64 else mx.float32
 
 
 def constant(tensor: mx.array) -> mx.array:

@@ -12,14 +12,15 @@ from typing import Any, NamedTuple, NoReturn
 import mlx.core as mx
 
 from . import _autodiff as _transforms
+from . import _operations
 from ._device import machine
 from ._items import put, take
 from ._launch import nanobind
+from ._metal.api.operations import compute_dtype
 from ._metal.problem import checks, ragged
 from ._metal.problem.problem import Problem
 from ._metal.problem.ragged import KEYS, QUERIES
 from ._run import run
-from ._tensors import compute_dtype
 
 Arrays = tuple[mx.array, ...]
 # Queries, keys, values, and rpb or nothing.
@@ -150,7 +151,7 @@ class Ragged:
         with mx.stream(self.stream):
             made = [[mx.zeros(array.shape, array.dtype) for array in each] for each in parts]
             # Summed over the launches in the dtype of sums, and rounded once.
-            own_rpb = tuple(each.astype(compute_dtype(each)) for each in rpb)
+            own_rpb = tuple(each.astype(compute_dtype(_operations, each)) for each in rpb)
             totals = [mx.zeros_like(each) for each in own_rpb]
             queries, keys, values = parts
             for group in self.groups:
@@ -177,7 +178,7 @@ class Ragged:
 def blank_outputs(queries: Sequence[mx.array], values: Sequence[mx.array]) -> tuple[list[mx.array], list[mx.array]]:
     """Out and lse where no item is: 0 and -inf."""
     outs = [mx.zeros((*q.shape[:-1], v.shape[-1]), q.dtype) for q, v in zip(queries, values, strict=True)]
-    return outs, [mx.full(q.shape[:-1], -mx.inf, compute_dtype(q)) for q in queries]
+    return outs, [mx.full(q.shape[:-1], -mx.inf, compute_dtype(_operations, q)) for q in queries]
 
 
 def _listed(found: Any) -> Arrays:

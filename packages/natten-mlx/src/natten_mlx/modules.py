@@ -79,7 +79,6 @@ class NeighborhoodAttention1D(_NeighborhoodAttention):
     """
 
     rank = 1
-    _sizes_name = "seq_lens"
 
     def __call__(
         self,

@@ -10,12 +10,12 @@ from torch import Tensor
 from . import _device, _operations, _run, _varlen_ops
 from ._backends import BACKENDS as BACKENDS
 from ._backends import ORDER as ORDER
+from ._device import machine as machine
 from ._metal.api import varlen
 from ._metal.plan import backends
 from ._metal.plan.backend import DENSE
 from ._metal.plan.device import Device
 from ._metal.plan.plan import Plan
-from ._metal.plan.verdicts import Verdicts
 from ._metal.problem import checks, ragged
 from ._metal.problem.problem import Problem, TensorSpec
 from ._plain import varlen as _dense_varlen
@@ -25,7 +25,6 @@ from ._tensors import spec as spec
 
 backends.tracing = torch.compiler.is_compiling
 _PLAIN = (Tensor, torch.nn.Parameter)
-
 Listed = tuple[list[Tensor], list[Tensor]]
 
 
@@ -73,12 +72,8 @@ def device_of(tensor: Tensor, stream: None) -> Device:
     return _device.device_of(tensor.device)
 
 
-def verdicts() -> Verdicts:
-    return _device.machine().verdicts
-
-
 def plan_on(tensor: Tensor, stream: None, problem: Problem, backend: str) -> Plan:
-    return _device.machine().plan_on(tensor.device, problem, backend)
+    return machine().plan_on(tensor.device, problem, backend)
 
 
 def signature(face: str, backend: str, stream: None, tensors: tuple[Any, ...], arguments: Any) -> None:

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from . import _operations
 from ._metal.api import items as items_of
+from ._metal.api.operations import compute_dtype
 from ._metal.problem.ragged import Group
-from ._tensors import compute_dtype
 
 
 def cut(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -45,4 +45,4 @@ def put(kind: str, tensors: list[Tensor], group: Group, side: int, items: Tensor
 def blank_outputs(queries: Sequence[Tensor], values: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     """Out and lse where no item is: 0 and -inf."""
     outs = [q.new_zeros((*q.shape[:-1], v.shape[-1])) for q, v in zip(queries, values, strict=True)]
-    return outs, [q.new_full(q.shape[:-1], -torch.inf, dtype=compute_dtype(q)) for q in queries]
+    return outs, [q.new_full(q.shape[:-1], -torch.inf, dtype=compute_dtype(_operations, q)) for q in queries]

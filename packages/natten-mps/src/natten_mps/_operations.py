@@ -2,19 +2,21 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import pad as pad_flat
 
 from ._tensors import TorchTables
-from ._tensors import compute_dtype as compute_dtype
 
 where, exp, log, isfinite = torch.where, torch.exp, torch.log, torch.isfinite
 stack, concatenate, einsum, moveaxis = torch.stack, torch.cat, torch.einsum, torch.movedim
-int32, int64 = torch.int32, torch.int64
-either, astype, contiguous = torch.logical_or, Tensor.to, Tensor.contiguous
+float32, float64, int32, int64 = torch.float32, torch.float64, torch.int32, torch.int64
+either, amax, astype, contiguous = torch.logical_or, torch.amax, Tensor.to, Tensor.contiguous
+detach, unflatten, flip = Tensor.detach, torch.unflatten, Tensor.flip
+softmax, repeat_heads = partial(torch.softmax, dim=-1), partial(torch.repeat_interleave, dim=1)
 
 
 def zeros(shape: tuple[int, ...], dtype: torch.dtype, like: Tensor) -> Tensor:
@@ -42,52 +44,17 @@ def spoil(result: Tensor, marks: Tensor) -> Tensor:
     return result.masked_fill(marks, math.nan)
 
 
-def largest(tensor: Tensor, axis: int, keepdims: bool) -> Tensor:
-    return tensor.detach().amax(axis, keepdim=keepdims)
-
-
-def softmax(tensor: Tensor) -> Tensor:
-    return torch.softmax(tensor, -1)
-
-
-def unflatten(tensor: Tensor, axis: int, shape: tuple[int, ...]) -> Tensor:
-    return tensor.unflatten(axis, shape)
-
-
 def parts(tensor: Tensor) -> Sequence[Tensor]:
     return tensor.unbind(-3)
 
 
-def repeat_heads(tensor: Tensor, count: int) -> Tensor:
-    return tensor.repeat_interleave(count, 1)
-
-
-def pad_end(tensor: Tensor, counts: Sequence[int]) -> Tensor:
-    at_ends = [size for count in reversed(counts) for size in (0, count)]
-    inner = [0, 0] * (tensor.dim() - 1 - len(counts))
-    return pad(tensor, [*inner, *at_ends])
-
-
-def pad_first(tensor: Tensor, before: int, after: int) -> Tensor:
-    return pad(tensor, [*[0, 0] * (tensor.dim() - 1), before, after])
-
-
-def pad_last(tensor: Tensor, count: int, value: Any) -> Tensor:
-    return pad(tensor, [0, count], value=value)
-
-
-def write(buffer: Tensor, start: int, tensor: Tensor) -> Tensor:
-    buffer[:, start : start + tensor.shape[1]] = tensor.detach()
-    return buffer
+def pad(tensor: Tensor, widths: list[tuple[int, int]], value: Any) -> Tensor:
+    return pad_flat(tensor, [count for width in reversed(widths) for count in width], value=value)
 
 
 def add_at(tensor: Tensor, where: tuple[slice, ...], part: Tensor) -> Tensor:
     tensor[where] += part
     return tensor
-
-
-def flip(tensor: Tensor, axis: int) -> Tensor:
-    return tensor.flip(axis)
 
 
 def take(tensor: Tensor, index: Tensor, axis: int) -> Tensor:
@@ -96,17 +63,9 @@ def take(tensor: Tensor, index: Tensor, axis: int) -> Tensor:
     return tensor.index_select(axis, index.flatten()).unflatten(axis, index.shape)
 
 
-def rows(tensor: Tensor, index: Tensor) -> Tensor:
-    return tensor.index_select(0, index.view(-1))
-
-
-def take_differentiably(tensor: Tensor, index: Tensor) -> Tensor:
-    return tensor[:, index]
-
-
 def gather(tensor: Tensor, index: Tensor) -> Tensor:
     return tensor.gather(-1, index.expand(*tensor.shape[:-1], -1))
 
 
 def scatter(tensor: Tensor, index: Tensor, entries: int) -> Tensor:
-    return pad(tensor[..., :0], (0, entries)).scatter_add(-1, index.expand_as(tensor), tensor)
+    return pad_flat(tensor[..., :0], (0, entries)).scatter_add(-1, index.expand_as(tensor), tensor)

@@ -70,8 +70,3 @@ def _reject_layout(face: str, name: str, tensor: torch.Tensor) -> NoReturn:
     if not tensor.is_nested:
         checks.reject_layout(face, name, str(tensor.layout).removeprefix("torch."))
     checks.reject_nested(face, name, faces.rank_of(face), packs=face in FULL.faces)
-
-
-def compute_dtype(tensor: torch.Tensor) -> torch.dtype:
-    """float32, or float64 for float64."""
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32

@@ -10,17 +10,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from . import _operations
 from ._autodiff import BATCHED, DIFFERENTIATED, Backward, Forward
 from ._call import Call, plan_of
 from ._items import blank_outputs, put, take, targets
 from ._kernels import run_backward, run_forward
+from ._metal.api.operations import compute_dtype
 from ._metal.problem import checks, ragged
 from ._metal.problem.checks import reject_batched
 from ._metal.problem.ops import OPS, Op
 from ._metal.problem.ragged import KEYS, QUERIES
 from ._private import below_autograd, speed_up_registration
 from ._recording import recording
-from ._tensors import compute_dtype
 
 # Queries, keys, values, rpb.
 Parts = tuple[list[Tensor], list[Tensor], list[Tensor], Tensor | None]
@@ -108,7 +109,7 @@ def _run_backward(
     ]
     grads = [torch.zeros_like(like) if grad is None else grad for grad, like in zip(grads, outputs, strict=True)]
     # Summed over the launches in the dtype of sums, and rounded once.
-    own_rpb = None if rpb is None else rpb.to(compute_dtype(rpb))
+    own_rpb = None if rpb is None else rpb.to(compute_dtype(_operations, rpb))
     total = None if own_rpb is None else torch.zeros_like(own_rpb)
     half = len(outputs) // 2
     for group in groups_of(call, read(call, table, queries), queries[0].device):
@@ -130,7 +131,7 @@ def _run_backward(
 def _fake_forward(inputs: list[Any]) -> list[Tensor]:
     queries, _, values, _ = _inputs(inputs)
     outs = [q.new_empty((*q.shape[:-1], v.shape[-1])) for q, v in zip(queries, values, strict=True)]
-    return outs + [q.new_empty(q.shape[:-1], dtype=compute_dtype(q)) for q in queries]
+    return outs + [q.new_empty(q.shape[:-1], dtype=compute_dtype(_operations, q)) for q in queries]
 
 
 def _fake_backward(inputs: list[Any]) -> list[Tensor]:

@@ -77,7 +77,6 @@ class NeighborhoodAttention1D(_NeighborhoodAttention):
     """
 
     rank = 1
-    _sizes_name = "seq_lens"
 
     def forward(
         self, x: Tensor, seq_lens: Any = None, backend: str | None = None, cache: KeyValueCache | None = None

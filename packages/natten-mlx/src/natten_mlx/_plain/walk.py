@@ -11,22 +11,23 @@ from collections.abc import Callable
 import mlx.core as mx
 
 from .. import _operations
+from .._metal.api import walk
 from .._metal.plan.blocks import Blocks, Chunk, Tables
 from .._tensors import MlxTables, Optional, exp
 from .._tensors import constant as constant
 
-operations = _operations
+operations, add = _operations, mx.add
 
 
-class Step:
-    """Some tiles and the batch items to compute them for.
+class Step(walk.Step):
+    """A step of a graph.
 
     start: a zero that MLX knows only when the step before is done (None: there is none). parts: what this step computes
     for later ones, collected here.
     """
 
     def __init__(self, chunk: Chunk, items: range, before: "Step | None") -> None:
-        self.chunk, self.items = chunk, items
+        super().__init__(chunk, items, before)
         self.start = None if before is None else _zero_after(before.parts)
         self.parts: list[mx.array] = []
 
@@ -68,10 +69,6 @@ def add_rows(buffer: mx.array, index: mx.array, part: mx.array) -> mx.array:
     # MLX writes in place, because nothing else reads this version of the buffer.
     buffer[index] = buffer[index] + part
     return buffer
-
-
-def add(a: mx.array, b: mx.array) -> mx.array:
-    return a + b
 
 
 def softmax(logits: mx.array) -> tuple[mx.array, mx.array, Callable[[mx.array], mx.array]]:

@@ -2,29 +2,16 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import _operations
-from .._metal.plan.blocks import Blocks, Chunk, Tables
+from .._metal.api.walk import Step as Step
+from .._metal.plan.blocks import Blocks, Tables
 from .._tensors import TorchTables
 
-operations = _operations
-
-
-class Step:
-    """Some tiles and the batch items to compute them for. It is done before the next begins."""
-
-    def __init__(self, chunk: Chunk, items: range, before: Any) -> None:
-        self.chunk, self.items = chunk, items
-
-    def keep(self, *made: Tensor) -> None:
-        pass
-
-    def when_due(self, index: Tensor) -> Tensor:
-        return index
+operations, add = _operations, Tensor.add_
 
 
 def tables(blocks: Blocks, device: torch.device) -> Tables:
@@ -49,10 +36,6 @@ def add_rows(buffer: Tensor, index: Tensor, part: Tensor) -> Tensor:
     index = index.reshape(-1)
     buffer[index] = buffer.index_select(0, index).view(part.shape).add_(part).view(-1, part.shape[-1])
     return buffer
-
-
-def add(a: Tensor, b: Tensor) -> Tensor:
-    return a.add_(b)
 
 
 def softmax(logits: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
