@@ -135,10 +135,10 @@ def test_a_piece_that_is_the_whole_is_the_same_problem(framework: Framework) -> 
 
 @pytest.mark.parametrize("path", PIECEWISE, ids=str)
 def test_keys_out_of_reach_get_zero_gradients(path: Path) -> None:
-    """Exactly zero: a query reaches no key of another dilation group. Even a NaN does not, but in the dense path, which
-    multiplies gradients by weights of 0.
+    """Exactly zero: a query reaches no key of another dilation group. On the pure path not even a NaN does; the others
+    multiply it by weights of 0, the kernels where keys share a patch.
     """
-    framework, gradient = path.framework, 1.0 if path.backend == "dense" else np.nan
+    framework, gradient = path.framework, np.nan if path.backend == "pure" else 1.0
     random = np.random.default_rng(0)
     cut = {"full_shape": 12, "query_start": 4, "key_start": 1}
     window = {"kernel_size": 2, "dilation": 3, "backend": path.backend}

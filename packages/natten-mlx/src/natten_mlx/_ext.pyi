@@ -30,7 +30,7 @@ class Kernel:
 
 class Launch:
     """
-    One launch. buffers: (the plan's tensor or -1 for the parameters, written); strided: (tensor, first slot of its strides, slot of its channels' stride).
+    One launch. buffers: (the plan's tensor or -1 for the parameters, written); strided: (tensor, first entry of its strides in params, entry of its channels' stride).
     """
 
     def __init__(self, kernel: Kernel, grid: Sequence[int], threads: int, params: Sequence[int], buffers: Sequence[tuple[int, bool]], strided: Sequence[Sequence[int]]) -> None: ...
