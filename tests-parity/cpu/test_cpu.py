@@ -138,6 +138,13 @@ FAULTS = (
     ("pool.cpp", "if (first >= units) return;", "if (first + step >= units) return;"),
     ("pool.cpp", "pthread_atfork(nullptr, nullptr, forget_pool)", "pthread_atfork(nullptr, forget_pool, nullptr)"),
     ("natten_cpu.cpp", "s > w", "false"),
+    ("geometry.h", "rows.low + int(patch", "int(patch"),
+    ("lanes.h", "if (axis.columns < axis.full) keep_at_hand(a, axis, count);", ""),
+    ("lanes.h", "column_origin[a] = group - axis.column_start;", "column_origin[a] = group;"),
+    ("split.h", "na::group_length(axis.full,", "na::group_length(axis.rows,"),
+    ("natten_cpu.cpp", "full_shape[a] && keys_at_hand(p, a)", "full_shape[a] || keys_at_hand(p, a)"),
+    ("natten_cpu.cpp", "query < first + d;", "query < first + 1;"),
+    ("natten_cpu.cpp", "start + length <= full", "length <= full"),
 )
 
 
