@@ -8,9 +8,9 @@ from .blocks import Blocks, Tables
 from .programs import CpuCall, DenseOperations, Program, Walks
 
 ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
-# Of a thread of the CPU kernels for each channel that it holds: at most 64 rows side by side, in float64, in about
-# eight tensors (`Scratch` in shared-metal/cpu/launch.h).
-CPU_CHANNEL_BYTES = 4096
+# A thread of the CPU kernels (`Scratch` in shared-metal/cpu/launch.h) with up to 64 rows side by side: of each channel,
+# and of the pairs that it computes at once.
+CPU_CHANNEL_BYTES, CPU_PAIR_BYTES = 1536, 32 << 10
 # Tensors as large as the logits that the plain backends hold at once: before and after the mask, the mask, weights.
 LOGITS_AT_ONCE = 5
 INDEX_BYTES = 8
@@ -24,7 +24,8 @@ def working_bytes(program: Program) -> int:
     p = program.problem
     if isinstance(program, CpuCall):
         threads = min(os.cpu_count() or 1, 256)
-        return threads * CPU_CHANNEL_BYTES * (p.head_dim + p.head_dim_v + 128)
+        channels = sum(-(-dim // 16) * 16 for dim in (p.head_dim, p.head_dim_v))
+        return threads * (CPU_CHANNEL_BYTES * channels + CPU_PAIR_BYTES)
     if isinstance(program, DenseOperations):
         return _dense_bytes(p)
     if isinstance(program, Walks):
