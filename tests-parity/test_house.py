@@ -32,7 +32,7 @@ CHECKS, TEMPLATES = "shared-metal/natten_metal/problem/checks/", "shared-metal/n
 OTHER_ERRORS = {
     "shared-metal/natten_metal/api/recall.py",  # caught where the function is called
     "shared-metal/natten_metal/cpu/library.py",  # an environment variable, or a problem that passed the checks
-    "packages/natten-mlx/src/natten_mlx/_launch/nanobind.py",  # an environment variable
+    "packages/natten-mlx/src/natten_mlx/_launch/extension.py",  # an environment variable
 }
 
 

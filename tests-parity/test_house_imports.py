@@ -24,7 +24,7 @@ IMPORTS_BY_NAME = {
     "shared-metal/natten_metal/tools/demo.py": "asks which optional packages there are",
     "packages/natten-mps/src/natten_mps/_with_torch.py": "registers the ops as soon as torch is imported",
     "packages/natten-mps/src/natten_mps/compat/_install.py": "the user names the generation",
-    "packages/natten-mlx/src/natten_mlx/_launch/nanobind.py": "a wheel without the extension lacks these modules",
+    "packages/natten-mlx/src/natten_mlx/_launch/extension.py": "a wheel without the extension lacks these modules",
 }
 
 

@@ -16,7 +16,7 @@ import torch
 from metal_emulator import Buffer, CompileError, EmulatorFault, Kernel, Library, Report
 
 from natten_mps._device import Machine
-from natten_mps._launch.metal import MetalHost
+from natten_mps._launch.metal_host import MetalHost
 from natten_mps._metal.plan.backend import NATIVE
 from natten_mps._metal.plan.device import Device
 

@@ -34,8 +34,8 @@ from metal_emulator.strict import check
 from metal_emulator.toolchain import clang_version, digest, run_clang_or_raise
 
 from natten_mlx._device import Machine
-from natten_mlx._launch.fast_metal import MetalHost
-from natten_mlx._launch.nanobind import ExtensionHost
+from natten_mlx._launch.extension import ExtensionHost
+from natten_mlx._launch.fast_metal_host import MetalHost
 from natten_mlx._metal.plan.device import Device
 
 LAZY = Path(__file__).with_name("mlx_lazy.cpp")

@@ -19,7 +19,7 @@ from metal_emulator import Buffer
 
 from natten_mlx import _autodiff
 from natten_mlx._device import Machine, machine, on_machine
-from natten_mlx._launch.nanobind import ExtensionHost
+from natten_mlx._launch.extension import ExtensionHost
 from natten_mlx._metal.plan.backend import NANOBIND
 from natten_mlx._metal.plan.device import Device
 from natten_mlx._metal.plan.verdicts import KernelFailure

@@ -23,7 +23,7 @@ from metal_emulator.lint import lint
 from metal_emulator.strict import check
 
 from natten_mlx._launch import fast_metal as _launch_fast
-from natten_mlx._launch import nanobind as _launch_nanobind
+from natten_mlx._launch import nanobind_metal as _launch_nanobind
 from natten_mps._metal.metal.params import COUNT, PARAMS
 from natten_mps._metal.metal.probe import smallest_launch
 from natten_mps._metal.metal.source import (

@@ -12,8 +12,8 @@ from doctor_cases import steps_of
 
 from natten_mps._metal.metal import source
 from natten_mps._metal.metal.op_launches import Launch, fills_words
+from natten_mps._metal.metal.sizes import DIMS
 from natten_mps._metal.metal.templates import TEMPLATES
-from natten_mps._metal.metal.tiles import DIMS
 from natten_mps._metal.tools import doctor
 
 PACKAGES = ("natten_mps", "natten_mlx")

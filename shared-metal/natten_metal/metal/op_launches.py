@@ -21,13 +21,13 @@ from .launches import stride_block as stride_block
 from .launches import strides_of as strides_of
 from .launches import with_strides as with_strides
 from .params import PARAMS as PARAMS
+from .sizes import DIMS, MOST_RPB
 from .source import Instance
 from .templates import AV, AV_TRANSPOSED, DELTA, FORWARD, KEY_VALUE_GRAD, QK, QUERY_GRAD, RPB_GRAD, STATS, SUM, Template
-from .tiles import COLUMNS, DIMS, ROWS, SOFTMAX_BRICKS, Tiling, chunk_size, padded_dim, patch_count, tiling
+from .tiles import COLUMNS, ROWS, SOFTMAX_BRICKS, Tiling, chunk_size, padded_dim, patch_count, tiling
 
 # Threadgroups that share the sum over all queries or tiles.
 MOST_PARTS = 64
-MOST_RPB = 4096
 # Simdgroups that a threadgroup may have; fewer where the kernel's registers might not fit and the host cannot tell.
 MOST_SIMDGROUPS = 8
 CAUTIOUS_SIMDGROUPS, CAUTIOUS_DIM = 4, 128

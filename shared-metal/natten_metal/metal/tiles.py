@@ -14,10 +14,10 @@ from ..caches import cached
 from ..problem.interval import at_hand, positions, row_interval
 from ..problem.problem import Axis, Problem
 from ..problem.window import group_length
+from .sizes import DIMS
 from .source import ITEM_SIZES, THREADGROUP_BYTES
 
 ROWS, COLUMNS = 8, 8  # of a patch and of a brick: one 8x8 fragment
-DIMS = (16, 32, 64, 96, 128, 192, 256)  # head dims that kernels are built for
 MOST_CHUNK = 128
 # Bricks per softmax group. Two give independent chains of products, but twice the code and more registers: one was
 # faster on a GPU that ran the same kernels (benchmarks/gpu).

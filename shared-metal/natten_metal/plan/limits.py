@@ -2,8 +2,7 @@
 
 import math
 
-from ..metal.op_launches import MOST_RPB
-from ..metal.tiles import DIMS
+from ..metal.sizes import DIMS, MOST_RPB
 from ..problem.problem import Problem
 from .backend import Work
 

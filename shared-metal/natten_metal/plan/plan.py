@@ -7,9 +7,8 @@ is launched, forward and backward (:mod:`.programs`). A fallback is a plan too, 
 import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from ..metal import op_launches
-from ..metal.launches import Launch
 from ..problem import checks
 from ..problem.interval import at_hand
 from ..problem.ops import Op
@@ -21,6 +20,9 @@ from .boxes import box_size
 from .device import Device
 from .programs import Blank, CpuCall, DenseOperations, Made, MetalLaunches, Program, Refused, Walks
 from .verdicts import NOTHING_LEARNED, Failure, KernelFailure, Verdicts
+
+if TYPE_CHECKING:
+    from ..metal.launches import Launch
 
 # Bytes of logits that a chunk of a walk may hold, of what it gathers for them, and of logits in a single tile. A
 # tile of one row is always allowed: it holds at most all keys of all heads.
@@ -193,8 +195,11 @@ def _missing_kernels(program: Program, device: Device, order: Iterable[str]) -> 
     return next((reason for reason in reasons if reason is not None), "")
 
 
-def _fitting(problem: Problem, backend: Backend, verdicts: Verdicts, lse_grad: bool | None) -> tuple[Launch, ...]:
+def _fitting(problem: Problem, backend: Backend, verdicts: Verdicts, lse_grad: bool | None) -> "tuple[Launch, ...]":
     """The launches of an op (lse_grad None) or of its gradient, with threadgroups as large as their kernels allow."""
+    # All of the Metal kernels as data is imported with the first of them: a CPU never needs it.
+    from ..metal import op_launches
+
     most = op_launches.MOST_SIMDGROUPS if backend.tells_limits else op_launches.cautious_simdgroups(problem)
     while True:
         made = op_launches.forward(problem, most) if lse_grad is None else op_launches.backward(problem, lse_grad, most)

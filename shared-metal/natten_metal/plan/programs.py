@@ -6,13 +6,15 @@ Tensors are named as in the op's record (:mod:`..problem.ops`), and their gradie
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from ..metal.op_launches import Launch
 from ..problem.ops import Op
 from ..problem.problem import Problem
 from .blocks import Blocks
 from .verdicts import Failure
+
+if TYPE_CHECKING:
+    from ..metal.launches import Launch
 
 T = TypeVar("T")  # a framework's tensor
 
@@ -54,7 +56,7 @@ class Blank(Program):
 class MetalLaunches(Program):
     """Metal kernels, one after another."""
 
-    launches: tuple[Launch, ...] = ()
+    launches: "tuple[Launch, ...]" = ()
 
 
 class CpuCall(Program):

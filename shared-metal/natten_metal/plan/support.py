@@ -7,8 +7,7 @@ that it names. It says nothing more about calls of other sizes: ``explain`` answ
 from dataclasses import replace
 from typing import Any
 
-from ..metal.op_launches import MOST_RPB
-from ..metal.tiles import DIMS
+from ..metal.sizes import DIMS, MOST_RPB
 from ..problem import checks
 from ..problem.ops import FULL, FUSED, OPS, QUERY, VALUE
 from ..problem.problem import DTYPES, RANKS, Problem

@@ -7,10 +7,11 @@ A launcher that finds one raises :class:`Learned`. Its caller records the verdic
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..metal.op_launches import Launch
-from ..metal.source import Instance
+if TYPE_CHECKING:
+    from ..metal.launches import Launch
+    from ..metal.source import Instance
 
 # Of each kind; the oldest are evicted and, if needed, learned again.
 MOST_VERDICTS = 4096
@@ -26,7 +27,7 @@ def quoted(error: Exception) -> str:
 class Failure(NamedTuple):
     """A kernel failed. event: what it does not do ('compile', 'launch', 'run'); words: the host's message."""
 
-    launch: Launch
+    launch: "Launch"
     event: str
     words: str
 
@@ -37,7 +38,7 @@ class Failure(NamedTuple):
 class ThreadLimit(NamedTuple):
     """A compiled kernel allows fewer simdgroups in a threadgroup than ``launch`` has."""
 
-    launch: Launch
+    launch: "Launch"
     simdgroups: int
 
 
@@ -60,17 +61,17 @@ class Learned(Exception):
         self.verdicts = verdicts
 
 
-def _without_launch(instance: Instance) -> Instance:
+def _without_launch(instance: "Instance") -> "Instance":
     """The kernel without what only a launch decides: if it fails, it fails in every threadgroup size."""
     return replace(instance, simdgroups=0, stage=False, wide=False)
 
 
-def _without_width(instance: Instance) -> Instance:
+def _without_width(instance: "Instance") -> "Instance":
     """The kernel without what only the tensors' addresses decide."""
     return replace(instance, wide=False)
 
 
-def _nothing() -> Mapping[Instance, Any]:
+def _nothing() -> "Mapping[Instance, Any]":
     return MappingProxyType({})
 
 
@@ -78,8 +79,8 @@ def _nothing() -> Mapping[Instance, Any]:
 class Verdicts:
     """All that was learned by some point in time. Compared by identity, so that it is a cheap part of a key."""
 
-    failures: Mapping[Instance, Failure] = field(default_factory=_nothing)
-    limits: Mapping[Instance, int] = field(default_factory=_nothing)
+    failures: "Mapping[Instance, Failure]" = field(default_factory=_nothing)
+    limits: "Mapping[Instance, int]" = field(default_factory=_nothing)
 
     def __or__(self, learned: Iterable[Verdict]) -> "Verdicts":
         failures, limits = dict(self.failures), dict(self.limits)
@@ -93,14 +94,14 @@ class Verdicts:
                 del known[next(iter(known))]
         return Verdicts(MappingProxyType(failures), MappingProxyType(limits))
 
-    def failure_of(self, launches: Iterable[Launch]) -> Failure | None:
+    def failure_of(self, launches: "Iterable[Launch]") -> Failure | None:
         """The failure of the first of ``launches`` whose kernel failed; None if none did."""
         if not self.failures:
             return None
         found = (self.failures.get(_without_launch(launch.instance)) for launch in launches)
         return next((failure for failure in found if failure is not None), None)
 
-    def room(self, launches: Iterable[Launch]) -> int | None:
+    def room(self, launches: "Iterable[Launch]") -> int | None:
         """The fewest simdgroups that a kernel of ``launches`` allows, if its launch has more; else None."""
         if not self.limits:
             return None

@@ -16,7 +16,8 @@ from typing import Any, NoReturn, TypeVar
 import mlx.core as mx
 
 from ._device import machine
-from ._launch import fast_metal, nanobind, pure
+from ._launch import nanobind, pure
+from ._launch.extension import DTYPES
 from ._metal.api.recall import Signature
 from ._metal.caches import Cache
 from ._metal.plan.backend import NANOBIND
@@ -136,8 +137,11 @@ class _Custom:
         program, here = self.program, machine()
         here.announce(program)
         if isinstance(program, Blank):
-            made = {o.name: mx.zeros(o.shape, nanobind.DTYPES[o.dtype]) for o in program.outputs}
+            made = {o.name: mx.zeros(o.shape, DTYPES[o.dtype]) for o in program.outputs}
         elif isinstance(program, MetalLaunches):
+            # With it come the kernels as data, which a CPU never needs.
+            from ._launch import fast_metal
+
             made = fast_metal.run(program, self.tensors(self.not_to_be_mapped(arrays)), here.fast_metal)
         else:
             assert isinstance(program, Walks), program

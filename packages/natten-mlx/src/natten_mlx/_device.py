@@ -3,8 +3,8 @@
 import mlx.core as mx
 
 from ._backends import ORDER
-from ._launch.fast_metal import SMALLEST, MetalHost, MlxHost
-from ._launch.nanobind import ExtensionHost
+from ._launch.extension import ExtensionHost
+from ._launch.fast_metal_host import SMALLEST, MetalHost, MlxHost
 from ._metal.caches import Cache
 from ._metal.plan.backend import FAST_METAL, NANOBIND
 from ._metal.plan.device import Device, missing_backends

@@ -3,7 +3,7 @@
 import torch
 
 from ._backends import ORDER
-from ._launch.metal import MetalHost, MpsHost
+from ._launch.metal_host import MetalHost, MpsHost
 from ._launch.native import NativeHost
 from ._metal.caches import Cache
 from ._metal.plan.backend import METAL, NATIVE

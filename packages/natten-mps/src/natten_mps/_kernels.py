@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ._device import Machine, machine
-from ._launch import metal, native, pure
+from ._launch import native, pure
 from ._metal.plan.plan import Plan
 from ._metal.plan.programs import Blank, CpuCall, MetalLaunches, Program, Walks, gradient_tensors
 from ._metal.problem.ops import LOGITS, LSE, OPS, VALUE
@@ -63,6 +63,9 @@ def _launch(here: Machine, program: Program, tensors: Tensors, into: list[Tensor
         return {o.name: torch.zeros(o.shape, dtype=native.DTYPES[o.dtype], device=device) for o in program.outputs}
     with torch.autocast(device.type, enabled=False):
         if isinstance(program, MetalLaunches):
+            # With it come the kernels as data, which a CPU never needs.
+            from ._launch import metal
+
             return metal.run(program, tensors, here.metal)
         assert isinstance(program, Walks), program
         return pure.run(program, tensors)
