@@ -16,6 +16,9 @@ from ._metal.plan.plan import Plan
 from ._metal.problem.ops import ADDITIONAL_KEYS, KEY, OPS, RPB, VALUE, Op
 from ._metal.problem.problem import Piece, Problem
 
+# The fields of a call but its op, as the custom ops take them.
+STATIC = "int[] kernel_size, int[] stride, int[] dilation, bool[] is_causal, float scale, str backend, int[] piece=[]"
+
 
 class Call(NamedTuple):
     """What a custom op is given besides its tensors: none of it follows from the tensors' sizes.
@@ -31,6 +34,12 @@ class Call(NamedTuple):
     scale: float
     backend: str
     piece: tuple[int, ...] = ()
+
+    @classmethod
+    def of_static(cls, op: str, *static: Any) -> "Call":
+        """The call that a custom op is given as :data:`STATIC`: torch hands over lists."""
+        fields: list[Any] = [tuple(each) if isinstance(each, list) else each for each in static]
+        return cls(op, *fields)
 
     @property
     def record(self) -> Op:

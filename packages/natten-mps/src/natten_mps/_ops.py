@@ -5,13 +5,13 @@ Each op of a :class:`Problem` ('na', 'attention', 'qk', 'av') has two custom ops
 torch.export record the ops, which under autograd and torch.func lead to the same functions.
 """
 
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ._autodiff import BATCHED, DIFFERENTIATED, Backward, Forward, planned_forward
-from ._call import Call, call_of, forward_op, plan_of
+from ._call import STATIC, Call, call_of, forward_op, plan_of
 from ._kernels import fake_backward, fake_forward, run_backward, run_forward
 from ._lazy_bits import DISPATCH_KEYS, resolving
 from ._metal.problem.checks import reject_batched
@@ -21,18 +21,15 @@ from ._private import speed_up_registration
 from ._recording import recording
 
 _LIBRARY = torch.library.Library("natten_mps", "DEF")
-_STATIC = "int[] kernel_size, int[] stride, int[] dilation, bool[] is_causal, float scale, str backend, int[] piece=[]"
 
 
 def _register(op: str) -> None:
     """Define ``<op>_forward`` and ``<op>_backward``: what runs, what is faked, what differentiates and maps."""
 
-    def call(ks: Any, s: Any, d: Any, c: Any, scale: float, backend: str, piece: Any = ()) -> Call:
-        return Call(op, tuple(ks), tuple(s), tuple(d), tuple(c), scale, backend, tuple(piece))
-
+    call = partial(Call.of_static, op)
     forward, backward = f"{op}_forward", f"{op}_backward"
-    _LIBRARY.define(f"{forward}(Tensor?[] inputs, {_STATIC}) -> Tensor[]")
-    _LIBRARY.define(f"{backward}(Tensor?[] grads, Tensor?[] inputs, Tensor[] outputs, {_STATIC}) -> Tensor[]")
+    _LIBRARY.define(f"{forward}(Tensor?[] inputs, {STATIC}) -> Tensor[]")
+    _LIBRARY.define(f"{backward}(Tensor?[] grads, Tensor?[] inputs, Tensor[] outputs, {STATIC}) -> Tensor[]")
     eager = "CompositeExplicitAutograd"
     _LIBRARY.impl(forward, lambda i, *a: run_forward(plan_of(call(*a), i), i), eager)
     _LIBRARY.impl(backward, lambda g, i, o, *a: run_backward(plan_of(call(*a), i), g, i, o), eager)
