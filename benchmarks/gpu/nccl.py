@@ -1,8 +1,8 @@
 """natten_mps.distributed over NCCL, one process for each NVIDIA GPU, against one process with the whole problem.
 
 CUDA tensors run on the backend ``pure``. Each process computes the whole problem by itself, then its own shard with the
-others; results and all gradients of the shard must agree with their slices of the whole one's in float64, and in float32
-up to rounding. Prints a line a case, and ends with an error if one differs.
+others; results and all gradients of the shard must agree with their slices of the whole one's up to rounding, in
+float64 and in float32. Prints a line a case, and ends with an error if one differs.
 
     PYTHONPATH=packages/natten-mps/src python benchmarks/gpu/nccl.py            # needs two GPUs or more
 """
@@ -19,7 +19,7 @@ from torch import Tensor
 # shape, window, heads, key/value heads, additional keys, tokens of each process but the last along the axis
 CASES = {
     "2-D, halo on one side": ((48, 40), {"kernel_size": (7, 5)}, 4, 4, 0, 24),
-    "2-D, uneven, strided, dilated": (
+    "2-D, stride and dilation": (
         (50, 24),
         {"kernel_size": (6, 5), "stride": (2, 1), "dilation": (2, 3)},
         4,
