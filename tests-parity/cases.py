@@ -24,7 +24,8 @@ INPUTS = ("query", "key", "value", "additional_keys", "additional_values", "rpb"
 class Case:
     """One problem. additional: number of additional keys, None for none given; scale None is D ** -0.5.
 
-    piece: the queries and the keys at hand, ``(low, high)`` on each axis of ``shape``; None for all of them.
+    masked: some keys may not be seen. piece: the queries and the keys at hand, ``(low, high)`` on each axis of
+    ``shape``; None for all of them.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Case:
     rpb: bool = False
     scale: float | None = None
     piece: tuple[Ranges, Ranges] | None = None
+    masked: bool = False
 
     def __str__(self) -> str:
         return self.name
@@ -99,6 +101,7 @@ class Case:
             (self.additional or 0) if fused else 0,
             self.rpb and op != "av",
             piece,
+            self.masked and fused,
         )
 
     @property
@@ -307,7 +310,7 @@ def inputs(case: Case, dtype: str = "float64", draw: int = 0) -> dict[str, Array
     """Every tensor of the case by name, with the cotangents d_out and d_lse.
 
     Values are representable in ``dtype`` (d_lse in the lse's) and held in float64. Another ``draw``
-    is another set of values.
+    is another set of values. Keys that may not be seen, and their values, are NaN.
     """
     random = generator(f"{case.name}/{draw}")
     b, h, kv = case.batch, case.heads, case.kv_heads
@@ -323,10 +326,15 @@ def inputs(case: Case, dtype: str = "float64", draw: int = 0) -> dict[str, Array
         shapes["additional_values"] = (b, case.additional, kv, case.head_dim_v)
     if case.rpb:
         shapes["rpb"] = (h, *(2 * w - 1 for w in case.kernel_size))
-    return {
+    found = {
         name: rounded(random.standard_normal(shape), lse_dtype(dtype) if name == "d_lse" else dtype)
         for name, shape in shapes.items()
     }
+    if case.masked:
+        found["key_mask"] = random.random((b, *case.key_shape)) < 0.6
+        hidden = ~found["key_mask"][..., None, None]
+        found |= {name: np.where(hidden, np.nan, found[name]) for name in ("key", "value")}
+    return found
 
 
 def slot_inputs(case: Case, dtype: str = "float64", draw: int = 0) -> dict[str, Array]:

@@ -158,17 +158,22 @@ def baseline(problem: Problem, arrays: dict[str, Array]) -> dict[str, Array]:
     groups, shape, keys = problem.group_heads, problem.query_shape, problem.keys
     q, d_out = (_flat(arrays[name], compute) for name in ("query", "d_out"))
     d_lse = _flat(arrays["d_lse"][..., None], compute)
-    k, v = (_flat(arrays[name], compute, groups) for name in ("key", "value"))
+    seen, visible = neighborhood_mask(problem), arrays.get("key_mask")
+    k, v = (arrays[name] for name in ("key", "value"))
+    if visible is not None:
+        k, v = (np.where(visible[..., None, None], tensor, 0) for tensor in (k, v))
+        seen = seen & visible.reshape(problem.batch, 1, 1, keys)
+    k, v = (_flat(tensor, compute, groups) for tensor in (k, v))
     rpb, extra = arrays.get("rpb"), "additional_keys" in arrays
     if extra:
         k = np.concatenate([k, _flat(arrays["additional_keys"], compute, groups)], 2)
         v = np.concatenate([v, _flat(arrays["additional_values"], compute, groups)], 2)
     logits = _logits(problem, q, k, rpb)
-    logits[..., :keys] = np.where(neighborhood_mask(problem), logits[..., :keys], compute(-np.inf))
+    logits[..., :keys] = np.where(seen, logits[..., :keys], compute(-np.inf))
     top = logits.max(-1, keepdims=True, initial=-np.inf)
-    weights = np.exp(logits - top)
+    weights = np.exp(logits - np.where(top == -np.inf, compute(0), top))
     total = weights.sum(-1, keepdims=True)
-    weights /= total
+    weights /= np.where(total == 0, compute(1), total)
     out = _product(weights, v)
     delta = (d_out * out).sum(-1, keepdims=True) - d_lse
     d_logits = weights * (_product(d_out, _t(v)) - delta)
@@ -176,7 +181,7 @@ def baseline(problem: Problem, arrays: dict[str, Array]) -> dict[str, Array]:
     d_k, d_v = scale * _product(_t(d_logits), q), _product(_t(weights), d_out)
     found = {
         "out": _back(out, shape),
-        "lse": _back(top + np.log(total), shape)[..., 0],
+        "lse": _back(top + _log(total), shape)[..., 0],
         "query": _back(scale * _product(d_logits, k), shape),
         "key": _back(d_k[:, :, :keys], problem.key_shape, groups),
         "value": _back(d_v[:, :, :keys], problem.key_shape, groups),
@@ -187,6 +192,12 @@ def baseline(problem: Problem, arrays: dict[str, Array]) -> dict[str, Array]:
     if rpb is not None:
         found["rpb"] = _bias_sum(problem, d_logits[..., :keys])
     return found
+
+
+def _log(total: Array) -> Array:
+    """The logarithm; -inf of 0, the sum of a query that sees no key."""
+    with np.errstate(divide="ignore"):
+        return np.log(total)
 
 
 Tensors = dict[str, Array]

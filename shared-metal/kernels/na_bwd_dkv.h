@@ -51,6 +51,22 @@ struct KeyGradient {
     scale = as_type<float>(int(prm[kScaleBits]));
   }
 
+  // The queries of a head as the column side, and where their stats and rpb are
+  METAL_FUNC Sides<C, C::RANK> load_head(const device T* q, const device T* out_grad, const device float* all_stats,
+                                         const device float* whole_rpb, const thread Params& prm,
+                                         const thread Tile<C::RANK>& tile, int batch, int head) thread {
+    Sides<C, C::RANK> sides;
+    sides.a = columns_of<T, C::RANK>(q, prm, kQueryStride, tile, batch, head);
+    sides.b = columns_of<T, C::RANK>(out_grad, prm, kOutGradStride, tile, batch, head);
+    const Columns<float, C::RANK> scalars =
+        columns_of<float, C::RANK>(all_stats, prm, kLseStride, tile, batch, head);
+    NA_UNROLL for (int a = 0; a < C::RANK; ++a) sides.scalar_step[a] = scalars.step[a];
+    stats = scalars.box;
+    scalar_step = int(scalars.step[C::RANK - 1]);  // stats are contiguous: 4 H times the dilation
+    if (C::RPB) rpb = whole_rpb + head * rpb_entries<C::RANK>(tile);
+    return sides;
+  }
+
   template <typename At, typename A, typename B>
   METAL_FUNC void take(const thread Bricks<C::NB, At>& b, int count, const thread A& queries, const thread B& out_grads,
                        Span seen) thread {
@@ -117,7 +133,8 @@ METAL_FUNC void find_every(thread Tile<C::RANK>& t, thread Patch<C::RANK>& patch
 
 template <typename C>
 METAL_FUNC void na_bwd_dkv(const device typename C::T* q, const device typename C::T* k, const device typename C::T* v,
-                           const device float* rpb, const device typename C::T* out_grad, const device float* stats,
+                           const device float* rpb, const device int* key_mask,
+                           const device typename C::T* out_grad, const device float* stats,
                            const thread Params& prm, device typename C::R* key_grad, device typename C::R* value_grad,
                            threadgroup typename C::T* staged_a, threadgroup typename C::T* staged_b, uint3 tgid,
                            uint sg, uint lane) {
@@ -142,26 +159,29 @@ METAL_FUNC void na_bwd_dkv(const device typename C::T* q, const device typename 
   }
   const int dim = int(prm[kDim]);
   const int dim_v = int(prm[kDimV]);
-  body.load(k, v, prm, tile, patch, batch, kv_head, patch.channels(dim), patch.channels(dim_v));
+  bool hidden = false;  // a key that may not be seen holds zeros, like a row that does not exist; its gradients are 0
+  if (C::MASKED) {
+    const KeyMask<R> mask = key_mask_of<R>(key_mask, prm, batch);
+    hidden = patch.store && !mask.allows(patch.token);
+  }
+  body.load(k, v, prm, tile, patch, batch, kv_head, hidden ? 0 : patch.channels(dim),
+            hidden ? 0 : patch.channels(dim_v));
   const int group_heads = int(prm[kGroupHeads]);
   for (int h = 0; h < group_heads; ++h) {
     const int head = kv_head * group_heads + h;
-    Sides<C, R> sides;
-    sides.a = columns_of<T, R>(q, prm, kQueryStride, tile, batch, head);
-    sides.b = columns_of<T, R>(out_grad, prm, kOutGradStride, tile, batch, head);
-    const Columns<float, R> scalars = columns_of<float, R>(stats, prm, kLseStride, tile, batch, head);
-    NA_UNROLL for (int a = 0; a < R; ++a) sides.scalar_step[a] = scalars.step[a];
-    body.stats = scalars.box;
-    body.scalar_step = int(scalars.step[R - 1]);  // stats are contiguous: 4 H times the dilation
-    if (C::RPB) body.rpb = rpb + head * rpb_entries<R>(tile);
+    Sides<C, R> sides = body.load_head(q, out_grad, stats, rpb, prm, tile, batch, head);
     sides.staged_a = staged_a;
     sides.staged_b = staged_b;
     sides.dim_a = dim;
     sides.dim_b = dim_v;
-    walk<C, R>(body, sides, tile, patch, int(sg), int(lane));
+    walk<C, R, false>(body, sides, tile, patch, int(sg), int(lane));
   }
   body.key_sum.finish(1.0f);
   body.value_sum.finish(1.0f);
+  if (hidden) {
+    body.key_sum.clear();
+    body.value_sum.clear();
+  }
   if (!patch.store) return;
   long k_at = row_at(prm, kKeyGradStride, patch, batch, kv_head);
   long v_at = row_at(prm, kValueGradStride, patch, batch, kv_head);

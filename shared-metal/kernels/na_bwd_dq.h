@@ -67,7 +67,8 @@ struct QueryGradient {
     multiply_across<T, C::DB, C::NB>(g, out_grad, b.b, b.last, count, values, fr, fc);
     NA_UNROLL for (int j = 0; j < C::NB; ++j) {
       NA_UNROLL for (int e = 0; e < 2; ++e) {
-        const bool sees = b.full[j] || b.sees(j, b.x[j] + fc + e, seen);
+        bool sees = b.full[j] || b.sees(j, b.x[j] + fc + e, seen);
+        if (C::MASKED) sees = sees && b.allows(j, fc + e);
         float entry = 0.0f;
         if (C::RPB && biased && sees) entry = rpb[b.bias[j] + fc + e];
         const float weight = sees ? weight_of<C::RPB>(s[j][e], scale, entry, lse) * factor : 0.0f;
@@ -85,7 +86,9 @@ struct QueryGradient {
     NA_UNROLL for (int j = 0; j < C::NB; ++j) {
       if (j < count) {
         NA_UNROLL for (int d = 0; d < C::DA; d += 8) {
-          mma<T, float>(sum.part[d / 8], ds[j], keys.along(b.a[j], fr, d + fc, b.last[j]));
+          Pair<T> key = keys.along(b.a[j], fr, d + fc, b.last[j]);
+          if (C::MASKED && !b.allows(j, fr)) key = Pair<T>(T(0));
+          mma<T, float>(sum.part[d / 8], ds[j], key);
         }
       }
     }
@@ -100,10 +103,11 @@ struct QueryGradient {
 template <typename C>
 METAL_FUNC void na_bwd_dq(const device typename C::T* q, const device typename C::T* k, const device typename C::T* v,
                           const device typename C::T* additional_k, const device typename C::T* additional_v,
-                          const device float* rpb, const device typename C::T* out_grad, const device float* lse,
-                          const device float* delta, const thread Params& prm, device typename C::T* query_grad,
-                          device float* stats, threadgroup typename C::T* staged_a,
-                          threadgroup typename C::T* staged_b, uint3 tgid, uint sg, uint lane) {
+                          const device float* rpb, const device int* key_mask,
+                          const device typename C::T* out_grad, const device float* lse, const device float* delta,
+                          const thread Params& prm, device typename C::T* query_grad, device float* stats,
+                          threadgroup typename C::T* staged_a, threadgroup typename C::T* staged_b, uint3 tgid,
+                          uint sg, uint lane) {
   typedef typename C::T T;
   constexpr int R = C::RANK;
   QueryGradient<C> body;
@@ -128,8 +132,9 @@ METAL_FUNC void na_bwd_dq(const device typename C::T* q, const device typename C
                        int(lane));
   }
   body.biased = true;
-  const Sides<C, R> sides = key_sides<C, R>(k, v, prm, kKeyStride, kValueStride, tile, slice, staged_a, staged_b);
-  walk<C, R>(body, sides, tile, patch, int(sg), int(lane));
+  Sides<C, R> sides = key_sides<C, R>(k, v, prm, kKeyStride, kValueStride, tile, slice, staged_a, staged_b);
+  if (C::MASKED) sides.mask = key_mask_of<R>(key_mask, prm, slice.batch);
+  walk<C, R, C::MASKED>(body, sides, tile, patch, int(sg), int(lane));
   if (C::PART != 0) {
     body.sum.finish(1.0f);
     body.weights += body.weights_total;

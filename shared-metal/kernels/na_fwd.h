@@ -5,6 +5,7 @@
 //
 //   q [B, *shape, H, D]   k [B, *shape, H_kv, D]   v [B, *shape, H_kv, D_v]   additional: [B, S, H_kv, D(_v)]
 //   out [B, *shape, H, D_v]   lse [B, *shape, H] float   any strides (params.h)   rpb [H, 2w - 1 per axis] float
+//   key_mask [B, *shape but x, ceil(X / 32)] int, a bit for each key (MASKED): where it is 0 the key is not seen
 //   grid of threadgroups: (H / HR, tiles, B * dilation groups); threads per group: NSG * 32
 //
 // Rows are queries (coord.h has the picture), columns are keys: A = K, B = V (stage.h). Additional keys come first, as
@@ -49,7 +50,8 @@ struct Forward {
     float top = m;
     NA_UNROLL for (int j = 0; j < C::NB; ++j) {
       NA_UNROLL for (int e = 0; e < 2; ++e) {
-        const bool sees = b.full[j] || b.sees(j, b.x[j] + fc + e, seen);
+        bool sees = b.full[j] || b.sees(j, b.x[j] + fc + e, seen);
+        if (C::MASKED) sees = sees && b.allows(j, fc + e);
         entry[j][e] = 0.0f;
         if (C::RPB && biased && sees) entry[j][e] = rpb[b.bias[j] + fc + e];
         const float logit = C::RPB ? fma(s[j][e], scale, entry[j][e] * kLog2E) : s[j][e];
@@ -65,14 +67,17 @@ struct Forward {
       if (j < count) {
         Pair<T> p;
         NA_UNROLL for (int e = 0; e < 2; ++e) {
-          const bool sees = b.full[j] || b.sees(j, b.x[j] + fc + e, seen);
+          bool sees = b.full[j] || b.sees(j, b.x[j] + fc + e, seen);
+          if (C::MASKED) sees = sees && b.allows(j, fc + e);
           const float own = C::RPB ? weight_of<true>(s[j][e], scale, entry[j][e], m) : exp2((s[j][e] - m) * scale);
           const float weight = sees ? own : 0.0f;
           l += weight;
           p[e] = T(weight);
         }
         NA_UNROLL for (int d = 0; d < C::DB; d += 8) {
-          mma<T>(out.part[d / 8], p, values.along(b.b[j], fr, d + fc, b.last[j]));
+          Pair<T> value = values.along(b.b[j], fr, d + fc, b.last[j]);
+          if (C::MASKED && !b.allows(j, fr)) value = Pair<T>(T(0));
+          mma<T>(out.part[d / 8], p, value);
         }
       }
     }
@@ -89,9 +94,9 @@ struct Forward {
 template <typename C>
 METAL_FUNC void na_fwd(const device typename C::T* q, const device typename C::T* k, const device typename C::T* v,
                        const device typename C::T* additional_k, const device typename C::T* additional_v,
-                       const device float* rpb, const thread Params& prm, device typename C::T* out, device float* lse,
-                       threadgroup typename C::T* staged_a, threadgroup typename C::T* staged_b, uint3 tgid, uint sg,
-                       uint lane) {
+                       const device float* rpb, const device int* key_mask, const thread Params& prm,
+                       device typename C::T* out, device float* lse, threadgroup typename C::T* staged_a,
+                       threadgroup typename C::T* staged_b, uint3 tgid, uint sg, uint lane) {
   typedef typename C::T T;
   constexpr int R = C::RANK;
   Forward<C> body;
@@ -123,8 +128,9 @@ METAL_FUNC void na_fwd(const device typename C::T* q, const device typename C::T
                        int(lane));
   }
   body.biased = true;
-  const Sides<C, R> sides = key_sides<C, R>(k, v, prm, kKeyStride, kValueStride, tile, slice, staged_a, staged_b);
-  walk<C, R>(body, sides, tile, patch, int(sg), int(lane));
+  Sides<C, R> sides = key_sides<C, R>(k, v, prm, kKeyStride, kValueStride, tile, slice, staged_a, staged_b);
+  if (C::MASKED) sides.mask = key_mask_of<R>(key_mask, prm, slice.batch);
+  walk<C, R, C::MASKED>(body, sides, tile, patch, int(sg), int(lane));
   // Addresses only now: held over the loop they would cost registers.
   if (C::PART != 0) {
     const float since = exp2((body.m_total - body.m) * body.unit);

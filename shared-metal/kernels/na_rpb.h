@@ -54,7 +54,8 @@ struct BiasGradient {
 
 template <typename C>
 METAL_FUNC void na_rpb(const device typename C::T* q, const device typename C::T* k, const device typename C::T* v,
-                        const device float* rpb, const device typename C::T* out_grad, const device float* stats,
+                        const device float* rpb, const device int* key_mask, const device typename C::T* out_grad,
+                        const device float* stats,
                         const device typename C::T* logits_grad, const thread Params& prm, device float* partial,
                         threadgroup float* tables, uint3 tgid, uint sg, uint lane) {
   typedef typename C::T T;
@@ -93,8 +94,9 @@ METAL_FUNC void na_rpb(const device typename C::T* q, const device typename C::T
       body.rows.factor = own[1];
       body.rows.delta = own[2];
     }
-    const Sides<C, R> sides = key_sides<C, R>(k, v, prm, kKeyStride, kValueStride, tile, slice, nullptr, nullptr);
-    walk<C, R>(body, sides, tile, patch, int(sg), int(lane));
+    Sides<C, R> sides = key_sides<C, R>(k, v, prm, kKeyStride, kValueStride, tile, slice, nullptr, nullptr);
+    if (C::MASKED) sides.mask = key_mask_of<R>(key_mask, prm, batch);
+    walk<C, R, C::MASKED>(body, sides, tile, patch, int(sg), int(lane));
   }
   threadgroup_barrier(mem_flags::mem_threadgroup);
   for (int e = int(sg * 32 + lane); e < entries; e += C::NSG * 32) {

@@ -96,7 +96,7 @@ METAL_FUNC void na_qk(const device typename C::T* q, const device typename C::T*
   sides.staged_b = staged_b;
   sides.dim_a = int(prm[kDim]);
   sides.dim_b = 0;
-  walk<C, R>(body, sides, tile, patch, int(sg), int(lane));
+  walk<C, R, false>(body, sides, tile, patch, int(sg), int(lane));
   if (patch.store) fill_empty_slots<C>(body.logits, tile, patch, body.fc);
 }
 
@@ -156,7 +156,7 @@ METAL_FUNC void na_av(const device typename C::T* attn, const device typename C:
   sides.staged_b = staged_b;
   sides.dim_a = 0;
   sides.dim_b = int(prm[kDimV]);
-  walk<C, R>(body, sides, tile, patch, int(sg), int(lane));
+  walk<C, R, false>(body, sides, tile, patch, int(sg), int(lane));
   body.sum.finish(1.0f);
   if (!patch.store) return;
   device T* to = out + row_at(prm, kOutStride, patch, slice.batch, slice.head);
@@ -233,7 +233,7 @@ METAL_FUNC void na_av_t(const device typename C::T* attn, const device typename 
     sides.staged_b = staged_b;
     sides.dim_a = 0;
     sides.dim_b = int(prm[kDimV]);
-    walk<C, R>(body, sides, tile, patch, int(sg), int(lane));
+    walk<C, R, false>(body, sides, tile, patch, int(sg), int(lane));
   }
   body.sum.finish(1.0f);
   if (!patch.store) return;

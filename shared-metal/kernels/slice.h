@@ -49,7 +49,7 @@ METAL_FUNC Slice find_slice(const thread Params& prm, uint3 tgid, int fragment_r
   return slice;
 }
 
-// Keys and values as the column side
+// Keys and values as the column side; their mask, where there is one, is set apart
 template <typename C, int RANK>
 METAL_FUNC Sides<C, RANK> key_sides(const device typename C::T* k, const device typename C::T* v,
                                     const thread Params& prm, int key_block, int value_block,
@@ -75,7 +75,7 @@ METAL_FUNC void walk_additional(thread Body& body, const device typename C::T* k
   additional_box(tile, patch, int(prm[kAdditional]), active);
   const Sides<C, 1> sides =
       key_sides<C, 1>(keys, values, prm, kAdditionalKeyStride, kAdditionalValueStride, tile, slice, staged_a, staged_b);
-  walk<C, 1>(body, sides, tile, patch, sg, lane);
+  walk<C, 1, false>(body, sides, tile, patch, sg, lane);
 }
 
 // Entries of one head's rpb

@@ -74,6 +74,30 @@ METAL_FUNC Columns<T, RANK> columns_of(const device T* tensor, const thread Para
   return c;
 }
 
+// Which keys of a batch item may be seen (MASKED): a bit for each; a line of keys along x begins with a word of its own
+template <int RANK>
+struct KeyMask {
+  const device int* words;
+  long line[RANK];  // words between two tokens, on every axis but x
+  METAL_FUNC bool allows(const thread int* token) const thread {
+    long at = token[RANK - 1] / 32;
+    NA_UNROLL for (int a = 0; a < RANK - 1; ++a) at += token[a] * line[a];
+    return (words[at] >> (token[RANK - 1] % 32) & 1) != 0;
+  }
+};
+
+template <int RANK>
+METAL_FUNC KeyMask<RANK> key_mask_of(const device int* key_mask, const thread Params& prm, int batch) {
+  KeyMask<RANK> mask;
+  long words = (prm[kKeyShape + RANK - 1] + 31) / 32;
+  NA_UNROLL for (int a = RANK - 2; a >= 0; --a) {
+    mask.line[a] = words;
+    words *= prm[kKeyShape + a];
+  }
+  mask.words = key_mask + batch * words;
+  return mask;
+}
+
 // Pitch of one staged token: 16 bytes of padding against bank conflicts
 template <typename T, int DP>
 METAL_FUNC constexpr int pitch() {

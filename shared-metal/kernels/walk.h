@@ -66,9 +66,11 @@ struct Bricks {
   int last[NB];     // last column inside the patch's box, 0..7
   bool full[NB];    // uniform: no mask needed
   bool row[NB];     // the lane's row sees this row of the box
+  uint keys[NB];    // MASKED: bit c is set if column c lies inside the patch's box and its key may be seen
   METAL_FUNC bool sees(int j, int column, Span seen) const thread {
     return row[j] && column >= seen.low && column < seen.high;
   }
+  METAL_FUNC bool allows(int j, int c) const thread { return (keys[j] >> c & 1u) != 0u; }
 };
 
 // The bricks of one patch in one chunk, in order: row by row, [low, high) along x
@@ -140,11 +142,23 @@ METAL_FUNC int slot_entry(const thread BrickCursor<RANK>& next, const thread Til
   return at * t.axis[RANK - 1].w + (TRANSPOSED ? 0 : x - patch.seen[RANK - 1].low);
 }
 
+// The keys of a brick that may be seen: each of 8 lanes reads one bit, and the simdgroup votes
+template <int RANK>
+METAL_FUNC uint brick_keys(const thread KeyMask<RANK>& mask, const thread BoxRow<RANK>& row, const thread Tile<RANK>& t,
+                           int x, int end, int lane) {
+  int token[RANK];
+  NA_UNROLL for (int a = 0; a < RANK; ++a) {
+    token[a] = (a == RANK - 1 ? x + lane : row.pos[a]) * t.step[a] + t.column_origin[a];
+  }
+  return uint(ulong(simd_ballot(lane < 8 && x + lane < end && mask.allows(token))));
+}
+
 // The column side of a walk
 template <typename C, int RANK>
 struct Sides {
   Columns<typename C::T, RANK> a;
   Columns<typename C::T, RANK> b;
+  KeyMask<RANK> mask;
   long scalar_step[RANK];
   threadgroup typename C::T* staged_a;
   threadgroup typename C::T* staged_b;
@@ -162,7 +176,8 @@ METAL_FUNC void stage_sides(const thread Sides<C, RANK>& sides, const thread Til
   if (C::DB != 0) stage<T, RANK, C::DB, THREADS, C::WIDE>(sides.staged_b, sides.b, t, piece, sides.dim_b, thread_id);
 }
 
-template <typename C, int RANK, typename Body>
+// MASKED: columns are keys, some of which may not be seen; the body lets nothing of those reach a result
+template <typename C, int RANK, bool MASKED, typename Body>
 METAL_FUNC void walk(thread Body& body, const thread Sides<C, RANK>& sides, const thread Tile<RANK>& tile,
                      const thread Patch<RANK>& patch, int sg, int lane) {
   typedef typename C::T T;
@@ -204,6 +219,7 @@ METAL_FUNC void walk(thread Body& body, const thread Sides<C, RANK>& sides, cons
             if (C::TRANSPOSED) b.scalar[j] = box_offset(next, tile, x, sides.scalar_step);
             if (C::SLOTS) b.slot[j] = slot_entry<C::TRANSPOSED>(next, tile, patch, x);
             if (C::RPB) b.bias[j] = bias_entry<C::TRANSPOSED>(next, tile, patch, x);
+            b.keys[j] = MASKED ? brick_keys(sides.mask, next.row, tile, x, patch.x.high, lane) : 0xffu;
             take_brick(b, j, next, tile, patch);
             NA_COUNT(full_brick, b.full[j] && lane == 0);
             NA_COUNT(partial_brick, !b.full[j] && lane == 0);

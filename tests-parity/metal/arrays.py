@@ -11,7 +11,7 @@ import numpy as np
 from metal_emulator import Buffer
 
 Array = Any
-STORED = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}
+STORED = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16, "int32": np.int32}
 WIDE_BYTES = 16
 MAP_NORESERVE = 0x4000  # of Linux; Python 3.13 has the name
 

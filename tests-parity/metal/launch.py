@@ -88,8 +88,16 @@ class Run:
             assert not beside.any(), f"{self.step.instance.name} writes beside {output.name}"
 
 
+def words_of(key_mask: Any) -> Any:
+    """``[B, *shape]`` bool as the kernels read it: a bit for each key, lines padded to whole words."""
+    padded = np.pad(key_mask, [(0, 0)] * (key_mask.ndim - 1) + [(0, -key_mask.shape[-1] % 32)])
+    return np.packbits(padded, axis=-1, bitorder="little").view("<i4")
+
+
 def place(name: str, values: Any, dtype: str, wide: bool, rng: random.Random | None) -> Laid:
     """An input as a host may have it: with any layout, unless hosts pack it."""
+    if name == "key_mask":
+        return packed(words_of(values), "int32")
     if rng is None or name in PACKED:
         return packed(values, "float32" if name in FLOAT else dtype)
     return scattered(values, dtype, wide, rng)
@@ -167,6 +175,7 @@ TENSORS = {
     "additional_k": "additional_keys",
     "additional_v": "additional_values",
     "rpb": "rpb",
+    "key_mask": "key_mask",
     "out_grad": "d_out",
     "out": "out",
     "lse": "lse",

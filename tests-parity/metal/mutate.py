@@ -59,6 +59,7 @@ COMMON = {
     "img-direct": ("na_fwd", "na_bwd_dkv"),
     "vol-direct-grouped": ("na_fwd",),
     "vol-staged": ("na_bwd_dkv",),
+    "vol-masked": ("na_fwd",),
 }
 JURIES: dict[str, dict[str, tuple[str, ...]]] = {
     "na_fwd.h": {
@@ -66,14 +67,16 @@ JURIES: dict[str, dict[str, tuple[str, ...]]] = {
         "seq-staged": ("na_fwd",),
         "vol-wide": ("na_fwd",),
         "seq-small-chunk": ("na_fwd",),
+        "img-masked-bias": ("na_fwd",),
     },
     "na_delta.h": {"seq-staged": ("na_delta",), "vol-staged": ("na_delta",)},
-    "na_bwd_dq.h": {"img-staged-bias": ("na_bwd_dq",), "seq-staged": ("na_bwd_dq",)},
+    "na_bwd_dq.h": {"img-staged-bias": ("na_bwd_dq",), "seq-staged": ("na_bwd_dq",), "img-masked-bias": ("na_bwd_dq",)},
     "na_bwd_dkv.h": {
         "seq-staged": ("na_bwd_dkv",),
         "img-96-192": ("na_bwd_dkv",),
         "img-staged-bias": ("na_bwd_dkv", "of_additional"),
         "vol-direct-grouped": ("na_bwd_dkv", "of_additional"),
+        "seq-masked": ("na_bwd_dkv",),
     },
     "na_split.h": {
         "img-direct": ("zero", "na_av", "na_av_t"),

@@ -21,8 +21,8 @@ FUSED = ("na_fwd", "na_bwd_dq", "na_bwd_dkv")
 SPLIT = ("na_qk", "na_av", "na_av_t")
 # Templates whose options differ from the kit's: name here -> template and changes.
 SPECIAL: dict[str, tuple[str, dict[str, Any]]] = {
-    "of_additional": ("na_bwd_dkv", {"of_additional": True, "rpb": False}),
-    "slots": ("na_rpb", {"slots": True, "rpb": True, "stage": False, "dim": 16, "dim_v": 16}),
+    "of_additional": ("na_bwd_dkv", {"of_additional": True, "rpb": False, "masked": False}),
+    "slots": ("na_rpb", {"slots": True, "masked": False, "rpb": True, "stage": False, "dim": 16, "dim_v": 16}),
     "na_rpb": ("na_rpb", {"rpb": True, "stage": False}),
     "zero": ("na_qk", {"empty_zero": True, "rpb": False}),
     "na_delta": ("na_delta", {"lse_grad": True, "stage": False, "rpb": False}),
@@ -31,6 +31,7 @@ SPECIAL: dict[str, tuple[str, dict[str, Any]]] = {
 }
 # Templates in which heads may share a patch, and those that visit additional keys.
 HEADS_IN_ROWS = ("na_fwd", "na_bwd_dq", "na_qk", "na_av")
+MASKABLE = (*FUSED, "na_rpb")
 TABLE = 256
 # Random problems that are pieces of larger ones.
 PIECES = 1 / 3
@@ -72,6 +73,7 @@ class Kit:
     reads: str = "staged"
     rpb: bool = False
     additional: bool = False
+    masked: bool = False
 
     def __str__(self) -> str:
         return self.name
@@ -93,6 +95,7 @@ class Kit:
             "stage": "direct" not in self.reads,
             "wide": "wide" in self.reads and TEMPLATES[template].walks,
             "rpb": self.rpb and template not in ("na_av", "na_av_t"),
+            "masked": self.masked and template in MASKABLE,
             "additional": self.additional and template in ("na_fwd", "na_bwd_dq"),
             "table": TABLE if template == "na_rpb" else 0,
         }
@@ -137,6 +140,7 @@ class Kit:
             rng.randint(1, 45) if self.additional else None,
             self.rpb,
             rng.choice(scales),
+            masked=self.masked,
         )
 
 
@@ -234,6 +238,22 @@ KITS = (
         reads="staged wide",
         additional=True,
     ),
+    Kit("seq-masked", 1, "float16", (16, 32), LINE, LINE, (*FUSED, "of_additional"), additional=True, masked=True),
+    Kit(
+        "img-masked-bias",
+        2,
+        "float32",
+        (16, 16),
+        (1, 2, 2),
+        TALL,
+        (*FUSED, "na_rpb"),
+        2,
+        bricks=2,
+        reads="direct",
+        rpb=True,
+        masked=True,
+    ),
+    Kit("vol-masked", 3, "bfloat16", (16, 16), (1, 2, 4), CUBE, FUSED, chunk=16, part=2, masked=True),
     Kit("vol-staged", 3, "bfloat16", (16, 16), (2, 1, 4), CUBE, (*FUSED, "na_delta", "na_qk", "na_av"), part=2),
 )
 # Head dims of large models; few launches of each, because they are slow.

@@ -75,9 +75,9 @@ def test_full_attention(kit: Kit) -> None:
 
 
 def test_the_pool_is_wide() -> None:
-    """At most 60 instantiations, and every option in more than one of them."""
+    """At most 72 instantiations, and every option in more than one of them."""
     pool = [instance for kit in KITS for instance in kit.instances.values()]
-    assert len(set(pool)) <= 60
+    assert len(set(pool)) <= 72
     walks = [instance for instance in pool if instance.record.walks]
     for option in (
         {"rank": 1},
@@ -94,6 +94,7 @@ def test_the_pool_is_wide() -> None:
         {"heads": 4},
         {"heads": 8},
         {"rpb": True},
+        {"masked": True},
         {"additional": True},
         {"of_additional": True},
         {"bricks": 1},

@@ -43,6 +43,8 @@ COLUMNS = {
     "na_av_t": {"x": 1},
     "na_rpb": {"k": 1, "v": 1},
 }
+# -kMasked of kernels/slice.h: lse, in base 2, of a query that sees no key.
+NO_KEY = float(np.float32(1.7014117e38))
 # For full attention, relative to the largest value, in addition to the last rounding.
 ATTENTION_ERROR = {"float32": 3e-6, "float16": 1e-3, "bfloat16": 8e-3}
 
@@ -85,10 +87,12 @@ class Sample:
 
 def stats_of(exact: Array, lse: Array, delta: Array) -> Array:
     """What dQ's kernel saves for each query: lse in base 2, the factor that corrects the weights for its rounding,
-    delta, 0.
+    delta, 0. A query that sees no key has NO_KEY and 0, so that its weights are 0.
     """
-    in_base_2 = rounded(lse * np.log2(np.e), "float32")
-    factor = rounded(np.exp2(in_base_2 - exact * np.log2(np.e)), "float32")
+    empty = exact == -np.inf
+    lse, exact = np.where(empty, 0, lse), np.where(empty, 0, exact)
+    in_base_2 = np.where(empty, NO_KEY, rounded(lse * np.log2(np.e), "float32"))
+    factor = np.where(empty, 0, rounded(np.exp2(np.where(empty, 0, in_base_2) - exact * np.log2(np.e)), "float32"))
     return np.stack([in_base_2, factor, delta, np.zeros_like(delta)], -1)
 
 
@@ -198,18 +202,26 @@ def with_saved_rows(expected: tolerances.Expected, truth: Array, sample: Sample)
     The logit is a separate sum, with an error that a dense softmax does not have: there the same logits give the
     weights and their sum. It matters where windows are so small that the baseline has no error.
     """
-    query, key = (np.linalg.norm(sample.tensors[name], axis=-1).max(initial=0.0) for name in ("query", "key"))
+    query, key = (longest(sample, name) for name in ("query", "key"))
     largest = abs(sample.problem.scale) * query * key
     return replace(expected, truth=truth, error=expected.error + np.finfo(np.float32).eps * largest)
+
+
+def longest(sample: Sample, name: str) -> float:
+    """The largest norm of a token; keys that may not be seen are NaN."""
+    return float(np.nan_to_num(np.linalg.norm(sample.tensors[name], axis=-1)).max(initial=0.0))
 
 
 def check_stats(sample: Sample, found: Array) -> None:
     """lse and the sum of weights together give the exact lse, to within the rounding of logits; delta is passed on."""
     in_base_2, factor, delta, rest = np.moveaxis(found, -1, 0)
-    query, key = (np.linalg.norm(sample.tensors[name], axis=-1).max(initial=0.0) for name in ("query", "key"))
+    empty = sample.exact_lse == -np.inf
+    assert (in_base_2[empty] == NO_KEY).all() and not factor[empty].any(), "stats of a query that sees no key"
+    in_base_2, factor, exact = in_base_2[~empty], factor[~empty], sample.exact_lse[~empty]
+    query, key = (longest(sample, name) for name in ("query", "key"))
     bias = np.abs(sample.tensors.get("rpb", np.zeros(1))).max()
     terms = 1 + abs(sample.problem.scale) * query * key + bias + np.abs(in_base_2).max(initial=0.0)
-    apart = np.abs((in_base_2 - np.log2(factor)) / np.log2(np.e) - sample.exact_lse)
+    apart = np.abs((in_base_2 - np.log2(factor)) / np.log2(np.e) - exact)
     assert (apart <= 4 * np.finfo(np.float32).eps * terms).all(), (
         f"{sample.problem}: stats are off by {apart.max():.3g}"
     )
@@ -241,13 +253,31 @@ def check_work(problem: Problem, done: Run, parts: int) -> None:
         return  # its rows and columns are window slots, whose values exist once
     for argument in ROWS.get(instance.template, ()):
         own, _ = done.reads(argument)
-        assert (own == (parts if instance.of_additional else 1)).all(), (
-            f"{instance.name}: rows of {argument} are not read once"
-        )
+        wanted = parts if instance.of_additional else 1
+        if instance.masked and instance.record.transposed:  # rows are keys, and hidden ones are not read
+            wanted = visible_keys(done, problem)[..., None, None]
+        assert (own == wanted).all(), f"{instance.name}: rows of {argument} are not read once"
+    if instance.masked:
+        own, _ = done.reads("key_mask")
+        bits = np.broadcast_to(work_of(problem, instance).mask_reads, (problem.batch, *problem.key_shape))
+        assert np.array_equal(own, in_words(bits)), f"{instance.name} reads key_mask otherwise than planned"
     for argument, count in COLUMNS[instance.template].items():
         check_reads(done, argument, work.read(count))
         if instance.additional:
             check_reads(done, f"additional_{argument}", work.read_additional(count))
+
+
+def visible_keys(done: Run, problem: Problem) -> Array:
+    """``[B, *shape]``: the key may be seen, by the bits that the launch was given."""
+    words = np.ascontiguousarray(done.inputs["key_mask"].view)
+    bits = np.unpackbits(words.view(np.uint8), axis=-1, bitorder="little")
+    return bits[..., : problem.key_shape[-1]] != 0
+
+
+def in_words(counts: Array) -> Array:
+    """``[.., keys]`` summed over the keys of each word."""
+    padded = np.pad(counts, [(0, 0)] * (counts.ndim - 1) + [(0, -counts.shape[-1] % 32)])
+    return padded.reshape(*padded.shape[:-1], -1, 32).sum(-1)
 
 
 def check_reads(done: Run, argument: str, tokens: Array) -> None:

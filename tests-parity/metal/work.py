@@ -27,12 +27,13 @@ class AxisWork:
     """One axis of a launch, summed over its tiles and dilation groups.
 
     staged: how often staging copies each token as a column. direct: how often a product that reads device memory itself
-    reads it as one. steps, full: bricks along x; rows of the box on the other axes. boxes: columns that the tiles see,
-    tile by tile. idle: rows of patches that do not exist.
+    reads it as one. seen: patches whose box it lies in. steps, full: bricks along x; rows of the box on the other axes.
+    boxes: columns that the tiles see, tile by tile. idle: rows of patches that do not exist.
     """
 
     staged: Array
     direct: Array
+    seen: Array
     steps: int = 0
     full: int = 0
     patches: int = 0
@@ -92,7 +93,7 @@ def axis_work(axis: Axis, transposed: bool, extent: int, simdgroups: int, chunk:
     """Simulate an axis. extent: rows of a patch on it; simdgroups: patches side by side (1 but along x)."""
     seen = seen_by(axis, transposed)
     columns = seen.shape[1]
-    work = AxisWork(np.zeros(columns, int), np.zeros(columns, int))
+    work = AxisWork(*(np.zeros(columns, int) for _ in range(3)))
     for row_group, column_group in groups(axis, transposed):
         own = seen[row_group, column_group]
         n = len(own)
@@ -109,6 +110,7 @@ def axis_work(axis: Axis, transposed: bool, extent: int, simdgroups: int, chunk:
                 work.idle += extent - len(patch)
                 low, high = span(patch)
                 direct[low:high] += in_bricks(high - low) if along_x else 1
+                work.seen[column_group][low:high] += 1
                 steps, full = patch_steps(patch, along_x)
                 work.steps += steps
                 work.full += full
@@ -173,6 +175,15 @@ class Work:
         # Rows of different heads read the columns of their key/value head separately.
         times = 1 if self.instance.record.transposed else self.problem.group_heads // self.instance.heads
         return self.outer("staged") * times if self.instance.stage else self.outer("direct") * times * products
+
+    @property
+    def mask_reads(self) -> Array:
+        """``[tokens..]``: reads of each key's bit in the key mask, all heads together: one for each brick that holds
+        it; where keys are rows, one for each of the four lanes of a row.
+        """
+        if self.instance.record.transposed:
+            return np.full(self.problem.key_shape, 4 * self.problem.kv_heads)
+        return self.outer("seen") * (self.problem.heads // self.instance.heads)
 
     def read_additional(self, products: int) -> Array:
         """``[S]``: the same for additional keys, which all patches see in full."""

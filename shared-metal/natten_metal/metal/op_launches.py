@@ -131,14 +131,20 @@ def _av_forward(p: Problem, most: int) -> tuple[Launch, ...]:
 
 def _fused_forward(p: Problem, most: int) -> tuple[Launch, ...]:
     outputs = (_made("out", ops.OUT, p), _made("lse", ops.LSE, p))
-    return (_walk(p, FORWARD, _tensors(p), outputs, most, rpb=p.has_rpb, additional=p.additional > 0),)
+    return (_walk(p, FORWARD, _tensors(p), outputs, most, additional=p.additional > 0, **_options(p)),)
+
+
+def _options(p: Problem) -> dict[str, bool]:
+    """The options of every walk of fused attention."""
+    return {"rpb": p.has_rpb, "masked": p.has_key_mask}
 
 
 def _tensors(p: Problem) -> dict[str, str]:
     inputs = {"q": "query", "k": "key", "v": "value"}
     if p.additional:
         inputs |= {"additional_k": "additional_keys", "additional_v": "additional_values"}
-    return inputs | ({"rpb": "rpb"} if p.has_rpb else {})
+    given = {"rpb": p.has_rpb, "key_mask": p.has_key_mask}
+    return inputs | {name: name for name, has in given.items() if has}
 
 
 def backward(problem: Problem, has_lse_grad: bool, most: int = MOST_SIMDGROUPS) -> tuple[Launch, ...]:
@@ -147,7 +153,7 @@ def backward(problem: Problem, has_lse_grad: bool, most: int = MOST_SIMDGROUPS) 
 
 
 def _fused_backward(p: Problem, has_lse_grad: bool, most: int) -> tuple[Launch, ...]:
-    options = {"rpb": p.has_rpb}
+    options = _options(p)
     read = _tensors(p) | {"out_grad": "out_grad", "lse": "lse", "delta": "delta"}
     stats = Output("stats", "stats", (*rows(p), STATS), "float32")
     made = (_gradient("query_grad", ops.QUERY, p), stats)
@@ -246,6 +252,7 @@ def _rpb_backward(p: Problem, inputs: dict[str, str], slots: bool, most: int) ->
         bricks=SOFTMAX_BRICKS,
         stage=False,
         rpb=True,
+        masked=p.has_key_mask,
         slots=slots,
         table=table,
     )

@@ -46,10 +46,10 @@ def smallest_launch(instance: Instance) -> tuple[Launch, dict[str, tuple[int, ..
         dtype=i.dtype,
         additional=int(i.additional or i.of_additional),
         has_rpb=i.rpb,
+        has_key_mask=i.masked,
     )
     inputs = tuple((a.name, a.name) for a in i.arguments if not a.output and a.name != "prm")
-    kinds = {"T": i.dtype, "R": "float32" if i.of_additional else i.dtype, "float": "float32"}
-    outputs = tuple(Output(a.name, a.name, shapes[a.name], kinds[a.kind]) for a in i.arguments if a.output)
+    outputs = tuple(Output(a.name, a.name, shapes[a.name], i.dtype_of(a)) for a in i.arguments if a.output)
     # Walks: one tile an item. Templates of rows: as many threadgroups as hold the rows. Tables: one part.
     grid, params = (1, 1, ITEMS if i.record.walks else 1), parameters(problem, {"kTiles": one})
     if i.record.rows:

@@ -40,9 +40,9 @@ class Instance:
     """One instantiation of a kernel template: every compile-time choice.
 
     template: its name; :attr:`record` is all that is known of it (:mod:`.templates`).
-    dim, dim_v: padded head dims (DA, DB). patch: rows of one simdgroup along (z, y, x); times heads it is
-    8. simdgroups: patches per threadgroup. chunk: staged columns. bricks: bricks per softmax group.
-    wide: 16-byte copies (the tensors' alignment allows them). of_additional: na_bwd_dkv of additional keys.
+    dim, dim_v: padded head dims (DA, DB). patch: rows of one simdgroup along (z, y, x); times heads it is 8.
+    simdgroups: patches per threadgroup. chunk: staged columns. bricks: bricks per softmax group. wide: 16-byte copies
+    (the tensors' alignment allows them). masked: the keys have a mask. of_additional: na_bwd_dkv of additional keys.
     slots: na_rpb of logits_grad instead of the fused op. empty_zero: na_qk leaves 0 where a slot has no key. table:
     entries that na_rpb's tables hold. part: bricks whose terms are summed before they join the total (0: all).
     """
@@ -60,6 +60,7 @@ class Instance:
     stage: bool = True
     wide: bool = False
     rpb: bool = False
+    masked: bool = False
     additional: bool = False
     of_additional: bool = False
     lse_grad: bool = False
@@ -85,6 +86,7 @@ class Instance:
             "s": self.stage,
             "w": self.wide,
             "b": self.rpb,
+            "m": self.masked,
             "x": self.additional,
             "e": self.of_additional,
             "l": self.lse_grad,
@@ -102,6 +104,11 @@ class Instance:
     def arguments(self) -> tuple[Argument, ...]:
         """The buffers that this instantiation binds, in order."""
         return tuple(a for a in self.record.arguments if not a.when or getattr(self, a.when))
+
+    def dtype_of(self, argument: Argument) -> str:
+        """The dtype of a buffer's elements."""
+        result = "float32" if self.of_additional else self.dtype
+        return {"T": self.dtype, "R": result, "float": "float32", "int": "int32", "long": "int64"}[argument.kind]
 
     @property
     def stride_params(self) -> dict[str, str]:
@@ -179,6 +186,7 @@ def config(instance: Instance) -> str:
         "STAGE": i.stage,
         "WIDE": i.wide,
         "RPB": i.rpb,
+        "MASKED": i.masked,
         "ADDITIONAL": i.additional,
         "OF_ADDITIONAL": i.of_additional,
         "LSE_GRAD": i.lse_grad,

@@ -13,6 +13,8 @@ Shape = tuple[int, ...]
 
 # What na_bwd_dq leaves of a query for the launches that follow: lse in base 2, 1 / sum of weights, delta, 0.
 STATS = 4
+# Keys in a word of a key mask.
+MASK_BITS = 32
 
 
 class Sizes(NamedTuple):
@@ -32,15 +34,21 @@ class Sizes(NamedTuple):
     table: Shape
     parts: Shape = ()
 
+    @property
+    def key_mask(self) -> Shape:
+        """Words of the key mask: a bit for each key, lines along the last axis padded to whole words."""
+        *lines, length, _ = self.keys
+        return (*lines, -(-length // MASK_BITS))
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Argument:
     """One buffer of an entry point.
 
-    kind: 'T' (the tensors' dtype), 'R' (the result's), 'float' or 'long'. shape: in a launch of these sizes. output:
-    whether the kernel writes it. when: the option of the instance that must be set for the buffer to exist; '' for
-    always. stride: the stride block of the parameter array that tells where its elements lie; '' for contiguous ones.
-    additional_stride: the same where the keys are additional ones, if it is another.
+    kind: 'T' (the tensors' dtype), 'R' (the result's), 'float', 'int' or 'long'. shape: in a launch of these sizes.
+    output: whether the kernel writes it. when: the option of the instance that must be set for the buffer to exist; ''
+    for always. stride: the stride block of the parameter array that tells where its elements lie; '' for contiguous
+    ones. additional_stride: the same where the keys are additional ones, if it is another.
     """
 
     name: str
@@ -91,6 +99,7 @@ _ADDITIONAL_V = Argument(
     "additional_v", "T", lambda s: (*s.additional, s.dim_v), "kAdditionalValueStride", when="additional"
 )
 _RPB = Argument("rpb", "float", lambda s: (s.rows[-1], *s.table), when="rpb")
+_KEY_MASK = Argument("key_mask", "int", lambda s: s.key_mask, when="masked")
 _PRM = Argument("prm", "long", lambda s: ())
 _OUT_GRAD = Argument("out_grad", "T", lambda s: (*s.rows, s.dim_v), "kOutGradStride")
 _STATS = Argument("stats", "float", lambda s: (*s.rows, STATS), "kLseStride")
@@ -106,7 +115,7 @@ def _fused_only(argument: Argument) -> Argument:
 FORWARD = Template(
     "na_fwd",
     (
-        *(_Q, _K, _V, _ADDITIONAL_K, _ADDITIONAL_V, _RPB, _PRM),
+        *(_Q, _K, _V, _ADDITIONAL_K, _ADDITIONAL_V, _RPB, _KEY_MASK, _PRM),
         Argument("out", "T", lambda s: (*s.rows, s.dim_v), "kOutStride", output=True),
         Argument("lse", "float", lambda s: s.rows, "kLseStride", output=True),
     ),
@@ -128,7 +137,7 @@ DELTA = Template(
 QUERY_GRAD = Template(
     "na_bwd_dq",
     (
-        *(_Q, _K, _V, _ADDITIONAL_K, _ADDITIONAL_V, _RPB, _OUT_GRAD),
+        *(_Q, _K, _V, _ADDITIONAL_K, _ADDITIONAL_V, _RPB, _KEY_MASK, _OUT_GRAD),
         Argument("lse", "float", lambda s: s.rows, "kLseStride"),
         Argument("delta", "float", lambda s: s.rows),
         _PRM,
@@ -140,7 +149,7 @@ QUERY_GRAD = Template(
 KEY_VALUE_GRAD = Template(
     "na_bwd_dkv",
     (
-        *(_Q, _K, _V, _RPB, _OUT_GRAD, _STATS, _PRM),
+        *(_Q, _K, _V, _RPB, _KEY_MASK, _OUT_GRAD, _STATS, _PRM),
         Argument("key_grad", "R", lambda s: (*s.parts, *s.keys, s.dim), "kKeyGradStride", output=True),
         Argument("value_grad", "R", lambda s: (*s.parts, *s.keys, s.dim_v), "kValueGradStride", output=True),
     ),
@@ -178,7 +187,7 @@ RPB_GRAD = Template(
     "na_rpb",
     (
         *map(_fused_only, (_Q, _K, _V)),
-        _RPB,
+        *(_RPB, _KEY_MASK),
         *map(_fused_only, (_OUT_GRAD, _STATS)),
         Argument("logits_grad", "T", lambda s: (*s.rows, s.slots), "kOutGradStride", when="slots"),
         _PRM,

@@ -81,6 +81,7 @@ class Problem:
     additional: int = 0
     has_rpb: bool = False
     piece: Piece | None = None
+    has_key_mask: bool = False
 
     @property
     def record(self) -> Op:

@@ -29,7 +29,9 @@ def _heads_last(tensor: Array, shape: tuple[int, ...], groups: int = 1) -> Array
     return summed.swapaxes(1, 2).reshape(batch, *shape, heads // groups, dim)
 
 
-def _logits(problem: Problem, query: Array, key: Array, additional_keys: Array, rpb: Array) -> Array:
+def _logits(
+    problem: Problem, query: Array, key: Array, additional_keys: Array, rpb: Array, key_mask: Array = None
+) -> Array:
     import numpy as np
 
     groups = problem.group_heads
@@ -37,7 +39,10 @@ def _logits(problem: Problem, query: Array, key: Array, additional_keys: Array, 
     if rpb is not None:
         biases = np.asarray(rpb, dtype=np.float64).reshape(problem.heads, -1)
         logits = logits + biases[:, bias_offsets(problem)]
-    logits = np.where(neighborhood_mask(problem), logits, -np.inf)
+    seen = neighborhood_mask(problem)
+    if key_mask is not None:
+        seen = seen & np.asarray(key_mask).reshape(problem.batch, 1, 1, problem.keys)
+    logits = np.where(seen, logits, -np.inf)
     if additional_keys is not None:
         additional = problem.scale * _heads_first(query) @ _heads_first(additional_keys, groups).swapaxes(-1, -2)
         logits = np.concatenate([logits, additional], axis=-1)
@@ -52,21 +57,33 @@ def forward(
     additional_keys: Array = None,
     additional_values: Array = None,
     rpb: Array = None,
+    key_mask: Array = None,
 ) -> tuple[Array, Array]:
-    """Output ``[B, *shape, H, D_v]`` and lse ``[B, *shape, H]``, float64."""
-    weights, lse = _weights(problem, query, key, additional_keys, rpb)
+    """Output ``[B, *shape, H, D_v]`` and lse ``[B, *shape, H]``, float64. A query that sees no key has 0 and -inf."""
+    key, value = (_visible(tensor, key_mask) for tensor in (key, value))
+    weights, lse = _weights(problem, query, key, additional_keys, rpb, key_mask)
     out = weights @ _all_values(problem, value, additional_values)
     return _heads_last(out, problem.query_shape), _heads_last(lse, problem.query_shape)[..., 0]
 
 
-def _weights(problem: Problem, query: Array, key: Array, additional_keys: Array, rpb: Array) -> tuple[Array, Array]:
+def _visible(tensor: Array, key_mask: Array) -> Array:
+    """Keys or values with zeros in place of those that may not be seen."""
     import numpy as np
 
-    logits = _logits(problem, query, key, additional_keys, rpb)
+    return tensor if key_mask is None else np.where(np.asarray(key_mask)[..., None, None], tensor, 0)
+
+
+def _weights(
+    problem: Problem, query: Array, key: Array, additional_keys: Array, rpb: Array, key_mask: Array
+) -> tuple[Array, Array]:
+    import numpy as np
+
+    logits = _logits(problem, query, key, additional_keys, rpb, key_mask)
     top = logits.max(-1, keepdims=True, initial=-np.inf)
-    weights = np.exp(logits - top)
+    weights = np.exp(logits - np.where(top == -np.inf, 0, top))
     total = weights.sum(-1, keepdims=True)
-    return weights / total, top + np.log(total)
+    with np.errstate(divide="ignore"):
+        return weights / np.where(total == 0, 1, total), top + np.log(total)
 
 
 def _all_values(problem: Problem, value: Array, additional_values: Array) -> Array:
@@ -88,6 +105,7 @@ def backward(
     additional_keys: Array = None,
     additional_values: Array = None,
     rpb: Array = None,
+    key_mask: Array = None,
 ) -> dict[str, Array]:
     """Gradients by name (query, key, value, additional_keys, additional_values, rpb), float64.
 
@@ -96,7 +114,8 @@ def backward(
     import numpy as np
 
     groups, keys = problem.group_heads, problem.keys
-    weights, _ = _weights(problem, query, key, additional_keys, rpb)
+    key, value = (_visible(tensor, key_mask) for tensor in (key, value))
+    weights, _ = _weights(problem, query, key, additional_keys, rpb, key_mask)
     d_rows = _heads_first(d_out)
     d_weights = d_rows @ _all_values(problem, value, additional_values).swapaxes(-1, -2)
     d_logits = weights * (d_weights - (weights * d_weights).sum(-1, keepdims=True))

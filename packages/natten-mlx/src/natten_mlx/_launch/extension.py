@@ -16,7 +16,13 @@ from .._metal.caches import Cache
 from .._metal.plan.programs import Program
 from .._metal.plan.verdicts import quoted
 
-DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16, "float64": mx.float64}
+DTYPES = {
+    "float32": mx.float32,
+    "float16": mx.float16,
+    "bfloat16": mx.bfloat16,
+    "float64": mx.float64,
+    "int32": mx.int32,
+}
 
 Tensor = tuple[str, tuple[int, ...], mx.Dtype]  # the specification that the extension gets
 Tensors = tuple[Tensor, ...]

@@ -11,6 +11,8 @@ from typing import Any
 
 import mlx.core as mx
 
+from .. import _operations
+from .._metal.api.key_words import key_words
 from .._metal.metal.op_launches import CONTIGUOUS, Launch, strides_of, with_strides
 from .._metal.metal.probe import smallest_launch
 from .._metal.metal.source import Instance, mlx_body, mlx_header
@@ -18,7 +20,7 @@ from .._metal.plan.programs import MetalLaunches
 from .._metal.plan.verdicts import Failure, Learned, quoted
 from .fast_metal_host import SMALLEST, MetalHost
 
-DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
+DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16, "int32": mx.int32}
 
 
 def run(program: MetalLaunches, tensors: Mapping[str, mx.array], host: MetalHost) -> dict[str, mx.array]:
@@ -42,7 +44,7 @@ def _proved_kernel(host: MetalHost, launch: Launch) -> Any:
         try:
             kernel = _kernel(host, instance)
             smallest, shapes = smallest_launch(instance)
-            kinds = {a.name: instance.dtype if a.kind == "T" else "float32" for a in instance.arguments}
+            kinds = {a.name: instance.dtype_of(a) for a in instance.arguments}
             given = {name: mx.zeros(shape, DTYPES[kinds[name]]) for name, shape in shapes.items()}
             mx.eval(_launch(host, kernel, smallest, given))
         except (RuntimeError, ValueError) as error:  # what MLX raises for a kernel it cannot build or launch
@@ -65,7 +67,9 @@ def _kernel(host: MetalHost, instance: Instance) -> Any:
 
 
 def _readable(name: str, tensor: mx.array) -> mx.array:
-    """A tensor as the kernels read it: any strides, or contiguous; rpb in float32."""
+    """A tensor as the kernels read it: any strides, or contiguous; rpb in float32, a mask in bits."""
+    if name == "key_mask":
+        return key_words(_operations, tensor)
     if name == "rpb":
         tensor = tensor.astype(mx.float32)
     return mx.contiguous(tensor) if name in CONTIGUOUS else tensor
@@ -79,7 +83,7 @@ def _launch(host: MetalHost, kernel: Any, launch: Launch, bound: Mapping[str, mx
     strides = {name: strides_of(tuple(shape)) for name, shape in shapes.items()}
     params = _params_array(host, with_strides(launch, strides))
     inputs = [
-        params if a.name == "prm" else _device_memory(bound[a.name]) if a.kind == "float" else bound[a.name]
+        params if a.name == "prm" else _device_memory(bound[a.name]) if a.kind in ("float", "int") else bound[a.name]
         for a in instance.arguments
         if not a.output
     ]
@@ -94,7 +98,7 @@ def _launch(host: MetalHost, kernel: Any, launch: Launch, bound: Mapping[str, mx
 
 
 def _device_memory(array: mx.array) -> mx.array:
-    """A contiguous array of floats, flat and with enough elements to be bound as device memory."""
+    """A contiguous array, flat and with enough elements to be bound as device memory."""
     flat = array.reshape(-1)
     return flat if flat.size >= SMALLEST else mx.pad(flat, (0, SMALLEST - flat.size))
 

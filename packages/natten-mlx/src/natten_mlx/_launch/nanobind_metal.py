@@ -59,7 +59,7 @@ def _proved_kernel(host: ExtensionHost, launch: Launch, stream: mx.Stream) -> An
 
 def _launch_smallest(host: ExtensionHost, kernel: Any, instance: Instance, stream: mx.Stream) -> None:
     launch, shapes = smallest_launch(instance)
-    kinds = {a.name: instance.dtype if a.kind == "T" else "float32" for a in instance.arguments}
+    kinds = {a.name: instance.dtype_of(a) for a in instance.arguments}
     given = {name: mx.zeros(shape, DTYPES[kinds[name]]) for name, shape in shapes.items()}
     outputs = [(output.name, output.shape, DTYPES[output.dtype]) for output in launch.outputs]
     launches, _ = launches_of(host, [kernel], [launch], specs(given), [name for name, *_ in outputs])

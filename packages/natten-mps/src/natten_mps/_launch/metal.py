@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import _operations
+from .._metal.api.key_words import key_words
 from .._metal.metal.op_launches import CONTIGUOUS, SIMD_WIDTH, Launch, fills_words, with_strides
 from .._metal.metal.source import ITEM_SIZES, library
 from .._metal.plan.programs import MetalLaunches
@@ -56,7 +58,9 @@ def _kernel(host: MetalHost, launch: Launch) -> Any:
 
 
 def _readable(name: str, tensor: Tensor) -> Tensor:
-    """A tensor as the kernels read it: any strides but the channels', or contiguous; rpb in float32."""
+    """A tensor as the kernels read it: any strides but the channels', or contiguous; rpb in float32, a mask in bits."""
+    if name == "key_mask":
+        return key_words(_operations, tensor)
     if name == "rpb":
         tensor = tensor.float()
     as_it_is = name not in CONTIGUOUS and tensor.stride(-1) == 1
