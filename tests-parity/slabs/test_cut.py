@@ -102,6 +102,6 @@ def test_slabs_fit_and_longer_ones_do_not(framework: Framework, backend: str) ->
     [(1, 1), (np.int64(5000), 5000), ("300 MB", 300_000_000), ("2GiB", 1 << 31), ("1.5 kb", 1500), ("7", 7)],
 )
 def test_amounts_of_memory(memory: Any, wanted: int) -> None:
-    from natten_mps._metal.problem import checks
+    from natten_mps._metal.problem.checks import slabs as rules
 
-    assert checks.slabs.memory_bytes("tiled", memory) == wanted
+    assert rules.memory_bytes("tiled", memory) == wanted

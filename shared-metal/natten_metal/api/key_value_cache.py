@@ -17,6 +17,7 @@ are found again.
 from typing import Any
 
 from ..problem import checks
+from ..problem.checks import cache as rules
 from ..problem.ops import FUSED
 from . import attention
 from .framework import Framework
@@ -32,9 +33,9 @@ class KeyValueCache:
         raise NotImplementedError
 
     def _build(self, kernel_size: Any, stride: Any, dilation: Any, is_causal: Any, wrap: Any) -> None:
-        self._given = checks.cache.Window(kernel_size, stride, dilation, is_causal)
+        self._given = rules.Window(kernel_size, stride, dilation, is_causal)
         self._wrap = wrap
-        checks.cache.check_streams(type(self).__name__, self._given)
+        rules.check_streams(type(self).__name__, self._given)
         self.reset()
 
     def reset(self) -> None:
@@ -77,7 +78,7 @@ class KeyValueCache:
         fw, face = self._framework(), f"{type(self).__name__}.append"
         specs = [fw.spec(face, name, tensor) for name, tensor in (("key", key), ("value", value))]
         before = None if self._key is None else [fw.spec(face, n, t) for n, t in self._buffers()]
-        self._window, self._reach = checks.cache.check_chunk(face, self._given, specs, before)
+        self._window, self._reach = rules.check_chunk(face, self._given, specs, before)
         new = key.shape[1]
         if new == 0:
             return
@@ -123,7 +124,7 @@ class KeyValueCache:
     ) -> Any:
         """Attention of the newest tokens; ``query`` holds as many of them as it has tokens."""
         fw, face = self._framework(), f"{type(self).__name__}.attend"
-        length = checks.cache.check_query(face, fw.spec(face, "query", query), self._newest)
+        length = rules.check_query(face, fw.spec(face, "query", query), self._newest)
         window, dilation = self._window[0][0], self._window[2][0]
         low = max(self._tokens - length - self._reach, 0)
         origin = low // dilation * dilation

@@ -3,6 +3,8 @@
 from typing import Any
 
 from ..problem import checks, faces
+from ..problem.checks import modules as rules
+from ..problem.checks import shards
 from ..problem.ops import FUSED
 from . import attention, dense, varlen
 from .framework import Framework
@@ -59,7 +61,7 @@ class NeighborhoodAttention:
         """The constructor. window: kernel_size, stride, dilation and is_causal; drops: attn_drop and proj_drop."""
         super().__init__()  # the framework's
         face = type(self).__name__
-        given = checks.modules.constructor(
+        given = rules.constructor(
             face,
             self.rank,
             embed_dim,
@@ -71,7 +73,7 @@ class NeighborhoodAttention:
             drops,
             rel_pos_bias,
         )
-        wraps = checks.modules.wraps(face, wrap, given.window[3])
+        wraps = rules.wraps(face, wrap, given.window[3])
         self.wrap = wraps if any(wraps) else False
         self._framework().BACKENDS.resolve(face, backend)
         self.backend = backend
@@ -102,14 +104,14 @@ class NeighborhoodAttention:
         if stream is not None:
             with fw.on(fw.stream_of(face, stream)):
                 return self._attend_module(x, sizes, backend, cache)
-        checks.modules.check_input(face, fw.spec(face, "input", x), self.rank, self.embed_dim)
+        rules.check_input(face, fw.spec(face, "input", x), self.rank, self.embed_dim)
         chosen = self.backend if backend is None else backend
         tensors = self._project(x)
         window = self._geometry(tuple(x.shape[1:-1]))
         dropping = self.training and self._drops(self.attn_drop)
         if self.shared is not None:
             if cache is not None or sizes is not None or dropping or self.wrap:
-                checks.shards.reject_module(face)
+                shards.reject_module(face)
             out = self.shared(FUSED.faces[self.rank], (*tensors, None, None, self.rpb), window, self.scale, chosen)
         elif cache is not None:
             self._check_cache(cache, sizes, dropping)
@@ -118,9 +120,9 @@ class NeighborhoodAttention:
             out = cache.attend(query, self.scale, rpb=self.rpb, backend=chosen)
         elif sizes is not None:
             if dropping:
-                checks.modules.reject_dropout(face, self._sizes_name)
+                rules.reject_dropout(face, self._sizes_name)
             if self.wrap:
-                checks.modules.reject_together(face, self._sizes_name, "wrap")
+                rules.reject_together(face, self._sizes_name, "wrap")
             op = FUSED.faces[self.rank] + "_varlen"
             out = varlen.padded_items(
                 fw, op, self._sizes_name, tensors, sizes, window, self.scale, False, chosen, self.rpb
@@ -145,7 +147,7 @@ class NeighborhoodAttention:
     def _heads(self, layer: str, projected: Tensor, parts: int, heads: str) -> list[Tensor]:
         """``[B, *shape, parts * heads * head_dim]`` apart. heads: the attribute that counts them."""
         count, width = getattr(self, heads), projected.shape[-1]
-        checks.modules.check_projection(type(self).__name__, layer, width, parts, (heads, count), self.head_dim)
+        rules.check_projection(type(self).__name__, layer, width, parts, (heads, count), self.head_dim)
         return list(
             self._framework().operations.parts(projected.reshape(*projected.shape[:-1], parts, count, self.head_dim))
         )
@@ -164,13 +166,11 @@ class NeighborhoodAttention:
         if not isinstance(cache, KeyValueCache):
             checks.reject_type(face, "cache", cache, "a KeyValueCache or None")
         if sizes is not None:
-            checks.modules.reject_together(face, self._sizes_name, "cache")
+            rules.reject_together(face, self._sizes_name, "cache")
         if dropping:
-            checks.modules.reject_dropout(face, "cache")
+            rules.reject_dropout(face, "cache")
         own = self.kernel_size, self.stride, self.dilation, self.is_causal
-        checks.modules.check_cache_window(
-            face, own, self.wrap, cache.window_arguments(self.rank), cache.wrap(self.rank)
-        )
+        rules.check_cache_window(face, own, self.wrap, cache.window_arguments(self.rank), cache.wrap(self.rank))
 
     def _described(self) -> str:
         """What the framework prints of a module besides its name and its layers."""

@@ -17,7 +17,6 @@ an array namespace (numpy, torch or MLX); they are plan data, no tensor of the u
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ..problem.interval import TableNamespace, at_hand, positions, row_interval
@@ -25,8 +24,7 @@ from ..problem.problem import Axis
 from ..problem.window import group_length
 
 
-@dataclass(frozen=True, slots=True)
-class AxisBlocks:
+class AxisBlocks(NamedTuple):
     """One axis cut into tiles of ``tile`` rows that see boxes of ``box`` columns."""
 
     axis: Axis

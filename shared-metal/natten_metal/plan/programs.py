@@ -27,7 +27,7 @@ class Made(NamedTuple):
     dtype: str
 
 
-# Subclasses without fields of their own are not made dataclasses again: each would add a millisecond to the import.
+# The only dataclass here, with the fields of all programs: each more would add a millisecond to the import.
 @dataclass(frozen=True, slots=True)
 class Program:
     """What all programs have. backend: the one that runs it. function: what it computes, by its name in the op's
@@ -35,6 +35,9 @@ class Program:
 
     why: why that backend, if it is not the plan's. failed: the failed kernel that keeps 'auto' from a
     faster backend; missing: why a CPU has no kernels for 'auto'. Whoever launches the program warns of both.
+
+    launches: of :class:`MetalLaunches`. queries, keys: the walks of :class:`Walks`, the second one for the split ops'
+    gradients.
     """
 
     problem: Problem
@@ -44,6 +47,9 @@ class Program:
     why: str = ""
     failed: Failure | None = None
     missing: str = ""
+    launches: "tuple[Launch, ...]" = ()
+    queries: Blocks | None = None
+    keys: Blocks | None = None
 
 
 class Blank(Program):
@@ -52,11 +58,10 @@ class Blank(Program):
     __slots__ = ()
 
 
-@dataclass(frozen=True, slots=True)
 class MetalLaunches(Program):
     """Metal kernels, one after another."""
 
-    launches: "tuple[Launch, ...]" = ()
+    __slots__ = ()
 
 
 class CpuCall(Program):
@@ -65,12 +70,10 @@ class CpuCall(Program):
     __slots__ = ()
 
 
-@dataclass(frozen=True, slots=True)
 class Walks(Program):
-    """The pure backend's function. queries: its walk; keys: the second one of the split ops' gradients."""
+    """The pure backend's function."""
 
-    queries: Blocks | None = None
-    keys: Blocks | None = None
+    __slots__ = ()
 
 
 class DenseOperations(Program):

@@ -5,9 +5,9 @@ A launcher that finds one raises :class:`Learned`. Its caller records the verdic
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from ..metal.launches import Launch
@@ -71,16 +71,13 @@ def _without_width(instance: "Instance") -> "Instance":
     return replace(instance, wide=False)
 
 
-def _nothing() -> "Mapping[Instance, Any]":
-    return MappingProxyType({})
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class Verdicts:
     """All that was learned by some point in time. Compared by identity, so that it is a cheap part of a key."""
 
-    failures: "Mapping[Instance, Failure]" = field(default_factory=_nothing)
-    limits: "Mapping[Instance, int]" = field(default_factory=_nothing)
+    __slots__ = ("failures", "limits")
+
+    def __init__(self, failures: "Mapping[Instance, Failure]", limits: "Mapping[Instance, int]") -> None:
+        self.failures, self.limits = MappingProxyType(failures), MappingProxyType(limits)
 
     def __or__(self, learned: Iterable[Verdict]) -> "Verdicts":
         failures, limits = dict(self.failures), dict(self.limits)
@@ -92,7 +89,7 @@ class Verdicts:
         for known in (failures, limits):
             while len(known) > MOST_VERDICTS:
                 del known[next(iter(known))]
-        return Verdicts(MappingProxyType(failures), MappingProxyType(limits))
+        return Verdicts(failures, limits)
 
     def failure_of(self, launches: "Iterable[Launch]") -> Failure | None:
         """The failure of the first of ``launches`` whose kernel failed; None if none did."""
@@ -109,4 +106,4 @@ class Verdicts:
         return min((most for launch, most in known if most is not None and most < launch.simdgroups), default=None)
 
 
-NOTHING_LEARNED = Verdicts()
+NOTHING_LEARNED = Verdicts({}, {})

@@ -12,7 +12,7 @@ from dataclasses import replace
 from ..caches import cached
 from ..plan.footprint import ITEM_BYTES, working_bytes
 from ..plan.plan import Plan
-from ..problem import checks
+from ..problem.checks import slabs as rules
 from ..problem.interval import column_span
 from ..problem.problem import Axis, Piece, Problem
 from .host import Host
@@ -117,7 +117,7 @@ def cut(face: str, problem: Problem, budget: int, backend: str, host: Host) -> L
     lengths: Lengths = sizes
     while not fits(lengths):
         if max(lengths) == 1:
-            checks.slabs.reject_memory(face, budget, slab_bytes(problem, lengths, backend, host))
+            rules.reject_memory(face, budget, slab_bytes(problem, lengths, backend, host))
         place = _next_to_part(problem, lengths)
         lengths = _with(lengths, place, -(-lengths[place] // 2))
     for place in reversed(range(len(sizes))):  # halves were too short; what is left is filled from the last axis on

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..problem import checks
+from ..problem.checks import slabs as rules
 
 VERSION = 1
 KEYS = {"journal", "call", "slab", "done"}
@@ -35,13 +35,13 @@ class Journal:
         try:
             found = json.loads(text)
         except ValueError:
-            checks.slabs.reject_journal_file(self.face, self.path, "it is not JSON")
+            rules.reject_journal_file(self.face, self.path, "it is not JSON")
         if not isinstance(found, dict) or set(found) != KEYS or found["journal"] != VERSION:
-            checks.slabs.reject_journal_file(self.face, self.path, f"its keys are not those of version {VERSION}")
+            rules.reject_journal_file(self.face, self.path, f"its keys are not those of version {VERSION}")
         was, now = found["call"], json.loads(json.dumps(self.call))
         if was != now:
             names = [name for name in {**was, **now} if was.get(name) != now.get(name)]
-            checks.slabs.reject_journal(self.face, self.path, {name: (was.get(name), now.get(name)) for name in names})
+            rules.reject_journal(self.face, self.path, {name: (was.get(name), now.get(name)) for name in names})
         return tuple(found["slab"]), found["done"]
 
     def record(self, slab: tuple[int, ...], done: int) -> None:

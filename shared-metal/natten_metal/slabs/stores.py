@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..problem import checks
+from ..problem.checks import slabs as rules
 from ..problem.problem import TensorSpec
 from .host import Host
 
@@ -63,7 +64,7 @@ class Store:
                 while run:
                     found = file.readinto(run)
                     if not found:
-                        raise checks.slabs.cut_short(self.face, self.name, self.place.path)
+                        raise rules.cut_short(self.face, self.name, self.place.path)
                     run = run[found:]
         return part
 
@@ -139,14 +140,14 @@ def given(host: Host, face: str, name: str, value: Any) -> Store:
 
     if isinstance(value, str | os.PathLike):
         path = Path(value)
-        checks.slabs.npy_path(face, name, path)
+        rules.npy_path(face, name, path)
         value = numpy.load(path, mmap_mode="r", allow_pickle=False)
     if host.framework.is_tensor(value):
         spec = host.framework.spec(face, name, value)
         return Store(face, name, host.values(face, name, value), spec.dtype)
     if not isinstance(value, numpy.ndarray):
-        checks.slabs.reject_array(face, name, value)
-    dtype = checks.slabs.numpy_dtype(face, name, value.dtype)
+        rules.reject_array(face, name, value)
+    dtype = rules.numpy_dtype(face, name, value.dtype)
     checks.require_float(face, name, dtype)
     plain = value.view(numpy.ndarray)
     return Store(face, name, plain.view("u2") if dtype == "bfloat16" else plain, dtype, _place(value))
@@ -171,13 +172,13 @@ def result(host: Host, face: str, name: str, value: Any, wanted: TensorSpec) -> 
 
     if isinstance(value, str | os.PathLike):
         path = Path(value)
-        checks.slabs.npy_path(face, name, path)
+        rules.npy_path(face, name, path)
         if wanted.dtype == "bfloat16":
-            checks.slabs.reject_bfloat16_file(face, name)
+            rules.reject_bfloat16_file(face, name)
         nothing = numpy.broadcast_to(numpy.empty((), wanted.dtype), wanted.shape)
         return Store(face, name, nothing, wanted.dtype, Place(path.resolve(), 0), mine=True)
     found = given(host, face, name, value)
-    checks.slabs.check_output(face, name, found.spec, wanted, found.values.flags.writeable)
+    rules.check_output(face, name, found.spec, wanted, found.values.flags.writeable)
     return found
 
 
@@ -195,6 +196,6 @@ def opened(store: Store, anew: bool) -> Store:
             os.fsync(file.fileno())
     else:
         array = numpy.load(path, mmap_mode="r+", allow_pickle=False)
-        spec = TensorSpec(array.shape, checks.slabs.numpy_dtype(store.face, store.name, array.dtype))
-        checks.slabs.check_output(store.face, store.name, spec, store.spec, writable=True)
+        spec = TensorSpec(array.shape, rules.numpy_dtype(store.face, store.name, array.dtype))
+        rules.check_output(store.face, store.name, spec, store.spec, writable=True)
     return Store(store.face, store.name, array.view(numpy.ndarray), store.dtype, _place(array), mine=True)

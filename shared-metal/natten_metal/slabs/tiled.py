@@ -12,6 +12,7 @@ from typing import Any
 
 from ..api import walk
 from ..problem import checks, faces
+from ..problem.checks import slabs as rules
 from ..problem.ops import FUSED, KEY, LSE, OUT, QUERY, RPB, VALUE, Operand
 from ..problem.problem import Problem, TensorSpec
 from . import cut, stores
@@ -33,7 +34,7 @@ def tiled(
     backend: Any,
 ) -> Any:
     """``tiled``. tensors: those of ``FUSED.input_names``; results: out, and lse or None, arrays or paths."""
-    chosen, budget = host.framework.BACKENDS.resolve(FACE, backend), checks.slabs.memory_bytes(FACE, memory)
+    chosen, budget = host.framework.BACKENDS.resolve(FACE, backend), rules.memory_bytes(FACE, memory)
     if progress is not None:
         checks.flag(FACE, "progress", progress)
     named = zip(FUSED.input_names, tensors, strict=True)
@@ -81,7 +82,7 @@ def _check_files(inputs: Mapping[str, Store | None], outputs: Mapping[str, Store
     for name, each in outputs.items():
         if each.place is not None:
             if each.place.path in seen:
-                checks.slabs.reject_overwriting(FACE, name, seen[each.place.path], each.place.path)
+                rules.reject_overwriting(FACE, name, seen[each.place.path], each.place.path)
             seen[each.place.path] = name
 
 
@@ -120,7 +121,7 @@ def _begin(problem: Problem, budget: int, backend: str, host: Host, journal: Jou
     assert journal is not None
     needed = cut.slab_bytes(problem, lengths, backend, host)
     if needed > budget:
-        checks.slabs.reject_smaller_budget(FACE, journal.path, needed, budget)
+        rules.reject_smaller_budget(FACE, journal.path, needed, budget)
     return lengths, done
 
 

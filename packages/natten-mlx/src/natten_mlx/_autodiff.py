@@ -10,13 +10,13 @@ import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, NoReturn, TypeVar
 
 import mlx.core as mx
 
 from ._device import machine
-from ._launch import nanobind, pure
+from ._launch import nanobind
 from ._launch.extension import DTYPES
 from ._metal.api.recall import Signature
 from ._metal.caches import Cache
@@ -33,6 +33,7 @@ from ._tensors import MlxTables
 Arrays = tuple[mx.array, ...]
 Axes = tuple[int | None, ...]  # of mx.vmap: which axis of each array is mapped, if any
 T = TypeVar("T")
+N = TypeVar("N", bound="_Custom")
 # None for a constant array.
 Tangents = tuple[mx.array | None, ...]
 _plain: ContextVar[bool] = ContextVar("plain", default=False)
@@ -69,16 +70,15 @@ def run(
     return outputs
 
 
-@dataclass(frozen=True)
 class _Custom:
-    """One call without its arrays. names: the given inputs, in order.
+    """One call without its arrays. names: the given inputs, in order."""
 
-    Calls are equal regardless of their streams, because MLX returns a new stream object with its own hash each time.
-    """
+    def __init__(self, plan: Plan, stream: mx.Stream, names: tuple[str, ...]) -> None:
+        self.plan, self.stream, self.names = plan, stream, names
 
-    plan: Plan
-    stream: mx.Stream = field(compare=False)
-    names: tuple[str, ...]
+    def by(self: N, plan: Plan) -> N:
+        """The same call by another plan."""
+        return type(self)(plan, self.stream, self.names)
 
     @property
     def problem(self) -> Problem:
@@ -92,12 +92,12 @@ class _Custom:
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """Equal for calls that differ only in the stream."""
+        """Equal for calls that differ only in the stream, an object that MLX makes anew each time."""
         return type(self), self.plan, self.names
 
     def __call__(self, arrays: Arrays) -> Arrays:
         """The node's outputs."""
-        return machine().run(self.plan, lambda plan: replace(self, plan=plan).launch(arrays))
+        return machine().run(self.plan, lambda plan: self.by(plan).launch(arrays))
 
     def launch(self, arrays: Arrays) -> Arrays:
         """The node, by this plan: a primitive of the extension, or a custom function."""
@@ -114,7 +114,7 @@ class _Custom:
         def function(*arrays: mx.array) -> Arrays:
             # MLX would also differentiate the contents of a custom function, only to drop the result; this prevents it.
             cut = tuple(map(mx.stop_gradient, arrays))
-            return machine().run(self.plan, lambda plan: replace(self, plan=plan).compute(cut))
+            return machine().run(self.plan, lambda plan: self.by(plan).compute(cut))
 
         @function.vjp
         def vjp(primals: Arrays, cotangents: Arrays, outputs: Arrays) -> Arrays:
@@ -144,6 +144,9 @@ class _Custom:
 
             made = fast_metal.run(program, self.tensors(self.not_to_be_mapped(arrays)), here.fast_metal)
         else:
+            # Kernels take most calls: the walks of the pure backend are imported with the first that they do not.
+            from ._launch import pure
+
             assert isinstance(program, Walks), program
             made = pure.run(program, self.tensors(arrays))
         return self.results(made, arrays)
@@ -230,7 +233,7 @@ class _Custom:
         if not self.shares_batch({index for index, axis in enumerate(axes) if axis is not None}):
             return map_each(self, arrays, axes)
         batch = self.problem.batch
-        larger = replace(self, plan=self.plan_for(replace(self.problem, batch=size * batch)))
+        larger = self.by(self.plan_for(replace(self.problem, batch=size * batch)))
         folded = [
             a if self.is_rpb(index) else _fold(a, axis, size)
             for index, (a, axis) in enumerate(zip(arrays, axes, strict=True))
@@ -254,7 +257,7 @@ def _call(encoded: bytes, stream: mx.Stream) -> _Custom:
     if known is None or known.plan.device != device:
         kind, problem, backend, names = pickle.loads(encoded)
         known = kind(machine().plan(problem, device, backend), stream, names)
-    return replace(known, stream=stream)
+    return type(known)(known.plan, stream, known.names)
 
 
 def primitive_vjp(encoded: bytes, stream: mx.Stream, primals: Any, cotangents: Any, outputs: Any) -> Arrays:

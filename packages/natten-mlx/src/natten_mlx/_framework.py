@@ -7,6 +7,7 @@ from typing import Any
 import mlx.core as mx
 
 from . import _autodiff, _device, _operations, _run
+from ._autodiff import Arrays
 from ._backends import BACKENDS as BACKENDS
 from ._backends import ORDER as ORDER
 from ._device import machine as machine
@@ -19,10 +20,8 @@ from ._metal.plan.plan import Plan
 from ._metal.problem import checks, ragged
 from ._metal.problem.ops import ADDITIONAL_KEYS
 from ._metal.problem.problem import Problem
-from ._plain import varlen as _plain_varlen
 from ._tensors import spec as spec
 from ._tensors import stream_of as stream_of
-from ._varlen_nodes import Arrays, Ragged
 
 operations = _operations
 
@@ -98,6 +97,10 @@ def attend(
     tensors: tuple[Any, ...],
     rpb: mx.array | None = None,
 ) -> tuple[Arrays, Arrays]:
+    # Most programs have no items of different sizes: what runs them is imported with the first.
+    from ._plain import varlen as _plain_varlen
+    from ._varlen_nodes import Ragged
+
     if kind == "packed" and problem.record.has_window:
         checks.varlen.packed_total(face, table, problem.rank, problem.query_shape[0])
     arrays = [array for each in tensors for array in each] + ([] if rpb is None else [rpb])

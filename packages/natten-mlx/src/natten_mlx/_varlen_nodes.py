@@ -6,7 +6,6 @@ and calls that MLX must see through (the dense backend, exported graphs), are ma
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple, NoReturn
 
 import mlx.core as mx
@@ -39,15 +38,14 @@ class Launch(NamedTuple):
     scale: float
 
 
-@dataclass(frozen=True)
-class Ragged:
+class Ragged(NamedTuple):
     """One call without its arrays. face: for messages. problem: what all items share."""
 
     face: str
     kind: str
     problem: Problem
     backend: str
-    stream: mx.Stream = field(compare=False)
+    stream: mx.Stream
     table: ragged.Table
 
     @property

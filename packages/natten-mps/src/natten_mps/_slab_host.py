@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import _framework
-from ._metal.problem import checks
+from ._metal.problem.checks import slabs as rules
 from ._metal.slabs.host import Host
 
 
@@ -27,7 +27,7 @@ def on_device(device: torch.device) -> Host:
 
 def _shared(face: str, name: str, tensor: Tensor) -> Any:
     if tensor.device.type != "cpu":
-        checks.slabs.reject_device(face, name, str(tensor.device))
+        rules.reject_device(face, name, str(tensor.device))
     return _bits(tensor.detach())
 
 

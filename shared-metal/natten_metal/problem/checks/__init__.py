@@ -2,14 +2,11 @@
 
 Each message names the op, the rule, what came, and (for axes) which axis breaks it. TypeError: a
 wrong type. ValueError: everything else that is illegal. NotImplementedError: legal, but no backend
-takes it; the message names the alternative. Items of different sizes: :mod:`.varlen`; modules: :mod:`.modules`.
+takes it; the message names the alternative. Items of different sizes: :mod:`.varlen`. Rules that only some users need
+are imported by name: :mod:`.cache`, :mod:`.modules`, :mod:`.shards`, :mod:`.slabs`.
 """
 
 from . import arguments as arguments
-from . import cache as cache
-from . import modules as modules
-from . import shards as shards
-from . import slabs as slabs
 from . import varlen as varlen
 from .arguments import bools_per_axis as bools_per_axis
 from .arguments import flag as flag

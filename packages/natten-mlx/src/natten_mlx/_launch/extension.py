@@ -10,7 +10,6 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 
-from .. import _digests
 from .._metal.api.recall import Recall, Signature
 from .._metal.caches import Cache
 from .._metal.plan.programs import Program
@@ -105,6 +104,8 @@ class ExtensionHost:
 
 
 def _find() -> Any:
+    from .. import _digests  # used once, and not at import
+
     try:
         built_with = import_module(".._build_info", __package__).MLX_VERSION
     except ModuleNotFoundError:
