@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -91,8 +91,8 @@ def rounded(values: Array, dtype: str) -> Array:
 
 @dataclass(frozen=True)
 class Random:
-    """A random problem. arrays: inputs and cotangents, exact in the dtype; sizes: of the items of a varlen batch; cut:
-    the piece that it is, of a larger problem.
+    """A random problem. arrays: inputs and cotangents, exact in the dtype, and perhaps a key mask of bools; sizes: of
+    the items of a varlen batch; cut: the piece that it is, of a larger problem.
     """
 
     op: str
@@ -206,3 +206,16 @@ def piece(op: str, dtype: str, number: int, width: int | None = None) -> Random:
     shape = next(iter(whole.arrays.values())).shape[1:-2]
     cut = random_cut(shape, whole.window.tables(shape)[0], np.random.default_rng([12, number, *map(ord, op + dtype)]))
     return replace(whole, arrays=cut.of(whole.arrays), cut=cut)
+
+
+@lru_cache(maxsize=64)
+def masked(dtype: str, number: int, width: int | None = None) -> Random:
+    """A random problem of the fused op, a piece, or one that wraps around, with a random key mask."""
+    make = (problem, piece, partial(problem, wraps=True))[number % 3]
+    whole = make("na", dtype, number, width)
+    random = np.random.default_rng([13, number, *map(ord, dtype)])
+    # The shares of keys that are seen; the last one leaves some queries without any.
+    mask = random.random(whole.arrays["key"].shape[:-2]) < random.choice([0.95, 0.5, 0.1])
+    if random.integers(3) == 0:
+        mask[random.integers(len(mask))] = False
+    return replace(whole, arrays=whole.arrays | {"key_mask": mask})

@@ -142,10 +142,10 @@ class Mlx(Framework):
     def tensor(self, array: Array, dtype: str = "float64") -> Tensor:
         import mlx.core as mx
 
-        array = np.asarray(array)
+        array, kind = np.asarray(array), mx.bool_ if dtype == "bool" else getattr(mx, dtype)
         if array.dtype == np.float64:
-            return mx.array(array, dtype=mx.float64).astype(getattr(mx, dtype), stream=mx.cpu)
-        return mx.array(array).astype(getattr(mx, dtype), stream=mx.cpu)
+            return mx.array(array, dtype=mx.float64).astype(kind, stream=mx.cpu)
+        return mx.array(array).astype(kind, stream=mx.cpu)
 
     def numpy(self, tensor: Tensor) -> Array:
         import mlx.core as mx
@@ -188,6 +188,8 @@ class Path:
 PATHS = tuple(Path(framework, backend) for framework in FRAMEWORKS for backend in (framework.compiled, "pure", "dense"))
 # Those that compute pieces of a larger problem.
 PIECEWISE = PATHS
+# Those that take key masks.
+MASKING = tuple(path for path in PATHS if path.backend != path.framework.compiled)
 # Those with a backward of their own, differentiable once.
 OURS = tuple(path for path in PATHS if path.backend != "dense")
 

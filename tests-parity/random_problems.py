@@ -16,7 +16,7 @@ RESULTS = {"na": ("out", "lse"), "varlen": ("out", "lse"), "qk": ("logits",), "a
 def call(path: Path, given: Random) -> None:
     """Results and gradients of a problem are within their bounds."""
     framework, dtype = path.framework, given.dtype
-    names = [name for name in given.arrays if not name.startswith("d_")]
+    names = [name for name in given.arrays if not name.startswith("d_") and name != "key_mask"]
     arguments: dict[str, Any] = given.window.arguments | ({} if given.cut is None else given.cut.arguments)
     face = f"na{given.rank}d" + ("" if given.op == "na" else f"_{given.op}")
     arrays = dict(given.arrays)
@@ -32,6 +32,13 @@ def call(path: Path, given: Random) -> None:
             for item, size in enumerate(given.sizes):
                 held[(item, *map(slice, size))] = True
             arrays[name] = np.where(held, array, np.nan)
+    if "key_mask" in arrays:
+        arguments["key_mask"] = framework.tensor(arrays["key_mask"], "bool")
+        # Masked keys are not read.
+        shown = arrays["key_mask"][..., None, None]
+        arrays["key"], arrays["value"] = (
+            np.where(shown, arrays[n], x) for n, x in (("key", np.nan), ("value", np.inf))
+        )
     cotangents = ["d_" + name for name in RESULTS[given.op]]
 
     def apply(*tensors: Any) -> Any:

@@ -123,10 +123,12 @@ class Dense:
         """Truth and error of results and gradients by name."""
         q, k, v, g = (self.flat(name) for name in ("query", "key", "value", "d_out"))
         mask, extra = self.mask, "additional_keys" in self.arrays
+        if "key_mask" in self.arrays:
+            mask = mask & self.arrays["key_mask"].reshape(len(q), 1, 1, -1)
         if extra:
             k = np.concatenate([k, self.flat("additional_keys")], 2)
             v = np.concatenate([v, self.flat("additional_values")], 2)
-            mask = np.concatenate([mask, np.ones((len(mask), k.shape[2] - self.keys), dtype=bool)], 1)
+            mask = np.concatenate([mask, np.ones((*mask.shape[:-1], k.shape[2] - self.keys), dtype=bool)], -1)
         p, dp, lse, lse_error = self.weights(q, k, mask)
         terms = mask.sum(-1).max()
         dp_rounded = dp + self.weight[0] * p + self.weight[1]
@@ -149,13 +151,14 @@ class Dense:
         return wanted
 
     def weights(self, q: Array, k: Array, mask: Array) -> tuple[Array, Array, Array, Array]:
-        """Weights and lse, each with its error."""
+        """Weights and lse, each with its error. A query that sees no key has no weights, and lse -inf."""
         logits, size = self.logits(q, k)
-        logits[..., ~mask] = -np.inf
-        top = logits.max(-1, keepdims=True)
+        logits = np.where(mask, logits, -np.inf)
+        empty = ~mask.any(-1, keepdims=True)
+        top = np.where(empty, 0.0, logits.max(-1, keepdims=True))
         weights = np.exp(logits - top)
-        total = weights.sum(-1, keepdims=True)
-        lse, p, terms = top + np.log(total), weights / total, mask.sum(-1).max()
+        total = np.where(empty, 1.0, weights.sum(-1, keepdims=True))
+        lse, p, terms = np.where(empty, -np.inf, top + np.log(total)), weights / total, mask.sum(-1).max()
         # A dot product of D terms is off by D + 2 roundings of its terms' size; the row's largest bounds all.
         off = (q.shape[-1] + 4) * self.u * np.where(mask, size, 0).max(-1, keepdims=True)
         moved = p * (1 - p) * np.expm1(np.minimum(2 * off, 600)) * (not self.equal)

@@ -8,6 +8,7 @@ from fractions import Fraction
 from typing import Any
 
 import bad_calls
+import bad_masks
 import bad_pieces
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from frameworks import FRAMEWORKS, MPS, Framework, planned_path
 from natten_mps._metal.plan.backends import UPSTREAM_BACKENDS, UPSTREAM_KNOBS
 
 LEGAL = bad_calls.LEGAL | bad_pieces.LEGAL
-BAD_CALLS = bad_calls.BAD_CALLS + bad_pieces.BAD_PIECES
+BAD_CALLS = bad_calls.BAD_CALLS + bad_pieces.BAD_PIECES + bad_masks.BAD_MASKS
 BACKENDS = {"mps": "auto, metal, native, pure, dense", "mlx": "auto, nanobind, fast_metal, pure, dense"}
 
 
@@ -80,6 +81,10 @@ def test_devices_must_agree() -> None:
     with pytest.raises(ValueError) as caught:
         MPS.face("na1d")(query, query, query, 3, rpb=torch.ones(2, 5, device="meta"))
     assert str(caught.value) == "na1d: query, key, value and rpb must share one device; got cpu, cpu, cpu and meta"
+    mask = torch.ones(1, 7, dtype=torch.bool, device="meta")
+    with pytest.raises(ValueError) as caught:
+        MPS.face("na1d")(query, query, query, 3, key_mask=mask)
+    assert str(caught.value) == "na1d: key and key_mask must share one device; got cpu and meta"
     with pytest.raises(ValueError) as caught:
         MPS.face("na1d_av")(torch.ones(1, 7, 2, 3), meta, 3)
     assert str(caught.value) == "na1d_av: attn and value must share one device; got cpu and meta"

@@ -10,7 +10,7 @@ from typing import Any
 from ..plan import backends
 from ..plan import plan as planning
 from ..problem import checks, faces, finer_grid, wrap
-from ..problem.ops import AV, FULL, FUSED, QK, Op
+from ..problem.ops import AV, FULL, FUSED, KEY_MASK, QK, Op
 from ..problem.problem import Problem
 from .finer_grid import from_heads, repeat_rpb, to_heads
 from .framework import Framework, Stream, optional_spec, specs
@@ -38,8 +38,11 @@ def fused(
     backend: Any,
     upstream: dict[str, Any],
     stream: Any = None,
+    key_mask: Any = None,
 ) -> Any:
     """``neighborhood_attention`` and ``na{1,2,3}d``. tensors: as in ``FUSED.input_names``; upstream: its keywords."""
+    if key_mask is not None:  # otherwise it is left out, here and below
+        tensors = (*tensors, key_mask)
     backends.accept_knobs(face, upstream)
     chosen, where = fw.BACKENDS.resolve(face, backend), fw.stream_of(face, stream)
     tensors = fw.cast(tensors)
@@ -50,7 +53,7 @@ def fused(
         tensors, piece = _unrolled(fw, face, FUSED, tensors, 2, window, piece, where)
     given = (*window, scale, return_lse) if faces.are_defaults(piece) else (*window, scale, return_lse, *piece[:3])
     arguments = None if fw.traced() else exactly(given)
-    signature = fw.signature(face, chosen, where, tensors, arguments)
+    signature = fw.signature(face, chosen, where, tensors, arguments) if key_mask is None else None
     found = fw.repeat(signature, tensors, where)
     if found is None:
         problem = _fused_problem(fw, face, tensors, window, scale, piece, return_lse, arguments)
@@ -104,8 +107,9 @@ def _checked_problem(
         return ratio
     names = FUSED.input_names
     q, k, v = specs(fw, face, names[:3], tensors[:3])
-    more_keys, more_values, rpb = (optional_spec(fw, face, *pair) for pair in zip(names[3:], tensors[3:], strict=True))
-    problem = faces.fused(face, q, k, v, *window, scale, more_keys, more_values, rpb, *piece[:3])
+    others = zip(names[3:], (*tensors[3:], None), strict=False)
+    given: tuple[Any, ...] = (*(optional_spec(fw, face, *pair) for pair in others), *piece[:3])
+    problem = faces.fused(face, q, k, v, *window, scale, *given)
     checks.flag(face, "return_lse", return_lse)
     return problem
 
@@ -130,10 +134,11 @@ def _as_heads(
     where: Stream,
 ) -> Any:
     """:func:`fused` of queries on a finer grid: they are heads on the keys' grid."""
-    xp, (query, *keys, rpb) = fw.operations, tensors
+    xp, (query, *keys, rpb) = fw.operations, tensors[:6]
     with fw.on(where):
         query, rpb = to_heads(xp, query, ratio), repeat_rpb(xp, rpb, ratio)
-    found = fused(fw, face, (query, *keys, rpb), window, scale, piece, return_lse, backend, {}, where)
+    tensors, mask = (query, *keys, rpb), tensors[6:]
+    found = fused(fw, face, tensors, window, scale, piece, return_lse, backend, {}, where, *mask)
     with fw.on(where):
         if return_lse:
             return from_heads(xp, found[0], ratio), from_heads(xp, found[1], ratio)
@@ -153,11 +158,14 @@ def _unrolled(
     """Tensors and piece of a call on axes that wrap around. keys: how many tensors of keys come after the first one."""
     names = op.input_names[:2]
     sides = dict(zip(names, specs(fw, face, names, tensors[:2]), strict=True))
-    axes, longer = wrap.unrolled_axes(face, sides, faces.rank_of(face), window, piece[:3], piece[3])
+    masks = tensors[6:]
+    mask = fw.spec(face, KEY_MASK.name, masks[0]) if masks else None
+    axes, longer = wrap.unrolled_axes(face, sides, faces.rank_of(face), window, piece[:3], piece[3], mask)
     if axes:
         with fw.on(where):
             ends = [repeat_ends(fw.operations, tensor, axes) for tensor in tensors[1 : 1 + keys]]
-        tensors = (tensors[0], *ends, *tensors[1 + keys :])
+            masks = tuple(repeat_ends(fw.operations, tensor, axes) for tensor in masks)
+        tensors = (tensors[0], *ends, *tensors[1 + keys : 6], *masks)
     return tensors, (*longer, False)
 
 

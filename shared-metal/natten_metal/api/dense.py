@@ -56,6 +56,11 @@ def _sees(xp: Operations, problem: Problem, bad: Tensor) -> Tensor:
     return _heads_first(xp, bad, problem.group_heads)
 
 
+def masked(xp: Operations, tensor: Tensor, key_mask: Tensor) -> Tensor:
+    """``[B, *key_shape, H_kv, D]`` with 0 at masked keys, whatever was there."""
+    return xp.where(key_mask[..., None, None], tensor, 0.0)
+
+
 def _logits(xp: Operations, problem: Problem, rows: Tensor, key: Tensor, rpb: Optional) -> Tensor:
     """``[B, H, queries, keys]`` before the mask. rows: the queries, finite."""
     logits = problem.scale * (rows @ _finite(xp, key, problem.group_heads).swapaxes(-1, -2))
@@ -75,10 +80,14 @@ def forward(
     additional_keys: Optional = None,
     additional_values: Optional = None,
     rpb: Optional = None,
+    key_mask: Optional = None,
 ) -> tuple[Tensor, Tensor]:
     """Output ``[B, *shape, H, D_v]`` in the query's dtype and lse ``[B, *shape, H]`` (float32, or float64)."""
     groups = problem.group_heads
     mask = neighborhood_mask(problem, xp.tables(xp.device(query)))
+    if key_mask is not None:
+        key, value = masked(xp, key, key_mask), masked(xp, value, key_mask)
+        mask = ~xp.either(~mask, ~key_mask.flatten(1)[:, None, None])
     rows, values = _finite(xp, xp.fixed_shape(query)), _finite(xp, value, groups)
     logits = xp.where(mask, _logits(xp, problem, rows, key, rpb), -math.inf)
     bad_keys = ~xp.isfinite(key).all(-1, keepdims=True)

@@ -97,18 +97,31 @@ class NeighborhoodAttention:
         return self.kernel_size, self.stride, self.dilation, self.is_causal
 
     def _attend_module(
-        self, x: Tensor, sizes: Any, backend: str | None = None, cache: Any = None, stream: Any = None
+        self,
+        x: Tensor,
+        sizes: Any,
+        backend: str | None = None,
+        cache: Any = None,
+        stream: Any = None,
+        key_mask: Any = None,
     ) -> Tensor:
         """``x [B, *shape, C]`` -> ``[B, *shape, C]``; sizes as the varlen ops take them, or None."""
         face, fw = type(self).__name__, self._framework()
         if stream is not None:
             with fw.on(fw.stream_of(face, stream)):
+<<<<<<< HEAD
                 return self._attend_module(x, sizes, backend, cache)
         rules.check_input(face, fw.spec(face, "input", x), self.rank, self.embed_dim)
+=======
+                return self._attend_module(x, sizes, backend, cache, None, key_mask)
+        checks.modules.check_input(face, fw.spec(face, "input", x), self.rank, self.embed_dim)
+>>>>>>> 10b025d (Key masks on the fused faces and the modules, by the dense and pure backends: masked keys reach no result, get no gradient, and a query that sees none gives 0)
         chosen = self.backend if backend is None else backend
         tensors = self._project(x)
         window = self._geometry(tuple(x.shape[1:-1]))
         dropping = self.training and self._drops(self.attn_drop)
+        if key_mask is not None:
+            self._check_masked(cache, sizes, dropping)
         if self.shared is not None:
             if cache is not None or sizes is not None or dropping or self.wrap:
                 shards.reject_module(face)
@@ -130,9 +143,9 @@ class NeighborhoodAttention:
         elif dropping:
             out = self._attend_dropping(tensors, window, chosen)
         else:
-            given = (*tensors, None, None, self.rpb)
+            given, piece = (*tensors, None, None, self.rpb), (*faces.WHOLE[:3], self.wrap)
             out = attention.fused(
-                fw, FUSED.faces[0], given, window, self.scale, (*faces.WHOLE[:3], self.wrap), False, chosen, {}
+                fw, FUSED.faces[0], given, window, self.scale, piece, False, chosen, {}, None, key_mask
             )
         return self.proj_drop(self.proj(out.flatten(-2)))
 
@@ -159,6 +172,18 @@ class NeighborhoodAttention:
         logits = attention.qk(fw, face + "_qk", (query, key, self.rpb), window, self.scale, piece, backend)
         weights = self.attn_drop(dense.softmax(fw.operations, logits))
         return attention.av(fw, face + "_av", (weights, value), window, piece, backend)
+
+    def _check_masked(self, cache: Any, sizes: Any, dropping: bool) -> None:
+        """Nothing comes with a key mask that cannot take it."""
+        face = type(self).__name__
+        if sizes is not None:
+            checks.modules.reject_key_mask(face, self._sizes_name, f"mask the padding too, without {self._sizes_name}")
+        if cache is not None:
+            checks.modules.reject_key_mask(face, "cache", "call the module on the whole sequence, without a cache")
+        if dropping:
+            checks.modules.reject_key_mask(face, "attn_drop in training", "set attn_drop=0.0")
+        if self.shared is not None:
+            checks.modules.reject_key_mask(face, "shards", "call the module on the whole input")
 
     def _check_cache(self, cache: Any, sizes: Any, dropping: bool) -> None:
         """``cache`` is one of this package, of this module's window, and nothing comes with it that it cannot take."""

@@ -23,6 +23,7 @@ import math
 from typing import Any
 
 from ..plan.programs import Walks
+from .dense import masked
 from .operations import Dtype, Operations, Tensor, compute_dtype
 from .walk import Collector, Rows, Steps, Sums, Walk, mask_logits, reciprocal, rpb_gradient
 
@@ -36,6 +37,14 @@ def _additional(xp: Operations, tensor: Optional, items: range, dtype: Dtype) ->
     return xp.astype(tensor[items.start : items.stop].swapaxes(1, 2)[:, None], dtype)
 
 
+def _masked(walk: Walk, key: Tensor, value: Tensor, key_mask: Optional) -> tuple[Tensor, Tensor, Rows | None]:
+    """Keys and values with 0 at masked keys, and the mask as rows, if there is one."""
+    if key_mask is None:
+        return key, value, None
+    xp = walk.operations
+    return masked(xp, key, key_mask), masked(xp, value, key_mask), Rows(walk, key_mask[..., None, None])
+
+
 def forward(
     walk: Walk,
     program: Walks,
@@ -45,17 +54,19 @@ def forward(
     additional_keys: Optional = None,
     additional_values: Optional = None,
     rpb: Optional = None,
+    key_mask: Optional = None,
 ) -> tuple[Tensor, Tensor]:
     """Output ``[B, *shape, H, D_v]`` in the query's dtype and lse ``[B, *shape, H]`` (float32, or float64)."""
     xp, problem, steps = walk.operations, program.problem, Steps(walk, program.queries, query)
     blocks, groups, dtype = steps.blocks, problem.group_heads, compute_dtype(xp, query)
+    key, value, seen = _masked(walk, key, value, key_mask)
     q, k, v = Rows(walk, query, groups), Rows(walk, key), Rows(walk, value)
     out = Collector(walk, blocks, query, problem.heads, problem.head_dim_v, query.dtype)
     lse = Collector(walk, blocks, query, problem.heads, 1, dtype)
     for step in steps:
         rows = q.gather(step, "rows") * problem.scale
         logits = rows @ k.gather(step, "columns").swapaxes(-1, -2)
-        logits = mask_logits(walk, logits, step.chunk, rpb, groups)
+        logits = mask_logits(walk, logits, step, rpb, groups, seen)
         more_keys = _additional(xp, additional_keys, step.items, dtype)
         if more_keys is not None:
             logits = xp.concatenate([logits, rows @ more_keys.swapaxes(-1, -2)], -1)
@@ -82,6 +93,7 @@ def backward(
     additional_keys: Optional = None,
     additional_values: Optional = None,
     rpb: Optional = None,
+    key_mask: Optional = None,
 ) -> tuple[Tensor, Tensor, Tensor, Optional, Optional, Optional]:
     """Gradients of query, key, value, additional_keys, additional_values and rpb, each in its own dtype."""
     xp = walk.operations
@@ -91,19 +103,14 @@ def backward(
         delta = delta - xp.astype(lse_grad, dtype)
     # A query without weights: exp(-inf - inf) is 0.
     lse = xp.where(lse == -math.inf, math.inf, lse)
-    return _walk_back(
-        walk,
-        program,
-        query,
-        key,
-        value,
-        additional_keys,
-        additional_values,
-        rpb,
-        out_grad,
-        lse[..., None],
-        delta[..., None],
-    )
+    rows = out_grad, lse[..., None], delta[..., None]
+    key, value, seen = _masked(walk, key, value, key_mask)
+    found = _walk_back(walk, program, query, key, value, additional_keys, additional_values, rpb, seen, *rows)
+    if key_mask is None:
+        return found
+    # Not even a query that is NaN reaches the gradient of a masked key.
+    key_grad, value_grad = (masked(xp, gradient, key_mask) for gradient in found[1:3])
+    return found[0], key_grad, value_grad, *found[3:]
 
 
 def _walk_back(
@@ -115,6 +122,7 @@ def _walk_back(
     additional_keys: Optional,
     additional_values: Optional,
     rpb: Optional,
+    seen: Rows | None,
     out_grad: Tensor,
     lse: Tensor,
     delta: Tensor,
@@ -133,7 +141,7 @@ def _walk_back(
         rows, d_rows, row_lse, row_delta = (t.gather(step, "rows") for t in (q, do, ls, de))
         rows = rows * problem.scale
         keys = k.gather(step, "columns")
-        logits = mask_logits(walk, rows @ keys.swapaxes(-1, -2), step.chunk, rpb, groups)
+        logits = mask_logits(walk, rows @ keys.swapaxes(-1, -2), step, rpb, groups, seen)
         weights = walk.exponentials(logits, row_lse)
         total = weights.sum(-1, keepdims=True)
         more_keys = _additional(xp, additional_keys, step.items, dtype)

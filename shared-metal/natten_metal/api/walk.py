@@ -248,13 +248,19 @@ def add_bias(walk: Walk, logits: Tensor, chunk: Chunk, rpb: Tensor, groups: int)
     return _add(walk, logits, _bias(walk, logits, chunk, rpb, groups), groups)
 
 
-def mask_logits(walk: Walk, logits: Tensor, chunk: Chunk, rpb: Tensor | None, groups: int) -> Tensor:
-    """Add -inf outside the window, and rpb, to logits ``[b, c, kv heads, groups * T, U]``."""
-    where = walk.operations.where
+def mask_logits(walk: Walk, logits: Tensor, step: Step, rpb: Tensor | None, groups: int, seen: Rows | None) -> Tensor:
+    """Add -inf outside the window, and rpb, to logits ``[b, c, kv heads, groups * T, U]``; -inf at masked keys.
+
+    seen: the key mask ``[B, *shape, 1, 1]``, if there is one.
+    """
+    chunk, where = step.chunk, walk.operations.where
     bias = _cached_in(walk, chunk, "bias", lambda: where(chunk.mask, 0.0, -math.inf))[:, None, None]
     if rpb is not None:
         bias = bias + _bias(walk, logits, chunk, rpb, groups)
-    return _add(walk, logits, bias, groups)
+    logits = _add(walk, logits, bias, groups)
+    if seen is None:
+        return logits
+    return walk.hide(logits, seen.gather(step, "columns").swapaxes(-1, -2) != 0, -math.inf)
 
 
 def reciprocal(walk: Walk, total: Tensor, chunk: Chunk, groups: int) -> Tensor:

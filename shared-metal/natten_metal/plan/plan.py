@@ -151,7 +151,7 @@ def _gradient_on(
     problem: Problem, device: Device, backend: Backend, has_lse_grad: bool, verdicts: Verdicts
 ) -> Program | Failure:
     record = problem.record
-    given = (operand for operand in record.inputs if operand.given(problem))
+    given = (operand for operand in record.inputs if operand.differentiable and operand.given(problem))
     gradients = tuple(Made(operand.gradient, operand.shape(problem), operand.dtype(problem)) for operand in given)
     common = problem, backend.name, record.backward, gradients
     work = backend.on(device.kind)
@@ -176,6 +176,8 @@ def _rule(problem: Problem, device: Device, backend: Backend) -> str | None:
     work = backend.on(device.kind)
     if work is None:
         return f"{backend.name} computes nothing on a {device.kind.upper()}"
+    if reason := limits.no_key_mask(problem, work):
+        return reason
     if problem.dtype == "float64" and not device.float64:
         return f"{device.name} does not compute in float64; the CPU does"
     if device.longest is not None and (reason := limits.too_long(problem, work, device.longest)):

@@ -110,7 +110,8 @@ def _has_gradient(planned: Plan) -> bool:
     if not isinstance(program, MetalLaunches):
         return program.backend == planned.backend and not isinstance(program, Refused)
     made = {output.name for launch in program.launches for output in launch.outputs}
-    return {operand.gradient for operand in problem.record.inputs if operand.given(problem)} <= made
+    inputs = (operand for operand in problem.record.inputs if operand.differentiable)
+    return {operand.gradient for operand in inputs if operand.given(problem)} <= made
 
 
 def _sample(rank: int, dtype: str, **changed: Any) -> Problem:

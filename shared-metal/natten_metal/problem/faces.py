@@ -7,7 +7,7 @@ raises the errors of :mod:`.checks` or returns the :class:`Problem`.
 from typing import Any
 
 from . import checks, finer_grid, wrap
-from .ops import AV, FULL, FUSED, OPS, QK, Op
+from .ops import AV, FULL, FUSED, KEY_MASK, OPS, QK, Op
 from .problem import Problem, TensorSpec
 
 Spec = TensorSpec
@@ -31,6 +31,7 @@ def fused(
     additional_keys: Spec | None = None,
     additional_values: Spec | None = None,
     rpb: Spec | None = None,
+    key_mask: Spec | None = None,
     full_shape: Any = None,
     query_start: Any = 0,
     key_start: Any = 0,
@@ -40,7 +41,7 @@ def fused(
     window = checks.window_arguments(face, rank, kernel_size, stride, dilation, is_causal)
     factor = checks.scale_or_default(face, scale, query.shape[-1])
     piece = checks.piece_arguments(face, rank, full_shape, query_start, key_start)
-    extras = additional_keys, additional_values, rpb
+    extras = additional_keys, additional_values, rpb, key_mask
     return checks.fused_problem(face, query, key, value, window, factor, *extras, piece)
 
 
@@ -150,8 +151,11 @@ def _on_one_grid(op: Op, face: str, tensors: list[Any], call: dict[str, Any]) ->
         window = tuple(call[name] for name in ("kernel_size", "stride", "dilation", "is_causal"))
         names = ("full_shape", "query_start", "key_start")
         sides = dict(zip(op.input_names, tensors[:2], strict=False))
+        mask = call.get(KEY_MASK.name)
         piece = tuple(call[name] for name in names)
-        axes, piece = wrap.unrolled_axes(face, sides, rank_of(face), window, piece, wraps)
+        axes, piece = wrap.unrolled_axes(face, sides, rank_of(face), window, piece, wraps, mask)
         call |= dict(zip(names, piece, strict=True))
         tensors = [tensors[0], *(wrap.longer_spec(spec, axes) for spec in tensors[1:])]
+        if mask is not None:
+            call[KEY_MASK.name] = wrap.longer_spec(mask, axes)
     return tensors

@@ -24,7 +24,8 @@ class Operand:
 
     shape: its shape in a problem. accumulated: whether it has the dtype of sums (float32; float64 where the problem's
     is), and not the problem's own. batched: whether its first dimension is the batch. channels: whether its last one is
-    (a head dim, or window slots). given: whether a problem has it at all.
+    (a head dim, or window slots). given: whether a problem has it at all. differentiable: whether it has a gradient; if
+    not, it is a mask of bools.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Operand:
     batched: bool = True
     channels: bool = True
     given: Callable[["Problem"], bool] = _always
+    differentiable: bool = True
 
     @property
     def gradient(self) -> str:
@@ -46,6 +48,8 @@ class Operand:
 
     def dtype(self, problem: "Problem") -> str:
         """Its dtype as kernels read or write it."""
+        if not self.differentiable:
+            return "bool"
         return sum_dtype(problem.dtype) if self.accumulated else problem.dtype
 
 
@@ -85,6 +89,13 @@ RPB = Operand(
     channels=False,
     given=lambda p: p.has_rpb,
 )
+KEY_MASK = Operand(
+    "key_mask",
+    lambda p: (p.batch, *p.key_shape),
+    channels=False,
+    given=lambda p: p.has_key_mask,
+    differentiable=False,
+)
 OUT = Operand("out", lambda p: (*rows(p), p.head_dim_v))
 LSE = Operand("lse", rows, accumulated=True, channels=False)
 LOGITS = Operand("logits", lambda p: (*rows(p), p.slots))
@@ -97,7 +108,8 @@ class Op:
 
     name: as in :class:`Problem` and the custom ops. faces: the names of its public functions, by rank; the first one
     takes any rank ('' where there is none). They are looked up, never put together from a rank, which may be symbolic
-    in a trace. forward, backward: the functions that compute the op and its gradient, in the C interface and on the
+    in a trace. inputs: where tensors are listed in this order, the key mask, the last one, is left out if there is
+    none. forward, backward: the functions that compute the op and its gradient, in the C interface and on the
     pure and dense backends. bilinear: linear in each of its first two inputs (and in
     rpb), so that its gradient has derivatives, and reads no output. has_window: whether a query sees a window of keys,
     or all. products: matrix products of the op and of its gradient, as floating-point operations are counted.
@@ -148,7 +160,7 @@ FUSED = Op(
     ("neighborhood_attention", "na1d", "na2d", "na3d"),
     "forward",
     "backward",
-    (QUERY, KEY, VALUE, ADDITIONAL_KEYS, ADDITIONAL_VALUES, RPB),
+    (QUERY, KEY, VALUE, ADDITIONAL_KEYS, ADDITIONAL_VALUES, RPB, KEY_MASK),
     (OUT, LSE),
     bilinear=False,
     has_window=True,

@@ -62,6 +62,7 @@ class Problem:
     Layout is heads-last: query ``[batch, *query_shape, heads, head_dim]``, key ``[batch, *key_shape,
     kv_heads, head_dim]``, value ``[batch, *key_shape, kv_heads, head_dim_v]``. head_dim is 0 where the op reads no
     query, head_dim_v where it reads no value. piece: the part of a larger problem that this is; None for a whole one.
+    has_key_mask: whether some keys at hand may be hidden from all queries.
     """
 
     op: str
@@ -171,4 +172,6 @@ def describe(problem: Problem) -> str:
         parts.append(f"{p.additional} additional keys")
     if p.has_rpb:
         parts.append("relative positional bias")
+    if p.has_key_mask:
+        parts.append("key mask")
     return ", ".join([*parts, p.dtype])

@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from . import checks
+from .ops import KEY
 from .problem import TensorSpec
 
 Piece = tuple[Any, Any, Any]  # full_shape, query_start, key_start
@@ -37,16 +38,24 @@ def unroll(length: int, window: int, stride: int, dilation: int) -> Unrolled:
 
 
 def unrolled_axes(
-    face: str, sides: dict[str, TensorSpec], rank: int | None, window: tuple[Any, ...], piece: Piece, wrap: Any
+    face: str,
+    sides: dict[str, TensorSpec],
+    rank: int | None,
+    window: tuple[Any, ...],
+    piece: Piece,
+    wrap: Any,
+    key_mask: TensorSpec | None = None,
 ) -> tuple[dict[int, Unrolled], Piece]:
     """The axes that wrap, unrolled, and the piece that the call becomes on them.
 
     sides: a tensor of the queries and one of the keys, by name. rank: of the face, if it has one. piece: the call's
-    own, which must be whole on these axes.
+    own, which must be whole on these axes. key_mask: that of the keys, if there is one.
     """
     for name, spec in sides.items():
         rank = checks.tensor_rank(face, name, spec, rank)
     assert rank is not None
+    if key_mask is not None:
+        checks.check_key_mask(face, key_mask, sides[KEY.name])
     per_axis = checks.window_arguments(face, rank, *window)
     wraps = checks.bools_per_axis(face, "wrap", wrap, rank)
     if not any(wraps):

@@ -148,7 +148,7 @@ def given(host: Host, face: str, name: str, value: Any) -> Store:
     if not isinstance(value, numpy.ndarray):
         rules.reject_array(face, name, value)
     dtype = rules.numpy_dtype(face, name, value.dtype)
-    checks.require_float(face, name, dtype)
+    checks.require_dtype(face, name, dtype)
     plain = value.view(numpy.ndarray)
     return Store(face, name, plain.view("u2") if dtype == "bfloat16" else plain, dtype, _place(value))
 

@@ -26,7 +26,7 @@ from ._metal.plan.programs import Blank, MetalLaunches, Program, Walks, gradient
 from ._metal.problem import checks
 from ._metal.problem.bilinear import Split
 from ._metal.problem.mask import slot_keys
-from ._metal.problem.ops import KEY, RPB
+from ._metal.problem.ops import KEY, KEY_MASK, RPB
 from ._metal.problem.problem import Problem
 from ._tensors import MlxTables
 
@@ -61,7 +61,7 @@ def run(
 
     signature: the key under which the C++ extension's plan is kept for calls like this one.
     """
-    names = zip(planned.record.input_names, inputs, strict=True)
+    names = zip(planned.record.input_names, inputs, strict=False)
     given = {name: tensor for name, tensor in names if tensor is not None}
     node = Forward(planned, stream, tuple(given))
     outputs = node(tuple(given.values()))
@@ -319,7 +319,11 @@ class Forward(_Custom):
     def differentiate(self, primals: Arrays, cotangents: Arrays, outputs: Arrays) -> Arrays:
         backward = Backward(self.plan, self.stream, self.names)
         # A split op's gradients do not read its output.
-        return backward((*cotangents, *primals, *(cotangents if self.problem.record.bilinear else outputs)))
+        found = backward((*cotangents, *primals, *(cotangents if self.problem.record.bilinear else outputs)))
+        if KEY_MASK.name not in self.names:
+            return found
+        with mx.stream(self.stream):
+            return (*found, mx.zeros_like(primals[-1]))
 
     def tangents(self, primals: Arrays, tangents: Tangents) -> Arrays:
         if not self.problem.record.bilinear:
@@ -353,7 +357,8 @@ class Backward(_Custom):
 
     def results(self, made: dict[str, mx.array], arrays: Arrays) -> Arrays:
         given = zip(self.names, self.split(arrays)[1], strict=True)
-        return tuple(made[f"{name}_grad"].astype(array.dtype, stream=self.stream) for name, array in given)
+        own = ((f"{name}_grad", array) for name, array in given if name != KEY_MASK.name)
+        return tuple(made[name].astype(array.dtype, stream=self.stream) for name, array in own)
 
     def differentiate(self, primals: Arrays, cotangents: Arrays, outputs: Arrays) -> Arrays:
         if not self.problem.record.bilinear:

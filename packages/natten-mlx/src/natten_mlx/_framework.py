@@ -76,7 +76,7 @@ def run(
 ) -> tuple[mx.array, ...]:
     if ADDITIONAL_KEYS.name in problem.record.input_names and not problem.additional:
         # MLX gathers nothing from arrays without elements.
-        tensors = (*tensors[:3], None, None, tensors[5])
+        tensors = (*tensors[:3], None, None, *tensors[5:])
     return _run.run(problem, backend, stream, tensors, signature)
 
 

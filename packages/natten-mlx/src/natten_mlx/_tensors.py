@@ -27,7 +27,7 @@ def spec(face: str, name: str, tensor: Any) -> TensorSpec:
     if not isinstance(tensor, mx.array):
         checks.reject_type(face, name, tensor, "a tensor of this package's framework")
     dtype = str(tensor.dtype).removeprefix("mlx.core.")
-    checks.require_float(face, name, dtype)
+    checks.require_dtype(face, name, dtype)
     return TensorSpec(tuple(tensor.shape), dtype)
 
 

@@ -39,6 +39,7 @@ def neighborhood_attention(
     additional_keys: mx.array | None = None,
     additional_values: mx.array | None = None,
     rpb: mx.array | None = None,
+    key_mask: mx.array | None = None,
     full_shape: Ints | None = None,
     query_start: Ints = 0,
     key_start: Ints = 0,
@@ -61,18 +62,19 @@ def neighborhood_attention(
         scale: factor on q.k; None is ``D ** -0.5``.
         additional_keys, additional_values: ``[B, S, H_kv, D(_v)]``, seen by every query in the same softmax.
         rpb: ``[H, 2 * kernel_size - 1 per axis]``, added to logits at ``(key - query) / dilation + kernel_size - 1``.
+        key_mask: bool ``[B, *shape]``, on the keys' grid: False hides a key from every query, whatever it and its value
+            hold (NaN too); their gradients are 0. A query that sees no key gives 0, and -inf in lse.
         full_shape, query_start, key_start: of a piece of a larger problem: the whole's size, and the tokens of it that
             the first query and key are. key must hold what :func:`key_range` says; the result is a slice of the whole.
-        wrap: per axis, whether windows pass over its end (a longitude, a periodic box). Not for a causal axis, and the
-            length a multiple of ``stride * dilation``.
+        wrap: per axis, whether windows pass over its end. Not causal; a length that is ``stride * dilation`` times n.
         return_lse: also return the log-sum-exp of the logits.
         backend: 'nanobind', 'fast_metal' (or 'metal'), 'pure', 'dense' or 'auto'; None follows :func:`use_backend`.
         stream: where to run: a stream, a device, or None for the default. float64 runs on a CPU stream.
         **upstream: tuning arguments of upstream's CUDA kernels, accepted and ignored.
 
     Returns:
-        Output ``[B, *shape, H, D_v]`` in the query's dtype; with ``return_lse`` also lse
-        ``[B, *shape, H]`` in float32 (float64 for float64), natural log, scale included, differentiable.
+        Output ``[B, *shape, H, D_v]`` in the query's dtype; with ``return_lse`` also lse ``[B, *shape, H]`` in float32
+        (float64 for float64), natural log, scale included, differentiable.
 
     Raises:
         TypeError, ValueError: arguments or tensors of the wrong type, or that do not fit together.
@@ -80,11 +82,10 @@ def neighborhood_attention(
 
     Source: arXiv 2204.07143, 2209.15001 (dilation) and 2504.16922 (stride); upstream NATTEN's ``na1d/na2d/na3d``.
     """
-    tensors = (query, key, value, additional_keys, additional_values, rpb)
+    face, tensors = "neighborhood_attention", (query, key, value, additional_keys, additional_values, rpb)
     window, piece = (kernel_size, stride, dilation, is_causal), (full_shape, query_start, key_start, wrap)
-    return bodies.fused(
-        _framework, "neighborhood_attention", tensors, window, scale, piece, return_lse, backend, upstream, stream
-    )
+    rest = (return_lse, backend, upstream, stream, key_mask)
+    return bodies.fused(_framework, face, tensors, window, scale, piece, *rest)
 
 
 @_signatures.fused
@@ -101,6 +102,7 @@ def na1d(
     additional_keys: mx.array | None = None,
     additional_values: mx.array | None = None,
     rpb: mx.array | None = None,
+    key_mask: mx.array | None = None,
     full_shape: Ints | None = None,
     query_start: Ints = 0,
     key_start: Ints = 0,
@@ -118,8 +120,8 @@ def na1d(
         kernel_size, stride, dilation: in tokens; see :func:`neighborhood_attention`.
         additional_keys, additional_values: ``[B, S, H_kv, D]`` and ``[B, S, H_kv, D_v]``.
         rpb: relative positional bias ``[H, 2 * kernel_size - 1]``, stride 1 only.
-        is_causal, scale, full_shape, query_start, key_start, wrap, return_lse, backend, stream, **upstream: as in
-            :func:`neighborhood_attention`.
+        is_causal, scale, key_mask, full_shape, query_start, key_start, wrap, return_lse, backend,
+            stream, **upstream: as in :func:`neighborhood_attention`.
 
     Returns:
         Output ``[B, L, H, D_v]`` in the query's dtype; with ``return_lse`` also lse ``[B, L, H]``, float32.
@@ -140,6 +142,7 @@ def na1d(
         backend,
         upstream,
         stream,
+        key_mask,
     )
 
 
@@ -157,6 +160,7 @@ def na2d(
     additional_keys: mx.array | None = None,
     additional_values: mx.array | None = None,
     rpb: mx.array | None = None,
+    key_mask: mx.array | None = None,
     full_shape: Ints | None = None,
     query_start: Ints = 0,
     key_start: Ints = 0,
@@ -174,8 +178,8 @@ def na2d(
         kernel_size, stride, dilation: in tokens, one number or one per axis; see :func:`neighborhood_attention`.
         additional_keys, additional_values: ``[B, S, H_kv, D]`` and ``[B, S, H_kv, D_v]``.
         rpb: relative positional bias ``[H, 2 * kernel_size - 1 per axis]``, stride 1 only.
-        is_causal, scale, full_shape, query_start, key_start, wrap, return_lse, backend, stream, **upstream: as in
-            :func:`neighborhood_attention`.
+        is_causal, scale, key_mask, full_shape, query_start, key_start, wrap, return_lse, backend,
+            stream, **upstream: as in :func:`neighborhood_attention`.
 
     Returns:
         Output ``[B, X, Y, H, D_v]`` in the query's dtype; with ``return_lse`` also lse ``[B, X, Y, H]``, float32.
@@ -196,6 +200,7 @@ def na2d(
         backend,
         upstream,
         stream,
+        key_mask,
     )
 
 
@@ -213,6 +218,7 @@ def na3d(
     additional_keys: mx.array | None = None,
     additional_values: mx.array | None = None,
     rpb: mx.array | None = None,
+    key_mask: mx.array | None = None,
     full_shape: Ints | None = None,
     query_start: Ints = 0,
     key_start: Ints = 0,
@@ -230,8 +236,8 @@ def na3d(
         kernel_size, stride, dilation: in tokens, one number or one per axis; see :func:`neighborhood_attention`.
         additional_keys, additional_values: ``[B, S, H_kv, D]`` and ``[B, S, H_kv, D_v]``.
         rpb: relative positional bias ``[H, 2 * kernel_size - 1 per axis]``, stride 1 only.
-        is_causal, scale, full_shape, query_start, key_start, wrap, return_lse, backend, stream, **upstream: as in
-            :func:`neighborhood_attention`.
+        is_causal, scale, key_mask, full_shape, query_start, key_start, wrap, return_lse, backend,
+            stream, **upstream: as in :func:`neighborhood_attention`.
 
     Returns:
         Output ``[B, X, Y, Z, H, D_v]`` in the query's dtype; with ``return_lse`` also lse ``[B, X, Y, Z, H]``, float32.
@@ -252,6 +258,7 @@ def na3d(
         backend,
         upstream,
         stream,
+        key_mask,
     )
 
 

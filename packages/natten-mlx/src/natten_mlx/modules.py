@@ -87,6 +87,7 @@ class NeighborhoodAttention1D(_NeighborhoodAttention):
         *,
         backend: str | None = None,
         cache: KeyValueCache | None = None,
+        key_mask: mx.array | None = None,
         stream: StreamOrDevice = None,
     ) -> mx.array:
         """The module's output.
@@ -95,6 +96,7 @@ class NeighborhoodAttention1D(_NeighborhoodAttention):
             x: ``[B, L, C]`` in the parameters' dtype.
             seq_lens: ints ``[B]``, tokens of each item of a padded batch; None: all are full.
             cache: of a sequence whose tokens come in chunks along axis 0; x is the next one.
+            key_mask: bool ``[B, L]``, the tokens that may be seen.
             backend: of this call. stream: that of the whole module; None is the default.
 
         Returns:
@@ -102,9 +104,10 @@ class NeighborhoodAttention1D(_NeighborhoodAttention):
 
         Raises:
             ValueError: x of another shape, or tokens that the window does not fit.
-            NotImplementedError: attn_drop in training, or wrap, together with seq_lens.
+            NotImplementedError: attn_drop in training, or wrap, together with seq_lens;
+                key_mask with seq_lens, cache, or attn_drop in training.
         """
-        return self._attend_module(x, seq_lens, backend, cache, stream)
+        return self._attend_module(x, seq_lens, backend, cache, stream, key_mask)
 
 
 class NeighborhoodAttention2D(_NeighborhoodAttention):
@@ -136,6 +139,7 @@ class NeighborhoodAttention2D(_NeighborhoodAttention):
         *,
         backend: str | None = None,
         cache: KeyValueCache | None = None,
+        key_mask: mx.array | None = None,
         stream: StreamOrDevice = None,
     ) -> mx.array:
         """The module's output.
@@ -144,6 +148,7 @@ class NeighborhoodAttention2D(_NeighborhoodAttention):
             x: ``[B, X, Y, C]`` in the parameters' dtype.
             spatial_sizes: ints ``[B, 2]``, tokens of each item of a padded batch; None: all are full.
             cache: of a sequence whose tokens come in chunks along axis 0; x is the next one.
+            key_mask: bool ``[B, X, Y]``, the tokens that may be seen.
             backend: of this call. stream: that of the whole module; None is the default.
 
         Returns:
@@ -151,9 +156,10 @@ class NeighborhoodAttention2D(_NeighborhoodAttention):
 
         Raises:
             ValueError: x of another shape, or tokens that the window does not fit.
-            NotImplementedError: attn_drop in training, or wrap, together with spatial_sizes.
+            NotImplementedError: attn_drop in training, or wrap, together with spatial_sizes;
+                key_mask with spatial_sizes, cache, or attn_drop in training.
         """
-        return self._attend_module(x, spatial_sizes, backend, cache, stream)
+        return self._attend_module(x, spatial_sizes, backend, cache, stream, key_mask)
 
 
 class NeighborhoodAttention3D(_NeighborhoodAttention):
@@ -185,6 +191,7 @@ class NeighborhoodAttention3D(_NeighborhoodAttention):
         *,
         backend: str | None = None,
         cache: KeyValueCache | None = None,
+        key_mask: mx.array | None = None,
         stream: StreamOrDevice = None,
     ) -> mx.array:
         """The module's output.
@@ -193,6 +200,7 @@ class NeighborhoodAttention3D(_NeighborhoodAttention):
             x: ``[B, X, Y, Z, C]`` in the parameters' dtype.
             spatial_sizes: ints ``[B, 3]``, tokens of each item of a padded batch; None: all are full.
             cache: of a sequence whose tokens come in chunks along axis 0; x is the next one.
+            key_mask: bool ``[B, X, Y, Z]``, the tokens that may be seen.
             backend: of this call. stream: that of the whole module; None is the default.
 
         Returns:
@@ -200,6 +208,7 @@ class NeighborhoodAttention3D(_NeighborhoodAttention):
 
         Raises:
             ValueError: x of another shape, or tokens that the window does not fit.
-            NotImplementedError: attn_drop in training, or wrap, together with spatial_sizes.
+            NotImplementedError: attn_drop in training, or wrap, together with spatial_sizes;
+                key_mask with spatial_sizes, cache, or attn_drop in training.
         """
-        return self._attend_module(x, spatial_sizes, backend, cache, stream)
+        return self._attend_module(x, spatial_sizes, backend, cache, stream, key_mask)

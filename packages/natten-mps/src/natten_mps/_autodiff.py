@@ -56,19 +56,18 @@ class Forward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        count = len(ctx.call.record.inputs)
         # Read once: under activation checkpointing each access unpacks again.
-        saved = ctx.saved_tensors
-        inputs = saved[:count]
+        saved, record = ctx.saved_tensors, ctx.call.record
+        inputs, outputs = (saved, grads) if record.bilinear else (saved[: -len(grads)], saved[-len(grads) :])
         if all(grad is None for grad in grads):
-            return (None,) * (count + 1)
-        outputs = grads if ctx.call.record.bilinear else saved[count:]
+            return (None,) * (len(inputs) + 1)
         found = iter(differentiable_backward(ctx.call, *grads, *inputs, *outputs))
-        return (None, *(None if tensor is None else next(found) for tensor in inputs))
+        named = zip(record.inputs, inputs, strict=False)
+        return (None, *(None if t is None or not operand.differentiable else next(found) for operand, t in named))
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], call: Call, *inputs: Tensor | None) -> Any:
-        mapped_rpb = call.record.reads(RPB) and in_dims[-1] is not None
+        mapped_rpb = call.record.reads(RPB) and in_dims[1 + call.record.inputs.index(RPB)] is not None
         return _vmap(forward_op, info.batch_size, in_dims[1:], call, inputs, one_by_one=mapped_rpb)
 
     @staticmethod
@@ -125,7 +124,7 @@ class Backward(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], call: Call, *tensors: Tensor | None) -> Any:
         # The gradient of rpb sums over the batch, so mapped problems with an rpb cannot share one.
-        has_rpb = call.record.reads(RPB) and split(call.op, tensors)[1][-1] is not None
+        has_rpb = call.record.reads(RPB) and split(call.op, tensors)[1][call.record.inputs.index(RPB)] is not None
         return _vmap(backward_op, info.batch_size, in_dims[1:], call, tensors, one_by_one=has_rpb)
 
 
@@ -243,10 +242,11 @@ def _vmap(launch: Any, size: int, dims: Any, call: Call, tensors: Any, one_by_on
         ]
         stacked = tuple(torch.stack(part) for part in zip(*parts, strict=True))
         return stacked, (0,) * len(stacked)
-    has_rpb = call.record.reads(RPB) and launch is forward_op
+    # Of the gradient's tensors none is an rpb here.
+    rpb = call.record.inputs.index(RPB) if call.record.reads(RPB) and launch is forward_op else None
     folded = []
     for index, (tensor, dim) in enumerate(zip(tensors, dims, strict=True)):
-        if tensor is None or (has_rpb and index == len(tensors) - 1):
+        if tensor is None or index == rpb:
             folded.append(tensor)
             continue
         mapped = tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)

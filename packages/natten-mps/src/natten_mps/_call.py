@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 
 from ._device import machine
 from ._metal.plan.plan import Plan
-from ._metal.problem.ops import ADDITIONAL_KEYS, KEY, OPS, RPB, VALUE, Op
+from ._metal.problem.ops import ADDITIONAL_KEYS, KEY, KEY_MASK, OPS, RPB, VALUE, Op
 from ._metal.problem.problem import Piece, Problem
 
 # The fields of a call but its op, as the custom ops take them.
@@ -67,7 +67,7 @@ def _piece_of(call: Call) -> Piece | None:
 
 def problem_of(call: Call, inputs: Sequence[Tensor | None]) -> Problem:
     """The problem of a call on ``inputs``, in the order of the op's record."""
-    given = dict(zip(call.record.input_names, inputs, strict=True))
+    given = dict(zip(call.record.input_names, inputs, strict=False))
     first, value, additional = inputs[0], given.get(VALUE.name), given.get(ADDITIONAL_KEYS.name)
     key = given.get(KEY.name, value)
     assert first is not None and key is not None
@@ -90,6 +90,7 @@ def problem_of(call: Call, inputs: Sequence[Tensor | None]) -> Problem:
         0 if additional is None else additional.shape[1],
         given.get(RPB.name) is not None,
         _piece_of(call),
+        given.get(KEY_MASK.name) is not None,
     )
 
 
@@ -102,8 +103,8 @@ def plan_of(call: Call, inputs: Sequence[Tensor | None]) -> Plan:
 
 def split(op: str, tensors: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...], tuple[Any, ...]]:
     """Gradients, inputs and outputs out of :class:`Backward`'s flat arguments."""
-    grads, inputs = len(OPS[op].outputs), len(OPS[op].inputs)
-    return tensors[:grads], tensors[grads : grads + inputs], tensors[grads + inputs :]
+    outputs = len(OPS[op].outputs)
+    return tensors[:outputs], tensors[outputs:-outputs], tensors[-outputs:]
 
 
 def forward_op(call: Call, tensors: Any) -> list[Tensor]:

@@ -39,8 +39,8 @@ def run_backward(
     has_lse_grad = bool(rest) and rest[0] is not None
     made = here.run(plan, lambda plan: _launch(here, plan.gradient(has_lse_grad), tensors, into))
     found = []
-    for operand, tensor in zip(plan.record.inputs, inputs, strict=True):
-        if tensor is not None:
+    for operand, tensor in zip(plan.record.inputs, inputs, strict=False):
+        if tensor is not None and operand.differentiable:
             # Where there are no additional keys, no gradient is computed.
             gradient = made[operand.gradient] if operand.name in given else torch.zeros_like(tensor)
             found.append(gradient if gradient.dtype is tensor.dtype else gradient.to(tensor.dtype))
@@ -49,7 +49,7 @@ def run_backward(
 
 def _named(plan: Plan, inputs: Sequence[Tensor | None]) -> Tensors:
     """The inputs that the problem has, by name."""
-    named = zip(plan.record.inputs, inputs, strict=True)
+    named = zip(plan.record.inputs, inputs, strict=False)
     return {o.name: tensor for o, tensor in named if tensor is not None and o.given(plan.problem)}
 
 
@@ -74,7 +74,7 @@ def _launch(here: Machine, program: Program, tensors: Tensors, into: list[Tensor
 def fake_forward(call: Any, tensors: list[Any]) -> list[Tensor]:
     """Outputs of the right shapes and dtypes, for a tracer's symbolic sizes."""
     record, like = OPS[call.op], tensors[1]
-    given = dict(zip(record.input_names, tensors, strict=True))
+    given = dict(zip(record.input_names, tensors, strict=False))
     sums = torch.float64 if like.dtype == torch.float64 else torch.float32
     channels = {LSE: (), LOGITS: (math.prod(call.kernel_size),)}
     found = []
@@ -85,6 +85,7 @@ def fake_forward(call: Any, tensors: list[Any]) -> list[Tensor]:
     return found
 
 
-def fake_backward(inputs: list[Any]) -> list[Tensor]:
+def fake_backward(call: Any, inputs: list[Any]) -> list[Tensor]:
     """Gradients of the inputs that are given, as shapes and dtypes."""
-    return [tensor.new_empty(tensor.shape) for tensor in inputs if tensor is not None]
+    named = zip(OPS[call.op].inputs, inputs, strict=False)
+    return [t.new_empty(t.shape) for operand, t in named if t is not None and operand.differentiable]

@@ -44,7 +44,7 @@ def _register(op: str) -> None:
     speed_up_registration(__name__)
     register_fake = torch.library.register_fake
     register_fake(f"natten_mps::{forward}", lambda i, *a: fake_forward(call(*a), i), lib=_LIBRARY)
-    register_fake(f"natten_mps::{backward}", lambda g, i, o, *a: fake_backward(i), lib=_LIBRARY)
+    register_fake(f"natten_mps::{backward}", lambda g, i, o, *a: fake_backward(call(*a), i), lib=_LIBRARY)
 
 
 def run(problem: Problem, backend: str, *inputs: Tensor | None) -> tuple[Tensor, ...]:

@@ -49,7 +49,7 @@ def spec(face: str, name: str, tensor: Any) -> TensorSpec:
     if type(tensor) is not torch.Tensor and type(tensor) is not torch.nn.Parameter:
         _reject_wrapper(face, name, tensor)
     dtype = _NAMES.get(tensor.dtype, str(tensor.dtype).removeprefix("torch."))
-    checks.require_float(face, name, dtype)
+    checks.require_dtype(face, name, dtype)
     if tensor.layout != torch.strided or tensor.is_nested:
         _reject_layout(face, name, tensor)
     return TensorSpec(tuple(tensor.shape), dtype, str(tensor.device))

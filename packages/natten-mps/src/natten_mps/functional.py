@@ -38,6 +38,7 @@ def neighborhood_attention(
     additional_keys: Tensor | None = None,
     additional_values: Tensor | None = None,
     rpb: Tensor | None = None,
+    key_mask: Tensor | None = None,
     full_shape: Ints | None = None,
     query_start: Ints = 0,
     key_start: Ints = 0,
@@ -59,17 +60,18 @@ def neighborhood_attention(
         scale: factor on q.k; None is ``D ** -0.5``.
         additional_keys, additional_values: ``[B, S, H_kv, D(_v)]``, seen by every query in the same softmax.
         rpb: ``[H, 2 * kernel_size - 1 per axis]``, added to logits at ``(key - query) / dilation + kernel_size - 1``.
+        key_mask: bool ``[B, *shape]``, on the keys' grid: False hides a key from every query, whatever it and its value
+            hold (NaN too); their gradients are 0. A query that sees no key gives 0, and -inf in lse.
         full_shape, query_start, key_start: of a piece of a larger problem: the whole's size, and the tokens of it that
             the first query and key are. key must hold what :func:`key_range` says; the result is a slice of the whole.
-        wrap: per axis, whether windows pass over its end (a longitude, a periodic box). Not for a causal axis, and the
-            length a multiple of ``stride * dilation``.
+        wrap: per axis, whether windows pass over its end. Not causal; a length that is ``stride * dilation`` times n.
         return_lse: also return the log-sum-exp of the logits.
         backend: 'metal', 'native', 'pure', 'dense' or 'auto'; None follows :func:`use_backend`.
         **upstream: tuning arguments of upstream's CUDA kernels, accepted and ignored.
 
     Returns:
-        Output ``[B, *shape, H, D_v]`` in the query's dtype; with ``return_lse`` also lse
-        ``[B, *shape, H]`` in float32 (float64 for float64), natural log, scale included, differentiable.
+        Output ``[B, *shape, H, D_v]`` in the query's dtype; with ``return_lse`` also lse ``[B, *shape, H]`` in float32
+        (float64 for float64), natural log, scale included, differentiable.
 
     Raises:
         TypeError, ValueError: arguments or tensors of the wrong type, or that do not fit together.
@@ -77,11 +79,9 @@ def neighborhood_attention(
 
     Source: arXiv 2204.07143, 2209.15001 (dilation) and 2504.16922 (stride); upstream NATTEN's ``na1d/na2d/na3d``.
     """
-    tensors = (query, key, value, additional_keys, additional_values, rpb)
+    face, tensors = "neighborhood_attention", (query, key, value, additional_keys, additional_values, rpb)
     window, piece = (kernel_size, stride, dilation, is_causal), (full_shape, query_start, key_start, wrap)
-    return bodies.fused(
-        _framework, "neighborhood_attention", tensors, window, scale, piece, return_lse, backend, upstream
-    )
+    return bodies.fused(_framework, face, tensors, window, scale, piece, return_lse, backend, upstream, None, key_mask)
 
 
 @_signatures.fused
@@ -98,6 +98,7 @@ def na1d(
     additional_keys: Tensor | None = None,
     additional_values: Tensor | None = None,
     rpb: Tensor | None = None,
+    key_mask: Tensor | None = None,
     full_shape: Ints | None = None,
     query_start: Ints = 0,
     key_start: Ints = 0,
@@ -114,8 +115,8 @@ def na1d(
         kernel_size, stride, dilation: in tokens; see :func:`neighborhood_attention`.
         additional_keys, additional_values: ``[B, S, H_kv, D]`` and ``[B, S, H_kv, D_v]``.
         rpb: relative positional bias ``[H, 2 * kernel_size - 1]``, stride 1 only.
-        is_causal, scale, full_shape, query_start, key_start, wrap, return_lse, backend, **upstream: as in
-            :func:`neighborhood_attention`.
+        is_causal, scale, key_mask, full_shape, query_start, key_start, wrap, return_lse, backend,
+            **upstream: as in :func:`neighborhood_attention`.
 
     Returns:
         Output ``[B, L, H, D_v]`` in the query's dtype; with ``return_lse`` also lse ``[B, L, H]``, float32.
@@ -135,6 +136,8 @@ def na1d(
         return_lse,
         backend,
         upstream,
+        None,
+        key_mask,
     )
 
 
@@ -152,6 +155,7 @@ def na2d(
     additional_keys: Tensor | None = None,
     additional_values: Tensor | None = None,
     rpb: Tensor | None = None,
+    key_mask: Tensor | None = None,
     full_shape: Ints | None = None,
     query_start: Ints = 0,
     key_start: Ints = 0,
@@ -168,8 +172,8 @@ def na2d(
         kernel_size, stride, dilation: in tokens, one number or one per axis; see :func:`neighborhood_attention`.
         additional_keys, additional_values: ``[B, S, H_kv, D]`` and ``[B, S, H_kv, D_v]``.
         rpb: relative positional bias ``[H, 2 * kernel_size - 1 per axis]``, stride 1 only.
-        is_causal, scale, full_shape, query_start, key_start, wrap, return_lse, backend, **upstream: as in
-            :func:`neighborhood_attention`.
+        is_causal, scale, key_mask, full_shape, query_start, key_start, wrap, return_lse, backend,
+            **upstream: as in :func:`neighborhood_attention`.
 
     Returns:
         Output ``[B, X, Y, H, D_v]`` in the query's dtype; with ``return_lse`` also lse ``[B, X, Y, H]``, float32.
@@ -189,6 +193,8 @@ def na2d(
         return_lse,
         backend,
         upstream,
+        None,
+        key_mask,
     )
 
 
@@ -206,6 +212,7 @@ def na3d(
     additional_keys: Tensor | None = None,
     additional_values: Tensor | None = None,
     rpb: Tensor | None = None,
+    key_mask: Tensor | None = None,
     full_shape: Ints | None = None,
     query_start: Ints = 0,
     key_start: Ints = 0,
@@ -222,8 +229,8 @@ def na3d(
         kernel_size, stride, dilation: in tokens, one number or one per axis; see :func:`neighborhood_attention`.
         additional_keys, additional_values: ``[B, S, H_kv, D]`` and ``[B, S, H_kv, D_v]``.
         rpb: relative positional bias ``[H, 2 * kernel_size - 1 per axis]``, stride 1 only.
-        is_causal, scale, full_shape, query_start, key_start, wrap, return_lse, backend, **upstream: as in
-            :func:`neighborhood_attention`.
+        is_causal, scale, key_mask, full_shape, query_start, key_start, wrap, return_lse, backend,
+            **upstream: as in :func:`neighborhood_attention`.
 
     Returns:
         Output ``[B, X, Y, Z, H, D_v]`` in the query's dtype; with ``return_lse`` also lse ``[B, X, Y, Z, H]``, float32.
@@ -243,6 +250,8 @@ def na3d(
         return_lse,
         backend,
         upstream,
+        None,
+        key_mask,
     )
 
 

@@ -79,7 +79,12 @@ class NeighborhoodAttention1D(_NeighborhoodAttention):
     rank = 1
 
     def forward(
-        self, x: Tensor, seq_lens: Any = None, backend: str | None = None, cache: KeyValueCache | None = None
+        self,
+        x: Tensor,
+        seq_lens: Any = None,
+        backend: str | None = None,
+        cache: KeyValueCache | None = None,
+        key_mask: Tensor | None = None,
     ) -> Tensor:
         """The module's output.
 
@@ -88,15 +93,17 @@ class NeighborhoodAttention1D(_NeighborhoodAttention):
             seq_lens: ints ``[B]``, tokens of each item of a padded batch; None: all are full.
             backend: of this call.
             cache: of a sequence whose tokens come in chunks along axis 0; x is the next one.
+            key_mask: bool ``[B, L]``, the tokens that may be seen.
 
         Returns:
             ``[B, L, C]`` in the same dtype; at padding, the output projection's bias.
 
         Raises:
             ValueError: x of another shape, or tokens that the window does not fit.
-            NotImplementedError: attn_drop in training, or wrap, together with seq_lens.
+            NotImplementedError: attn_drop in training, or wrap, together with seq_lens;
+                key_mask with seq_lens, cache, or attn_drop in training.
         """
-        return self._attend_module(x, seq_lens, backend, cache)
+        return self._attend_module(x, seq_lens, backend, cache, None, key_mask)
 
 
 class NeighborhoodAttention2D(_NeighborhoodAttention):
@@ -122,7 +129,12 @@ class NeighborhoodAttention2D(_NeighborhoodAttention):
     rank = 2
 
     def forward(
-        self, x: Tensor, spatial_sizes: Any = None, backend: str | None = None, cache: KeyValueCache | None = None
+        self,
+        x: Tensor,
+        spatial_sizes: Any = None,
+        backend: str | None = None,
+        cache: KeyValueCache | None = None,
+        key_mask: Tensor | None = None,
     ) -> Tensor:
         """The module's output.
 
@@ -131,15 +143,17 @@ class NeighborhoodAttention2D(_NeighborhoodAttention):
             spatial_sizes: ints ``[B, 2]``, tokens of each item of a padded batch; None: all are full.
             backend: of this call.
             cache: of a sequence whose tokens come in chunks along axis 0; x is the next one.
+            key_mask: bool ``[B, X, Y]``, the tokens that may be seen.
 
         Returns:
             ``[B, X, Y, C]`` in the same dtype; at padding, the output projection's bias.
 
         Raises:
             ValueError: x of another shape, or tokens that the window does not fit.
-            NotImplementedError: attn_drop in training, or wrap, together with spatial_sizes.
+            NotImplementedError: attn_drop in training, or wrap, together with spatial_sizes;
+                key_mask with spatial_sizes, cache, or attn_drop in training.
         """
-        return self._attend_module(x, spatial_sizes, backend, cache)
+        return self._attend_module(x, spatial_sizes, backend, cache, None, key_mask)
 
 
 class NeighborhoodAttention3D(_NeighborhoodAttention):
@@ -165,7 +179,12 @@ class NeighborhoodAttention3D(_NeighborhoodAttention):
     rank = 3
 
     def forward(
-        self, x: Tensor, spatial_sizes: Any = None, backend: str | None = None, cache: KeyValueCache | None = None
+        self,
+        x: Tensor,
+        spatial_sizes: Any = None,
+        backend: str | None = None,
+        cache: KeyValueCache | None = None,
+        key_mask: Tensor | None = None,
     ) -> Tensor:
         """The module's output.
 
@@ -174,12 +193,14 @@ class NeighborhoodAttention3D(_NeighborhoodAttention):
             spatial_sizes: ints ``[B, 3]``, tokens of each item of a padded batch; None: all are full.
             backend: of this call.
             cache: of a sequence whose tokens come in chunks along axis 0; x is the next one.
+            key_mask: bool ``[B, X, Y, Z]``, the tokens that may be seen.
 
         Returns:
             ``[B, X, Y, Z, C]`` in the same dtype; at padding, the output projection's bias.
 
         Raises:
             ValueError: x of another shape, or tokens that the window does not fit.
-            NotImplementedError: attn_drop in training, or wrap, together with spatial_sizes.
+            NotImplementedError: attn_drop in training, or wrap, together with spatial_sizes;
+                key_mask with spatial_sizes, cache, or attn_drop in training.
         """
-        return self._attend_module(x, spatial_sizes, backend, cache)
+        return self._attend_module(x, spatial_sizes, backend, cache, None, key_mask)

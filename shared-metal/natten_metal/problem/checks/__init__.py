@@ -29,11 +29,12 @@ from .ops import qk_problem as qk_problem
 from .piece import axes_of as axes_of
 from .piece import axis_ranges as axis_ranges
 from .piece import piece_arguments as piece_arguments
+from .tensors import check_key_mask as check_key_mask
 from .tensors import reject_freed as reject_freed
 from .tensors import reject_layout as reject_layout
 from .tensors import reject_nested as reject_nested
 from .tensors import reject_wrapper as reject_wrapper
-from .tensors import require_float as require_float
+from .tensors import require_dtype as require_dtype
 from .tensors import same as same
 from .tensors import tensor_rank as tensor_rank
 from .transforms import NO_VMAP as NO_VMAP

@@ -101,6 +101,11 @@ def reject_together(face: str, sizes: str, other: str) -> None:
     raise NotImplementedError(f"{face}: {other} does not go with {sizes}; call the items one by one")
 
 
+def reject_key_mask(face: str, other: str, advice: str) -> None:
+    """NotImplementedError: the split ops, items of different sizes and caches know no masks of keys."""
+    raise NotImplementedError(f"{face}: key_mask does not go with {other}; {advice}")
+
+
 def wraps(face: str, wrap: Any, is_causal: tuple[bool, ...]) -> tuple[bool, ...]:
     """``wrap``, one entry per axis, of axes that are not causal."""
     found = bools_per_axis(face, "wrap", wrap, len(is_causal))

@@ -6,7 +6,7 @@ from dataclasses import replace
 from ..ops import AV, FULL, FUSED, QK
 from ..problem import Piece, Problem, TensorSpec
 from .piece import checked_piece
-from .tensors import agree, check_additional, check_heads, check_rpb, listed, no_zero, same, tensor_rank
+from .tensors import agree, check_additional, check_heads, check_key_mask, check_rpb, listed, no_zero, same, tensor_rank
 from .window import Window, check_axes
 
 
@@ -20,6 +20,7 @@ def fused_problem(
     additional_keys: TensorSpec | None = None,
     additional_values: TensorSpec | None = None,
     rpb: TensorSpec | None = None,
+    key_mask: TensorSpec | None = None,
     piece: Piece | None = None,
 ) -> Problem:
     """The problem of ``na1d``, ``na2d``, ``na3d``; raises if the tensors or the window break a rule."""
@@ -40,7 +41,9 @@ def fused_problem(
     additional = check_additional(face, additional_keys, additional_values, problem)
     if rpb is not None:
         check_rpb(face, rpb, problem.heads, window[0], window[1])
-    return replace(problem, additional=additional, has_rpb=rpb is not None)
+    if key_mask is not None:
+        check_key_mask(face, key_mask, key)
+    return replace(problem, additional=additional, has_rpb=rpb is not None, has_key_mask=key_mask is not None)
 
 
 def qk_problem(

@@ -2,13 +2,17 @@
 
 from typing import Any, NoReturn
 
+from ..ops import KEY_MASK
 from ..problem import DTYPES, RANKS, Problem, TensorSpec
 from .window import check_rpb_stride
 
 
-def require_float(face: str, name: str, dtype: str) -> None:
-    """Attention takes floating-point tensors only."""
-    if dtype not in DTYPES:
+def require_dtype(face: str, name: str, dtype: str) -> None:
+    """Attention takes floating-point tensors, and a mask of bools."""
+    if name == KEY_MASK.name:
+        if dtype != "bool":
+            raise TypeError(f"{face}: {name} must be bool; got {dtype}")
+    elif dtype not in DTYPES:
         raise TypeError(f"{face}: {name} must be {', '.join(DTYPES[:-1])} or {DTYPES[-1]}; got {dtype}")
 
 
@@ -84,6 +88,14 @@ def check_additional(face: str, keys: TensorSpec | None, values: TensorSpec | No
             f"got {keys.shape[1]} and {values.shape[1]}"
         )
     return keys.shape[1]
+
+
+def check_key_mask(face: str, mask: TensorSpec, key: TensorSpec) -> None:
+    """A key mask has an entry for every key of every batch item."""
+    wanted = key.shape[:-2]
+    if mask.shape != wanted:
+        raise ValueError(f"{face}: key_mask must be [batch, *key shape] = {wanted}; got {mask.shape}")
+    same(face, "device", {"key": key.device, "key_mask": mask.device})
 
 
 def agree(face: str, given: dict[str, TensorSpec], rpb: TensorSpec | None) -> None:

@@ -18,7 +18,7 @@ from .._metal.problem.ops import OPS, Op
 
 def _one_product(op: Op, inputs: list[Any], kernel_size: Any) -> int:
     """Floating-point operations of one product over all tokens; shapes heads-last. D and D_v count as their mean."""
-    shapes = dict(zip(op.input_names, inputs, strict=True))
+    shapes = dict(zip(op.input_names, inputs, strict=False))
     tokens, key = math.prod(inputs[0][:-1]), shapes.get("key") or shapes["value"]
     # The channels of a product: of the query and key, of the value.
     dims = [shapes[name][-1] for name in ("query", "value") if name in shapes]
