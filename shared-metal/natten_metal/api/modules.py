@@ -23,7 +23,6 @@ class NeighborhoodAttention:
     rank: int
     training: Any
     backend: str | None = None  # for modules that were pickled without one, as the next
-    wrap: Any = False
     shared: Any = None  # what attends instead of the fused op, where processes share the tokens
     proj: Any
 
@@ -36,6 +35,14 @@ class NeighborhoodAttention:
     def _framework() -> Framework:
         """The package's framework. A function: torch 2.9 cannot trace a Python module in a class attribute."""
         raise NotImplementedError
+
+    @property
+    def wrap(self) -> Any:
+        """Whether windows pass over the end of each axis; False if they do of none, and in modules pickled without it.
+
+        MLX keeps a tuple in a module only if its class has nothing of that name.
+        """
+        return getattr(self, "_wraps", False)
 
     def _drops(self, dropout: Any) -> bool:
         """Whether the layer that the module has as ``attn_drop`` changes anything in training."""
@@ -74,7 +81,8 @@ class NeighborhoodAttention:
             rel_pos_bias,
         )
         wraps = rules.wraps(face, wrap, given.window[3])
-        self.wrap = wraps if any(wraps) else False
+        if any(wraps):
+            self._wraps = wraps
         self._framework().BACKENDS.resolve(face, backend)
         self.backend = backend
         self.embed_dim, self.num_heads, self.num_kv_heads = given.embed_dim, given.num_heads, given.num_kv_heads
@@ -109,13 +117,8 @@ class NeighborhoodAttention:
         face, fw = type(self).__name__, self._framework()
         if stream is not None:
             with fw.on(fw.stream_of(face, stream)):
-<<<<<<< HEAD
-                return self._attend_module(x, sizes, backend, cache)
-        rules.check_input(face, fw.spec(face, "input", x), self.rank, self.embed_dim)
-=======
                 return self._attend_module(x, sizes, backend, cache, None, key_mask)
-        checks.modules.check_input(face, fw.spec(face, "input", x), self.rank, self.embed_dim)
->>>>>>> 10b025d (Key masks on the fused faces and the modules, by the dense and pure backends: masked keys reach no result, get no gradient, and a query that sees none gives 0)
+        rules.check_input(face, fw.spec(face, "input", x), self.rank, self.embed_dim)
         chosen = self.backend if backend is None else backend
         tensors = self._project(x)
         window = self._geometry(tuple(x.shape[1:-1]))
@@ -177,13 +180,13 @@ class NeighborhoodAttention:
         """Nothing comes with a key mask that cannot take it."""
         face = type(self).__name__
         if sizes is not None:
-            checks.modules.reject_key_mask(face, self._sizes_name, f"mask the padding too, without {self._sizes_name}")
+            rules.reject_key_mask(face, self._sizes_name, f"mask the padding too, without {self._sizes_name}")
         if cache is not None:
-            checks.modules.reject_key_mask(face, "cache", "call the module on the whole sequence, without a cache")
+            rules.reject_key_mask(face, "cache", "call the module on the whole sequence, without a cache")
         if dropping:
-            checks.modules.reject_key_mask(face, "attn_drop in training", "set attn_drop=0.0")
+            rules.reject_key_mask(face, "attn_drop in training", "set attn_drop=0.0")
         if self.shared is not None:
-            checks.modules.reject_key_mask(face, "shards", "call the module on the whole input")
+            rules.reject_key_mask(face, "shards", "call the module on the whole input")
 
     def _check_cache(self, cache: Any, sizes: Any, dropping: bool) -> None:
         """``cache`` is one of this package, of this module's window, and nothing comes with it that it cannot take."""
