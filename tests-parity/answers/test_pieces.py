@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 import pytest
-import tolerances
 from brute_force import piece
 from cases import CASES, DTYPES, Case, tagged
-from frameworks import FRAMEWORKS, PIECEWISE, Framework, Path, run, run_av, run_qk
-from pieces import OF_QUERIES, Cut, slabs
+from frameworks import FRAMEWORKS, PIECEWISE, Framework, Path
+from joined_slabs import RUNS, check_slabs, ways
 from random_problems import call
 
 SOME = {"na": 6, "qk": 3, "av": 3}
@@ -53,40 +49,6 @@ def test_pieces_are_of_every_kind() -> None:
 
 
 # --- the case table in slabs -------------------------------------------------------------------------
-
-Runner = Callable[[Path, Case, str, Cut | None], Any]
-RUNS: dict[str, tuple[Runner, Any]] = {
-    "na": (run, tolerances.fused),
-    "qk": (run_qk, tolerances.split_qk),
-    "av": (run_av, tolerances.split_av),
-}
-
-
-def joined(path: Path, case: Case, dtype: str, op: str, axis: int, parts: int) -> dict[str, Any]:
-    """Results of slabs side by side, and their gradients added up."""
-    runner, expected = RUNS[op]
-    found = {name: np.zeros(each.truth.shape) for name, each in expected(case, dtype).items()}
-    times = {name: np.zeros(array.shape, int) for name, array in found.items() if name in OF_QUERIES}
-    for cut in slabs(case, axis, parts):
-        values, _ = runner.__wrapped__(path, case, dtype, cut)  # type: ignore[attr-defined]  # not kept
-        assert values.keys() == found.keys()
-        for name, value in values.items():
-            found[name][cut.at(name)] += value
-            if name in times:
-                times[name][cut.at(name)] += 1
-    assert all((count == 1).all() for count in times.values())
-    return found
-
-
-def ways(case: Case) -> list[tuple[int, int]]:
-    """Axes, and numbers of slabs, that a case can be cut by."""
-    return [(axis, parts) for axis, n in enumerate(case.shape) for parts in range(2, min(n, 5) + 1)]
-
-
-def check_slabs(path: Path, case: Case, dtype: str, op: str, way: tuple[int, int]) -> None:
-    expected = RUNS[op][1](case, dtype)
-    tolerances.assert_within(joined(path, case, dtype, op, *way), expected, f"{path}, {case}, {op}, {dtype}, {way}")
-
 
 CUT = [case for case in CASES if ways(case)]
 

@@ -1,0 +1,56 @@
+"""Pieces of the case table through both packages on an emulated Apple GPU: slabs make the whole, gradients included.
+
+The default run cuts a few cases, because each compiles kernels; single launches of pieces are in test_kernels.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from cases import BY_NAME, CASES
+from frameworks import MLX, MPS, Path
+from joined_slabs import RUNS, check_slabs, ways
+
+from .host import EmulatedHost
+from .launch import SCHEDULES
+from .mlx_host import EmulatedMlxHost
+
+# package -> case, op, and how it is cut.
+ALWAYS = {
+    MPS: (("seq-causal-dilated-stride", "na", (0, 3)), ("img-mixed", "av", (0, 2))),
+    MLX: (("seq-causal-dilated-stride", "na", (0, 2)),),
+}
+
+
+def parameters(package: Any) -> list[Any]:
+    """A few cases in one way each; with --all, every case that is no empty batch, in every way."""
+    found = [pytest.param(name, op, [way], id=f"{name}-{op}-{way}") for name, op, way in ALWAYS[package]]
+    for case in CASES:
+        for op in RUNS:
+            if case.batch and ways(case):
+                every = ways(case)
+                found.append(pytest.param(case.name, op, every, id=f"{case}-{op}-every-way", marks=pytest.mark.all))
+    return found
+
+
+def check(host: Any, path: Path, name: str, op: str, cuts: list[tuple[int, int]]) -> None:
+    """In each of three schedules."""
+    for schedule in SCHEDULES:
+        host.schedule = schedule
+        for way in cuts:
+            check_slabs(path, BY_NAME[name], "float32", op, way)
+
+
+@pytest.mark.parametrize(("name", "op", "cuts"), parameters(MPS))
+def test_slabs_make_the_whole_on_metal(name: str, op: str, cuts: list[tuple[int, int]], metal: EmulatedHost) -> None:
+    check(metal, Path(MPS, "metal"), name, op, cuts)
+    assert metal.launches
+
+
+@pytest.mark.parametrize(("name", "op", "cuts"), parameters(MLX))
+def test_slabs_make_the_whole_on_fast_metal(
+    name: str, op: str, cuts: list[tuple[int, int]], mlx_metal: EmulatedMlxHost
+) -> None:
+    check(mlx_metal, Path(MLX, "fast_metal"), name, op, cuts)
+    assert mlx_metal.ran
