@@ -40,7 +40,7 @@ def agree(fw: Any) -> None:
 
         def call(module: Any, *tensors: Any, **more: Any) -> Any:
             extras = dict(zip(names[3:], tensors[3:], strict=True))  # noqa: B023
-            window = case.window | {"return_lse": True, "backend": "pure"} | extras  # noqa: B023
+            window = case.arguments | {"return_lse": True, "backend": "pure"} | extras  # noqa: B023
             return getattr(module, face)(*tensors[:3], **window, **more)  # noqa: B023
 
         def whole(*tensors: Any) -> Any:

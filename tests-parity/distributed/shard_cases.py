@@ -27,6 +27,7 @@ class ShardCase:
     head_dim_v: int = 3
     additional: int = 0
     rpb: bool = False
+    wrap: tuple[bool, ...] = ()
     dtype: str = ""  # of the framework's own choice
 
     @property
@@ -38,8 +39,14 @@ class ShardCase:
         return tuple(len(self.bounds[axis]) - 1 for axis in self.cut)
 
     @property
+    def arguments(self) -> dict[str, Any]:
+        """Of the window, by name."""
+        return self.window | ({"wrap": self.wrap} if self.wrap else {})
+
+    @property
     def shards(self) -> Shards:
-        return Shards(self.bounds, self.cut, tuple(self.window.values()))  # type: ignore[arg-type]
+        wrap = tuple(axis for axis, wraps in enumerate(self.wrap) if wraps)
+        return Shards(self.bounds, self.cut, tuple(self.window.values()), wrap)  # type: ignore[arg-type]
 
     @property
     def inputs(self) -> dict[str, Array]:
@@ -88,6 +95,10 @@ def drawn(random: Random, count: int, seed: int) -> ShardCase:
         d = random.randint(1, min(3, each[-1] // 2))
         w = random.randint(1, random.choice((min(3, each[-1] // d), each[-1] // d)))
         window.append((w, 1 if rpb else random.randint(1, w), d, random.random() < 0.3))
+    wraps = [
+        random.random() < 0.4 and not causal and length[-1] % (s * d) == 0
+        for length, (_, s, d, causal) in zip(bounds, window, strict=True)
+    ]
     names = ("kernel_size", "stride", "dilation", "is_causal")
     kv_heads, repeats = random.choice((1, 2)), random.choice((1, 2))
     return ShardCase(
@@ -100,12 +111,14 @@ def drawn(random: Random, count: int, seed: int) -> ShardCase:
         kv_heads=kv_heads,
         additional=random.choice((0, 0, 2)),
         rpb=rpb,
+        wrap=tuple(wraps) if any(wraps) else (),
     )
 
 
+WRAPPED = ShardCase(((0, 2, 7, 12),), (0,), per_axis(1, kernel_size=5, stride=2, dilation=2), 5, wrap=(True,))
 NAMED = {
     2: [ShardCase(((0, 3, 20),), (0,), per_axis(1, kernel_size=4, is_causal=True), 1, dtype="bfloat16")],
-    3: [ShardCase(((0, 1, 2, 19),), (0,), per_axis(1, kernel_size=9, dilation=2), 2)],
+    3: [ShardCase(((0, 1, 2, 19),), (0,), per_axis(1, kernel_size=9, dilation=2), 2), WRAPPED],
     4: [ShardCase(((0, 4, 9), (0, 2, 11)), (1, 0), per_axis(2, kernel_size=(3, 5)), 3)],
 }
 

@@ -117,6 +117,22 @@ def test_a_shard_of_a_long_axis_sends_a_halo_to_each_side() -> None:
     assert math.isclose(shards.bytes_sent(cut, 1, 512), 6 * 512)
 
 
+def test_the_first_and_the_last_shard_of_an_axis_that_wraps_are_neighbours() -> None:
+    cut = Shards(((0, 3, 8, 12),), (0,), ((5,), (1,), (1,), (False,)), (0,))
+    assert cut.reach(0) == ((-2, 5),)
+    to_first = [(m.source, m.box, m.at_source) for m in cut.messages() if m.target == 0]
+    assert to_first == [(2, ((-2, 0),), ((10, 12),)), (1, ((3, 5),), ((3, 5),))]
+    assert cut.interior(1) == ((5, 6),) and cut.interior(0) is None
+    assert cut.on_longer_axes(((-2, 5),)) == ((22,), (3,))
+
+
+def test_a_shard_that_is_its_own_neighbour_sends_itself_nothing() -> None:
+    cut = Shards(((0, 6),), (0,), ((5,), (1,), (1,), (False,)), (0,))
+    assert cut.messages() == () and cut.reach(0) == ((-2, 8),)
+    assert [(each.box, each.at_source) for each in cut.copies(0)] == [(((-2, 0),), ((4, 6),)), (((6, 8),), ((0, 2),))]
+    assert shards.bytes_sent(cut, 0, 1) == shards.bytes_returned(cut, 0, 1) == 0
+
+
 LENGTHS = [((5,),) * 3, ((4,),) * 3]
 
 

@@ -126,9 +126,10 @@ class NeighborhoodAttention:
         if key_mask is not None:
             self._check_masked(cache, sizes, dropping)
         if self.shared is not None:
-            if cache is not None or sizes is not None or dropping or self.wrap:
+            if cache is not None or sizes is not None or dropping:
                 shards.reject_module(face)
-            out = self.shared(FUSED.faces[self.rank], (*tensors, None, None, self.rpb), window, self.scale, chosen)
+            given = (*tensors, None, None, self.rpb)
+            out = self.shared(FUSED.faces[self.rank], given, window, self.scale, self.wrap, chosen)
         elif cache is not None:
             self._check_cache(cache, sizes, dropping)
             query, key, value = tensors

@@ -27,6 +27,8 @@ from .framework import Framework, Stream, optional_spec, specs
 from .operations import Tensor, Tensors, compute_dtype
 
 Ends = tuple[int, int]
+# A shard by its place and the turn that it is on, on each axis.
+Held = tuple[tuple[int, int], ...]
 # Waits for the messages that are on their way to this process: by index, flat tensors.
 Arrival = Callable[[], dict[int, Tensor]]
 _TEXT = 1024
@@ -92,7 +94,8 @@ class ShardCall:
         query, key, value, *extras = tensors
         needed = self.shards.keys_of(queries)
         given = (_cut(query, queries, self.own), _cut(key, needed, keys), _cut(value, needed, keys), *extras)
-        piece = (self.shards.full_shape, _starts(queries), _starts(needed), False)
+        full_shape, query_start = self.shards.on_longer_axes(queries)
+        piece = (full_shape, query_start, self.shards.on_longer_axes(needed)[1], False)
         found: Tensors = attention.fused(
             self.fw, self.face, given, self.shards.window, self.scale, piece, True, self.backend, {}, self.stream
         )
@@ -132,7 +135,9 @@ class ShardCall:
         outgoing = {}
         for index, message in enumerate(messages):
             if ends[index][0] == here:
-                flat = [_cut(tensor, message.box, at_hand).reshape(-1) for tensor in pair]
+                flat = [
+                    _cut(tensor, message.box if back else message.at_source, at_hand).reshape(-1) for tensor in pair
+                ]
                 outgoing[index] = xp.concatenate(flat, 0)
         return self.transport.post(ends, [tokens(each.box) * widths for each in messages], outgoing, pair[0])
 
@@ -149,18 +154,24 @@ class ShardCall:
     def extended(self, key: Tensor, value: Tensor, received: dict[int, Tensor]) -> Tensors:
         """Key and value of :attr:`reach`: the own ones with the halo around them."""
         shards, xp = self.shards, self.fw.operations
-        parts = {shards.place(self.transport.index): (key, value)}
+        parts = {self._held(self.transport.index, (0,) * len(self.own)): (key, value)}
+        for each in shards.copies(self.transport.index):
+            parts[self._held(each.source, each.turn)] = tuple(_cut(t, each.at_source, self.own) for t in (key, value))
         for index, flat in received.items():
-            parts[shards.place(shards.messages()[index].source)] = self._parts(index, flat, (key, value))
+            message = shards.messages()[index]
+            parts[self._held(message.source, message.turn)] = self._parts(index, flat, (key, value))
         holders = shards.holders(self.reach)
 
-        def along(place: tuple[int, ...], which: int) -> Tensor:
+        def along(place: Held, which: int) -> Tensor:
             if len(place) == len(holders):
                 return parts[place][which]
             cut = [along((*place, at), which) for at in holders[len(place)]]
             return cut[0] if len(cut) == 1 else xp.concatenate(cut, 1 + len(place))
 
         return along((), 0), along((), 1)
+
+    def _held(self, process: int, turn: tuple[int, ...]) -> Held:
+        return tuple(zip(self.shards.place(process), turn, strict=True))
 
     def own_gradients(self, extended: Tensors, interior: tuple[Any, ...], received: dict[int, Tensor]) -> Tensors:
         """Gradients of the own key and value.
@@ -172,9 +183,14 @@ class ShardCall:
         for which, tensor in enumerate(extended):
             found = xp.astype(_cut(tensor, self.own, self.reach), compute_dtype(xp, tensor))
             sums.append(found + interior[which])
+        given = [
+            (each, tuple(_cut(tensor, each.box, self.reach) for tensor in extended))
+            for each in self.shards.copies(self.transport.index)
+        ]
         for index in sorted(received):  # one order, so that results repeat to the bit
-            parts = self._parts(index, received[index], extended)
-            where = _slices(self.shards.messages()[index].box, self.own)
+            given.append((self.shards.messages()[index], self._parts(index, received[index], extended)))
+        for message, parts in given:
+            where = _slices(message.at_source, self.own)
             sums = [
                 xp.add_at(total, where, xp.astype(part, total.dtype)) for total, part in zip(sums, parts, strict=True)
             ]
@@ -182,10 +198,6 @@ class ShardCall:
 
 
 # --- boxes -------------------------------------------------------------------------------------------
-
-
-def _starts(box: Box) -> tuple[int, ...]:
-    return tuple(low for low, _ in box)
 
 
 def _width(tensor: Tensor) -> int:
@@ -235,6 +247,7 @@ def fused(
     window: tuple[Any, ...],
     scale: Any,
     axis: Any,
+    wrap: Any,
     return_lse: Any,
     backend: Any,
     upstream: dict[str, Any],
@@ -255,7 +268,7 @@ def fused(
         backends.accept_knobs(face, upstream)
         chosen, where = fw.BACKENDS.resolve(face, backend), fw.stream_of(face, stream)
         tensors = fw.cast(tensors)
-        call = _Asked.of(fw, face, transport, tensors, window, scale, axis)
+        call = _Asked.of(fw, face, transport, tensors, window, scale, axis, wrap)
         text = f"{call}, return_lse={checks.flag(face, 'return_lse', return_lse)}{about}"
         lengths = call.lengths
     except (TypeError, ValueError, NotImplementedError) as error:
@@ -265,7 +278,7 @@ def fused(
     shards = call.cut(everyone)
     whole = call.whole(shards)
     if shards.count == 1:
-        alone = shards.window, whole.scale, faces.WHOLE, return_lse
+        alone = shards.window, whole.scale, (*faces.WHOLE[:3], wrap), return_lse
         return attention.fused(fw, face, tensors, *alone, chosen, {}, where)
     replicated = (3, 4) if rpb_of_module else (3, 4, 5)
     out, lse = node(ShardCall(fw, face, transport, shards, whole.scale, chosen, where, replicated), tensors)
@@ -300,10 +313,18 @@ class _Asked:
     scale: float
     axes: tuple[int, ...]
     grid: tuple[int, ...]
+    wraps: tuple[bool, ...]
 
     @staticmethod
     def of(
-        fw: Framework, face: str, transport: Transport, tensors: tuple[Any, ...], window: Any, scale: Any, axis: Any
+        fw: Framework,
+        face: str,
+        transport: Transport,
+        tensors: tuple[Any, ...],
+        window: Any,
+        scale: Any,
+        axis: Any,
+        wrap: Any,
     ) -> "_Asked":
         names = FUSED.input_names
         given = specs(fw, face, names[:3], tensors[:3])
@@ -314,7 +335,8 @@ class _Asked:
         arguments = checks.window_arguments(face, rank, *window)
         factor = checks.scale_or_default(face, scale, given[0].shape[-1])
         axes = rules.cut_axes(face, axis, rank, transport.grid)
-        return _Asked(face, (*given, *more), arguments, factor, axes, transport.grid)
+        wraps = checks.bools_per_axis(face, "wrap", wrap, rank)
+        return _Asked(face, (*given, *more), arguments, factor, axes, transport.grid, wraps)
 
     def __str__(self) -> str:
         shown: list[str] = []
@@ -325,7 +347,7 @@ class _Asked:
                 shown.append(f"{name} ({shape}) {spec.dtype}")
         names = ("kernel_size", "stride", "dilation", "is_causal")
         shown += [f"{name}={value}" for name, value in zip(names, self.window, strict=True)]
-        return ", ".join([*shown, f"scale={self.scale}", f"axis={self.axes}"])
+        return ", ".join([*shown, f"scale={self.scale}", f"axis={self.axes}", f"wrap={self.wraps}"])
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -339,7 +361,8 @@ class _Asked:
         bounds: list[tuple[int, ...]] = [(0, length) for length in self.specs[0].shape[1:-2]]
         for axis, found in zip(self.axes, rules.bounds_of(self.face, self.axes, self.grid, lengths), strict=True):
             bounds[axis] = found
-        return Shards(tuple(bounds), self.axes, self.window)
+        wrap = tuple(axis for axis, wraps in enumerate(self.wraps) if wraps)
+        return Shards(tuple(bounds), self.axes, self.window, wrap)
 
     def whole(self, shards: Shards) -> Problem:
         """The whole problem, which must be legal; in every process alike, as all have the same arguments."""
@@ -351,4 +374,8 @@ class _Asked:
             return replace(spec, shape=tuple(lengths))
 
         query, key, value = map(whole, self.specs[:3])
+        if any(self.wraps):
+            checks.check_axes(self.face, shards.full_shape, *self.window[:3])
+            shapes = {"query": shards.full_shape, "key": shards.full_shape}
+            checks.check_wrap(self.face, self.wraps, self.window, shapes, shards.full_shape)
         return faces.fused(self.face, query, key, value, *self.window, self.scale, *self.specs[3:])

@@ -14,6 +14,7 @@ from itertools import product
 from ..caches import cached
 from .interval import column_span
 from .problem import Axis
+from .wrap import unroll
 
 Range = tuple[int, int]
 # One range of tokens of the whole problem on each axis.
@@ -23,6 +24,10 @@ Box = tuple[Range, ...]
 def tokens(box: Box) -> int:
     """How many tokens a box holds."""
     return math.prod(high - low for low, high in box)
+
+
+def shifted(box: Box, by: Sequence[int]) -> Box:
+    return tuple((low + step, high + step) for (low, high), step in zip(box, by, strict=True))
 
 
 def common(a: Box, b: Box) -> Box | None:
@@ -38,11 +43,22 @@ class Shards:
     bounds: for each axis, where its shards begin, and its length: ``(0, length)`` for an axis that is not cut.
     cut: the axes that are cut, those first whose place changes slowest with a process's number.
     window: kernel_size, stride, dilation and is_causal, one entry per axis each.
+    wrap: the axes that wrap around; beyond their ends, tokens count on as those of another turn.
     """
 
     bounds: tuple[tuple[int, ...], ...]
     cut: tuple[int, ...]
     window: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[bool, ...]]
+    wrap: tuple[int, ...] = ()
+
+    def on_longer_axes(self, box: Box) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The problem's size and where ``box`` begins in it, with the axes that wrap unrolled (:mod:`.wrap`)."""
+        full, starts = list(self.full_shape), [low for low, _ in box]
+        for axis in self.wrap:
+            w, s, d = (each[axis] for each in self.window[:3])
+            longer = unroll(full[axis], w, s, d)
+            full[axis], starts[axis] = longer.full, starts[axis] + longer.start
+        return tuple(full), tuple(starts)
 
     @property
     def full_shape(self) -> tuple[int, ...]:
@@ -77,7 +93,10 @@ class Shards:
 
     def _keys(self, axis: int, queries: Range) -> Range:
         w, s, d = (each[axis] for each in self.window[:3])
-        return _span(self.bounds[axis][-1], w, s, d, self.window[3][axis], *queries)
+        full = self.bounds[axis][-1]
+        longer, shift = (full, 0) if axis not in self.wrap else unroll(full, w, s, d)[:2]
+        low, high = _span(longer, w, s, d, self.window[3][axis], queries[0] + shift, queries[1] + shift)
+        return low - shift, high - shift
 
     def reach(self, process: int) -> Box:
         """The shard of a process with its halo: all keys that its queries attend to, and its own."""
@@ -85,21 +104,33 @@ class Shards:
         needed = self.keys_of(own)
         return tuple((min(a[0], b[0]), max(a[1], b[1])) for a, b in zip(own, needed, strict=True))
 
-    def holders(self, box: Box) -> list[list[int]]:
-        """For each axis, in ascending order, the places of the shards that hold some of ``box``."""
-        return [
-            [at for at in range(len(bounds) - 1) if bounds[at] < high and low < bounds[at + 1]]
-            for bounds, (low, high) in zip(self.bounds, box, strict=True)
-        ]
+    def holders(self, box: Box) -> list[list[tuple[int, int]]]:
+        """For each axis, in ascending order, the shards that hold some of ``box``: their place, and the first token of
+        the turn that they are on (0 on an axis that does not wrap).
+        """
+        found = []
+        for bounds, (low, high) in zip(self.bounds, box, strict=True):
+            full = bounds[-1]
+            turns = range(low // full * full, high, full)
+            places = [(at, turn) for turn in turns for at in range(len(bounds) - 1)]
+            found.append(
+                [(at, turn) for at, turn in places if bounds[at] + turn < high and low < bounds[at + 1] + turn]
+            )
+        return found
 
-    def received(self, process: int) -> Iterator[tuple[int, Box]]:
-        """The parts of a process's halo: who holds each, and its tokens. Owners ascend along each axis."""
+    def received(self, process: int) -> "Iterator[Message]":
+        """The parts of a process's halo. Those of its own shard, on another turn, are their own source."""
         reach = self.reach(process)
-        for place in product(*self.holders(reach)):
-            owner = self.process_at(place)
-            part = common(reach, self.own(owner))
-            if part is not None and owner != process:
-                yield owner, part
+        for held in product(*self.holders(reach)):
+            owner = self.process_at([at for at, _ in held])
+            turn = tuple(turn for _, turn in held)
+            part = common(reach, shifted(self.own(owner), turn))
+            if part is not None and (owner != process or any(turn)):
+                yield Message(owner, process, part, turn)
+
+    def copies(self, process: int) -> "list[Message]":
+        """The parts of a process's halo that are of its own shard."""
+        return [each for each in self.received(process) if each.source == process]
 
     def messages(self) -> "tuple[Message, ...]":
         """All that travels before the forward pass; the gradients of the same tokens travel back after it."""
@@ -127,13 +158,17 @@ class Message:
     source: int
     target: int
     box: Box
+    turn: tuple[int, ...]  # the first token of the turn that ``box`` is on
+
+    @property
+    def at_source(self) -> Box:
+        """The same tokens as their source counts them."""
+        return shifted(self.box, tuple(-start for start in self.turn))
 
 
 @cached("messages between shards", 64)
 def _messages(shards: Shards) -> tuple[Message, ...]:
-    return tuple(
-        Message(owner, process, box) for process in range(shards.count) for owner, box in shards.received(process)
-    )
+    return tuple(each for process in range(shards.count) for each in shards.received(process) if each.source != process)
 
 
 @cached("key ranges of shards", 4096)
@@ -151,7 +186,8 @@ def bytes_sent(shards: Shards, process: int, bytes_per_token: int) -> int:
 
 def bytes_returned(shards: Shards, process: int, bytes_per_token: int) -> int:
     """What a process sends in the backward pass: the gradients of its halo."""
-    return bytes_per_token * (tokens(shards.reach(process)) - tokens(shards.own(process)))
+    copied = sum(tokens(each.box) for each in shards.copies(process))
+    return bytes_per_token * (tokens(shards.reach(process)) - tokens(shards.own(process)) - copied)
 
 
 # --- over a ring, where a process reaches its two neighbours alone -----------------------------------

@@ -42,6 +42,7 @@ def na1d(
     rpb: mx.array | None = None,
     group: Any = None,
     axis: Ints = 0,
+    wrap: Bools = False,
     grid: Ints | None = None,
     timeout: float = TIMEOUT,
     return_lse: bool = False,
@@ -57,7 +58,7 @@ def na1d(
     Args:
         query: ``[B, own length, H, D]``, the shard of this process; shards lie in the order of the processes.
         key, value: ``[B, own length, H_kv, D]`` and ``[B, own length, H_kv, D_v]``, the same tokens.
-        kernel_size, stride, dilation, is_causal, scale: of the whole problem, as in :func:`natten_mlx.na1d`.
+        kernel_size, stride, dilation, is_causal, scale, wrap: of the whole problem, as in :func:`natten_mlx.na1d`.
         additional_keys, additional_values, rpb: as there, the same in every process; each gets the whole gradient, the
             sum over the processes.
         group: a group of ``mx.distributed``; None: all processes.
@@ -78,7 +79,9 @@ def na1d(
     """
     tensors = (query, key, value, additional_keys, additional_values, rpb)
     window = (kernel_size, stride, dilation, is_causal)
-    return _shared("na1d", tensors, window, scale, (group, grid, timeout), axis, return_lse, backend, upstream, stream)
+    return _shared(
+        "na1d", tensors, window, scale, (group, grid, timeout), axis, wrap, return_lse, backend, upstream, stream
+    )
 
 
 def na2d(
@@ -96,6 +99,7 @@ def na2d(
     rpb: mx.array | None = None,
     group: Any = None,
     axis: Ints = 0,
+    wrap: Bools = False,
     grid: Ints | None = None,
     timeout: float = TIMEOUT,
     return_lse: bool = False,
@@ -103,13 +107,13 @@ def na2d(
     stream: StreamOrDevice = None,
     **upstream: Any,
 ) -> Result:
-    """:func:`natten_mlx.na2` of images that several processes share: :func:`na1d` of rank 2.
+    """:func:`natten_mlx.na2d` of images that several processes share: :func:`na1d` of rank 2.
 
     Args:
         query: ``[B, X, Y, H, D]``, the shard of this process: whole along the axes that are not cut.
         key, value: the same tokens, with ``H_kv`` heads.
-        kernel_size, stride, dilation, is_causal, scale, additional_keys, additional_values, rpb, return_lse, backend,
-            stream, **upstream: as in :func:`natten_mlx.na2`.
+        kernel_size, stride, dilation, is_causal, scale, wrap, additional_keys, additional_values, rpb, return_lse,
+            backend, stream, **upstream: as in :func:`natten_mlx.na2d`.
         group, axis, grid, timeout: as in :func:`na1d`.
 
     Returns:
@@ -122,7 +126,9 @@ def na2d(
     """
     tensors = (query, key, value, additional_keys, additional_values, rpb)
     window = (kernel_size, stride, dilation, is_causal)
-    return _shared("na2d", tensors, window, scale, (group, grid, timeout), axis, return_lse, backend, upstream, stream)
+    return _shared(
+        "na2d", tensors, window, scale, (group, grid, timeout), axis, wrap, return_lse, backend, upstream, stream
+    )
 
 
 def na3d(
@@ -140,6 +146,7 @@ def na3d(
     rpb: mx.array | None = None,
     group: Any = None,
     axis: Ints = 0,
+    wrap: Bools = False,
     grid: Ints | None = None,
     timeout: float = TIMEOUT,
     return_lse: bool = False,
@@ -147,13 +154,13 @@ def na3d(
     stream: StreamOrDevice = None,
     **upstream: Any,
 ) -> Result:
-    """:func:`natten_mlx.na3` of volumes that several processes share: :func:`na1d` of rank 3.
+    """:func:`natten_mlx.na3d` of volumes that several processes share: :func:`na1d` of rank 3.
 
     Args:
         query: ``[B, X, Y, Z, H, D]``, the shard of this process: whole along the axes that are not cut.
         key, value: the same tokens, with ``H_kv`` heads.
-        kernel_size, stride, dilation, is_causal, scale, additional_keys, additional_values, rpb, return_lse, backend,
-            stream, **upstream: as in :func:`natten_mlx.na3`.
+        kernel_size, stride, dilation, is_causal, scale, wrap, additional_keys, additional_values, rpb, return_lse,
+            backend, stream, **upstream: as in :func:`natten_mlx.na3d`.
         group, axis, grid, timeout: as in :func:`na1d`.
 
     Returns:
@@ -166,7 +173,9 @@ def na3d(
     """
     tensors = (query, key, value, additional_keys, additional_values, rpb)
     window = (kernel_size, stride, dilation, is_causal)
-    return _shared("na3d", tensors, window, scale, (group, grid, timeout), axis, return_lse, backend, upstream, stream)
+    return _shared(
+        "na3d", tensors, window, scale, (group, grid, timeout), axis, wrap, return_lse, backend, upstream, stream
+    )
 
 
 def _shared(
@@ -176,13 +185,14 @@ def _shared(
     scale: Any,
     processes: tuple[Any, ...],
     axis: Any,
+    wrap: Any,
     return_lse: Any,
     backend: Any,
     upstream: dict[str, Any],
     stream: Any = None,
     rpb_of_module: bool = False,
 ) -> Any:
-    asked = (tensors, window, scale, axis, return_lse, backend, upstream)
+    asked = (tensors, window, scale, axis, wrap, return_lse, backend, upstream)
     return bodies.fused(
         _framework, face, Processes(face, *processes), *asked, _shards.run, stream=stream, rpb_of_module=rpb_of_module
     )
@@ -210,8 +220,10 @@ def share_attention(
     return module
 
 
-def _attend_module(processes: Any, axis: Any, face: str, tensors: Any, window: Any, scale: Any, backend: Any) -> Any:
-    return _shared(face, tensors, window, scale, processes, axis, False, backend, {}, rpb_of_module=True)
+def _attend_module(
+    processes: Any, axis: Any, face: str, tensors: Any, window: Any, scale: Any, wrap: Any, backend: Any
+) -> Any:
+    return _shared(face, tensors, window, scale, processes, axis, wrap, False, backend, {}, rpb_of_module=True)
 
 
 def sum_gradients(gradients: Any, group: Any = None) -> Any:

@@ -38,6 +38,7 @@ def na1d(
     rpb: Tensor | None = None,
     group: Any = None,
     axis: Ints = 0,
+    wrap: Bools = False,
     return_lse: bool = False,
     backend: str | None = None,
     **upstream: Any,
@@ -50,7 +51,7 @@ def na1d(
     Args:
         query: ``[B, own length, H, D]``, the shard of this process; shards lie in the order of the processes.
         key, value: ``[B, own length, H_kv, D]`` and ``[B, own length, H_kv, D_v]``, the same tokens.
-        kernel_size, stride, dilation, is_causal, scale: of the whole problem, as in :func:`natten_mps.na1d`.
+        kernel_size, stride, dilation, is_causal, scale, wrap: of the whole problem, as in :func:`natten_mps.na1d`.
         additional_keys, additional_values, rpb: as there, the same in every process; each gets the whole gradient, the
             sum over the processes.
         group: a ProcessGroup, or a DeviceMesh with one dimension for each axis that is cut; None: all processes.
@@ -70,7 +71,7 @@ def na1d(
     """
     tensors = (query, key, value, additional_keys, additional_values, rpb)
     window = (kernel_size, stride, dilation, is_causal)
-    return _shared("na1d", tensors, window, scale, group, axis, return_lse, backend, upstream)
+    return _shared("na1d", tensors, window, scale, group, axis, wrap, return_lse, backend, upstream)
 
 
 def na2d(
@@ -88,17 +89,18 @@ def na2d(
     rpb: Tensor | None = None,
     group: Any = None,
     axis: Ints = 0,
+    wrap: Bools = False,
     return_lse: bool = False,
     backend: str | None = None,
     **upstream: Any,
 ) -> Result:
-    """:func:`natten_mps.na2` of images that several processes share: :func:`na1d` of rank 2.
+    """:func:`natten_mps.na2d` of images that several processes share: :func:`na1d` of rank 2.
 
     Args:
         query: ``[B, X, Y, H, D]``, the shard of this process: whole along the axes that are not cut.
         key, value: the same tokens, with ``H_kv`` heads.
-        kernel_size, stride, dilation, is_causal, scale, additional_keys, additional_values, rpb, return_lse, backend,
-            **upstream: as in :func:`natten_mps.na2`.
+        kernel_size, stride, dilation, is_causal, scale, wrap, additional_keys, additional_values, rpb, return_lse,
+            backend, **upstream: as in :func:`natten_mps.na2d`.
         group, axis: as in :func:`na1d`.
 
     Returns:
@@ -111,7 +113,7 @@ def na2d(
     """
     tensors = (query, key, value, additional_keys, additional_values, rpb)
     window = (kernel_size, stride, dilation, is_causal)
-    return _shared("na2d", tensors, window, scale, group, axis, return_lse, backend, upstream)
+    return _shared("na2d", tensors, window, scale, group, axis, wrap, return_lse, backend, upstream)
 
 
 def na3d(
@@ -129,17 +131,18 @@ def na3d(
     rpb: Tensor | None = None,
     group: Any = None,
     axis: Ints = 0,
+    wrap: Bools = False,
     return_lse: bool = False,
     backend: str | None = None,
     **upstream: Any,
 ) -> Result:
-    """:func:`natten_mps.na3` of volumes that several processes share: :func:`na1d` of rank 3.
+    """:func:`natten_mps.na3d` of volumes that several processes share: :func:`na1d` of rank 3.
 
     Args:
         query: ``[B, X, Y, Z, H, D]``, the shard of this process: whole along the axes that are not cut.
         key, value: the same tokens, with ``H_kv`` heads.
-        kernel_size, stride, dilation, is_causal, scale, additional_keys, additional_values, rpb, return_lse, backend,
-            **upstream: as in :func:`natten_mps.na3`.
+        kernel_size, stride, dilation, is_causal, scale, wrap, additional_keys, additional_values, rpb, return_lse,
+            backend, **upstream: as in :func:`natten_mps.na3d`.
         group, axis: as in :func:`na1d`.
 
     Returns:
@@ -152,7 +155,7 @@ def na3d(
     """
     tensors = (query, key, value, additional_keys, additional_values, rpb)
     window = (kernel_size, stride, dilation, is_causal)
-    return _shared("na3d", tensors, window, scale, group, axis, return_lse, backend, upstream)
+    return _shared("na3d", tensors, window, scale, group, axis, wrap, return_lse, backend, upstream)
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator, unused-ignore]
@@ -163,6 +166,7 @@ def _shared(
     scale: Any,
     group: Any,
     axis: Any,
+    wrap: Any,
     return_lse: Any,
     backend: Any,
     upstream: dict[str, Any],
@@ -170,7 +174,7 @@ def _shared(
 ) -> Any:
     wanted = [torch.is_grad_enabled() and isinstance(each, Tensor) and each.requires_grad for each in tensors]
     about = f", requires_grad={wanted}"  # or some would wait for gradients that others do not send
-    asked = (tensors, window, scale, axis, return_lse, backend, upstream)
+    asked = (tensors, window, scale, axis, wrap, return_lse, backend, upstream)
     return bodies.fused(_framework, face, Processes(face, group), *asked, _shards.run, about, None, rpb_of_module)
 
 
@@ -194,8 +198,10 @@ def share_attention(module: nn.Module, group: Any = None, axis: Ints = 0) -> nn.
     return module
 
 
-def _attend_module(group: Any, axis: Any, face: str, tensors: Any, window: Any, scale: Any, backend: Any) -> Any:
-    return _shared(face, tensors, window, scale, group, axis, False, backend, {}, rpb_of_module=True)
+def _attend_module(
+    group: Any, axis: Any, face: str, tensors: Any, window: Any, scale: Any, wrap: Any, backend: Any
+) -> Any:
+    return _shared(face, tensors, window, scale, group, axis, wrap, False, backend, {}, rpb_of_module=True)
 
 
 def sum_gradients(module: nn.Module, group: Any = None) -> None:

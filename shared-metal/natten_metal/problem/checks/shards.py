@@ -90,6 +90,6 @@ def bounds_of(
 def reject_module(face: str) -> NoReturn:
     """NotImplementedError: a module on shards with something that it has on whole inputs alone."""
     raise NotImplementedError(
-        f"{face}: a module whose tokens are shared among processes takes no cache, no sizes of items, no wrap and no "
-        "attn_drop in training"
+        f"{face}: a module whose tokens are shared among processes takes no cache, no sizes of items and no attn_drop "
+        "in training"
     )
