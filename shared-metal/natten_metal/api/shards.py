@@ -27,6 +27,8 @@ from .framework import Framework, Stream, optional_spec, specs
 from .operations import Tensor, Tensors, compute_dtype
 
 Ends = tuple[int, int]
+# The tensors of a call: all of the fused op's but key_mask.
+INPUTS = FUSED.input_names[:6]
 # A shard by its place and the turn that it is on, on each axis.
 Held = tuple[tuple[int, int], ...]
 # Waits for the messages that are on their way to this process: by index, flat tensors.
@@ -258,7 +260,7 @@ def fused(
 ) -> Any:
     """``distributed.na{1,2,3}d``. node: runs a :class:`ShardCall` with the framework's derivatives around it.
 
-    tensors: as in ``FUSED.input_names``; about: what else the processes must agree on. rpb_of_module: leave the sum of
+    tensors: as in :data:`INPUTS`; about: what else the processes must agree on. rpb_of_module: leave the sum of
     rpb's gradient to the one of all parameters.
     """
     failure: Exception | None = None
@@ -326,7 +328,7 @@ class _Asked:
         axis: Any,
         wrap: Any,
     ) -> "_Asked":
-        names = FUSED.input_names
+        names = INPUTS
         given = specs(fw, face, names[:3], tensors[:3])
         more = [optional_spec(fw, face, *pair) for pair in zip(names[3:], tensors[3:], strict=True)]
         rank = checks.tensor_rank(face, "query", given[0], faces.rank_of(face))
@@ -340,7 +342,7 @@ class _Asked:
 
     def __str__(self) -> str:
         shown: list[str] = []
-        for name, spec in zip(FUSED.input_names, self.specs, strict=True):
+        for name, spec in zip(INPUTS, self.specs, strict=True):
             if spec is not None:
                 cut = [1 + axis for axis in self.axes] if len(shown) < 3 else []
                 shape = ", ".join(":" if at in cut else str(length) for at, length in enumerate(spec.shape))

@@ -15,7 +15,7 @@ Arrays = tuple[mx.array, ...]
 
 
 def run(call: ShardCall, tensors: tuple[mx.array | None, ...]) -> Arrays:
-    """Output and lse of the own shard. tensors: as in ``FUSED.input_names``.
+    """Output and lse of the own shard. tensors: as in :data:`.shards.INPUTS`.
 
     The backward pass computes the outputs of the pieces once more.
     """

@@ -16,7 +16,7 @@ Given = tuple[Tensor | None, ...]
 
 
 def run(call: ShardCall, tensors: Given) -> tuple[Tensor, Tensor]:
-    """Output and lse of the own shard. tensors: as in ``FUSED.input_names``."""
+    """Output and lse of the own shard. tensors: as in :data:`.shards.INPUTS`."""
     out, lse = Shard.apply(call, *tensors)
     return out, lse
 
