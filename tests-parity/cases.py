@@ -310,7 +310,7 @@ def inputs(case: Case, dtype: str = "float64", draw: int = 0) -> dict[str, Array
     """Every tensor of the case by name, with the cotangents d_out and d_lse.
 
     Values are representable in ``dtype`` (d_lse in the lse's) and held in float64. Another ``draw``
-    is another set of values. Keys that may not be seen, and their values, are NaN.
+    is another set of values. Keys that may not be seen, and their values, are NaN or large.
     """
     random = generator(f"{case.name}/{draw}")
     b, h, kv = case.batch, case.heads, case.kv_heads
@@ -333,7 +333,8 @@ def inputs(case: Case, dtype: str = "float64", draw: int = 0) -> dict[str, Array
     if case.masked:
         found["key_mask"] = random.random((b, *case.key_shape)) < 0.6
         hidden = ~found["key_mask"][..., None, None]
-        found |= {name: np.where(hidden, np.nan, found[name]) for name in ("key", "value")}
+        bad = np.where(random.random(hidden.shape) < 0.5, np.nan, 1000.0)
+        found |= {name: np.where(hidden, bad, found[name]) for name in ("key", "value")}
     return found
 
 
