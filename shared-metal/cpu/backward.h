@@ -169,6 +169,7 @@ struct QueryBody {
     Columns<C> sides;
     sides.a = side_of(op.key, batch, kv_head, lanes.column_origin, lanes.step, p.dim, scratch.columns_a);
     sides.b = side_of(op.value, batch, kv_head, lanes.column_origin, lanes.step, p.dim_v, scratch.columns_b);
+    sides.mask = mask_of<T>(op.key_mask, batch, lanes.column_origin, lanes.step);
     if (op.rpb) {
       sum.pairs.rpb = rpb_of_head<T>(op, unit.head);
       index_rpb(index, lanes, p, false);
@@ -210,10 +211,23 @@ struct KeyBody {
       columns.patch(sides);
     }
     sum.end();
+    if (op.key_mask.data) clear_masked(lanes, batch, scratch);
     Vector<T> factor[V], one[V];
     for (int v = 0; v < V; ++v) factor[v] = splat(T(p.scale)), one[v] = splat(T(1));
     if (sum.wants_keys) lanes.write(op.key_grad, batch, unit.head, p.dim, factor, scratch.sums_a);
     if (sum.wants_values) lanes.write(op.value_grad, batch, unit.head, p.dim_v, one, scratch.sums_b);
+  }
+
+  // Lanes of masked keys were computed like any other
+  void clear_masked(const Lanes<C>& lanes, int batch, Scratch<C>& scratch) const {
+    const int64_t a = Scratch<C>::rounded(op.problem.dim), b = Scratch<C>::rounded(op.problem.dim_v);
+    int64_t at[C::N];
+    lanes.offsets(op.key_mask, batch, 0, at);
+    for (int lane = 0; lane < C::N; ++lane) {
+      if (op.key_mask.data[at[lane]]) continue;
+      for (int64_t d = 0; d < a; ++d) scratch.sums_a[lane * a + d] = T(0);
+      for (int64_t d = 0; d < b; ++d) scratch.sums_b[lane * b + d] = T(0);
+    }
   }
 };
 

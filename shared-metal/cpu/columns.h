@@ -57,6 +57,19 @@ struct Side {
   }
 };
 
+// What masks the columns, if anything does
+template <typename T>
+Side<T> mask_of(const Tensor& mask, int batch, const int* origin, const int* step) {
+  Side<T> side;
+  if (!mask.data) return side;
+  side.base = mask.data + batch * mask.batch;
+  for (int a = 0; a < 3; ++a) {
+    side.origin += uint64_t(origin[a]) * uint64_t(mask.axis[a]);
+    side.step[a] = uint64_t(step[a] * mask.axis[a]);
+  }
+  return side;
+}
+
 template <typename T>
 bool reads_in_place(const Tensor& tensor) {
   return tensor.channel == 1 && element_size(tensor.dtype) == int(sizeof(T));
@@ -83,6 +96,7 @@ struct Columns {
   typedef typename C::T T;
   Side<T> a, b, stats;
   Side<T> slots;  // of the columns' queries: only their addresses are taken
+  Side<T> mask;   // a byte a column, 0 where no row sees it: such columns are passed over
   const PairIndex<C>*rpb = nullptr, *slot = nullptr;
 };
 
@@ -195,10 +209,22 @@ class ColumnWalk {
 
   static bool holds(Span span, int x) { return span.low <= x && x < span.high; }
 
+  // The first column of a line that is not masked, or not unmasked
+  static int skip(const Side<T>& mask, int z, int y, Span line, bool masked) {
+    int x = line.low;
+    while (x < line.high && (*mask.at(z, y, x) == 0) == masked) ++x;
+    return x;
+  }
+
   // whole: columns that all lanes see
   void line(const Columns<C>& columns, int z, int y, Span part, Span whole) {
     for (int x = part.low; x < part.high;) {
-      const int run = na::minimum(part.high - x, block_.capacity - block_.count);
+      int run = na::minimum(part.high - x, block_.capacity - block_.count);
+      if (columns.mask.base) {
+        x = skip(columns.mask, z, y, {x, part.high}, true);
+        run = skip(columns.mask, z, y, {x, na::minimum(x + run, part.high)}, false) - x;
+        if (run == 0) break;
+      }
       read(columns, z, y, x, run);
       mark(x - part.low, run, holds(whole, x) && holds(whole, x + run - 1));
       block_.count += run;

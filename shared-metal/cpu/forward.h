@@ -127,6 +127,7 @@ struct ForwardBody {
     Columns<C> sides;
     sides.a = side_of(op.key, unit.batch, kv_head, lanes.column_origin, lanes.step, p.dim, scratch.columns_a);
     sides.b = side_of(op.value, unit.batch, kv_head, lanes.column_origin, lanes.step, p.dim_v, scratch.columns_b);
+    sides.mask = mask_of<T>(op.key_mask, unit.batch, lanes.column_origin, lanes.step);
     if (op.rpb) {
       softmax.rpb = rpb_of_head<T>(op, unit.head);
       index_rpb(index, lanes, p, false);

@@ -25,6 +25,8 @@ Operands operands(const natten_problem* p, const natten_tensors* t) {
   op.lse = rows(t->lse), op.lse_grad = rows(t->lse_grad);
   op.slots = tensor(t->logits.data ? t->logits : t->attn);
   op.slots_grad = tensor(t->logits_grad.data ? t->logits_grad : t->attn_grad);
+  // One channel of one head; strides in bytes
+  op.key_mask = contiguous_tensor(t->key_mask.data, op.problem.dtype, op.problem.key_shape, 1, 1);
   op.rpb = t->rpb.data, op.rpb_grad = t->rpb_grad.data;
   return op;
 }

@@ -28,6 +28,7 @@ struct Operands {
   Tensor query_grad, key_grad, value_grad, additional_keys_grad, additional_values_grad;
   Tensor slots, slots_grad;  // attn or logits of the split operations
   Tensor shift, norm, delta;  // backward.h: of each query row side by side, channels of one contiguous tensor
+  Tensor key_mask;           // bytes, [B, *shape]
   const void* rpb = nullptr;
   void* rpb_grad = nullptr;
 };

@@ -9,7 +9,7 @@
  *
  * Every function returns NATTEN_OK or one of the codes below and writes nothing outside its outputs. Calls may come
  * from any number of threads at once. Results are bit-equal for any number of threads. An input whose data is NULL is
- * absent (additional keys, rpb, the gradient of lse); a gradient whose data is NULL is not computed.
+ * absent (additional keys, rpb, key_mask, the gradient of lse); a gradient whose data is NULL is not computed.
  */
 #ifndef NATTEN_CPU_H
 #define NATTEN_CPU_H
@@ -27,7 +27,7 @@ extern "C" {
 #endif
 
 /* Changes with every change of this file. */
-#define NATTEN_CPU_ABI 4
+#define NATTEN_CPU_ABI 5
 
 enum natten_status { NATTEN_OK = 0, NATTEN_NO_MEMORY = 1, NATTEN_BAD_PROBLEM = 2 };
 
@@ -78,6 +78,7 @@ enum natten_layout { NATTEN_CHANNELS, NATTEN_ROWS, NATTEN_FLAT };
   TENSOR(additional_keys, CHANNELS)   /* [B, tokens, H_kv, D] */            \
   TENSOR(additional_values, CHANNELS) /* [B, tokens, H_kv, D_v] */          \
   TENSOR(rpb, FLAT)                   /* relative positional bias, [H, prod(2w-1)] */ \
+  TENSOR(key_mask, FLAT)              /* [B, *shape] bytes; 0: no query sees the key. Fused attention; no gradient */ \
   TENSOR(out, CHANNELS)                                                     \
   TENSOR(lse, ROWS)                                                         \
   TENSOR(logits, CHANNELS)            /* [B, *shape, H, prod(w)], row-major over the window */ \
@@ -115,7 +116,8 @@ typedef struct natten_tensors {
 
 /* --- functions ---------------------------------------------------------------------------------------------- */
 
-/* Fused attention: out [B, *shape, H, D_v] and lse [B, *shape, H] of query, key, value, the additional ones and rpb. */
+/* Fused attention: out [B, *shape, H, D_v] and lse [B, *shape, H] of query, key, value, the additional ones, rpb and
+ * key_mask. Keys and values that it masks are not read; their gradients are 0. */
 NATTEN_API int natten_forward(const natten_problem *problem, const natten_tensors *tensors);
 
 /* Gradients of its inputs, of out_grad, lse_grad, those inputs, and the out and lse that natten_forward made of them. */

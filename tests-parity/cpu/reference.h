@@ -72,6 +72,11 @@ struct Fused {
   natten_problem p;
   Array query, key, value, additional_keys, additional_values, bias, out_grad, lse_grad;
   bool has_bias = false;
+  std::vector<unsigned char> key_mask;  // [B, tokens]; without elements: none
+
+  bool sees(int64_t batch, int64_t key) const {
+    return key_mask.empty() || key_mask[size_t(batch * tokens(p, p.key_shape) + key)];
+  }
 };
 
 struct Truth {
@@ -83,6 +88,7 @@ template <typename Visit>
 void see(const Fused& f, int64_t batch, int64_t head, const std::vector<Pair>& pairs, const Visit& visit) {
   const int64_t kv = head / (f.p.heads / f.p.kv_heads), keys = tokens(f.p, f.p.key_shape);
   for (const Pair& pair : pairs) {
+    if (!f.sees(batch, pair.key)) continue;
     visit(false, f.key.row(batch, pair.key, kv, keys, f.p.kv_heads), head * bias_entries(f.p) + pair.offset);
   }
   for (int64_t s = 0; s < f.p.additional; ++s) visit(true, f.key.row(batch, s, kv, f.p.additional, f.p.kv_heads), -1);
@@ -106,8 +112,9 @@ inline void one_query(const Fused& f, int64_t batch, int64_t i, int64_t head, co
     mean += weight * dot(f.out_grad, row, extra ? f.additional_values : f.value, key);
     add_row(t.out, row, weight, extra ? f.additional_values : f.value, key);
   });
-  for (int64_t d = 0; d < f.p.head_dim_v; ++d) t.out[size_t(row * f.p.head_dim_v + d)] /= total;
   t.lse[size_t(row)] = top + std::log(total);
+  if (total == 0) return;
+  for (int64_t d = 0; d < f.p.head_dim_v; ++d) t.out[size_t(row * f.p.head_dim_v + d)] /= total;
   see(f, batch, head, pairs, [&](bool extra, int64_t key, int64_t entry) {
     const double weight = std::exp(logit(f, row, extra, key, entry) - top) / total;
     const double product = dot(f.out_grad, row, extra ? f.additional_values : f.value, key);

@@ -112,6 +112,22 @@ inline Fused random_fused(Random& random, const natten_problem& p) {
   return f;
 }
 
+// Masks some keys, or all of the first batch item; what they hold may not matter
+inline void mask_keys(Random& random, Fused& f) {
+  const int64_t keys = tokens(f.p, f.p.key_shape);
+  const int hidden = pick(random, 0, 10);  // in tenths
+  f.key = make_array(random, f.p.dtype, f.key.dims, pick(random, 0, 1)), fill(random, f.key);
+  f.value = make_array(random, f.p.dtype, f.value.dims, pick(random, 0, 1)), fill(random, f.value);
+  for (int64_t i = 0; i < f.p.batch * keys; ++i) f.key_mask.push_back(pick(random, 1, 10) > hidden);
+  if (pick(random, 0, 1)) std::fill(f.key_mask.begin(), f.key_mask.begin() + keys, 0);
+  for (Array* a : {&f.key, &f.value}) {
+    const int64_t width = a->dims.back() * f.p.kv_heads;
+    for (int64_t i = 0; i < a->count(); ++i) {
+      if (!f.key_mask[size_t(i / width)]) a->set(i, NAN);
+    }
+  }
+}
+
 // --- running the library -----------------------------------------------------------------------------------
 
 struct Results {
@@ -147,6 +163,7 @@ inline natten_tensors fused_tensors(Fused& f, Results& r) {
     t.additional_keys_grad = tensor_of(r.additional_keys), t.additional_values_grad = tensor_of(r.additional_values);
   }
   if (f.has_bias) t.rpb = flat(f.bias), t.rpb_grad = flat(r.bias);
+  if (!f.key_mask.empty()) t.key_mask.data = f.key_mask.data();
   return t;
 }
 

@@ -13,6 +13,7 @@
 
 static void test_fused(Random& random, const natten_problem& p) {
   Fused f = random_fused(random, p);
+  if (pick(random, 0, 2) == 0) mask_keys(random, f);
   Results r = outputs(random, f);
   check(run_fused(f, r, 0) == NATTEN_OK, "status", "fused");
   const Truth t = fused_truth(f);

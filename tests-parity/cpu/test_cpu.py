@@ -145,6 +145,9 @@ FAULTS = (
     ("natten_cpu.cpp", "full_shape[a] && keys_at_hand(p, a)", "full_shape[a] || keys_at_hand(p, a)"),
     ("natten_cpu.cpp", "query < first + d;", "query < first + 1;"),
     ("natten_cpu.cpp", "start + length <= full", "length <= full"),
+    ("backward.h", "if (op.key_mask.data) clear_masked(lanes, batch, scratch);", ""),
+    ("columns.h", "side.base = mask.data + batch * mask.batch;", "side.base = mask.data;"),
+    ("columns.h", "na::minimum(x + run, part.high)}, false) - x;", "na::minimum(x + run, part.high)}, true) - x;"),
 )
 
 

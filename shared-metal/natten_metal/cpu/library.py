@@ -14,7 +14,7 @@ from ..caches import Cache
 from ..problem.problem import Problem
 
 # NATTEN_CPU_ABI of the header: the meaning of its functions.
-ABI = 4
+ABI = 5
 FILE = "libnatten_cpu.dylib" if sys.platform == "darwin" else "libnatten_cpu.so"
 FOLDER = "_native"
 STATUS = {1: "no memory is left for its scratch space", 2: "it was given a problem that breaks its rules"}
