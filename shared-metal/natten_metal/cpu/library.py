@@ -6,7 +6,7 @@ The library describes its own interface, and the structures here are built from 
 
 import ctypes
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -102,15 +102,14 @@ class CpuLibrary:
         return int(self._functions.natten_cpu_threads())
 
     def call(
-        self, function: str, problem: Problem, tensors: Mapping[str, tuple[int, Sequence[int]]], threads: int = 0
+        self, function: str, problem: Problem, tensors: Mapping[str, tuple[int, tuple[int, ...]]], threads: int = 0
     ) -> None:
         """Run ``natten_<function>`` on tensors by name; those not given are absent. The outputs are written.
 
         tensors: name -> (address, element strides of every dimension). threads: how many to use, but no more than
         ``NATTEN_NUM_THREADS`` where that is set; 0 is :attr:`threads`. MemoryError if scratch memory is short.
         """
-        names, strides = tuple(tensors), tuple([tuple(strides) for _, strides in tensors.values()])
-        key = problem, threads, names, strides
+        key = problem, threads, tuple(tensors), tuple([strides for _, strides in tensors.values()])
         layout: _Layout = self._layouts.get_or_make(key, lambda: self._layout(*key))
         words = (ctypes.c_int64 * layout.length).from_buffer_copy(layout.words)
         for index, (address, _) in zip(layout.addresses, tensors.values(), strict=True):

@@ -94,4 +94,4 @@ def gradient_tensors(
     """What a gradient's program reads, by name: gradients of outputs where given, inputs, saved outputs."""
     given = {operand.gradient: grad for operand, grad in zip(record.outputs, grads, strict=True) if grad is not None}
     saved = {} if record.bilinear else dict(zip(record.output_names, outputs, strict=True))
-    return given | dict(inputs) | saved
+    return {**given, **inputs, **saved}

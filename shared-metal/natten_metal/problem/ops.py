@@ -5,7 +5,7 @@ launchers and the custom ops of both packages. No other shipped file spells an o
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class Operand:
     shape: its shape in a problem. accumulated: whether it has the dtype of sums (float32; float64 where the problem's
     is), and not the problem's own. batched: whether its first dimension is the batch. channels: whether its last one is
     (a head dim, or window slots). given: whether a problem has it at all. differentiable: whether it has a gradient; if
-    not, it is a mask of bools.
+    not, it is a mask of bools. gradient: the name of its gradient, which has its shape.
     """
 
     name: str
@@ -35,11 +35,10 @@ class Operand:
     channels: bool = True
     given: Callable[["Problem"], bool] = _always
     differentiable: bool = True
+    gradient: str = field(init=False)
 
-    @property
-    def gradient(self) -> str:
-        """The name of its gradient, which has its shape."""
-        return f"{self.name}_grad"
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "gradient", f"{self.name}_grad")
 
     @property
     def optional(self) -> bool:
@@ -124,19 +123,15 @@ class Op:
     bilinear: bool
     has_window: bool
     products: tuple[int, int]
+    input_names: tuple[str, ...] = field(init=False)
+    output_names: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        for name, operands in (("input_names", self.inputs), ("output_names", self.outputs)):
+            object.__setattr__(self, name, tuple(operand.name for operand in operands))
 
     def __reduce__(self) -> tuple[Callable[[str], "Op"], tuple[str]]:
         return op_named, (self.name,)
-
-    @property
-    def input_names(self) -> tuple[str, ...]:
-        """The inputs' names, in order."""
-        return tuple(operand.name for operand in self.inputs)
-
-    @property
-    def output_names(self) -> tuple[str, ...]:
-        """The outputs' names, in order."""
-        return tuple(operand.name for operand in self.outputs)
 
     @property
     def saved(self) -> tuple[Operand, ...]:

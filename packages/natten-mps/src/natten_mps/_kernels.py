@@ -20,7 +20,7 @@ def run_forward(plan: Plan, inputs: Sequence[Tensor | None], into: list[Tensor] 
     """The op's outputs; in ``into`` itself where the backend can write there."""
     here, given = machine(), _named(plan, inputs)
     made = here.run(plan, lambda plan: _launch(here, plan.forward, given, into))
-    return [made[name] for name in plan.problem.record.output_names]
+    return [made[name] for name in plan.record.output_names]
 
 
 def run_backward(
@@ -31,15 +31,16 @@ def run_backward(
     into: list[Tensor] | None = None,
 ) -> list[Tensor]:
     """Gradients of the inputs that are given; the first in ``into`` itself where the backend can write there."""
-    here, given = machine(), _named(plan, inputs)
+    here, record, given = machine(), plan.record, _named(plan, inputs)
     # Autograd lets sparse gradients of dense outputs through.
-    first, *rest = [g if g is None or g.layout == torch.strided else g.to_dense() for g in grads]
-    first = torch.zeros_like(outputs[0]) if first is None else first
-    tensors = gradient_tensors(plan.problem.record, [first, *rest], given, outputs)
-    has_lse_grad = bool(rest) and rest[0] is not None
+    dense = [g if g is None or g.layout is torch.strided else g.to_dense() for g in grads]
+    if dense[0] is None:
+        dense[0] = torch.zeros_like(outputs[0])
+    tensors = gradient_tensors(record, dense, given, outputs)
+    has_lse_grad = len(dense) > 1 and dense[1] is not None
     made = here.run(plan, lambda plan: _launch(here, plan.gradient(has_lse_grad), tensors, into))
     found = []
-    for operand, tensor in zip(plan.record.inputs, inputs, strict=False):
+    for operand, tensor in zip(record.inputs, inputs, strict=False):
         if tensor is not None and operand.differentiable:
             # Where there are no additional keys, no gradient is computed.
             gradient = made[operand.gradient] if operand.name in given else torch.zeros_like(tensor)
@@ -49,8 +50,9 @@ def run_backward(
 
 def _named(plan: Plan, inputs: Sequence[Tensor | None]) -> Tensors:
     """The inputs that the problem has, by name."""
-    named = zip(plan.record.inputs, inputs, strict=False)
-    return {o.name: tensor for o, tensor in named if tensor is not None and o.given(plan.problem)}
+    problem = plan.problem
+    named = zip(problem.record.inputs, inputs, strict=False)
+    return {o.name: tensor for o, tensor in named if tensor is not None and o.given(problem)}
 
 
 def _launch(here: Machine, program: Program, tensors: Tensors, into: list[Tensor] | None) -> Tensors:
