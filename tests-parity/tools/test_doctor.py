@@ -91,9 +91,7 @@ def test_a_missing_backend(package: str, capsys: pytest.CaptureFixture[str]) -> 
     patient = patient_of(package)
     missing = list(patient.reasons())
     device = importlib.import_module(f"{package}._metal.plan.device")
-    away = dataclasses.replace(
-        patient.device(), missing=device.missing_backends(dict.fromkeys(missing, "the GPU is on holiday"))
-    )
+    away = patient.device()._replace(missing=device.missing_backends(dict.fromkeys(missing, "the GPU is on holiday")))
     ill = dataclasses.replace(patient, device=lambda: away)
     for name in (*missing, *patient.backends.aliases):
         assert doctor.examine(ill, name, tuple(FEW)) == 2

@@ -237,7 +237,7 @@ def test_turns_share_no_key(case: Case) -> None:
     # Smaller tiles, more of them: more that overlap, in chunks that end anywhere.
     tiles = [min(3, axis.tile) for axis in walk.axes]
     axes = [
-        replace(axis, tile=tile, box=boxes.box_size(axis.axis, False, tile))
+        axis._replace(tile=tile, box=boxes.box_size(axis.axis, False, tile))
         for axis, tile in zip(walk.axes, tiles, strict=True)
     ]
     for step in (5, 10_000):
