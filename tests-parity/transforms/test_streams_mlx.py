@@ -76,7 +76,7 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_ops_are_all_that_take_a_stream() -> None:
     functions = [getattr(MLX.package, name) for name in MLX.package.__all__]
     faces = {f.__name__ for f in functions if inspect.isfunction(f) and "stream" in inspect.signature(f).parameters}
-    assert faces == set(OPS)
+    assert faces == {*OPS, "tiled"}  # which evaluates each slab before it returns, in tests-parity/slabs
 
 
 @pytest.mark.usefixtures("elsewhere")
