@@ -134,7 +134,7 @@ def model(out: Path) -> None:
 
 
 COLORS = {"no communication": "#24292f", "10 GbE": "#c2410c", "Thunderbolt 4": "#7aa6d6", "Thunderbolt 5": "#1f4e8c"}
-WIDTH, HEIGHT, LEFT, TOP = 720, 430, 70, 40
+WIDTH, HEIGHT, LEFT, TOP, LEGEND = 770, 430, 70, 40, 250
 
 
 def picture(curves: dict[str, list[tuple[int, float]]]) -> str:
@@ -143,7 +143,7 @@ def picture(curves: dict[str, list[tuple[int, float]]]) -> str:
     low, high = math.floor(math.log10(min(seconds))), math.ceil(math.log10(max(seconds)))
 
     def at(count: float, value: float) -> tuple[float, float]:
-        x = LEFT + (math.log2(count) - 1) / 9 * (WIDTH - LEFT - 210)
+        x = LEFT + (math.log2(count) - 1) / 9 * (WIDTH - LEFT - LEGEND)
         y = TOP + (high - math.log10(value)) / (high - low) * (HEIGHT - TOP - 50)
         return round(x, 1), round(y, 1)
 
@@ -155,7 +155,7 @@ def picture(curves: dict[str, list[tuple[int, float]]]) -> str:
     ]
     for power in range(low, high + 1):
         x, y = at(2, 10.0**power)
-        drawn.append(f'<line x1="{x}" x2="{WIDTH - 210}" y1="{y}" y2="{y}" stroke="#e2e2dc"/>')
+        drawn.append(f'<line x1="{x}" x2="{WIDTH - LEGEND}" y1="{y}" y2="{y}" stroke="#e2e2dc"/>')
         drawn.append(f'<text x="{x - 8}" y="{y + 4}" text-anchor="end">{1000 * 10.0**power:g} ms</text>')
     for count in COUNTS:
         x, y = at(count, 10.0**low)
@@ -167,8 +167,10 @@ def picture(curves: dict[str, list[tuple[int, float]]]) -> str:
         line = " ".join(f"{x},{y}" for x, y in (at(*point) for point in points))
         drawn.append(f'<polyline points="{line}" fill="none" stroke="{color}" stroke-width="2"{dash}/>')
         y = TOP + 18 * row
-        drawn.append(f'<line x1="{WIDTH - 200}" x2="{WIDTH - 175}" y1="{y}" y2="{y}" stroke="{color}"{dash}/>')
-        drawn.append(f'<text x="{WIDTH - 168}" y="{y + 4}">{label}</text>')
+        drawn.append(
+            f'<line x1="{WIDTH - LEGEND + 10}" x2="{WIDTH - LEGEND + 35}" y1="{y}" y2="{y}" stroke="{color}"{dash}/>'
+        )
+        drawn.append(f'<text x="{WIDTH - LEGEND + 42}" y="{y + 4}">{label}</text>')
     return "\n".join([*drawn, "</svg>", ""])
 
 
