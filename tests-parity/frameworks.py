@@ -186,8 +186,6 @@ class Path:
 
 
 PATHS = tuple(Path(framework, backend) for framework in FRAMEWORKS for backend in (framework.compiled, "pure", "dense"))
-# Those that compute pieces of a larger problem.
-PIECEWISE = PATHS
 # Those that take key masks.
 MASKING = tuple(path for path in PATHS if path.backend != path.framework.compiled)
 # Those with a backward of their own, differentiable once.

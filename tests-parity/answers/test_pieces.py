@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from brute_force import piece
 from cases import CASES, DTYPES, Case, tagged
-from frameworks import FRAMEWORKS, PIECEWISE, Framework, Path
+from frameworks import FRAMEWORKS, PATHS, Framework, Path
 from joined_slabs import RUNS, check_slabs, ways
 from random_problems import call
 
@@ -17,7 +17,7 @@ MANY = 170
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("op", SOME)
-@pytest.mark.parametrize("path", PIECEWISE, ids=str)
+@pytest.mark.parametrize("path", PATHS, ids=str)
 def test_some_random_pieces(path: Path, op: str, dtype: str) -> None:
     for number in range(SOME[op]):
         call(path, piece(op, dtype, number))
@@ -26,7 +26,7 @@ def test_some_random_pieces(path: Path, op: str, dtype: str) -> None:
 @pytest.mark.all
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("op", SOME)
-@pytest.mark.parametrize("path", PIECEWISE, ids=str)
+@pytest.mark.parametrize("path", PATHS, ids=str)
 def test_many_random_pieces(path: Path, op: str, dtype: str) -> None:
     for number in range(MANY):
         call(path, piece(op, dtype, 100 + number))
@@ -53,7 +53,7 @@ def test_pieces_are_of_every_kind() -> None:
 CUT = [case for case in CASES if ways(case)]
 
 
-@pytest.mark.parametrize("path", PIECEWISE, ids=str)
+@pytest.mark.parametrize("path", PATHS, ids=str)
 @pytest.mark.parametrize("case", CUT, ids=str)
 def test_slabs_make_the_whole(case: Case, path: Path) -> None:
     """Each case in one way, another for each."""
@@ -62,7 +62,7 @@ def test_slabs_make_the_whole(case: Case, path: Path) -> None:
 
 
 @pytest.mark.parametrize("op", ["qk", "av"])
-@pytest.mark.parametrize("path", PIECEWISE, ids=str)
+@pytest.mark.parametrize("path", PATHS, ids=str)
 def test_slabs_of_split_ops_make_the_whole(path: Path, op: str) -> None:
     for number, case in enumerate([case for case in tagged("small") if ways(case)][::2]):
         every = ways(case)
@@ -72,7 +72,7 @@ def test_slabs_of_split_ops_make_the_whole(path: Path, op: str) -> None:
 @pytest.mark.all
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("op", RUNS)
-@pytest.mark.parametrize("path", PIECEWISE, ids=str)
+@pytest.mark.parametrize("path", PATHS, ids=str)
 @pytest.mark.parametrize("case", CUT, ids=str)
 def test_all_slabs_make_the_whole(case: Case, path: Path, op: str, dtype: str) -> None:
     """Each case in two to five slabs along every axis."""
@@ -95,7 +95,7 @@ def test_a_piece_that_is_the_whole_is_the_same_problem(framework: Framework) -> 
     assert ", a piece of (5, 6): queries from (0, 3), keys from (0, 0), " in named
 
 
-@pytest.mark.parametrize("path", PIECEWISE, ids=str)
+@pytest.mark.parametrize("path", PATHS, ids=str)
 def test_keys_out_of_reach_get_zero_gradients(path: Path) -> None:
     """Exactly zero: a query reaches no key of another dilation group. On the pure path not even a NaN does; the others
     multiply it by weights of 0, the kernels where keys share a patch.

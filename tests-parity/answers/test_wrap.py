@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from brute_force import problem
 from cases import DTYPES
-from frameworks import FRAMEWORKS, PIECEWISE, Framework, Path
+from frameworks import PATHS, Path
 from random_problems import call
 
 OPS = ("na", "qk", "av")
@@ -15,7 +15,7 @@ SOME = {"na": 8, "qk": 3, "av": 3}
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize("path", PIECEWISE, ids=str)
+@pytest.mark.parametrize("path", PATHS, ids=str)
 def test_random_problems(path: Path, op: str, dtype: str) -> None:
     """Results and all gradients, of every dtype and backend."""
     for number in range(SOME[op]):
@@ -25,7 +25,7 @@ def test_random_problems(path: Path, op: str, dtype: str) -> None:
 @pytest.mark.all
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize("path", PIECEWISE, ids=str)
+@pytest.mark.parametrize("path", PATHS, ids=str)
 def test_many_random_problems(path: Path, op: str, dtype: str) -> None:
     for number in range(250):
         call(path, problem(op, dtype, 100 + number, wraps=True))
@@ -44,16 +44,20 @@ def test_problems_are_of_every_kind() -> None:
     assert any("rpb" in names for names in fused) and any("additional_keys" in names for names in fused)
 
 
-@pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
-def test_rolling_tokens_rolls_the_result(framework: Framework) -> None:
+@pytest.mark.parametrize("path", PATHS, ids=str)
+def test_rolling_tokens_rolls_the_result(path: Path) -> None:
     """An axis that wraps has no ends: where it is cut open makes no difference."""
+    framework = path.framework
     random = np.random.default_rng(5)
     arrays = [random.standard_normal((2, 12, 10, 2, 8)) for _ in range(3)]
     arguments = {"kernel_size": (5, 4), "stride": (2, 1), "dilation": (2, 1), "wrap": (True, True)}
 
     def out(shift: tuple[int, int]) -> np.ndarray:
         rolled = [framework.tensor(np.roll(array, shift, (1, 2)), "float32") for array in arrays]
-        return framework.numpy(framework.package.na2d(*rolled, **arguments))
+        with framework.watch() as ran:
+            found = framework.numpy(framework.package.na2d(*rolled, **arguments, backend=path.backend))
+        assert ran == {path.backend}
+        return found
 
     still = out((0, 0))
     # By whole stride groups of each dilation group.

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from frameworks import FRAMEWORKS, OURS, PIECEWISE, Framework, Path
+from frameworks import FRAMEWORKS, OURS, PATHS, Framework, Path
 
 Array = Any
 ODD = (1, 7, 2, 64, 3, 1, 129, 5)  # lengths of chunks, over and over
@@ -22,7 +22,9 @@ def _stream(
         chunk = slice(first, first + lengths[turn % len(lengths)])
         query, key, value = (framework.tensor(arrays[name][:, chunk], dtype) for name in ("query", "key", "value"))
         cache.append(key, value)
-        out, lse = cache.attend(query, return_lse=True, backend=path.backend, **more)
+        with framework.watch() as ran:
+            out, lse = cache.attend(query, return_lse=True, backend=path.backend, **more)
+        assert ran == {path.backend}
         outs.append(framework.numpy(out))
         lses.append(framework.numpy(lse))
         capacities.append(cache.capacity)
@@ -50,22 +52,20 @@ def _assert_same(found: dict[str, Array], whole: dict[str, Array]) -> None:
 
 @pytest.mark.parametrize(("window", "dilation"), [(33, 1), (8, 3)])
 @pytest.mark.parametrize("lengths", [(1,), ODD], ids=["token by token", "odd chunks"])
-@pytest.mark.parametrize("path", [path for path in PIECEWISE if path in OURS], ids=str)
+@pytest.mark.parametrize("path", OURS, ids=str)
 def test_2000_tokens(path: Path, lengths: tuple[int, ...], window: int, dilation: int) -> None:
     """2,000 tokens equal the whole causal call, and the memory is that of the window."""
     if lengths == (1,) and path.backend == "pure" and dilation > 1:
         lengths = (1, 1, 3)
     arrays = _tokens(2000)
     cache = path.framework.package.KeyValueCache(window, dilation=dilation)
-    with path.framework.watch() as ran:
-        found = _stream(path, arrays, cache, lengths)
-    assert ran == {path.backend}
+    found = _stream(path, arrays, cache, lengths)
     reach = (window - 1) * dilation
     assert cache.tokens == 2000 and found["capacity"] <= reach + max(reach, *lengths)
     _assert_same(found, _whole(path, arrays, "na1d", kernel_size=window, dilation=dilation, is_causal=True))
 
 
-@pytest.mark.parametrize("path", PIECEWISE, ids=str)
+@pytest.mark.parametrize("path", PATHS, ids=str)
 def test_frames_of_a_video(path: Path) -> None:
     """Causal in time; the other axes are whole, with windows of their own."""
     arrays = _tokens(9, (6, 7), batch=1)
@@ -75,7 +75,7 @@ def test_frames_of_a_video(path: Path) -> None:
     _assert_same(found, _whole(path, arrays, "na3d", **window))
 
 
-@pytest.mark.parametrize("path", PIECEWISE, ids=str)
+@pytest.mark.parametrize("path", PATHS, ids=str)
 def test_bias_and_additional_keys(path: Path) -> None:
     arrays, framework = _tokens(40), path.framework
     random = np.random.default_rng(9)

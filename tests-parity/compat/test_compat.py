@@ -208,7 +208,7 @@ def metal(monkeypatch: pytest.MonkeyPatch) -> Iterator[EmulatedHost]:
     """natten_mps with an emulated Apple GPU behind its CPU tensors."""
     reason = metal_emulator.unavailable_reason()
     if reason is not None:
-        pytest.skip(reason)
+        pytest.skip(f"Metal kernels cannot be executed here: {reason}")
     with installed(monkeypatch, EmulatedHost()) as host:
         yield host
 

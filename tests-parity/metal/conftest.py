@@ -24,7 +24,7 @@ def emulator() -> None:
     """Whether Metal kernels can be executed here at all."""
     reason = metal_emulator.unavailable_reason()
     if reason is not None:
-        pytest.skip(reason)
+        pytest.skip(f"Metal kernels cannot be executed here: {reason}")
 
 
 @contextmanager

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 from cases import CASES, INPUTS, Array, Case, inputs
-from frameworks import FRAMEWORKS, MLX, MPS, PIECEWISE, Framework
+from frameworks import FRAMEWORKS, MLX, MPS, OURS, Framework
 from frameworks import Path as Backend
 
-BACKENDS = [path for path in PIECEWISE if path.backend != "dense"]
+BACKENDS = OURS
 both = pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from ..plan import backends
 from ..plan import plan as planning
 from ..problem import checks, faces, finer_grid, wrap
-from ..problem.ops import AV, FULL, FUSED, KEY_MASK, QK, Op
+from ..problem.ops import AV, FULL, FUSED, KEY_MASK, QK, UNMASKED_INPUTS, Op
 from ..problem.problem import Problem
 from .finer_grid import from_heads, repeat_rpb, to_heads
 from .framework import Framework, Stream, optional_spec, specs
@@ -23,6 +23,8 @@ Window = tuple[Any, Any, Any, Any]
 # full_shape, query_start, key_start and wrap.
 Piece = tuple[Any, Any, Any, Any]
 
+# Tensors of a fused call, given or None, before the mask.
+_GIVEN = len(UNMASKED_INPUTS)
 # The problems of fused calls whose arguments have passed the checks.
 checked = Recall()
 
@@ -134,10 +136,10 @@ def _as_heads(
     where: Stream,
 ) -> Any:
     """:func:`fused` of queries on a finer grid: they are heads on the keys' grid."""
-    xp, (query, *keys, rpb) = fw.operations, tensors[:6]
+    xp, (query, *keys, rpb) = fw.operations, tensors[:_GIVEN]
     with fw.on(where):
         query, rpb = to_heads(xp, query, ratio), repeat_rpb(xp, rpb, ratio)
-    tensors, mask = (query, *keys, rpb), tensors[6:]
+    tensors, mask = (query, *keys, rpb), tensors[_GIVEN:]
     found = fused(fw, face, tensors, window, scale, piece, return_lse, backend, {}, where, *mask)
     with fw.on(where):
         if return_lse:
@@ -158,14 +160,14 @@ def _unrolled(
     """Tensors and piece of a call on axes that wrap around. keys: how many tensors of keys come after the first one."""
     names = op.input_names[:2]
     sides = dict(zip(names, specs(fw, face, names, tensors[:2]), strict=True))
-    masks = tensors[6:]
+    masks = tensors[_GIVEN:]
     mask = fw.spec(face, KEY_MASK.name, masks[0]) if masks else None
     axes, longer = wrap.unrolled_axes(face, sides, faces.rank_of(face), window, piece[:3], piece[3], mask)
     if axes:
         with fw.on(where):
             ends = [repeat_ends(fw.operations, tensor, axes) for tensor in tensors[1 : 1 + keys]]
             masks = tuple(repeat_ends(fw.operations, tensor, axes) for tensor in masks)
-        tensors = (tensors[0], *ends, *tensors[1 + keys : 6], *masks)
+        tensors = (tensors[0], *ends, *tensors[1 + keys : _GIVEN], *masks)
     return tensors, (*longer, False)
 
 

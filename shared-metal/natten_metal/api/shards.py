@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from ..plan import backends
 from ..problem import checks, faces
 from ..problem.checks import shards as rules
-from ..problem.ops import FUSED
+from ..problem.ops import UNMASKED_INPUTS
 from ..problem.problem import Problem, TensorSpec
 from ..problem.shards import Box, Range, Shards, tokens
 from . import attention
@@ -28,7 +28,7 @@ from .operations import Tensor, Tensors, compute_dtype
 
 Ends = tuple[int, int]
 # The tensors of a call: all of the fused op's but key_mask.
-INPUTS = FUSED.input_names[:6]
+INPUTS = tuple(operand.name for operand in UNMASKED_INPUTS)
 # A shard by its place and the turn that it is on, on each axis.
 Held = tuple[tuple[int, int], ...]
 # Waits for the messages that are on their way to this process: by index, flat tensors.

@@ -161,6 +161,8 @@ FUSED = Op(
     has_window=True,
     products=(2, 5),
 )
+# What a fused call without a mask of keys is given: the mask comes last, or not at all.
+UNMASKED_INPUTS = tuple(operand for operand in FUSED.inputs if operand is not KEY_MASK)
 FULL = Op(
     "attention",
     ("attention", "attention", "attention", "attention"),

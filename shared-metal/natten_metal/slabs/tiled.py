@@ -13,7 +13,7 @@ from typing import Any
 from ..api import walk
 from ..problem import checks, faces
 from ..problem.checks import slabs as rules
-from ..problem.ops import FUSED, KEY, KEY_MASK, LSE, OUT, QUERY, RPB, VALUE, Operand
+from ..problem.ops import FUSED, KEY, LSE, OUT, QUERY, RPB, UNMASKED_INPUTS, VALUE, Operand
 from ..problem.problem import Problem, TensorSpec
 from . import cut, stores
 from .host import Host
@@ -21,8 +21,6 @@ from .journal import Journal
 from .stores import Store
 
 FACE = "tiled"
-# What is read slab by slab: a mask of keys is not taken.
-INPUTS = tuple(operand for operand in FUSED.inputs if operand is not KEY_MASK)
 
 
 def tiled(
@@ -35,11 +33,11 @@ def tiled(
     progress: Any,
     backend: Any,
 ) -> Any:
-    """``tiled``. tensors: those of ``INPUTS``; results: out, and lse or None, arrays or paths."""
+    """``tiled``. tensors: those of ``UNMASKED_INPUTS``; results: out, and lse or None, arrays or paths."""
     chosen, budget = host.framework.BACKENDS.resolve(FACE, backend), rules.memory_bytes(FACE, memory)
     if progress is not None:
         checks.flag(FACE, "progress", progress)
-    named = zip((operand.name for operand in INPUTS), tensors, strict=True)
+    named = zip((operand.name for operand in UNMASKED_INPUTS), tensors, strict=True)
     inputs = {name: None if each is None else stores.given(host, FACE, name, each) for name, each in named}
     query, key, value, *extras = (None if each is None else each.spec for each in inputs.values())
     assert query is not None and key is not None and value is not None, "the first three have no default"
@@ -163,7 +161,7 @@ def _run(work: _Work, done: int, journal: Journal | None, advance: Callable[[int
 def _compute(work: _Work, slab: tuple[cut.Range, ...]) -> None:
     """Read a slab, compute it, and write its results."""
     host, (problem, read) = work.host, cut.piece(work.problem, slab)
-    tensors = tuple(_tensor(work, operand, slab, read) for operand in INPUTS)
+    tensors = tuple(_tensor(work, operand, slab, read) for operand in UNMASKED_INPUTS)
     found = host.framework.run(problem, work.backend, host.stream, tensors)
     for operand, tensor in zip(FUSED.outputs, found, strict=True):
         if operand.name in work.outputs:
