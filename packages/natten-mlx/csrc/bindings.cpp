@@ -1,4 +1,4 @@
-// The Python module `natten_mlx._ext`: plans in, lazy arrays out. Its only user is natten_mlx/_launch/nanobind.py.
+// The Python module `natten_mlx._ext_VERSION`: plans in, lazy arrays out. Its only user is natten_mlx/_launch/nanobind.py.
 #include <algorithm>
 #include <memory>
 #include <optional>
@@ -96,7 +96,10 @@ nb::bytes metadata_key(const mx::array& query, const mx::array& key, const mx::a
 }  // namespace
 }  // namespace natten_mlx
 
-NB_MODULE(_ext, m) {
+// Each release of MLX has a module of its own name.
+#define NAMED_MODULE(name, m) NB_MODULE(name, m)
+
+NAMED_MODULE(NATTEN_MODULE, m) {
   using namespace natten_mlx;
   nb::module_::import_("mlx.core");  // registers mx.array in the domain that both share
   // With another version of nanobind's internals the domain is empty, and every call would be a TypeError.

@@ -1,11 +1,13 @@
-"""The C++ extension of MLX (``csrc/``, the module ``_ext``): whether it can be used here, and what was made for it.
+"""The C++ extension of MLX (``csrc/``): whether one can be used here, and what was made for it.
 
-It fits one release of MLX and one version of the sources, and is loaded only where they match.
+There is one for each of several releases of MLX, a module ``_ext_VERSION``. Each fits that release and one version of
+the sources, and is loaded only where they match.
 """
 
 from collections.abc import Hashable, Mapping
 from functools import cached_property
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, Protocol
 
 import mlx.core as mx
@@ -106,19 +108,22 @@ class ExtensionHost:
 def _find() -> Any:
     from .. import _digests  # used once, and not at import
 
-    try:
-        built_with = import_module(".._build_info", __package__).MLX_VERSION
-    except ModuleNotFoundError:
+    # MLX's C++ interface changes with every release, and a wrong call of it may crash: only what fits is loaded.
+    release: str = mx.__version__  # type: ignore[attr-defined]  # missing in MLX's stubs
+    present = _present()
+    if not present:
         return (
             "this installation of natten-mlx has no C++ extension: where it was built, CMake, a C++20 compiler or the "
             "matching MLX was missing"
         )
-    # Before it is loaded: MLX's C++ interface changes with every release, and a wrong call of it may crash.
-    present: str = mx.__version__  # type: ignore[attr-defined]  # missing in MLX's stubs
-    if built_with != present:
-        return f"the C++ extension was built for MLX {built_with} and cannot run with MLX {present}"
+    if release not in present:
+        found = ", ".join(sorted(present, key=lambda version: [int(part) for part in version.split(".")]))
+        return (
+            f"the C++ extensions here were built for MLX {found} and cannot run with MLX {release}; natten-mlx's README "
+            "says how one is built for it"
+        )
     try:
-        extension = import_module(".._ext", __package__)
+        extension = import_module(present[release], __package__)
     except ImportError as error:
         return f"the C++ extension does not load: {quoted(error)}"
     if extension.kernels_digest != _digests.kernels_digest():
@@ -129,3 +134,14 @@ def _find() -> Any:
     if complaint is not None:
         raise ValueError(complaint)
     return extension
+
+
+def _present() -> dict[str, str]:
+    """The modules that this Python can load, by the release of MLX that they were built for."""
+    try:
+        built_for = import_module(".._build_info", __package__).NANOBIND_INTERNALS
+    except ModuleNotFoundError:
+        return {}
+    modules = {release: f".._ext_{release.replace('.', '_')}" for release in built_for}
+    # Those for older releases of MLX are built for each version of Python.
+    return {release: module for release, module in modules.items() if find_spec(module, __package__)}

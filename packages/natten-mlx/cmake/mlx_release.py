@@ -1,0 +1,74 @@
+"""What CMake needs to know of a release of MLX and the nanobind that goes with it, as one CMake list:
+
+    MLX's version; the version of nanobind's internals, e.g. 22; the folder of MLX; the folder of nanobind
+
+Fails unless nanobind's internals are those inside MLX's own wheel: only then can the extension and MLX exchange C++
+objects, here mx.array; otherwise every call would be a TypeError.
+
+usage: mlx_release.py [FOLDER]     (a folder with both; default: the packages that this Python imports)
+"""
+
+import argparse
+import importlib.util
+import re
+import sys
+from pathlib import Path
+
+
+def folder_of(package: str, inside: Path | None) -> Path:
+    """The folder of a package, without importing it."""
+    if inside is not None:
+        return inside / package
+    found = importlib.util.find_spec(package)
+    if found is None or not found.submodule_search_locations:
+        sys.exit(f"{package} is not installed for {sys.executable}")
+    return Path(next(iter(found.submodule_search_locations)))
+
+
+def version_of(mlx: Path) -> str:
+    """MLX's own version, as its headers give it."""
+    header = mlx / "include" / "mlx" / "version.h"
+    found = re.findall(r"define MLX_VERSION_(?:MAJOR|MINOR|PATCH) (\d+)", header.read_text() if header.exists() else "")
+    if len(found) != 3:
+        sys.exit(f"no version of MLX in {header}: on Linux, mlx[cpu] has the headers, mlx alone does not")
+    return ".".join(found)
+
+
+def internals_inside(mlx: Path) -> str:
+    """The version of nanobind's internals in the ABI tag that MLX's compiled module carries."""
+    modules = sorted(mlx.glob("core*.so"))
+    if not modules:
+        sys.exit(f"no compiled module core*.so in {mlx}")
+    # The version stands in front of the tag up to nanobind 2, behind it since nanobind 3.
+    found = re.search(rb"\bv(\d+)_system_\w+|nanobind_system_\w+_v(\d+)\w*\x00", modules[0].read_bytes())
+    if found is None:
+        sys.exit(f"no nanobind ABI tag in {modules[0]}")
+    return (found[1] or found[2]).decode()
+
+
+def internals_of(nanobind: Path) -> str:
+    """The version that nanobind's headers define."""
+    headers = [nanobind / "src" / name for name in ("nb_internals.h", "nb_abi.h")]
+    text = "".join(header.read_text() for header in headers if header.exists())
+    found = re.search(r"define\s+NB_INTERNALS_VERSION\s+(\d+)", text)
+    if found is None:
+        sys.exit(f"no NB_INTERNALS_VERSION in {nanobind / 'src'}")
+    return found[1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, nargs="?")
+    folder = parser.parse_args().folder
+    mlx, nanobind = folder_of("mlx", folder), folder_of("nanobind", folder)
+    theirs, ours = internals_inside(mlx), internals_of(nanobind)
+    if ours != theirs:
+        sys.exit(
+            f"this nanobind has internals v{ours}, the MLX wheel was built with v{theirs}: "
+            "build with the nanobind release that MLX used"
+        )
+    print(version_of(mlx), ours, mlx, nanobind, sep=";")
+
+
+if __name__ == "__main__":
+    main()
