@@ -119,8 +119,8 @@ def _find() -> Any:
     if release not in present:
         found = ", ".join(sorted(present, key=lambda version: [int(part) for part in version.split(".")]))
         return (
-            f"the C++ extensions here were built for MLX {found} and cannot run with MLX {release}; natten-mlx's README "
-            "says how one is built for it"
+            f"the C++ extensions here were built for MLX {found} and cannot run with MLX {release}; "
+            "natten-mlx's README says how one is built for it"
         )
     try:
         extension = import_module(present[release], __package__)
