@@ -128,6 +128,7 @@ class Case:
             "values": self.head_dim != self.head_dim_v,
             "additional": bool(self.additional),
             "rpb": self.rpb,
+            "masked": self.masked,
             "scale": self.scale is not None,
             f"batch{self.batch}": True,
             "small": self.batch * self.heads * int(np.prod(self.shape)) * self.head_dim <= 1200,
@@ -273,7 +274,18 @@ CASES = (
     make("vol-batch0", (3, 4, 5), 3, batch=0, causal=(True, False, True)),
     make("vol-dim64", (3, 4, 5), (2, 4, 3), heads=1, head_dim=64),
 )
-BY_NAME = {case.name: case for case in CASES}
+# Fused attention with a key mask, apart from CASES because it has nothing to do in the suites of other ops. The first
+# has lines of more than one word of bits.
+MASKED = (
+    make("seq-masked", (77,), 6, s=2, d=3, masked=True, batch=2),
+    make("seq-masked-causal-gqa", (70,), 5, causal=True, heads=4, kv_heads=2, additional=3, masked=True),
+    make("img-masked", (7, 37), (4, 5), s=(3, 2), heads=4, kv_heads=1, head_dim=20, head_dim_v=12, masked=True),
+    make("img-masked-rpb", (8, 9), (2, 3), d=(2, 3), causal=(True, False), rpb=True, masked=True, batch=2),
+    make("vol-masked", (4, 5, 6), (2, 3, 3), d=(2, 1, 2), causal=(False, True, False), rpb=True, masked=True),
+    make("vol-masked-additional", (3, 5, 4), (1, 2, 2), s=(1, 2, 1), additional=2, masked=True),
+    make("seq-masked-batch0", (9,), 3, batch=0, masked=True),
+)
+BY_NAME = {case.name: case for case in (*CASES, *MASKED)}
 
 
 def tagged(*tags: str) -> tuple[Case, ...]:

@@ -186,8 +186,6 @@ class Path:
 
 
 PATHS = tuple(Path(framework, backend) for framework in FRAMEWORKS for backend in (framework.compiled, "pure", "dense"))
-# Those that take key masks.
-MASKING = tuple(path for path in PATHS if path.backend != path.framework.compiled)
 # Those with a backward of their own, differentiable once.
 OURS = tuple(path for path in PATHS if path.backend != "dense")
 
@@ -222,6 +220,8 @@ def _checked(
         arrays, arguments = cut.of(arrays), arguments | cut.arguments
     framework, names = path.framework, tuple(name for name in names if name in arrays)
     given = [framework.tensor(arrays[name], dtype) for name in names]
+    if "key_mask" in arrays:
+        arguments = arguments | {"key_mask": framework.tensor(arrays["key_mask"], "bool")}
     cotangents = [framework.tensor(arrays[f"d_{name}"], kind) for name, kind in outputs.items()]
     many = len(outputs) > 1
 

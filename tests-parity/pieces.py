@@ -16,7 +16,7 @@ Array = Any
 Ranges = tuple[tuple[int, int], ...]
 # Tensors with a token for each query, and for each key; all others go to every piece.
 OF_QUERIES = ("query", "attn", "out", "lse", "logits", "d_out", "d_lse", "d_logits")
-OF_KEYS = ("key", "value")
+OF_KEYS = ("key", "value", "key_mask")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tolerances
-from cases import BY_NAME, CASES, DTYPES, INPUTS, Case, inputs, lse_dtype
+from cases import BY_NAME, CASES, DTYPES, INPUTS, MASKED, Case, inputs, lse_dtype
 from frameworks import MLX, MPS, PATHS, Path, run
 
 from natten_mps._metal.problem import reference
@@ -16,7 +16,7 @@ from natten_mps._metal.problem import reference
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("path", PATHS, ids=str)
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", (*CASES, *MASKED), ids=str)
 def test_within_bounds(case: Case, path: Path, dtype: str) -> None:
     values, dtypes = run(path, case, dtype)
     assert dtypes == {name: lse_dtype(dtype) if name == "lse" else dtype for name in values}
@@ -24,7 +24,7 @@ def test_within_bounds(case: Case, path: Path, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", (*CASES, *MASKED), ids=str)
 def test_packages_agree(case: Case, dtype: str) -> None:
     for backend in ("pure", "dense"):
         (ours, _), (theirs, _) = (run(Path(framework, backend), case, dtype) for framework in (MPS, MLX))

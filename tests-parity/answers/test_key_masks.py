@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from brute_force import masked
 from cases import DTYPES
-from frameworks import FRAMEWORKS, MASKING, PATHS, Framework, Path, planned_path
+from frameworks import FRAMEWORKS, PATHS, Framework, Path, planned_path
 from random_problems import call
 
 SHAPE, KEY_SHAPE = (2, 5, 6, 4, 8), (2, 5, 6, 2, 8)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("path", MASKING, ids=str)
+@pytest.mark.parametrize("path", PATHS, ids=str)
 def test_random_problems(path: Path, dtype: str) -> None:
     """Results and all gradients: whole problems, pieces, and axes that wrap around."""
     for number in range(12):
@@ -22,7 +22,7 @@ def test_random_problems(path: Path, dtype: str) -> None:
 
 @pytest.mark.all
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("path", MASKING, ids=str)
+@pytest.mark.parametrize("path", PATHS, ids=str)
 def test_many_random_problems(path: Path, dtype: str) -> None:
     for number in range(100, 600):
         call(path, masked(dtype, number))
@@ -51,7 +51,7 @@ def arrays() -> tuple[list[np.ndarray], np.ndarray]:
     return [random.standard_normal(shape) for shape in (SHAPE, KEY_SHAPE, KEY_SHAPE)], mask
 
 
-@pytest.mark.parametrize("path", MASKING, ids=str)
+@pytest.mark.parametrize("path", PATHS, ids=str)
 def test_a_mask_of_true_changes_nothing(path: Path) -> None:
     framework, (given, mask) = path.framework, arrays()
     tensors = [framework.tensor(array, "float32") for array in given]
@@ -63,7 +63,7 @@ def test_a_mask_of_true_changes_nothing(path: Path) -> None:
     assert not np.array_equal(out(key_mask=framework.tensor(mask, "bool")), out())
 
 
-@pytest.mark.parametrize("path", MASKING, ids=str)
+@pytest.mark.parametrize("path", PATHS, ids=str)
 def test_queries_on_a_finer_grid(path: Path) -> None:
     """The mask is on the keys' grid: each query of a cell sees what a query at the key would see."""
     framework, (given, mask) = path.framework, arrays()
@@ -76,17 +76,55 @@ def test_queries_on_a_finer_grid(path: Path) -> None:
         np.testing.assert_allclose(found[:, i::2, j::3], framework.numpy(own), rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("path", [path for path in PATHS if path not in MASKING], ids=str)
-def test_backends_that_mask_no_keys(path: Path) -> None:
-    """They say so; 'auto' takes one that does."""
-    framework, (given, mask) = path.framework, arrays()
+@pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
+def test_auto_takes_the_kernels(framework: Framework) -> None:
+    given, mask = arrays()
     tensors, key_mask = [framework.tensor(array, "float32") for array in given], framework.tensor(mask, "bool")
-    with pytest.raises(NotImplementedError, match="it masks no keys"):
-        framework.face("na2d")(*tensors, 3, key_mask=key_mask, backend=path.backend)
-    assert planned_path(framework, "na2d", *tensors, kernel_size=3, key_mask=key_mask) == "pure"
+    assert planned_path(framework, "na2d", *tensors, kernel_size=3, key_mask=key_mask) == framework.compiled
     with framework.watch() as ran:
         framework.evaluate(framework.face("na2d")(*tensors, 3, key_mask=key_mask))
-    assert ran == {"pure"}
+    assert ran == {framework.compiled}
+
+
+@pytest.mark.parametrize("path", PATHS, ids=str)
+def test_masks_of_any_strides(path: Path) -> None:
+    """Views of another memory layout are read as what they are."""
+    framework, (given, mask) = path.framework, arrays()
+    tensors = [framework.tensor(array, "float32") for array in given]
+    turned = framework.tensor(np.ascontiguousarray(mask.swapaxes(1, 2)), "bool").swapaxes(1, 2)
+    spread = framework.tensor(np.repeat(mask, 2, axis=2), "bool")[:, :, ::2]
+    out = [
+        framework.numpy(framework.face("na2d")(*tensors, 3, key_mask=view, backend=path.backend))
+        for view in (framework.tensor(mask, "bool"), turned, spread)
+    ]
+    assert np.array_equal(out[0], out[1]) and np.array_equal(out[0], out[2])
+
+
+@pytest.mark.parametrize("additional", [False, True])
+@pytest.mark.parametrize("path", PATHS, ids=str)
+def test_a_query_that_is_nan_and_sees_no_key(path: Path, additional: bool) -> None:
+    """Its result is 0 and -inf, and its gradient 0; with an additional key it sees one, and its results are NaN."""
+    framework, (given, _) = path.framework, arrays()
+    given[0][0, 2, 3, 1, 4], mask = np.nan, np.ones(KEY_SHAPE[:-2], bool)
+    mask[0] = False
+    more = [framework.tensor(np.ones((2, 1, 2, 8)))] * 2 if additional else []
+    arguments = {"key_mask": framework.tensor(mask, "bool"), "return_lse": True, "backend": path.backend}
+
+    def call(*tensors: object) -> tuple[object, ...]:
+        extra = dict(zip(("additional_keys", "additional_values"), tensors[3:], strict=False))
+        return tuple(framework.face("na2d")(*tensors[:3], 3, **arguments, **extra))
+
+    tensors = [framework.tensor(array) for array in given]
+    cotangents = [framework.tensor(np.ones(SHAPE)), framework.tensor(np.ones(SHAPE[:-1]))]
+    (out, lse), (of_query, *of_keys) = framework.vjp(call, [*tensors, *more], cotangents)
+    out, lse, of_query = (framework.numpy(each) for each in (out, lse, of_query))
+    spoilt = np.zeros(SHAPE[:-1], bool)
+    spoilt[0, 2, 3, 1] = additional
+    assert np.array_equal(np.isnan(out).all(-1), spoilt) and np.array_equal(np.isnan(lse), spoilt)
+    assert all((framework.numpy(each)[0] == 0).all() for each in of_keys[:2])
+    if not additional:
+        assert (out[0] == 0).all() and (lse[0] == -np.inf).all() and (of_query[0] == 0).all()
+    assert all(np.isfinite(each[1]).all() for each in (out, lse, of_query))
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)

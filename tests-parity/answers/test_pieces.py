@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from brute_force import piece
-from cases import CASES, DTYPES, Case, tagged
+from cases import CASES, DTYPES, MASKED, Case, tagged
 from frameworks import FRAMEWORKS, PATHS, Framework, Path
 from joined_slabs import RUNS, check_slabs, ways
 from random_problems import call
@@ -50,7 +50,7 @@ def test_pieces_are_of_every_kind() -> None:
 
 # --- the case table in slabs -------------------------------------------------------------------------
 
-CUT = [case for case in CASES if ways(case)]
+CUT = [case for case in (*CASES, *MASKED) if ways(case)]
 
 
 @pytest.mark.parametrize("path", PATHS, ids=str)
@@ -71,9 +71,8 @@ def test_slabs_of_split_ops_make_the_whole(path: Path, op: str) -> None:
 
 @pytest.mark.all
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize("op", RUNS)
+@pytest.mark.parametrize(("op", "case"), [(op, case) for op in RUNS for case in CUT if op == "na" or not case.masked])
 @pytest.mark.parametrize("path", PATHS, ids=str)
-@pytest.mark.parametrize("case", CUT, ids=str)
 def test_all_slabs_make_the_whole(case: Case, path: Path, op: str, dtype: str) -> None:
     """Each case in two to five slabs along every axis."""
     for way in ways(case):

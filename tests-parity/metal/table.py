@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
-from cases import CASES, Case, make
+from cases import CASES, MASKED, Case, make
 
 from natten_mps._metal.metal import op_launches
 from natten_mps._metal.metal.source import Instance
@@ -53,14 +53,14 @@ class Entry:
 
 
 def entries() -> tuple[Entry, ...]:
-    """Every case that launches something: the split ops do not take additional keys."""
+    """Every case that launches something: the split ops take neither additional keys nor masks."""
     return tuple(
         Entry(case, dtype, op)
-        for case in (*CASES, *PADDED)
+        for case in (*CASES, *PADDED, *MASKED)
         if case.batch
         for dtype in DTYPES
         for op in OPS
-        if op == "na" or case.additional is None or case.rpb or "everything" in case.name
+        if op == "na" or (not case.masked and (case.additional is None or case.rpb or "everything" in case.name))
     )
 
 

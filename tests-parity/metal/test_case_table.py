@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tolerances
 import torch
-from cases import BY_NAME, CASES, Case
+from cases import BY_NAME, CASES, MASKED, Case
 from frameworks import MPS, Found, Path, held_slots, run, run_av, run_qk
 from varlen_items import BATCHES, Items
 
@@ -91,7 +91,7 @@ def test_the_default_run_covers_the_table() -> None:
     """Every feature, with few kernels; the whole table is at least 400 forward and backward runs."""
     every, always = entries(), chosen()
     assert 2 * len(every) >= 400 and len({str(entry) for entry in every}) == len(every)
-    assert {entry.case for entry in every} == {case for case in (*CASES, *PADDED) if case.batch}
+    assert {entry.case for entry in every} == {case for case in (*CASES, *PADDED, *MASKED) if case.batch}
     features = [frozenset().union(*(entry.features for entry in some)) for some in (every, always)]
     assert features[0] == features[1]
     assert {entry.dtype for entry in always} == set(DTYPES)

@@ -34,7 +34,12 @@ pytestmark = pytest.mark.usefixtures("emulator")
 
 FAST = Path(MLX, "fast_metal")
 # Every feature in some rank and dtype; few instantiations, because each takes seconds to compile.
-FUSED = (("seq-additional-everything", "float32"), ("img-mqa-values", "float16"), ("vol-rpb", "bfloat16"))
+FUSED = (
+    ("seq-additional-everything", "float32"),
+    ("img-mqa-values", "float16"),
+    ("vol-rpb", "bfloat16"),
+    ("seq-masked-causal-gqa", "float16"),
+)
 SPLIT = BY_NAME["img-rpb"]
 # The case for tests that do not check numbers, with the templates of forward and gradient.
 SMALL = BY_NAME["img-mqa-values"]

@@ -19,8 +19,9 @@ from metal_emulator import Buffer
 
 from natten_mlx import _autodiff
 from natten_mlx._device import Machine, machine, on_machine
+from natten_mlx._launch import nanobind_metal
 from natten_mlx._launch.extension import ExtensionHost
-from natten_mlx._metal.plan.backend import NANOBIND
+from natten_mlx._metal.plan.backend import NANOBIND, PURE
 from natten_mlx._metal.plan.device import Device
 from natten_mlx._metal.plan.verdicts import KernelFailure
 
@@ -134,9 +135,15 @@ def apart(array: mx.array) -> mx.array:
     return mx.swapaxes(spread[..., ::2], 1, -2)
 
 
-def node(kind: Any, case: Case, op: str, names: Sequence[str]) -> Any:
+def tensors_of(case: Case) -> dict[str, mx.array]:
+    """Every tensor of the fused op, in float32 but for the mask, and cotangents."""
+    arrays = inputs(case, "float32")
+    return {n: MLX.tensor(a, "bool" if n == "key_mask" else "float32") for n, a in arrays.items()}
+
+
+def node(kind: Any, case: Case, op: str, names: Sequence[str], backend: str = NANOBIND.name) -> Any:
     stream = mx.default_stream(mx.cpu)
-    return kind(machine().plan_on(stream, case.problem("float32", op), NANOBIND.name), stream, tuple(names))
+    return kind(machine().plan_on(stream, case.problem("float32", op), backend), stream, tuple(names))
 
 
 def close(found: Sequence[mx.array], wanted: Sequence[mx.array]) -> None:
@@ -144,29 +151,47 @@ def close(found: Sequence[mx.array], wanted: Sequence[mx.array]) -> None:
         values, reference = MLX.numpy(a), MLX.numpy(b)
         held = np.isfinite(reference)
         np.testing.assert_array_equal(values[~held], reference[~held])
-        assert np.abs(values - reference)[held].max() <= LIMIT * max(np.abs(reference[held]).max(), 1.0)
+        assert np.abs(values[held] - reference[held]).max() <= LIMIT * max(np.abs(reference[held]).max(), 1.0)
 
 
-@pytest.mark.parametrize("name", ["seq-additional-everything", "img-rpb"])
+@pytest.mark.parametrize("name", ["seq-additional-everything", "img-rpb", "img-masked-rpb"])
 @pytest.mark.parametrize("lay", [mx.array, apart], ids=["packed", "apart"])
 def test_fused(gpu: Extension, name: str, lay: Any) -> None:
     case = BY_NAME[name]
-    arrays = {n: MLX.tensor(a, "float32") for n, a in inputs(case, "float32").items()}
-    given = {n: arrays[n] if n == "rpb" else lay(arrays[n]) for n in INPUTS if n in arrays}
+    arrays = tensors_of(case)
+    given = {n: arrays[n] if n in ("rpb", "key_mask") else lay(arrays[n]) for n in (*INPUTS, "key_mask") if n in arrays}
     forward, backward = (node(k, case, "na", given) for k in (_autodiff.Forward, _autodiff.Backward))
     found = forward(tuple(given.values()))
     grads = [lay(arrays["d_out"]), arrays["d_lse"]]
     gradients = backward((*grads, *given.values(), *found))
-    call = lambda *a: list(  # noqa: E731
-        MLX.face(case.face)(
-            **dict(zip(given, a, strict=True)), **case.window, scale=case.scale, return_lse=True, backend="pure"
-        )
-    )
+    options = case.window | {"scale": case.scale, "return_lse": True, "backend": "pure"}
+    options |= {n: given.pop(n) for n in ("key_mask",) if n in given}
+    call = lambda *a: list(MLX.face(case.face)(**dict(zip(given, a, strict=True)), **options))  # noqa: E731
     wanted = mx.vjp(call, [arrays[n] for n in given], [arrays["d_out"], arrays["d_lse"]])
     close(found, wanted[0])
     close(gradients, wanted[1])
     templates = {"na_fwd", "na_delta", "na_bwd_dq", "na_bwd_dkv", "na_sum"} | ({"na_rpb"} if case.rpb else set())
     assert {ran.rpartition("_r")[0] for ran in gpu.ran} == templates
+
+
+def test_a_mask_that_was_packed(gpu: Extension) -> None:
+    """A primitive gives its derivatives the words that it read: kernels read them as they are, pure as bools."""
+    case = BY_NAME["img-masked-rpb"]
+    arrays = tensors_of(case)
+    given = {n: arrays[n] for n in (*INPUTS, "key_mask") if n in arrays}
+    words = nanobind_metal.packed(given["key_mask"], mx.default_stream(mx.cpu))
+    assert words.dtype == mx.int32 and words is nanobind_metal.packed(words, mx.default_stream(mx.cpu))
+    for backend in (NANOBIND.name, PURE.name):
+        forward, backward = (node(k, case, "na", given, backend) for k in (_autodiff.Forward, _autodiff.Backward))
+        outputs = forward(tuple(given.values()))
+        found = []
+        for mask in (given["key_mask"], words):
+            made = tuple((given | {"key_mask": mask}).values())
+            with MLX.watch() as ran:
+                found.append([*forward(made), *backward((arrays["d_out"], arrays["d_lse"], *made, *outputs))])
+            assert ran == {backend}
+        assert len(found[0]) == 6
+        assert all(mx.array_equal(a, b, equal_nan=True) for a, b in zip(*found, strict=True))
 
 
 def test_split(gpu: Extension) -> None:

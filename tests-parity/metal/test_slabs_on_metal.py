@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from cases import BY_NAME, CASES
+from cases import BY_NAME, CASES, MASKED
 from frameworks import MLX, MPS, Path
 from joined_slabs import RUNS, check_slabs, ways
 
@@ -26,9 +26,9 @@ ALWAYS = {
 def parameters(package: Any) -> list[Any]:
     """A few cases in one way each; with --all, every case that is no empty batch, in every way."""
     found = [pytest.param(name, op, [way], id=f"{name}-{op}-{way}") for name, op, way in ALWAYS[package]]
-    for case in CASES:
+    for case in (*CASES, *MASKED):
         for op in RUNS:
-            if case.batch and ways(case):
+            if case.batch and ways(case) and (op == "na" or not case.masked):
                 every = ways(case)
                 found.append(pytest.param(case.name, op, every, id=f"{case}-{op}-every-way", marks=pytest.mark.all))
     return found

@@ -38,6 +38,7 @@ def test_it_is_the_default_on_the_cpu() -> None:
     with MPS.watch() as ran:
         with_gradients(tensors(1))
     assert ran == {"native"}
+    families = ("fused", "additional_keys", "rpb", "key_mask", "attention", "split", "varlen", "modules")
     assert natten_mps.get_support_matrix()["native"] == {
         "available": True,
         "forward": True,
@@ -47,7 +48,7 @@ def test_it_is_the_default_on_the_cpu() -> None:
         "constraints": {"ranks": [1, 2, 3], "dtypes": list(DTYPES)},
         "limits": {},
         "reason": "",
-        "ops": dict.fromkeys(("fused", "additional_keys", "rpb", "attention", "split", "varlen", "modules"), ""),
+        "ops": dict.fromkeys(families, ""),
     }
     assert "backend: native (" in natten_mps.explain("na2d", *tensors(1), kernel_size=5)
 
@@ -221,8 +222,8 @@ def test_the_library_and_the_ops_agree() -> None:
     assert told.dtypes == DTYPES
     assert set(told.functions) == {name for op in OPS.values() for name in (op.forward, op.backward)}
     assert all(f"int natten_{name}(" in header for name in told.functions)
-    operands = {operand for op in OPS.values() for operand in op.inputs + op.outputs if operand.differentiable}
-    layouts = {o.name: "FLAT" if not o.batched else "CHANNELS" if o.channels else "ROWS" for o in operands}
-    layouts["key_mask"] = "FLAT"  # bytes, which have no heads
+    operands = {operand for op in OPS.values() for operand in op.inputs + op.outputs}
+    flat = {operand for operand in operands if not operand.batched or not operand.differentiable}  # a mask has no heads
+    layouts = {o.name: "FLAT" if o in flat else "CHANNELS" if o.channels else "ROWS" for o in operands}
     assert told.layouts == layouts | {f"{name}_grad": layout for name, layout in layouts.items()}
     assert all(hasattr(Problem, name) for name in told.fields.keys() - {"dtype", "threads"})

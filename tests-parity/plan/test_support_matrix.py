@@ -14,7 +14,7 @@ from natten_mps._metal.plan import plan, support
 from natten_mps._metal.plan.device import Device
 from natten_mps._metal.problem import checks
 
-FAMILIES = ("fused", "additional_keys", "rpb", "attention", "split", "varlen", "modules")
+FAMILIES = ("fused", "additional_keys", "rpb", "key_mask", "attention", "split", "varlen", "modules")
 
 
 def test_the_support_matrix_of_a_gpu() -> None:
@@ -87,6 +87,7 @@ def test_the_limits_are_true() -> None:
         ("attention", ["attention"], {"forward", "backward", "varlen"}, {"attention", "varlen"}),
         ("av", ["av"], {"forward", "backward"}, {"split", "modules"}),
         ("rpb", ["rpb"], {"forward", "backward"}, {"rpb", "modules"}),
+        ("mask", ["key_mask"], {"forward", "backward"}, {"key_mask", "modules"}),
         ("extra", ["additional_keys"], {"forward", "backward"}, {"additional_keys"}),
         ("gradient", None, {"backward"}, set()),
     ],
@@ -98,8 +99,9 @@ def test_the_support_matrix_asks_about_each_op(
     gpu = Device("gpu", "some gpu", float64=False)
 
     def refusal(problem: Any, device: Device, backend: str, *verdicts: Any) -> str | None:
-        kinds = {problem.op} if not (problem.has_rpb or problem.additional) else {"rpb" if problem.has_rpb else "extra"}
-        return f"{lost} is lost" if lost in kinds else plan.refusal(problem, device, backend)
+        given = {"rpb": problem.has_rpb, "mask": problem.has_key_mask, "extra": problem.additional > 0}
+        kind = next((name for name, has in given.items() if has), problem.op)
+        return f"{lost} is lost" if lost == kind else plan.refusal(problem, device, backend)
 
     monkeypatch.setattr(support, "refusal", refusal)
     if lost == "gradient":

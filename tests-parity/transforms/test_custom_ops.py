@@ -10,6 +10,7 @@ import pytest
 import torch
 from cases import BY_NAME, INPUTS, inputs
 from frameworks import MPS
+from pieces import Cut, slabs
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
@@ -24,13 +25,15 @@ def registered() -> set[str]:
     return {name.removeprefix("natten_mps::") for name in torch._C._dispatch_get_all_op_names() if "natten_mps" in name}
 
 
-def calls(name: str) -> dict[str, list[tuple[Any, ...]]]:
-    """Arguments of every op, for a case's sizes and window."""
+def calls(name: str, cut: Cut | None = None) -> dict[str, list[tuple[Any, ...]]]:
+    """Arguments of every op, for a case's sizes and window; cut: of those that compute pieces, for this piece of it."""
     case, ops = BY_NAME[name], MPS.module("_ops").torch.ops.natten_mps
-    arrays = inputs(case, "float64")
+    arrays = inputs(case, "float64") if cut is None else cut.of(inputs(case, "float64"))
     tensors = {n: MPS.tensor(arrays[n]) for n in INPUTS if n in arrays}
     window = [list(each) for each in case.window.values()]
-    static = (*window, case.factor, MPS.package.get_backend())
+    static: tuple[Any, ...] = (*window, case.factor, MPS.package.get_backend())
+    if cut is not None:
+        static = (*static, [number for part in cut.arguments.values() for number in part])
     found: dict[str, list[tuple[Any, ...]]] = {}
 
     def add(op: str, given: list[Any], how: tuple[Any, ...], lacks_last: bool = False) -> list[Any]:
@@ -47,6 +50,8 @@ def calls(name: str) -> dict[str, list[tuple[Any, ...]]]:
     query, key, value = (tensors[n] for n in INPUTS[:3])
     (logits,) = add("qk", [query, key, tensors.get("rpb")], static)
     add("av", [logits.softmax(-1), value], static)
+    if cut is not None:
+        return found
     flat = [t.flatten(1, -3) for t in (query, key, value)]
     add("attention", flat, ([], [1], [1], [True], case.factor, static[-1]), lacks_last=True)
     return found
@@ -57,6 +62,19 @@ def calls(name: str) -> dict[str, list[tuple[Any, ...]]]:
 def test_every_op_is_well_formed(name: str) -> None:
     given = calls(name)
     assert set(given) == CHECKED
+    check(given)
+
+
+@pytest.mark.usefixtures("torch_path")
+def test_ops_on_pieces_are_well_formed() -> None:
+    case = BY_NAME["img-rpb-everything"]
+    given = calls(case.name, list(slabs(case, 1, 2))[1])
+    assert set(given) == {name for name in CHECKED if not name.startswith("attention")}
+    check(given)
+
+
+def check(given: dict[str, list[tuple[Any, ...]]]) -> None:
+    """Calls of ops by name pass torch's checks."""
     for op, arguments in given.items():
         for each in arguments:
             overload = getattr(torch.ops.natten_mps, op).default

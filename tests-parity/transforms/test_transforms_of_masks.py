@@ -12,7 +12,7 @@ import torch
 from frameworks import MLX, MPS, Framework
 from torch import Tensor
 
-BACKENDS = ("pure", "dense")
+BACKENDS, MLX_BACKENDS = ((framework.compiled, "pure", "dense") for framework in (MPS, MLX))
 SHAPES = {"query": (2, 5, 6, 2, 3), "key": (2, 5, 6, 1, 3), "value": (2, 5, 6, 1, 3), "rpb": (2, 5, 7)}
 WINDOW: dict[str, Any] = {"kernel_size": (3, 4), "is_causal": (False, True)}
 Call = Callable[..., Any]
@@ -75,11 +75,12 @@ def test_torch_exports() -> None:
     close([program.module()(*given, mask)], [call(*given, mask)])
 
 
-def test_the_custom_ops_pass_torchs_checks() -> None:
+@pytest.mark.parametrize("backend", ["native", "pure"])
+def test_the_custom_ops_pass_torchs_checks(backend: str) -> None:
     """opcheck: fakes, autograd and tracing of both ops."""
     (query, key, value), mask = tensors()
     inputs = [query, key, value, None, None, None, mask]
-    static = ([3, 4], [1, 1], [1, 1], [False, True], 0.5, "pure")
+    static = ([3, 4], [1, 1], [1, 1], [False, True], 0.5, backend)
     forward, backward = torch.ops.natten_mps.na_forward.default, torch.ops.natten_mps.na_backward.default
     assert set(torch.library.opcheck(forward, (inputs, *static)).values()) == {"SUCCESS"}
     outputs = [output.detach() for output in forward(inputs, *static)]
@@ -140,10 +141,11 @@ def test_a_query_that_is_nan_reaches_no_masked_key(backend: str) -> None:
     assert all((gradient[~mask] == 0).all() for gradient in of_keys)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", MLX_BACKENDS)
 def test_mlx_transforms(backend: str) -> None:
     """vmap over calls and gradients, with a mask for each and one for all; gradients are torch's."""
-    call, eager, (wanted, torch_mask) = fused(MLX, backend), fused(MPS, backend), tensors()
+    other = MPS.compiled if backend == MLX.compiled else backend
+    call, eager, (wanted, torch_mask) = fused(MLX, backend), fused(MPS, other), tensors()
     given, mask = [MLX.tensor(array) for array in arrays()[0]], mx.array(arrays()[1])
     grad = mx.grad(lambda *t: (call(*t) ** 2).sum(), argnums=(0, 1, 2))
     with MLX.watch() as ran:
@@ -159,7 +161,7 @@ def test_mlx_transforms(backend: str) -> None:
         close(found, [mx.stack(list(each)) for each in zip(*(grad(*t) for t in every), strict=True)])
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", MLX_BACKENDS)
 def test_mlx_compiles(backend: str) -> None:
     """Results and gradients, and again with another mask."""
     call, given = fused(MLX, backend), [MLX.tensor(array) for array in arrays()[0]]

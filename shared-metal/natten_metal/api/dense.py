@@ -107,7 +107,10 @@ def forward(
     weights = xp.exp(logits - top)
     total = xp.where(empty, 1.0, weights.sum(-1, keepdims=True))
     out, lse = (weights / total) @ values, xp.where(empty, -math.inf, top + xp.log(total))
-    bad = xp.either(seen[..., -1:], _bad_rows(xp, query))
+    bad = _bad_rows(xp, query)
+    if key_mask is not None and not problem.additional:  # a query that sees no key gives 0, even if it is NaN itself
+        bad = ~xp.either(~bad, ~mask.any(-1, keepdims=True))
+    bad = xp.either(seen[..., -1:], bad)
     out, lse = xp.spoil(out, xp.either(seen[..., :-1], bad)), xp.spoil(lse, bad)
     shape = problem.query_shape
     return _heads_last(xp, out, shape, query.dtype), _heads_last(xp, lse, shape, lse.dtype)[..., 0]

@@ -7,6 +7,12 @@ from .operations import Operations, Tensor, pad
 _VALUES = (*(1 << bit for bit in range(MASK_BITS - 1)), -(1 << MASK_BITS - 1))
 
 
+def key_bools(xp: Operations, words: Tensor, length: int) -> Tensor:
+    """What :func:`key_words` made ``words`` of. length: of its last axis."""
+    bits = words[..., None] >> xp.integers(tuple(range(MASK_BITS)), xp.int32, words)
+    return (bits & 1).flatten(words.ndim - 1)[..., :length] == 1
+
+
 def key_words(xp: Operations, key_mask: Tensor) -> Tensor:
     """``[B, *shape]`` of bools -> ``[B, *shape but the last, ceil(last / 32)]`` of int32: bit b of a word is its key b.
 

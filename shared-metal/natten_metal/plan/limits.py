@@ -32,15 +32,6 @@ def metal_limit(problem: Problem, smallest: int = 1) -> str | None:
     return None
 
 
-# Which work computes no problem with a key mask.
-UNMASKED = frozenset((Work.CPU_KERNELS, Work.METAL_KERNELS))
-
-
-def no_key_mask(problem: Problem, work: Work) -> str | None:
-    """Why ``work`` cannot mask keys; None if it can, or if the problem has no key mask."""
-    return "it masks no keys" if problem.has_key_mask and work in UNMASKED else None
-
-
 def too_large(problem: Problem) -> str | None:
     """Why ``problem`` is too large for the kernels, those for CPUs included; None if it is not."""
     p = problem

@@ -176,8 +176,6 @@ def _rule(problem: Problem, device: Device, backend: Backend) -> str | None:
     work = backend.on(device.kind)
     if work is None:
         return f"{backend.name} computes nothing on a {device.kind.upper()}"
-    if reason := limits.no_key_mask(problem, work):
-        return reason
     if problem.dtype == "float64" and not device.float64:
         return f"{device.name} does not compute in float64; the CPU does"
     if device.longest is not None and (reason := limits.too_long(problem, work, device.longest)):

@@ -21,6 +21,7 @@ from .verdicts import NOTHING_LEARNED, Verdicts
 _SAMPLES: dict[str, dict[str, Any]] = {op.name: {"op": op.name} for op in OPS.values()} | {
     "additional_keys": {"additional": 8},
     "rpb": {"has_rpb": True},
+    "key_mask": {"has_key_mask": True},
 }
 _SPLIT = tuple(op.name for op in OPS.values() if op.bilinear)
 # Families of ops: a backend takes a family if it takes all of its samples. Modules run the split ops to drop attention
@@ -29,10 +30,11 @@ _FAMILIES = {
     "fused": (FUSED.name,),
     "additional_keys": ("additional_keys",),
     "rpb": ("rpb",),
+    "key_mask": ("key_mask",),
     FULL.name: (FULL.name,),
     "split": _SPLIT,
     "varlen": (FUSED.name, FULL.name),
-    "modules": (FUSED.name, "rpb", *_SPLIT),
+    "modules": (FUSED.name, "rpb", "key_mask", *_SPLIT),
 }
 # Limits that a backend may have: a problem just beyond it, and the largest value that it takes, if that is a number.
 _LIMITS: dict[str, tuple[dict[str, Any], int | None]] = {
@@ -54,8 +56,9 @@ def support_matrix(
     available: some problem can run; forward, backward: all ops can run, and their gradients; fusion: no tensor of
     window slots is made; varlen: items of different sizes (problems of the fused op and of full attention) can run;
     constraints: ranks, dtypes, and limits ('head_dim', 'rpb_entries': the largest, 'not': what it does not take); ops:
-    by family ('fused', 'split', 'varlen', 'rpb', 'additional_keys', 'attention', 'modules') '' or why it cannot run;
-    limits: by name, in words, what single problems of these ops cannot have; reason: why it is not available, or ''.
+    by family ('fused', 'split', 'varlen', 'rpb', 'additional_keys', 'key_mask', 'attention', 'modules') '' or why it
+    cannot run; limits: by name, in words, what single problems of these ops cannot have; reason: why it is not
+    available, or ''.
     """
     return {name: _support(device, name, verdicts) for name in order}
 

@@ -105,7 +105,19 @@ class _Custom:
             machine().announce(self.program)
             return self.results(nanobind.run(self, self.tensors(arrays), machine().nanobind), arrays)
         with mx.stream(self.stream):  # a custom function is a node itself, besides its contents
+            arrays = self.unpacked(arrays)
             return self.compute(arrays) if _plain.get() else self.launch_custom_function(arrays)
+
+    def unpacked(self, arrays: Arrays) -> Arrays:
+        """The same arrays, but a mask of keys in bools: a primitive gives its derivatives the words that it read."""
+        if KEY_MASK.name not in self.names or all(array.dtype != mx.int32 for array in arrays):
+            return arrays
+        # With it come the kernels as data, which a CPU never needs.
+        from . import _operations
+        from ._metal.api.key_words import key_bools
+
+        length = self.problem.key_shape[-1]
+        return tuple(key_bools(_operations, a, length) if a.dtype == mx.int32 else a for a in arrays)
 
     def launch_custom_function(self, arrays: Arrays) -> Arrays:
         """:meth:`compute` as a node, on the current stream, that MLX transforms by the functions given here."""

@@ -12,7 +12,7 @@ from typing import Any
 import mlx.core as mx
 
 from .._metal.plan.programs import MetalLaunches, Program
-from .._metal.problem.ops import sum_dtype
+from .._metal.problem.ops import KEY_MASK, RPB, sum_dtype
 from .extension import DTYPES, Call, ExtensionHost, Tensors, specs
 
 
@@ -36,17 +36,23 @@ def run(call: Call, tensors: Mapping[str, mx.array], host: ExtensionHost) -> dic
 
 
 def _readable(program: Program, tensors: Mapping[str, mx.array], stream: mx.Stream) -> dict[str, mx.array]:
-    """Tensors as the kernels read them: any strides, or contiguous; rpb and cotangents in the dtype that they need."""
+    """Tensors as the kernels read them: any strides, or contiguous; rpb and cotangents in the dtype that they need, a
+    mask in bits for a GPU. Those of derivatives may have come here before.
+    """
     problem, given = program.problem, dict(tensors)
     # MLX lets a cotangent have another dtype than its output.
     dtypes = {operand.gradient: operand.dtype(problem) for operand in problem.record.outputs}
-    dtypes["rpb"] = sum_dtype(problem.dtype)
+    dtypes[RPB.name] = sum_dtype(problem.dtype)
     for name in dtypes.keys() & given.keys():
         given[name] = given[name].astype(DTYPES[dtypes[name]], stream=stream)
-    contiguous = frozenset({"rpb"})
+    contiguous = frozenset({RPB.name, KEY_MASK.name})
     if isinstance(program, MetalLaunches):
         # With it come the kernels as data, which a CPU never needs.
         from .nanobind_metal import CONTIGUOUS as contiguous
+        from .nanobind_metal import packed
+
+        if KEY_MASK.name in given:
+            given[KEY_MASK.name] = packed(given[KEY_MASK.name], stream)
     for name in contiguous & given.keys():
         given[name] = mx.contiguous(given[name], stream=stream)
     return given

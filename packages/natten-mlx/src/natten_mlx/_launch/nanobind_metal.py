@@ -5,6 +5,8 @@ from typing import Any
 
 import mlx.core as mx
 
+from .. import _operations
+from .._metal.api.key_words import key_words
 from .._metal.metal.op_launches import CONTIGUOUS as CONTIGUOUS
 from .._metal.metal.op_launches import Launch, strides_of, with_strides
 from .._metal.metal.params import COUNT, PARAMS
@@ -29,6 +31,12 @@ struct Params {{
 }};
 }}  // namespace na
 """
+
+
+def packed(key_mask: mx.array, stream: mx.Stream) -> mx.array:
+    """A mask as the kernels read it. Derivatives are given the words that the primitive was given."""
+    with mx.stream(stream):
+        return key_words(_operations, key_mask) if key_mask.dtype == mx.bool_ else key_mask
 
 
 def proved_launches(

@@ -15,7 +15,7 @@ from torch import Tensor
 from .._metal.cpu.library import FILE, FOLDER, CpuLibrary
 from .._metal.plan.programs import CpuCall
 from .._metal.problem import checks
-from .._metal.problem.ops import sum_dtype
+from .._metal.problem.ops import KEY_MASK, RPB, sum_dtype
 from .._metal.problem.problem import Problem
 
 DTYPES = {
@@ -26,6 +26,8 @@ DTYPES = {
 }
 
 CPU = torch.device("cpu")
+# What the kernels read contiguous. They read all other tensors as they are.
+FLAT = frozenset({RPB.name, KEY_MASK.name})
 
 
 class NativeHost:
@@ -71,8 +73,8 @@ def run(
     for output in program.outputs[len(made) :]:
         made[output.name] = torch.empty(output.shape, dtype=DTYPES[output.dtype], device=CPU)
     passed = tensors | made
-    if "rpb" in tensors:
-        passed["rpb"] = _readable_rpb(program.problem, tensors["rpb"])
+    for name in FLAT & tensors.keys():
+        passed[name] = _contiguous(program.problem, name, tensors[name])
     addresses = {}
     for name, tensor in passed.items():
         address = tensor.data_ptr()
@@ -83,9 +85,9 @@ def run(
     return made
 
 
-def _readable_rpb(problem: Problem, rpb: Tensor) -> Tensor:
-    """rpb as the kernels read it: contiguous, in the dtype of sums. They read all other tensors as they are."""
-    return rpb.to(DTYPES[sum_dtype(problem.dtype)]).contiguous()
+def _contiguous(problem: Problem, name: str, tensor: Tensor) -> Tensor:
+    """One of :data:`FLAT` as the kernels read it: rpb in the dtype of sums, a mask in the bytes of its bools."""
+    return (tensor.to(DTYPES[sum_dtype(problem.dtype)]) if name == RPB.name else tensor).contiguous()
 
 
 def _require_memory(problem: Problem, name: str, tensor: Tensor | None) -> None:
