@@ -40,6 +40,11 @@ def to_numpy(name: str, tensor: Any, face: str = "load_weights") -> Any:
     return numpy.asarray(tensor)
 
 
+def widened(bits: Any) -> Any:
+    """bfloat16, given as 16-bit integers, as float32."""
+    return (bits.astype("<u4") << 16).view("<f4")
+
+
 def bare(names: Iterable[str]) -> dict[str, str]:
     """Each name without the prefixes of torch's wrappers: ``{name: bare name}``."""
     parts = {name: [part for part in name.split(".") if part not in INSERTED] for name in names}

@@ -6,7 +6,6 @@ save_weights(module, "weights.safetensors")             # which natten_mlx.load_
 """
 
 import os
-import pickle
 from typing import Any
 
 import torch
@@ -14,19 +13,9 @@ from torch import Tensor, nn
 
 from ._metal.weights import files as weight_files
 from ._metal.weights import state as weights
+from ._metal.weights.faults import UNREADABLE, broken
 
 TORCH_FILES = (".pt", ".pth", ".bin")
-# What torch.load raises for a file that is truncated or contains more than weights.
-UNREADABLE = (
-    RuntimeError,
-    EOFError,
-    OSError,
-    pickle.UnpicklingError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-)
 
 
 def load_weights(module: nn.Module, source: Any, *, strict: bool = True) -> tuple[list[str], list[str]]:
@@ -61,7 +50,7 @@ def load_weights(module: nn.Module, source: Any, *, strict: bool = True) -> tupl
         {short: _shape(short, own[name]) for short, name in full.items()},
         strict,
     )
-    tensors = {full[name]: torch.tensor(array) for name, array in given.items() if name in full}
+    tensors = {full[name]: _view(array) for name, array in given.items() if name in full}
     module.load_state_dict(tensors, strict=False)
     return found
 
@@ -72,7 +61,14 @@ def _torch_file(path: Any) -> Any:
         try:
             return torch.load(file, map_location="cpu", weights_only=True)
         except UNREADABLE as error:
-            raise weight_files.broken(path, error) from error
+            raise broken(path, error) from error
+
+
+def _view(array: Any) -> Tensor:
+    """An array as a tensor in the same memory: load_state_dict copies it. A copy only where torch takes no view."""
+    import numpy
+
+    return torch.from_numpy(numpy.require(array, requirements=["C", "A", "W"]))
 
 
 def _shape(name: str, tensor: Any) -> tuple[int, ...]:
