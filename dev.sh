@@ -5,9 +5,9 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 UV_VERSION=0.13.9
-PY=.venv/bin/python
+VENV=.venv
+PY=$VENV/bin/python
 unset VIRTUAL_ENV PYTHONHOME       # another environment that happens to be active is not ours
-export UV_PROJECT_ENVIRONMENT=.venv
 export UV_HTTP_TIMEOUT="${UV_HTTP_TIMEOUT:-180}"
 
 usage() {
@@ -17,7 +17,8 @@ usage: ./dev.sh COMMAND
   demo [IMAGE]                 run the demo of both packages into demo-output/ and compare the results
   demo train                   the same for the training demo: loss curves of both in one picture
   test [--all] [pytest args]   check, then every test suite; --all adds the long tests
-  check                        ruff check, ruff format --check, mypy
+  check                        ruff check, ruff format --check, mypy; requirements/ against pyproject.toml
+  lock [--upgrade]             export the dependency groups of pyproject.toml to requirements/ anew
   bench [pytest args]          the benchmarks
   clients [pytest args]        real packages that call NATTEN or 0.3, unmodified, on ours
   upstream [VERSION...] [pytest args]
@@ -60,36 +61,45 @@ install_uv() {
   .tools/bin/python -m pip install --quiet --disable-pip-version-check "uv==$UV_VERSION"
 }
 
-set_up() {                         # arguments: further options of `uv sync`
+# What files of requirements/ list, into the environment; nothing that is there already is taken out.
+install_requirements() {           # arguments: FILE...
+  local files=("${@/#/--requirements=requirements/}")
   find_uv
-  [ -x "$PY" ] || say "setting up $UV_PROJECT_ENVIRONMENT/ (the first time takes a while)"
-  # --inexact: torch on Linux is not the workspace's own, and must stay.
-  "$UV" sync --quiet --inexact "$@"
-  [ "$(uname -s)" != Linux ] || add_torch_on_linux
+  if [ ! -x "$PY" ]; then
+    say "setting up $VENV/ (the first time takes a while)"
+    "$UV" venv --quiet --allow-existing "$VENV"
+  fi
+  "$UV" pip install --quiet --python "$PY" --require-hashes \
+    --build-constraints requirements/build.txt "${files[@]/%/.txt}"
 }
 
-# The workspace leaves torch out on Linux (see pyproject.toml). In this order: what is there already;
-# a CPU wheel in a folder that this machine's pip is set up with; PyTorch's own CPU builds through uv.
-add_torch_on_linux() {
-  "$PY" -c 'import importlib.metadata as m; m.version("torch")' 2>/dev/null && return
-  local pins=$UV_PROJECT_ENVIRONMENT/constraints.txt pip
-  "$PY" - >"$pins" <<'TEXT'
-import tomllib
-with open("pyproject.toml", "rb") as file:
-    print(*tomllib.load(file)["tool"]["uv"]["constraint-dependencies"], sep="\n")
-TEXT
-  say "installing torch (CPU) into $UV_PROJECT_ENVIRONMENT/"
+# Both packages from the sources here. What is compiled is compiled again where a source has changed.
+install_packages() {
+  "$UV" pip install --quiet --python "$PY" --no-deps --build-constraints requirements/build.txt \
+    -e packages/natten-mps -e packages/natten-mlx
+}
+
+set_up() {                         # arguments: FILE... of requirements/
+  install_requirements "$@"
+  install_packages
+  add_torch
+}
+
+# On Linux the requirements leave torch itself out (see pyproject.toml). In this order: what is there already; a CPU
+# wheel in a folder that this machine's pip is set up with; PyTorch's own CPU builds through uv.
+add_torch() {
+  local torch pip
+  [ "$(uname -s)" = Linux ] || return 0
+  ! "$PY" -c 'import importlib.metadata as m; m.version("torch")' 2>/dev/null || return 0
+  torch=$(sed -n 's/^\(torch==[^ ]*\).*/\1/p' requirements/dev.txt)
+  say "installing $torch (CPU) into $VENV/"
   # --no-compile: compiling all of torch ahead takes far longer than compiling what gets imported.
   for pip in .tools/bin/python python3; do
-    if "$pip" -m pip --python "$PY" install --quiet --no-index --no-deps --dry-run -c "$pins" torch >/dev/null 2>&1; then
-      # --no-warn-conflicts: of some clients only the attention layers are wanted, without what else they ask for.
-      "$pip" -m pip --python "$PY" install --quiet --no-compile --no-warn-conflicts --disable-pip-version-check \
-        --retries 1 -c "$pins" torch
-      return
-    fi
+    "$pip" -m pip --python "$PY" install --quiet --no-index --no-deps --no-compile "$torch" >/dev/null 2>&1 || continue
+    return
   done
   # --no-config: the workspace's override would turn this into a silent no-op.
-  "$UV" pip install --no-config --quiet --python "$PY" --torch-backend cpu -c "$pins" torch
+  "$UV" pip install --no-config --quiet --python "$PY" --torch-backend cpu --no-deps "$torch"
 }
 
 # The compiler and its sanitizers, for the Metal emulator's tests alone, which only x86-64 Linux runs.
@@ -113,6 +123,7 @@ check() {
   "$PY" -m ruff check .
   "$PY" -m ruff format --check .
   "$PY" -m mypy
+  "$PY" scripts/lock.py --check
 }
 
 run_tests() {
@@ -135,9 +146,9 @@ run_demo() {
 run_clients() {
   local suite status=0
   for suite in clients-older clients clients-earlier; do
-    UV_PROJECT_ENVIRONMENT=.venv-$suite
-    PY=$UV_PROJECT_ENVIRONMENT/bin/python
-    set_up --only-group "$suite"
+    VENV=.venv-$suite
+    PY=$VENV/bin/python
+    set_up "$suite"
     OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" "$PY" -m pytest "tests-clients/$suite" "$@" || status=$?
   done
   return $status
@@ -186,15 +197,13 @@ install_torch_release() {
   local is_it='import sys, importlib.metadata as m; sys.exit(m.version("torch").split("+")[0] != sys.argv[1])'
   ! "$PY" -c "$is_it" "$1" 2>/dev/null || return 0
   [ "$1" = newest ] || wanted="torch==$1"
-  say "installing $wanted into $UV_PROJECT_ENVIRONMENT/"
-  # --no-config: the workspace's override would leave torch out. setuptools: torch.compile imports it in releases that
-  # ask for it under newer versions of Python only.
-  options=(--no-config --quiet --python "$PY" --upgrade-package torch setuptools)
+  say "installing $wanted into $VENV/"
+  # --no-config: the workspace's override would leave torch out.
+  options=(--no-config --quiet --python "$PY" --upgrade-package torch)
   # In this order: a wheel in a folder that this machine's pip is set up with; PyTorch's own CPU builds; the index's.
   for pip in .tools/bin/python python3; do
     [ "$1" != newest ] || break
     "$pip" -m pip --python "$PY" install --quiet --no-index --no-deps --no-compile "$wanted" >/dev/null 2>&1 || continue
-    "$UV" pip install "${options[@]}" filelock typing-extensions sympy networkx jinja2 fsspec
     return
   done
   "$UV" pip install "${options[@]}" --torch-backend cpu "$wanted" 2>/dev/null ||
@@ -211,10 +220,10 @@ run_torch() {
   local version=${1:-} suite suites=()
   [[ $version =~ ^([0-9]+\.[0-9]+\.[0-9]+|newest)$ ]] || die "which release of torch? ./dev.sh torch 2.9.0"
   shift
-  UV_PROJECT_ENVIRONMENT=.venv-torch-$version
-  PY=$UV_PROJECT_ENVIRONMENT/bin/python
-  find_uv
-  "$UV" sync --quiet --inexact
+  VENV=.venv-torch-$version
+  PY=$VENV/bin/python
+  install_requirements dev
+  install_packages
   install_torch_release "$version"
   say "torch $("$PY" -c 'import torch; print(torch.__version__)')"
   for suite in "${TORCH_SUITES[@]}"; do suites+=("tests-parity/${suite%/*}/test_${suite##*/}.py"); done
@@ -232,17 +241,18 @@ run_training() {
 
 case "${1:-}" in
   demo)
-    shift; set_up
+    shift; set_up dev
     if [ "${1:-}" = train ]; then shift; run_training "$@"; else run_demo "$@"; fi ;;
   test)
     shift
-    case " $* " in *" --all "*) set_up --group types --group export ;; *) set_up ;; esac
+    case " $* " in *" --all "*) set_up dev all ;; *) set_up dev ;; esac
     run_tests "$@" ;;
-  check) set_up; check ;;
-  bench) shift; set_up --group bench; exec "$PY" -m pytest benchmarks "$@" ;;
+  check) set_up dev; check ;;
+  lock) shift; find_uv; "$UV" run --quiet --no-project scripts/lock.py "$@" ;;
+  bench) shift; set_up dev; exec "$PY" -m pytest benchmarks "$@" ;;
   clients) shift; run_clients "$@" ;;
   upstream)
-    shift; set_up
+    shift; set_up dev
     if [ "${1:-}" = signatures ]; then compare_signatures; else run_upstream "$@"; fi ;;
   torch) shift; run_torch "$@" ;;
   -h | --help | help) usage ;;

@@ -18,10 +18,10 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import tomllib
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from registry import ROOT, UnreachableRegistry, uv
+
 PACKAGE = ROOT / "packages" / "natten-mlx"
 CSRC = PACKAGE / "csrc"
 CACHE = ROOT / "build" / "macos"
@@ -47,36 +47,26 @@ DEFINITIONS = (
     'NATTEN_KERNELS_DIGEST="0"',
     'NATTEN_SOURCES_DIGEST="0"',
 )
-# What uv prints if it cannot reach the registry, as opposed to not finding a package there.
-UNREACHABLE = ("error sending request", "dns error", "timed out", "Connection refused")
 # Mangled names of the C++ standard library and run time, which macOS provides.
 STANDARD = re.compile(r"__Z(T[ISV])?(N?K?St|N10__cxxabiv1)|__Z(n[wa]|d[la])")
 
 
-class UnreachableRegistry(Exception):
-    """The package registry cannot be reached."""
-
-
 def fetch() -> None:
-    """Tools and wheels into the cache, in the versions that pyproject.toml pins."""
-    pins = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["uv"]["constraint-dependencies"]
-    stamp, wanted = CACHE / "fetched.txt", "\n".join(pins)
+    """Tools and wheels into the cache, in the releases that requirements/ pins."""
+    pins = [ROOT / "requirements" / name for name in ("build.txt", "wheels.txt")]
+    stamp, wanted = CACHE / "fetched.txt", "".join(path.read_text() for path in pins)
     if stamp.exists() and stamp.read_text() == wanted:
         return
     shutil.rmtree(CACHE, ignore_errors=True)
+    constraints = [word for path in pins for word in ("--constraints", path)]
     # The wheels' own platform tag says macOS 14; uv assumes an older one.
-    macos = ("--no-deps", "--only-binary", ":all:", "--python-platform", "aarch64-apple-darwin")
+    macos = ("--only-binary", ":all:", "--python-platform", "aarch64-apple-darwin")
     for folder, packages, options in (("tools", TOOLS, ()), ("wheels", WHEELS, macos)):
-        uv = os.environ.get("UV") or shutil.which("uv") or str(ROOT / ".tools" / "bin" / "uv")
-        command = [uv, "pip", "install", "--quiet", "--python", sys.executable, "--target", CACHE / folder]
-        environment = os.environ | {"MACOSX_DEPLOYMENT_TARGET": "14.0"}
-        done = subprocess.run(
-            [*command, *options, *packages], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-        )
-        if done.returncode and any(words in done.stderr for words in UNREACHABLE):
-            raise UnreachableRegistry(" ".join(done.stderr.split()))
-        if done.returncode:
-            sys.exit(f"check_macos_build: {done.stderr}")
+        command = ("pip", "install", "--quiet", "--python", sys.executable, "--target", CACHE / folder, "--no-deps")
+        try:
+            uv(*command, *constraints, *options, *packages, MACOSX_DEPLOYMENT_TARGET="14.0")
+        except subprocess.CalledProcessError as error:
+            sys.exit(f"check_macos_build: {error.stderr}")
     for name, text in STUBS.items():
         stub = CACHE / "stubs" / name
         stub.parent.mkdir(parents=True)

@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import tomllib
 import venv
 import zipfile
 from dataclasses import dataclass, field, replace
@@ -105,10 +104,8 @@ def read_wheel(path: Path) -> dict[str, bytes]:
 def build(name: str, folder: Path, **environment: str) -> Built:
     """The sdist from this checkout, then, from a copy of it elsewhere, the wheel."""
     uv = find_uv()
-    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["uv"]
-    pins = folder / "pins.txt"
-    pins.write_text("\n".join(settings["build-constraint-dependencies"]))
-    common = ("--python", sys.executable, "--build-constraints", pins)
+    pins = ROOT / "requirements" / "build.txt"
+    common = ("--python", sys.executable, "--build-constraints", pins, "--require-hashes")
     run(uv, "build", "--sdist", *common, "--out-dir", folder / "made", ROOT / "packages" / name, cwd=folder)
     (made,) = (folder / "made").glob("*.tar.gz")
     outside = folder / "outside"
