@@ -1,0 +1,124 @@
+"""Whether a tag may be released: it names a package and its version, the changelog has that version, nothing is unset.
+
+Prints `package=` and `version=` for the workflow. Exit status 1, and every reason, if a rule is broken.
+
+usage: check_release.py TAG [--notes FILE] [--files FILE...]
+
+  TAG       natten-mps-vX.Y.Z or natten-mlx-vX.Y.Z
+  --notes   where the version's part of the changelog is written to
+  --files   what will be published: this package and version alone, one sdist, and a wheel for each platform
+"""
+
+import argparse
+import datetime
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+from set_repository import CITATION, OWNERS, PACKAGES, ROOT
+
+TAG = re.compile(rf"({'|'.join(PACKAGES)})-v(\d+\.\d+\.\d+(?:(?:a|b|rc)\d+)?)")
+HEADING = re.compile(r"^## \[(?P<version>[^\]]+)\] - (?P<date>.+)$", re.MULTILINE)
+VERSION = re.compile(r'^__version__ = "([^"]+)"$', re.MULTILINE)
+# What the names of a release's wheels say; natten-mps has one wheel more, for machines that none of the others fits.
+PLATFORMS = {"macOS arm64": r"macosx_\d+_\d+_arm64", "Linux x86-64": r"manylinux_\d+_\d+_x86_64"}
+PURE = "py3-none-any"
+
+
+def project(root: Path, package: str) -> dict:
+    return tomllib.loads((root / "packages" / package / "pyproject.toml").read_text())["project"]
+
+
+def version(root: Path, package: str) -> str:
+    """The package's own, from its metadata or, where these take it from there, its `__version__`."""
+    init = root / "packages" / package / "src" / package.replace("-", "_") / "__init__.py"
+    stated = VERSION.search(init.read_text())
+    return project(root, package).get("version") or (stated[1] if stated else "no version")
+
+
+def changes(root: Path, wanted: str) -> tuple[str, str]:
+    """The date and the text of a version in the changelog; both empty if it is not there."""
+    text = (root / "CHANGELOG.md").read_text()
+    headings = list(HEADING.finditer(text))
+    for heading, end in zip(headings, [*(h.start() for h in headings[1:]), len(text)], strict=True):
+        if heading["version"] == wanted:
+            return heading["date"], text[heading.end() : end].strip()
+    return "", ""
+
+
+def _is_date(text: str) -> bool:
+    try:
+        return datetime.date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False
+
+
+def unset(root: Path) -> list[str]:
+    """What a maintainer has to fill in once."""
+    said = []
+    addresses = {package: project(root, package).get("urls", {}).get("Repository") for package in PACKAGES}
+    cited = re.search(r'^repository-code: "(.+)"$', (root / CITATION).read_text(), re.MULTILINE)
+    if None in addresses.values() or len({*addresses.values(), cited and cited[1]}) > 1:
+        said.append(f"the project's address is not set, or not the same in both packages and {CITATION}")
+    if not re.search(r"^\*\s+@\w", (root / OWNERS).read_text(), re.MULTILINE):
+        said.append(f"{OWNERS} names no maintainer")
+    return [f"{line}: run scripts/set_repository.py" for line in said]
+
+
+def complaints(root: Path, tag: str) -> list[str]:
+    parts = TAG.fullmatch(tag)
+    if not parts:
+        return [f"a tag is {' or '.join(f'{package}-vX.Y.Z' for package in PACKAGES)}; got {tag!r}"]
+    package, wanted = parts.groups()
+    said = unset(root)
+    if version(root, package) != wanted:
+        said.append(f"{package} is {version(root, package)}, and the tag {tag}")
+    date, text = changes(root, wanted)
+    if not text:
+        said.append(f"CHANGELOG.md says nothing of {wanted} under a heading `## [{wanted}] - YYYY-MM-DD`")
+    elif not _is_date(date):
+        said.append(f"CHANGELOG.md dates {wanted} {date!r}: write the day of the release, YYYY-MM-DD")
+    return said
+
+
+def wrong_files(tag: str, names: list[str]) -> list[str]:
+    """What is wrong with the names of the files that will be published."""
+    package, wanted = TAG.fullmatch(tag).groups()
+    stem = f"{package.replace('-', '_')}-{wanted}"
+    wheels = [name.removesuffix(".whl") for name in names if name.endswith(".whl")]
+    said = [f"{name} is not of {stem}" for name in names if not name.startswith((f"{stem}-", f"{stem}.tar.gz"))]
+    if [name for name in names if not name.endswith(".whl")] != [f"{stem}.tar.gz"]:
+        said.append(f"besides wheels there must be {stem}.tar.gz alone")
+    for platform, pattern in PLATFORMS.items():
+        if not any(re.search(pattern, wheel) for wheel in wheels):
+            said.append(f"no wheel for {platform}")
+    said += [
+        f"{wheel} is for one machine alone" for wheel in wheels if wheel.endswith(("-linux_x86_64", "-linux_aarch64"))
+    ]
+    # A failed compiler leaves a wheel without compiled kernels; natten-mps publishes one on purpose.
+    pure = [wheel for wheel in wheels if wheel.endswith(PURE)]
+    if bool(pure) != (package == "natten-mps"):
+        said.append(f"{PURE} is {'missing' if not pure else 'a wheel without compiled kernels'}")
+    return said
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("tag")
+    parser.add_argument("--notes", type=Path)
+    parser.add_argument("--files", type=Path, nargs="+")
+    given = parser.parse_args()
+    said = complaints(ROOT, given.tag)
+    if given.files and TAG.fullmatch(given.tag):
+        said += wrong_files(given.tag, sorted(file.name for file in given.files))
+    if said:
+        sys.exit("".join(f"check_release: {line}\n" for line in said))
+    package, wanted = TAG.fullmatch(given.tag).groups()
+    if given.notes:
+        given.notes.write_text(changes(ROOT, wanted)[1] + "\n")
+    print(f"package={package}\nversion={wanted}")
+
+
+if __name__ == "__main__":
+    main()

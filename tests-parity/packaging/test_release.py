@@ -1,0 +1,150 @@
+"""What must agree before a release: each rule, with a checkout that breaks it, and the program itself."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from house_files import ROOT
+
+sys.path.insert(0, str(ROOT / "scripts"))
+import check_release
+import set_repository
+
+ADDRESS = "https://code.example/somebody/natten"
+MPS, MLX = "natten_mps-9.1.0", "natten_mlx-9.1.0"
+MACOS, LINUX = "macosx_14_0_arm64", "manylinux_2_28_x86_64"
+FILES = [f"{MPS}-py3-none-{MACOS}.whl", f"{MPS}-py3-none-{LINUX}.whl", f"{MPS}-py3-none-any.whl", f"{MPS}.tar.gz"]
+MLX_FILES = [f"{MLX}-cp311-abi3-{MACOS}.whl", f"{MLX}-cp311-abi3-{LINUX}.whl", f"{MLX}.tar.gz"]
+CHANGELOG = "# Changelog\n\n## [9.1.0] - 2030-02-28\n\n- New.\n\n## [9.0.0] - 2030-01-01\n\n- Old.\n"
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A copy of what the rules read, with version 9.1.0 and everything set."""
+    for package in set_repository.PACKAGES:
+        init = f"packages/{package}/src/{package.replace('-', '_')}/__init__.py"
+        for path in (f"packages/{package}/pyproject.toml", init):
+            (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+            text = re.sub(r'^(version|__version__) = ".*"$', r'\1 = "9.1.0"', (ROOT / path).read_text(), flags=re.M)
+            (tmp_path / path).write_text(text)
+    for path in (set_repository.CITATION, set_repository.OWNERS):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / path, tmp_path / path)
+    (tmp_path / "CHANGELOG.md").write_text(CHANGELOG)
+    set_repository.set_repository(tmp_path, ADDRESS, "@somebody")
+    return tmp_path
+
+
+def edit(file: Path, old: str, new: str) -> None:
+    text = file.read_text()
+    assert old in text, f"{file.name} lacks {old}"
+    file.write_text(text.replace(old, new))
+
+
+@pytest.mark.parametrize("package", set_repository.PACKAGES)
+def test_a_release_where_all_agrees(package: str, checkout: Path) -> None:
+    assert check_release.complaints(checkout, f"{package}-v9.1.0") == []
+    assert check_release.changes(checkout, "9.1.0") == ("2030-02-28", "- New.")
+    assert check_release.changes(checkout, "9.0.0") == ("2030-01-01", "- Old.")
+
+
+@pytest.mark.parametrize(
+    "tag", ["v9.1.0", "natten-mps-9.1.0", "natten-mps-v9.1", "natten-mps-v9.1.0.dev1", "natten-v9.1.0"]
+)
+def test_a_tag_of_another_form(tag: str, checkout: Path) -> None:
+    (said,) = check_release.complaints(checkout, tag)
+    assert said == f"a tag is natten-mps-vX.Y.Z or natten-mlx-vX.Y.Z; got {tag!r}"
+
+
+MPS_PROJECT = "packages/natten-mps/pyproject.toml"
+BREAKS = {
+    "no heading": ("CHANGELOG.md", "## [9.1.0] - 2030-02-28", "## [9.1.0]", "says nothing of 9.1.0"),
+    "no text": ("CHANGELOG.md", "- New.\n", "", "says nothing of 9.1.0"),
+    "unreleased": ("CHANGELOG.md", "2030-02-28", "unreleased", "dates 9.1.0 'unreleased'"),
+    "no day": ("CHANGELOG.md", "2030-02-28", "2030-02-30", "dates 9.1.0 '2030-02-30'"),
+    "no address": (MPS_PROJECT, f'Repository = "{ADDRESS}"\n', "", "address is not set"),
+    "two addresses": (MPS_PROJECT, f'Repository = "{ADDRESS}"', f'Repository = "{ADDRESS}2"', "address is not set"),
+    "not cited": ("CITATION.cff", "repository-code", "url", "address is not set"),
+    "no maintainer": (".github/CODEOWNERS", "\n* @somebody", "\n# * @somebody", "CODEOWNERS names no maintainer"),
+}
+
+
+@pytest.mark.parametrize("fault", BREAKS)
+def test_what_keeps_a_release_back(fault: str, checkout: Path) -> None:
+    file, old, new, reason = BREAKS[fault]
+    edit(checkout / file, old, new)
+    (said,) = check_release.complaints(checkout, "natten-mps-v9.1.0")
+    assert reason in said
+
+
+def test_the_version_is_the_tags(checkout: Path) -> None:
+    (checkout / "CHANGELOG.md").write_text(CHANGELOG.replace("9.1.0", "9.2.0"))
+    assert check_release.complaints(checkout, "natten-mlx-v9.2.0") == [
+        "natten-mlx is 9.1.0, and the tag natten-mlx-v9.2.0"
+    ]
+
+
+def test_set_again(checkout: Path) -> None:
+    """The second call replaces what the first one wrote, and nothing else."""
+    before = {path: path.read_text() for path in checkout.rglob("*") if path.is_file()}
+    set_repository.set_repository(checkout, ADDRESS + "-2", "@group/team")
+    for path, text in before.items():
+        assert path.read_text() == text.replace(ADDRESS, ADDRESS + "-2").replace("@somebody", "@group/team"), path
+    assert check_release.complaints(checkout, "natten-mps-v9.1.0") == []
+
+
+FILES_OF = {"natten-mps-v9.1.0": FILES, "natten-mlx-v9.1.0": MLX_FILES}
+WRONG_FILES = [
+    ("natten-mps-v9.1.0", FILES[1:], "no wheel for macOS arm64"),
+    ("natten-mps-v9.1.0", [FILES[0], *FILES[2:]], "no wheel for Linux x86-64"),
+    ("natten-mps-v9.1.0", FILES[:3], f"besides wheels there must be {MPS}.tar.gz alone"),
+    ("natten-mps-v9.1.0", [*FILES[:2], FILES[3]], "py3-none-any is missing"),
+    ("natten-mps-v9.1.0", [*FILES, f"{MPS}-py3-none-linux_x86_64.whl"], "is for one machine alone"),
+    ("natten-mps-v9.1.0", [MLX_FILES[0], *FILES], f"is not of {MPS}"),
+    (
+        "natten-mlx-v9.1.0",
+        [*MLX_FILES[:2], f"{MLX}-py3-none-any.whl", MLX_FILES[2]],
+        "a wheel without compiled kernels",
+    ),
+    ("natten-mlx-v9.1.0", [name.replace("9.1.0", "9.1.01") for name in MLX_FILES], f"is not of {MLX}"),
+]
+
+
+@pytest.mark.parametrize(("tag", "names", "reason"), WRONG_FILES)
+def test_what_may_be_published(tag: str, names: list[str], reason: str) -> None:
+    assert check_release.wrong_files(tag, FILES_OF[tag]) == []
+    assert any(reason in said for said in check_release.wrong_files(tag, names))
+
+
+def test_this_checkout() -> None:
+    """Its version has its changes under a heading; all that may be missing is what a maintainer fills in."""
+    for package in set_repository.PACKAGES:
+        wanted = check_release.version(ROOT, package)
+        assert check_release.changes(ROOT, wanted)[1].startswith("Compared with"), wanted
+        said = check_release.complaints(ROOT, f"{package}-v{wanted}")
+        to_fill_in = {*check_release.unset(ROOT), *(line for line in said if "write the day of the release" in line)}
+        assert {*said} <= to_fill_in
+
+
+def test_the_program(checkout: Path) -> None:
+    for script in ("check_release.py", "set_repository.py"):
+        (checkout / "scripts").mkdir(exist_ok=True)
+        shutil.copy(ROOT / "scripts" / script, checkout / "scripts")
+    notes, dist = checkout / "notes.md", checkout / "dist"
+    dist.mkdir()
+    for name in FILES:
+        (dist / name).touch()
+
+    def run(tag: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, checkout / "scripts" / "check_release.py", tag, "--notes", notes, "--files"]
+        return subprocess.run([*command, *dist.iterdir()], capture_output=True, text=True)
+
+    assert run("natten-mps-v9.1.0").stdout == "package=natten-mps\nversion=9.1.0\n"
+    assert notes.read_text() == "- New.\n"
+    refused = run("natten-mlx-v9.1.0")
+    assert refused.returncode == 1 and "is not of natten_mlx-9.1.0" in refused.stderr and not refused.stdout
