@@ -65,7 +65,7 @@ FLOATS = "float16, bfloat16, float32 or float64"
 OTHER = t(1, 7, 3, 4)
 FIVE = "query, key, value, additional_keys and additional_values must share "
 
-# face, changed arguments, the error and its text; {package} and {backends} stand for the package's own.
+# face, changed arguments, the error and its text, in which {package} and {backends} are replaced by the package's own.
 Bad = tuple[str, dict[str, Any], type[Exception], str]
 TENSORS: list[Bad] = [
     ("na1d", {"query": "x"}, TypeError, f"query must be {TENSOR}; got str"),
@@ -208,7 +208,7 @@ WINDOWS: list[Bad] = [
 PAIR = {"additional_keys": t(1, 3, 2, 4), "additional_values": t(1, 3, 2, 4)}
 COME_TOGETHER = "additional_keys and additional_values come together; "
 ADDITIONAL = "must be [batch, any number, kv heads, dim] = (1, any, 2, 4); got"
-EXTRAS: list[Bad] = [
+OPTIONS: list[Bad] = [
     ("na1d", PAIR | {"additional_values": None}, ValueError, COME_TOGETHER + "additional_values is missing"),
     ("na1d", PAIR | {"additional_keys": None}, ValueError, COME_TOGETHER + "additional_keys is missing"),
     ("na1d", PAIR | {"additional_keys": t(1, 3, 1, 4)}, ValueError, f"additional_keys {ADDITIONAL} (1, 3, 1, 4)"),
@@ -397,4 +397,4 @@ REST: list[Bad] = [
         f"{LENGTH} 0, axis 1 has 4 * 1 = 4 > 3",
     ),
 ]
-BAD_CALLS = TENSORS + WINDOWS + EXTRAS + REST
+BAD_CALLS = TENSORS + WINDOWS + OPTIONS + REST

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-# Modules: name, arguments, shape of the input (None: construction fails), further arguments of the call.
+# The module's name, its arguments, the shape of the input (None: construction fails), the error and its text.
 BadModule = tuple[str, dict[str, Any], tuple[int, ...] | None, type[Exception], str]
 NAT = "NeighborhoodAttention"
 BAD_MODULES: list[BadModule] = [

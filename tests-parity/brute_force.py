@@ -1,6 +1,6 @@
 """Random problems, and which query sees which key, found by a loop over all pairs straight from the definition.
 
-No code is shared with the packages: a query's keys are listed one by one. :mod:`rounding` provides truth and bounds.
+No code is shared with the packages: a query's keys are listed one by one. Truth and bounds come from :mod:`rounding`.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ class Window:
         widths = [2 * w - 1 for w in self.kernel_size]
         for row, token in enumerate(np.ndindex(*shape)):
             seen = [keys_of_axis(query, *axis) for query, axis in zip(token, axes, strict=True)]
-            places = itertools.product(*(range(len(keys)) for keys in seen))
-            for slot, key in zip(places, itertools.product(*seen), strict=True):
+            window_slots = itertools.product(*(range(len(keys)) for keys in seen))
+            for slot, key in zip(window_slots, itertools.product(*seen), strict=True):
                 column = int(np.ravel_multi_index(key, shape))
                 mask[row, column] = True
                 offsets[row, column] = np.ravel_multi_index(self._away(token, key, slot, wrap), widths)
@@ -71,7 +71,7 @@ class Window:
     def _away(
         self, token: tuple[int, ...], key: tuple[int, ...], slot: tuple[int, ...], wrap: tuple[bool, ...]
     ) -> list[int]:
-        """The entry of rpb for a pair, by axis; a key beyond the end of the axis counts as far as it was walked to."""
+        """The entry of rpb for a pair, by axis; past the end of an axis that wraps around, distances grow further."""
         away = []
         axes = zip(token, key, slot, self.kernel_size, self.stride, self.dilation, wrap, strict=True)
         for q, k, t, w, s, d, wraps in axes:
@@ -91,8 +91,8 @@ def rounded(values: Array, dtype: str) -> Array:
 
 @dataclass(frozen=True)
 class Random:
-    """A random problem. arrays: inputs and cotangents, exact in the dtype, and perhaps a key mask of bools; sizes: of
-    the items of a varlen batch; cut: the piece that it is, of a larger problem.
+    """A random problem. arrays: inputs and cotangents, exact in the dtype, and perhaps a key mask of bools; sizes:
+    those of the items of a varlen batch; cut: the piece of a larger problem that this is, if any.
     """
 
     op: str
@@ -113,7 +113,7 @@ class Random:
         else:
             mask, offsets, slots = self.cut.of_tables(*self.window.tables(self.cut.full_shape))
         scale = like.shape[-1] ** -0.5
-        # One more for every repetition along an axis, before and after, and one for the whole of them.
+        # For each axis that wraps around: one for the keys repeated at each end, and one for the sum of all.
         roundings = 3 * sum(self.window.wrap)
         return Dense(
             arrays, mask, offsets, scale, self.dtype, rounded_weights=rounded_weights, roundings=roundings
@@ -142,7 +142,7 @@ class Random:
 
 
 def wrapped(window: Window, others: tuple[bool, ...]) -> Window:
-    """The window on axes that wrap around: the first, and those of the others that are named."""
+    """The window where axes wrap around: the first axis, and the others as ``others`` says."""
     wrap = (True, *others)
     causal = tuple(causal and not wraps for causal, wraps in zip(window.is_causal, wrap, strict=True))
     return replace(window, is_causal=causal, wrap=wrap)
@@ -155,7 +155,7 @@ def next_multiple(length: int, stride: int, dilation: int, wraps: bool) -> int:
 
 @lru_cache(maxsize=64)
 def problem(op: str, dtype: str, number: int, width: int | None = None, wraps: bool = False) -> Random:
-    """width: the head dim, where kernels are compiled for one; otherwise random. wraps: some axes wrap around."""
+    """A random problem. width: the head dim, for kernels that are compiled for one. wraps: some axes wrap around."""
     random = np.random.default_rng([11, number, *map(ord, op + dtype + "w" * wraps)])
 
     def draw(least: int, most: int) -> int:
@@ -175,8 +175,8 @@ def problem(op: str, dtype: str, number: int, width: int | None = None, wraps: b
     batch, heads = ITEMS if op == "varlen" else draw(1, 2), kv * draw(1, 2)
     shapes = {"query": (*shape, heads, dim), "key": (*shape, kv, dim), "value": (*shape, kv, dim_v)}
     if op == "na" and draw(0, 2) == 0:
-        extra = draw(1, 5)
-        shapes |= {"additional_keys": (extra, kv, dim), "additional_values": (extra, kv, dim_v)}
+        additional = draw(1, 5)
+        shapes |= {"additional_keys": (additional, kv, dim), "additional_values": (additional, kv, dim_v)}
     slots = (*shape, heads, int(np.prod(kernel_size)))
     shapes |= {"attn": slots, "d_logits": slots, "d_out": (*shape, heads, dim_v), "d_lse": (*shape, heads)}
     kept = {
@@ -214,7 +214,7 @@ def masked(dtype: str, number: int, width: int | None = None) -> Random:
     make = (problem, piece, partial(problem, wraps=True))[number % 3]
     whole = make("na", dtype, number, width)
     random = np.random.default_rng([13, number, *map(ord, dtype)])
-    # The shares of keys that are seen; the last one leaves some queries without any.
+    # The share of keys that may be seen; the smallest leaves some queries without any.
     mask = random.random(whole.arrays["key"].shape[:-2]) < random.choice([0.95, 0.5, 0.1])
     if random.integers(3) == 0:
         mask[random.integers(len(mask))] = False

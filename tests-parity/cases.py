@@ -1,7 +1,7 @@
 """The table of cases that all suites share: named problems of every rank and feature, with seeded inputs.
 
-Free of frameworks: the suites of the packages, of the CPU kernels and of the emulated Metal kernels read the same
-table. Sizes are odd on purpose, so that they are never multiples of tiles, groups or vectors.
+No framework is imported here: the suites of the packages, of the CPU kernels and of the emulated Metal kernels read the
+same table. Most sizes are odd on purpose, so that they are no multiples of tiles, groups or vectors.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ INPUTS = ("query", "key", "value", "additional_keys", "additional_values", "rpb"
 
 @dataclass(frozen=True)
 class Case:
-    """One problem. additional: number of additional keys, None for none given; scale None is D ** -0.5.
+    """One problem. additional: number of additional keys; None if none are given. A scale of None is D ** -0.5.
 
     masked: some keys may not be seen. piece: the queries and the keys at hand, ``(low, high)`` on each axis of
     ``shape``; None for all of them.
@@ -75,7 +75,7 @@ class Case:
 
     @property
     def factor(self) -> float:
-        """The scale that None stands for."""
+        """The scale, with None replaced by its value."""
         return self.head_dim**-0.5 if self.scale is None else self.scale
 
     def problem(self, dtype: str = "float64", op: str = "na") -> Problem:
@@ -137,7 +137,7 @@ class Case:
 
 
 def make(name: str, shape: tuple[int, ...], kernel_size: Any, **given: Any) -> Case:
-    """A case where one number stands for all axes; kv_heads, head_dim_v default to heads, head_dim."""
+    """A case. One number stands for all axes; kv_heads and head_dim_v default to heads and head_dim."""
     rank = len(shape)
 
     def per_axis(value: Any) -> tuple[Any, ...]:
@@ -319,10 +319,10 @@ def generator(name: str) -> np.random.Generator:
 
 
 def inputs(case: Case, dtype: str = "float64", draw: int = 0) -> dict[str, Array]:
-    """Every tensor of the case by name, with the cotangents d_out and d_lse.
+    """All tensors of the case by name, with the cotangents d_out and d_lse.
 
-    Values are representable in ``dtype`` (d_lse in the lse's) and held in float64. Another ``draw``
-    is another set of values. Keys that may not be seen, and their values, are NaN or large.
+    Values are representable in ``dtype`` (d_lse in the dtype of lse) and held in float64. Another ``draw`` gives other
+    values. Masked keys, and their values, are NaN or large.
     """
     random = generator(f"{case.name}/{draw}")
     b, h, kv = case.batch, case.heads, case.kv_heads

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import hypothesis
 import pytest
 
-# The default run must be reproducible; --all explores. A slow machine is no reason to fail.
+# The default run must be reproducible; with --all, examples are random. A slow machine is no reason to fail.
 hypothesis.settings.register_profile("gate", derandomize=True, deadline=None)
 hypothesis.settings.register_profile("all", derandomize=False, deadline=None)
 
@@ -22,7 +22,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without --all, leave out tests marked `all`: deselected, so that a skip always means something."""
+    """Without --all, leave out tests marked `all`: deselected, not skipped, so that every skip is worth a look."""
     if config.getoption("--all"):
         return
     long = [item for item in items if item.get_closest_marker("all")]
@@ -43,7 +43,7 @@ def default_backend() -> Iterator[None]:
 
 @pytest.fixture(params=["native", "pure"])
 def torch_path(request: pytest.FixtureRequest) -> Iterator[str]:
-    """natten_mps's compiled and pure backends in turn: the default within the test, which must run that one alone."""
+    """natten_mps's compiled and pure backends in turn: the default within the test, which must run no other."""
     from frameworks import MPS
 
     MPS.package.set_backend(request.param)

@@ -33,10 +33,10 @@ def problems_of(case: Case) -> list[Problem]:
     ]
 
 
-def steps_of(case: Case) -> list[Launch]:
-    """Every launch of a case, of its gradients too."""
+def launches_of(case: Case) -> list[Launch]:
+    """All launches of a case and of its gradients."""
     return [
-        step
+        launch
         for problem in problems_of(case)
-        for step in (*op_launches.forward(problem), *op_launches.backward(problem, problem.op in ("na", "attention")))
+        for launch in (*op_launches.forward(problem), *op_launches.backward(problem, problem.op in ("na", "attention")))
     ]

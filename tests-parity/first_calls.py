@@ -1,4 +1,4 @@
-"""First calls in fresh processes: what is called, and the processes that each try one case.
+"""First calls in fresh processes: what is called, and the processes, each of which tries one case.
 
 A case is a context of the framework (``first_calls_mps``, ``first_calls_mlx``), a call of :data:`CALLS` and a backend.
 Its process has imported the framework, but nothing of the package.
@@ -65,7 +65,7 @@ def merged(package: Any, backend: str) -> Call:
 
 
 def packed(package: Any, backend: str) -> Call:
-    """Two concatenated sequences; 0.20's way of making their metadata."""
+    """Two concatenated sequences, with metadata made as in 0.20."""
 
     def call(x: Tensor) -> Tensor:
         made = package.generate_varlen_parameters(x, x, x, [2, 3], [3, 2])
@@ -152,7 +152,7 @@ CALLS: dict[str, tuple[tuple[int, ...], Callable[[Any, str], Call]]] = {
 
 
 def outcomes(module: str, cases: Iterable[Case], timeout: float) -> dict[Case, str]:
-    """Outcomes of cases, each in its own process: '' or a traceback. module: whose ``attempt`` tries a case."""
+    """The outcome of each case in its own process, '' or a traceback. The module's ``attempt`` tries a case."""
     cases = list(cases)
     kept = {name: value for name, value in os.environ.items() if not name.startswith("NATTEN")}
     paths = os.pathsep.join([os.path.dirname(__file__), *(path for path in sys.path if path)])
@@ -168,15 +168,15 @@ def outcomes(module: str, cases: Iterable[Case], timeout: float) -> dict[Case, s
     return dict(zip(cases, json.loads(done.stdout.splitlines()[-1]), strict=True))
 
 
-def _try(module: str, case: Case, told: Any) -> None:
-    """In the case's process: nothing that the case does may be left over from another one."""
+def _try(module: str, case: Case, sender: Any) -> None:
+    """Try a case in its own process, so that nothing is left over from another one."""
     tables = importlib.import_module(module)
     try:
         assert tables.PACKAGE not in sys.modules
         tables.attempt(*case)
-        told.send("")
-    except BaseException:  # noqa: BLE001 - handed on, whatever it is
-        told.send(traceback.format_exc())
+        sender.send("")
+    except BaseException:  # noqa: BLE001 - passed on, whatever it is
+        sender.send(traceback.format_exc())
 
 
 def _main(module: str) -> None:
@@ -184,14 +184,14 @@ def _main(module: str) -> None:
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     found = []
     for case in json.load(sys.stdin):
-        heard, told = context.Pipe(duplex=False)
-        process = context.Process(target=_try, args=(module, case, told))
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(target=_try, args=(module, case, sender))
         process.start()
-        told.close()
+        sender.close()
         try:
-            found.append(heard.recv())
+            found.append(receiver.recv())
         except EOFError:
-            found.append("it ended without a word")
+            found.append("it ended without an answer")
         process.join()
         if process.exitcode:
             found[-1] += f"exit code {process.exitcode}"

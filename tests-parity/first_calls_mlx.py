@@ -68,7 +68,7 @@ CONTEXTS = {
 
 
 def wanted(context: str, function: Call, x: Any) -> Any:
-    """The same by plain calls."""
+    """What plain calls give."""
     if "grad" in context or context == "checkpoint":
         function = gradients(function)
     if "vmap" in context:
@@ -77,7 +77,7 @@ def wanted(context: str, function: Call, x: Any) -> Any:
 
 
 def attempt(context: str, call: str, backend: str) -> None:
-    """The first call of this process in a context; then who ran it, and whether plain calls agree."""
+    """The first call of this process, in a context; then which backend ran it, and whether plain calls agree."""
     import natten_mlx
 
     mx.set_default_device(mx.cpu)
@@ -90,7 +90,7 @@ def attempt(context: str, call: str, backend: str) -> None:
 
     from frameworks import MLX
 
-    # MLX does not trace again what it has compiled: the backend is observed by building the same function once more.
+    # MLX does not trace again what it has compiled, so the backend is observed on the same function built once more.
     with MLX.watch() as ran:
         again = CONTEXTS[context](make_again(function))(x)
         mx.eval(again)

@@ -117,14 +117,14 @@ def after_fork(function: Call, x: Tensor) -> Call:
             try:
                 shared.copy_(function(x).detach())
             finally:
-                os._exit(0)  # and the parent checks that nothing was written
+                os._exit(0)  # if the call failed, nothing was written, and the comparison in the parent fails
         os.waitpid(child, 0)
         return torch.stack([shared, function(x)])
 
     return call
 
 
-# What runs in a context, built from (function, x) before anything was called, or together with the first call.
+# What runs in a context, built from (function, x), before the first call or with it.
 CONTEXTS = {
     "compile": compiled(),
     "compile, dynamic": compiled(dynamic=True),
@@ -147,7 +147,7 @@ SHAPES_ONLY = ("fake tensors", "meta tensors")
 
 
 def wanted(context: str, function: Call, x: Tensor) -> Tensor:
-    """The same by plain eager calls."""
+    """What plain eager calls give."""
     if context in ("grad", "compile, training"):
         return gradients(function)(x)
     if context == "vmap":
@@ -165,7 +165,7 @@ def wanted(context: str, function: Call, x: Tensor) -> Tensor:
 
 
 def attempt(context: str, call: str, backend: str) -> None:
-    """The first call of this process in a context; then who ran it, and whether eager calls agree."""
+    """The first call of this process, in a context; then which backend ran it, and whether eager calls agree."""
     import natten_mps
 
     torch.manual_seed(0)
@@ -178,7 +178,7 @@ def attempt(context: str, call: str, backend: str) -> None:
 
     with MPS.watch() as ran:
         again = run(x)
-    # Only dense can compute where there are only shapes.
+    # Where there are only shapes, no backend runs but dense, which is plain operations.
     assert ran == ({backend} & {"dense"} if context in SHAPES_ONLY else {backend}), ran
     reference = wanted(context, make_again(function, x), x)
     for found in (first, again):
@@ -189,7 +189,7 @@ def attempt(context: str, call: str, backend: str) -> None:
 
 
 def make_again(function: Call, x: Tensor) -> Call:
-    """A module on the meta device has no weights left; new ones are created from its shapes."""
+    """A module that was moved to the meta device has lost its weights; new ones are created from its shapes."""
     if isinstance(function, nn.Module) and any(weight.is_meta for weight in function.parameters()):
         return function.to_empty(device="cpu")
     return function

@@ -1,7 +1,7 @@
 """One interface to both packages: tensors in and out, gradients, and which backend really ran.
 
 A suite is written once and parametrised over :data:`PATHS`, package times backend. Frameworks are imported on first
-use, so cases and tolerances stay free of them.
+use, so cases and tolerances can be imported without them.
 """
 
 from __future__ import annotations
@@ -186,11 +186,11 @@ class Path:
 
 
 PATHS = tuple(Path(framework, backend) for framework in FRAMEWORKS for backend in (framework.compiled, "pure", "dense"))
-# Those with a backward of their own, differentiable once.
+# Those with a backward of their own, which cannot be differentiated again.
 OURS = tuple(path for path in PATHS if path.backend != "dense")
 
 
-def planned_path(framework: Framework, op: str, *tensors: Tensor, **arguments: Any) -> str:
+def planned_backend(framework: Framework, op: str, *tensors: Tensor, **arguments: Any) -> str:
     """The backend that explain() announces."""
     text = framework.package.explain(op, *tensors, **arguments)
     found = re.search(r"^backend: (\w+) \(", text, re.MULTILINE)
@@ -211,10 +211,10 @@ def _checked(
     outputs: dict[str, str],
     cut: Cut | None = None,
 ) -> Found:
-    """Run ``op`` and its gradients; assert the backend; values and dtypes of outputs and gradients by name.
+    """Run ``op`` and its gradients, and assert which backend runs: values and dtypes of outputs and gradients by name.
 
-    outputs: the dtype of each output, in the order of the op's results; "d_" and its name is its cotangent's. cut: the
-    piece of the problem to compute; arrays are those of the whole.
+    outputs: the dtype of each output, in the order of the op's results; its cotangent's name is "d_" and its own. cut:
+    the piece of the problem to compute; arrays are those of the whole.
     """
     if cut is not None:
         arrays, arguments = cut.of(arrays), arguments | cut.arguments
@@ -232,14 +232,14 @@ def _checked(
         return result if many else (result,)
 
     announced = dict(zip(names, given, strict=True))
-    if "attn" in announced:  # explain() calls an op's tensors query, key, value whatever their role
+    if "attn" in announced:  # explain() calls an op's tensors query, key and value, whatever the op calls them
         announced = {"query": announced["attn"], "key": announced["value"]}
-    assert planned_path(framework, op, **announced, **arguments, backend=path.backend) == path.backend
+    assert planned_backend(framework, op, **announced, **arguments, backend=path.backend) == path.backend
     with framework.watch() as ran:
         results, gradients = framework.vjp(call, given, cotangents)
     # An empty batch needs no backend at all.
     empty = not arrays[names[0]].size
-    assert ran == {path.backend} or (empty and not ran), f"{path} was asked for, {ran} ran"
+    assert ran == {path.backend} or (empty and not ran), f"{path} was requested, {ran} ran"
     tensors = dict(zip(outputs, results, strict=True)) | dict(zip(names, gradients, strict=True))
     values = {name: framework.numpy(tensor) for name, tensor in tensors.items()}
     return values, {name: framework.dtype_of(tensor) for name, tensor in tensors.items()}
@@ -247,14 +247,14 @@ def _checked(
 
 @cache
 def run(path: Path, case: Case, dtype: str, cut: Cut | None = None) -> Found:
-    """Fused attention of a case: out, lse and every gradient by name (float64), and their dtypes."""
+    """Fused attention of a case: out, lse and all gradients by name (float64), and their dtypes."""
     arguments, outputs = case.window | {"scale": case.scale}, {"out": dtype, "lse": lse_dtype(dtype)}
     return _checked(path, case.face, INPUTS, inputs(case, dtype), dtype, arguments, outputs, cut)
 
 
 @cache
 def run_qk(path: Path, case: Case, dtype: str, cut: Cut | None = None) -> Found:
-    """The split op qk of a case: logits and gradients. NaN flows into slots that hold no key."""
+    """The split op qk of a case: logits and gradients. The cotangents of slots that hold no key are NaN."""
     arrays = inputs(case, dtype)
     arrays["d_logits"] = np.where(held_slots(case), slot_inputs(case, dtype)["d_logits"], np.nan)
     arguments = case.window | {"scale": case.scale}
@@ -271,7 +271,7 @@ def run_av(path: Path, case: Case, dtype: str, cut: Cut | None = None) -> Found:
 
 
 def held_slots(case: Case) -> Array:
-    """``[1, *shape, 1, W]`` bool: the window slot holds a key."""
+    """``[1, *shape, 1, W]`` bool: whether the window slot holds a key."""
     from natten_mps._metal.problem.mask import slot_keys
 
     _, held = slot_keys(case.problem())

@@ -1,4 +1,4 @@
-"""The goldens: their manifest, their arrays, and how far from them a result may be."""
+"""The goldens: their manifest, their arrays, and how much a result may differ from them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Array = Any
 
 FOLDER = File(__file__).parent / "goldens"
 FIXTURES = json.loads((FOLDER / "manifest.json").read_text())["fixtures"]
-# Largest deviation of an element: of float64 goldens from float64 runs, and where either is float32.
+# The largest deviation of an element: where golden and result are float64, and where either is float32.
 EXACT, SINGLE = 2e-12, 5e-6
 INPUT_NAMES = {
     "query": "q",
@@ -38,7 +38,7 @@ FAMILY_B = [fixture for fixture in FIXTURES if fixture["family"] == "B"]
 
 @cache
 def arrays(file: str) -> dict[str, Array]:
-    """Every array of a fixture, float64, heads-last."""
+    """All arrays of a fixture, as float64 and heads-last."""
     fixture = next(fixture for fixture in FIXTURES if fixture["file"] == file)
     with np.load(FOLDER / file) as stored:
         found = {name: stored[name].astype(np.float64) for name in stored.files}

@@ -1,4 +1,4 @@
-"""The rules of the house, each a function from source text to complaints (an empty list: it holds).
+"""The rules of the house: functions from source text to complaints, of which there are none if the rule holds.
 
 `test_house.py` and `test_house_imports.py` apply them to the project, and each of them to a planted violation as well.
 """
@@ -65,7 +65,7 @@ def _imported(node: ast.AST) -> list[str]:
 
 
 def framework_imports(source: str) -> list[str]:
-    """Imports of torch or mlx, wherever they stand."""
+    """Imports of torch or mlx, at any level."""
     return [
         f"{_line(node)}: imports {name}"
         for node in ast.walk(ast.parse(source))
@@ -75,7 +75,7 @@ def framework_imports(source: str) -> list[str]:
 
 
 def at_module_level(statements: list[ast.stmt], functions: bool = False) -> Iterator[ast.AST]:
-    """The nodes that run when the module is imported: nothing under TYPE_CHECKING, function bodies if asked for."""
+    """The nodes that run when the module is imported, so none under TYPE_CHECKING; function bodies if asked for."""
     for statement in statements:
         if isinstance(statement, ast.If) and "TYPE_CHECKING" in ast.dump(statement.test):
             yield from at_module_level(statement.orelse, functions)
@@ -112,7 +112,7 @@ def long_functions(source: str) -> list[str]:
 
 
 def metal_functions(source: str) -> Iterator[tuple[str, int, int]]:
-    """Name, first line and number of lines of each function of a kernel header, up to the brace that closes it."""
+    """Name, first line and number of lines of each function of a kernel header, up to its closing brace."""
     code = _without_c_comments(source)
     for found in METAL_FUNCTION.finditer(code):
         end, depth = found.end(), 1
@@ -139,7 +139,7 @@ def _defined_names(tree: ast.AST) -> Iterator[tuple[int, str]]:
 
 
 def rank_copies(source: str, path: str) -> list[str]:
-    """Python names with a rank in them, defined anywhere but in the faces, in compat and in extras."""
+    """Python names with a rank in them that are defined elsewhere than in the faces, in compat and in extras."""
     parts = PurePosixPath(path).with_suffix("").parts
     if not {"compat", "extras"}.isdisjoint(parts):
         return []
@@ -152,7 +152,7 @@ def rank_copies(source: str, path: str) -> list[str]:
 
 
 def _without_c_comments(source: str) -> str:
-    """`source` with spaces in place of its comments, so that positions stay what they are."""
+    """`source` with spaces in place of its comments, so that positions stay the same."""
 
     def blank(comment: re.Match[str]) -> str:
         return re.sub(r"[^\n]", " ", comment.group())
@@ -174,13 +174,13 @@ def rank_copies_in_c(source: str) -> list[str]:
 
 
 def window_functions(window_source: str) -> frozenset[str]:
-    """The names that belong to window.py: what it defines, and the words of its arithmetic."""
+    """The names that belong to window.py: those that it defines, and the words of its arithmetic."""
     defined = {node.name for node in ast.parse(window_source).body if isinstance(node, Function)}
     return frozenset(defined | WINDOW_WORDS)
 
 
 def _is_leader(node: ast.AST) -> bool:
-    """x // s * s + s // 2 or x // s * s + s, whatever s is called."""
+    """x // s * s + s // 2 or x // s * s + s, whatever the name of s."""
     match node:
         case ast.BinOp(
             left=ast.BinOp(left=ast.BinOp(op=ast.FloorDiv(), right=stride), op=ast.Mult(), right=again),
@@ -234,7 +234,7 @@ def _is_blind(caught: ast.expr | None) -> bool:
 
 
 def twin_lines(package: dict[Path, str], other: dict[Path, str]) -> list[str]:
-    """Packages that say too much twice, in files of one path or anywhere. The sources are by path in the package."""
+    """Whether two packages have too many lines in common, in files of the same path or anywhere. Sources by path."""
     _, pairs, whole = measure(package, other)
     shares = {"in files of the same name": pairs, "in the packages as a whole": whole}
     return [
@@ -283,7 +283,7 @@ def not_symlinks(index: str, wanted: dict[str, str]) -> list[str]:
 
 
 def function_caches(source: str) -> list[str]:
-    """``functools.cache`` and ``lru_cache``: no test can empty them all."""
+    """``functools.cache`` and ``lru_cache``, which ``clear_all`` cannot empty."""
     names = {"lru_cache", "cache"}
     return [
         f"{_line(node)}: keeps values beside the caches: use caches.cached"
@@ -293,11 +293,11 @@ def function_caches(source: str) -> list[str]:
     ]
 
 
-# --- names that stand once, and errors ---------------------------------------------------------------------
+# --- names that are spelled once, and errors ---------------------------------------------------------------
 
 
 def quoted_names(source: str, names: frozenset[str]) -> list[str]:
-    """String constants that are one of ``names``: a record's name is read from the record."""
+    """String constants that are one of ``names``, which code has to read from the record of that name."""
     tree = ast.parse(source)
     parts = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
     return [
@@ -309,7 +309,7 @@ def quoted_names(source: str, names: frozenset[str]) -> list[str]:
 
 
 def ops(source: str) -> tuple[frozenset[str], frozenset[str]]:
-    """The names of the ops and of their faces, of records ``Op(name, faces, ...)``."""
+    """The names of the ops, and of their faces, in records ``Op(name, faces, ...)``."""
     calls = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call))
     made = [call.args for call in calls if isinstance(call.func, ast.Name) and call.func.id == "Op"]
     faces = [face for _, given, *_ in made for face in ast.literal_eval(given)]
@@ -317,7 +317,7 @@ def ops(source: str) -> tuple[frozenset[str], frozenset[str]]:
 
 
 def compared_names(source: str, names: frozenset[str]) -> list[str]:
-    """Comparisons with one of ``names``, which may stand in quotes elsewhere: a public function has the name too."""
+    """Comparisons with one of ``names``. Elsewhere they may be quoted, since public functions have these names too."""
     return [
         f"{_line(node)}: compares with {part.value!r}, which its record knows"
         for node in ast.walk(ast.parse(source))
@@ -332,7 +332,7 @@ USER_ERRORS = frozenset({"TypeError", "ValueError", "NotImplementedError"})
 
 
 def raised_errors(source: str) -> list[str]:
-    """Errors that a user reads, worded where they are raised; a bare one of an abstract method has no words."""
+    """Errors for users that are worded where they are raised; bare ones, as in abstract methods, are allowed."""
     return [
         f"{_line(node)}: raises a {node.exc.func.id}: errors of ops are worded in problem/checks"
         for node in ast.walk(ast.parse(source))
@@ -344,7 +344,7 @@ def raised_errors(source: str) -> list[str]:
 def undescribed_files(folder: str, names: list[str], readme: str | None) -> list[str]:
     """Files of a folder with many that its README does not name in backticks. readme: its text; None if it has none.
 
-    Stored answers (.npz) and package markers describe themselves.
+    Stored answers (.npz) and package markers need no description.
     """
     described = {"README.md", "__init__.py"}
     files = [name for name in names if name not in described and not name.endswith(".npz")]

@@ -17,7 +17,7 @@ def git(*arguments: str) -> str:
 
 @cache
 def project_files() -> tuple[str, ...]:
-    """Every file that git tracks or would track; symlinks are left out, what they point to is listed."""
+    """All files that git tracks or would track; symlinks are left out, because what they point to is listed."""
     listed = git("ls-files", "--cached", "--others", "--exclude-standard").splitlines()
     return tuple(p for p in sorted(set(listed)) if (ROOT / p).is_file() and not (ROOT / p).is_symlink())
 

@@ -1,4 +1,4 @@
-"""The rules on modules that import each other, like those of `house.py` functions from sources to complaints."""
+"""The rules for imports between modules; like those of `house.py`, functions from sources to complaints."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _targets(node: ast.AST, package: list[str], modules: frozenset[str]) -> Iter
 
 
 def imports_of(sources: dict[str, str]) -> Edges:
-    """Module -> the modules of the same tree that it imports, when it is imported or inside a function.
+    """Module -> the modules of the same tree that it imports, at its top or inside a function.
 
     sources: text by path, relative to the tree's root; a package is its ``__init__.py``.
     """
@@ -38,7 +38,7 @@ def imports_of(sources: dict[str, str]) -> Edges:
 
 
 def import_circles(edges: Edges) -> list[str]:
-    """Modules that import each other, by way of others too: one complaint for each that can be reached from itself."""
+    """Modules that import each other, directly or by way of others: a complaint for each."""
 
     def reached(start: str) -> set[str]:
         seen: set[str] = set()
@@ -57,7 +57,7 @@ def first_part(module: str) -> str:
 
 
 def rooms_out_of_order(edges: Edges, order: dict[str, int], room_of: Callable[[str], str] = first_part) -> list[str]:
-    """Imports of a room that comes later, or of another one at the same place. order: room -> its place."""
+    """Imports of a room that comes later, or of another one at the same position. order: room -> its position."""
 
     def wrong(module: str, target: str) -> bool:
         room, other = room_of(module), room_of(target)
@@ -67,7 +67,7 @@ def rooms_out_of_order(edges: Edges, order: dict[str, int], room_of: Callable[[s
 
 
 def imports_by_name(source: str) -> list[str]:
-    """Calls that import a module whose name is a value: the other rules do not see what they import."""
+    """Calls that import a module by a name that is a value: the other rules cannot see what they import."""
     calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
     names = [(ast.unparse(call.func).split(".")[-1], call.lineno) for call in calls]
     return [f"line {line}: {name}()" for name, line in names if name in ("import_module", "__import__")]

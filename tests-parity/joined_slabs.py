@@ -36,7 +36,7 @@ def joined(path: Path, case: Case, dtype: str, op: str, axis: int, parts: int) -
 
 
 def ways(case: Case) -> list[tuple[int, int]]:
-    """Axes, and numbers of slabs, that a case can be cut by."""
+    """The ways to cut a case: the axis, and the number of slabs."""
     return [(axis, parts) for axis, n in enumerate(case.shape) for parts in range(2, min(n, 5) + 1)]
 
 

@@ -1,4 +1,4 @@
-"""Memory layouts as models produce them: views of one tensor, other orders of axes, repeated ones."""
+"""Memory layouts that models produce: views of one tensor, other orders of axes, repeated elements."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def channels_first() -> Triple:
     return query, key, value
 
 
-# Those with contiguous channels, and the one without.
+# The layouts with contiguous channels, and with the one whose channels are not.
 SIDE_BY_SIDE = {make.__name__: make for make in (fused_qkv, heads_first, channels_last, expanded)}
 LAYOUTS = SIDE_BY_SIDE | {channels_first.__name__: channels_first}
 Where = tuple[int, tuple[int, ...]]

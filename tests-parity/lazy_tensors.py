@@ -16,7 +16,7 @@ SHAPE = (2, 6, 7, 2, 8)
 
 
 def negated(*shape: int) -> Tensor:
-    """Its elements are the negatives of what is in memory."""
+    """A tensor whose elements are the negatives of what is in memory."""
     tensor = torch.randn(*shape, dtype=torch.complex64).conj().imag
     assert tensor.is_neg()
     return tensor
@@ -85,7 +85,7 @@ def check_inputs(op: str, kind: str) -> None:
 
 
 def check_gradients(op: str, kind: str) -> None:
-    """Lazy incoming gradients, from outside and from an op behind."""
+    """Lazy incoming gradients."""
     call, make = CALLS[op]
     leaves = [tensor.requires_grad_() for tensor in make(torch.randn)]
     outputs = call(*leaves)

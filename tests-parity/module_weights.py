@@ -29,7 +29,7 @@ def state(module: Any) -> dict[str, Array]:
 
 
 def load(module: Any, weights: dict[str, Array]) -> None:
-    """Exactly ``weights``, in the form in which each framework loads a checkpoint."""
+    """Load exactly ``weights``, in the way in which each framework loads a checkpoint."""
     if isinstance(module, torch.nn.Module):
         module.load_state_dict({name: torch.tensor(array) for name, array in weights.items()}, strict=True)
     else:

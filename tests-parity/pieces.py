@@ -1,6 +1,6 @@
 """Pieces of a problem: which queries and keys of it a call is given, and the tensors that belong to them.
 
-Independent of the packages, but for :func:`slabs`, which asks them for the keys that are needed.
+Independent of the packages, except for :func:`slabs`, which asks them for the keys that are needed.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ class Cut:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """As the faces take them."""
+        """The arguments of the faces for this piece."""
         starts = (tuple(low for low, _ in ranges) for ranges in (self.queries, self.keys))
         return {"full_shape": self.full_shape} | dict(zip(("query_start", "key_start"), starts, strict=True))
 
     def at(self, name: str) -> tuple[slice, ...]:
-        """Where the piece's part of a tensor ``[B, *shape, ...]`` is; all of it if it has no tokens of the problem."""
+        """The index of the piece's part of a tensor ``[B, *shape, ...]``; of a tensor without such axes, all of it."""
         ranges = self.queries if name in OF_QUERIES else self.keys if name in OF_KEYS else ()
         return (slice(None), *(slice(*pair) for pair in ranges)) if ranges else ()
 
@@ -43,7 +43,7 @@ class Cut:
         return {name: array[self.at(name)] for name, array in arrays.items()}
 
     def tokens(self, ranges: Ranges) -> Array:
-        """The tokens of ranges, counted row-major over full_shape."""
+        """The tokens of ranges, numbered row-major over full_shape."""
         return (
             np.arange(int(np.prod(self.full_shape))).reshape(self.full_shape)[tuple(slice(*r) for r in ranges)].ravel()
         )
@@ -57,7 +57,7 @@ class Cut:
 
 
 def random_cut(full_shape: tuple[int, ...], mask: Array, random: np.random.Generator) -> Cut:
-    """Some queries, and at least the keys that they see by ``mask`` ``[queries, keys]`` of the whole."""
+    """Some queries, and at least the keys that they see. ``mask``: ``[queries, keys]`` of the whole problem."""
 
     def pair(low: int, high: int, least: int, most: int) -> tuple[int, int]:
         """A random range that holds [low, high) and lies in [least, most)."""
@@ -74,11 +74,11 @@ def random_cut(full_shape: tuple[int, ...], mask: Array, random: np.random.Gener
 
 
 def slabs(case: Any, axis: int, parts: int) -> Iterator[Cut]:
-    """A case of the table cut into so many slabs of uneven lengths along one axis, each with the keys that it needs."""
+    """A case of the table cut along one axis into ``parts`` slabs of uneven length, each with the keys it needs."""
     from natten_mps import key_range
 
     length = case.shape[axis]
     ends = sorted({round(length * (part / parts) ** 1.3) for part in range(parts)} | {length})
     for low, high in itertools.pairwise(ends):
-        queries = tuple((low, high) if place == axis else (0, n) for place, n in enumerate(case.shape))
+        queries = tuple((low, high) if a == axis else (0, n) for a, n in enumerate(case.shape))
         yield Cut(case.shape, queries, key_range(case.shape, **case.window, query_range=queries))

@@ -17,9 +17,9 @@ def memory() -> dict[str, int]:
     if status.exists():
         # Not getrusage: on Linux a process inherits the peak of its parent.
         fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
-        return {name: int(fields[field].split()[0]) << 10 for name, field in (("now", "VmRSS"), ("most", "VmHWM"))}
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"now": most, "most": most}
+        return {name: int(fields[field].split()[0]) << 10 for name, field in (("now", "VmRSS"), ("peak", "VmHWM"))}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"now": peak, "peak": peak}
 
 
 def in_a_fresh_process(module: str, call: str) -> Any:
@@ -28,7 +28,7 @@ def in_a_fresh_process(module: str, call: str) -> Any:
     paths = os.pathsep.join([str(File(__file__).parent), *filter(None, sys.path)])
     done = subprocess.run(
         [sys.executable, "-c", code],
-        # Each thread has its own buffers, whatever the number of tokens.
+        # Each thread has buffers of its own, whatever the number of tokens: with few threads they do not matter.
         env=os.environ | {"PYTHONPATH": paths, "NATTEN_NUM_THREADS": "2"},
         capture_output=True,
         text=True,

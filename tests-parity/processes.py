@@ -1,4 +1,4 @@
-"""Fresh interpreters, for what happens once per process."""
+"""Fresh interpreters, for what happens only once in a process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A random problem through a backend, its results and gradients compared with brute force."""
+"""A random problem on one backend: its results and gradients compared with brute force."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ RESULTS = {"na": ("out", "lse"), "varlen": ("out", "lse"), "qk": ("logits",), "a
 
 
 def call(path: Path, given: Random) -> None:
-    """Results and gradients of a problem are within their bounds."""
+    """Assert that results and gradients of a problem are within their bounds."""
     framework, dtype = path.framework, given.dtype
     names = [name for name in given.arrays if not name.startswith("d_") and name != "key_mask"]
     arguments: dict[str, Any] = given.window.arguments | ({} if given.cut is None else given.cut.arguments)

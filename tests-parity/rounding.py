@@ -2,8 +2,8 @@
 
 The bounds are derived element by element from the unit roundoff u of the dtype in which a backend accumulates. A logit
 that is off by e changes a weight P by at most P (1 - P) (exp(2 e) - 1): a key that has all the weight keeps it,
-whatever its logit. A backward that recomputed weights from other products, or from a rounded lse, would change P itself
-by e; no backend does.
+whatever its logit. A backward that recomputed weights from other products, or from a rounded lse, would change P by a
+factor of about 1 + e; no backend does that.
 
 Independent of the packages: which query sees which key, and the slot or rpb entry of each pair, are inputs.
 """
@@ -27,13 +27,13 @@ def accumulator(dtype: str) -> str:
 
 
 def assert_explained(found: Tensors, wanted: Wanted, dtype: str, where: str) -> None:
-    """found is as close to the truth as its error allows, plus one rounding of the result."""
+    """Assert that what is found differs from the truth by no more than its error and one rounding of the result."""
     assert found.keys() == wanted.keys()
     for name, (truth, error) in wanted.items():
         last = ROUNDING[accumulator(dtype) if name == "lse" else dtype]
-        smallest = 2.0**-24 if dtype == "float16" else 0.0  # the largest float16
+        smallest = 2.0**-24 if dtype == "float16" else 0.0  # the smallest positive float16
         finite = np.isfinite(truth)
-        assert np.array_equal(found[name][~finite], truth[~finite]), f"{where}: {name}, of what is not finite"
+        assert np.array_equal(found[name][~finite], truth[~finite]), f"{where}: {name} where the truth is not finite"
         # Twice, because the truth of float64 is itself computed in float64.
         allowed = (2 * (error + last * (abs(truth) + error)) + smallest)[finite]
         apart = abs(found[name] - truth)[finite] if finite.all() else abs(found[name][finite] - truth[finite])
@@ -45,7 +45,7 @@ class Dense:
     """One problem on dense matrices ``[B, H, queries, keys]``.
 
     mask: ``[queries, keys]``, which query sees which key; all see additional keys. offsets: the same shape, the pair's
-    entry in flattened rpb. equal: all keys are equal, so that all logits have the same error and weights have none.
+    entry in flattened rpb. equal: all keys are equal, so all logits have the same error and the weights have none.
     rounded_weights: weights are rounded to the dtype where they are multiplied by values and by gradients of the
     output, as in the Metal kernels; sums are not. roundings: how often a gradient of keys or values is rounded to the
     dtype before its last rounding: a key that is repeated has a gradient for each repetition, and these are added.
@@ -71,7 +71,7 @@ class Dense:
         self.keys = mask.shape[1]
 
     def flat(self, name: str) -> Array:
-        """``[B, *shape, H, D]`` -> ``[B, H, tokens, D]``, heads of keys repeated for each of their query heads."""
+        """``[B, *shape, H, D]`` -> ``[B, H, tokens, D]``; a key/value head is repeated for each of its query heads."""
         tensor = self.arrays[name]
         moved = tensor.reshape(tensor.shape[0], -1, *tensor.shape[-2:]).transpose(0, 2, 1, 3)
         return moved.repeat(self.heads // moved.shape[1], axis=1)
@@ -80,9 +80,9 @@ class Dense:
         """Logits of all pairs, masked or not, and the size of their terms."""
         logits, size = self.scale * q @ k.mT, self.scale * abs(q) @ abs(k).mT
         if "rpb" in self.arrays:
-            table = self.arrays["rpb"].reshape(self.heads, -1)[:, self.offsets]
-            logits[..., : self.keys] += table
-            size[..., : self.keys] += abs(table)
+            entries = self.arrays["rpb"].reshape(self.heads, -1)[:, self.offsets]
+            logits[..., : self.keys] += entries
+            size[..., : self.keys] += abs(entries)
         return logits, size
 
     def product(self, left: Array, error: Array, right: Array, factor: float) -> tuple[Array, Array]:
@@ -91,7 +91,7 @@ class Dense:
         return factor * left @ right, factor * (error + terms * abs(left)) @ abs(right)
 
     def product_of_keys(self, left: Array, error: Array, right: Array, factor: float) -> tuple[Array, Array]:
-        """A sum over queries, and over the query heads of a key's head."""
+        """A sum over queries, and over the query heads of a key/value head, with its error."""
         terms = left.shape[-2] * self.group * self.u + self.roundings * self.last
         sums = factor * left.mT @ right, factor * (error + terms * abs(left)).mT @ abs(right)
         whole, off = (part.reshape(len(part), -1, self.group, *part.shape[2:]).sum(2) for part in sums)
@@ -105,27 +105,27 @@ class Dense:
             for name, pair in found.items()
         }  # type: ignore[misc]  # mypy cannot see that there are two
 
-    def table(self, part: Array) -> Array:
-        """A sum over the pairs of each rpb entry: ``[H, ...]``."""
-        bias = self.arrays["rpb"]
-        found = np.zeros((self.heads, bias[0].size))
+    def by_entry(self, part: Array) -> Array:
+        """For each entry of rpb, the sum over its pairs: ``[H, ...]``."""
+        rpb = self.arrays["rpb"]
+        found = np.zeros((self.heads, rpb[0].size))
         for head in range(self.heads):
             np.add.at(found[head], self.offsets[self.mask], part[..., : self.keys].sum(0)[head][self.mask])
-        return found.reshape(bias.shape)
+        return found.reshape(rpb.shape)
 
-    def bias_gradient(self, flow: Array, error: Array) -> tuple[Array, Array]:
+    def rpb_grad(self, flow: Array, error: Array) -> tuple[Array, Array]:
         terms = len(self.mask) * len(flow) * self.u
-        return self.table(flow), self.table(error) + terms * self.table(abs(flow))
+        return self.by_entry(flow), self.by_entry(error) + terms * self.by_entry(abs(flow))
 
     # --- fused attention
 
     def fused(self) -> Wanted:
         """Truth and error of results and gradients by name."""
         q, k, v, g = (self.flat(name) for name in ("query", "key", "value", "d_out"))
-        mask, extra = self.mask, "additional_keys" in self.arrays
+        mask, additional = self.mask, "additional_keys" in self.arrays
         if "key_mask" in self.arrays:
             mask = mask & self.arrays["key_mask"].reshape(len(q), 1, 1, -1)
-        if extra:
+        if additional:
             k = np.concatenate([k, self.flat("additional_keys")], 2)
             v = np.concatenate([v, self.flat("additional_values")], 2)
             mask = np.concatenate([mask, np.ones((*mask.shape[:-1], k.shape[2] - self.keys), dtype=bool)], -1)
@@ -134,20 +134,23 @@ class Dense:
         dp_rounded = dp + self.weight[0] * p + self.weight[1]
         out, out_error = p @ v, dp_rounded @ abs(v) + terms * self.u * p @ abs(v)
         ds, ds_error = self.flow(p, dp, out, out_error, v, g)
-        d_k, d_v = self.product_of_keys(ds, ds_error, q, self.scale), self.product_of_keys(p, dp_rounded, g, 1)
+        key_grad, value_grad = (
+            self.product_of_keys(ds, ds_error, q, self.scale),
+            self.product_of_keys(p, dp_rounded, g, 1),
+        )
         found = {
             "out": (out, out_error),
             "lse": (lse, lse_error),
             "query": self.product(ds, ds_error, k, self.scale),
-            "key": (d_k[0][:, :, : self.keys], d_k[1][:, :, : self.keys]),
-            "value": (d_v[0][:, :, : self.keys], d_v[1][:, :, : self.keys]),
+            "key": (key_grad[0][:, :, : self.keys], key_grad[1][:, :, : self.keys]),
+            "value": (value_grad[0][:, :, : self.keys], value_grad[1][:, :, : self.keys]),
         }
-        if extra:
-            found["additional_keys"] = (d_k[0][:, :, self.keys :], d_k[1][:, :, self.keys :])
-            found["additional_values"] = (d_v[0][:, :, self.keys :], d_v[1][:, :, self.keys :])
+        if additional:
+            found["additional_keys"] = (key_grad[0][:, :, self.keys :], key_grad[1][:, :, self.keys :])
+            found["additional_values"] = (value_grad[0][:, :, self.keys :], value_grad[1][:, :, self.keys :])
         wanted = self.shaped(found)
         if "rpb" in self.arrays:
-            wanted["rpb"] = self.bias_gradient(ds, ds_error)
+            wanted["rpb"] = self.rpb_grad(ds, ds_error)
         return wanted
 
     def weights(self, q: Array, k: Array, mask: Array) -> tuple[Array, Array, Array, Array]:
@@ -159,7 +162,7 @@ class Dense:
         weights = np.exp(logits - top)
         total = np.where(empty, 1.0, weights.sum(-1, keepdims=True))
         lse, p, terms = np.where(empty, -np.inf, top + np.log(total)), weights / total, mask.sum(-1).max()
-        # A dot product of D terms is off by D + 2 roundings of its terms' size; the row's largest bounds all.
+        # A dot product of D terms is off by D + 2 roundings of its terms' size; the largest of a row bounds the others.
         off = (q.shape[-1] + 4) * self.u * np.where(mask, size, 0).max(-1, keepdims=True)
         moved = p * (1 - p) * np.expm1(np.minimum(2 * off, 600)) * (not self.equal)
         # A weight that is too small for the dtype is 0.
@@ -180,7 +183,7 @@ class Dense:
         d_lse = self.arrays["d_lse"]
         return d_lse.reshape(len(d_lse), -1, self.heads).transpose(0, 2, 1)[..., None]
 
-    # --- split operations; slots: [queries, window], the key of each slot, -1 where there is none
+    # --- split ops; slots: [queries, window], the key of each slot, -1 where there is none
 
     def of_slots(self, name: str, slots: Array) -> Array:
         """``[B, *shape, H, window]`` -> ``[B, H, queries, keys]``."""
@@ -208,11 +211,11 @@ class Dense:
         }
         wanted = self.shaped(found)
         if "rpb" in self.arrays:
-            wanted["rpb"] = self.bias_gradient(flow, none)
+            wanted["rpb"] = self.rpb_grad(flow, none)
         return wanted
 
     def av(self, slots: Array) -> Wanted:
-        """Values weighed by window slots, and the gradients."""
+        """Values weighted by window slots, and the gradients."""
         g, v, p = self.flat("d_out"), self.flat("value"), self.of_slots("attn", slots)
         towards, size = g @ v.mT, abs(g) @ abs(v).mT
         error = (v.shape[-1] + 4) * self.u * size

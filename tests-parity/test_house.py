@@ -1,4 +1,4 @@
-"""How the project is built: each rule holds for the sources, and each rule can fail."""
+"""How the project is built: each rule holds for the sources, and each rule finds a planted violation."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NAMES = house.window_functions((ROOT / WINDOW).read_text())
 BACKENDS = "shared-metal/natten_metal/plan/backend.py"
 OPS = "shared-metal/natten_metal/problem/ops.py"
 CHECKS, TEMPLATES = "shared-metal/natten_metal/problem/checks/", "shared-metal/natten_metal/metal/templates.py"
-# What raises other errors than those of an op, besides the tools, upstream's older interfaces and weights.
+# Modules that raise errors other than those of an op, besides the tools, upstream's older interfaces and weights.
 OTHER_ERRORS = {
     "shared-metal/natten_metal/api/recall.py",  # caught where the function is called
     "shared-metal/natten_metal/cpu/library.py",  # an environment variable, or a problem that passed the checks
@@ -66,7 +66,7 @@ def test_rank_is_a_parameter() -> None:
         assert_none(complaints(shipped(*C_SUFFIXES), lambda source, _: house.rank_copies_in_c(source)))
 
 
-def test_window_arithmetic_is_stated_once_a_language() -> None:
+def test_window_arithmetic_is_written_once_per_language() -> None:
     python = [p for p in shipped(".py") if p != WINDOW]
     assert_none(complaints(python, lambda source, _: house.window_arithmetic(source, NAMES)))
     headers = [p for p in shipped(*C_SUFFIXES) if p != WINDOW_HEADER]
@@ -79,7 +79,7 @@ def test_no_blind_except() -> None:
 
 
 def test_caches_can_be_emptied() -> None:
-    """Every cache of functions is one of the room ``caches``: named, bounded, and emptied by ``clear_all``."""
+    """Every cache of a function comes from the room ``caches``: named, bounded, and emptied by ``clear_all``."""
     assert_none(complaints(shipped(".py"), lambda source, _: house.function_caches(source)))
 
 
@@ -92,7 +92,7 @@ def test_a_template_is_named_once() -> None:
 
 
 def test_a_backend_is_named_once() -> None:
-    """Where code means a backend it takes the record's name. Docstrings and messages may quote names within a text."""
+    """Where code means a backend, it uses the record's name. Docstrings and messages may quote names within a text."""
     text = (ROOT / BACKENDS).read_text()
     names = frozenset(re.findall(r'^\w+ = (?:Backend\()?"(\w+)"', text, re.MULTILINE))
     assert {"auto", "pure"} < names and len(house.quoted_names(text, names)) == len(names)
@@ -101,7 +101,7 @@ def test_a_backend_is_named_once() -> None:
 
 
 def test_an_op_is_named_once() -> None:
-    """Where a public function has the op's name, in comparisons alone."""
+    """Names that public functions have too may be quoted, but not compared with."""
     names, faces = house.ops((ROOT / OPS).read_text())
     assert names - faces == {"na", "qk", "av"} and names & faces == {"attention"}
     paths = [p for p in shipped(".py") if p != OPS]
@@ -147,13 +147,13 @@ def test_folders_with_many_files_have_a_readme() -> None:
     assert_none([said for f, names in folders.items() for said in house.undescribed_files(f, names, readmes[f])])
 
 
-def test_packages_share_what_is_alike() -> None:
+def test_packages_share_what_is_the_same() -> None:
     mps, mlx = (twin_lines.sources(ROOT, package) for package in twin_lines.PACKAGES)
     assert len(mps.keys() & mlx.keys()) > 30
     assert_none(house.twin_lines(mps, mlx))
 
 
-# --- and each can fail --------------------------------------------------------------------------------
+# --- and each of them can fail ------------------------------------------------------------------------
 
 Rule = Callable[[str], list[str]]
 
@@ -244,7 +244,7 @@ PLANTED: list[tuple[Rule, str, str]] = [
 
 
 @pytest.mark.parametrize(("rule", "violation", "clean"), PLANTED)
-def test_rule_sees_a_planted_violation(rule: Rule, violation: str, clean: str) -> None:
+def test_a_rule_finds_a_planted_violation(rule: Rule, violation: str, clean: str) -> None:
     assert rule(violation)
     assert_none(rule(clean))
 
@@ -256,14 +256,14 @@ BODY = "def _scaled(x):\n    y = x * 2\n    z = y + 1\n    return z\n"
     ("other", "complaints"),
     [
         ({"a.py": BODY}, 2),
-        ({"b.py": BODY.replace("x * 2", "(x\n * 2)")}, 1),  # in a file of another name, broken otherwise
+        ({"b.py": BODY.replace("x * 2", "(x\n * 2)")}, 1),  # in a file of another name, with other line breaks
         ({"a.py": BODY.replace("return z", "return [z, y]"), "b.py": "B = 1\n" * 30}, 1),
         ({"a.py": "def _shifted(t):\n    return t.roll(1)\n"}, 0),
-        # A public signature and its docstring are the user's; what is private is not.
+        # Public signatures and their docstrings may be the same.
         ({"a.py": 'def scaled(x: Tensor) -> Tensor:\n    """Twice x."""\n    return twice(x)\n'}, 0),
     ],
 )
-def test_twin_lines_are_seen(other: dict[str, str], complaints: int) -> None:
+def test_twin_lines_are_found(other: dict[str, str], complaints: int) -> None:
     own = {"a.py": 'def scaled(x: mx.array) -> mx.array:\n    """Twice x."""\n    return 2 * x\n' + BODY}
     found = house.twin_lines(*({Path(name): text for name, text in each.items()} for each in (own, other)))
     assert len(found) == complaints, found

@@ -1,4 +1,4 @@
-"""What imports what: no circles, rooms and layers in order; and each of these rules can fail."""
+"""Imports between modules: no circles, rooms and layers in order; and each of these rules can fail."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from house_files import ROOT, assert_none, project_files, shipped
 TREES = ("shared-metal/natten_metal", "packages/natten-mps/src/natten_mps", "packages/natten-mlx/src/natten_mlx")
 ROOMS = {"caches": 0, "problem": 1, "metal": 2, "plan": 3, "api": 4}
 ROOMS |= dict.fromkeys(("cpu", "compat", "slabs", "weights", "tools"), 5)
-# The modules of each package in three layers: private ones compute, public ones hold what a user calls (see
-# `layer_of`), and these stand around both.
+# The modules of each package form three layers (see `layer_of`): private ones compute, public ones hold what a user
+# calls, and those around them, named here, may import both.
 LAYERS = {"private": 0, "public": 1, "around": 2}
 AROUND = {"__main__", "_tools", "cli", "compat", "extras", "merge", "nn", "support_matrix", "utils", "version"}
-# What imports modules by names that are values, and why a statement would not do.
+# The files that import modules by names that are values, and why an import statement would not do.
 IMPORTS_BY_NAME = {
     "shared-metal/natten_metal/api/names.py": "a package's public names are found when first used",
     "shared-metal/natten_metal/tools/cli.py": "the command line runs one of two packages, and imports one tool of it",
@@ -35,7 +35,7 @@ def modules_of(tree: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("tree", TREES)
 def test_no_module_imports_itself_by_way_of_others(tree: str) -> None:
-    """Imports inside functions count: they make a circle work, and do not undo it."""
+    """Imports inside functions count: they make a circle work, but it is still one."""
     edges = house_imports.imports_of(modules_of(tree))
     assert sum(map(len, edges.values())) > 50, "hardly an import was seen"
     assert_none(house_imports.import_circles(edges))
@@ -53,7 +53,7 @@ def test_rooms_are_in_order() -> None:
 
 
 def layer_of(module: str) -> str:
-    """The layer of a package's module."""
+    """The layer to which a package's module belongs."""
     name = module.split(".")[0]
     if name in AROUND:
         return "around"
@@ -68,7 +68,7 @@ def test_layers_are_in_order(tree: str) -> None:
 
 
 def sources_in(text: str) -> dict[str, str]:
-    """Sources by path, of lines "path: statement"."""
+    """Sources by path, from lines "path: statement"."""
     return {path: statement for path, _, statement in (line.partition(": ") for line in text.splitlines())}
 
 
@@ -81,7 +81,7 @@ def layers(text: str) -> list[str]:
 
 
 def rooms(statement: str) -> list[str]:
-    """Of a module in the second of three rooms."""
+    """Complaints about a module in the second of three rooms."""
     sources = {"one/x.py": "", "two/y.py": statement, "two/z.py": "", "too/x.py": "", "three/x.py": "", "free.py": ""}
     return house_imports.rooms_out_of_order(
         house_imports.imports_of(sources), {"one": 0, "two": 1, "too": 1, "three": 2}
@@ -116,6 +116,6 @@ PLANTED: list[tuple[Callable[[str], list[str]], str, str]] = [
 
 
 @pytest.mark.parametrize(("rule", "violation", "clean"), PLANTED)
-def test_rule_sees_a_planted_violation(rule: Callable[[str], list[str]], violation: str, clean: str) -> None:
+def test_a_rule_finds_a_planted_violation(rule: Callable[[str], list[str]], violation: str, clean: str) -> None:
     assert rule(violation)
     assert_none(rule(clean))

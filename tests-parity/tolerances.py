@@ -1,4 +1,4 @@
-"""How far from the truth a result may be.
+"""How much a result may differ from the truth.
 
 The truth is :mod:`natten_metal.problem.reference` in float64. The baseline is straightforward code for the same
 problem: inputs rounded to the dtype, one dense masked softmax in float32, one final rounding. With error = max|x - ref|
@@ -6,9 +6,9 @@ problem: inputs rounded to the dtype, one dense masked softmax in float32, one f
 
     2 (results) or 3 (gradients) * error of the baseline  +  4 ulp of the tensor's dtype at max|ref|
 
-Two packages may be as far apart as either may be from the truth, since their roundings are independent. The largest
-error of one small problem varies by chance, so the baseline's error is the largest over :data:`DRAWS` draws of the same
-problem. float64 has no wider type to be measured against: there a result may be off by :data:`EXACT_ULP` ulp.
+Two packages may differ from each other by as much as either may differ from the truth. The largest error of one small
+problem varies by chance, so the baseline's error is the largest over :data:`DRAWS` draws of the same problem. float64
+has no wider type to be measured against: there a result may be off by :data:`EXACT_ULP` ulp.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def ulp(value: float, dtype: str) -> float:
 
 @dataclass(frozen=True)
 class Expected:
-    """The truth of one output tensor, and how far from it a result may be.
+    """The truth of one output tensor, and how much a result may differ from it.
 
     error: the baseline's, relative to max|truth|. factor: 2 for results, 3 for gradients.
     """
@@ -62,7 +62,7 @@ class Expected:
 
     @property
     def own(self) -> float:
-        """The baseline's deviation for a tensor of this size."""
+        """How much the baseline deviates for a tensor of this size."""
         return self.error * self.top
 
     @property
@@ -76,7 +76,7 @@ def largest(array: Array) -> float:
 
 
 def deviation(found: Array, wanted: Array) -> float:
-    """max|found - wanted|; infinite where either is not finite unless both are the same infinity."""
+    """max|found - wanted|; infinite if either has a NaN or an infinity that the other has not."""
     assert found.shape == wanted.shape, f"shape {found.shape}, not {wanted.shape}"
     with np.errstate(invalid="ignore"):
         apart = np.where(found == wanted, 0.0, np.abs(found - wanted))
@@ -84,7 +84,7 @@ def deviation(found: Array, wanted: Array) -> float:
 
 
 def assert_within(found: dict[str, Array], expected: dict[str, Expected], where: str) -> None:
-    """Every expected tensor was found, and none is further from the truth than its bound."""
+    """Assert that all expected tensors were found, and that none differs from the truth by more than its bound."""
     assert found.keys() == expected.keys(), f"{where}: {sorted(found)}, not {sorted(expected)}"
     for name, wanted in expected.items():
         apart = deviation(found[name], wanted.truth)
@@ -92,7 +92,7 @@ def assert_within(found: dict[str, Array], expected: dict[str, Expected], where:
 
 
 def assert_agree(a: dict[str, Array], b: dict[str, Array], expected: dict[str, Expected], where: str) -> None:
-    """Two packages' results differ by no more than either may from the truth."""
+    """Assert that the results of two packages differ by no more than either may differ from the truth."""
     assert a.keys() == b.keys() == expected.keys(), where
     for name, wanted in expected.items():
         apart = deviation(a[name], b[name])
@@ -126,29 +126,29 @@ def _t(tensor: Array) -> Array:
 
 
 def _product(a: Array, b: Array) -> Array:
-    """a @ b, added one by one: the same order of sums on every machine, independent of any library."""
+    """a @ b, with terms added one by one: in the same order on every machine, whatever library numpy uses."""
     total = np.zeros((*a.shape[:-1], b.shape[-1]), a.dtype)
     for i in range(a.shape[-1]):
         total += a[..., i, None] * b[..., i, None, :]
     return total
 
 
-def _bias_sum(problem: Problem, d_logits: Array) -> Array:
-    """logits_grad summed per offset: the gradient of rpb, added one by one."""
+def _rpb_grad(problem: Problem, logits_grad: Array) -> Array:
+    """The gradient of rpb: the gradients of logits added one by one for each offset."""
     sizes = [2 * w - 1 for w in problem.kernel_size]
-    table = np.zeros((problem.heads, int(np.prod(sizes))), d_logits.dtype)
+    found = np.zeros((problem.heads, int(np.prod(sizes))), logits_grad.dtype)
     mask, offsets = neighborhood_mask(problem), bias_offsets(problem)
     for head in range(problem.heads):
-        np.add.at(table[head], offsets[mask], d_logits.sum(0, dtype=d_logits.dtype)[head][mask])
-    return table.reshape(problem.heads, *sizes)
+        np.add.at(found[head], offsets[mask], logits_grad.sum(0, dtype=logits_grad.dtype)[head][mask])
+    return found.reshape(problem.heads, *sizes)
 
 
 def _logits(problem: Problem, q: Array, k: Array, rpb: Array | None) -> Array:
-    """Unmasked logits of all keys; keys beyond the problem's own are additional ones."""
+    """Unmasked logits of all keys; those after the problem's own keys are additional ones."""
     logits = q.dtype.type(problem.scale) * _product(q, _t(k))
     if rpb is not None:
-        table = rpb.astype(q.dtype).reshape(problem.heads, -1)
-        logits[..., : problem.keys] += table[:, bias_offsets(problem)]
+        entries = rpb.astype(q.dtype).reshape(problem.heads, -1)
+        logits[..., : problem.keys] += entries[:, bias_offsets(problem)]
     return logits
 
 
@@ -164,8 +164,8 @@ def baseline(problem: Problem, arrays: dict[str, Array]) -> dict[str, Array]:
         k, v = (np.where(visible[..., None, None], tensor, 0) for tensor in (k, v))
         seen = seen & visible.reshape(problem.batch, 1, 1, keys)
     k, v = (_flat(tensor, compute, groups) for tensor in (k, v))
-    rpb, extra = arrays.get("rpb"), "additional_keys" in arrays
-    if extra:
+    rpb, additional = arrays.get("rpb"), "additional_keys" in arrays
+    if additional:
         k = np.concatenate([k, _flat(arrays["additional_keys"], compute, groups)], 2)
         v = np.concatenate([v, _flat(arrays["additional_values"], compute, groups)], 2)
     logits = _logits(problem, q, k, rpb)
@@ -176,26 +176,26 @@ def baseline(problem: Problem, arrays: dict[str, Array]) -> dict[str, Array]:
     weights /= np.where(total == 0, compute(1), total)
     out = _product(weights, v)
     delta = (d_out * out).sum(-1, keepdims=True) - d_lse
-    d_logits = weights * (_product(d_out, _t(v)) - delta)
+    logits_grad = weights * (_product(d_out, _t(v)) - delta)
     scale = compute(problem.scale)
-    d_k, d_v = scale * _product(_t(d_logits), q), _product(_t(weights), d_out)
+    key_grad, value_grad = scale * _product(_t(logits_grad), q), _product(_t(weights), d_out)
     found = {
         "out": _back(out, shape),
         "lse": _back(top + _log(total), shape)[..., 0],
-        "query": _back(scale * _product(d_logits, k), shape),
-        "key": _back(d_k[:, :, :keys], problem.key_shape, groups),
-        "value": _back(d_v[:, :, :keys], problem.key_shape, groups),
+        "query": _back(scale * _product(logits_grad, k), shape),
+        "key": _back(key_grad[:, :, :keys], problem.key_shape, groups),
+        "value": _back(value_grad[:, :, :keys], problem.key_shape, groups),
     }
-    if extra:
-        found["additional_keys"] = _back(d_k[:, :, keys:], (problem.additional,), groups)
-        found["additional_values"] = _back(d_v[:, :, keys:], (problem.additional,), groups)
+    if additional:
+        found["additional_keys"] = _back(key_grad[:, :, keys:], (problem.additional,), groups)
+        found["additional_values"] = _back(value_grad[:, :, keys:], (problem.additional,), groups)
     if rpb is not None:
-        found["rpb"] = _bias_sum(problem, d_logits[..., :keys])
+        found["rpb"] = _rpb_grad(problem, logits_grad[..., :keys])
     return found
 
 
 def _log(total: Array) -> Array:
-    """The logarithm; -inf of 0, the sum of a query that sees no key."""
+    """The logarithm; that of 0, the sum of a query that sees no key, is -inf."""
     with np.errstate(divide="ignore"):
         return np.log(total)
 
@@ -206,7 +206,7 @@ Tensors = dict[str, Array]
 def _expected(
     case: Case, dtype: str, results: set[str], truth_of: Callable[..., Tensors], plain_of: Callable[..., Tensors]
 ) -> dict[str, Expected]:
-    """Truth of the first draw; the baseline's error of the worst."""
+    """The truth of the first draw, and the baseline's error in the worst."""
     truths = [truth_of(case, dtype, draw) for draw in range(1 if dtype == "float64" else DRAWS)]
     errors = dict.fromkeys(truths[0], 0.0)
     kinds = {name: lse_dtype(dtype) if name == "lse" else dtype for name in errors}
@@ -222,7 +222,7 @@ def _expected(
 
 
 def fused_truth(case: Case, dtype: str, draw: int = 0) -> Tensors:
-    """Out, lse, and the gradient of every input by the input's name, for inputs rounded to ``dtype``."""
+    """Out, lse, and the gradients of all inputs by the inputs' names, for inputs rounded to ``dtype``."""
     arrays, problem = inputs(case, dtype, draw), case.problem(dtype)
     given = {name: a for name, a in arrays.items() if name not in ("d_out", "d_lse")}
     out, lse = reference.forward(problem, **given)
@@ -273,7 +273,7 @@ def _plain_qk(case: Case, dtype: str, draw: int) -> Tensors:
         "query": _back(scale * _product(dense, k), case.query_shape),
         "key": _back(scale * _product(_t(dense), q), case.key_shape, groups),
     }
-    return plain | ({"rpb": _bias_sum(problem, dense)} if case.rpb else {})
+    return plain | ({"rpb": _rpb_grad(problem, dense)} if case.rpb else {})
 
 
 @cache

@@ -31,7 +31,7 @@ class Items:
 
     @property
     def argument(self) -> list[Any]:
-        """The sizes as the op takes them: ``[B]`` in one dimension."""
+        """The sizes as the op takes them: ``[B]`` in rank 1, else ``[B, rank]``."""
         return [size[0] if self.rank == 1 else list(size) for size in self.sizes]
 
     def arrays(self) -> list[Array]:

@@ -2,8 +2,8 @@
 //
 //   dK[t] = scale * sum_i dS[i,t] q[i]       dV[t] = sum_i P[i,t] dO[i]       t: an additional token, i: all queries
 //
-// Lanes are tokens, columns queries. Queries are split into parts, how many depends only on the problem, and the sums
-// of the parts are added in order. Source: FlashAttention-2 (arXiv 2307.08691).
+// Lanes are tokens, columns queries. Queries are split into parts, whose number depends only on the problem, and the
+// sums of the parts are added in order. Source: FlashAttention-2 (arXiv 2307.08691).
 #pragma once
 
 #include "pairs.h"

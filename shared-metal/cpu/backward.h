@@ -121,7 +121,7 @@ struct QueryBody {
   const Operands& op;
   const Walk& walk;
 
-  // table: the gradient of rpb needs norm before the first pair is added to it, and so a walk of its own for it
+  // table: the gradient of rpb. It needs norm before the first pair is added, so a walk of its own finds norm first
   void patch(const Lanes<C>& lanes, const Unit& unit, Scratch<C>& scratch, double* table = nullptr) const {
     constexpr int V = C::V;
     const Problem& p = op.problem;
@@ -218,7 +218,7 @@ struct KeyBody {
     if (sum.wants_values) lanes.write(op.value_grad, batch, unit.head, p.dim_v, one, scratch.sums_b);
   }
 
-  // Lanes of masked keys were computed like any other
+  // Lanes of masked keys were computed like the others; their gradients are 0
   void clear_masked(const Lanes<C>& lanes, int batch, Scratch<C>& scratch) const {
     const int64_t a = Scratch<C>::rounded(op.problem.dim), b = Scratch<C>::rounded(op.problem.dim_v);
     int64_t at[C::N];

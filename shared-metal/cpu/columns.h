@@ -1,11 +1,11 @@
 // The columns that a patch reads: a walk over its box, in blocks of up to 64, each with its lanes' mask.
 //
-//   for the segments of the patch, each what the same pieces see (the picture is in geometry.h):
+//   for each segment of the patch, the columns that the same pieces see (the picture is in geometry.h):
 //     for z, y in the segment:  for x in it, a run of columns at a time:
 //       append their rows (read in place, or converted into scratch memory), scalars, pair indices and masks
 //       when the block is full: body.take(block)
 //
-// Blocks of a segment have the same size, up to the length of a run. It belongs to the vectors `on`, those of the
+// Blocks of a segment have the same size, up to the length of a run. A block belongs to the vectors `on`, those of the
 // pieces that see the segment, and is `masked` unless all of their lanes see all of it.
 #pragma once
 
@@ -57,7 +57,7 @@ struct Side {
   }
 };
 
-// What masks the columns, if anything does
+// The mask of the columns; empty if there is none
 template <typename T>
 Side<T> mask_of(const Tensor& mask, int batch, const int* origin, const int* step) {
   Side<T> side;
@@ -96,7 +96,7 @@ struct Columns {
   typedef typename C::T T;
   Side<T> a, b, stats;
   Side<T> slots;  // of the columns' queries: only their addresses are taken
-  Side<T> mask;   // a byte a column, 0 where no row sees it: such columns are passed over
+  Side<T> mask;   // one byte per column, 0 where no row sees it: such columns are skipped
   const PairIndex<C>*rpb = nullptr, *slot = nullptr;
 };
 
@@ -106,7 +106,7 @@ struct Block {
   static constexpr int V = C::V, W = C::W;
   int count = 0, capacity = kBlock;
   Vectors on = {0, V};             // the vectors that see the block
-  Range ranges[C::N / kLaneGroup];  // of its columns, all that a group of lanes sees
+  Range ranges[C::N / kLaneGroup];  // for each group of lanes, the columns of the block that it sees
   bool masked = false;
   const T* a[kBlock];
   const T* b[kBlock];
@@ -200,7 +200,7 @@ class ColumnWalk {
     block_.clear();
   }
 
-  // `total` columns are to come: blocks of equal size
+  // Makes the blocks of the `total` columns to come equal in size
   void expect(int64_t total) {
     const int64_t blocks = (total + kBlock - 1) / kBlock;
     block_.clear();
@@ -209,7 +209,7 @@ class ColumnWalk {
 
   static bool holds(Span span, int x) { return span.low <= x && x < span.high; }
 
-  // The first column of a line that is not masked, or not unmasked
+  // The first column of a line whose mask differs: the first unmasked one if `masked`, else the first masked one
   static int skip(const Side<T>& mask, int z, int y, Span line, bool masked) {
     int x = line.low;
     while (x < line.high && (*mask.at(z, y, x) == 0) == masked) ++x;
@@ -261,7 +261,7 @@ class ColumnWalk {
     }
   }
 
-  // The coordinates that see position x of an axis: none before those that see a lower position
+  // The coordinates that see position x of an axis, searched from those of a lower position on
   Span seeing(int axis, int x, Span lower) const {
     const Span* seen = lanes_.seen[axis];
     while (seen[lower.low].high <= x) ++lower.low;
@@ -301,7 +301,7 @@ class ColumnWalk {
     return bits & ((1u << smaller(L, W)) - 1);
   }
 
-  // at: of the x masks
+  // at: the first column's index in the x masks
   void mark(int at, int run, bool whole) {
     constexpr int V = C::V;
     block_.masked = block_.masked || !whole;

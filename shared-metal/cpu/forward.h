@@ -97,7 +97,7 @@ struct OnlineSoftmax {
   void weigh(Vector<T> high, int count, int v, T factor) {
     Vector<T>* const s = scratch.pairs_a + v;
     const Vector<T> lowest = splat<T>(Lane<T>::kLowest);
-    // a row that has seen nothing yet, or -inf only, has the lowest number for its top: its weights are 0, not exp(0)
+    // a row that has seen nothing yet, or only -inf, has the lowest number as its top: its weights are 0, not exp(0)
     const Vector<T> shift = high == lowest ? Vector<T>{} : high;
     Vector<T> sum = {};
     for (int i = 0; i < count * V; i += V) sum += s[i] = exponential(s[i] * factor - shift);

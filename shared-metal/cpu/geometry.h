@@ -10,8 +10,8 @@
 //        | a a a a a a a a |     a  columns that only piece r sees      .  that both see: loaded once for both
 //        | a a a a a a a a |     b  columns that only piece s sees
 //        | a a r r r r a a |
-//        | a a r r r r a a |     The shape of a piece is the one of its lanes that reads the fewest columns; pieces
-//        | . . r r r r . . |     lie along the axis on which they share the most.
+//        | a a r r r r a a |     A piece has the shape that reads the fewest columns, of all shapes with as many lanes;
+//        | . . r r r r . . |     pieces lie along the axis on which they share the most.
 //        | . . r r r r . . |
 //        | . . s s s s . . |     A unit of work is (batch, dilation group, patch, head), head fastest. Each output
 //        | . . s s s s . . |     row belongs to one unit, and a unit sums in a fixed order: results do not depend on
@@ -29,8 +29,9 @@
 namespace natten {
 namespace NATTEN_ISA {
 
-// Here, and not above: kernels.cpp is compiled once per instruction set, and a function of window.h that all of them
-// shared by name could be linked from the object that uses instructions this machine lacks. The file includes nothing.
+// Included inside the namespace on purpose: kernels.cpp is compiled once per instruction set, and a function of
+// window.h with one name in all of these objects could be linked from one that uses instructions this machine lacks.
+// window.h itself includes nothing.
 #include "../kernels/window.h"
 
 using na::Span;
@@ -54,7 +55,8 @@ struct Problem {
 
 inline int64_t product(const int* sizes) { return int64_t(sizes[0]) * sizes[1] * sizes[2]; }
 
-// A scale as a factor of the patch's rows, which is exact, and a positive one of dot products, which keeps their order
+// A scale in two factors: a sign, by which the patch's rows are multiplied exactly, and a positive size, which keeps
+// the order of the dot products
 template <typename T>
 struct Scale {
   T sign, size;
@@ -107,8 +109,8 @@ inline Tensor contiguous_tensor(void* data, int dtype, const int* shape, int64_t
   return t;
 }
 
-// One axis of a walk, in tokens: how many rows and columns are at hand, from which on, out of `full`; piece, patch: rows
-// of one along it, patches: of the longest dilation group
+// One axis of a walk, in tokens: how many rows and columns are at hand, and where they start, out of `full`; piece,
+// patch: the rows of one along the axis; patches: how many the longest dilation group has
 struct Axis {
   int rows, columns, row_start, column_start, full, w, s, d;
   bool causal;
@@ -128,7 +130,7 @@ NATTEN_INLINE Span interval(int p, const Axis& axis, int n, bool transposed) {
   return span;
 }
 
-// What of a span lies within another one
+// The part of a span that lies within another one
 NATTEN_INLINE Span cut(Span span, Span to) {
   return {na::minimum(na::maximum(span.low, to.low), to.high), na::maximum(na::minimum(span.high, to.high), to.low)};
 }
@@ -201,7 +203,7 @@ inline void choose_piece(Walk& walk, int lanes) {
   }
 }
 
-// Of the columns that the pieces of a walk read, the part that two pieces side by side along an axis share
+// The share of the columns that pieces read which two pieces side by side along an axis have in common
 inline double shared_part(const Axis& axis) {
   const int all = pieces(axis, axis.piece);
   const double own = double(columns_seen(axis, axis.piece));
@@ -209,7 +211,7 @@ inline double shared_part(const Axis& axis) {
   return both > 0 ? (all - all % 2) * both / (all * own) : 0;
 }
 
-// The axis along which pieces share the most. x only where it is better: columns come in runs along x.
+// The axis along which pieces share the most. x only if it is strictly better, because columns come in runs along x.
 inline int choose_split(const Walk& walk) {
   double shared[3];
   for (int a = 0; a < 3; ++a) shared[a] = shared_part(walk.axis[a]);
@@ -227,7 +229,7 @@ inline void set_axes(Walk& walk, const Problem& p, bool transposed) {
   }
 }
 
-// What two pieces of queries side by side share of the columns that they read; nothing if there are too few for a patch
+// The same for pieces of queries along the axis where they share the most; 0 if there are too few of them for a patch
 template <typename C>
 double shared_part(const Problem& p) {
   Walk walk;
@@ -257,15 +259,15 @@ Walk plan_walk(const Problem& p, bool transposed) {
   return walk;
 }
 
-// A unit of work. corner: the positions at which its patch begins; end: of the rows at hand of its dilation group;
-// inside: the one lies before the other (groups differ in length)
+// A unit of work. corner: the positions at which its patch begins; end: where the rows at hand of its dilation group
+// end; inside: whether the corner lies before that end (groups differ in length)
 struct Unit {
   int batch, head;
   int group[3], corner[3], end[3];
   bool inside;
 };
 
-// The patch `number` of a head, batch item and dilation group included
+// Patch `number` of a head, counted over all batch items and dilation groups
 inline Unit find_unit(const Walk& walk, int64_t number, int head) {
   Unit unit;
   unit.head = head;

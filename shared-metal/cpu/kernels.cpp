@@ -8,7 +8,7 @@ namespace natten {
 namespace NATTEN_ISA {
 namespace {
 
-// Every tensor of the interface; those that are absent have no data
+// All tensors of the interface; those that are absent have no data
 Operands operands(const natten_problem* p, const natten_tensors* t) {
   const int rank = int(p->rank), sums = p->dtype == NATTEN_FLOAT64 ? NATTEN_FLOAT64 : NATTEN_FLOAT32;
   const auto tensor = [&](const natten_tensor& given) { return pad_tensor(given, rank, p->dtype); };

@@ -1,4 +1,4 @@
-// The rows of one patch, one per vector lane: where they lie, what they see, and how they come in and go out.
+// The rows of one patch, one per vector lane: where they lie, what they see, and how they are read and written.
 #pragma once
 
 #include <limits.h>
@@ -15,7 +15,7 @@ struct Lanes {
   static constexpr int W = C::W, V = C::V, N = C::N, PIECES = C::PIECES;
 
   const Grid* grid;
-  Span seen[3][N + 1];            // columns that the rows of a coordinate see; what follows them sees nothing
+  Span seen[3][N + 1];            // columns that the rows of a coordinate see; coordinates past the rows see nothing
   int row[3][N];                  // position inside the dilation group
   bool live[N];                   // the row exists; a dead lane repeats the last row and stores nothing
   int split;                      // the axis along which pieces lie
@@ -24,7 +24,7 @@ struct Lanes {
   int step[3];                    // token at hand = position * step + origin: of rows, of columns
   int row_origin[3], column_origin[3];
 
-  // Of what the rows of the first `count` coordinates see, the columns that are at hand. Apart: few walks need it.
+  // Limits what the rows of the first `count` coordinates see to the columns at hand. Not inlined: few walks need it.
   __attribute__((noinline)) void keep_at_hand(int a, const Axis& axis, int count) {
     const Span there = at_hand(axis.column_start, axis.columns, column_origin[a] + axis.column_start, axis.d);
     for (int c = 0; c < count; ++c) seen[a][c] = cut(seen[a][c], there);
@@ -56,7 +56,7 @@ struct Lanes {
     }
   }
 
-  // Rows `first` .. of `count` tokens side by side (additional keys), which see `all` columns, of whole axes
+  // Rows from `first` on, of `count` tokens side by side (additional keys), which see `all` columns, of whole axes
   void find_tokens(const Grid& tokens, int first, int count, const Span* all) {
     grid = &tokens, split = 2;
     for (int a = 0; a < 3; ++a) {

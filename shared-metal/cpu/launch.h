@@ -33,8 +33,8 @@ struct Operands {
   void* rpb_grad = nullptr;
 };
 
-// One worker's memory: two tensors of the patch's rows, transposed, two of pairs, two of sums by rows and their totals,
-// copies of rows
+// One worker's scratch memory: the patch's rows of two tensors, transposed; two numbers for each pair; two sums for
+// each row, with their totals; copies of rows
 template <typename C>
 struct Scratch {
   typedef typename C::T T;
@@ -68,7 +68,7 @@ struct Scratch {
   Totals<C> sums_of_b(int dim_b) const { return {sums_b, totals_b, rounded(dim_b)}; }
 };
 
-// Multiply-accumulates below which a second thread costs more than it brings
+// Multiply-accumulates below which a second thread costs more than it saves
 constexpr int64_t kSmall = 200000;
 
 // Runs body.unit(number, scratch) for number = 0 .. units-1 on the pool. work: multiply-accumulates of all units.
@@ -95,7 +95,7 @@ int launch(const Body& body, int64_t units, int64_t work, int dim_a, int dim_b, 
   return NATTEN_OK;
 }
 
-// The rows of a patch of a walk: calls body.patch(lanes, unit, scratch) for its unit
+// The patches of a walk as units: calls body.patch(lanes, unit, scratch) with the rows of each
 template <typename C, typename Body>
 struct PatchUnits {
   const Walk& walk;
@@ -110,7 +110,7 @@ struct PatchUnits {
   }
 };
 
-// Multiply-accumulates of a walk, width channels a pair
+// Multiply-accumulates of a walk that reads `width` channels for each pair
 template <typename C>
 int64_t walk_work(const Walk& walk, int additional, int64_t width) {
   double pairs = 1;
@@ -127,7 +127,7 @@ int launch_walk(const Body& body, const Walk& walk, const Problem& p, int additi
   return launch<C>(PatchUnits<C, Body>{walk, body}, walk.units(), work, dim_a, dim_b, p.threads);
 }
 
-// The additional keys and values of a patch, before its own columns
+// Walks over the additional keys and values, before a patch's own columns
 template <typename C, typename Walker>
 void walk_additional(const Operands& op, int batch, int kv_head, Scratch<C>& scratch, Walker& columns) {
   const Problem& p = op.problem;

@@ -13,8 +13,7 @@
 // NEON by element), and these loops are bound by loads: g columns times V vectors of lanes cost g + V loads for
 // g * V products, L lanes times K vectors of channels L + K. Groups are as large as the registers allow; a count is cut
 // into groups of nearly equal size, since small ones stall on latency. While the products run, what is read after them
-// is prefetched. A group of lanes skips the columns at either end of a block that none of its rows
-// sees.
+// is prefetched. A group of lanes skips the columns at either end of a block that none of its rows sees.
 // Sources: FlashAttention (arXiv 2205.14135) for the blocks; the layout is that of outer-product matrix kernels.
 #pragma once
 
@@ -63,7 +62,7 @@ NATTEN_INLINE void dot_group(const VectorOf<C>* lanes, const typename C::T* cons
   }
 }
 
-// L rows of sums, K vectors of each from channel `at` on; weights, before: of the first of these lanes. The
+// L rows of sums, K vectors of each from channel `at` on; weights and before point to the first of these lanes. The
 // columns' contributions are summed first and added to the sums at the end: short sums round less.
 template <typename C, int K>
 NATTEN_INLINE void sum_group(const typename C::T* weights, const typename C::T* const* rows, Range range, int64_t at,

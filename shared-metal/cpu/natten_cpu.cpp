@@ -1,4 +1,4 @@
-// The C interface: checks the problem, chooses the instruction set, and keeps C++ exceptions from leaving.
+// The C interface: checks the problem, chooses the instruction set, and lets no C++ exception escape.
 #include "natten_cpu.h"
 
 #include <stdio.h>
@@ -98,9 +98,9 @@ struct Complaint {
 // --- checks ------------------------------------------------------------------------------------------------
 
 // Positions and sums of a position and a window are ints in kernels/window.h
-constexpr int64_t kMost = int64_t(1) << 29;
+constexpr int64_t kMaxCount = int64_t(1) << 29;
 
-bool counts(int64_t number, int64_t least) { return number >= least && number <= kMost; }
+bool counts(int64_t number, int64_t least) { return number >= least && number <= kMaxCount; }
 
 bool lies_within(int64_t start, int64_t length, int64_t full) {
   return counts(start, 0) && counts(length, 1) && start + length <= full;
@@ -131,7 +131,7 @@ bool sound_axis(const natten_problem& p, int a) {
   return w * d <= p.full_shape[a] && keys_at_hand(p, a);
 }
 
-int64_t most_dim(const natten_problem& p) {
+int64_t larger_dim(const natten_problem& p) {
   const int64_t dim = counts(p.head_dim, 1) ? p.head_dim : 0, dim_v = counts(p.head_dim_v, 1) ? p.head_dim_v : 0;
   return dim > dim_v ? dim : dim_v;
 }
@@ -146,14 +146,14 @@ bool sound(const natten_problem* p) {
     if (!sound_axis(*p, a)) return false;
     elements *= double(p->query_shape[a] > p->key_shape[a] ? p->query_shape[a] : p->key_shape[a]);
   }
-  return elements * double(1 + most_dim(*p)) < 0x1p50;
+  return elements * double(1 + larger_dim(*p)) < 0x1p50;
 }
 
 bool has_dims(const natten_problem* p, bool dim, bool dim_v) {
   return (!dim || counts(p->head_dim, 1)) && (!dim_v || counts(p->head_dim_v, 1));
 }
 
-// Whether the tensors that a function needs are given; with an empty batch they have no elements
+// Whether the tensors that a function needs are given; those of an empty batch may be NULL
 template <typename... Tensors>
 bool given(const natten_problem* p, const Tensors&... tensors) {
   return p->batch == 0 || (... && (tensors.data != nullptr));

@@ -2,7 +2,7 @@
  *
  * Layout is heads-last. Tensors are described by element strides, so any view can be read and written; the kernels
  * allocate their own scratch memory, O(threads) and, for gradients, three float32 (float64) values per query row
- * and copies of the gradients of additional keys and of rpb: up to 64 of a small one, few of a large one.
+ * and copies of the gradients of additional keys and of rpb: up to 64 of a small one, a few of a large one.
  * Window arithmetic is kernels/window.h, the same file that the Metal kernels read.
  *
  * A row all of whose logits are -inf has out 0, lse -inf and gradients 0.
@@ -26,14 +26,14 @@ extern "C" {
 #define NATTEN_API
 #endif
 
-/* Changes with every change of this file. */
+/* Changes with every change of the interface. */
 #define NATTEN_CPU_ABI 5
 
 enum natten_status { NATTEN_OK = 0, NATTEN_NO_MEMORY = 1, NATTEN_BAD_PROBLEM = 2 };
 
 /* --- the interface as tables --------------------------------------------------------------------------------
- * What follows is made of them, and so are the tables of the C++ sources that include this file. natten_cpu_interface()
- * tells them to hosts that cannot include it. */
+ * What follows is made from them, and so are the tables of the C++ sources that include this file. Hosts that cannot
+ * include it read them from natten_cpu_interface(). */
 
 /* A dtype's number is its index in this list. */
 #define NATTEN_DTYPES(DTYPE) \
@@ -47,7 +47,7 @@ enum natten_status { NATTEN_OK = 0, NATTEN_NO_MEMORY = 1, NATTEN_BAD_PROBLEM = 2
  * Gradients of keys are the piece's share: what its own queries give them. */
 #define NATTEN_FIELDS(SETTING, NUMBER, AXES)                                                                \
   SETTING(int32_t, dtype)                                                                                    \
-  SETTING(int32_t, threads)     /* 0: natten_cpu_threads(); else so many, at most NATTEN_NUM_THREADS if set */ \
+  SETTING(int32_t, threads)     /* 0: natten_cpu_threads(); else that many, at most NATTEN_NUM_THREADS if set */ \
   NUMBER(int64_t, rank)         /* 1, 2 or 3 */                                                              \
   NUMBER(int64_t, batch)                                                                                     \
   NUMBER(int64_t, heads)        /* query heads, a multiple of kv_heads */                                    \
@@ -66,7 +66,7 @@ enum natten_status { NATTEN_OK = 0, NATTEN_NO_MEMORY = 1, NATTEN_BAD_PROBLEM = 2
   AXES(int64_t, dilation)                                                                                    \
   AXES(int64_t, is_causal)
 
-/* How a tensor lies. CHANNELS: [B, *shape, H, C]; ROWS: [B, *shape, H]; FLAT: contiguous, its strides are ignored. */
+/* The layout of a tensor. CHANNELS: [B, *shape, H, C]; ROWS: [B, *shape, H]; FLAT: contiguous, strides are ignored. */
 enum natten_layout { NATTEN_CHANNELS, NATTEN_ROWS, NATTEN_FLAT };
 
 /* Each has a gradient of the same layout, name_grad. Accumulation is float32 (float64 for NATTEN_FLOAT64). lse and rpb,
@@ -84,11 +84,11 @@ enum natten_layout { NATTEN_CHANNELS, NATTEN_ROWS, NATTEN_FLAT };
   TENSOR(logits, CHANNELS)            /* [B, *shape, H, prod(w)], row-major over the window */ \
   TENSOR(attn, CHANNELS)              /* as logits */
 
-/* natten_<function>(problem, tensors); what each reads and writes stands at its declaration. */
+/* natten_<function>(problem, tensors); what each reads and writes is said at its declaration. */
 #define NATTEN_FUNCTIONS(FUNCTION) \
   FUNCTION(forward) FUNCTION(backward) FUNCTION(qk) FUNCTION(qk_backward) FUNCTION(av) FUNCTION(av_backward)
 
-/* --- what they make ------------------------------------------------------------------------------------------ */
+/* --- what is made from them ---------------------------------------------------------------------------------- */
 
 #define NATTEN_ENUMERATOR(NAME, name) NATTEN_##NAME,
 enum natten_dtype { NATTEN_DTYPES(NATTEN_ENUMERATOR) };
@@ -116,22 +116,22 @@ typedef struct natten_tensors {
 
 /* --- functions ---------------------------------------------------------------------------------------------- */
 
-/* Fused attention: out [B, *shape, H, D_v] and lse [B, *shape, H] of query, key, value, the additional ones, rpb and
- * key_mask. Keys and values that it masks are not read; their gradients are 0. */
+/* Fused attention: out [B, *shape, H, D_v] and lse [B, *shape, H] from query, key, value, additional keys and values,
+ * rpb and key_mask. Masked keys and their values are not read; their gradients are 0. */
 NATTEN_API int natten_forward(const natten_problem *problem, const natten_tensors *tensors);
 
-/* Gradients of its inputs, of out_grad, lse_grad, those inputs, and the out and lse that natten_forward made of them. */
+/* Gradients of those inputs, from out_grad, lse_grad, the inputs, and the out and lse that natten_forward computed. */
 NATTEN_API int natten_backward(const natten_problem *problem, const natten_tensors *tensors);
 
-/* Split ops: logits of query, key and rpb; out of attn and value. A slot at or past the window's end holds -inf in
+/* Split ops: logits from query, key and rpb; out from attn and value. A slot at or past the window's end holds -inf in
  * logits, is never read in attn or in a gradient, and gets a gradient of zero. */
 NATTEN_API int natten_qk(const natten_problem *problem, const natten_tensors *tensors);
 NATTEN_API int natten_av(const natten_problem *problem, const natten_tensors *tensors);
 
-/* Gradients of query, key and rpb, of logits_grad, query and key (rpb is not read). */
+/* Gradients of query, key and rpb, from logits_grad, query and key (rpb is not read). */
 NATTEN_API int natten_qk_backward(const natten_problem *problem, const natten_tensors *tensors);
 
-/* Gradients of attn and value, of out_grad, attn and value. */
+/* Gradients of attn and value, from out_grad, attn and value. */
 NATTEN_API int natten_av_backward(const natten_problem *problem, const natten_tensors *tensors);
 
 /* The tables above, a line each, in order: "dtypes float16 ...", "fields int32_t:dtype:1 ... int64_t:query_shape:3 ...",
@@ -147,8 +147,8 @@ NATTEN_API const char *natten_cpu_isa(void);
 /* Threads of a call that asks for none: NATTEN_NUM_THREADS, read once, else the machine's performance cores. */
 NATTEN_API int natten_cpu_threads(void);
 
-/* NULL, or a sentence that says which of the two variables is set to something that cannot be used, and what can: the
- * kernels run as if it were not set, so whoever loads them asks this first. */
+/* NULL, or a sentence that says which of the two variables has a value that cannot be used, and which values can. The
+ * kernels run as if it were not set, so whoever loads them should call this first. */
 NATTEN_API const char *natten_cpu_complaint(void);
 
 #ifdef __cplusplus

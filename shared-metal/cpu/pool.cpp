@@ -22,7 +22,7 @@
 namespace natten {
 namespace {
 
-constexpr int kMostThreads = 256;
+constexpr int kMaxThreads = 256;
 // How long an idle thread looks for work before it sleeps: waking it takes about as long.
 constexpr std::chrono::microseconds kSpin(30);
 
@@ -65,16 +65,16 @@ struct Threads {
   bool set, sound;
 };
 
-int few(long number) { return number < 1 ? 1 : (number < kMostThreads ? int(number) : kMostThreads); }
+int clamp_threads(long number) { return number < 1 ? 1 : (number < kMaxThreads ? int(number) : kMaxThreads); }
 
 Threads chosen_threads() {
   const char* asked = getenv("NATTEN_NUM_THREADS");
-  if (!asked || !*asked) return {few(machine_threads()), false, true};
+  if (!asked || !*asked) return {clamp_threads(machine_threads()), false, true};
   char* end = nullptr;
   errno = 0;
   const long number = strtol(asked, &end, 10);
   const bool sound = errno == 0 && end != asked && *end == '\0' && number > 0;
-  return {few(sound ? number : machine_threads()), sound, sound};
+  return {clamp_threads(sound ? number : machine_threads()), sound, sound};
 }
 
 const Threads& threads_of_process() {
@@ -101,7 +101,7 @@ struct Task {
 // A task is open while threads may join it. Its owner closes it when no range is left, and waits for those inside.
 class Pool {
  public:
-  Pool() { threads_.reserve(kMostThreads); }
+  Pool() { threads_.reserve(kMaxThreads); }
 
   ~Pool() {
     {
@@ -140,7 +140,7 @@ class Pool {
       std::unique_lock<std::mutex> lock(mutex_);
       done_.wait(lock, [this] { return inside_.load() == 0; });
     }
-    // the last worker still held the lock when it signalled
+    // the last worker may still hold the lock under which it signalled
     const std::lock_guard<std::mutex> lock(mutex_);
     return true;
   }
@@ -201,7 +201,7 @@ std::atomic<Pool*> the_pool{nullptr};
 std::atomic<Pool*> the_parents_pool{nullptr};
 void forget_pool() { the_parents_pool.store(the_pool.exchange(nullptr)); }
 
-// When the library goes, its threads go; a pool that someone still uses is left to the end of the process.
+// Stops the threads when the library is unloaded; a pool that is still in use is left until the process ends.
 struct AtExit {
   ~AtExit() {
     Pool* const last = the_pool.exchange(nullptr);
@@ -235,7 +235,7 @@ bool pool_setting_is_sound() { return threads_of_process().sound; }
 int pool_workers(int threads, int64_t units) {
   const Threads& own = threads_of_process();
   int64_t workers = own.number;
-  if (threads > 0) workers = own.set && own.number < threads ? own.number : few(threads);
+  if (threads > 0) workers = own.set && own.number < threads ? own.number : clamp_threads(threads);
   if (workers > units) workers = units;
   return workers < 1 ? 1 : int(workers);
 }

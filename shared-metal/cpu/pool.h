@@ -7,7 +7,7 @@
 //
 // Which worker computes which range changes from run to run, so a job's result must not depend on it. Calls may come
 // from any number of threads at once: one has the pool, the others compute alone. A forked child starts its own pool.
-// Plain functions of C types: the kernels, compiled once per instruction set, share them with nothing but these names.
+// These are plain functions of C types, because the kernels, compiled once per instruction set, can share nothing more.
 #pragma once
 
 #include <stdint.h>
@@ -16,8 +16,8 @@ namespace natten {
 
 typedef void (*PoolJob)(void* context, int64_t first, int64_t last, int worker);
 
-// Number of workers, the caller included, for a call with so many units: `threads`, but no more than NATTEN_NUM_THREADS
-// where that is set; for threads = 0 pool_threads()
+// Number of workers, the caller included, for a call with that many units: `threads`, but no more than
+// NATTEN_NUM_THREADS where that is set; for threads = 0 pool_threads()
 int pool_workers(int threads, int64_t units);
 
 // NATTEN_NUM_THREADS, read once, else performance cores, else cores allowed

@@ -3,7 +3,7 @@
 //   rpb_grad[h, offset] = sum over batch, queries i and keys j with j - i = offset of dS[i,j]
 //
 // The entry of a (lane, column) pair is a number of the lane plus a number of the column. For the gradient, the patches
-// of a head are split into parts, how many depends only on the problem; each part sums into a table of its own,
+// of a head are split into parts, whose number depends only on the problem; each part sums into a table of its own,
 // column by column and lane by lane, and the tables are added in order. An entry is a sum over all queries, so
 // tables are double.
 #pragma once
@@ -74,8 +74,8 @@ constexpr int64_t kTables = int64_t(1) << 22;
 // Parts of a head's patches: enough to keep the threads of most machines busy, few enough to keep the tables small
 inline int64_t rpb_parts(const Walk& walk, int64_t entries) {
   const int64_t patches = walk.batch * walk.groups * walk.patches, room = kTables / (walk.heads * entries) + 1;
-  const int64_t wanted = (63 + walk.heads) / walk.heads, most = wanted < room ? wanted : room;
-  return patches < most ? patches : most;
+  const int64_t wanted = (63 + walk.heads) / walk.heads, limit = wanted < room ? wanted : room;
+  return patches < limit ? patches : limit;
 }
 
 // Patches of a walk as (head, part): body.patch(lanes, unit, scratch, table) with the part's table

@@ -43,7 +43,7 @@ struct SlotAccess {
   const Tensor& tensor;
   const PairIndex<C>& index;
   const Block<C>& block;
-  char* const* rows;  // slots of each lane's query; of each column's where walk is transposed
+  char* const* rows;  // slots of each lane's query; of each column's where the walk is transposed
   const bool* live;
   Vector<T>* pairs;
 };
@@ -130,7 +130,7 @@ struct LogitsBody {
     }
   };
 
-  // Slots that hold no key: rows of causal windows near the beginning
+  // Fills the rows that have slots without a key: those of causal windows near the beginning
   void fill_empty(const Lanes<C>& lanes, char* const* rows) const {
     for (int lane = 0; lane < C::N; ++lane) {
       bool whole = true;
@@ -242,13 +242,13 @@ int weigh(const Operands& op, bool queries, const Tensor& slots, const Tensor& c
 // --- gradient of rpb ------------------------------------------------------------------------------------
 
 template <typename C>
-struct SlotBiasBody {
+struct SlotRpbBody {
   typedef typename C::T T;
   const Operands& op;
   const Walk& walk;
 
   struct Sum {
-    const SlotBiasBody& body;
+    const SlotRpbBody& body;
     const Scratch<C>& scratch;
     const PairIndex<C>&index, &rpb_index;
     char* const* rows;
@@ -297,7 +297,7 @@ int qk_backward(const Operands& op) {
   }
   if (status == NATTEN_OK && op.rpb_grad) {
     const Walk walk = plan_walk<C>(p, false);
-    status = launch_parts<C>(SlotBiasBody<C>{op, walk}, walk, op, 0, 0);
+    status = launch_parts<C>(SlotRpbBody<C>{op, walk}, walk, op, 0, 0);
   }
   return status;
 }

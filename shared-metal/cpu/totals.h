@@ -1,7 +1,7 @@
 // Sums over any number of columns, in levels that each add few numbers, so that errors do not grow with the count.
 //
 //   products   a block's columns, up to 64        in registers                     micro.h
-//   sums       a stretch of up to 32 blocks       of the kernel's own type         one row of a patch after the other
+//   sums       a stretch of up to 32 blocks       of the kernel's own type         one row of a patch after another
 //   totals     the stretches                      double                           likewise
 //
 // n numbers added one by one are off by up to n / 2 roundings of their sum, too much for a float from some ten
@@ -51,7 +51,7 @@ struct Totals {
   }
 };
 
-// A number for each row, not set to anything
+// A number for each row, left uninitialised
 template <typename C, typename Number>
 struct PerLane {
   Number of[C::N];

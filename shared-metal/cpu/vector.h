@@ -71,7 +71,7 @@ struct PatchOf {
   static constexpr int PIECE = PIECE_VECTORS, PIECE_LANES = PIECE * W;
 };
 
-// Vectors of a patch that a step takes: `count` from `first`
+// Some vectors of a patch: `count` from `first` on
 struct Vectors {
   int first, count;
   int end() const { return first + count; }

@@ -39,7 +39,7 @@ struct Tile {
   Axis axis[RANK];
   int step[RANK];           // tokens between two positions: the dilation
   int row_origin[RANK];     // token of position 0 in tensors of rows: negative where they begin further inside the axis
-  int column_origin[RANK];  // and in those of columns
+  int column_origin[RANK];  // the same in tensors of columns
   int corner[RANK];         // first row
   Span box[RANK];           // columns that the tile's rows see
 };
@@ -55,12 +55,13 @@ struct Patch {
   bool active;       // uniform: the patch begins inside the axis
   bool store;        // this lane's row exists
 
-  // How many of `dim` channels the lane loads of its row: none if the row does not exist, which then holds zeros
+  // How many of its row's `dim` channels the lane loads: none if the row does not exist; it then holds zeros
   METAL_FUNC int channels(int dim) const thread { return store ? dim : 0; }
 };
 
-// The columns at hand that the row at position p sees. A query's are all at hand (but in full attention, where windows
-// may be longer than the keys); of a key's, which are queries, there may be none: then low may be above high.
+// The columns at hand that the row at position p sees. The keys that a query sees are all at hand (except in full
+// attention, where windows may be longer than the keys). Perhaps no query that sees a key is at hand: then low may be
+// above high.
 template <bool TRANSPOSED>
 METAL_FUNC Span interval(int p, Axis a) {
   Span span = TRANSPOSED ? inverse(p, a.n, a.w, a.s, a.causal) : window(p, a.n, a.w, a.s, a.causal);
@@ -91,9 +92,9 @@ METAL_FUNC int patch_coord(int axis, int r) {
   return axis == C::RANK - 2 ? (position / C::PX) % C::PY : position / (C::PX * C::PY);
 }
 
-// Number, line by line along x, of the tile that is launched nth. Tiles at both ends of x come first, because they have
-// the most work: in the key walk, if windows are no wider than a tile, most queries see the keys there, and a row may
-// take two bricks where elsewhere it takes one. A launch ends sooner if its longest threadgroups start early and on
+// The number (line by line along x) of the tile that is launched nth. Tiles at both ends of x come first, because they
+// have the most work: in the key walk, if windows are no wider than a tile, most queries see the keys there, and a row
+// may take two bricks where elsewhere it takes one. A launch ends sooner if its longest threadgroups start early and on
 // different cores.
 METAL_FUNC int ends_first(int nth, int lines, int along_x) {
   if (along_x <= 2) return nth;
@@ -102,7 +103,7 @@ METAL_FUNC int ends_first(int nth, int lines, int along_x) {
   return nth / (along_x - 2) * along_x + nth % (along_x - 2) + 1;
 }
 
-// Finds the tile of this threadgroup; false if it lies beyond its dilation group (groups differ in length)
+// Finds the tile of this threadgroup; false if it lies past the end of its dilation group (groups differ in length)
 template <typename C>
 METAL_FUNC bool find_tile(thread Tile<C::RANK>& t, const thread Params& prm, int tile_id, int group_id) {
   constexpr int rows_shape = C::TRANSPOSED ? int(kKeyShape) : int(kQueryShape);
@@ -144,8 +145,8 @@ METAL_FUNC bool find_tile(thread Tile<C::RANK>& t, const thread Params& prm, int
   return inside;
 }
 
-// Patches and rows beyond the axis take its last position, hold zeros and store nothing: every simdgroup reaches every
-// barrier
+// Patches and rows past the end of the axis take its last position, hold zeros and store nothing: every simdgroup must
+// reach every barrier
 template <typename C>
 METAL_FUNC void find_patch(thread Patch<C::RANK>& patch, const thread Tile<C::RANK>& t, int sg, int fragment_row) {
   constexpr int X = C::RANK - 1;
@@ -179,8 +180,8 @@ METAL_FUNC long row_at(const thread Params& prm, int block, const thread Patch<R
   return at;
 }
 
-// A row of the tile's box: its position on every axis but x. Rows are numbered row-major; one division to set, none
-// to advance.
+// A row of the tile's box: its position on every axis but x. Rows are numbered in row-major order; setting a row takes
+// one division, advancing none.
 template <int RANK>
 struct BoxRow {
   int pos[RANK];

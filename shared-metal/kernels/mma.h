@@ -1,6 +1,6 @@
 // 8x8 matrix multiply-accumulate of one simdgroup: the only file that touches simdgroup_matrix.
 //
-// A fragment of an 8x8 matrix lives as two values a lane. With quad = lane / 4:
+// Each lane holds two values of an 8x8 fragment. With quad = lane / 4:
 //   row = (quad & 4) + (lane / 2) % 4        col = (quad & 2) * 2 + (lane % 2) * 2
 //   the lane holds M[row][col] and M[row][col + 1]           (the same for A, B and C)
 //
@@ -21,8 +21,8 @@ using Pair = vec<T, 2>;
 METAL_FUNC int fragment_row(uint lane) { return int(((lane >> 2) & 4) + ((lane >> 1) & 3)); }
 METAL_FUNC int fragment_col(uint lane) { return int(((lane >> 2) & 2) * 2 + (lane & 1) * 2); }
 
-// c += a * b, float accumulation whatever the sides are. A: the row side; float for gradients of logits, which leave
-// the range of half, while b stays as it is
+// c += a * b, accumulated in float whatever the types of the sides. A: the type of the row side, float for gradients of
+// logits, which may exceed the range of half; b keeps its type
 template <typename T, typename A = T>
 METAL_FUNC void mma(thread Pair<float>& c, Pair<A> a, Pair<T> b) {
   simdgroup_matrix<A, 8, 8> ma;

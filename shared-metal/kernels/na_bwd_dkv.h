@@ -3,7 +3,7 @@
 //   dV[j] = sum_i P[i,j] dO[i]          dK[j] = scale * sum_i dS[i,j] q[i]        i: the queries whose windows hold j
 //   P[i,j] = exp(scale * q[i].k[j] + bias - lse[i]) / (their sum over j)      dS[i,j] = P[i,j] * (dO[i].v[j] - delta[i])
 //
-//   shapes, and stats with lse, the sums and delta, as in na_fwd.h and na_bwd_dq.h; dK like k, dV like v
+//   shapes, and stats (lse, sums of weights, delta), as in na_fwd.h and na_bwd_dq.h; dK like k, dV like v
 //   grid of threadgroups: (H_kv, tiles, B * dilation groups); threads per group: NSG * 32
 //
 // Rows are keys, columns the queries that see them: by the closed-form inverse window they are a box too, so the walk
@@ -27,16 +27,16 @@ struct KeyGradient {
   Sums<C::DB / 8, C::PART> value_sum;
   Parts<C::PART> parts;
   const device float* stats;  // of the box's first query
-  int scalar_step;            // between queries side by side along x
+  int scalar_step;            // elements of stats between neighbouring queries along x
   float scale;
   const device float* rpb;  // the query head's rpb
   int fr;
   int fc;
 
-  // The lane's row: its key and value, and empty sums
+  // Loads the lane's row, its key and value, and clears the sums
   METAL_FUNC void load(const device T* k, const device T* v, const thread Params& prm, const thread Tile<C::RANK>& tile,
                        const thread Patch<C::RANK>& patch, int batch, int kv_head, int dim, int dim_v) thread {
-    // Additional keys lie along one axis; their stride blocks stand where the keys' do
+    // Additional keys lie along one axis; their stride blocks take the place of the keys'
     constexpr int k_block = C::OF_ADDITIONAL ? int(kAdditionalKeyStride) : int(kKeyStride);
     constexpr int v_block = C::OF_ADDITIONAL ? int(kAdditionalValueStride) : int(kValueStride);
     const device T* k_row = k + row_at(prm, k_block, patch, batch, kv_head);
@@ -82,7 +82,7 @@ struct KeyGradient {
         NA_UNROLL for (int e = 0; e < 2; ++e) {
           const long at = b.scalar[j] + (fc + e) * scalar_step;  // read only where the row sees the column
           const bool sees = b.full[j] || b.sees(j, b.x[j] + fc + e, seen);
-          Stats query = Stats(1.0f);  // any numbers would do: an unseen column is masked
+          Stats query = Stats(1.0f);  // any value would do: an unseen column is masked
           if (sees) query = *(const device Stats*)(stats + at);
           float entry = 0.0f;
           if (C::RPB && sees) entry = rpb[b.bias[j] - fc - e];
@@ -108,8 +108,8 @@ struct KeyGradient {
 // The tile of an OF_ADDITIONAL launch: rows are additional keys, which lie along one axis; the box is this part's share
 // of all queries at hand, whose positions count from the first of them
 template <typename C>
-METAL_FUNC void find_every(thread Tile<C::RANK>& t, thread Patch<C::RANK>& patch, const thread Params& prm, int tile,
-                           int part, int sg, int fragment_row) {
+METAL_FUNC void find_additional(thread Tile<C::RANK>& t, thread Patch<C::RANK>& patch, const thread Params& prm,
+                                int tile, int part, int sg, int fragment_row) {
   constexpr int X = C::RANK - 1;
   const int rows = int(prm[kAdditional]);
   NA_UNROLL for (int a = 0; a < C::RANK; ++a) {
@@ -152,14 +152,14 @@ METAL_FUNC void na_bwd_dkv(const device typename C::T* q, const device typename 
   Tile<R> tile;
   Patch<R> patch;
   if (C::OF_ADDITIONAL) {
-    find_every<C>(tile, patch, prm, int(tgid.y) / parts, part, int(sg), body.fr);
+    find_additional<C>(tile, patch, prm, int(tgid.y) / parts, part, int(sg), body.fr);
   } else {
     if (!find_tile<C>(tile, prm, int(tgid.y), int(tgid.z) % groups)) return;  // uniform, before any barrier
     find_patch<C>(patch, tile, int(sg), body.fr);
   }
   const int dim = int(prm[kDim]);
   const int dim_v = int(prm[kDimV]);
-  bool hidden = false;  // a key that may not be seen holds zeros, like a row that does not exist; its gradients are 0
+  bool hidden = false;  // a masked key holds zeros, like a row that does not exist, and its gradients are 0
   if (C::MASKED) {
     const KeyMask<R> mask = key_mask_of<R>(key_mask, prm, batch);
     hidden = patch.store && !mask.allows(patch.token);

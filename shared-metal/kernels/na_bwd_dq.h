@@ -9,7 +9,7 @@
 //   shapes as in na_fwd.h
 //   grid and threads as in na_fwd.h: rows are queries, columns keys, A = K, B = V
 //
-// Three products a brick: S = Q K^T, dP = dO V^T, dQ += dS K. dS leaves the range of half, so its product is float.
+// Three products a brick: S = Q K^T, dP = dO V^T, dQ += dS K. dS may exceed the range of half, so its product is float.
 // Every dQ row is written once; nothing is summed across threadgroups. Source: FlashAttention-2 (arXiv 2307.08691).
 //
 // The sum of W would be 1 if lse were exact. It is a float: next to logits of 1e5 it is off by up to 0.004, and so would
@@ -28,8 +28,8 @@ struct QueryGradient {
   Pair<T> out_grad[C::DB / 8];
   Sums<C::DA / 8, C::PART> sum;
   Parts<C::PART> parts;
-  float weights;        // this lane's part of the sum of W
-  float weights_total;  // of the parts before
+  float weights;        // this lane's share of the sum of W
+  float weights_total;  // of earlier parts
   float lse;            // base 2
   float factor;         // 1 / sum of W, where it is known
   float delta;
@@ -39,7 +39,7 @@ struct QueryGradient {
   int fr;
   int fc;
 
-  // The lane's row: what it needs of its query
+  // Loads the lane's row: its query and that query's output gradient
   METAL_FUNC void load(const device T* q, const device T* out_grads, const device float* whole_rpb,
                        const thread Params& prm, const thread Tile<C::RANK>& tile, const thread Patch<C::RANK>& patch,
                        Slice slice) thread {

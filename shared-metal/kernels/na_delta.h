@@ -1,4 +1,4 @@
-// What the backward needs of each query row:  delta[i] = sum_c dO[i,c] * O[i,c] - dLSE[i]      (float)
+// What the backward needs for each query row:  delta[i] = sum_c dO[i,c] * O[i,c] - dLSE[i]      (float)
 //
 //   dO, O [B, *shape, H, D_v]   dLSE, delta [B, *shape, H]          8 lanes a row, 16 rows a threadgroup
 //   grid of threadgroups: (ceil(rows / 16), 1, 1) with rows = B * prod(shape) * H; 128 threads a threadgroup
@@ -11,7 +11,7 @@
 
 namespace na {
 
-// Element offset of flat row `at` of [B, *shape, H] in the tensor of a stride block; I holds any row
+// Element offset of flat row `at` of [B, *shape, H] in the tensor of a stride block; I can hold every row number
 template <typename I>
 METAL_FUNC long row_offset(const thread Params& prm, int block, int rank, I at) {
   long offset = long(at % I(prm[kHeads])) * prm[block + 1];
@@ -28,7 +28,7 @@ METAL_FUNC void na_delta(const device typename C::T* out_grad, const device type
                          const device float* lse_grad, const thread Params& prm, device float* delta, uint3 tgid,
                          uint sg, uint lane) {
   const long own = long(tgid.x) * 16 + long(sg) * 4 + long(lane / 8);
-  const long row = min(own, prm[kRowCount] - 1);  // lanes without a row repeat the last, since every lane must shuffle
+  const long row = min(own, prm[kRowCount] - 1);  // lanes without a row repeat the last: every lane must shuffle
   const bool few = prm[kRowCount] >> 32 == 0;  // 64-bit divisions are expensive
   const long grad_at = few ? row_offset<uint>(prm, kOutGradStride, C::RANK, uint(row))
                            : row_offset<ulong>(prm, kOutGradStride, C::RANK, ulong(row));

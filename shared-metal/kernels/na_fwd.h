@@ -14,15 +14,15 @@
 // Unless a bias is added, the maximum is taken of q.k before scaling: the largest weight is then exactly 1, however
 // large the logits, and their rounding affects no weight. (A negative scale flips the sign of the query instead.)
 // The maximum of a row starts at kMasked, a finite number, and so do the logits of columns that it does not see; their
-// weights are 0. The kernel itself never makes an infinity or a NaN, so fast math is safe. A row whose logits are all
-// -inf, because its bias is, has the sum 0: out 0, lse -inf.
+// weights are 0. The kernel itself never creates an infinity or a NaN, so fast math is safe. In a row whose logits are
+// all -inf, because its biases are, the weights sum to 0: out 0, lse -inf.
 // Source: FlashAttention (arXiv 2205.14135) for the online softmax.
 #pragma once
 
 namespace na {
 
-// One patch: its query rows, un-normalised outputs, row maximum (`unit` times it: in base 2), this lane's part of the
-// row sum
+// One patch: its query rows, un-normalised outputs, row maximum (in base 2 when multiplied by `unit`), and this lane's
+// share of the row sum
 template <typename C>
 struct Forward {
   typedef typename C::T T;
@@ -31,12 +31,12 @@ struct Forward {
   float m;
   float l;
   Parts<C::PART> parts;
-  float m_total;  // maximum and row sum when the last part ended
+  float m_total;  // maximum and row sum at the end of the last part
   float l_total;
   float scale;
   float unit;
-  const device float* rpb;  // the row's head's rpb
-  bool biased;                // uniform: off for additional keys
+  const device float* rpb;  // of the row's head
+  bool biased;              // uniform: off for additional keys
   int fr;
   int fc;
 
@@ -131,7 +131,7 @@ METAL_FUNC void na_fwd(const device typename C::T* q, const device typename C::T
   Sides<C, R> sides = key_sides<C, R>(k, v, prm, kKeyStride, kValueStride, tile, slice, staged_a, staged_b);
   if (C::MASKED) sides.mask = key_mask_of<R>(key_mask, prm, slice.batch);
   walk<C, R, C::MASKED>(body, sides, tile, patch, int(sg), int(lane));
-  // Addresses only now: held over the loop they would cost registers.
+  // Addresses are computed only now: kept during the walk, they would take registers.
   if (C::PART != 0) {
     const float since = exp2((body.m_total - body.m) * body.unit);
     body.out.finish(since);

@@ -14,12 +14,12 @@
 namespace na {
 
 template <typename C>
-struct BiasGradient {
+struct RpbGradient {
   typedef typename C::T T;
-  QueryGradient<C> rows;      // logits and their gradients, as for dQ; its sum stays unused
-  const device T* logits_grad;   // of the lane's row (SLOTS)
-  long channel;               // elements between two of its slots
-  threadgroup float* sums;    // the simdgroup's table
+  QueryGradient<C> rows;        // logits and their gradients, as for dQ; its sum stays unused
+  const device T* logits_grad;  // of the lane's row (SLOTS)
+  long channel;                 // elements between two of its slots
+  threadgroup float* sums;      // the simdgroup's table
   bool store;
   int fr;
   int fc;
@@ -55,12 +55,11 @@ struct BiasGradient {
 template <typename C>
 METAL_FUNC void na_rpb(const device typename C::T* q, const device typename C::T* k, const device typename C::T* v,
                         const device float* rpb, const device int* key_mask, const device typename C::T* out_grad,
-                        const device float* stats,
-                        const device typename C::T* logits_grad, const thread Params& prm, device float* partial,
-                        threadgroup float* tables, uint3 tgid, uint sg, uint lane) {
+                        const device float* stats, const device typename C::T* logits_grad, const thread Params& prm,
+                        device float* partial, threadgroup float* tables, uint3 tgid, uint sg, uint lane) {
   typedef typename C::T T;
   constexpr int R = C::RANK;
-  BiasGradient<C> body;
+  RpbGradient<C> body;
   body.fr = body.rows.fr = fragment_row(lane);
   body.fc = body.rows.fc = fragment_col(lane);
   body.sums = tables + int(sg) * C::TABLE;

@@ -44,7 +44,8 @@ struct Logits {
   }
 };
 
-// Slots that hold no key: causal rows near the beginning. The four lanes of a row share the work.
+// Fills the slots that hold no key, which only causal rows near the beginning have. The four lanes of a row share the
+// work.
 template <typename C>
 METAL_FUNC void fill_empty_slots(device typename C::T* logits, const thread Tile<C::RANK>& t,
                                  const thread Patch<C::RANK>& patch, int fc) {
@@ -172,7 +173,7 @@ struct WeighQueries {
   Parts<C::PART> parts;
   const device T* weights;  // of the box's first query
   long channel;             // elements between two slots
-  long scalar_step;         // weights between queries side by side along x
+  long scalar_step;         // elements between the weights of neighbouring queries along x
   Axis x;
   int row_x;                // the lane's key
   int fr;

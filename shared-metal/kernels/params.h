@@ -25,7 +25,7 @@ enum Param : int {
   kKeyShape = 11,     // 3 entries: key tokens at hand per axis
   kFullShape = 14,    // 3 entries: tokens of the whole problem per axis
   kQueryStart = 17,   // 3 entries: where in the whole problem the queries at hand begin, in tokens
-  kKeyStart = 20,     // 3 entries: and the keys
+  kKeyStart = 20,     // 3 entries: where the keys at hand begin
   kWindow = 23,       // 3 entries: kernel_size
   kStride = 26,       // 3 entries: stride
   kDilation = 29,     // 3 entries: dilation

@@ -16,7 +16,7 @@ METAL_FUNC float weight_of(float s, float scale, float bias, float top) {
   return exp2(fma(s, scale, RPB ? fma(bias, kLog2E, -top) : -top));
 }
 
-// The additional keys of a batch item as a box of rank 1 that every row sees whole
+// The additional keys of a batch item, as a box of rank 1 that every row sees in full
 METAL_FUNC void additional_box(thread Tile<1>& t, thread Patch<1>& patch, int count, bool active) {
   const Span all = {0, count};
   t.axis[0] = {count, {0, 1}, all, count, 1, false};
@@ -29,7 +29,7 @@ METAL_FUNC void additional_box(thread Tile<1>& t, thread Patch<1>& patch, int co
   patch.store = false;
 }
 
-// The part of the problem that a threadgroup works on besides its tile
+// The part of the problem that a threadgroup works on, apart from its tile
 struct Slice {
   int batch;
   int group;    // dilation group, all axes
@@ -49,7 +49,7 @@ METAL_FUNC Slice find_slice(const thread Params& prm, uint3 tgid, int fragment_r
   return slice;
 }
 
-// Keys and values as the column side; their mask, where there is one, is set apart
+// Keys and values as the column side; a key mask is set separately
 template <typename C, int RANK>
 METAL_FUNC Sides<C, RANK> key_sides(const device typename C::T* k, const device typename C::T* v,
                                     const thread Params& prm, int key_block, int value_block,

@@ -23,7 +23,7 @@ METAL_FUNC Pair<T> load_channels(const device T* p, int d, int dim, long channel
 
 // Copies one token's channels to threadgroup memory; LANES threads share a token, this one is `part`. Channels beyond
 // dim become 0. WIDE: dim == DP, channels lie side by side and every token starts at a 16-byte boundary, so whole
-// 16-byte words move.
+// 16-byte words are moved.
 template <typename T, int DP, bool WIDE>
 struct TokenCopy {
   static constexpr constant int E = WIDE ? 16 / int(sizeof(T)) : 1;  // elements of one move
@@ -74,7 +74,7 @@ METAL_FUNC Columns<T, RANK> columns_of(const device T* tensor, const thread Para
   return c;
 }
 
-// Which keys of a batch item may be seen (MASKED): a bit for each; a line of keys along x begins with a word of its own
+// Which keys of a batch item may be seen (MASKED): one bit for each; every line of keys along x begins a new word
 template <int RANK>
 struct KeyMask {
   const device int* words;
@@ -104,7 +104,8 @@ METAL_FUNC constexpr int pitch() {
   return DP + 16 / int(sizeof(T));
 }
 
-// A part of the box to copy: n_rows pieces of `length` tokens from row row0, x0 tokens into the row; `tail` zero tokens
+// A part of the box to copy: `length` tokens of each of n_rows rows, from row row0 and column x0 on; then `tail` tokens
+// of zeros
 struct Piece {
   int row0;
   int n_rows;
@@ -128,7 +129,7 @@ METAL_FUNC void stage(threadgroup T* dst, const thread Columns<T, RANK>& src, co
     for (; key < piece.length; key += THREADS / Copy::LANES) {
       Copy::copy(dst + (r * piece.length + key) * PITCH, from + key * src.step[RANK - 1], dim, src.channel, part);
     }
-    key -= piece.length;  // threads left over by this row start in the next one
+    key -= piece.length;  // threads left over from this row start in the next one
     row.advance(t);
   }
   for (; key < piece.tail; key += THREADS / Copy::LANES) {
@@ -150,7 +151,7 @@ struct Staged {
   }
 };
 
-// Fragments straight from device memory; tokens past `last` are replaced by it
+// Fragments straight from device memory; the token at `last` stands in for those past it
 template <typename T, bool WIDE>
 struct Direct {
   const device T* tokens;

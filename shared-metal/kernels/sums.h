@@ -30,7 +30,7 @@ struct Sums {
     NA_UNROLL for (int n = 0; n < N; ++n) part[n] = Pair<float>(0.0f);
     if (PART != 0) NA_UNROLL for (int n = 0; n < N; ++n) total[n] = Pair<float>(0.0f);
   }
-  // decay: what the terms of the parts before are multiplied with by now
+  // decay: the factor by which the terms of earlier parts have shrunk since
   METAL_FUNC void end_part(float decay) thread {
     if (PART != 0) {
       NA_UNROLL for (int n = 0; n < N; ++n) {

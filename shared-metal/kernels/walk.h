@@ -1,4 +1,4 @@
-// The walk: a patch meets the bricks of its box, NB at a time.
+// The walk: a patch visits the bricks of its box, NB at a time.
 //
 //   for each chunk of the tile's box (whole rows if one fits, evenly spread; else pieces of one row)
 //     barrier, stage A and B of the chunk, barrier
@@ -9,7 +9,7 @@
 // patch's rows and what they accumulate; each header of a walking kernel (na_*.h) defines its own.
 #pragma once
 
-// A test tool that defines METAL_EMULATOR_COUNT counts events; a host compiles nothing.
+// Test tools define METAL_EMULATOR_COUNT to count events; elsewhere this expands to nothing.
 #ifdef METAL_EMULATOR_COUNT
 #define NA_COUNT(event, condition) \
   if (condition) METAL_EMULATOR_COUNT(event)
@@ -19,7 +19,7 @@
 
 namespace na {
 
-// How the tile's rows are cut into chunks
+// How the rows of the tile's box are cut into chunks
 struct Chunks {
   int rows;    // rows of the box
   int per;     // rows of one chunk
@@ -27,8 +27,8 @@ struct Chunks {
   int length;  // staged columns of one row
 };
 
-// Whole rows if one fits, evenly spread over the chunks; else pieces of a row with CHUNK brick starts and the 7 more
-// columns that the last brick may need
+// Whole rows if one fits, evenly spread over the chunks; else pieces of a row with CHUNK brick starts, and 7 more
+// columns, which the last brick may need
 template <typename C, int RANK>
 METAL_FUNC Chunks cut_chunks(const thread Tile<RANK>& t) {
   Chunks c;
@@ -59,7 +59,7 @@ template <int NB, typename At>
 struct Bricks {
   At a[NB];         // element offset of the first column in A's source
   At b[NB];         // and in B's
-  long scalar[NB];  // and in the tensors of one value a token (lse, delta)
+  long scalar[NB];  // and in the tensor of the queries' stats or slots (TRANSPOSED)
   int bias[NB];     // entry of rpb for the lane's row and the first column
   int slot[NB];     // window slot of the lane's row and the first column (TRANSPOSED: without the part of x)
   int x[NB];        // position of the first column
@@ -176,7 +176,7 @@ METAL_FUNC void stage_sides(const thread Sides<C, RANK>& sides, const thread Til
   if (C::DB != 0) stage<T, RANK, C::DB, THREADS, C::WIDE>(sides.staged_b, sides.b, t, piece, sides.dim_b, thread_id);
 }
 
-// MASKED: columns are keys, some of which may not be seen; the body lets nothing of those reach a result
+// MASKED: columns are keys, some of which are masked; the body keeps those out of every result
 template <typename C, int RANK, bool MASKED, typename Body>
 METAL_FUNC void walk(thread Body& body, const thread Sides<C, RANK>& sides, const thread Tile<RANK>& tile,
                      const thread Patch<RANK>& patch, int sg, int lane) {
@@ -254,7 +254,7 @@ METAL_FUNC void multiply_across(thread Pair<float>* s, const thread Pair<T>* row
       }
     }
   }
-  // Loads of the next product stay behind this one: float fragments of both at once do not fit in registers
+  // Keeps the loads of the next product behind this one: float fragments of both at once do not fit in registers
   if (sizeof(T) == 4) simdgroup_barrier(mem_flags::mem_none);
 }
 

@@ -1,12 +1,12 @@
 // Which keys a query attends to, and which queries attend to a key: one axis, closed forms.
 //
-// An axis of length L with dilation d falls into d groups; group g holds the tokens g, g + d, g + 2d, ..., and
+// An axis of length L with dilation d splits into d groups; group g holds the tokens g, g + d, g + 2d, ..., and
 // everything below counts positions inside a group of n = ceil((L - g) / d) tokens:
 //
 //   not causal   leader = min((p / s) * s + s / 2, n - 1);   start = clamp(leader - w / 2, 0, n - w);   end = start + w
 //   causal       leader = min((p / s) * s + s - 1, n - 1);   start = max(leader - w + 1, 0);            end = p + 1
 //
-// window.py states the same lines for Python; nothing else does. Start and end never decrease with p, so for p0 .. p1
+// window.py has the same lines in Python, and nothing else has them. Start and end never decrease with p: for p0 .. p1
 //   all windows lie in [start(p0), end(p1))   and share   [start(p1), end(p0))
 //
 // Valid C++17 as well as Metal. Source: NATTEN (arXiv 2204.07143), stride as in arXiv 2504.16922.

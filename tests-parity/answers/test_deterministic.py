@@ -14,7 +14,7 @@ NAMES = ("seq-causal-dilated-stride", "img-rpb-everything", "vol-gqa-additional"
 
 
 def results(name: str, split: bool) -> list[Any]:
-    """Outputs and all gradients of a case; split: through the split ops."""
+    """Outputs and all gradients of a case; with ``split``, through the split ops."""
     case = BY_NAME[name]
     arrays = inputs(case, "float32")
     leaves = {n: MPS.tensor(arrays[n], "float32").requires_grad_() for n in INPUTS if n in arrays}

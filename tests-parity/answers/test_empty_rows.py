@@ -40,7 +40,7 @@ def run(path: Path, arrays: dict[str, Array]) -> tuple[list[Array], dict[str, Ar
 
 
 @pytest.mark.parametrize("path", PLAIN, ids=str)
-def test_nothing_but_minus_infinity(path: Path) -> None:
+def test_a_head_whose_biases_are_minus_infinity(path: Path) -> None:
     (out, lse), gradients = run(path, problem(additional=False))
     assert (out[:, :, 0] == 0).all() and (lse[:, :, 0] == -np.inf).all()
     assert np.isfinite(out[:, :, 1:]).all() and np.isfinite(lse[:, :, 1:]).all()
@@ -51,8 +51,8 @@ def test_nothing_but_minus_infinity(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", PLAIN, ids=str)
-def test_what_is_left_counts_alone(path: Path) -> None:
-    """With additional keys, the first head sees only those, and its gradients are those of full attention to them."""
+def test_only_additional_keys_are_seen(path: Path) -> None:
+    """With additional keys, the first head sees only those: its results are those of full attention to them."""
     arrays = problem(additional=True)
     (out, lse), gradients = run(path, arrays)
     logits = np.einsum("bthd,bsd->bhts", arrays["query"][:, :, :1], arrays["additional_keys"][:, :, 0]) * 3**-0.5

@@ -14,7 +14,7 @@ from rounding import Dense, accumulator, assert_explained
 Array = Any
 NAMES = ("query", "key", "value", "additional_keys", "additional_values", "rpb")
 
-# window, keys' grid, queries to a key by axis, heads, kv heads, additional keys
+# window, the keys' grid, queries per key along each axis, heads, kv heads, additional keys
 PROBLEMS = (
     (Window((3,), (1,), (1,), (False,)), (7,), (4,), 2, 1, 0),
     (Window((4,), (2,), (2,), (False,)), (11,), (3,), 2, 2, 3),
@@ -44,7 +44,7 @@ def _arrays(number: int, biased: bool, dtype: str) -> dict[str, Array]:
 
 
 def _truth(number: int, arrays: dict[str, Array], dtype: str, rounded_weights: bool) -> Any:
-    """From the table of the keys' grid: a query has the row of the cell that it lies in."""
+    """From the tables of the keys' grid: a query takes the row of the cell that it lies in."""
     window, grid, ratio, *_ = PROBLEMS[number]
     mask, offsets, _ = window.tables(grid)
     fine = arrays["query"].shape[1:-2]

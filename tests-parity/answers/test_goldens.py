@@ -1,8 +1,8 @@
 """Fixed answers computed by other people's code: upstream NATTEN 0.21.7's own mask and 0.17.5's own kernels.
 
 ``goldens/manifest.json`` says where each comes from. Family A: heads-last, stride, GQA, additional
-keys, lse. Family B: heads-first, split ops, relative positional bias; with additional keys the logits
-of those follow the window's. Some of B were computed in float32 and are held to that.
+keys, lse. Family B: heads-first, split ops, relative positional bias; logits of additional keys follow
+the window's. Some of B were computed in float32 and are compared with that precision.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def test_split(fixture: dict[str, Any], path: Path, dtype: str) -> None:
     logits, attn = golden["logits"][..., :slots], golden["attn"][..., :slots]
     # The contribution of the additional keys does not go through the split ops, so it is subtracted from the golden
     # results.
-    extra_out, extra_dq = additional_parts(fixture, golden, slots)
+    additional_out, additional_dq = additional_parts(fixture, golden, slots)
 
     given = {name: golden[INPUT_NAMES[name]] for name in ("query", "key", "rpb") if INPUT_NAMES[name] in golden}
     (found,), gradients = vjp(
@@ -103,7 +103,7 @@ def test_split(fixture: dict[str, Any], path: Path, dtype: str) -> None:
         scale=fixture["scale"],
     )
     close(found, logits, limit, "logits")
-    close(gradients["query"], golden["dq"] - extra_dq, limit, "gradient of query")
+    close(gradients["query"], golden["dq"] - additional_dq, limit, "gradient of query")
     close(gradients["key"], golden["dk"], limit, "gradient of key")
     if "rpb" in given:
         scale = max(1.0, np.abs(golden["drpb"]).max())
@@ -112,7 +112,7 @@ def test_split(fixture: dict[str, Any], path: Path, dtype: str) -> None:
     (out,), gradients = vjp(
         path, f"na{rank}d_av", {"attn": attn, "value": golden["v"]}, [golden["d_out"]], dtype, **window_of(fixture)
     )
-    close(out, golden["out"] - extra_out, limit, "out")
+    close(out, golden["out"] - additional_out, limit, "out")
     held = np.isfinite(logits)
     close(gradients["attn"], np.where(held, golden["d_attn"][..., :slots], 0.0), limit, "gradient of attn")
     close(gradients["value"], golden["dv"], limit, "gradient of value")
@@ -123,8 +123,8 @@ def additional_parts(fixture: dict[str, Any], golden: dict[str, Array], slots: i
     if not fixture["num_additional_kv"]:
         return np.zeros_like(golden["out"]), np.zeros_like(golden["dq"])
     out = np.einsum("b...hs,bshd->b...hd", golden["attn"][..., slots:], golden["add_v"])
-    d_query = np.einsum("b...hs,bshd->b...hd", golden["d_logits"][..., slots:], golden["add_k"])
-    return out, fixture["scale"] * d_query
+    query_grad = np.einsum("b...hs,bshd->b...hd", golden["d_logits"][..., slots:], golden["add_k"])
+    return out, fixture["scale"] * query_grad
 
 
 def test_the_goldens_are_all_there() -> None:

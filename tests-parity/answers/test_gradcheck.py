@@ -11,11 +11,11 @@ import torch
 from cases import BY_NAME, CASES, INPUTS, Case, inputs
 from frameworks import FRAMEWORKS, MLX, MPS, OURS, Framework, Path
 
-# gradcheck does not accept empty tensors, and large problems would need a larger step than suits float64.
+# gradcheck does not accept empty tensors, and large problems would need larger steps than are good in float64.
 SMALL = tuple(
     case for case in CASES if case.batch and case.additional != 0 and np.prod((case.heads, *case.shape)) <= 150
 )
-# A whole Jacobian takes two calls per input element, so only these tiny cases have one.
+# A whole Jacobian takes two calls per input element, so it is computed for these tiny cases only.
 TINY = (
     BY_NAME["seq-one-token"],
     BY_NAME["seq-dim1"],
@@ -120,14 +120,14 @@ def test_first_derivatives_of_mlx(case: Case, backend: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["seq-dim1", "seq-causal-even", "seq-rpb-additional-gqa", "img-single", "vol-whole"])
-def test_second_derivatives_of_the_dense_path(name: str) -> None:
+def test_second_derivatives_of_the_dense_backend(name: str) -> None:
     names, given = leaves(BY_NAME[name])
     with MPS.watch() as ran:
         assert torch.autograd.gradgradcheck(call(BY_NAME[name], names, "dense"), given, fast_mode=True)
     assert ran == {"dense"}
 
 
-def test_forward_mode_of_the_dense_path() -> None:
+def test_forward_mode_of_the_dense_backend() -> None:
     names, given = leaves(BY_NAME["img-single"])
     with MPS.watch() as ran:
         assert torch.autograd.gradcheck(
@@ -136,9 +136,9 @@ def test_forward_mode_of_the_dense_path() -> None:
     assert ran == {"dense"}
 
 
-# --- what the kernels do not have --------------------------------------------------------------------
+# --- derivatives that the kernels do not have --------------------------------------------------------
 
-# Each op's tensors for an axis of 5 tokens: name of the op and shapes.
+# The shapes of each op's tensors.
 OPS = {
     "na1d": ((1, 5, 1, 2),) * 3,
     "na2d": ((1, 5, 5, 1, 2),) * 3,
@@ -149,7 +149,7 @@ OPS = {
 }
 
 
-# The split ops have all derivatives: test_split_derivatives.
+# The split ops have all derivatives; see test_split_derivatives.
 FUSED = tuple(op for op in OPS if not op.endswith(("qk", "av")))
 
 
@@ -186,7 +186,7 @@ def test_forward_mode_is_refused(path: Path, op: str) -> None:
 
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
-def test_the_dense_path_has_what_is_refused(framework: Framework, op: str) -> None:
+def test_the_dense_backend_has_what_is_refused(framework: Framework, op: str) -> None:
     """Both packages find the same numbers."""
     with framework.watch() as ran:
         second = second_derivative(Path(framework, "dense"), op)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from brute_force import masked
 from cases import DTYPES
-from frameworks import FRAMEWORKS, PATHS, Framework, Path, planned_path
+from frameworks import FRAMEWORKS, PATHS, Framework, Path, planned_backend
 from random_problems import call
 
 SHAPE, KEY_SHAPE = (2, 5, 6, 4, 8), (2, 5, 6, 2, 8)
@@ -80,7 +80,7 @@ def test_queries_on_a_finer_grid(path: Path) -> None:
 def test_auto_takes_the_kernels(framework: Framework) -> None:
     given, mask = arrays()
     tensors, key_mask = [framework.tensor(array, "float32") for array in given], framework.tensor(mask, "bool")
-    assert planned_path(framework, "na2d", *tensors, kernel_size=3, key_mask=key_mask) == framework.compiled
+    assert planned_backend(framework, "na2d", *tensors, kernel_size=3, key_mask=key_mask) == framework.compiled
     with framework.watch() as ran:
         framework.evaluate(framework.face("na2d")(*tensors, 3, key_mask=key_mask))
     assert ran == {framework.compiled}
@@ -88,7 +88,7 @@ def test_auto_takes_the_kernels(framework: Framework) -> None:
 
 @pytest.mark.parametrize("path", PATHS, ids=str)
 def test_masks_of_any_strides(path: Path) -> None:
-    """Views of another memory layout are read as what they are."""
+    """Views with another memory layout give the same results."""
     framework, (given, mask) = path.framework, arrays()
     tensors = [framework.tensor(array, "float32") for array in given]
     turned = framework.tensor(np.ascontiguousarray(mask.swapaxes(1, 2)), "bool").swapaxes(1, 2)
@@ -103,7 +103,7 @@ def test_masks_of_any_strides(path: Path) -> None:
 @pytest.mark.parametrize("additional", [False, True])
 @pytest.mark.parametrize("path", PATHS, ids=str)
 def test_a_query_that_is_nan_and_sees_no_key(path: Path, additional: bool) -> None:
-    """Its result is 0 and -inf, and its gradient 0; with an additional key it sees one, and its results are NaN."""
+    """Its out is 0, its lse -inf and its gradient 0; with an additional key, which it sees, its results are NaN."""
     framework, (given, _) = path.framework, arrays()
     given[0][0, 2, 3, 1, 4], mask = np.nan, np.ones(KEY_SHAPE[:-2], bool)
     mask[0] = False
@@ -111,8 +111,8 @@ def test_a_query_that_is_nan_and_sees_no_key(path: Path, additional: bool) -> No
     arguments = {"key_mask": framework.tensor(mask, "bool"), "return_lse": True, "backend": path.backend}
 
     def call(*tensors: object) -> tuple[object, ...]:
-        extra = dict(zip(("additional_keys", "additional_values"), tensors[3:], strict=False))
-        return tuple(framework.face("na2d")(*tensors[:3], 3, **arguments, **extra))
+        others = dict(zip(("additional_keys", "additional_values"), tensors[3:], strict=False))
+        return tuple(framework.face("na2d")(*tensors[:3], 3, **arguments, **others))
 
     tensors = [framework.tensor(array) for array in given]
     cotangents = [framework.tensor(np.ones(SHAPE)), framework.tensor(np.ones(SHAPE[:-1]))]

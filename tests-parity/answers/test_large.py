@@ -10,7 +10,7 @@ import mlx.core as mx
 import pytest
 import torch
 from cases import BY_NAME
-from frameworks import FRAMEWORKS, MLX, Framework, planned_path
+from frameworks import FRAMEWORKS, MLX, Framework, planned_backend
 
 from natten_mps._metal.plan import limits, plan
 from natten_mps._metal.plan.device import Device
@@ -21,9 +21,9 @@ MOST, LONGEST = 2**29, 2**31 - 1
 ONE = (1,)
 
 
-def test_the_limits_are_the_kernels_own() -> None:
+def test_the_limits_are_those_of_the_kernels() -> None:
     text = CPU_SOURCE.read_text()
-    (shift,), (power,) = re.findall(r"kMost = int64_t\(1\) << (\d+);", text), re.findall(r"< 0x1p(\d+);", text)
+    (shift,), (power,) = re.findall(r"kMaxCount = int64_t\(1\) << (\d+);", text), re.findall(r"< 0x1p(\d+);", text)
     assert (limits.MOST, limits.MOST_ELEMENTS) == (2 ** int(shift), 2 ** int(power)) == (MOST, 2**50)
 
 
@@ -90,7 +90,7 @@ def test_the_call_itself_refuses(framework: Framework) -> None:
         f"na1d: backend='{backend}' cannot take this problem: the kernels take at most {MOST} channels of a head; got "
         f"{MOST + 1}. backend='auto' picks a backend that can"
     )
-    assert planned_path(framework, "na1d", wide, wide, narrow, kernel_size=3) == "pure"
+    assert planned_backend(framework, "na1d", wide, wide, narrow, kernel_size=3) == "pure"
 
 
 SIDE = 50_000  # squared beyond LONGEST
@@ -141,7 +141,7 @@ def test_dimensions_that_mlx_cannot_count(name: str) -> None:
         MLX.face(op)(*given, window, **more)
 
 
-def test_ordinary_problems_are_far_from_it() -> None:
+def test_ordinary_problems_are_far_from_the_limits() -> None:
     for case in BY_NAME.values():
         for backend in ("pure", "dense"):
             assert limits.too_large(case.problem()) is limits.too_long(case.problem(), backend, LONGEST) is None

@@ -50,7 +50,7 @@ def test_results_and_gradients_do_not_depend_on_the_layout(layout: str) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_cpu_kernels_read_views_where_they_lie(layout: str, seen: Seen) -> None:
+def test_the_cpu_kernels_read_views_in_place(layout: str, seen: Seen) -> None:
     views = LAYOUTS[layout]()
     leaves = [view.detach().requires_grad_() for view in views]
     with MPS.package.use_backend("native"):
@@ -58,15 +58,15 @@ def test_the_cpu_kernels_read_views_where_they_lie(layout: str, seen: Seen) -> N
     assert [function for function, _ in seen] == ["forward", "backward"]
     for _, tensors in seen:
         assert [tensors[name] for name in NAMES] == [where(view) for view in views]
-    # sum's gradient is one repeated number.
+    # The gradient of a sum is one number, broadcast.
     assert set(seen[1][1]["out_grad"][1]) == {0}
 
 
-def test_the_cpu_split_ops_read_views_where_they_lie(seen: Seen) -> None:
+def test_the_cpu_split_ops_read_views_in_place(seen: Seen) -> None:
     query, key, value = fused_qkv()
     with MPS.package.use_backend("native"):
         weights = MPS.face("na2d_qk")(query, key, 3).softmax(-1)
-        # Another order of axes in memory, with unchanged values.
+        # The same values with another order of axes in memory.
         weights = weights.permute(4, 3, 2, 1, 0).contiguous().permute(4, 3, 2, 1, 0)
         MPS.face("na2d_av")(weights, value, 3)
     (_, logits), (_, out) = seen
@@ -74,8 +74,8 @@ def test_the_cpu_split_ops_read_views_where_they_lie(seen: Seen) -> None:
     assert [out["attn"], out["value"]] == [where(weights), where(value)]
 
 
-def test_the_pure_path_copies_what_is_not_contiguous(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its gathers need rows of one tensor: a view is copied once per walk, a contiguous tensor never."""
+def test_the_pure_backend_copies_what_is_not_contiguous(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It gathers rows of one tensor: a view is copied once per walk, a contiguous tensor never."""
     walk, rows = MPS.module("_metal.api.walk").Rows, []
     original = walk.__init__
 

@@ -57,7 +57,7 @@ def test_compiled(compiler: str, inside: bool) -> None:
 
 @on_our_paths
 @pytest.mark.parametrize("transform", ["vmap", "vjp", "inference"])
-def test_inside_of_transforms(transform: str) -> None:
+def test_inside_transforms(transform: str) -> None:
     query, key = negated(3, 2, 9, 2, 8), torch.randn(2, 9, 2, 8)
 
     def attend(query: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ def test_inside_of_transforms(transform: str) -> None:
 
 @on_our_paths
 def test_sparse_gradients_count_in_full() -> None:
-    """Autograd passes them on for outputs that are not sparse."""
+    """Autograd passes sparse gradients on even if the output is not sparse."""
     query = torch.randn(SHAPE, requires_grad=True)
     out = MPS.face("na2d")(query, query, query, 3)
     cotangent = torch.randn(SHAPE).relu()

@@ -40,7 +40,7 @@ def measure(path: str, face: str, shape: list[int], kernel_size: int, passes: li
         before, began = memory(), time.monotonic()
         for which in passes:
             results = run(framework, backend, face, given, kernel_size, which == "backward")
-            peak = memory()["most"] - before["now"]
+            peak = memory()["peak"] - before["now"]
             found[which] = {"peak": peak, "extra": peak - kept[which]}
             del results
         found["seconds"] = time.monotonic() - began
@@ -114,8 +114,8 @@ def test_memory_grows_with_the_tokens(path: str) -> None:
 @pytest.mark.parametrize("path", ["mps-native", "mlx-nanobind"])
 @pytest.mark.parametrize("face", ["na2d", pytest.param("na1d", marks=pytest.mark.all)])
 def test_the_compiled_kernels_keep_no_logits(face: str, path: str) -> None:
-    """Beyond inputs and results they need a fraction of the window's logits; four times the tokens, four times all of
-    it.
+    """Besides inputs and results they need a fraction of the memory of the window's logits, and four times the tokens
+    take four times the memory.
     """
     heads, kernel_size, peaks = 4, {"na1d": 169, "na2d": 13}[face], []
     for side in (128, 256):
@@ -123,12 +123,12 @@ def test_the_compiled_kernels_keep_no_logits(face: str, path: str) -> None:
         found = measured(path, face, shape, kernel_size, "forward", "backward")
         logits = 4 * heads * 169 * side * side
         for which in ("forward", "backward"):
-            # It must not be far below that either: the peak has to include the results.
+            # Nor may it be far below 0: the peak has to include the results.
             assert abs(found[which]["extra"]) < logits / 8, found
         peaks.append(found)
     for which in ("forward", "backward"):
         small, large = (found[which]["peak"] for found in peaks)
-        # Memory that the process had freed before and reuses is not seen: a few MiB of the tens that are measured.
+        # Memory that the process freed earlier and reuses is not counted: a few MiB of the tens that are measured.
         assert large < 4.4 * small + (4 << 20), peaks
 
 
@@ -139,7 +139,7 @@ def test_what_frameworks_allocate_is_seen(path: str) -> None:
     assert found["extra"] > 4 * 4 * 4096**2, found
 
 
-# face -> shapes of its tensors (lists of tensors for items of their own sizes) and its other arguments
+# face, number of its tensors (in a list: of its lists of tensors), other arguments
 KINDS: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "fused": ("na1d", 3, {"kernel_size": 7}),
     "full": ("attention", 3, {}),
@@ -180,7 +180,7 @@ def out_shape(kind: str) -> tuple[int, ...]:
 
 
 def living_bytes(framework: Framework) -> int:
-    """Bytes of all tensors that somebody still refers to."""
+    """Bytes of all tensors that are still referred to."""
     if framework is MLX:
         import mlx.core as mx
 

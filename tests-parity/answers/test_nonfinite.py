@@ -29,12 +29,12 @@ POISONED = tuple(case for case in CASES if case.batch and "everything" in case.n
         "vol-large",
     )
 )
-# Most rows in a piece of the CPU kernels' patches: one for each lane of the widest vector.
+# The most rows that a piece of a CPU kernel's patch may have: one for each lane of the widest vector.
 LANES = 16
 
 
 def touched(case: Case, backend: str, key: int) -> Array:
-    """``[queries]`` bool: queries that a NaN in ``key`` may reach, which are the blocks of queries that visit the key.
+    """``[queries]`` bool: the queries that a NaN in ``key`` may reach, those of the blocks that visit the key.
 
     On the dense backend, which has no blocks, the queries that attend to it.
     """
@@ -55,10 +55,10 @@ def touched(case: Case, backend: str, key: int) -> Array:
 
 def touched_in_patches(problem: Problem, key: int) -> Array:
     """The same for the CPU kernels, as an upper bound: which patch they use depends on the machine's vectors, but along
-    each axis it lies within :data:`LANES` positions of a dilation group that begin at a multiple of that.
+    each axis it lies within :data:`LANES` positions of a dilation group that begin at a multiple of LANES.
     """
     reached = np.ones(problem.query_shape, dtype=bool)
-    for place, (axis, at) in enumerate(zip(problem.axes, np.unravel_index(key, problem.key_shape), strict=True)):
+    for number, (axis, at) in enumerate(zip(problem.axes, np.unravel_index(key, problem.key_shape), strict=True)):
         own = np.zeros(axis.queries, dtype=bool)
         group, position = int(at) % axis.dilation, int(at) // axis.dilation
         n = window.group_length(axis.queries, group, axis.dilation)
@@ -68,7 +68,7 @@ def touched_in_patches(problem: Problem, key: int) -> Array:
             if low[0] <= position < high[1]:
                 own[group + axis.dilation * first : group + axis.dilation * last + 1 : axis.dilation] = True
         shape = [1] * problem.rank
-        shape[place] = -1
+        shape[number] = -1
         reached &= own.reshape(shape)
     return reached.ravel()
 
@@ -115,7 +115,7 @@ def test_a_bad_key_stays_in_its_boxes(case: Case, path: Path, poison: float) -> 
 @pytest.mark.parametrize("backend", ["native", "pure"])
 @pytest.mark.parametrize("name", ["seq-long", "seq-long-causal-dilated"])
 def test_boxes_leave_queries_out(name: str, backend: str) -> None:
-    """The test above has queries outside the block in some cases."""
+    """In some cases of the test above, some queries lie outside the blocks that visit the key."""
     case = BY_NAME[name]
     assert case in POISONED
     assert not touched(case, backend, case.problem().keys // 3).all()
@@ -123,7 +123,7 @@ def test_boxes_leave_queries_out(name: str, backend: str) -> None:
 
 @pytest.mark.parametrize("path", PATHS, ids=str)
 @pytest.mark.parametrize("case", POISONED, ids=str)
-def test_a_bad_query_is_its_own_affair(case: Case, path: Path) -> None:
+def test_a_bad_query_affects_only_its_own_row(case: Case, path: Path) -> None:
     arrays = inputs(case, "float32")
     clean = attend(path, case, arrays)
     query = case.problem().queries // 2
@@ -161,11 +161,11 @@ def test_gradients_of_what_is_out_of_reach_stay_clean(name: str, path: Path) -> 
         assert np.array_equal(clean[n][1:], dirty[n][1:]), n
         assert np.array_equal(clean[n][0, ..., 1:, :], dirty[n][0, ..., 1:, :]), n
     seen = mask.neighborhood_mask(problem)[query]
-    d_value = dirty["value"].reshape(case.batch, -1, case.kv_heads, case.head_dim_v)
-    assert np.isnan(d_value[0, seen, 0]).all()
-    d_query = dirty["query"].reshape(case.batch, -1, case.heads, case.head_dim)
+    value_grad = dirty["value"].reshape(case.batch, -1, case.kv_heads, case.head_dim_v)
+    assert np.isnan(value_grad[0, seen, 0]).all()
+    query_grad = dirty["query"].reshape(case.batch, -1, case.heads, case.head_dim)
     others = np.arange(problem.queries) != query
-    assert np.isnan(d_query[0, query, 0]).all() and np.isfinite(d_query[0, others]).all()
+    assert np.isnan(query_grad[0, query, 0]).all() and np.isfinite(query_grad[0, others]).all()
 
 
 @pytest.mark.parametrize("path", PATHS, ids=str)
@@ -184,7 +184,7 @@ def test_infinite_logits_of_finite_inputs(path: Path) -> None:
 
 @pytest.mark.parametrize("path", PATHS, ids=str)
 def test_padding_is_never_read(path: Path) -> None:
-    """Padding full of NaN gives the results of zero padding; its own results are 0 and -inf, its gradients 0."""
+    """Padding full of NaN gives the results of zero padding; out of padding is 0, its lse -inf, its gradients 0."""
     framework, random = path.framework, np.random.default_rng(5)
     sizes = [[4, 6], [0, 3], [3, 3], [5, 4]]
     inside = np.zeros((4, 5, 6, 1, 1), dtype=bool)

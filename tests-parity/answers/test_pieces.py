@@ -11,7 +11,7 @@ from joined_slabs import RUNS, check_slabs, ways
 from random_problems import call
 
 SOME = {"na": 6, "qk": 3, "av": 3}
-# 2,040 for each backend: 170 for each op and dtype.
+# For each op and dtype: 2,040 for each backend.
 MANY = 170
 
 
@@ -56,7 +56,7 @@ CUT = [case for case in (*CASES, *MASKED) if ways(case)]
 @pytest.mark.parametrize("path", PATHS, ids=str)
 @pytest.mark.parametrize("case", CUT, ids=str)
 def test_slabs_make_the_whole(case: Case, path: Path) -> None:
-    """Each case in one way, another for each."""
+    """Each case cut in one way, which differs from case to case."""
     every = ways(case)
     check_slabs(path, case, "float64", "na", every[CUT.index(case) % len(every)])
 
@@ -96,8 +96,8 @@ def test_a_piece_that_is_the_whole_is_the_same_problem(framework: Framework) -> 
 
 @pytest.mark.parametrize("path", PATHS, ids=str)
 def test_keys_out_of_reach_get_zero_gradients(path: Path) -> None:
-    """Exactly zero: a query reaches no key of another dilation group. On the pure path not even a NaN does; the others
-    multiply it by weights of 0, the kernels where keys share a patch.
+    """Exactly zero: a query sees no key of another dilation group. On the pure backend not even a NaN reaches such
+    keys; the others multiply it by weights of 0, the kernels where keys share a patch.
     """
     framework, gradient = path.framework, np.nan if path.backend == "pure" else 1.0
     random = np.random.default_rng(0)
@@ -117,4 +117,4 @@ def test_keys_out_of_reach_get_zero_gradients(path: Path) -> None:
         )
         for of_keys in map(framework.numpy, gradients[1:]):
             zero = (of_keys == 0).all((0, 2, 3))
-            assert zero.tolist() == [place not in reach for place in range(11)], face
+            assert zero.tolist() == [key not in reach for key in range(11)], face

@@ -26,7 +26,7 @@ LARGE = (
 
 
 def attend(path: Path, case: Case, arrays: Tensors, dtype: str) -> Tensors:
-    """Out, lse and every gradient by name; asserts that this backend ran, and no other."""
+    """Out, lse and all gradients by name; asserts that this backend ran, and no other."""
     framework, names = path.framework, [name for name in INPUTS if name in arrays]
     given = [framework.tensor(arrays[name], dtype) for name in names]
     cotangents = [framework.tensor(arrays["d_out"], dtype), framework.tensor(arrays["d_lse"], lse_dtype(dtype))]
@@ -90,12 +90,12 @@ def test_equal_keys_share_the_weight(path: Path, dtype: str) -> None:
 # (roundings go up as often as down, so the square root of their number), whatever the number of terms. Asserted of the
 # CPU kernel alone: the frameworks' matrix products, which the other backends use, lose more.
 SUM = 32
-# exp() and logits below 1.
+# Roundings in the weights themselves: of exp(), and of logits below 1.
 WEIGHT = 8
 
 
 def close(found: Tensors, wanted: dict[str, tuple[Array, Array]], u: float, where: str) -> None:
-    """wanted: truth and the size of the terms, by name."""
+    """``wanted``: the truth and the size of its terms, by name."""
     for name, (truth, size) in wanted.items():
         worst = np.max(abs(found[name].reshape(truth.shape) - truth) / (u * size))
         assert worst <= SUM + WEIGHT, f"{where}: {name} is off by {worst:.3g} roundings of its terms"
@@ -178,15 +178,15 @@ def check_bias_and_additional(path: Path, tokens: int) -> None:
     offsets = keys - np.arange(tokens)[:, None] + 2
     logits = np.concatenate([arrays["rpb"][0][offsets], np.zeros((tokens, 2))], 1)
     p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    seen, extra = arrays["value"][0, :, 0][keys], arrays["additional_values"][0, :, 0]
-    towards = np.concatenate([np.einsum("tc,tkc->tk", g, seen), g @ extra.T], 1)
+    seen, additional = arrays["value"][0, :, 0][keys], arrays["additional_values"][0, :, 0]
+    towards = np.concatenate([np.einsum("tc,tkc->tk", g, seen), g @ additional.T], 1)
     delta = (p * towards).sum(1, keepdims=True)
     ds, size = p * (towards - delta), p * (towards + delta)
-    table = np.zeros((2, 5))
+    by_offset = np.zeros((2, 5))
     for row, part in enumerate((ds, size)):
-        np.add.at(table[row], offsets, part[:, :3])
+        np.add.at(by_offset[row], offsets, part[:, :3])
     wanted = {
-        "rpb": (table[0], table[1]),
+        "rpb": (by_offset[0], by_offset[1]),
         "additional_values": (p[:, 3:].T @ g, p[:, 3:].T @ g),
     }
     close(found, wanted, ROUNDING[dtype], f"{path}: {tokens} tokens")
@@ -242,7 +242,7 @@ def test_one_row_without_weight(path: Path) -> None:
     assert np.all(found["query"][:, 0] == 0) and np.all(found["rpb"][:, 4] == 0)
     for name in ("out", "query", "key", "value", "rpb"):
         assert np.isfinite(found[name]).all() and found[name].any(), name
-    # The gradient of the dead row's output reaches nothing.
+    # The gradient of the output of the row without weight reaches nothing.
     for name in ("d_out", "d_lse"):
         arrays[name] = arrays[name].copy()
         arrays[name][:, 0] = 0
@@ -251,9 +251,9 @@ def test_one_row_without_weight(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", COMPILED, ids=str)
-def test_additional_keys_give_weight(path: Path) -> None:
-    """The window is -inf throughout: attention to the additional keys alone."""
-    case = make("extra", (20,), 3, rpb=True, additional=4, head_dim=8)
+def test_all_weight_is_on_additional_keys(path: Path) -> None:
+    """The window's logits are all -inf: attention to the additional keys alone."""
+    case = make("additional", (20,), 3, rpb=True, additional=4, head_dim=8)
     arrays = inputs(case, "float32")
     arrays["rpb"] = np.full_like(arrays["rpb"], -np.inf)
     found = attend(path, case, arrays, "float32")

@@ -13,7 +13,7 @@ from frameworks import PATHS, Path
 from random_problems import OPS, call
 
 SOME = {"na": 12, "qk": 4, "av": 4, "varlen": 4}
-# 2,000 for each op and backend: 500 of each dtype. In parts that workers can share.
+# 2,000 for each op and backend, 500 of each dtype, in parts that test workers can share.
 MANY, PARTS = 500, 4
 
 

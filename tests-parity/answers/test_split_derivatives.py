@@ -1,4 +1,4 @@
-"""Derivatives of the split ops beyond the first reverse one: forward mode, second ones, and any mixture.
+"""Derivatives of the split ops beyond first-order reverse mode: forward mode, second derivatives, and any mixture.
 
 Both ops are linear in each of their tensors, so their derivatives are the same ops again. Compared with finite
 differences in float64, and with the dense backend, which is plain operations.
@@ -112,7 +112,7 @@ def jvp(framework: Framework, function: Callable[..., Any], given: list[Any], al
 
 
 def grad(framework: Framework, function: Callable[..., Any], given: list[Any]) -> list[Any]:
-    """Gradients of all that is given."""
+    """Gradients with respect to all that is given."""
     every = tuple(range(len(given)))
     if framework is MPS:
         return list(torch.func.grad(function, argnums=every)(*given))
@@ -139,9 +139,9 @@ def derivatives(
         gradients = grad(framework, lambda *ts: call(*ts).sin().sum(), list(tensors))
         return sum((g * d).sum() for g, d in zip(gradients, along, strict=True))
 
-    def in_one(place: int, tangent: Any) -> Any:
-        one = lambda tensor: call(*given[:place], tensor, *given[place + 1 :])  # noqa: E731
-        return jvp(framework, one, [given[place]], [tangent])
+    def in_one(index: int, tangent: Any) -> Any:
+        one = lambda tensor: call(*given[:index], tensor, *given[index + 1 :])  # noqa: E731
+        return jvp(framework, one, [given[index]], [tangent])
 
     both = np.stack([framework.numpy(along[0]), -2 * framework.numpy(along[0])])
     found = {
@@ -151,14 +151,14 @@ def derivatives(
         "reverse of forward": grad(framework, lambda *ts: pushed(*ts).sin().sum(), given),
         "reverse of reverse": grad(framework, pulled, given),
         "mapped": [vmap(framework, lambda tangent: in_one(0, tangent), both)],
-        "each alone": [in_one(place, tangent) for place, tangent in enumerate(along)],
+        "each alone": [in_one(index, tangent) for index, tangent in enumerate(along)],
     }
     return {name: [framework.numpy(tensor) for tensor in tensors] for name, tensors in found.items()}
 
 
 @each_op
 @each_path
-def test_every_mixture_is_the_dense_path_s(path: Path, case: Case, op: str) -> None:
+def test_every_mixture_equals_the_dense_backend(path: Path, case: Case, op: str) -> None:
     framework, (given, along) = path.framework, given_to(path.framework, case, op)
     found = {}
     for backend in (path.backend, "dense"):
@@ -177,7 +177,7 @@ def test_every_mixture_is_the_dense_path_s(path: Path, case: Case, op: str) -> N
 
 @pytest.mark.parametrize("path", OURS, ids=str)
 def test_slots_without_a_key_have_no_tangent(path: Path) -> None:
-    """0, not -inf like their logits; and a NaN cotangent of such a weight reaches nothing."""
+    """0, not -inf like their logits; and a NaN tangent of such a weight reaches nothing."""
     case, framework = BY_NAME["img-causal"], path.framework
     (query, key), (d_query, d_key) = given_to(framework, case, "qk")
     (attn, value), (d_attn, d_value) = given_to(framework, case, "av")
@@ -209,19 +209,19 @@ def test_dual_tensors_and_a_gradient_of_their_tangent(dtype: torch.dtype, torch_
 
 
 # Call forms of each generation: its ops, the arguments after the tensors, and its tensors for an image of 4 x 5.
-IMAGE, SLOTS, TABLE, MORE = (2, 3, 4, 5, 4), (2, 3, 4, 5, 9), (3, 5, 5), (2, 3, 6, 4)
+IMAGE, SLOTS, RPB, MORE = (2, 3, 4, 5, 4), (2, 3, 4, 5, 9), (3, 5, 5), (2, 3, 6, 4)
 FORMS: dict[str, tuple[str, str, tuple[tuple[int, ...], ...], tuple[Any, ...], tuple[str, ...]]] = {
     "v014 qk": ("v014", "natten2dqk", (IMAGE, IMAGE), (3, 1), ()),
-    "v014 qkrpb": ("v014", "natten2dqkrpb", (IMAGE, IMAGE, TABLE), (3, 1), ()),
+    "v014 qkrpb": ("v014", "natten2dqkrpb", (IMAGE, IMAGE, RPB), (3, 1), ()),
     "v014 av": ("v014", "natten2dav", (SLOTS, IMAGE), (3, 1), ()),
-    "v015 bias": ("v015", "na2d_qk_with_bias", (IMAGE, IMAGE, TABLE), (3, 1), ()),
+    "v015 bias": ("v015", "na2d_qk_with_bias", (IMAGE, IMAGE, RPB), (3, 1), ()),
     "v015 qk": ("v015", "na2d_qk", (IMAGE, IMAGE, MORE), (3, 1), ("additional_keys",)),
-    "v017 qk": ("v017", "na2d_qk", (IMAGE, IMAGE, MORE, TABLE), (3,), ("additional_keys", "rpb")),
+    "v017 qk": ("v017", "na2d_qk", (IMAGE, IMAGE, MORE, RPB), (3,), ("additional_keys", "rpb")),
     "v017 av": ("v017", "na2d_av", ((2, 3, 4, 5, 15), IMAGE, MORE), (3,), ("additional_values",)),
 }
 
 
-# Its autograd functions: the arguments of `apply`, with shapes in place of tensors.
+# Autograd functions of each generation: the arguments of `apply`, with shapes in place of tensors.
 LINE = (1, 2, 8, 4)
 APPLIED: dict[str, tuple[str, str, tuple[Any, ...]]] = {
     "v0141 qk": ("v0141", "NATTEN1DQKRPBFunction", (LINE, LINE, (2, 5), 2)),
@@ -231,7 +231,7 @@ APPLIED: dict[str, tuple[str, str, tuple[Any, ...]]] = {
 
 
 @pytest.mark.parametrize("name", APPLIED)
-def test_upstream_s_autograd_functions(name: str, torch_path: str) -> None:
+def test_autograd_functions_of_upstream(name: str, torch_path: str) -> None:
     """Forward mode by finite differences, and the gradient of a tangent."""
     generation, function, shapes = APPLIED[name]
     apply = getattr(getattr(compat, generation).functional, function).apply
@@ -250,7 +250,7 @@ def test_upstream_s_autograd_functions(name: str, torch_path: str) -> None:
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_upstream_s_call_forms(name: str, torch_path: str) -> None:
+def test_call_forms_of_upstream(name: str, torch_path: str) -> None:
     """Heads-first, additional tensors included: forward mode and second derivatives by finite differences."""
     generation, face, shapes, window, words = FORMS[name]
     function = getattr(getattr(compat, generation), face)

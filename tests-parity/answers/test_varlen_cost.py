@@ -21,7 +21,7 @@ Array = Any
 
 
 def forms(framework: Framework) -> dict[str, tuple[list[Array], Any]]:
-    """Arrays and the call: a padded batch, a list, packed sequences; every item has another length."""
+    """Arrays and the call: a padded batch, a list, packed sequences; no two items have the same length."""
     random = np.random.default_rng(0)
     batch, flat = ([random.random(s).astype(np.float32) for _ in range(3)] for s in SHAPES)
     ends = np.cumsum(LENGTHS)[:-1]
@@ -47,26 +47,26 @@ SHAPES = ((COUNT, LONGEST, HEADS, DIM), (1, sum(LENGTHS), HEADS, DIM))
 
 
 def measure(name: str) -> dict[str, dict[str, int]]:
-    """For each form the bytes of the inputs, and the peak of a forward and a backward above the memory before.
+    """For each form, the bytes of the inputs, and by how much forward and backward raise the peak of memory.
 
-    A process has one peak, so that of a form may come from an earlier one.
+    A process has only one peak, so what is found for a form may be due to an earlier one.
     """
     framework = next(each for each in FRAMEWORKS if str(each) == name)
     small = framework.tensor(np.ones((1, 9, 2, 8)), "float32")
-    framework.evaluate(framework.face("na1d")(small, small, small, 5))  # loads everything that is loaded lazily
+    framework.evaluate(framework.face("na1d")(small, small, small, 5))  # load what is loaded lazily
     found = {}
     for form, (arrays, call) in forms(framework).items():
         given = [framework.tensor(a, "float32") for a in arrays]
         cotangents = [framework.tensor(np.ones(a.shape), "float32") for a in arrays[: len(arrays) // 3]]
         before = memory()
         framework.vjp(call, given, cotangents)
-        found[form] = {"given": sum(4 * a.size for a in arrays), "grown": memory()["most"] - before["now"]}
+        found[form] = {"given": sum(4 * a.size for a in arrays), "grown": memory()["peak"] - before["now"]}
     return found
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 def test_memory_is_linear(framework: Framework) -> None:
-    """Forward and backward of 192 sizes take some ten times the inputs; an output per size would take 64 times."""
+    """Forward and backward of 192 sizes take up to ten times the inputs; one output per size would take 64 times."""
     command = [sys.executable, __file__, str(framework)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(File(__file__).parents[1])}
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment, timeout=120)
@@ -89,7 +89,7 @@ def counting(function: Any, seen: list[int]) -> Any:
 
 @pytest.mark.parametrize(("framework", "launches"), [(MPS, 3), (MLX, 5)], ids=str)
 def test_launches(framework: Framework, launches: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Adjacent items of one size are one launch; natten-mps also gathers small ones that are not adjacent."""
+    """Adjacent items of one size share a launch; natten-mps also gathers small ones that are not adjacent."""
     sizes, shape = [5, 5, 9, 5, 7, 9], (6, 9, 2, 4)
     tensors = [framework.tensor(np.random.default_rng(i).random(shape), "float32") for i in range(3)]
     module, seen = framework.module(framework.compiled_module), []

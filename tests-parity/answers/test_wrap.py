@@ -46,7 +46,7 @@ def test_problems_are_of_every_kind() -> None:
 
 @pytest.mark.parametrize("path", PATHS, ids=str)
 def test_rolling_tokens_rolls_the_result(path: Path) -> None:
-    """An axis that wraps has no ends: where it is cut open makes no difference."""
+    """An axis that wraps around has no ends: it makes no difference where it is cut."""
     framework = path.framework
     random = np.random.default_rng(5)
     arrays = [random.standard_normal((2, 12, 10, 2, 8)) for _ in range(3)]

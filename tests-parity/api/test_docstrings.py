@@ -1,4 +1,4 @@
-"""What a user reads with ``help()``: each public name says what it takes, gives and raises, and where it comes from."""
+"""What a user reads with ``help()``: public names say what they take, return and raise, and where they come from."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 PACKAGES = ("natten_mps", "natten_mlx")
-# Besides what a package exports at its top.
+# Public names besides those that a package exports at its top.
 MORE = {
     "varlen": ("configure_varlen", "neighborhood_attention_varlen"),
     "extras.allin1": None,
     "compat": ("for_version",),
 }
-# Follow nobody: what they do is this project's own.
+# These follow no source: what they do is this project's own.
 WITHOUT_SOURCE = {
     "explain",
     "export_mode",
@@ -36,7 +36,7 @@ WITHOUT_SOURCE = {
 
 
 def public(package: str) -> Iterator[tuple[str, Any]]:
-    """Public functions and classes by name, and the methods that a module computes by."""
+    """Public functions and classes by name."""
     top = import_module(package)
     for name in top.__all__:
         if name != "__version__":
@@ -48,7 +48,7 @@ def public(package: str) -> Iterator[tuple[str, Any]]:
 
 
 def missing(name: str, value: Any) -> list[str]:
-    """The parts that a docstring has to have and has not."""
+    """The parts that a docstring must have and lacks."""
     text = inspect.getdoc(value) or ""
     signature = inspect.signature(value)
     takes, gives = bool(signature.parameters), signature.return_annotation not in (None, "None")
@@ -79,13 +79,13 @@ def test_modules_say_what_they_compute(package: str) -> None:
         assert missing("_", compute) == []
 
 
-def test_the_packages_say_the_same_names() -> None:
+def test_the_packages_have_the_same_names() -> None:
     mps, mlx = (dict(public(package)) for package in PACKAGES)
     own = {"has_mps", "export_mode"}, {"has_nanobind", "nanobind_unavailable_reason", "export_function"}
     assert (mps.keys() - mlx.keys(), mlx.keys() - mps.keys()) == own
 
 
-def test_a_docstring_that_lacks_something_is_seen() -> None:
+def test_a_docstring_that_lacks_something_is_found() -> None:
     def scaled(x: int, factor: int) -> int:
         """Args:
             x: a number.

@@ -1,4 +1,4 @@
-"""Every error in full, the same in both packages; no bad input ends in anything else."""
+"""Every error in full, the same in both packages; no bad input leads to anything else."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from bad_calls import OMIT, Bad, T, built
 from bad_modules import BAD_MODULES, BadModule
-from frameworks import FRAMEWORKS, MPS, Framework, planned_path
+from frameworks import FRAMEWORKS, MPS, Framework, planned_backend
 
 from natten_mps._metal.plan.backends import UPSTREAM_BACKENDS, UPSTREAM_KNOBS
 
@@ -66,7 +66,7 @@ def test_message_of_a_module(bad: BadModule, framework: Framework) -> None:
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 @pytest.mark.parametrize("face", LEGAL)
 def test_the_legal_call_is_legal(face: str, framework: Framework) -> None:
-    """The calls that the table breaks run when they are left intact."""
+    """The calls that the table makes illegal run when they are left unchanged."""
     call(framework, face, {})
 
 
@@ -119,7 +119,7 @@ def test_tensors_must_be_dense() -> None:
         MPS.face("NeighborhoodAttention1D")(8, 2, 3)(torch.nested.nested_tensor([torch.ones(7, 8)]))
 
 
-def test_what_is_no_stream() -> None:
+def test_a_stream_that_is_none() -> None:
     mlx = FRAMEWORKS[1]
     with pytest.raises(TypeError) as caught:
         call(mlx, "na1d", {"stream": "gpu"})
@@ -177,10 +177,11 @@ OPTIONAL = (
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 @pytest.mark.parametrize("face", [face for face in LEGAL if face != "set_backend"])
 def test_junk_for_any_argument(face: str, framework: Framework) -> None:
-    """Every argument is replaced by junk of every kind: the call is still legal, or raises one of three errors in our
-    words.
+    """Every argument is replaced by junk of every kind: the call is still legal, or raises one of three errors with our
+    text.
 
-    explain speaks for the face that it explains; Python itself rejects arguments that a function does not have.
+    The errors of explain may name the face that it explains; Python itself rejects arguments that a function does not
+    have.
     """
     refused, ours = 0, (f"{face}: ", "na1d: ") if face == "explain" else (f"{face}: ",)
     for name in (*LEGAL[face], *OPTIONAL):
@@ -216,7 +217,7 @@ MODULE_ARGUMENTS: dict[str, Any] = {
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 @pytest.mark.parametrize("rank", [1, 2, 3])
 def test_junk_for_any_argument_of_a_module(rank: int, framework: Framework) -> None:
-    """The constructor rejects what its ops would; the call rejects any input that is not a tensor of its shape."""
+    """The constructor rejects what its ops would reject, and the call any input that is not a tensor of its shape."""
     name = f"NeighborhoodAttention{rank}D"
     make, refused = framework.face(name), 0
     for argument in MODULE_ARGUMENTS:
@@ -235,7 +236,7 @@ def test_junk_for_any_argument_of_a_module(rank: int, framework: Framework) -> N
 
 
 def test_explain_takes_every_argument_of_the_face() -> None:
-    """return_lse does not change what runs, but its type is checked all the same."""
+    """return_lse does not change what runs, but its type is still checked."""
     for framework in FRAMEWORKS:
         plain, wanted = (call(framework, "explain", more) for more in ({}, {"return_lse": True}))
         assert plain == wanted
@@ -251,7 +252,7 @@ def evaluated(framework: Framework, found: Any) -> Any:
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 def test_numpy_numbers_are_numbers(framework: Framework) -> None:
-    """np.integer is an int, np.bool_ a bool, and a float of any kind a scale."""
+    """np.integer is an int, np.bool_ a bool, and a scale may be a float of any kind."""
     plain = {"kernel_size": (3, 4), "stride": 2, "dilation": (1, 1), "is_causal": (True, False), "scale": 0.5}
     numpy = {
         "kernel_size": (np.int64(3), np.uint8(4)),
@@ -269,14 +270,14 @@ def test_numpy_numbers_are_numbers(framework: Framework) -> None:
 
 
 @pytest.fixture
-def unsaid(request: pytest.FixtureRequest) -> None:
-    """Nothing has been logged yet."""
+def nothing_logged(request: pytest.FixtureRequest) -> None:
+    """Messages that are logged once have not been logged yet."""
     request.getfixturevalue("framework").module("_metal.plan.backends").said.clear()
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
-@pytest.mark.usefixtures("unsaid")
-def test_upstreams_knobs_are_noted_once(framework: Framework, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.usefixtures("nothing_logged")
+def test_upstreams_knobs_are_logged_once(framework: Framework, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "natten")
     knobs = dict.fromkeys(sorted(UPSTREAM_KNOBS), 64)
     wanted = framework.numpy(call(framework, "na1d", {}))
@@ -289,16 +290,16 @@ def test_upstreams_knobs_are_noted_once(framework: Framework, caplog: pytest.Log
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
-@pytest.mark.usefixtures("unsaid")
+@pytest.mark.usefixtures("nothing_logged")
 def test_upstreams_backends_choose_nothing(framework: Framework, caplog: pytest.LogCaptureFixture) -> None:
     """A client that passes one of upstream's backends gets the process's default."""
     caplog.set_level(logging.INFO, "natten")
     assert "cutlass-fna" in UPSTREAM_BACKENDS
     tensors = [built(LEGAL["na1d"]["query"], framework)] * 3
-    automatic = planned_path(framework, "na1d", *tensors, kernel_size=3)
-    for chosen, path in (("auto", automatic), ("dense", "dense"), ("pure", "pure")):
-        with framework.package.use_backend(chosen), framework.watch() as ran:
+    automatic = planned_backend(framework, "na1d", *tensors, kernel_size=3)
+    for requested, backend in (("auto", automatic), ("dense", "dense"), ("pure", "pure")):
+        with framework.package.use_backend(requested), framework.watch() as ran:
             framework.evaluate(call(framework, "na1d", {"backend": "cutlass-fna"}))
-        assert ran == {path}
+        assert ran == {backend}
     line = "na1d: backend='cutlass-fna' is upstream's CUDA kernel; accepted and ignored"
     assert [record.getMessage() for record in caplog.records] == [line]

@@ -1,4 +1,4 @@
-"""Tokens that come one after another: a cache gives what one causal call on all of them gives."""
+"""Tokens that come one after another: with a cache, the results are those of one causal call on all of them."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import pytest
 from frameworks import FRAMEWORKS, OURS, PATHS, Framework, Path
 
 Array = Any
-ODD = (1, 7, 2, 64, 3, 1, 129, 5)  # lengths of chunks, over and over
+ODD = (1, 7, 2, 64, 3, 1, 129, 5)  # lengths of chunks, repeated
 
 
 def _stream(
     path: Path, arrays: dict[str, Array], cache: Any, lengths: tuple[int, ...], **more: Any
 ) -> dict[str, Array]:
-    """out and lse of all tokens, chunk by chunk, and the largest capacity that the cache had after the first chunk."""
+    """out and lse of all tokens, computed chunk by chunk, and the largest capacity that the cache had."""
     framework, dtype = path.framework, "float32"
     outs, lses, capacities, first, turn = [], [], [], 0, 0
     while first < arrays["query"].shape[1]:
@@ -54,7 +54,7 @@ def _assert_same(found: dict[str, Array], whole: dict[str, Array]) -> None:
 @pytest.mark.parametrize("lengths", [(1,), ODD], ids=["token by token", "odd chunks"])
 @pytest.mark.parametrize("path", OURS, ids=str)
 def test_2000_tokens(path: Path, lengths: tuple[int, ...], window: int, dilation: int) -> None:
-    """2,000 tokens equal the whole causal call, and the memory is that of the window."""
+    """The results equal those of one causal call, and the cache holds no more than the window needs."""
     if lengths == (1,) and path.backend == "pure" and dilation > 1:
         lengths = (1, 1, 3)
     arrays = _tokens(2000)
@@ -89,8 +89,8 @@ def test_bias_and_additional_keys(path: Path) -> None:
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
-def test_a_long_prompt_is_let_go(framework: Framework) -> None:
-    """The buffers hold a prompt of any length, and shrink with the next token; reset() forgets all."""
+def test_a_long_prompt_is_released(framework: Framework) -> None:
+    """The buffers hold a prompt of any length, and shrink with the next token; reset() empties them."""
     cache = framework.package.KeyValueCache(16)
     key = framework.tensor(np.ones((1, 5000, 2, 4)), "float32")
     cache.append(key, key)
@@ -103,7 +103,7 @@ def test_a_long_prompt_is_let_go(framework: Framework) -> None:
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 def test_modules_take_a_cache(framework: Framework) -> None:
-    """A module decodes its input token by token as it computes it whole."""
+    """With a cache, a module computes its input chunk by chunk with the results of the whole input."""
     package = framework.package
     for kv_heads in (None, 2):
         module = package.NeighborhoodAttention1D(32, 4, 9, dilation=2, is_causal=True, num_kv_heads=kv_heads)

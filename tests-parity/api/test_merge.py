@@ -1,4 +1,4 @@
-"""merge_attentions and attention: parts combined again, and full attention."""
+"""merge_attentions and attention: results over parts of the keys, combined; full attention."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cases import BY_NAME, generator
-from frameworks import FRAMEWORKS, PATHS, Framework, Path, planned_path
+from frameworks import FRAMEWORKS, PATHS, Framework, Path, planned_backend
 
 Array = Any
 
@@ -59,7 +59,7 @@ def test_full_attention(shape: tuple[Any, ...], path: Path) -> None:
     sizes = ((2, queries, h, d), (2, keys, kv, d), (2, keys, kv, d_v), (2, queries, h, d_v), (2, queries, h))
     arrays = [random.standard_normal(size) for size in sizes]
     tensors = [framework.tensor(a) for a in arrays]
-    assert planned_path(framework, "attention", *tensors[:3], is_causal=causal, backend=path.backend) == path.backend
+    assert planned_backend(framework, "attention", *tensors[:3], is_causal=causal, backend=path.backend) == path.backend
 
     def call(*given: Any) -> Any:
         return framework.face("attention")(*given, causal, scale, return_lse=True, backend=path.backend)
@@ -112,13 +112,13 @@ def test_additional_keys_are_a_part(name: str, path: Path) -> None:
 
     case, framework = BY_NAME[name], path.framework
     arrays = {n: framework.tensor(a) for n, a in inputs(case).items()}
-    q, k, v, extra_k, extra_v = (arrays[n] for n in ("query", "key", "value", "additional_keys", "additional_values"))
+    q, k, v, more_k, more_v = (arrays[n] for n in ("query", "key", "value", "additional_keys", "additional_values"))
     face, options = framework.face(case.face), {"return_lse": True, "backend": path.backend}
-    whole = face(q, k, v, **case.window, additional_keys=extra_k, additional_values=extra_v, **options)
+    whole = face(q, k, v, **case.window, additional_keys=more_k, additional_values=more_v, **options)
     window, lse = face(q, k, v, **case.window, **options)
     flat = q.reshape(case.batch, -1, case.heads, case.head_dim)
-    extra, extra_lse = framework.face("attention")(flat, extra_k, extra_v, **options)
-    parts = [window, extra.reshape(*window.shape)], [lse, extra_lse.reshape(*lse.shape)]
+    other, other_lse = framework.face("attention")(flat, more_k, more_v, **options)
+    parts = [window, other.reshape(*window.shape)], [lse, other_lse.reshape(*lse.shape)]
     for found, wanted in zip(framework.face("merge_attentions")(*parts), whole, strict=True):
         np.testing.assert_allclose(framework.numpy(found), framework.numpy(wanted), rtol=0, atol=1e-13)
 
@@ -141,8 +141,8 @@ def merge(framework: Framework, outs: list[Array], lses: list[Array], dtype: str
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 def test_an_empty_part_contributes_nothing(framework: Framework) -> None:
-    """A part whose lse is -inf contributes nothing, whatever its out holds, NaN included; only such parts give 0, -inf
-    and gradients 0.
+    """A part whose lse is -inf contributes nothing, whatever its out holds, NaN included; where all parts are like
+    that, out is 0, lse -inf, and gradients are 0.
     """
     random = np.random.default_rng(3)
     outs = [random.standard_normal((1, 4, 1, 2)) for _ in range(3)]
@@ -160,8 +160,8 @@ def test_an_empty_part_contributes_nothing(framework: Framework) -> None:
     for whole, part in zip((out, lse), rest, strict=False):
         np.testing.assert_allclose(whole[:, 1:2], part, rtol=0, atol=1e-15)
     assert not gradients[0][0, 1].any() and not gradients[3][0, 1].any()
-    for place, wanted in zip((1, 2, 4, 5), rest[2:], strict=True):
-        np.testing.assert_allclose(gradients[place][:, 1:2], wanted, rtol=0, atol=1e-15)
+    for number, wanted in zip((1, 2, 4, 5), rest[2:], strict=True):
+        np.testing.assert_allclose(gradients[number][:, 1:2], wanted, rtol=0, atol=1e-15)
     assert np.isfinite(out).all() and np.isfinite(lse[0, 1:]).all()
     assert all(np.isfinite(gradient).all() for gradient in gradients)
 
@@ -169,9 +169,7 @@ def test_an_empty_part_contributes_nothing(framework: Framework) -> None:
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 def test_half_precision_is_merged_in_single(framework: Framework, dtype: str) -> None:
-    """Equal parts of a number that is exact in the dtype merge to exactly that number, though summing 64 of them would
-    not.
-    """
+    """Equal parts whose number the dtype can hold merge to exactly that; a sum of 64 of them in the dtype would not."""
     out, lse, *gradients = merge(framework, [np.full((1, 1, 1, 1), 1001.0)] * 64, [np.zeros((1, 1, 1))] * 64, dtype)
     exact = 1000.0 if dtype == "bfloat16" else 1001.0
     assert out.item() == exact

@@ -26,7 +26,7 @@ def tokens(rank: int) -> tuple[Any, Any]:
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 @pytest.mark.parametrize(("rank", "arguments"), MODULES)
 def test_masked_tokens_reach_no_other(rank: int, arguments: dict[str, Any], framework: Framework) -> None:
-    """Whatever they hold; and the result differs from that without a mask."""
+    """Whatever masked tokens hold, the others' results are the same; and they differ from those without a mask."""
     layer, (x, mask) = build(framework, rank, **arguments), tokens(rank)
     key_mask = framework.tensor(mask, "bool")
     plain, masked, spoilt = (
@@ -46,7 +46,7 @@ def test_masked_tokens_reach_no_other(rank: int, arguments: dict[str, Any], fram
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
-def test_where_no_key_is_seen_the_bias_of_the_projection_remains(framework: Framework) -> None:
+def test_where_no_key_is_seen_only_the_bias_of_the_projection_is_left(framework: Framework) -> None:
     layer, (x, mask) = build(framework, 2, kernel_size=3), tokens(2)
     out = framework.numpy(layer(framework.tensor(x, "float32"), key_mask=framework.tensor(0 * mask, "bool")))
     assert np.array_equal(out, np.broadcast_to(framework.numpy(layer.proj.bias), out.shape))

@@ -58,7 +58,7 @@ def test_state_dict(framework: Framework) -> None:
 
 
 @pytest.mark.parametrize(("name", "rank", "arguments"), MODULES, ids=[m[0] for m in MODULES])
-def test_weights_travel(name: str, rank: int, arguments: dict[str, Any]) -> None:
+def test_weights_are_interchangeable(name: str, rank: int, arguments: dict[str, Any]) -> None:
     """A checkpoint of one package, loaded in the other, gives the same numbers and the same gradients."""
     ours, theirs = (build(framework, rank, **arguments) for framework in FRAMEWORKS)
     weights, x = random_weights(ours), example(rank)
@@ -81,8 +81,8 @@ def test_weights_travel(name: str, rank: int, arguments: dict[str, Any]) -> None
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 @pytest.mark.parametrize(("name", "rank", "arguments"), MODULES, ids=[m[0] for m in MODULES])
-def test_a_module_is_its_parts(name: str, rank: int, arguments: dict[str, Any], framework: Framework) -> None:
-    """Projections in numpy around the dense op."""
+def test_a_module_equals_its_parts(name: str, rank: int, arguments: dict[str, Any], framework: Framework) -> None:
+    """The parts are the dense op, and the projections around it in numpy."""
     module = build(framework, rank, **arguments)
     weights, x = random_weights(module), example(rank)
     load(module, weights)
@@ -113,8 +113,8 @@ def test_a_module_is_its_parts(name: str, rank: int, arguments: dict[str, Any], 
 @pytest.mark.parametrize(("name", "rank", "arguments"), MODULES, ids=[m[0] for m in MODULES])
 def test_dropout_changes_nothing_else(name: str, rank: int, arguments: dict[str, Any], framework: Framework) -> None:
     """In eval mode attn_drop has no effect. In training, dropping almost nothing gives almost the result of eval:
-    scale, stride, causality, groups and rpb hold in the split ops that it uses; with half dropped, 300 items have its
-    mean.
+    scale, stride, causality, groups and rpb hold in the split ops that are then used. With half dropped, the mean of
+    300 items is the result of eval.
     """
     plain, x = build(framework, rank, **arguments), example(rank, 1).repeat(300, axis=0)
     weights = random_weights(plain)
@@ -176,14 +176,14 @@ def test_dropping_weights_of_padded_items_is_refused(framework: Framework) -> No
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
-def test_the_bias_table_starts_small(framework: Framework) -> None:
-    """A standard deviation of 0.02, as upstream."""
-    table = state(build(framework, 2, kernel_size=13, rel_pos_bias=True))["rpb"]
-    assert table.shape == (4, 25, 25) and 0.018 < table.std() < 0.022 and abs(table.mean()) < 0.002
+def test_rpb_starts_small(framework: Framework) -> None:
+    """With a standard deviation of 0.02, as upstream."""
+    rpb = state(build(framework, 2, kernel_size=13, rel_pos_bias=True))["rpb"]
+    assert rpb.shape == (4, 25, 25) and 0.018 < rpb.std() < 0.022 and abs(rpb.mean()) < 0.002
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
-def test_a_module_says_what_it_is(framework: Framework) -> None:
+def test_repr_shows_the_arguments(framework: Framework) -> None:
     text = repr(build(framework, 2, kernel_size=3, dilation=(2, 1), num_kv_heads=2, is_causal=(True, False)))
     for part in ("num_kv_heads=2", "kernel_size=(3, 3)", "dilation=(2, 1)", "is_causal=(True, False)"):
         assert part in text

@@ -1,4 +1,4 @@
-"""Modules changed after construction: heads pruned and sharded, dropout replaced; and backend= and stream=."""
+"""Modules changed after construction: heads pruned and sharded, dropout replaced; ``backend`` and ``stream``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def linear(framework: Framework, inputs: int, outputs: int) -> Any:
 
 
 def of_heads(array: Array, heads: list[int], parts: int, axis: int = 0) -> Array:
-    """The channels of ``heads`` in each of the parts that are concatenated along an axis."""
+    """The channels of ``heads`` in each of ``parts`` parts that are concatenated along ``axis``."""
     by_head = np.moveaxis(array, axis, 0)
     by_head = by_head.reshape(parts, -1, D, *by_head.shape[1:])[:, heads]
     return np.moveaxis(by_head.reshape(-1, *by_head.shape[3:]), 0, axis)
@@ -30,7 +30,7 @@ def of_heads(array: Array, heads: list[int], parts: int, axis: int = 0) -> Array
 def pruned(
     framework: Framework, weights: dict[str, Array], heads: list[int], kv_heads: list[int], **arguments: Any
 ) -> Any:
-    """A module of 4 heads after some were removed, as code that prunes heads does it."""
+    """A module of 4 heads of which some were removed, as code that prunes heads removes them."""
     module, kept = build(framework, 2, **arguments), dict(weights)
     layers = {"qkv": (heads, 3), "q_proj": (heads, 1), "kv_proj": (kv_heads, 2)}
     for layer, (left, parts) in layers.items():
@@ -43,8 +43,8 @@ def pruned(
     module.proj = linear(framework, len(heads) * D, 12)
     if "rpb" in weights:
         kept["rpb"] = weights["rpb"][heads]
-        table = framework.tensor(kept["rpb"], "float32")
-        module.rpb = torch.nn.Parameter(table) if framework is MPS else table
+        rpb = framework.tensor(kept["rpb"], "float32")
+        module.rpb = torch.nn.Parameter(rpb) if framework is MPS else rpb
     module.num_heads = len(heads)
     if kv_heads != heads:
         module.num_kv_heads = len(kv_heads)
@@ -65,8 +65,8 @@ PRUNED: dict[str, tuple[list[int], list[int], dict[str, Any]]] = {
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 @pytest.mark.parametrize("name", PRUNED)
 def test_pruned_heads(name: str, framework: Framework) -> None:
-    """The pruned module equals the whole module with an output projection that ignores the removed heads; gradients
-    too.
+    """Results and gradients of the pruned module equal those of the whole module with an output projection that ignores
+    the removed heads.
     """
     heads, kv_heads, arguments = PRUNED[name]
     whole, x = build(framework, 2, **arguments), example(2)
@@ -132,7 +132,7 @@ def test_heads_sharded_by_mlx(arguments: dict[str, Any]) -> None:
 
 
 class Twice:
-    """A replacement for a dropout layer that doubles every weight. It has no probability."""
+    """A replacement for a dropout layer: it doubles every weight, and has no probability."""
 
     def __new__(cls, framework: Framework) -> Any:
         base: Any = mlx.nn.Module if framework is MLX else torch.nn.Module
@@ -145,8 +145,8 @@ class Twice:
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
-def test_a_layer_in_the_place_of_attn_drop_is_used(framework: Framework) -> None:
-    """In training, whatever the constructor got; and a layer that drops nothing changes nothing."""
+def test_a_layer_that_replaces_attn_drop_is_used(framework: Framework) -> None:
+    """In training, whatever the constructor was given; and a layer that drops nothing changes nothing."""
     x, layers = example(1), mlx.nn if framework is MLX else torch.nn
     for drop in (0.0, 0.5):
         module = build(framework, 1, kernel_size=3, attn_drop=drop)
@@ -168,7 +168,7 @@ def test_a_layer_in_the_place_of_attn_drop_is_used(framework: Framework) -> None
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 def test_the_backend_of_a_module(framework: Framework) -> None:
-    """The constructor's setting holds for every way of calling the module; an argument of the call has precedence."""
+    """The constructor's setting holds however the module is called; an argument of the call takes precedence."""
     x = framework.tensor(example(1), "float32")
     module = build(framework, 1, kernel_size=3, attn_drop=0.1, backend="pure")
     training = build(framework, 1, kernel_size=3, attn_drop=0.1, backend="pure")
@@ -203,7 +203,7 @@ def test_state_dicts_are_the_same_with_a_backend() -> None:
 
 
 def test_a_whole_module_runs_on_its_stream() -> None:
-    """Made in a thread whose default streams the main thread does not know."""
+    """Called in another thread, whose default streams the main thread does not have."""
     from threading import Thread
 
     module, x = build(MLX, 2, kernel_size=3, proj_drop=0.5), MLX.tensor(example(2), "float32")

@@ -68,8 +68,8 @@ def gradients(path: Path, op: Any, arrays: list[Array], **arguments: Any) -> lis
 @pytest.mark.parametrize("how", ["lengths", "cumulative"])
 @pytest.mark.parametrize("path", PATHS, ids=str)
 @pytest.mark.parametrize("pack", PACKS, ids=str)
-def test_each_sequence_is_alone(pack: Pack, path: Path, how: str) -> None:
-    """Results and gradients do not depend on the neighbours, to the bit; tails and queries without keys give 0 and
+def test_sequences_are_independent(pack: Pack, path: Path, how: str) -> None:
+    """Results and gradients are those of a call for each sequence; tails and queries without keys give out 0 and lse
     -inf.
     """
     framework, arrays = path.framework, pack.arrays()
@@ -98,8 +98,8 @@ def test_each_sequence_is_alone(pack: Pack, path: Path, how: str) -> None:
         q, k = slice(rows[i], rows[i + 1]), slice(columns[i], columns[i + 1])
         parts = [a[:, part] for a, part in zip(arrays, (q, k, k, q, q), strict=True)]
         own = gradients(path, op, parts, **pack.arguments)
-        for whole, part, place in zip(expected, own, (q, q, q, k, k), strict=True):
-            whole[:, place] = part
+        for whole, part, tokens in zip(expected, own, (q, q, q, k, k), strict=True):
+            whole[:, tokens] = part
     for what, a, b in zip(("out", "lse", "query", "key", "value"), found, expected, strict=True):
         assert np.array_equal(a == -np.inf, b == -np.inf), what
         np.testing.assert_allclose(np.nan_to_num(a, neginf=0), np.nan_to_num(b, neginf=0), atol=1e-12, err_msg=what)
@@ -107,8 +107,8 @@ def test_each_sequence_is_alone(pack: Pack, path: Path, how: str) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
-def test_dtypes_and_by_position(framework: Framework, dtype: str) -> None:
-    """Upstream's order of arguments; nothing is returned unasked; anything but a number is rejected."""
+def test_dtypes_and_arguments_by_position(framework: Framework, dtype: str) -> None:
+    """Arguments in upstream's order; lse is returned only if asked for; tokens outside all sequences are not read."""
     pack = PACKS[5]
     arrays = pack.arrays()[:3]
     for array, count in zip(arrays, (5, 6, 6), strict=True):
@@ -127,7 +127,7 @@ def test_dtypes_and_by_position(framework: Framework, dtype: str) -> None:
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 def test_without_lengths(framework: Framework) -> None:
-    """Nothing is packed, and arguments that say so are accepted."""
+    """Nothing is packed, and arguments that say that are accepted."""
     query = framework.tensor(np.random.default_rng(0).random((2, 3, 1, 4)), "float32")
     made = framework.face("generate_varlen_parameters")(query, query, query, None, None)
     assert made == (None, None, 0, 0)
@@ -142,8 +142,8 @@ def test_without_lengths(framework: Framework) -> None:
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
-def test_lengths_win(framework: Framework) -> None:
-    """Precedence over contradicting cumulative lengths."""
+def test_lengths_take_precedence(framework: Framework) -> None:
+    """Over cumulative lengths that contradict them."""
     tensor = framework.tensor(np.random.default_rng(0).random((1, 7, 2, 4)), "float32")
     attention = framework.face("attention")
     both = attention(tensor, tensor, tensor, **{**OFFSETS, **LENGTHS, "cumulative_seqlen_Q": [0, 1, 7]})
@@ -151,7 +151,7 @@ def test_lengths_win(framework: Framework) -> None:
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
-def test_parameters_of_what_is_no_tensor(framework: Framework) -> None:
+def test_parameters_of_things_that_are_no_tensors(framework: Framework) -> None:
     query = framework.tensor(np.ones((1, 7, 1, 4)), "float32")
     generate = framework.face("generate_varlen_parameters")
     with pytest.raises(TypeError, match=r"^generate_varlen_parameters: key must be a tensor of this package's"):
@@ -224,7 +224,7 @@ BROKEN = (
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 @pytest.mark.parametrize(("given", "error", "words"), BROKEN, ids=range(len(BROKEN)))
 def test_errors(given: dict[str, Any], error: type[Exception], words: str, framework: Framework) -> None:
-    """In full, in the same words from both packages."""
+    """In full, and the same text in both packages."""
     tensor = framework.tensor(np.ones((1, 7, 2, 4)), "float32")
     with pytest.raises(error) as caught:
         framework.face("attention")(tensor, tensor, tensor, **given)

@@ -8,7 +8,7 @@ import tolerances
 from cases import BY_NAME, CASES, DTYPES, Case, inputs, slot_inputs
 from frameworks import MLX, MPS, PATHS, Path, held_slots, run, run_av, run_qk
 
-# The split ops do not take additional keys: of two cases that differ only in those, one is enough.
+# The split ops take no additional keys: of two cases that differ only in those, one is enough.
 SPLIT = tuple(case for case in CASES if case.additional is None or case.rpb or "everything" in case.name)
 
 
@@ -82,9 +82,9 @@ def test_attn_of_another_dtype_is_converted(path: Path) -> None:
 
     found = []
     for dtype in ("float32", "bfloat16"):
-        (out,), (d_attn, d_value) = framework.vjp(av, [framework.tensor(attn, dtype), value], [cotangent])
-        assert [framework.dtype_of(t) for t in (out, d_attn, d_value)] == ["bfloat16", dtype, "bfloat16"]
-        found.append([framework.numpy(t) for t in (out, d_value, d_attn)])
+        (out,), (attn_grad, value_grad) = framework.vjp(av, [framework.tensor(attn, dtype), value], [cotangent])
+        assert [framework.dtype_of(t) for t in (out, attn_grad, value_grad)] == ["bfloat16", dtype, "bfloat16"]
+        found.append([framework.numpy(t) for t in (out, value_grad, attn_grad)])
     for a, b in zip(*found, strict=True):
         assert np.array_equal(a, b)
 

@@ -33,7 +33,8 @@ PROTOCOLS = {
         "neighborhood_attention_varlen": "Packed",
     },
 }
-# All but what the frameworks leave untyped: torch's Tensor.backward; mlx.nn's modules, names and value_and_grad.
+# Strict, except for what the frameworks leave untyped: torch's Tensor.backward; mlx.nn's modules, names and
+# value_and_grad.
 MYPY = """
 [mypy]
 strict = true
@@ -70,9 +71,9 @@ LISTED = """
 def examples() -> dict[str, str]:
     """Each python block of a README, under a file name of its own."""
     return {
-        f"{readme.parent.name if readme.parent != ROOT else 'both'}_{place}.py".replace("-", "_"): code
+        f"{readme.parent.name if readme.parent != ROOT else 'both'}_{number}.py".replace("-", "_"): code
         for readme in READMES
-        for place, code in enumerate(re.findall(r"^```python\n(.*?)^```", readme.read_text(), re.M | re.S))
+        for number, code in enumerate(re.findall(r"^```python\n(.*?)^```", readme.read_text(), re.M | re.S))
     }
 
 
@@ -93,7 +94,7 @@ def calls(package: str) -> str:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Everything to check."""
+    """A folder with all files to check."""
     path = tmp_path_factory.mktemp("typed")
     files = examples() | {f"calls_of_{package}.py": calls(package) for package in ARRAYS}
     for name, text in files.items():
@@ -146,7 +147,7 @@ def test_a_wrong_type_is_noticed(checker: typing.Callable[[Path], str], tmp_path
     assert found.count(" error: ") == 2
 
 
-# --- the overloads are the face's own signature ------------------------------------------------------
+# --- overloads agree with the signature of the face --------------------------------------------------
 
 
 @pytest.mark.parametrize("package", ARRAYS)
@@ -164,8 +165,8 @@ def test_every_face_with_lse_has_overloads(package: str) -> None:
 
 @pytest.mark.parametrize("package", ARRAYS)
 @pytest.mark.parametrize(("home", "face"), [(home, face) for home, faces in PROTOCOLS.items() for face in faces])
-def test_overloads_are_the_signature(package: str, home: str, face: str) -> None:
-    """Parameters, kinds, defaults and annotations; all but those that depend on `return_lse`, and lists of arrays."""
+def test_overloads_agree_with_the_signature(package: str, home: str, face: str) -> None:
+    """Parameters, kinds, defaults and annotations, except those that depend on `return_lse`, and lists of arrays."""
     signatures = import_module(f"{package}._signatures")
     own = inspect.signature(getattr(import_module(f"{package}.{home}"), face))
     # Python registers overloads by module and name; the name itself is a function of typing's.

@@ -33,7 +33,7 @@ def run(path: Path, op: str, arrays: list[Array], arguments: dict[str, Any], dty
 
 @pytest.mark.parametrize("path", PATHS, ids=str)
 @pytest.mark.parametrize("batch", BATCHES, ids=str)
-def test_each_item_is_alone(batch: Items, path: Path) -> None:
+def test_items_are_independent(batch: Items, path: Path) -> None:
     arrays, op = batch.arrays(), f"na{batch.rank}d"
     name = "seq_lens" if batch.rank == 1 else "spatial_sizes"
     found = run(path, f"{op}_varlen", arrays, batch.window | {name: batch.argument}, "float64")
@@ -82,7 +82,7 @@ def test_sizes_may_be_any_integers(path: Path) -> None:
 @pytest.mark.parametrize("path", PATHS, ids=str)
 @pytest.mark.parametrize("batch", [BATCHES[0], BATCHES[3], BATCHES[5]], ids=str)
 def test_a_list_of_items(batch: Items, path: Path, dtype: str) -> None:
-    """Separate tensors instead of a padded batch: a list of results, each as from a call of its own."""
+    """Separate tensors instead of a padded batch: a list of results, each like that of a separate call."""
     framework, (*arrays, _, _) = path.framework, batch.arrays()
     face, padded = (framework.face(f"na{batch.rank}d{suffix}") for suffix in ("", "_varlen"))
     count, options = len(batch.sizes), batch.window | {"backend": path.backend}
@@ -120,8 +120,8 @@ def test_gradients_of_a_list(path: Path) -> None:
     _, gradients = framework.vjp(call, tensors[: 3 * count], tensors[3 * count :])
     arguments = batch.window | {"spatial_sizes": batch.argument}
     padded = run(path, "na2d_varlen", arrays, arguments, "float64")[2:]
-    for place, gradient in enumerate(gradients):
-        whole, item = padded[place // count], place % count
+    for number, gradient in enumerate(gradients):
+        whole, item = padded[number // count], number % count
         np.testing.assert_allclose(framework.numpy(gradient), whole[inside(batch, item)][0], rtol=0, atol=1e-12)
 
 
@@ -135,7 +135,9 @@ def test_dense_differentiates_twice() -> None:
 
 
 def test_traced_sizes_in_mlx() -> None:
-    """mx.compile has no values: the error says what to pass; ints and captured arrays have values."""
+    """Arguments that mx.compile traces have no values, and the error says what to pass instead; ints and captured
+    arrays have values.
+    """
     import mlx.core as mx
 
     face, x = MLX.face("na1d_varlen"), MLX.tensor(np.random.default_rng(0).random((2, 9, 2, 4)), "float32")
@@ -153,7 +155,7 @@ def test_traced_sizes_in_mlx() -> None:
     assert lists.shape == (1, 9, 2, 4)
 
 
-def test_maps_of_mlx() -> None:
+def test_vmap_of_mlx() -> None:
     """mx.vmap of the op and of its gradient, over all or some arrays."""
     import mlx.core as mx
 

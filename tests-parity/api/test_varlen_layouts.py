@@ -61,7 +61,7 @@ def gradients(path: Path, call: Any, arrays: list[Array]) -> list[Array]:
 @pytest.mark.parametrize("configured", [True, False], ids=["configured", "at once"])
 @pytest.mark.parametrize("path", PATHS, ids=str)
 @pytest.mark.parametrize("name", CASES)
-def test_each_item_is_alone(name: str, path: Path, configured: bool) -> None:
+def test_items_are_independent(name: str, path: Path, configured: bool) -> None:
     """Results and gradients equal those of a call for each item; tokens after the last give 0 and -inf."""
     layouts, window, lists, _, _ = CASES[name]
     varlen, arrays, options = module(path.framework), arrays_of(name), {"return_lse": True, "backend": path.backend}
@@ -75,17 +75,17 @@ def test_each_item_is_alone(name: str, path: Path, configured: bool) -> None:
     wanted[1][:] = -np.inf
     start = 0
     for item, layout in enumerate(layouts):
-        place, start = slice(start, start + math.prod(layout)), start + math.prod(layout)
+        tokens, start = slice(start, start + math.prod(layout)), start + math.prod(layout)
         if 0 in layout:
             continue
         face, own_window = path.framework.face(f"na{len(layout)}d"), window_of(name, item)
-        own = [a[:, place].reshape(1, *layout, *a.shape[2:]) for a in arrays]
+        own = [a[:, tokens].reshape(1, *layout, *a.shape[2:]) for a in arrays]
 
         def call(*tensors: Any, face: Any = face, window: dict[str, Any] = own_window) -> Any:
             return face(*tensors, **window, return_lse=True, backend=path.backend)
 
         for whole, part in zip(wanted, gradients(path, call, own), strict=True):
-            whole[:, place] = part.reshape(1, -1, *part.shape[1 + len(layout) :])
+            whole[:, tokens] = part.reshape(1, -1, *part.shape[1 + len(layout) :])
     for what, a, b in zip(("out", "lse", "query", "key", "value"), found, wanted, strict=True):
         assert np.array_equal(a == -np.inf, b == -np.inf), what
         np.testing.assert_allclose(np.nan_to_num(a, neginf=0), np.nan_to_num(b, neginf=0), atol=1e-12, err_msg=what)
@@ -153,7 +153,7 @@ BROKEN: tuple[tuple[dict[str, Any], type[Exception], str], ...] = (
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 @pytest.mark.parametrize(("given", "error", "words"), BROKEN, ids=range(len(BROKEN)))
 def test_errors_of_configuring(given: dict[str, Any], error: type[Exception], words: str, framework: Framework) -> None:
-    """In full, in the same words from both packages, naming the item that breaks the rule."""
+    """In full, with the same text in both packages, naming the item that breaks the rule."""
     arguments: dict[str, Any] = {"token_layout_list": [(3, 3), (5, 4)], "kernel_size": 3}
     with pytest.raises(error) as caught:
         module(framework).configure_varlen(**arguments | given)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-VARLEN = MPS.module("varlen")  # not while torch.compile traces
+VARLEN = MPS.module("varlen")  # here, because torch.compile cannot trace the import
 pytestmark = pytest.mark.usefixtures("torch_path")
 
 
@@ -65,7 +65,7 @@ SIZES = ([9, 4, 5], [3, 0, 8], [5, 5, 5])
 
 @pytest.mark.parametrize("name", FORMS)
 def test_compiles_fullgraph(name: str) -> None:
-    """Results and gradients equal eager's, for successive sizes in one compiled function."""
+    """Results and gradients equal those of eager mode, for several sizes in one compiled function."""
     call, shape, form = FORMS[name]
     counter = CompileCounterWithBackend("aot_eager")
     torch.compiler.reset()
@@ -108,7 +108,7 @@ def test_sizes_without_values() -> None:
     with pytest.raises(ValueError, match=f"^na1d_varlen: sizes {wanted}"), FakeTensorMode() as mode:
         fakes = [mode.from_tensor(t) for t in given]
         MPS.face("na1d_varlen")(*fakes, mode.from_tensor(torch.tensor([9, 4])), 3, backend="dense")
-    padded(*given, torch.tensor([9, 4]))  # the path of this test runs
+    padded(*given, torch.tensor([9, 4]))  # the requested backend runs
 
 
 def test_fake_tensors() -> None:
@@ -131,8 +131,8 @@ def test_functional_transforms(name: str) -> None:
     grad = torch.func.grad(lambda q, k, v: call(q, k, v, sizes).sin().sum(), argnums=every)
     found = torch.vmap(grad)(*many)
     wanted = [grad(*(t[i] for t in many)) for i in range(2)]
-    for place in every:
-        torch.testing.assert_close(found[place], torch.stack([each[place] for each in wanted]), rtol=0, atol=1e-12)
+    for number in every:
+        torch.testing.assert_close(found[number], torch.stack([each[number] for each in wanted]), rtol=0, atol=1e-12)
     leaves = [t[0].clone().requires_grad_() for t in many]
     eager = torch.autograd.grad(call(*leaves, sizes).sin().sum(), leaves)
     torch.testing.assert_close(wanted[0], eager, rtol=0, atol=1e-12)
@@ -141,10 +141,10 @@ def test_functional_transforms(name: str) -> None:
     torch.testing.assert_close(mapped, torch.stack(each), rtol=0, atol=1e-12)
 
 
-def test_gradients_of_the_bias_table() -> None:
-    """Summed over the items like separate calls; also mapped, with one rpb each."""
+def test_gradients_of_rpb() -> None:
+    """The gradient is the sum of those of separate calls for each item; here mapped over two rpb."""
     given, sizes = three(3, 9, 2, 4), [9, 0, 5]
-    tables = normal(2, 2, 5)
+    biases = normal(2, 2, 5)
 
     def call(rpb: Tensor) -> Tensor:
         window = (3, 1, 1, False)
@@ -156,8 +156,8 @@ def test_gradients_of_the_bias_table() -> None:
         parts = [MPS.face("na1d")(*(t[i : i + 1, :n] for t in given), 3, rpb=rpb) for i, n in items]
         return torch.stack([part.sin().sum() for part in parts]).sum()
 
-    wanted = torch.stack([torch.func.grad(alone)(rpb) for rpb in tables])
-    found = torch.vmap(torch.func.grad(lambda rpb: call(rpb).sin().sum()))(tables)
+    wanted = torch.stack([torch.func.grad(alone)(rpb) for rpb in biases])
+    found = torch.vmap(torch.func.grad(lambda rpb: call(rpb).sin().sum()))(biases)
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
 
 
@@ -169,8 +169,8 @@ def test_no_second_derivative() -> None:
         torch.autograd.grad(first.sum(), given[1])
 
 
-def test_lists_learn() -> None:
-    """An empty item like the others, one tensor in several positions, and items with another number of heads."""
+def test_gradients_of_lists() -> None:
+    """Of an empty item too, of one tensor in several positions, and of items with another number of heads."""
     x, empty, wide = (
         normal(6, 2, 4).requires_grad_(),
         normal(0, 2, 4).requires_grad_(),

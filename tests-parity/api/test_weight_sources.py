@@ -22,7 +22,7 @@ from natten_mps._metal.weights import state as weights
 
 
 class Wrapper(torch.nn.Module):
-    """As DistributedDataParallel and AveragedModel name their contents."""
+    """Names its contents as DistributedDataParallel and AveragedModel do."""
 
     def __init__(self, inner: torch.nn.Module, averaged: bool = False) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class Wrapper(torch.nn.Module):
 
 
 WRAPPED: dict[str, Callable[[torch.nn.Module], torch.nn.Module]] = {
-    "as it is": lambda net: net,
+    "not wrapped": lambda net: net,
     "compiled": torch.compile,
     "parallel": Wrapper,
     "averaged": lambda net: Wrapper(net, averaged=True),
@@ -119,7 +119,7 @@ def test_quantised_and_not_do_not_mix() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
-def test_what_torch_packs_does_not_travel(tmp_path: Path) -> None:
+def test_weights_that_torch_packs_are_refused(tmp_path: Path) -> None:
     """quantize_dynamic keeps weights in objects of its own; plain tensors of low precision are fine."""
     plain = MPS.face("NeighborhoodAttention2D")(64, 4, 3)
     packed = torch.ao.quantization.quantize_dynamic(plain, {torch.nn.Linear}, dtype=torch.qint8)
@@ -155,8 +155,8 @@ def safetensors(header: Any, data: bytes = b"") -> bytes:
     return len(text).to_bytes(8, "little") + text + data
 
 
-def entry(dtype: Any = "F32", shape: Any = (1,), place: Any = (0, 4)) -> dict[str, Any]:
-    return {"x": {"dtype": dtype, "shape": shape, "data_offsets": place}}
+def entry(dtype: Any = "F32", shape: Any = (1,), offsets: Any = (0, 4)) -> dict[str, Any]:
+    return {"x": {"dtype": dtype, "shape": shape, "data_offsets": offsets}}
 
 
 HOSTILE = {
@@ -175,13 +175,13 @@ HOSTILE = {
     "a shape of words": safetensors(entry(shape=["a"]), b"1234"),
     "a huge shape": safetensors(entry(shape=[1 << 40, 1 << 40]), b"1234"),
     "a shape beyond its data": safetensors(entry(shape=[2]), b"1234"),
-    "a place before the data": safetensors(entry(place=[-4, 0]), b"1234"),
-    "a place behind the data": safetensors(entry(place=[4, 8]), b"1234"),
-    "a place of floats": safetensors(entry(place=[0.0, 4.0]), b"1234"),
-    "three places": safetensors(entry(place=[0, 2, 4]), b"1234"),
-    "a place that ends before it begins": safetensors(entry(place=[4, 0]), b"1234"),
+    "an offset before the data": safetensors(entry(offsets=[-4, 0]), b"1234"),
+    "an offset behind the data": safetensors(entry(offsets=[4, 8]), b"1234"),
+    "offsets that are floats": safetensors(entry(offsets=[0.0, 4.0]), b"1234"),
+    "three offsets": safetensors(entry(offsets=[0, 2, 4]), b"1234"),
+    "an end before the beginning": safetensors(entry(offsets=[4, 0]), b"1234"),
     "overlaps the array before it": safetensors({**entry(), "y": entry()["x"]}, b"1234"),
-    "leaves a gap before it": safetensors(entry(place=[4, 8]), b"12345678"),
+    "leaves a gap before it": safetensors(entry(offsets=[4, 8]), b"12345678"),
     "its arrays end at 4, its data at 5": safetensors(entry(), b"12345"),
     "a name occurs twice in its header": safetensors(b'{"x":[],"x":[]}'),
     "__metadata__ is no table of texts": safetensors({"__metadata__": {"a": 1}}),
@@ -214,8 +214,8 @@ def test_a_file_cut_anywhere(ending: str, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=rf"^load_weights: weights{ending} is no {ending} file, or not all"):
             MPS.package.load_weights(module, path)
     fitted = 0
-    for place in random.integers(0, len(whole), 60).tolist():
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+    for at in random.integers(0, len(whole), 60).tolist():
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
         try:
             MPS.package.load_weights(module, path)
         except ValueError as error:
@@ -226,9 +226,7 @@ def test_a_file_cut_anywhere(ending: str, tmp_path: Path) -> None:
 
 
 def test_names_of_wrappers_in_the_middle() -> None:
-    """torch.compile's prefix is removed wherever it occurs; 'module' only at the front, and only where all names have
-    it.
-    """
+    """torch.compile's prefix is removed anywhere in a name; 'module' only at the front, and if all names have it."""
     assert weights.bare(["a._orig_mod.b", "_orig_mod.c"]) == {"a._orig_mod.b": "a.b", "_orig_mod.c": "c"}
     assert weights.bare(["module.a", "b"]) == {"module.a": "module.a", "b": "b"}
     assert weights.bare(["module.a.module.b", "n_averaged"]) == {"module.a.module.b": "a.module.b"}

@@ -40,7 +40,7 @@ def upstream_checkpoint() -> dict[str, Array]:
 
 
 def computed(checkpoint: dict[str, Array], x: Array) -> Array:
-    """The result of upstream's module for it in float64: projections around the reference."""
+    """What upstream's module computes with the checkpoint, in float64: projections around the reference."""
     from natten_mps._metal.problem import reference
     from natten_mps._metal.problem.problem import Problem
 
@@ -83,7 +83,7 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
-def test_an_upstream_checkpoint_loads_and_acts(framework: Framework, form: str) -> None:
+def test_an_upstream_checkpoint_gives_its_results(framework: Framework, form: str) -> None:
     module, checkpoint, x = build(framework), upstream_checkpoint(), example()
     assert framework.face("load_weights")(module, FORMS[form](checkpoint)) == ([], [])
     np.testing.assert_allclose(forward(framework, module, x), computed(checkpoint, x), rtol=0, atol=1e-5)

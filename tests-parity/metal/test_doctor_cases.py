@@ -6,7 +6,7 @@ import importlib
 from typing import Any
 
 import pytest
-from doctor_cases import steps_of
+from doctor_cases import launches_of
 
 from natten_mps._metal.metal import source
 from natten_mps._metal.tools import doctor
@@ -48,7 +48,7 @@ def assert_well(printed: str, backend: str, case: doctor.Case) -> None:
 
 
 def test_the_gate_spans_every_kernel() -> None:
-    launched = {case.name: {step.instance.template for step in steps_of(case)} for case in doctor.CASES}
+    launched = {case.name: {launch.instance.template for launch in launches_of(case)} for case in doctor.CASES}
     assert set().union(*(launched[name] for name in GATE)) == set(source.TEMPLATES)
 
 
@@ -59,7 +59,7 @@ def test_torch(
     case = doctor.CASES[place]
     assert examine("natten_mps", place, "metal", monkeypatch) == 0
     assert_well(capsys.readouterr().out, "metal", case)
-    planned = [step.instance.template for step in steps_of(case)]
+    planned = [launch.instance.template for launch in launches_of(case)]
     assert sorted(name.rpartition("_r")[0] for name in metal.names) == sorted(planned * TURNS)
     assert all(launch.written_once for launch in metal.launches)
 
@@ -72,6 +72,6 @@ def test_mlx(
     case = doctor.CASES[place]
     assert examine("natten_mlx", place, "metal", monkeypatch) == 0
     assert_well(capsys.readouterr().out, "fast_metal", case)
-    planned = [step.instance.template for step in steps_of(case)]
+    planned = [launch.instance.template for launch in launches_of(case)]
     proofs = [name.rpartition("_r")[0] for name in {launch.name for launch in mlx_metal.ran}]
     assert sorted(mlx_metal.templates) == sorted(planned * TURNS + proofs)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cases import BY_NAME, CASES, inputs
-from frameworks import FRAMEWORKS, MLX, MPS, OURS, PATHS, Framework, Path, planned_path
+from frameworks import FRAMEWORKS, MLX, MPS, OURS, PATHS, Framework, Path, planned_backend
 from processes import python
 
 from natten_mps._metal.plan import boxes, plan, programs
@@ -179,7 +179,7 @@ def test_auto_runs_what_explain_announces(framework: Framework) -> None:
     assert f"\nbackend: {path} ({why})\n" in framework.package.explain("na1d", *given, kernel_size=3) + "\n"
     with framework.watch() as ran:
         framework.evaluate(framework.face("na1d")(*given, 3))
-    assert ran == {planned_path(framework, "na1d", *given, kernel_size=3)} == {path}
+    assert ran == {planned_backend(framework, "na1d", *given, kernel_size=3)} == {path}
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)

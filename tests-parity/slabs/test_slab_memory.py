@@ -56,7 +56,7 @@ def measure(package: str, image: str, folder: str) -> dict[str, Any]:
     before, began = memory(), time.monotonic()
     with framework.watch() as ran:
         out = framework.package.tiled(*given, window, out=Path(folder) / "out.npy", memory=budget, **where)
-    peak = memory()["most"] - before["now"]
+    peak = memory()["peak"] - before["now"]
     assert isinstance(out, np.memmap)
     return {"size": size, "peak": peak, "ran": sorted(ran), "seconds": time.monotonic() - began}
 

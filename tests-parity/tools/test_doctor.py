@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from doctor_cases import steps_of
+from doctor_cases import launches_of
 
 from natten_mps._metal.metal import source
 from natten_mps._metal.metal.op_launches import Launch, fills_words
@@ -151,7 +151,7 @@ def test_the_example_of_the_help(package: str, one_case: None, capsys: pytest.Ca
 
 def test_the_cases_cover_every_kernel() -> None:
     """The claim of the comment at CASES, for the planned launches."""
-    launched = [(case, step) for case in doctor.CASES for step in steps_of(case)]
+    launched = [(case, launch) for case in doctor.CASES for launch in launches_of(case)]
     used = {(step.instance.template, step.instance.dtype) for _, step in launched}
     assert used == set(itertools.product(source.TEMPLATES, doctor.BOUNDS))
     assert {(i.dtype, i.fused) for i in instances(launched, "na_rpb")} >= {
