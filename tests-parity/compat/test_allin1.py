@@ -14,7 +14,7 @@ from test_compat import metal  # noqa: F401 - a fixture
 from tolerances import assert_within, split_av, split_qk
 
 Array = Any
-# The model uses windows of 5; the others are the extremes of an odd window.
+# The model uses windows of 5; the others are the smallest and the largest odd ones.
 CASES = [
     make("allin1 time", (27,), 5, d=4, heads=2, head_dim=6, rpb=True, scale=1.0),
     make("allin1 single", (5,), 1, heads=1, rpb=True, scale=0.5),
@@ -78,8 +78,8 @@ def inputs_of(case: Any, dtype: str) -> dict[str, Array]:
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
-def test_what_none_means(framework: Framework) -> None:
-    """Without rpb, and with a scale of D ** -0.5."""
+def test_no_rpb_and_no_scale(framework: Framework) -> None:
+    """None means no rpb, and a scale of D ** -0.5."""
     random = np.random.default_rng(0)
     query, key = (framework.tensor(random.standard_normal((1, 9, 2, 4)), "float32") for _ in range(2))
     zeros = framework.tensor(np.zeros((2, 9)), "float32")
@@ -89,7 +89,7 @@ def test_what_none_means(framework: Framework) -> None:
 
 
 def test_on_metal(metal: Any) -> None:  # noqa: F811 - the fixture
-    """On the emulated Apple GPU: forward and every gradient, and which kernels ran."""
+    """On the emulated Apple GPU: forward and all gradients, and which kernels ran."""
     import torch
     from frameworks import MPS
 

@@ -60,7 +60,7 @@ def test_what_upstream_computed(fixture: dict[str, Any], framework: Framework, d
 
 
 def qk_once(call: Any, leaves: list[Any], logits: list[Any]) -> Any:
-    """The logits of a call outside any trace."""
+    """The logits of a call that is not traced."""
     call(*leaves)
     return logits[-1]
 
@@ -153,7 +153,7 @@ def test_fused_calls(rank: int, framework: Framework, caplog: pytest.LogCaptureF
     arrays = heads_first_arrays(rank, 3)
     tensors = [framework.tensor(np.moveaxis(arrays[n], 1, -2), "float32") for n in ("query", "key", "value")]
     rpb = framework.tensor(arrays["rpb"], "float32")
-    extra = [framework.tensor(arrays[n][:, :, 0].reshape(2, -1, 2, 4), "float32") for n in ("key", "value")]
+    more = [framework.tensor(arrays[n][:, :, 0].reshape(2, -1, 2, 4), "float32") for n in ("key", "value")]
     face, name = framework.face(f"na{rank}d"), f"na{rank}d"
 
     def same(found: Any, wanted: Any) -> None:
@@ -161,8 +161,8 @@ def test_fused_calls(rank: int, framework: Framework, caplog: pytest.LogCaptureF
 
     old = getattr(module(framework, "v017"), name)
     same(old(*tensors, 3, 1, False, rpb, 0.3), face(*tensors, 3, rpb=rpb, scale=0.3))
-    wanted = face(*tensors, 3, is_causal=True, additional_keys=extra[0], additional_values=extra[1])
-    same(old(*tensors, 3, 1, True, None, None, *extra), wanted)
+    wanted = face(*tensors, 3, is_causal=True, additional_keys=more[0], additional_values=more[1])
+    same(old(*tensors, 3, 1, True, None, None, *more), wanted)
     caplog.set_level(logging.INFO, "natten")
     framework.module("_metal.plan.backends").said.clear()
     for generation in ("v020", "v021"):
@@ -170,11 +170,9 @@ def test_fused_calls(rank: int, framework: Framework, caplog: pytest.LogCaptureF
         same(new(*tensors, 3, 2, 1, True, 0.3), face(*tensors, 3, 2, 1, True, 0.3))
         knobs = {"backend": "cutlass-fna", "q_tile_shape": (8,) * rank, "run_persistent_kernel": False}
         generic = module(framework, generation).neighborhood_attention_generic
-        same(
-            generic(*tensors, 3, additional_keys=extra[0], additional_values=extra[1], is_causal=True, **knobs), wanted
-        )
-    said = [record.getMessage().split("'")[1] for record in caplog.records]
-    assert sorted(said) == ["cutlass-fna", "q_tile_shape", "run_persistent_kernel"]
+        same(generic(*tensors, 3, additional_keys=more[0], additional_values=more[1], is_causal=True, **knobs), wanted)
+    logged = [record.getMessage().split("'")[1] for record in caplog.records]
+    assert sorted(logged) == ["cutlass-fna", "q_tile_shape", "run_persistent_kernel"]
     out, lse = new(*tensors, 3, return_lse=True)
     for a, b in zip((out, lse), face(*tensors, 3, return_lse=True), strict=True):
         same(a, b)

@@ -14,7 +14,7 @@ def ranks(name: str, which: tuple[int, ...], text: str) -> dict[str, str]:
     return {name.format(rank): text for rank in which}
 
 
-# Upstream's, written out here again: natten_metal.compat.forms must agree.
+# Upstream's signatures, written out here again; those in natten_metal.compat.forms must agree.
 CLASS = "NeighborhoodAttention{}D"
 DROP = "qkv_bias=True, qk_scale=None, attn_drop=0.0, proj_drop=0.0"
 DEPTH = "kernel_size_d, kernel_size, dilation_d, dilation"
@@ -131,7 +131,7 @@ CONTEXT = (
     "use_deterministic_algorithms",
     "are_deterministic_algorithms_enabled",
 )
-# What a module has besides, and what natten-mps and natten-mlx 0.3 had there.
+# Other names that a generation's module has, and those that natten-mps and natten-mlx 0.3 had there.
 NAMES = {
     "v014": ("add_natten_handle", "_FlopHandler"),
     "v015": ("na1d", "na2d", "na3d", "has_cuda", "has_mps", "has_gemm", "has_fna", "add_natten_handle"),
@@ -183,7 +183,7 @@ def test_signatures(generation: str, framework: Framework) -> None:
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 def test_calls_that_do_not_fit(framework: Framework) -> None:
-    """Python's own errors for wrong calls, and this package's for what a face rejects."""
+    """Errors like Python's own for calls that do not fit a signature, and this package's for what a face rejects."""
     old, query = module(framework, "v014"), framework.tensor(np.ones((1, 2, 9, 4)), "float32")
     for call, error, words in (
         (lambda: old.natten1dqk(query, query, 3), TypeError, "natten1dqk: missing argument 'dilation'"),

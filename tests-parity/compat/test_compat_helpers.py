@@ -76,7 +76,7 @@ def test_checks_of_tensors(framework: Framework) -> None:
     found = framework.module("compat.v021").backends
     names = found.get_compatible_backends(query, key, key, torch_compile=False)
     assert names[0] == found.choose_backend(query, key, key, False) and {"pure", "dense"} <= set(names)
-    # Values that are offered are accepted.
+    # Backends that are offered are accepted.
     for name in names:
         framework.face("na2d")(query, key, key, 3, backend=name)
     assert found.choose_fmha_backend(flat, flat, flat, True, False, False) in names
@@ -120,7 +120,7 @@ def test_torchs_own_counter() -> None:
     """FlopCounterMode counts forward and backward of every op, modules included, like upstream."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    query, table = torch.randn(2, 5, 7, 3, 4, requires_grad=True), torch.randn(3, 5, 5)
+    query, rpb = torch.randn(2, 5, 7, 3, 4, requires_grad=True), torch.randn(3, 5, 5)
     product = 2 * 2 * 5 * 7 * 3 * 9 * 4
     flat = torch.randn(1, 8, 2, 4)
     heads_first = query.detach().movedim(-2, 1)
@@ -132,9 +132,9 @@ def test_torchs_own_counter() -> None:
 
     assert count(lambda: natten_mps.na2d(query.detach(), query.detach(), query.detach(), 3)) == 2 * product
     assert count(lambda: natten_mps.na2d(query, query, query, 3).sum().backward()) == 7 * product
-    assert count(lambda: v014.natten2dqkrpb(heads_first, heads_first, table, 3, 1)) == product
+    assert count(lambda: v014.natten2dqkrpb(heads_first, heads_first, rpb, 3, 1)) == product
     assert count(lambda: natten_mps.attention(flat, flat, flat)) == 2 * (2 * 8 * 2 * 8 * 4)
-    # One product with D and one with D_v, over the window and the additional keys; the split ops have one each.
+    # One product over D and one over D_v, for the keys of the window and additional ones; the split ops have one each.
     wide, more = torch.randn(2, 5, 7, 3, 8), (torch.randn(2, 6, 3, 4), torch.randn(2, 6, 3, 8))
     given, tokens = (query.detach(), query.detach(), wide), 2 * 5 * 7 * 3
     added = {"additional_keys": more[0], "additional_values": more[1]}
@@ -153,29 +153,29 @@ def test_torchs_own_counter() -> None:
 
 
 def test_autograd_functions() -> None:
-    """apply() equals the face, forward and backward, also in a subclass."""
+    """apply() equals the face, forward and backward, in a subclass too."""
     query, key = (torch.randn(2, 3, 9, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
-    table = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
+    rpb = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
     more = torch.randn(2, 3, 6, 4, dtype=torch.float64, requires_grad=True)
 
     class Own(v014.functional.NATTEN1DQKRPBFunction):  # type: ignore[name-defined,misc]
-        """A subclass as a client would write it."""
+        """A subclass like those that clients write."""
 
     functional, older = v017.functional, v0141.functional
     last = query.movedim(1, -2)
     for found, wanted in (
-        (Own.apply(query, key, table, 3, 2), v014.natten1dqkrpb(query, key, table, 3, 2)),
-        (older.NATTEN1DQKRPBFunction.apply(query, key, table, 2), v0141.natten1dqkrpb(query, key, table, 2)),
+        (Own.apply(query, key, rpb, 3, 2), v014.natten1dqkrpb(query, key, rpb, 3, 2)),
+        (older.NATTEN1DQKRPBFunction.apply(query, key, rpb, 2), v0141.natten1dqkrpb(query, key, rpb, 2)),
         (
-            functional.NeighborhoodAttention1DQKAutogradFunction.apply(query, key, table, more, (3,), (2,), (False,)),
-            v017.na1d_qk(query, key, 3, 2, more, False, table),
+            functional.NeighborhoodAttention1DQKAutogradFunction.apply(query, key, rpb, more, (3,), (2,), (False,)),
+            v017.na1d_qk(query, key, 3, 2, more, False, rpb),
         ),
         (
-            functional.FusedNeighborhoodAttention1D.apply(last, last, last, table, 3, 2, False, 0.5, None, None),
-            v017.na1d(last, last, last, 3, 2, False, table, 0.5),
+            functional.FusedNeighborhoodAttention1D.apply(last, last, last, rpb, 3, 2, False, 0.5, None, None),
+            v017.na1d(last, last, last, 3, 2, False, rpb, 0.5),
         ),
     ):
-        cotangent, leaves = torch.randn_like(wanted), (query, key, table, more)
+        cotangent, leaves = torch.randn_like(wanted), (query, key, rpb, more)
         assert torch.equal(found, wanted)
         gradients = (torch.autograd.grad(out, leaves, cotangent, allow_unused=True) for out in (found, wanted))
         for own, other in zip(*gradients, strict=True):
@@ -189,24 +189,24 @@ def test_autograd_functions() -> None:
 
 @pytest.mark.parametrize("batched", [True, False], ids=["items-with-batch", "bare-items"])
 def test_nested_tensors(batched: bool) -> None:
-    """Items of 0.15's and 0.17's split ops, with additional tensors, each independent; gradients reach them."""
+    """Nested tensors, additional ones too, in the split ops of 0.15 and 0.17: each item is independent of the others."""
     ones = (1,) if batched else ()
     items = [torch.randn(*ones, 2, n, 4, dtype=torch.float64, requires_grad=True) for n in (7, 11)]
-    extra = [torch.randn(*ones, 2, 3, 4, dtype=torch.float64) for _ in items]
+    additional = [torch.randn(*ones, 2, 3, 4, dtype=torch.float64) for _ in items]
 
     def nest(tensors: list[torch.Tensor]) -> torch.Tensor:
         return torch.nested.as_nested_tensor(tensors)
 
-    logits = v017.na1d_qk(nest(items), nest(items), 3, 2, nest(extra))
-    out = v015.na1d_av(logits, nest(items), 3, 2, nest(extra))
+    logits = v017.na1d_qk(nest(items), nest(items), 3, 2, nest(additional))
+    out = v015.na1d_av(logits, nest(items), 3, 2, nest(additional))
     assert logits.is_nested and out.is_nested
     parts = list(out.unbind())
     (gradient,) = torch.autograd.grad(sum(part.square().sum() for part in parts), items[:1])
-    for item, more, part in zip(items, extra, parts, strict=True):
+    for item, more, part in zip(items, additional, parts, strict=True):
         item, more = (item, more) if batched else (item[None], more[None])
         alone = v017.na1d_av(v017.na1d_qk(item, item, 3, 2, more), item, 3, 2, more)
         assert torch.equal(alone if batched else alone[0], part)
-    first, more = (items[0], extra[0]) if batched else (items[0][None], extra[0][None])
+    first, more = (items[0], additional[0]) if batched else (items[0][None], additional[0][None])
     alone = v017.na1d_av(v017.na1d_qk(first, first, 3, 2, more), first, 3, 2, more)
     (wanted,) = torch.autograd.grad(alone.square().sum(), items[:1])
     torch.testing.assert_close(gradient, wanted, rtol=1e-12, atol=1e-12)
@@ -248,7 +248,7 @@ def test_knobs_in_a_compiled_call(caplog: pytest.LogCaptureFixture) -> None:
         own.said.clear()
 
 
-def test_nested_tensors_are_refused_since() -> None:
+def test_nested_tensors_are_refused_since_0_20() -> None:
     nested = torch.nested.nested_tensor([torch.randn(7, 2, 4), torch.randn(9, 2, 4)])
     for op in (v020.na1d, v021.na1d, natten_mps.na1d):
         with pytest.raises(NotImplementedError, match="varlen"):
@@ -265,10 +265,10 @@ def position(token: Ints, tile: Ints, groups: Ints, padded: Ints, flip: bool, gr
     group = [(token[a] % groups[a], groups[a]) for a in axes]
     rest = [(token[a] // groups[a] // tile[a], padded[a] // groups[a] // tile[a]) for a in axes]
     inner = [(token[a] // groups[a] % tile[a], tile[a]) for a in axes]
-    place = 0
+    found = 0
     for digit, base in (*group, *rest, *inner) if groups_first else (*rest, *inner, *group):
-        place = place * base + digit
-    return place
+        found = found * base + digit
+    return found
 
 
 SIZES = [
@@ -279,11 +279,11 @@ SIZES = [
 ]
 
 
-@pytest.mark.parametrize("flip", [True, False], ids=["flipped", "as-is"])
+@pytest.mark.parametrize("flip", [True, False], ids=["flipped", "in order"])
 @pytest.mark.parametrize(("shape", "tile", "groups"), SIZES)
 def test_token_permutation(shape: tuple[int, ...], tile: tuple[int, ...], groups: tuple[int, ...], flip: bool) -> None:
-    """Every token is where the definition puts it, padding is zero, and the inverse restores it; both releases'
-    layouts.
+    """In the layouts of both releases, every token is where the definition puts it, padding is zero, and the inverse
+    restores the tensor.
     """
     x = torch.arange(1.0, 1 + 2 * math.prod(shape) * 3).reshape(2, *shape, 3, 1).expand(-1, *[-1] * len(shape), -1, 2)
     padded = tuple(-(-n // (t * d)) * t * d for n, t, d in zip(shape, tile, groups, strict=True))
@@ -307,7 +307,7 @@ def test_token_permutation(shape: tuple[int, ...], tile: tuple[int, ...], groups
     assert torch.equal(old.maybe_unpad(back, missing), x)
 
 
-def test_token_permutation_refuses() -> None:
+def test_bad_arguments_of_token_permutation() -> None:
     x, tokens = torch.zeros(1, 8, 8, 1, 4), v021.token_permute
     for call, words in (
         (lambda: tokens.token_permute_operation(x, (4,)), "tile_shape must be 2 ints >= 1"),
@@ -340,8 +340,8 @@ def test_what_merging_returns(release: str, pair: bool, framework: Framework) ->
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 def test_modules_of_each_release(framework: Framework) -> None:
-    """False means None for a scale, and 'dim' where a release had it; elsewhere the error names the releases that have
-    it.
+    """A scale of False means None. 'dim' is accepted where a release had it; elsewhere the error names the releases
+    that had it.
     """
 
     def made(release: str) -> Any:
@@ -366,8 +366,8 @@ def test_modules_of_each_release(framework: Framework) -> None:
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
-def test_switches_at_the_start(framework: Framework) -> None:
-    """KV parallelism is off in 0.17 and on since; each generation has its own settings."""
+def test_initial_switches(framework: Framework) -> None:
+    """KV parallelism is off in 0.17 and on in later generations; each generation has its own settings."""
     old, new = (framework.module(f"compat.{name}") for name in ("v017", "v021"))
     for each in (old, new):
         each.NattenContext.reset()

@@ -124,7 +124,7 @@ def test_switches_are_remembered(framework: Framework) -> None:
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
-def test_what_there_is(framework: Framework) -> None:
+def test_what_is_said_to_be_available(framework: Framework) -> None:
     natten = framework.module("compat.v021")
     assert natten.HAS_LIBNATTEN is True
     assert natten.has_fused_na() and natten.has_fna() and natten.has_half() and natten.has_bfloat(0)
@@ -139,7 +139,7 @@ def test_what_there_is(framework: Framework) -> None:
 
 
 class Counter:
-    """fvcore's counter, as far as a handle is added to it."""
+    """The part of fvcore's counter that adding a handle needs."""
 
     def __init__(self) -> None:
         self.handles: dict[str, Any] = {}
@@ -186,7 +186,7 @@ def run(folder: Path, code: str, *paths: Path) -> subprocess.CompletedProcess[st
 
 
 @pytest.mark.parametrize(
-    ("version", "told", "client"),
+    ("version", "printed", "client"),
     [
         (
             None,
@@ -221,12 +221,12 @@ def run(folder: Path, code: str, *paths: Path) -> subprocess.CompletedProcess[st
     ],
     ids=["newest", "0.14.4", "0.17.3"],
 )
-def test_a_client_runs(version: str | None, told: str, client: dict[str, str], tmp_path: Path) -> None:
-    """A client that asks for natten by name, spec and version, and imports it as that release had it."""
+def test_a_client_runs(version: str | None, printed: str, client: dict[str, str], tmp_path: Path) -> None:
+    """A client looks natten up by name, spec and version, and imports from it what that release had."""
     (tmp_path / "client.py").write_text(CLIENT.format(**client))
     done = run(tmp_path, f"import natten_mps.compat as c; c.install({version!r}); import client")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == told
+    assert done.stdout.strip() == printed
 
 
 SUBMODULES = """
@@ -256,7 +256,7 @@ try:
 except ModuleNotFoundError as error:
     assert "natten.profiler" in str(error)
 else:
-    raise AssertionError("natten.profiler is there")
+    raise AssertionError("natten.profiler was imported")
 again = natten_mps.compat.install("0.20.1")
 import importlib.metadata, importlib.util, sys
 assert sys.modules["natten"] is again and importlib.metadata.version("natten") == "0.20.1"
@@ -288,7 +288,7 @@ def refused(done: subprocess.CompletedProcess[str], words: str) -> None:
     assert "uninstall it, or use natten_mps.compat.for_version(...) instead" in done.stderr
 
 
-def test_refused_beside_natten_itself(tmp_path: Path) -> None:
+def test_refused_if_natten_itself_is_installed(tmp_path: Path) -> None:
     elsewhere = tmp_path / "site"
     (elsewhere / "natten").mkdir(parents=True)
     source = elsewhere / "natten" / "__init__.py"
@@ -297,7 +297,7 @@ def test_refused_beside_natten_itself(tmp_path: Path) -> None:
     refused(run(tmp_path, f"import natten; {INSTALL}", elsewhere), f"natten is imported already, from {source}; ")
 
 
-def test_refused_where_only_its_metadata_is_left(tmp_path: Path) -> None:
+def test_refused_if_only_its_metadata_is_left(tmp_path: Path) -> None:
     (tmp_path / "natten-0.17.5.dist-info").mkdir()
     (tmp_path / "natten-0.17.5.dist-info" / "METADATA").write_text(
         "Metadata-Version: 2.1\nName: natten\nVersion: 0.17.5\n"
@@ -325,7 +325,7 @@ def test_importing_compat_imports_no_framework(tmp_path: Path) -> None:
         assert done.stdout.strip() == "False", done.stderr
 
 
-def test_the_package_shows_its_parts() -> None:
+def test_dir_lists_the_parts_of_a_package() -> None:
     import natten_mlx
     import natten_mps
 

@@ -23,11 +23,11 @@ def example(*shape: int) -> Array:
     return np.random.default_rng(len(shape)).standard_normal((2, *shape, 8)).astype(np.float32)
 
 
-def table(rank: int, w: int) -> dict[str, tuple[int, ...]]:
+def rpb_shape(rank: int, w: int) -> dict[str, tuple[int, ...]]:
     return {"rpb": (2, *[2 * w - 1] * rank)}
 
 
-# generation, rank, positional arguments as upstream orders them, keywords, today's arguments, has an rpb
+# generation, rank, positional arguments in upstream's order, keywords, today's arguments, whether it has rpb
 CONSTRUCTORS = (
     ("v0141", 1, (8, 5, 2), {"dilation": 2}, {"kernel_size": 5, "dilation": 2}, True),
     (
@@ -66,45 +66,45 @@ INPUTS = {1: (11,), 2: (7, 8), 3: (6, 5, 4)}
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
-@pytest.mark.parametrize(("generation", "rank", "args", "kwargs", "today", "has_table"), CONSTRUCTORS)
+@pytest.mark.parametrize(("generation", "rank", "args", "kwargs", "today", "has_rpb"), CONSTRUCTORS)
 def test_constructors_and_checkpoints(
     generation: str,
     rank: int,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     today: dict[str, Any],
-    has_table: bool,
+    has_rpb: bool,
     framework: Framework,
 ) -> None:
     """A generation's module loads its checkpoint, rpb included, and agrees with today's module."""
     old = make(framework, generation, rank, *args, **kwargs)
     face = framework.face(f"NeighborhoodAttention{rank}D")
     assert isinstance(old, face) and type(old).__name__ == face.__name__
-    new = face(embed_dim=8, num_heads=2, **today, rel_pos_bias=has_table)
+    new = face(embed_dim=8, num_heads=2, **today, rel_pos_bias=has_rpb)
     new.eval()
     weights, x = random_weights(new), example(*INPUTS[rank])
     load(old, weights)
     load(new, weights)
     found = forward(framework, old, x)
     assert np.array_equal(found, forward(framework, new, x))
-    assert ("rpb" in weights) == has_table
-    if has_table:
+    assert ("rpb" in weights) == has_rpb
+    if has_rpb:
         # rpb has an effect.
         load(old, weights | {"rpb": weights["rpb"] * 3})
         assert np.abs(forward(framework, old, x) - found).max() > 1e-3
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
-def test_keys_of_each_generation(framework: Framework) -> None:
+def test_state_dict_of_each_generation(framework: Framework) -> None:
     def shapes(generation: str, rank: int, *args: Any, **kwargs: Any) -> dict[str, Any]:
         return {name: array.shape for name, array in state(make(framework, generation, rank, *args, **kwargs)).items()}
 
-    assert shapes("v0141", 2, 8, 3, 2) == PLAIN | table(2, 3)
-    assert shapes("v014", 1, 8, 2, 3) == shapes("v015", 1, 8, 2, 3) == PLAIN | table(1, 3)
+    assert shapes("v0141", 2, 8, 3, 2) == PLAIN | rpb_shape(2, 3)
+    assert shapes("v014", 1, 8, 2, 3) == shapes("v015", 1, 8, 2, 3) == PLAIN | rpb_shape(1, 3)
     assert shapes("v014", 1, 8, 2, 3, bias=False) == PLAIN
     assert shapes("v015", 3, 8, 2, 3, 5) == PLAIN | {"rpb": (2, 9, 5, 5)}
     assert shapes("v017", 3, 8, 2, 3) == shapes("v020", 3, 8, 2, 3) == shapes("v021", 3, 8, 2, 3) == PLAIN
-    assert shapes("v017", 2, 8, 2, 3, rel_pos_bias=True) == PLAIN | table(2, 3)
+    assert shapes("v017", 2, 8, 2, 3, rel_pos_bias=True) == PLAIN | rpb_shape(2, 3)
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
@@ -138,7 +138,7 @@ def test_short_inputs_are_padded(
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 @pytest.mark.parametrize("generation", ["v017", "v020", "v021"])
-def test_short_inputs_are_refused_since(generation: str, framework: Framework) -> None:
+def test_short_inputs_are_refused_since_0_17(generation: str, framework: Framework) -> None:
     module = make(framework, generation, 2, 8, 2, 5)
     with pytest.raises(ValueError, match=r"axis 0 has 5 \* 1 = 5 > 4"):
         forward(framework, module, example(4, 6))
@@ -146,7 +146,7 @@ def test_short_inputs_are_refused_since(generation: str, framework: Framework) -
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 def test_late_dilation(framework: Framework) -> None:
-    """Up to 0.14.4 a module without dilation uses the largest dilation that its shortest axis allows, at each call."""
+    """Up to 0.14.4, a module without dilation uses the largest that the input's shortest axis allows, call by call."""
     late = make(framework, "v0141", 2, 8, 3, 2)
     weights = random_weights(late)
     load(late, weights)
@@ -169,7 +169,7 @@ def test_late_dilation_in_training_with_dropout(framework: Framework) -> None:
 
 
 def test_torch_modules_compile_and_pickle() -> None:
-    """Classes are in the modules that they name, and a call in a generation's form is traced as a whole."""
+    """Classes can be found in the modules that they name, and a call in a generation's form is traced as a whole."""
     import pickle
 
     import torch

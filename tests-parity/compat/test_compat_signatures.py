@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 from frameworks import FRAMEWORKS, MLX, MPS, Framework
 
-# What is left out, as module/name, and why. A pattern that matches nothing is stale, and fails.
+# What is left out, as module/name, and why. A pattern that excuses nothing is stale, and a test fails.
 LEFT_OUT = {
     "*/logger": "a module's own logger",
     "*/log_format": "the format of upstream's own log lines",
@@ -40,12 +40,12 @@ LEFT_OUT = {
     "experimental/*_op*": "registers one CUDA kernel with torch",
     "experimental/*_flop_count": "registers one CUDA kernel with torch's counter",
     "experimental/FlopCountFn": "registers one CUDA kernel with torch's counter",
-    "attn_merge/MergeAttentionsAutogradFn": "mends a gradient that upstream's kernels leave wrong",
+    "attn_merge/MergeAttentionsAutogradFn": "corrects a gradient that upstream's kernels get wrong",
     "token_permute.cutlass_impl/*": "launches one CUDA kernel",
     "utils.testing/*": "decorators of upstream's own tests",
     "utils.checks/additional_kv_tensor_checks": "0.20.0 alone took two tensors, its successor three and more",
 }
-# What only exists for torch, left out of natten-mlx as well.
+# What makes sense for torch only, and is left out of natten-mlx in addition.
 TORCH_ALONE = {
     "*/*Function": "an autograd function of torch",
     "*/FusedNeighborhoodAttention?D": "an autograd function of torch",
@@ -73,7 +73,7 @@ class Row(NamedTuple):
     releases: str
 
     @property
-    def place(self) -> str:
+    def path(self) -> str:
         return f"{self.module}/{self.name}"
 
     @property
@@ -91,8 +91,9 @@ ROWS = list(table())
 RELEASES = sorted({release for row in ROWS for release in row.releases.split()})
 
 
-def excuse(place: str, excuses: dict[str, str]) -> str | None:
-    return next((pattern for pattern in excuses if fnmatch.fnmatchcase(place, pattern)), None)
+def excuse(path: str, excuses: dict[str, str]) -> str | None:
+    """The pattern that excuses a name."""
+    return next((pattern for pattern in excuses if fnmatch.fnmatchcase(path, pattern)), None)
 
 
 def find(root: Any, module: str, name: str) -> Any:
@@ -128,15 +129,15 @@ def misfits(found: Any, row: Row) -> list[str]:
         name for name, each in taken.items() if each.default is each.empty and each.kind is not each.VAR_POSITIONAL
     ]
     given = {aliases.get(word.removesuffix("="), word.removesuffix("=")) for word in row.words}
-    return wrong + [f"{name}, which upstream has not" for name in needed if name not in given]
+    return wrong + [f"{name}, which upstream does not have" for name in needed if name not in given]
 
 
-def test_the_table_is_whole() -> None:
+def test_the_table_is_complete() -> None:
     """Seventeen releases, with the ops of each."""
     assert len(RELEASES) == 17 and {"0.14.4", "0.15.1", "0.17.5", "0.20.0", "0.21.7"} <= set(RELEASES)
     assert len(ROWS) > 600
     for release in RELEASES:
-        own = {row.place for row in ROWS if release in row.releases.split()}
+        own = {row.path for row in ROWS if release in row.releases.split()}
         assert "functional/na2d" in own or "functional/natten2dqkrpb" in own or "functional/na2d_qk" in own, release
 
 
@@ -150,17 +151,17 @@ def installed(request: pytest.FixtureRequest) -> Iterator[tuple[str, Any]]:
 
 
 def complaints(release: str, lookup: Any, excuses: dict[str, str]) -> list[str]:
-    """Every name and keyword of a release that is missing, unless it is excused."""
+    """The names and keywords of a release that are missing and not excused."""
     found = []
     for row in ROWS:
-        if release not in row.releases.split() or excuse(row.place, excuses):
+        if release not in row.releases.split() or excuse(row.path, excuses):
             continue
         try:
             its = lookup(row.module, row.name)
         except (AttributeError, ImportError) as error:
-            found.append(f"{row.place}: {error}")
+            found.append(f"{row.path}: {error}")
             continue
-        found += [f"{row.place}: {each}" for each in misfits(its, row)]
+        found += [f"{row.path}: {each}" for each in misfits(its, row)]
     return found
 
 
@@ -190,7 +191,7 @@ def test_no_excuse_is_stale() -> None:
     for excuses, framework in ((LEFT_OUT, MPS), (TORCH_ALONE, MLX)):
         needed = set()
         for row in ROWS:
-            pattern = excuse(row.place, excuses)
+            pattern = excuse(row.path, excuses)
             for release in row.releases.split() if pattern and pattern not in needed else ():
                 root = framework.module("compat").for_version(release)
                 try:
@@ -205,7 +206,7 @@ def test_no_excuse_is_stale() -> None:
 
 
 def test_a_release_has_no_younger_ops() -> None:
-    """Clients tell releases apart by what they can import."""
+    """Clients tell releases apart by what can be imported."""
     import importlib
 
     from natten_mps import compat

@@ -38,7 +38,7 @@ MORE = {
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_every_module_and_name(framework: Framework) -> None:
-    """Imported as such code imports them; those that have a new location warn once."""
+    """Imports as in such code; modules that have moved warn once."""
     package = framework.package_name
     for module, names in [*NAMES.items(), *MORE[framework.name].items()]:
         found = importlib.import_module(f"{package}.{module}")
@@ -76,26 +76,26 @@ WINDOWS = (
 )
 
 
-@pytest.mark.parametrize(("length", "w", "d", "start", "last", "bias"), WINDOWS)
-def test_windows(length: int, w: int, d: int, start: list[int], last: list[int], bias: list[int]) -> None:
-    """natten-mps returns the last token, natten-mlx the one after the window, each as in 0.3."""
+@pytest.mark.parametrize(("length", "w", "d", "start", "last", "entry"), WINDOWS)
+def test_windows(length: int, w: int, d: int, start: list[int], last: list[int], entry: list[int]) -> None:
+    """natten-mps returns the window's last token, natten-mlx the one after it, each as in 0.3."""
     import torch
 
     ours, theirs = MPS.module("utils.window"), MLX.module("utils.window")
     tokens = range(length)
     assert [ours.get_window_start(i, length, w, d) for i in tokens] == start
     assert [ours.get_window_end(i, length, w, d) for i in tokens] == last
-    assert [ours.get_pb_start(i, length, w, d) for i in tokens] == bias
+    assert [ours.get_pb_start(i, length, w, d) for i in tokens] == entry
     every = torch.arange(length)
     assert ours.get_window_start_vectorized(every, length, w, d).tolist() == start
-    assert ours.get_pb_start_vectorized(every, length, w, d).tolist() == bias
+    assert ours.get_pb_start_vectorized(every, length, w, d).tolist() == entry
     ends = [min(first + w * d, length) for first in start]
     assert [theirs.get_window_start(i, length, w, w // 2, d) for i in tokens] == start
     assert [theirs.get_window_end(first, length, w, d) for first in start] == ends
-    assert [theirs.get_pb_start(i, length, w, w // 2, d) for i in tokens] == bias
+    assert [theirs.get_pb_start(i, length, w, w // 2, d) for i in tokens] == entry
     found = theirs.compute_window_start_end(np.arange(length), length, w, d)
     assert [part.tolist() for part in found] == [start, ends]
-    assert theirs.compute_pb_start(np.arange(length), length, w, d).tolist() == bias
+    assert theirs.compute_pb_start(np.arange(length), length, w, d).tolist() == entry
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
@@ -149,7 +149,7 @@ def test_merging_by_the_earlier_name(framework: Framework) -> None:
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
-def test_a_release_that_never_was(framework: Framework, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_version_that_was_never_released(framework: Framework, caplog: pytest.LogCaptureFixture) -> None:
     framework.module("_metal.plan.backends").said.clear()
     with caplog.at_level(logging.WARNING, "natten"):
         for _ in range(2):
@@ -158,8 +158,8 @@ def test_a_release_that_never_was(framework: Framework, caplog: pytest.LogCaptur
 
 
 @pytest.mark.parametrize("word", ["metal", "mlx"])
-def test_the_wish_of_a_client(word: str) -> None:
-    """all-in-one-mlx sets it in the environment of every process, so it must work without Metal."""
+def test_a_backend_that_a_client_sets(word: str) -> None:
+    """all-in-one-mlx sets these in the environment of every process, so they must work without Metal."""
     code = (
         "import mlx.core as mx; mx.set_default_device(mx.cpu); import natten_mlx\n"
         "q = mx.ones((1, 7, 2, 4)); mx.eval(natten_mlx.na1d(q, q, q, 3)); print(natten_mlx.get_backend())"

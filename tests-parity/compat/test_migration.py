@@ -1,4 +1,4 @@
-"""The windows in docs/migration.md: each mask_mod there against the arguments given for it."""
+"""The windows in docs/migration.md: each mask_mod there equals the arguments that are given for it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def keys_of(**window: Any) -> Array:
 
 
 def inner(mask: Array, w: int) -> Array:
-    """Rows whose windows no border shifts."""
+    """The rows whose windows are not shifted at a border."""
     assert 2 * w < L
     return mask[w : L - w]
 
@@ -51,16 +51,16 @@ def test_groups_of_queries(w: int, s: int) -> None:
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 def test_what_stride_was(framework: Framework) -> None:
-    """0.3's stride: every s-th query with its own window, which is the undilated op's output at those queries."""
+    """0.3's stride: every s-th query with its own window, as the op without stride computes it."""
     random = np.random.default_rng(0)
     arrays = [random.standard_normal((1, 11, 2, 4)) for _ in range(3)]
     query, key, value = (framework.tensor(a) for a in arrays)
     found = framework.numpy(framework.face("na1d")(query, key, value, 5)[:, ::3])
     assert found.shape == (1, 4, 2, 4)
-    for place, token in enumerate(range(0, 11, 3)):
+    for row, token in enumerate(range(0, 11, 3)):
         start = min(max(token - 2, 0), 6)
         q, k, v = arrays[0][0, token], arrays[1][0, start : start + 5], arrays[2][0, start : start + 5]
         logits = np.einsum("hd,khd->hk", q, k) / 2
         weights = np.exp(logits - logits.max(-1, keepdims=True))
         wanted = np.einsum("hk,khd->hd", weights / weights.sum(-1, keepdims=True), v)
-        np.testing.assert_allclose(found[0, place], wanted, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(found[0, row], wanted, rtol=0, atol=1e-12)

@@ -1,4 +1,4 @@
-"""The plugin with which `./dev.sh upstream` runs NATTEN's own tests, on a test written like those."""
+"""The plugin with which `./dev.sh upstream` runs NATTEN's own tests, tried on tests that are written like those."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ class Tests(unittest.TestCase):
 
     @skip_if_not_running_extended_tests()
     def test_long(self):
-        raise AssertionError("it is not asked for")
+        raise AssertionError("extended tests were not requested")
 
     def test_determinism_off(self):
-        raise AssertionError("it cannot hold")
+        raise AssertionError("a test that is left out was run")
 
     def test_fails(self):
         raise AssertionError("on purpose")
@@ -74,14 +74,14 @@ class Tests(unittest.TestCase):
 
 
 @pytest.mark.parametrize(
-    ("release", "text", "told"),
+    ("release", "text", "counts"),
     [
         pytest.param("0.21.6", TWENTY_ONE, ["1", "1", "0", "2"], id="0.21.6"),
         pytest.param("0.17.5", SEVENTEEN, ["1", "0", "0", "1"], id="0.17.5", marks=pytest.mark.all),
     ],
 )
-def test_a_test_of_a_release(release: str, text: str, told: list[str], tmp_path: Path) -> None:
-    """It runs on a CPU, a decorator and the list of exceptions leave out what they should, and failures fail."""
+def test_a_test_of_a_release(release: str, text: str, counts: list[str], tmp_path: Path) -> None:
+    """It runs on a CPU, decorators and the list of exceptions leave out what they should, and failures are failures."""
     tests, results = tmp_path / "tests", tmp_path / "results.tsv"
     tests.mkdir()
     (tests / "__init__.py").touch()
@@ -102,8 +102,8 @@ def test_a_test_of_a_release(release: str, text: str, told: list[str], tmp_path:
         timeout=240,
         cwd=tmp_path,
     )
-    assert results.read_text().split("\t")[:5] == [release, *told], done.stdout + done.stderr
-    assert done.returncode == int(told[1] != "0")
+    assert results.read_text().split("\t")[:5] == [release, *counts], done.stdout + done.stderr
+    assert done.returncode == int(counts[1] != "0")
     if release == "0.21.6":
         assert "not deterministic" in done.stdout and "NATTEN_RUN_EXTENDED_TESTS" in done.stdout
 

@@ -1,4 +1,4 @@
-// Tensors for the tests: any dtype, any strides, with room around and between their elements that nothing may touch.
+// Tensors for the tests: any dtype, any strides, with gaps around and between their elements that nothing may write to.
 #pragma once
 
 #include <algorithm>
@@ -120,7 +120,7 @@ inline Array make_array(Random& random, int dtype, const std::vector<int64_t>& d
   return a;
 }
 
-// Values of a quarter's steps in [-2, 2], which every dtype represents
+// Multiples of 1/4 in [-2, 2], which every dtype represents exactly
 inline void fill(Random& random, Array& a) {
   for (int64_t i = 0; i < a.count(); ++i) a.set(i, pick(random, -8, 8) / 4.0);
 }
@@ -136,7 +136,7 @@ inline natten_tensor tensor_of(Array& a, bool channels = true) {
   return t;
 }
 
-// True if every byte that belongs to no element is as it was
+// Whether every byte that belongs to no element is unchanged
 inline bool untouched_between(const Array& a) {
   std::vector<bool> owned(a.bytes.size(), false);
   const size_t size = bytes_of(a.dtype);

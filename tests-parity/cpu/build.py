@@ -1,4 +1,4 @@
-"""Builds the C++ test of the CPU kernels: plain compiler calls, two at a time, one object file per instruction set."""
+"""Building the C++ test of the CPU kernels: compiler calls, two at a time; one object file per instruction set."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ inline int64_t tokens(const natten_problem& p, const int64_t* shape) {
 
 inline int64_t slots(const natten_problem& p) { return tokens(p, p.kernel_size); }
 
-inline int64_t bias_entries(const natten_problem& p) {
+inline int64_t rpb_entries(const natten_problem& p) {
   int64_t n = 1;
   for (int a = 0; a < p.rank; ++a) n *= 2 * p.kernel_size[a] - 1;
   return n;
@@ -67,11 +67,11 @@ inline void add_row(Values& sum, int64_t row_s, double factor, const Array& x, i
 
 inline Values zeros(const Array& like) { return Values(size_t(like.count()), 0.0); }
 
-// Inputs of the fused operation; additional keys and bias may have no elements
+// Inputs of the fused operation; additional keys may have no elements, and rpb counts only where has_rpb is set
 struct Fused {
   natten_problem p;
-  Array query, key, value, additional_keys, additional_values, bias, out_grad, lse_grad;
-  bool has_bias = false;
+  Array query, key, value, additional_keys, additional_values, rpb, out_grad, lse_grad;
+  bool has_rpb = false;
   std::vector<unsigned char> key_mask;  // [B, tokens]; without elements: none
 
   bool sees(int64_t batch, int64_t key) const {
@@ -80,49 +80,49 @@ struct Fused {
 };
 
 struct Truth {
-  Values out, lse, query, key, value, additional_keys, additional_values, bias;
+  Values out, lse, query, key, value, additional_keys, additional_values, rpb;
 };
 
-// One query of one head: calls visit(is additional, row of its key and value, bias entry or -1) for everything it sees
+// For each key that a query sees in one head: visit(whether it is additional, row of key and value, rpb entry or -1)
 template <typename Visit>
 void see(const Fused& f, int64_t batch, int64_t head, const std::vector<Pair>& pairs, const Visit& visit) {
   const int64_t kv = head / (f.p.heads / f.p.kv_heads), keys = tokens(f.p, f.p.key_shape);
   for (const Pair& pair : pairs) {
     if (!f.sees(batch, pair.key)) continue;
-    visit(false, f.key.row(batch, pair.key, kv, keys, f.p.kv_heads), head * bias_entries(f.p) + pair.offset);
+    visit(false, f.key.row(batch, pair.key, kv, keys, f.p.kv_heads), head * rpb_entries(f.p) + pair.offset);
   }
   for (int64_t s = 0; s < f.p.additional; ++s) visit(true, f.key.row(batch, s, kv, f.p.additional, f.p.kv_heads), -1);
 }
 
-inline double logit(const Fused& f, int64_t query_row, bool extra, int64_t key_row, int64_t entry) {
-  const double product = f.p.scale * dot(f.query, query_row, extra ? f.additional_keys : f.key, key_row);
-  return product + (f.has_bias && entry >= 0 ? f.bias.get(entry) : 0.0);
+inline double logit(const Fused& f, int64_t query_row, bool additional, int64_t key_row, int64_t entry) {
+  const double product = f.p.scale * dot(f.query, query_row, additional ? f.additional_keys : f.key, key_row);
+  return product + (f.has_rpb && entry >= 0 ? f.rpb.get(entry) : 0.0);
 }
 
 inline void one_query(const Fused& f, int64_t batch, int64_t i, int64_t head, const std::vector<Pair>& pairs,
                       Truth& t) {
   const int64_t row = f.query.row(batch, i, head, tokens(f.p, f.p.query_shape), f.p.heads);
   double top = -INFINITY, total = 0, mean = 0;
-  see(f, batch, head, pairs, [&](bool extra, int64_t key, int64_t entry) {
-    top = std::max(top, logit(f, row, extra, key, entry));
+  see(f, batch, head, pairs, [&](bool additional, int64_t key, int64_t entry) {
+    top = std::max(top, logit(f, row, additional, key, entry));
   });
-  see(f, batch, head, pairs, [&](bool extra, int64_t key, int64_t entry) {
-    const double weight = std::exp(logit(f, row, extra, key, entry) - top);
+  see(f, batch, head, pairs, [&](bool additional, int64_t key, int64_t entry) {
+    const double weight = std::exp(logit(f, row, additional, key, entry) - top);
     total += weight;
-    mean += weight * dot(f.out_grad, row, extra ? f.additional_values : f.value, key);
-    add_row(t.out, row, weight, extra ? f.additional_values : f.value, key);
+    mean += weight * dot(f.out_grad, row, additional ? f.additional_values : f.value, key);
+    add_row(t.out, row, weight, additional ? f.additional_values : f.value, key);
   });
   t.lse[size_t(row)] = top + std::log(total);
   if (total == 0) return;
   for (int64_t d = 0; d < f.p.head_dim_v; ++d) t.out[size_t(row * f.p.head_dim_v + d)] /= total;
-  see(f, batch, head, pairs, [&](bool extra, int64_t key, int64_t entry) {
-    const double weight = std::exp(logit(f, row, extra, key, entry) - top) / total;
-    const double product = dot(f.out_grad, row, extra ? f.additional_values : f.value, key);
+  see(f, batch, head, pairs, [&](bool additional, int64_t key, int64_t entry) {
+    const double weight = std::exp(logit(f, row, additional, key, entry) - top) / total;
+    const double product = dot(f.out_grad, row, additional ? f.additional_values : f.value, key);
     const double gradient = weight * (product - mean / total + f.lse_grad.get(row));
-    add_row(t.query, row, f.p.scale * gradient, extra ? f.additional_keys : f.key, key);
-    add_row(extra ? t.additional_keys : t.key, key, f.p.scale * gradient, f.query, row);
-    add_row(extra ? t.additional_values : t.value, key, weight, f.out_grad, row);
-    if (f.has_bias && entry >= 0) t.bias[size_t(entry)] += gradient;
+    add_row(t.query, row, f.p.scale * gradient, additional ? f.additional_keys : f.key, key);
+    add_row(additional ? t.additional_keys : t.key, key, f.p.scale * gradient, f.query, row);
+    add_row(additional ? t.additional_values : t.value, key, weight, f.out_grad, row);
+    if (f.has_rpb && entry >= 0) t.rpb[size_t(entry)] += gradient;
   });
 }
 
@@ -130,7 +130,7 @@ inline Truth fused_truth(const Fused& f) {
   Truth t;
   t.out = zeros(f.out_grad), t.lse = zeros(f.lse_grad), t.query = zeros(f.query), t.key = zeros(f.key);
   t.value = zeros(f.value), t.additional_keys = zeros(f.additional_keys);
-  t.additional_values = zeros(f.additional_values), t.bias = zeros(f.bias);
+  t.additional_values = zeros(f.additional_values), t.rpb = zeros(f.rpb);
   const std::vector<std::vector<Pair>> all = neighbors(f.p);
   for (int64_t batch = 0; batch < f.p.batch; ++batch) {
     for (size_t i = 0; i < all.size(); ++i) {
@@ -140,7 +140,7 @@ inline Truth fused_truth(const Fused& f) {
   return t;
 }
 
-// Visits every pair of the split operations: (query row, key row, element of the slots, bias entry)
+// Visits every pair of the split operations: (query row, key row, element of the slots, rpb entry)
 template <typename Visit>
 void each_pair(const natten_problem& p, const Visit& visit) {
   const std::vector<std::vector<Pair>> all = neighbors(p);
@@ -151,7 +151,7 @@ void each_pair(const natten_problem& p, const Visit& visit) {
         const int64_t row = (batch * queries + i) * p.heads + head, kv = head / (p.heads / p.kv_heads);
         for (const Pair& pair : all[size_t(i)]) {
           visit(row, (batch * keys + pair.key) * p.kv_heads + kv, row * count + pair.slot,
-                head * bias_entries(p) + pair.offset);
+                head * rpb_entries(p) + pair.offset);
         }
       }
     }

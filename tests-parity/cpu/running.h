@@ -4,7 +4,7 @@
 #include "reference.h"
 
 inline int failures = 0;
-inline double closest[4] = {0, 0, 0, 0};  // largest error found per dtype, in parts of what is allowed
+inline double largest[4] = {0, 0, 0, 0};  // largest error found for each dtype, as a fraction of what is allowed
 
 inline void check(bool holds, const char* what, const char* where) {
   if (holds) return;
@@ -40,7 +40,7 @@ inline natten_problem random_problem(Random& random) {
   return p;
 }
 
-// Full attention: lengths of their own
+// Full attention: queries and keys differ in number
 inline natten_problem random_attention(Random& random) {
   natten_problem p = random_problem(random);
   p.rank = 1, p.additional = 0;
@@ -63,7 +63,7 @@ inline na::Span needed_keys(const natten_problem& p, int a, int first, int end) 
   return needed;
 }
 
-// Makes an axis a piece of itself: the queries from `first` to `end`, the keys that they need and up to `more` at each end
+// Cuts a piece out of an axis: the queries from `first` to `end`, the keys that they need and up to `more` at each end
 inline void cut(Random& random, natten_problem& p, int a, int first, int end, int more) {
   const na::Span needed = needed_keys(p, a, first, end);
   p.query_start[a] = first, p.query_shape[a] = end - first;
@@ -105,17 +105,17 @@ inline Fused random_fused(Random& random, const natten_problem& p) {
   f.additional_values = input(p.dtype, {p.batch, p.additional, p.kv_heads, p.head_dim_v}, 2);
   f.out_grad = input(p.dtype, dims_of(p, p.query_shape, p.heads, p.head_dim_v), 2);
   f.lse_grad = input(scalar_dtype(p), dims_of(p, p.query_shape, p.heads, -1), 2);
-  f.bias = input(scalar_dtype(p), {p.heads, bias_entries(p)}, 0);
+  f.rpb = input(scalar_dtype(p), {p.heads, rpb_entries(p)}, 0);
   bool plain = true;
   for (int a = 0; a < p.rank; ++a) plain = plain && p.stride[a] == 1;
-  f.has_bias = plain && pick(random, 0, 1);
+  f.has_rpb = plain && pick(random, 0, 1);
   return f;
 }
 
-// Masks some keys, or all of the first batch item; what they hold may not matter
+// Masks some keys, perhaps all of the first batch item. They hold NaN, which must not matter
 inline void mask_keys(Random& random, Fused& f) {
   const int64_t keys = tokens(f.p, f.p.key_shape);
-  const int hidden = pick(random, 0, 10);  // in tenths
+  const int hidden = pick(random, 0, 10);  // tenths of the keys
   f.key = make_array(random, f.p.dtype, f.key.dims, pick(random, 0, 1)), fill(random, f.key);
   f.value = make_array(random, f.p.dtype, f.value.dims, pick(random, 0, 1)), fill(random, f.value);
   for (int64_t i = 0; i < f.p.batch * keys; ++i) f.key_mask.push_back(pick(random, 1, 10) > hidden);
@@ -131,9 +131,9 @@ inline void mask_keys(Random& random, Fused& f) {
 // --- running the library -----------------------------------------------------------------------------------
 
 struct Results {
-  Array out, lse, query, key, value, additional_keys, additional_values, bias;
+  Array out, lse, query, key, value, additional_keys, additional_values, rpb;
 
-  std::vector<Array*> all() { return {&out, &lse, &query, &key, &value, &additional_keys, &additional_values, &bias}; }
+  std::vector<Array*> all() { return {&out, &lse, &query, &key, &value, &additional_keys, &additional_values, &rpb}; }
 };
 
 inline Array output_like(Random& random, const Array& like) {
@@ -146,13 +146,13 @@ inline Results outputs(Random& random, const Fused& f) {
   r.query = output_like(random, f.query), r.key = output_like(random, f.key), r.value = output_like(random, f.value);
   r.additional_keys = output_like(random, f.additional_keys);
   r.additional_values = output_like(random, f.additional_values);
-  r.bias = make_array(random, f.bias.dtype, f.bias.dims, 0);
+  r.rpb = make_array(random, f.rpb.dtype, f.rpb.dims, 0);
   return r;
 }
 
 inline natten_tensor flat(Array& a) { return {a.bytes.data(), {0, 0, 0, 0, 0, 0}}; }
 
-// The inputs of a fused problem, and every result that it has
+// The inputs of a fused problem, and all of its results
 inline natten_tensors fused_tensors(Fused& f, Results& r) {
   natten_tensors t = {};
   t.query = tensor_of(f.query), t.key = tensor_of(f.key), t.value = tensor_of(f.value), t.out = tensor_of(r.out);
@@ -162,12 +162,12 @@ inline natten_tensors fused_tensors(Fused& f, Results& r) {
     t.additional_keys = tensor_of(f.additional_keys), t.additional_values = tensor_of(f.additional_values);
     t.additional_keys_grad = tensor_of(r.additional_keys), t.additional_values_grad = tensor_of(r.additional_values);
   }
-  if (f.has_bias) t.rpb = flat(f.bias), t.rpb_grad = flat(r.bias);
+  if (f.has_rpb) t.rpb = flat(f.rpb), t.rpb_grad = flat(r.rpb);
   if (!f.key_mask.empty()) t.key_mask.data = f.key_mask.data();
   return t;
 }
 
-// Forward and backward; r keeps what it held where a function fails
+// Forward and backward; where a function fails, r is left unchanged
 inline int run_fused(Fused& f, Results& r, int threads) {
   natten_problem p = f.p;
   p.threads = threads;
@@ -187,7 +187,7 @@ inline void compare(const natten_problem& p, const Array& found, const Values& t
   }
   // 16 roundings of the dtype, 64 of the accumulator, and room for sums that cancel
   const double allowed = (16 * rounding_of(p.dtype) + 64 * rounding_of(scalar_dtype(p))) * std::max(top, 1.0);
-  closest[p.dtype] = std::max(closest[p.dtype], apart / allowed);
+  largest[p.dtype] = std::max(largest[p.dtype], apart / allowed);
   char text[200];
   snprintf(text, sizeof(text), "%s is %.3g away, %.3g allowed (dtype %d, rank %d)", what, apart, allowed, p.dtype,
            int(p.rank));

@@ -3,7 +3,8 @@
 //
 //   test_cpu [--problems N] [--seed S] [--no-fork]
 //
-// Set NATTEN_CPU_ISA and NATTEN_NUM_THREADS outside. Prints what fails and returns 1, else a summary.
+// NATTEN_CPU_ISA and NATTEN_NUM_THREADS are set by the caller. Prints what fails and a summary; returns 1 if anything
+// failed.
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -22,16 +23,16 @@ static void test_fused(Random& random, const natten_problem& p) {
   compare(p, r.value, t.value, "dV", "fused");
   compare(p, r.additional_keys, t.additional_keys, "additional dK", "fused");
   compare(p, r.additional_values, t.additional_values, "additional dV", "fused");
-  if (f.has_bias) compare(p, r.bias, t.bias, "dBias", "fused");
+  if (f.has_rpb) compare(p, r.rpb, t.rpb, "dRpb", "fused");
   for (int threads = 1; threads <= natten_cpu_threads(); ++threads) {
     Results again = r;
     for (Array* a : again.all()) {
       for (int64_t i = 0; i < a->count(); ++i) a->set(i, NAN);
     }
-    if (!f.has_bias) again.bias = r.bias;
+    if (!f.has_rpb) again.rpb = r.rpb;
     check(run_fused(f, again, threads) == NATTEN_OK, "status", "fused again");
     for (size_t i = 0; i < r.all().size(); ++i) {
-      check(again.all()[i]->bytes == r.all()[i]->bytes, "another number of threads, another result", "fused");
+      check(again.all()[i]->bytes == r.all()[i]->bytes, "the result depends on the number of threads", "fused");
     }
   }
 }
@@ -44,32 +45,32 @@ static void test_qk(Random& random, const natten_problem& p) {
   Array gradient = make_array(random, p.dtype, logits.dims, pick(random, 0, 2));
   fill(random, gradient);
   Array dq = output_like(random, f.query), dk = output_like(random, f.key);
-  Array db = make_array(random, f.bias.dtype, f.bias.dims, 0);
+  Array db = make_array(random, f.rpb.dtype, f.rpb.dims, 0);
   natten_tensors t = {};
   t.query = tensor_of(f.query), t.key = tensor_of(f.key), t.logits = tensor_of(logits);
-  if (f.has_bias) t.rpb = flat(f.bias);
+  if (f.has_rpb) t.rpb = flat(f.rpb);
   check(natten_qk(&p, &t) == NATTEN_OK, "status", "qk");
   t = {};
   t.logits_grad = tensor_of(gradient), t.query = tensor_of(f.query), t.key = tensor_of(f.key);
   t.query_grad = tensor_of(dq), t.key_grad = tensor_of(dk);
-  if (f.has_bias) t.rpb_grad = flat(db);
+  if (f.has_rpb) t.rpb_grad = flat(db);
   check(natten_qk_backward(&p, &t) == NATTEN_OK, "status", "qk backward");
-  Values found(size_t(logits.count()), -INFINITY), query = zeros(dq), key = zeros(dk), bias = zeros(db);
+  Values found(size_t(logits.count()), -INFINITY), query = zeros(dq), key = zeros(dk), rpb = zeros(db);
   each_pair(p, [&](int64_t query_row, int64_t key_row, int64_t slot, int64_t entry) {
     found[size_t(slot)] = logit(f, query_row, false, key_row, entry);
     add_row(query, query_row, p.scale * gradient.get(slot), f.key, key_row);
     add_row(key, key_row, p.scale * gradient.get(slot), f.query, query_row);
-    bias[size_t(entry)] += gradient.get(slot);
+    rpb[size_t(entry)] += gradient.get(slot);
   });
   compare(p, logits, found, "logits", "qk");
   compare(p, dq, query, "dQ", "qk"), compare(p, dk, key, "dK", "qk");
-  if (f.has_bias) compare(p, db, bias, "dBias", "qk");
+  if (f.has_rpb) compare(p, db, rpb, "dRpb", "qk");
 }
 
 static void test_av(Random& random, const natten_problem& p) {
   Fused f = random_fused(random, p);
   Array attn = make_array(random, p.dtype, dims_of(p, p.query_shape, p.heads, slots(p)), pick(random, 0, 1));
-  for (int64_t i = 0; i < attn.count(); ++i) attn.set(i, NAN);  // masked slots stay so
+  for (int64_t i = 0; i < attn.count(); ++i) attn.set(i, NAN);  // slots without a key stay NaN
   each_pair(p, [&](int64_t, int64_t, int64_t slot, int64_t) { attn.set(slot, pick(random, -8, 8) / 4.0); });
   Array out = output_like(random, f.out_grad), da = output_like(random, attn), dv = output_like(random, f.value);
   natten_tensors t = {};
@@ -89,7 +90,7 @@ static void test_av(Random& random, const natten_problem& p) {
 
 // --- threads, processes, errors ----------------------------------------------------------------------------
 
-// Large enough that every call wants the pool
+// Large enough that every call uses the pool
 static Fused large_fused(Random& random) {
   natten_problem p = {};
   p.dtype = NATTEN_FLOAT32, p.rank = 2, p.batch = 2, p.heads = 4, p.kv_heads = 2, p.head_dim = p.head_dim_v = 16;
@@ -98,7 +99,7 @@ static Fused large_fused(Random& random) {
     set_length(p, a, 24), p.kernel_size[a] = 5, p.stride[a] = p.dilation[a] = 1;
   }
   Fused f = random_fused(random, p);
-  f.has_bias = true;
+  f.has_rpb = true;
   return f;
 }
 
@@ -120,7 +121,7 @@ static void test_callers(Random& random) {
     });
   }
   for (std::thread& caller : callers) caller.join();
-  for (int count : wrong) check(count == 0, "a caller among several got another result", "callers");
+  for (int count : wrong) check(count == 0, "one of several callers got another result", "callers");
 }
 
 static void test_fork(Random& random) {
@@ -139,7 +140,7 @@ static void test_fork(Random& random) {
   check(run_fused(f, r, 0) == NATTEN_OK && r.key.bytes == expected.key.bytes, "the parent", "fork");
 }
 
-// --- large numbers and many --------------------------------------------------------------------------------
+// --- large numbers, and many of them -----------------------------------------------------------------------
 
 // Attention of `queries` queries on `keys` keys: sums of several stretches of blocks, with additional keys among them
 static void test_many(Random& random, int64_t queries, int64_t keys) {
@@ -159,24 +160,24 @@ static void test_many_slots(Random& random) {
   test_av(random, p);
 }
 
-// Equal keys with logits of about 1e5, where a rounded lse is off by 0.004: weights are 1 / (number of keys) all the same
+// Equal keys with logits of about 1e5, where a rounded lse is off by 0.004: weights must still be 1 / (number of keys)
 static void test_large_logits(Random& random, int dtype) {
   natten_problem p = {};
   p.dtype = dtype, p.rank = 1, p.batch = 1, p.heads = p.kv_heads = 1, p.head_dim = p.head_dim_v = 4, p.scale = 0.7;
   set_length(p, 0, 90), p.kernel_size[0] = 7, p.stride[0] = p.dilation[0] = 1;
   Fused f = random_fused(random, p);
-  f.has_bias = dtype != NATTEN_FLOAT32;
+  f.has_rpb = dtype != NATTEN_FLOAT32;
   f.key = make_array(random, dtype, f.key.dims, 0);
   for (int64_t i = 0; i < f.key.count(); ++i) f.key.set(i, i % 4 ? 0.25 : 220.0);
   f.query = make_array(random, dtype, f.query.dims, 0);
   fill(random, f.query);
   for (int64_t i = 0; i < f.query.count(); i += 4) f.query.set(i, 640.0 + 4 * double(i % 16));
-  for (int64_t i = 0; i < f.bias.count(); ++i) f.bias.set(i, 0.0);
+  for (int64_t i = 0; i < f.rpb.count(); ++i) f.rpb.set(i, 0.0);
   Results r = outputs(random, f);
   check(run_fused(f, r, 0) == NATTEN_OK, "status", "large logits");
   const Truth t = fused_truth(f);
   compare(p, r.out, t.out, "out", "large logits"), compare(p, r.value, t.value, "dV", "large logits");
-  // Their sums cancel: what is lost is a rounding of numbers as large as the keys and queries
+  // The sums of these cancel, so errors are roundings of numbers as large as the keys and queries
   const auto compare_large = [&](const Array& found, const Values& truth, const char* what, double size) {
     const double allowed = (16 * rounding_of(dtype) + 64 * rounding_of(scalar_dtype(p))) * size;
     for (int64_t i = 0; i < found.count(); ++i) {
@@ -184,43 +185,43 @@ static void test_large_logits(Random& random, int dtype) {
     }
   };
   compare_large(r.query, t.query, "dQ", 0.7 * 16 * 220 * 4), compare_large(r.key, t.key, "dK", 0.7 * 16 * 7 * 700 * 4);
-  if (f.has_bias) compare_large(r.bias, t.bias, "dBias", 16 * 90);
+  if (f.has_rpb) compare_large(r.rpb, t.rpb, "dRpb", 16 * 90);
 }
 
-// A bias of -inf: rows without any other logit have out 0, lse -inf and gradients 0, and add nothing to those of others
+// Rows whose logits are all -inf, as rpb is: out 0, lse -inf and gradients 0; and they add nothing to other gradients
 static void test_dead_rows(Random& random, int dtype) {
   natten_problem p = {};
   p.dtype = dtype, p.rank = 1, p.batch = 1, p.heads = 2, p.kv_heads = 1, p.head_dim = p.head_dim_v = 5, p.scale = 0.25;
   set_length(p, 0, 80), p.kernel_size[0] = 5, p.stride[0] = p.dilation[0] = 1;
   Fused f = random_fused(random, p);
-  f.has_bias = true;
-  for (int64_t i = 0; i < bias_entries(p); ++i) f.bias.set(i, -INFINITY);  // of head 0
+  f.has_rpb = true;
+  for (int64_t i = 0; i < rpb_entries(p); ++i) f.rpb.set(i, -INFINITY);  // of head 0
   Results r = outputs(random, f), alone = r;
-  check(run_fused(f, r, 0) == NATTEN_OK, "status", "dead rows");
-  Fused second = f;  // without what flows into head 0
+  check(run_fused(f, r, 0) == NATTEN_OK, "status", "empty rows");
+  Fused second = f;  // with gradients of 0 for the results of head 0
   second.out_grad = make_array(random, dtype, f.out_grad.dims, 0);
   second.lse_grad = make_array(random, f.lse_grad.dtype, f.lse_grad.dims, 0);
   for (int64_t i = 0; i < f.out_grad.count(); ++i) second.out_grad.set(i, i / 5 % 2 ? f.out_grad.get(i) : 0.0);
   for (int64_t i = 0; i < f.lse_grad.count(); ++i) second.lse_grad.set(i, i % 2 ? f.lse_grad.get(i) : 0.0);
-  check(run_fused(second, alone, 0) == NATTEN_OK, "status", "dead rows");
+  check(run_fused(second, alone, 0) == NATTEN_OK, "status", "empty rows");
   for (int64_t i = 0; i < 80; ++i) {
-    check(r.lse.get(2 * i) == -INFINITY && std::isfinite(r.lse.get(2 * i + 1)), "lse", "dead rows");
+    check(r.lse.get(2 * i) == -INFINITY && std::isfinite(r.lse.get(2 * i + 1)), "lse", "empty rows");
     for (int64_t at = 10 * i; at < 10 * i + 5; ++at) {
-      check(r.out.get(at) == 0 && r.query.get(at) == 0, "out, dQ", "dead rows");
+      check(r.out.get(at) == 0 && r.query.get(at) == 0, "out, dQ", "empty rows");
     }
   }
-  for (int64_t i = 0; i < bias_entries(p); ++i) check(r.bias.get(i) == 0, "dBias", "dead rows");
-  check(r.key.bytes == alone.key.bytes && r.value.bytes == alone.value.bytes, "dK, dV", "dead rows");
-  for (int64_t i = 0; i < r.key.count(); ++i) check(std::isfinite(r.key.get(i)), "dK", "dead rows");
+  for (int64_t i = 0; i < rpb_entries(p); ++i) check(r.rpb.get(i) == 0, "dRpb", "empty rows");
+  check(r.key.bytes == alone.key.bytes && r.value.bytes == alone.value.bytes, "dK, dV", "empty rows");
+  for (int64_t i = 0; i < r.key.count(); ++i) check(std::isfinite(r.key.get(i)), "dK", "empty rows");
 }
 
-// A NaN in one key reaches the queries that see it, and none whose patch lies elsewhere
+// A NaN in one key reaches the queries that see it, and none far away
 static void test_nan(Random& random) {
   natten_problem p = {};
   p.dtype = NATTEN_FLOAT32, p.rank = 1, p.batch = 1, p.heads = p.kv_heads = 1, p.head_dim = p.head_dim_v = 8;
   set_length(p, 0, 400), p.kernel_size[0] = 9, p.stride[0] = p.dilation[0] = 1, p.scale = 0.25;
   Fused f = random_fused(random, p);
-  f.has_bias = false;
+  f.has_rpb = false;
   Results clean = outputs(random, f), dirty = clean;
   check(run_fused(f, clean, 0) == NATTEN_OK, "status", "nan");
   f.key = make_array(random, p.dtype, f.key.dims, 0);
@@ -270,10 +271,10 @@ static void test_refusals(Random& random) {
   NATTEN_FUNCTIONS(REFUSED)
 }
 
-// Every tensor is one number read over and over: only the rows' deltas would need memory
+// Every tensor is one number with strides of 0, so only what backward keeps for each row would need memory: terabytes
 static void test_memory(Random& random) {
   Fused f = random_fused(random, large_fused(random).p);
-  f.has_bias = false, f.p.additional = 0;
+  f.has_rpb = false, f.p.additional = 0;
   Results r = outputs(random, f);
   for (Array* a : {&f.query, &f.key, &f.value, &f.out_grad, &f.lse_grad, &r.out, &r.lse, &r.query, &r.key, &r.value}) {
     std::fill(a->strides.begin(), a->strides.end(), 0);
@@ -284,7 +285,7 @@ static void test_memory(Random& random) {
   t.query = t.key = t.value = t.out = t.out_grad = tensor_of(f.query);
   t.lse = t.lse_grad = tensor_of(f.lse_grad, false), t.query_grad = tensor_of(r.query);
   const int status = natten_backward(&p, &t);
-  check(status == NATTEN_NO_MEMORY, "terabytes", "memory");
+  check(status == NATTEN_NO_MEMORY, "terabytes were allocated", "memory");
 }
 
 // More patches than one range of the pool holds, on several heads
@@ -295,8 +296,8 @@ static void test_long(Random& random) {
   test_fused(random, p);
 }
 
-// Windows so large that patches of several pieces pay; lengths that leave the last pieces whole, in part and without
-// rows; more additional keys than a block of columns or a patch of rows holds
+// Windows so large that patches of several pieces are worth it; lengths whose last pieces are full, partly filled and
+// empty; more additional keys than a block of columns or a patch of rows holds
 static void test_pieces(Random& random) {
   const int64_t lengths[3][3] = {{75}, {21, 13}, {7, 17, 6}}, windows[3][3] = {{40}, {9, 7}, {3, 13, 4}};
   for (int rank = 1; rank <= 3; ++rank) {
@@ -315,7 +316,7 @@ static void test_pieces(Random& random) {
   }
 }
 
-// Pieces in the middle and at the end of the longest axes that there may be: their offsets need 64 bits
+// Pieces in the middle and at the end of axes of the maximum length: their offsets need 64 bits
 static void test_far(Random& random) {
   const int64_t longest = int64_t(1) << 29;
   for (int rank = 1; rank <= 3; ++rank) {
@@ -331,15 +332,15 @@ static void test_far(Random& random) {
   }
 }
 
-// No batch: no output, and gradients that are sums over the batch are 0
-static void test_no_batch(Random& random) {
+// An empty batch: nothing is written, except zeros to gradients that are sums over the batch
+static void test_empty_batch(Random& random) {
   Fused f = large_fused(random);
   f.p.batch = 0;
   Results r = outputs(random, f);
-  check(run_fused(f, r, 0) == NATTEN_OK, "status", "no batch");
-  for (int64_t i = 0; i < r.bias.count(); ++i) check(r.bias.get(i) == 0, "dBias", "no batch");
-  check(untouched_between(r.bias), "dBias", "no batch");
-  for (unsigned char byte : r.out.bytes) check(byte == kUntouched, "out", "no batch");
+  check(run_fused(f, r, 0) == NATTEN_OK, "status", "empty batch");
+  for (int64_t i = 0; i < r.rpb.count(); ++i) check(r.rpb.get(i) == 0, "dRpb", "empty batch");
+  check(untouched_between(r.rpb), "dRpb", "empty batch");
+  for (unsigned char byte : r.out.bytes) check(byte == kUntouched, "out", "empty batch");
 }
 
 int main(int argc, char** argv) {
@@ -352,7 +353,7 @@ int main(int argc, char** argv) {
     else return fprintf(stderr, "usage: test_cpu [--problems N] [--seed S] [--no-fork]\n"), 2;
   }
   Random random{uint64_t(seed)};
-  check(natten_cpu_abi() == NATTEN_CPU_ABI, "the header is another one", "abi");
+  check(natten_cpu_abi() == NATTEN_CPU_ABI, "the library was built from another header", "abi");
   for (int i = 0; i < problems; ++i) {
     const bool attention = i % 8 == 7;
     const natten_problem p = attention ? random_attention(random) : i % 2 ? random_piece(random) : random_problem(random);
@@ -368,9 +369,9 @@ int main(int argc, char** argv) {
   test_nan(random);
   test_refusals(random);
   test_memory(random);
-  test_no_batch(random);
-  printf("%s, %d threads, %d problems, seed %d: %d failures; largest error, in parts of what is allowed: float16 %.2f, "
-         "bfloat16 %.2f, float32 %.2f, float64 %.2f\n", natten_cpu_isa(), natten_cpu_threads(), problems, seed,
-         failures, closest[0], closest[1], closest[2], closest[3]);
+  test_empty_batch(random);
+  printf("%s, %d threads, %d problems, seed %d: %d failures; largest errors, as fractions of what is allowed: "
+         "float16 %.2f, bfloat16 %.2f, float32 %.2f, float64 %.2f\n", natten_cpu_isa(), natten_cpu_threads(), problems,
+         seed, failures, largest[0], largest[1], largest[2], largest[3]);
   return failures ? 1 : 0;
 }

@@ -1,7 +1,8 @@
 """The CPU kernels as a C++ program: random problems against a simple reference, sanitized, on every instruction set.
 
-``test_cpu.cpp`` says what is compared. Without optimisation the sanitizers see every access and the program builds in
-seconds. ``--all`` builds what ships, with every available compiler, and plants faults that must be found.
+``test_cpu.cpp`` says what is compared. Without optimisation the sanitizers see every access, and the program builds in
+seconds. With ``--all`` it is also built as shipped, with every available compiler, and faults are planted that must be
+found.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ SHIPPED = ("-O3",)
 
 
 def cpu_runs(isa: str) -> bool:
-    """Whether this machine has the instruction set; :func:`assert_clean` sees which one the library took."""
+    """Whether this machine has the instruction set; :func:`assert_clean` checks which one the library used."""
     if isa in ("neon", "sse"):
         return True
     with open("/proc/cpuinfo") as file:
@@ -79,12 +80,12 @@ def test_races(folder: Path) -> None:
     cxx = build.compiler()
     assert cxx is not None
     isa = [isa for isa in ISAS if cpu_runs(isa)][-1]
-    # the tool does not support forking from a process with threads
+    # ThreadSanitizer does not support forking from a process with threads.
     assert_clean(run(make(cxx, RACES, folder / "races"), isa, "--problems", "16", "--no-fork"), isa)
 
 
 def test_instruction_sets_share_no_inline_function(checked: Path) -> None:
-    """The linker keeps one copy of an inline function, so no kernel may define one that another could be given."""
+    """The linker keeps one of several inline functions with the same name, so each instruction set needs its own."""
     for isa in ISAS:
         listed = build.run("nm", "--demangle", "--defined-only", checked.parent / f"{isa}.o").splitlines()
         weak = [line.split(maxsplit=2)[2] for line in listed if line.split(maxsplit=2)[1] in "WVu"]
@@ -106,7 +107,7 @@ def test_as_shipped(cxx: str, folder: Path) -> None:
         assert_clean(run(program, isa, "--problems", "400", "--seed", "7"), isa)
 
 
-# Faults are planted into the instruction set that builds fastest, except for patches of several pieces.
+# Faults are planted in the instruction set that builds fastest, except those that only patches of several pieces show.
 PLAIN = ISAS[0]
 OF_PIECES = ("columns.h", "lanes.h", "geometry.h", "micro.h")
 # File, original text, faulty text: each fault must be found.
@@ -153,7 +154,7 @@ FAULTS = (
 
 @pytest.mark.parametrize("file, text, fault", FAULTS, ids=str)
 def test_faults_can_be_planted(file: str, text: str, fault: str) -> None:
-    """What a fault changes stands in the kernels as they are now."""
+    """The text that a fault replaces occurs in the kernels."""
     assert text != fault and text in (build.SHARED / "cpu" / file).read_text()
 
 
@@ -166,7 +167,7 @@ def driver(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def sound(folder: Path) -> dict[str, Path]:
-    """Objects that have no fault."""
+    """Object files without a fault."""
     cxx = build.compiler()
     assert cxx is not None
     made = build.compile_objects(cxx, ("-O1",), build.SHARED, folder / "sound", ISAS)

@@ -39,9 +39,9 @@ def run(framework: str, task: str, count: int, drawn: int = 0, timeout: float = 
 
 
 def run_program(program: list[str], count: int, timeout: float = 200, **variables: str) -> list[Ended]:
-    """A Python program in ``count`` processes that know each other by their environment.
+    """A Python program in ``count`` processes, which find each other through environment variables.
 
-    ``subprocess.TimeoutExpired`` if one takes longer than ``timeout`` seconds.
+    Raises ``subprocess.TimeoutExpired`` if one takes longer than ``timeout`` seconds.
     """
     with tempfile.TemporaryDirectory() as folder:
         hosts = Path(folder) / "hosts.json"

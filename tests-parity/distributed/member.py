@@ -23,7 +23,7 @@ def report(**given: Any) -> None:
 
 
 def own(array: Any, case: ShardCase, index: int) -> Any:
-    """The shard of a process, of an array with the axes of tokens."""
+    """The process's shard of an array that has the axes of tokens."""
     return array[(slice(None), *(slice(*each) for each in case.shards.own(index)))]
 
 
@@ -32,22 +32,22 @@ def error(found: Any, expected: Any) -> float:
 
 
 def agree(fw: Any) -> None:
-    """Each case on all processes against the same call of one process; and the bytes that were sent."""
+    """Report how each case on all processes differs from the same call on one, and how many bytes were sent."""
     for number, case in enumerate(cases(fw.count, DRAWN)):
         face, names = f"na{len(case.shape)}d", list(case.inputs)
         given = {name: fw.tensor(array, case.dtype) for name, array in case.inputs.items()}
         cotangents = [fw.tensor(each, case.dtype) for each in case.cotangents]
 
         def call(module: Any, *tensors: Any, **more: Any) -> Any:
-            extras = dict(zip(names[3:], tensors[3:], strict=True))  # noqa: B023
-            window = case.arguments | {"return_lse": True, "backend": "pure"} | extras  # noqa: B023
+            others = dict(zip(names[3:], tensors[3:], strict=True))  # noqa: B023
+            window = case.arguments | {"return_lse": True, "backend": "pure"} | others  # noqa: B023
             return getattr(module, face)(*tensors[:3], **window, **more)  # noqa: B023
 
         def whole(*tensors: Any) -> Any:
             return call(fw.whole, *tensors)
 
         def shared(*tensors: Any) -> Any:
-            return call(fw.shared, *tensors, **fw.place(case))  # noqa: B023
+            return call(fw.shared, *tensors, **fw.cut(case))  # noqa: B023
 
         expected, expected_grads = fw.vjp(whole, list(given.values()), cotangents)
         shard = [own(each, case, fw.index) if at < 3 else each for at, each in enumerate(given.values())]
@@ -82,7 +82,7 @@ def rejected(fw: Any) -> None:
 
     def ask(name: str, tensors: list[Any], **more: Any) -> None:
         try:
-            fw.shared.na1d(*tensors, **({"kernel_size": 5} | fw.place(SHARD) | more))
+            fw.shared.na1d(*tensors, **({"kernel_size": 5} | fw.cut(SHARD) | more))
         except (ValueError, TypeError, NotImplementedError) as raised:
             report(call=name, kind=type(raised).__name__, text=str(raised))
         else:
@@ -104,7 +104,7 @@ def killed(fw: Any) -> None:
     inputs = [own(fw.tensor(each), SHARD, fw.index) for each in SHARD.inputs.values()]
 
     def call() -> Any:
-        return fw.numpy(fw.shared.na1d(*inputs, kernel_size=5, backend="pure", **fw.place(SHARD)))
+        return fw.numpy(fw.shared.na1d(*inputs, kernel_size=5, backend="pure", **fw.cut(SHARD)))
 
     call()
     if fw.index == 1:
@@ -115,19 +115,19 @@ def killed(fw: Any) -> None:
             call()
     except RuntimeError as raised:
         report(kind=type(raised).__name__, seconds=time.monotonic() - begin)
-        os._exit(3)  # without the goodbyes of a group that works
+        os._exit(3)  # without ending the group properly, which would wait for the others
     report(kind="", seconds=time.monotonic() - begin)
 
 
 def stopped(fw: Any) -> None:
-    """One process lives on and never makes the call."""
+    """One process stays alive, but never makes the call."""
     inputs = [own(fw.tensor(each), SHARD, fw.index) for each in SHARD.inputs.values()]
     begin = time.monotonic()
     if fw.index == 1:
         time.sleep(14)
         os._exit(0)
     try:
-        fw.numpy(fw.shared.na1d(*inputs, kernel_size=5, backend="pure", **fw.place(SHARD)))
+        fw.numpy(fw.shared.na1d(*inputs, kernel_size=5, backend="pure", **fw.cut(SHARD)))
     except RuntimeError as raised:
         report(kind=type(raised).__name__, seconds=time.monotonic() - begin)
         os._exit(3)

@@ -1,4 +1,4 @@
-"""The two packages as a process of a group sees them: one interface."""
+"""One interface to the two packages, for a process of a group."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ class Torch:
 
         dist.batch_isend_irecv = counted
 
-    def place(self, case: ShardCase) -> dict[str, Any]:
+    def cut(self, case: ShardCase) -> dict[str, Any]:
+        """The arguments that say how a case is cut."""
         if len(case.cut) == 1:
             return {"axis": case.cut[0]}
         return {"axis": case.cut, "group": self.mesh}
@@ -80,7 +81,8 @@ class Mlx:
 
         mx.distributed.send = counted
 
-    def place(self, case: ShardCase) -> dict[str, Any]:
+    def cut(self, case: ShardCase) -> dict[str, Any]:
+        """The arguments that say how a case is cut."""
         if len(case.cut) == 1:
             return {"axis": case.cut[0], "timeout": TIMEOUT}
         return {"axis": case.cut, "grid": case.grid}
@@ -99,7 +101,7 @@ class Mlx:
         )
 
     def end(self) -> None:
-        """MLX ends its group with the process: after all have come here."""
+        """MLX ends the group when the process ends, so each process waits here for the others."""
         self.mx.eval(self.mx.distributed.all_sum(self.mx.ones(1)))
 
 

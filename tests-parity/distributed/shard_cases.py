@@ -15,7 +15,7 @@ Array = Any
 
 @dataclass(frozen=True)
 class ShardCase:
-    """One problem and how it is cut. grid: processes along each of the axes ``cut``."""
+    """One problem and how it is cut: ``bounds`` of the shards on each axis, and the axes ``cut``."""
 
     bounds: tuple[tuple[int, ...], ...]
     cut: tuple[int, ...]
@@ -28,7 +28,7 @@ class ShardCase:
     additional: int = 0
     rpb: bool = False
     wrap: tuple[bool, ...] = ()
-    dtype: str = ""  # of the framework's own choice
+    dtype: str = ""  # empty: the one that the framework's tests use
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -40,7 +40,7 @@ class ShardCase:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """Of the window, by name."""
+        """The arguments of the window, by name."""
         return self.window | ({"wrap": self.wrap} if self.wrap else {})
 
     @property
@@ -50,7 +50,7 @@ class ShardCase:
 
     @property
     def inputs(self) -> dict[str, Array]:
-        """Of the whole problem, by name."""
+        """The tensors of the whole problem, by name."""
         random, head_dim = np.random.default_rng(self.seed), 4
         keys = (self.batch, *self.shape, self.kv_heads)
         made = {
@@ -80,7 +80,7 @@ def per_axis(rank: int, **window: Any) -> dict[str, tuple[Any, ...]]:
 
 
 def drawn(random: Random, count: int, seed: int) -> ShardCase:
-    """Shards of one token among longer ones; windows as wide as the axis among narrow ones."""
+    """A random case. Some shards have only one token, and some windows are as wide as the axis."""
     rank = random.choice((1, 2, 2, 3))
     grid = (2, 2) if count == 4 and rank > 1 and random.random() < 0.5 else (count,)
     cut = tuple(random.sample(range(rank), len(grid)))
@@ -123,7 +123,7 @@ NAMED = {
 }
 
 
-def cases(count: int, most: int) -> list[ShardCase]:
-    """Problems for ``count`` processes, the same in each of them."""
+def cases(count: int, more: int) -> list[ShardCase]:
+    """Problems for ``count`` processes, the same in each of them: those with names, and ``more`` random ones."""
     random = Random(count)
-    return [*NAMED[count], *(drawn(random, count, 10 * index) for index in range(most))]
+    return [*NAMED[count], *(drawn(random, count, 10 * index) for index in range(more))]

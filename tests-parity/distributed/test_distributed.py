@@ -1,4 +1,4 @@
-"""``distributed.na{1,2,3}d`` on 2, 3 and 4 processes of this machine, against one process; and what goes wrong."""
+"""``distributed.na{1,2,3}d`` on 2, 3 and 4 processes of this machine, compared with one; errors, silent processes."""
 
 from __future__ import annotations
 
@@ -84,15 +84,15 @@ def test_a_process_that_is_killed_is_an_error_in_all_others(framework: str) -> N
         assert report["seconds"] < 20
 
 
-def test_torch_waits_for_a_silent_process_as_long_as_the_group_says() -> None:
+def test_torch_waits_for_a_silent_process_until_the_group_times_out() -> None:
     ended = run("torch", "stopped", 3)
     for each in (ended[0], ended[2]):
         assert each.status == 3, each.errors[-3000:]
         assert 5 < each.reports[0]["seconds"] < 20
 
 
-def test_mlx_ends_with_a_message_where_a_process_is_silent() -> None:
-    """MLX's ring has no time limit, and nothing but the end of the process stops its wait."""
+def test_mlx_ends_with_a_message_if_a_process_is_silent() -> None:
+    """MLX's ring has no time limit, and only the end of the process stops its waiting."""
     ended = run("mlx", "stopped", 3)
     said = [
         f"na1d: process {process} of 3 waited 8 s for the others to make the same call, and ends" for process in (0, 2)

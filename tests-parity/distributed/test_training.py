@@ -1,4 +1,4 @@
-"""The training examples: the losses of one process are those of several."""
+"""The training examples: several processes have the losses of one."""
 
 from __future__ import annotations
 
