@@ -189,7 +189,7 @@ def test_autograd_functions() -> None:
 
 @pytest.mark.parametrize("batched", [True, False], ids=["items-with-batch", "bare-items"])
 def test_nested_tensors(batched: bool) -> None:
-    """Nested tensors, additional ones too, in the split ops of 0.15 and 0.17: each item is independent of the others."""
+    """Nested tensors, additional ones too, in the split ops of 0.15 and 0.17: items are independent."""
     ones = (1,) if batched else ()
     items = [torch.randn(*ones, 2, n, 4, dtype=torch.float64, requires_grad=True) for n in (7, 11)]
     additional = [torch.randn(*ones, 2, 3, 4, dtype=torch.float64) for _ in items]

@@ -1,1 +1,1 @@
-"""The Metal kernels verified without a Mac: their text, their work, and their results, executed."""
+"""The Metal kernels, verified without a Mac: their text, their work, and the results of executing them."""

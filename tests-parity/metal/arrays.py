@@ -13,11 +13,11 @@ from metal_emulator import Buffer
 Array = Any
 STORED = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16, "int32": np.int32}
 WIDE_BYTES = 16
-MAP_NORESERVE = 0x4000  # of Linux; Python 3.13 has the name
+MAP_NORESERVE = 0x4000  # Linux's; Python has the name since 3.13
 
 
 def encode(values: Array, dtype: str) -> Array:
-    """The stored form of float64 ``values`` that ``dtype`` can hold; bfloat16 is the upper half of float32."""
+    """The stored form of float64 ``values`` that ``dtype`` can hold. bfloat16 is the upper half of float32."""
     if dtype != "bfloat16":
         return np.asarray(values).astype(STORED[dtype])
     return (np.asarray(values).astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
@@ -53,17 +53,17 @@ class Laid:
         return decode(self.view, self.dtype)
 
     def bound(self, output: bool) -> Buffer:
-        """As a host binds it."""
+        """The buffer that a host binds."""
         return Buffer(self.memory, self.offset * self.memory.itemsize, not output, self.in_place)
 
     def counts(self, per_element: Array) -> tuple[Array, Array]:
         """Counts for the tensor's own elements, and for the rest of its memory."""
-        own = self._place(per_element)
+        own = self._view(per_element)
         elsewhere = np.ones(len(per_element), bool)
-        self._place(elsewhere)[...] = False
+        self._view(elsewhere)[...] = False
         return own, per_element[elsewhere]
 
-    def _place(self, memory: Array) -> Array:
+    def _view(self, memory: Array) -> Array:
         strides = tuple(stride * memory.itemsize for stride in self.strides)
         return np.lib.stride_tricks.as_strided(memory[self.offset :], self.view.shape, strides)
 
@@ -76,7 +76,7 @@ def packed(values: Array, dtype: str) -> Laid:
 
 
 def far(values: Array, dtype: str, axis: int, step: int) -> Laid:
-    """The tensor with ``step`` elements between two positions of ``axis``: more than fits memory, mostly untouched."""
+    """The tensor with ``step`` elements between two positions of ``axis``, in memory that is mostly never touched."""
     stored = encode(values, dtype)
     strides = [stride // stored.itemsize for stride in stored.strides]
     strides[axis] = step
@@ -91,7 +91,7 @@ def far(values: Array, dtype: str, axis: int, step: int) -> Laid:
 def scattered(values: Array, dtype: str, wide: bool, rng: random.Random) -> Laid:
     """The tensor with its axes in any order, gaps between tokens and an offset; only channels are contiguous.
 
-    wide: tokens start at 16-byte boundaries. The gaps hold NaN, so that any read of them shows.
+    wide: tokens start at 16-byte boundaries. The gaps hold NaN, so that reading them shows in the results.
     """
     stored = encode(values, dtype)
     unit = WIDE_BYTES // stored.itemsize if wide else 1

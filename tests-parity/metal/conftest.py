@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def emulator() -> None:
-    """Whether Metal kernels can be executed here at all."""
+    """Skips the test if Metal kernels cannot be executed here."""
     reason = metal_emulator.unavailable_reason()
     if reason is not None:
         pytest.skip(f"Metal kernels cannot be executed here: {reason}")
@@ -29,7 +29,7 @@ def emulator() -> None:
 
 @contextmanager
 def installed(monkeypatch: pytest.MonkeyPatch, host: EmulatedHost) -> Iterator[EmulatedHost]:
-    """``host`` in place of torch's own, without anything left over from another test."""
+    """``host`` instead of torch's own, on a machine that has learned nothing from other tests."""
     monkeypatch.setitem(frameworks.BACKEND_MODULES, METAL.name, ("_launch.metal",))
     with on_machine(EmulatedMachine(host)):
         yield host
@@ -44,9 +44,9 @@ def metal(emulator: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[EmulatedH
 
 @contextmanager
 def installed_mlx(monkeypatch: pytest.MonkeyPatch, host: EmulatedMlxHost) -> Iterator[EmulatedMlxHost]:
-    """natten_mlx on a machine that compiles and launches by ``host``, in a process that has said nothing yet.
+    """natten_mlx on a machine that compiles and launches with ``host``, in a process that has not logged anything yet.
 
-    The emulator finds nothing in what runs there, and no output unwritten.
+    Afterwards the emulator must have found no fault, and every output must have been written.
     """
     from natten_mlx._device import on_machine
     from natten_mlx._metal.plan import backends

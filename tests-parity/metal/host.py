@@ -1,8 +1,8 @@
 """A stand-in for torch's MPS backend: compiles and launches Metal kernels on CPU tensors, in the emulator.
 
-It keeps ``torch.mps.compile_shader``'s contract, mistakes included: strides of tensors are ignored, integers
-arrive as 64 bits and floats as 32, ``threads`` counts threads and not groups, a threadgroup may not be
-larger than the kernel allows, and a source that does not compile is a SyntaxError with the compiler's words.
+It keeps to the contract of ``torch.mps.compile_shader``, pitfalls included: strides of tensors are ignored, integers
+arrive as 64 bits and floats as 32, ``threads`` counts threads and not groups, a threadgroup may not be larger than
+the kernel allows, and a source that does not compile is a SyntaxError with the compiler's message.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ DTYPES = (
     torch.bool,
 )
 DEFAULT_THREADS = 1024
-# setBytes takes no more than this.
-MOST_BYTES = 4096
+# Metal's setBytes takes no more than this.
+MAX_BYTES = 4096
 
 
 class KernelDefect(AssertionError):
-    """A fault that the emulator found in a launch; no error that a host would raise, so no launcher catches it."""
+    """A fault that the emulator found in a launch. A host raises no such error, so no launcher catches it."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Launch:
     """One launch that took place: the kernel's name, threads per threadgroup, its work, and what was written.
 
     executed, full: bricks, and those of them without a mask. multiply_accumulates: 8x8 products, as the emulator
-    counted them. written_once: every element of every tensor that the kernel made, and of nothing else.
+    counted them. written_once: whether every element of the outputs was written once, and nothing else.
     """
 
     name: str
@@ -93,7 +93,7 @@ class EmulatedKernel:
         if int(np.prod(group)) > most:
             raise ValueError(f"group size {group} is larger than the most that this kernel allows, {most}")
         written = [b.index for b in self._kernel.bindings if b.source == 0 and not b.read_only]
-        buffers = [_buffer(arg, made=place in written) for place, arg in enumerate(args)]
+        buffers = [_buffer(arg, made=index in written) for index, arg in enumerate(args)]
         try:
             report = self._kernel.launch(buffers, total, group, schedule=host.schedule, seed=host.seed)
         except EmulatorFault as fault:
@@ -102,7 +102,7 @@ class EmulatedKernel:
 
 
 def _record(name: str, threads: int, report: Report, written: list[int]) -> Launch:
-    once = all(report.written_once(slot) for slot in written)
+    once = all(report.written_once(index) for index in written)
     full = report.thread_events("full_brick")
     executed = full + report.thread_events("partial_brick")
     return Launch(name, threads, executed, full, report.multiply_accumulates, once)
@@ -131,8 +131,8 @@ def _buffer(arg: Any, made: bool) -> Buffer:
     if not all(isinstance(value, (bool, int) if whole else (bool, int, float)) for value in values):
         raise RuntimeError(f"not all of one kind: {arg!r}")
     array = np.array(values, np.int64 if whole else np.float32)
-    if array.nbytes > MOST_BYTES:
-        raise ValueError(f"{array.nbytes} bytes by value; at most {MOST_BYTES}")
+    if array.nbytes > MAX_BYTES:
+        raise ValueError(f"{array.nbytes} bytes by value; at most {MAX_BYTES}")
     return Buffer(array)
 
 
@@ -152,10 +152,10 @@ class EmulatedLibrary:
 
 
 class EmulatedHost(MetalHost):
-    """The value of ``natten_mps._launch.metal.HOST`` where there is an Apple GPU.
+    """A host with an emulated Apple GPU.
 
-    allowed_threads: threads that a threadgroup of the kernel of a name may have.
-    refuses: the words with which every launch fails; '' for none. options: of the emulator's compiler.
+    allowed_threads: how many threads a threadgroup may have, by the kernel's name.
+    refuses: the message with which every launch fails; '' if none does. options: those of the emulator's compiler.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -186,7 +186,7 @@ class EmulatedHost(MetalHost):
 
 
 class EmulatedMachine(Machine):
-    """A machine whose CPU tensors are an Apple GPU's, but for float64, which they have."""
+    """A machine whose CPU tensors pass for an Apple GPU's, except that they have float64."""
 
     metal: EmulatedHost
 

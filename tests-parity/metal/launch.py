@@ -1,6 +1,6 @@
-"""Launches on numpy arrays: what a host does with a :class:`Launch`, without any framework.
+"""Launches on numpy arrays: what a host does with a :class:`Launch`, without a framework.
 
-Planned launches run unchanged; :func:`step_of` makes the launch of any instantiation, planned or not.
+Planned launches run unchanged; :func:`launch_of` makes the launch of any instance, planned or not.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from natten_mps._metal.problem.window import group_length
 from .arrays import Laid, packed, scattered
 
 SCHEDULES = ("forward", "random", "greedy")
-# Tensors that a host packs before a launch: one stride block serves lse and delta, the others have none.
+# Tensors that a host packs before a launch: lse and delta share one stride block, the others have none.
 PARTS = ("additional_keys_parts", "additional_values_parts", "rpb_parts", "partial")
 FLOAT = ("lse", "delta", "stats", "lse_grad", "d_lse", "rpb", *PARTS)
 PACKED = (*FLOAT, "out")
 
 
 def schedules(turn: int, every: bool = False) -> tuple[str, ...]:
-    """Every schedule, or the one whose turn it is."""
+    """All schedules, or the one whose turn it is."""
     return SCHEDULES if every else (SCHEDULES[turn % len(SCHEDULES)],)
 
 
 @cache
 def compiled(source: str, **options: Any) -> metal_emulator.Library:
-    """The library of a source; compiled once per process, and once per machine."""
+    """The library of a source, compiled once in a process, and stored for others on this machine."""
     return metal_emulator.compile_source(source, **options)
 
 
 def kernels(instances: Iterable[Instance], **options: Any) -> dict[Instance, Kernel]:
-    """The compiled kernels of some instantiations, from one source."""
+    """The compiled kernels of some instances, from one source."""
     instances = tuple(dict.fromkeys(instances))
     built = compiled(library(instances), **options)
     return {instance: built.kernel(instance.name) for instance in instances}
@@ -52,7 +52,7 @@ def kernels(instances: Iterable[Instance], **options: Any) -> dict[Instance, Ker
 class Run:
     """One launch and its tensors by name."""
 
-    step: Launch
+    launch: Launch
     report: Report
     inputs: dict[str, Laid]
     outputs: dict[str, Laid]
@@ -63,29 +63,29 @@ class Run:
         full = self.report.thread_events("full_brick")
         return full + self.report.thread_events("partial_brick"), full
 
-    def slot(self, argument: str) -> int:
-        return [a.name for a in self.step.instance.arguments].index(argument)
+    def index(self, argument: str) -> int:
+        return [a.name for a in self.launch.instance.arguments].index(argument)
 
     def reads(self, argument: str) -> tuple[Any, Any]:
         """How often each element of an input was read, and each element around it."""
         assert self.report.read_counts is not None
-        laid = self.inputs[dict(self.step.inputs)[argument]]
-        return laid.counts(self.report.read_counts[self.slot(argument)])
+        laid = self.inputs[dict(self.launch.inputs)[argument]]
+        return laid.counts(self.report.read_counts[self.index(argument)])
 
     def assert_reads_inside(self) -> None:
-        """Nothing around the inputs was read: no gap between tokens, nothing before or after."""
-        for argument, name in self.step.inputs:
+        """Assert that nothing around the inputs was read: no gap between tokens, nothing before or after."""
+        for argument, name in self.launch.inputs:
             _, beside = self.reads(argument)
-            assert not beside.any(), f"{self.step.instance.name} reads beside {name}"
+            assert not beside.any(), f"{self.launch.instance.name} reads beside {name}"
 
     def assert_written_once(self) -> None:
-        """Every element of every output was written once, and nothing around it."""
+        """Assert that every element of every output was written once, and nothing around them."""
         assert self.report.write_counts is not None
-        for output in self.step.outputs:
-            counts = self.report.write_counts[self.slot(output.argument)]
+        for output in self.launch.outputs:
+            counts = self.report.write_counts[self.index(output.argument)]
             own, beside = self.outputs[output.name].counts(counts)
-            assert (own == 1).all(), f"{self.step.instance.name}: {output.name} is written {np.unique(own)} times"
-            assert not beside.any(), f"{self.step.instance.name} writes beside {output.name}"
+            assert (own == 1).all(), f"{self.launch.instance.name}: {output.name} is written {np.unique(own)} times"
+            assert not beside.any(), f"{self.launch.instance.name} writes beside {output.name}"
 
 
 def words_of(key_mask: Any) -> Any:
@@ -94,8 +94,8 @@ def words_of(key_mask: Any) -> Any:
     return np.packbits(padded, axis=-1, bitorder="little").view("<i4")
 
 
-def place(name: str, values: Any, dtype: str, wide: bool, rng: random.Random | None) -> Laid:
-    """An input as a host may have it: with any layout, unless hosts pack it."""
+def laid_out(name: str, values: Any, dtype: str, wide: bool, rng: random.Random | None) -> Laid:
+    """An input in memory, as a host may have it: with any layout, unless hosts pack it."""
     if name == "key_mask":
         return packed(words_of(values), "int32")
     if rng is None or name in PACKED:
@@ -104,7 +104,7 @@ def place(name: str, values: Any, dtype: str, wide: bool, rng: random.Random | N
 
 
 def run(
-    step: Launch,
+    launch: Launch,
     kernel: Kernel,
     tensors: dict[str, Any],
     *,
@@ -113,55 +113,53 @@ def run(
     layouts: random.Random | None = None,
     laid: dict[str, Laid] | None = None,
 ) -> Run:
-    """Launch ``step`` on float64 ``tensors`` by name, whose values are exact in its dtype.
+    """Run a launch on float64 ``tensors`` by name, whose values are exact in its dtype.
 
-    layouts: a source of memory layouts; None for row-major ones. laid: inputs that have a layout already.
+    layouts: random numbers for memory layouts; None for row-major ones. laid: inputs that have a layout already.
     """
-    instance = step.instance
-    inputs = {name: place(name, tensors[name], instance.dtype, instance.wide, layouts) for _, name in step.inputs}
+    instance = launch.instance
+    inputs = {name: laid_out(name, tensors[name], instance.dtype, instance.wide, layouts) for _, name in launch.inputs}
     inputs |= laid or {}
     outputs = {}
-    for out in step.outputs:
+    for out in launch.outputs:
         # Only attention's own results may have any layout; partial sums, lse and delta are packed.
         free = layouts is not None and out.argument not in FLOAT and not instance.of_additional
         free = free and instance.template != "na_sum"
         empty = np.zeros(out.shape)
         outputs[out.name] = scattered(empty, out.dtype, False, layouts) if free else packed(empty, out.dtype)
-    bound = {argument: inputs[name] for argument, name in step.inputs}
-    bound |= {out.argument: outputs[out.name] for out in step.outputs}
-    slots = np.array(with_strides(step, {argument: laid.strides for argument, laid in bound.items()}), np.int64)
-    written = {out.argument for out in step.outputs}
-    buffers = [slots if a.name == "prm" else bound[a.name].bound(output=a.name in written) for a in instance.arguments]
-    threads = (step.grid[0] * step.threads, step.grid[1], step.grid[2])
-    report = kernel.launch(buffers, threads, (step.threads, 1, 1), schedule=schedule, seed=seed)
-    return Run(step, report, inputs, outputs)
+    bound = {argument: inputs[name] for argument, name in launch.inputs}
+    bound |= {out.argument: outputs[out.name] for out in launch.outputs}
+    params = np.array(with_strides(launch, {argument: laid.strides for argument, laid in bound.items()}), np.int64)
+    written = {out.argument for out in launch.outputs}
+    buffers = [params if a.name == "prm" else bound[a.name].bound(output=a.name in written) for a in instance.arguments]
+    threads = (launch.grid[0] * launch.threads, launch.grid[1], launch.grid[2])
+    report = kernel.launch(buffers, threads, (launch.threads, 1, 1), schedule=schedule, seed=seed)
+    return Run(launch, report, inputs, outputs)
 
 
 def run_all(
-    steps: tuple[Launch, ...], tensors: dict[str, Any], schedule: str = "forward", **options: Any
+    launches: tuple[Launch, ...], tensors: dict[str, Any], schedule: str = "forward", **options: Any
 ) -> dict[str, Run]:
-    """Run planned launches in order; later ones read the results of earlier ones. Runs by the instance's template and
-    outputs.
-    """
-    built = kernels((step.instance for step in steps), **options)
+    """Run planned launches in order; later ones read the results of earlier ones. The runs, by their first output."""
+    built = kernels((launch.instance for launch in launches), **options)
     known, runs = dict(tensors), {}
-    for step in steps:
-        done = run(step, built[step.instance], known, schedule=schedule)
+    for launch in launches:
+        done = run(launch, built[launch.instance], known, schedule=schedule)
         known |= {name: laid.values for name, laid in done.outputs.items()}
-        runs[step.outputs[0].name] = done
+        runs[launch.outputs[0].name] = done
     return runs
 
 
-# --- steps of instantiations that no planner chose ---------------------------------------------------
+# --- launches that the planner did not choose --------------------------------------------------------
 
 
 def tiles_of(problem: Problem, instance: Instance) -> tuple[int, ...]:
     """Tiles per axis, of the longest dilation group."""
     transposed = instance.record.transposed
     tiles = []
-    for place_, axis in enumerate(problem.axes):
-        extent = instance.patch[3 - problem.rank + place_]
-        extent *= instance.simdgroups if place_ == problem.rank - 1 else 1
+    for number, axis in enumerate(problem.axes):
+        extent = instance.patch[3 - problem.rank + number]
+        extent *= instance.simdgroups if number == problem.rank - 1 else 1
         rows = group_length(axis.keys if transposed else axis.queries, 0, axis.dilation)
         tiles.append(-(-rows // extent))
     return tuple(tiles)
@@ -189,8 +187,8 @@ TENSORS = {
 }
 
 
-def step_of(instance: Instance, problem: Problem, parts: int = 1) -> Launch:
-    """The launch of ``instance`` on ``problem``; parts: of a result that is summed afterwards."""
+def launch_of(instance: Instance, problem: Problem, parts: int = 1) -> Launch:
+    """The launch of ``instance`` on ``problem``, in ``parts`` parts where results are summed afterwards."""
     p, i, template = problem, instance, instance.template
     rows = (p.batch, *p.query_shape, p.heads)
     tiles = tiles_of(p, i)
@@ -231,7 +229,7 @@ def step_of(instance: Instance, problem: Problem, parts: int = 1) -> Launch:
     return Launch(i, grid, threads, parameters(p, changed), tuple(names.items()), made)
 
 
-def sum_step(instance: Instance, problem: Problem, parts: int, count: int) -> Launch:
+def launch_of_sum(instance: Instance, problem: Problem, parts: int, count: int) -> Launch:
     """The launch of na_sum over ``parts`` parts of ``count`` elements."""
     params = parameters(problem, {"kParts": parts, "kRowCount": count})
     out = (Output("out", "out", (count,), instance.dtype),)

@@ -1,10 +1,10 @@
 """A stand-in for ``mx.fast.metal_kernel`` that runs in the emulator, on a CPU stream.
 
-It keeps MLX's contract: the text is exactly what MLX generates around header and body (MLX prints it when it records a
-call without a GPU), prelude included; inputs of fewer than eight elements arrive as constants; an input's strides are
+It keeps to MLX's contract: the text is exactly what MLX generates around header and body (MLX prints it when it records
+a call without a GPU), prelude included; inputs of fewer than eight elements arrive as constants; an input's strides are
 bound where the body names them; threadgroups are clipped to the grid. The call is a lazy node of MLX's graph
-(``mlx_lazy.cpp``): nothing compiles or runs before it is evaluated, ``mx.eval`` raises what fails then, and there is
-neither derivative nor vmap.
+(``mlx_lazy.cpp``): nothing is compiled or run before it is evaluated, errors are raised by ``mx.eval``, and there are
+no derivatives and no vmap.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def lazy() -> ModuleType:
     source = LAZY.read_text()
     key = digest(clang_version(), source, mx.__version__, nanobind.__version__, sysconfig.get_path("include"))
     flags = ["-std=c++20", "-O0", "-w", "-shared", "-fPIC", "-fvisibility=hidden", "-DPy_LIMITED_API=0x030B0000"]
-    # The same flags as nanobind's CMake uses for its split mode: its runtime is a Python package, MLX's types are in
-    # its domain.
+    # The flags of nanobind's CMake functions for its split mode, in which nanobind's runtime is a Python package; MLX's
+    # types are in the domain "mlx".
     flags += ["-DNB_DOMAIN=mlx", "-DNB_BACKEND_MODULE=nanobind_backend", "-DNB_BACKEND_PYPI=nanobind-backend"]
     folders = [nanobind.include_dir(), str(MLX / "include"), sysconfig.get_path("include")]
     libraries = [f"-L{MLX / 'lib'}", "-lmlx", f"-Wl,-rpath,{MLX / 'lib'}"]
@@ -74,9 +74,9 @@ _stdout = threading.Lock()
 
 
 def generated(kernel: Any, arguments: dict[str, Any]) -> str:
-    """The Metal source that MLX makes of a call, without the prelude.
+    """The Metal source that MLX generates for a call, without the prelude.
 
-    kernel: what ``mx.fast.metal_kernel`` returned; arguments: of the call, with inputs as (shape, dtype) pairs.
+    kernel: what ``mx.fast.metal_kernel`` returned; arguments: those of the call, with inputs as (shape, dtype) pairs.
     """
     kinds = arguments.pop("inputs")
 
@@ -100,9 +100,9 @@ def generated(kernel: Any, arguments: dict[str, Any]) -> str:
 
 @cache
 def compiled(text: str) -> metal_emulator.Kernel:
-    """The only kernel of a generated text; RuntimeError, like MLX, if Metal would not compile it.
+    """The only kernel of a generated text. RuntimeError, as in MLX, if Metal would not compile it.
 
-    Execution does not distinguish address spaces, so the strict check must find nothing either.
+    The compiler that executes it does not distinguish address spaces, so the strict check must find nothing either.
     """
     source, folders = PRELUDE + text, [str(MLX / "include")]
     key = digest(shim_key(), source, mx.__version__)
@@ -120,7 +120,7 @@ def compiled(text: str) -> metal_emulator.Kernel:
 
 
 def poisoned_copy(memory: Memory, itemsize: int) -> Buffer:
-    """What a kernel may read of an array: its elements where they are, and NaNs (0xFF bytes) between them."""
+    """A copy of an array for a kernel to read: the elements where they are, and NaNs (0xFF bytes) between them."""
     address, shape, strides = memory
     reach = [stride * (length - 1) for stride, length in zip(strides, shape, strict=True)]
     low, high = sum(r for r in reach if r < 0), sum(r for r in reach if r > 0) + 1
@@ -138,7 +138,7 @@ def poisoned_copy(memory: Memory, itemsize: int) -> Buffer:
 
 @dataclass(frozen=True)
 class Launch:
-    """One launch that happened. written_once: every element of every output."""
+    """One launch that took place. written_once: whether every element of every output was."""
 
     name: str
     written_once: bool
@@ -179,7 +179,7 @@ class Kernel:
     def source(
         self, inputs: list[mx.array], shapes: Sequence[Any], dtypes: Sequence[mx.Dtype], grid: Any, threadgroup: Any
     ) -> str:
-        """The source that MLX would compile: it depends on the inputs' dtypes, and on which of them are small."""
+        """The source that MLX would compile. It depends on the dtypes of the inputs, and on which of them are small."""
         key = tuple((array.dtype, array.ndim == 0, array.size < 8) for array in inputs), tuple(dtypes)
         if key not in self.sources:
             arguments = {
@@ -201,13 +201,13 @@ class Kernel:
         grid: tuple[int, int, int],
         threadgroup: tuple[int, int, int],
     ) -> None:
-        """Compile, bind and launch; runs when MLX evaluates the outputs."""
+        """Compile, bind and launch, when MLX evaluates the outputs."""
         kernel = compiled(source)
         threads = threadgroup[0] * threadgroup[1] * threadgroup[2]
-        if threads > self.host.most_threads:
+        if threads > self.host.max_threads:
             raise ValueError(
                 f"Thread group size ({threads}) is greater than the maximum allowed threads per threadgroup "
-                f"({self.host.most_threads})."
+                f"({self.host.max_threads})."
             )
         arrays: dict[str, Any] = {}
         for name, memory, size in zip(self.input_names, given, sizes[0], strict=True):
@@ -220,27 +220,27 @@ class Kernel:
         for name, (address, shape, _), size in zip(self.output_names, made, sizes[1], strict=True):
             own = (ctypes.c_char * (int(np.prod(shape)) * size)).from_address(address)
             arrays[name] = Buffer(np.frombuffer(memoryview(own), np.dtype(f"u{size}")), initialised=False)
-        buffers = {int(slot): arrays[name] for _, _, name, slot in PARAMETER.findall(source)}
+        buffers = {int(index): arrays[name] for _, _, name, index in PARAMETER.findall(source)}
         try:
             report = kernel.launch(buffers, grid, threadgroup, schedule=self.host.schedule, seed=len(self.host.ran))
         except EmulatorFault as fault:
             self.host.faults.append(fault)
             raise
-        slots = [int(slot) for _, _, name, slot in PARAMETER.findall(source) if name in self.output_names]
-        self.host.ran.append(Launch(self.name, all(report.written_once(slot) for slot in slots)))
+        made_at = [int(index) for _, _, name, index in PARAMETER.findall(source) if name in self.output_names]
+        self.host.ran.append(Launch(self.name, all(report.written_once(index) for index in made_at)))
 
 
 @dataclass(eq=False)
 class EmulatedMlxHost(MetalHost):
-    """MLX's Metal back end as natten_mlx sees it.
+    """MLX's Metal back end, as natten_mlx sees it.
 
-    breaks: kernels whose name holds this do not compile. most_threads: what every pipeline allows in a
-    threadgroup. schedule: of the emulator's threads. ran: launches in the order in which they ran; faults:
-    what the emulator found.
+    breaks: kernels whose name contains this do not compile. max_threads: how many threads a threadgroup may have.
+    schedule: the order of the emulator's threads. ran: launches in the order in which they ran. faults: what the
+    emulator found.
     """
 
     breaks: str | None = None
-    most_threads: int = 1024
+    max_threads: int = 1024
     schedule: str = "forward"
     ran: list[Launch] = field(default_factory=list)
     faults: list[EmulatorFault] = field(default_factory=list)
@@ -265,7 +265,7 @@ class EmulatedMlxHost(MetalHost):
         header: str,
         ensure_row_contiguous: bool,
     ) -> Kernel:
-        assert not ensure_row_contiguous, "the stand-in hands kernels the strides that arrays have"
+        assert not ensure_row_contiguous, "the stand-in passes on the strides that arrays have"
         if self.breaks is not None and self.breaks in name:
             header += "#error planted\n"
         real = mx.fast.metal_kernel(
@@ -280,13 +280,13 @@ class EmulatedMlxHost(MetalHost):
 
 
 class NoExtension(ExtensionHost):
-    """No extension: an emulated GPU hides behind a CPU stream, where 'auto' would take the CPU kernels."""
+    """A host without the extension: on the CPU stream of the emulated GPU, 'auto' would take its CPU kernels."""
 
-    found = "the extension is left out"
+    found = "the extension is left out"  # a reason instead of a module
 
 
 class EmulatedMlxMachine(Machine):
-    """A machine whose CPU stream is an Apple GPU's, but for float64, which it has."""
+    """A machine whose CPU stream passes for an Apple GPU's, except that it has float64."""
 
     def __init__(self, host: EmulatedMlxHost) -> None:
         super().__init__(host, NoExtension())

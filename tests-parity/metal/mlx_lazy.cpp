@@ -1,7 +1,7 @@
-// A node of MLX's graph whose evaluation calls Python: what mlx_host.py needs to be as lazy as mx.fast.metal_kernel.
+// A node of MLX's graph whose evaluation calls Python, so that mlx_host.py can be as lazy as mx.fast.metal_kernel.
 //
-// Like MLX's own CustomKernel it has neither derivatives nor vmap, it knows its inputs' memory and strides only when it
-// is evaluated, and what fails then is raised by mx.eval.
+// Like MLX's own CustomKernel, it has no derivatives and no vmap, it knows the memory and strides of its inputs only
+// when it is evaluated, and errors are raised by mx.eval.
 
 #include <memory>
 #include <stdexcept>

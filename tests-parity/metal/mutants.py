@@ -71,14 +71,14 @@ RULES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "unused bricks are full": (r"b\.full\[j\] = b\.row\[j\] = false;", "b.full[j] = b.row[j] = true;", HEADERS),
     "sums keep their old scale": (r"l \*= decay;", "", HEADERS),
     "outputs keep their old scale": (r"out\.part\[d\] \*= decay;", "", HEADERS),
-    "parts before are forgotten": (r"total\[n\] \* decay \+ part\[n\]", "part[n]", HEADERS),
-    "parts before are left out": (r"part\[n\] \+= total\[n\] \* decay;", ";", HEADERS),
+    "earlier parts are forgotten": (r"total\[n\] \* decay \+ part\[n\]", "part[n]", HEADERS),
+    "earlier parts are left out": (r"part\[n\] \+= total\[n\] \* decay;", ";", HEADERS),
     "parts keep their old scale": (r"total\[n\] \* decay", "total[n]", HEADERS),
     "parts count twice": (r"(decay \+ part\[n\];\n) *part\[n\] = Pair<float>\(0\.0f\);", r"\1", HEADERS),
     "row sums of parts keep their old scale": (r"l_total \* since", "l_total", HEADERS),
     "row sums of parts count twice": (r"\b(?:l|weights) = 0\.0f;\n", "\n", HEADERS),
     "parts have the first maximum": (r"\n +m_total = m;", "", HEADERS),
-    "weights of parts before are left out": (r"body\.weights \+= body\.weights_total;", "", HEADERS),
+    "weights of earlier parts are left out": (r"body\.weights \+= body\.weights_total;", "", HEADERS),
     "row maximum of half a row": (r"return max\(x, simd_shuffle_xor\(x, ushort\(8\)\)\);", "return x;", HEADERS),
     "row sum of half a row": (r"return x \+ simd_shuffle_xor\(x, ushort\(8\)\);", "return x;", HEADERS),
     "masked is minus infinity": (r"kMasked = -1\.7014117e38f", "kMasked = -__builtin_inff()", HEADERS),
@@ -94,7 +94,7 @@ RULES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "no dLSE": (r" - \(C::LSE_GRAD \? lse_grad\[row\] : 0\.0f\)", "", HEADERS),
     "parts overlap": (r"\* \(part \+ 1\) / parts", "* (part + 1) / parts + 1", HEADERS),
     "tables of one simdgroup": (r"g < C::NSG; \+\+g", "g < 1; ++g", HEADERS),
-    "tables start as they are": (r"body\.sums\[e\] = 0\.0f;", ";", HEADERS),
+    "tables are not cleared": (r"body\.sums\[e\] = 0\.0f;", ";", HEADERS),
     "tiles run past the end": (r"min\((t\.corner\[a\] \+ extent), t\.axis\[a\]\.rows\.high\)", r"(\1)", HEADERS),
     "patches run past the end": (r"min\((first \+ patch_extent<C>\(a\) - 1), end\)", r"(\1)", HEADERS),
     "callers run tiles beyond a group": (r"if \(!(find_tile<C>\([^;]*\))\) (?:return|continue);", r"\1;", HEADERS),
@@ -134,45 +134,53 @@ RULES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "rows of bricks run on": (r"\+\+next\.x == next\.high", "++next.x > next.high", HEADERS),
     "additional keys have a bias, where it is added": (r" && biased\b", "", HEADERS),
     "direct even channel beyond D": (r"\bd < dim \? (tokens\[i\]) : T\(0\)", r"\1", HEADERS),
-    "hidden keys are seen": (r"sees && b\.allows\(j, fc \+ e\);", "sees;", HEADERS),
-    "what is hidden is read": (r"if \(C::MASKED && !b\.allows\(j, fr\)\) [^;]*;", "", HEADERS),
+    "masked keys are seen": (r"sees && b\.allows\(j, fc \+ e\);", "sees;", HEADERS),
+    "values of masked keys are read": (r"if \(C::MASKED && !b\.allows\(j, fr\)\) [^;]*;", "", HEADERS),
     "columns outside a brick's box are allowed": (r"x \+ lane < end && ", "", HEADERS),
-    "no batch of masks": (r"key_mask \+ batch \* words", "key_mask", HEADERS),
+    "one mask for all batch items": (r"key_mask \+ batch \* words", "key_mask", HEADERS),
     "lines of a mask have no padding": (
         r"\(prm\[kKeyShape \+ RANK - 1\] \+ 31\) / 32",
         "prm[kKeyShape + RANK - 1] / 32",
         HEADERS,
     ),
-    "hidden rows are loaded": (r"hidden \? 0 : ", "", HEADERS),
-    "hidden rows keep their sums": (r"if \(hidden\)", "if (false)", HEADERS),
-    # Loops that are unrolled have constant bounds, and run over registers.
+    "masked rows are loaded": (r"hidden \? 0 : ", "", HEADERS),
+    "masked rows keep their sums": (r"if \(hidden\)", "if (false)", HEADERS),
+    # Unrolled loops have constant bounds and run over registers, so they are left alone.
     "a loop runs once more": (r"(?<!NA_UNROLL )(for \([^;]*; \w+) < ([^;]+;)", r"\1 <= \2", HEADERS),
     "a loop goes on below 0": (r"(?<!NA_UNROLL )(for \([^;]*; \w+) >= 0;", r"\1 >= -1;", HEADERS),
 }
-# Mutants in which nothing can be found, by file, rule and number of the match; and why.
-_UNUSED = "a brick that is not used sees nothing, whoever asks"
-_NO_WEIGHT = "their weight is 0 already: this keeps NaN from rows that do not see it but might have it"
+# Mutants that change no result, by file, rule and number of the match; and why.
+_UNUSED = "a brick that is not used is seen by no row"
+_NO_WEIGHT = "their weight is 0 already; the check keeps NaN from rows that do not see it"
 _NO_COLUMNS = "boxes without columns exist in rank 1 only, where no other axis has an extent"
 HARMLESS: dict[tuple[str, str, int], str] = {
     ("walk.h", "no simdgroup barrier", 0): "mem_none: it keeps the compiler from loading ahead, and orders no memory",
-    ("coord.h", "patches begin past the end", 0): "only idle ones do, and their rows are held at the end",
+    ("coord.h", "patches begin past the end", 0): "only idle ones do, and their rows are clamped to the last one",
     ("walk.h", "boxes have negative extents", 0): _NO_COLUMNS,
-    ("walk.h", "rows have a negative number of bricks", 0): "such a loop ends where one up to 0 does",
+    (
+        "walk.h",
+        "rows have a negative number of bricks",
+        0,
+    ): "a loop up to a negative number runs as often as one up to 0",
     ("walk.h", "bricks end after their last column", 0): "it is compared with columns 0 to 7 only",
     ("walk.h", "a loop runs once more", 2): "a group without bricks: everything in it is unused",
     ("na_bwd_dkv.h", "additional rows past the last", 0): "rows that do not exist are neither loaded nor stored",
-    ("na_split.h", "a loop runs once more", 0): "one past the last is taken for slot 0, which holds a key in every row",
+    ("na_split.h", "a loop runs once more", 0): "the slot after the last counts as slot 0, which always holds a key",
     ("na_rpb.h", "a loop runs once more", 0): "no lane has a ninth row",
-    ("na_rpb.h", "a loop runs once more", 1): "entries are odd many, and tables even: nothing reads one more",
-    ("stage.h", "threads left over start anew", 0): "the same tokens, shared out among the threads less evenly",
+    (
+        "na_rpb.h",
+        "a loop runs once more",
+        1,
+    ): "tables hold an entry more than the odd number there are, and nothing reads it",
+    ("stage.h", "threads left over start anew", 0): "the same tokens, distributed less evenly among the threads",
     ("na_split.h", "unused bricks count in a check", 0): _UNUSED,
     ("na_rpb.h", "unused bricks count in a check", 0): _UNUSED,
     ("na_rpb.h", "unused bricks count", 0): _UNUSED,
     ("na_bwd_dq.h", "unseen columns are taken", 1): _NO_WEIGHT,
     ("na_bwd_dkv.h", "unseen columns are taken", 1): _NO_WEIGHT,
 }
-# Mutants that end neither by an assertion nor by the emulator, by the same keys: how they end, and why that counts as
-# found.
+# Mutants that are stopped neither by an assertion nor by the emulator, by the same keys: how they end, and why that
+# counts as found.
 OTHERWISE: dict[tuple[str, str, int], tuple[str, str]] = {}
 
 
@@ -195,13 +203,13 @@ class Mutant:
 
 
 def stripped(file: str) -> str:
-    """A header as it stands in the flattened source."""
+    """A header as it occurs in the flattened source."""
     lines = (KERNELS / file).read_text(encoding="ascii").splitlines()
     return "\n".join(line for line in lines if not line.lstrip().startswith(("//", "#pragma once")))
 
 
 def unchanged(file: str) -> Mutant:
-    """No change at all."""
+    """The header without a change."""
     return Mutant(file, "unchanged", 0, 0, stripped(file))
 
 

@@ -1,12 +1,11 @@
-"""Would the tests notice? Small changes of the kernels' text, and what each of them is found by.
+"""Would the tests notice? Small changes of the kernels' text, and what finds each of them.
 
     cd tests-parity; python -m metal.mutate [--only SUBSTRING]
 
-Mutants (:mod:`.mutants`) are compiled for a few instantiations and run on random problems
+Mutants (:mod:`.mutants`) are compiled for a few instances and run on random problems
 (:func:`.verify.launch`), which must find nothing in the text as it is. Found is what an assertion or the emulator
-objects to. Whatever else ends a mutant is a failure of this test, and so is a mutant that nothing finds, unless
-it is in :data:`.mutants.HARMLESS` or :data:`.mutants.OTHERWISE` with the reason; and so is an entry there that does
-not hold.
+objects to. A mutant that ends in any other way, or that nothing finds, is a failure of this test, unless it is in
+:data:`.mutants.HARMLESS` or :data:`.mutants.OTHERWISE` with the reason; and so is an entry there that is wrong.
 """
 
 from __future__ import annotations
@@ -28,16 +27,16 @@ from natten_mps._metal.metal.source import Instance, library
 from .launch import SCHEDULES
 from .mutants import HARMLESS, OTHERWISE, Mutant, mutants, stripped, unchanged
 from .pool import FUSED, KITS, LONG_KITS
-from .verify import attention_of, launch, sample_of
+from .verify import attention_of, check_launch, sample_of
 
-# Problems on which a mutant is tried: compiled like the tests', and unoptimised.
+# Problems on which a mutant is tried: compiled as in the other tests, and unoptimised.
 PROBLEMS = {True: 14, False: 7}
-LARGE = 4  # the problem whose logits are
-# Processor time that a mutant may take: a multiple of that of the unchanged text, and at least this; and the latter's
-# own limit.
-TIMES, LEAST_SECONDS, MOST_SECONDS = 10, 60, 1200
+LARGE = 4  # the problem with large logits
+# Processor time that a mutant may take: a multiple of that of the unchanged text, and at least so many seconds; and the
+# limit of the unchanged text.
+TIMES, MIN_SECONDS, MAX_SECONDS = 10, 60, 1200
 # No compiler or launch takes this long for a good reason.
-WALL_SECONDS = 3 * MOST_SECONDS
+WALL_SECONDS = 3 * MAX_SECONDS
 
 # Words of an assertion -> what it checks.
 WORDS = {
@@ -52,7 +51,7 @@ WORDS = {
 }
 
 
-# Instantiations that run the mutants: kit -> its templates.
+# The instances that run the mutants: kit -> its templates.
 COMMON = {
     "seq-staged": ("na_fwd", "na_bwd_dkv"),
     "img-staged-bias": ("na_fwd", "na_bwd_dkv"),
@@ -61,7 +60,7 @@ COMMON = {
     "vol-staged": ("na_bwd_dkv",),
     "vol-masked": ("na_fwd",),
 }
-JURIES: dict[str, dict[str, tuple[str, ...]]] = {
+TRIED_ON: dict[str, dict[str, tuple[str, ...]]] = {
     "na_fwd.h": {
         "img-staged-bias": ("na_fwd",),
         "seq-staged": ("na_fwd",),
@@ -96,50 +95,50 @@ JURIES: dict[str, dict[str, tuple[str, ...]]] = {
 }
 
 
-def jury(file: str) -> dict[str, dict[str, Instance]]:
+def instances_for(file: str) -> dict[str, dict[str, Instance]]:
     """Kit -> name -> instance, for mutants of a header."""
     kits = {kit.name: kit for kit in (*KITS, *LONG_KITS)}
-    return {kit: {name: kits[kit].instances[name] for name in names} for kit, names in JURIES.get(file, COMMON).items()}
+    return {
+        kit: {name: kits[kit].instances[name] for name in names} for kit, names in TRIED_ON.get(file, COMMON).items()
+    }
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """How a mutant ended: 'found', 'nothing' (was found), 'compiler', 'hangs' or 'breaks'; with details."""
+class Outcome:
+    """How a mutant ended: it was 'found', 'nothing' was found, the 'compiler' refused it, it 'hangs' or 'breaks'."""
 
     how: str
     words: str = ""
 
 
-NOTHING = Verdict("nothing")
+NOTHING = Outcome("nothing")
 
 
-def verdict(mutant: Mutant) -> Verdict:
-    """The verdict on a mutant. Compilers drop loads whose value is not used, so whatever passes is tried unoptimised
-    too.
-    """
+def outcome(mutant: Mutant) -> Outcome:
+    """How a mutant ends. Compilers drop loads whose value is not used, so what passes is tried unoptimised too."""
     found = tried(mutant, optimised=True)
     return found if found != NOTHING else tried(mutant, optimised=False)
 
 
-def tried(mutant: Mutant, optimised: bool) -> Verdict:
-    """The verdict on one build of a mutant."""
-    chosen = jury(mutant.file)
+def tried(mutant: Mutant, optimised: bool) -> Outcome:
+    """How one build of a mutant ends."""
+    chosen = instances_for(mutant.file)
     source = library(tuple(dict.fromkeys(i for instances in chosen.values() for i in instances.values())))
     original = stripped(mutant.file)
     assert source.count(original) == 1
     try:
         built = compile_source(source.replace(original, mutant.text), optimised=optimised)
     except CompileError as error:
-        return Verdict("compiler", next((line for line in str(error).splitlines() if "error:" in line), str(error)))
+        return Outcome("compiler", next((line for line in str(error).splitlines() if "error:" in line), str(error)))
     for number, (name, instances) in itertools.product(range(PROBLEMS[optimised]), chosen.items()):
         found = _found(number, name, instances, built)
         if found:
-            return Verdict("found", found if optimised else f"{found} (unoptimised)")
+            return Outcome("found", found if optimised else f"{found} (unoptimised)")
     return NOTHING
 
 
 def _found(number: int, name: str, instances: dict[str, Instance], built: Library) -> str:
-    """What is found in the launches of a kit's instances on one of its problems; '' if nothing."""
+    """What is found in launches of a kit's instances on one of its problems; '' if nothing is."""
     kit, rng = next(kit for kit in (*KITS, *LONG_KITS) if kit.name == name), random.Random(f"{name}/{number}")
     attending = name == "seq-staged" and number % 2 and set(instances) <= {*FUSED, "na_delta"}
     # With large logits, the largest may belong to a column that a row does not see.
@@ -147,7 +146,7 @@ def _found(number: int, name: str, instances: dict[str, Instance], built: Librar
     sample = attention_of(kit, rng, number) if attending else sample_of(kit, rng, number, **large)
     for instance in instances.values():
         try:
-            launch(sample, instance, built.kernel(instance.name), rng, SCHEDULES[number % 3])
+            check_launch(sample, instance, built.kernel(instance.name), rng, SCHEDULES[number % 3])
         except EmulatorFault as fault:
             return "emulator: " + ", ".join(sorted(kind.value for kind in fault.report.kinds()))
         except AssertionError as wrong:
@@ -155,58 +154,58 @@ def _found(number: int, name: str, instances: dict[str, Instance], built: Librar
     return ""
 
 
-def isolated(mutant: Mutant, seconds: int) -> tuple[Verdict, float]:
-    """The verdict from a separate process, which may crash or hang; and the processor time that it took.
+def isolated(mutant: Mutant, seconds: int) -> tuple[Outcome, float]:
+    """How a mutant ends in a separate process, which may crash or hang; and the processor time that it took.
 
-    seconds: its limit of processor time; on a busy machine, too, this is enough for anything that ends at all.
+    seconds: a limit on its processor time, which does not depend on how busy the machine is.
     """
     context = multiprocessing.get_context("fork")
     queue: Any = context.SimpleQueue()
 
-    def judge() -> None:
+    def try_it() -> None:
         resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 10))
-        found = verdict(mutant)
+        found = outcome(mutant)
         queue.put((found, resource.getrusage(resource.RUSAGE_SELF).ru_utime))
 
-    process = context.Process(target=judge)
+    process = context.Process(target=try_it)
     process.start()
     process.join(WALL_SECONDS)
     if process.is_alive():
         process.kill()
-        return Verdict("breaks", f"not done after {WALL_SECONDS} s"), WALL_SECONDS
+        return Outcome("breaks", f"not done after {WALL_SECONDS} s"), WALL_SECONDS
     if process.exitcode == -signal.SIGXCPU:
-        return Verdict("hangs", f"not done after {seconds} s of processor time"), seconds
+        return Outcome("hangs", f"not done after {seconds} s of processor time"), seconds
     if process.exitcode != 0:
-        return Verdict("breaks", f"exit status {process.exitcode}"), 0
-    found: tuple[Verdict, float] = queue.get()
+        return Outcome("breaks", f"exit status {process.exitcode}"), 0
+    found: tuple[Outcome, float] = queue.get()
     return found
 
 
-def judged(mutant: Mutant, found: Verdict) -> tuple[bool, str]:
+def as_expected(mutant: Mutant, found: Outcome) -> tuple[bool, str]:
     """Whether a mutant ended as it should, with details."""
     wanted, reason = OTHERWISE.get(mutant.key, ("found", ""))
     if mutant.key in HARMLESS:
         wanted, reason = NOTHING.how, HARMLESS[mutant.key]
-    said = ": ".join(filter(None, (found.how, found.words)))
+    details = ": ".join(filter(None, (found.how, found.words)))
     if found.how != wanted:
-        return False, f"FAILS: {said}" + (f", but is listed: {wanted}: {reason}" if reason else "")
-    return True, f"{said} ({reason})" if reason else said
+        return False, f"FAILS: {details}" + (f", but is listed: {wanted}: {reason}" if reason else "")
+    return True, f"{details} ({reason})" if reason else details
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="mutants whose name has this in it")
+    parser.add_argument("--only", default="", help="only mutants whose name contains this")
     wanted = parser.parse_args().only
     failures = 0
     chosen = (mutant for mutant in mutants() if wanted in str(mutant))
     for file, own in itertools.groupby(chosen, key=lambda mutant: mutant.file):
-        found, took = isolated(unchanged(file), MOST_SECONDS)
+        found, took = isolated(unchanged(file), MAX_SECONDS)
         if found != NOTHING:
-            print(f"{file} unchanged\tFAILS: {found.how}: {found.words}; what its mutants end by would say nothing")
+            print(f"{file} unchanged\tFAILS: {found.how}: {found.words}; outcomes of mutants would mean nothing")
             return 1
         print(f"{file} unchanged\tnothing, in {took:.0f} s", flush=True)
         for mutant in own:
-            passed, words = judged(mutant, isolated(mutant, max(LEAST_SECONDS, round(TIMES * took)))[0])
+            passed, words = as_expected(mutant, isolated(mutant, max(MIN_SECONDS, round(TIMES * took)))[0])
             failures += not passed
             print(f"{mutant}#{mutant.number}\t{words}", flush=True)
     print(f"{failures} mutants fail")

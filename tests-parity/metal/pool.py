@@ -1,4 +1,4 @@
-"""Instantiations to draw from, and random problems that each of them accepts.
+"""Instances to draw from, and random problems that each of them accepts.
 
 A kit is a set of compile-time choices and the templates that are built with it. Together the kits combine rank, dtype,
 staged, direct and wide reads, heads in rows, rpb, additional keys and window slots, independently of the planner.
@@ -19,7 +19,7 @@ from natten_mps._metal.problem.ranges import key_range
 
 FUSED = ("na_fwd", "na_bwd_dq", "na_bwd_dkv")
 SPLIT = ("na_qk", "na_av", "na_av_t")
-# Templates whose options differ from the kit's: name here -> template and changes.
+# Instances whose options differ from the kit's: name -> template and changes.
 SPECIAL: dict[str, tuple[str, dict[str, Any]]] = {
     "of_additional": ("na_bwd_dkv", {"of_additional": True, "rpb": False, "masked": False}),
     "slots": ("na_rpb", {"slots": True, "masked": False, "rpb": True, "stage": False, "dim": 16, "dim_v": 16}),
@@ -29,16 +29,16 @@ SPECIAL: dict[str, tuple[str, dict[str, Any]]] = {
     "delta": ("na_delta", {"stage": False, "rpb": False}),
     "na_sum": ("na_sum", {"rank": 1, "dim": 0, "dim_v": 0, "stage": False, "rpb": False, "simdgroups": 8}),
 }
-# Templates in which heads may share a patch, and those that visit additional keys.
+# Templates in which heads may share a patch, and templates that may be masked.
 HEADS_IN_ROWS = ("na_fwd", "na_bwd_dq", "na_qk", "na_av")
 MASKABLE = (*FUSED, "na_rpb")
 TABLE = 256
-# Random problems that are pieces of larger ones.
+# The share of random problems that are pieces of larger ones.
 PIECES = 1 / 3
 
 
 def piece_of(shape: tuple[int, ...], window: tuple[Any, ...], rng: random.Random) -> tuple[Ranges, Ranges]:
-    """Random queries of a problem, and keys that hold all that these need, with or without more on either side.
+    """Random queries of a problem, and at least the keys that these need, perhaps with more on either side.
 
     window: kernel_size, stride, dilation, is_causal.
     """
@@ -53,9 +53,9 @@ def piece_of(shape: tuple[int, ...], window: tuple[Any, ...], rng: random.Random
 
 @dataclass(frozen=True)
 class Kit:
-    """One set of choices. patch: with ``heads``, of the templates that put heads in rows; key_patch: of the others.
+    """One set of choices. patch and heads: for templates that put heads in rows; key_patch: for the others.
 
-    reads: 'staged' or 'direct', and 'wide' if tokens are full and aligned.
+    reads: 'staged' or 'direct', and 'wide' if tokens are not padded and are aligned.
     """
 
     name: str
@@ -79,7 +79,7 @@ class Kit:
         return self.name
 
     def instance(self, name: str) -> Instance:
-        """The instantiation of one of the kit's templates."""
+        """The instance of one of the kit's templates."""
         template, changed = SPECIAL.get(name, (name, {}))
         in_rows = template in HEADS_IN_ROWS
         options: dict[str, Any] = {
@@ -106,7 +106,7 @@ class Kit:
         return {name: self.instance(name) for name in self.templates}
 
     def problem(self, name: str, rng: random.Random) -> Case:
-        """A random case that every instance of the kit accepts; every third is a piece of a larger one."""
+        """A random case that every instance of the kit accepts; about every third is a piece of a larger one."""
         while True:
             case = self._any_problem(name, rng)
             entries = 1
@@ -144,7 +144,7 @@ class Kit:
         )
 
 
-# Patches of 8 rows in one, two and three dimensions.
+# Patches of 8 rows along one, two and three axes.
 LINE, FLAT, TALL, CUBE = (1, 1, 8), (1, 2, 4), (1, 4, 2), (2, 2, 2)
 KITS = (
     Kit("seq-staged", 1, "float32", (16, 32), LINE, LINE, (*FUSED, "na_delta", *SPLIT, "na_sum"), bricks=2, part=3),
@@ -256,7 +256,7 @@ KITS = (
     Kit("vol-masked", 3, "bfloat16", (16, 16), (1, 2, 4), CUBE, FUSED, chunk=16, part=2, masked=True),
     Kit("vol-staged", 3, "bfloat16", (16, 16), (2, 1, 4), CUBE, (*FUSED, "na_delta", "na_qk", "na_av"), part=2),
 )
-# Head dims of large models; few launches of each, because they are slow.
+# Head dims of large models, with few launches of each, because these are slow.
 LONG_KITS = (
     Kit("seq-256", 1, "float32", (256, 256), LINE, LINE, FUSED, reads="direct wide"),
     Kit("img-96-192", 2, "float16", (96, 192), FLAT, LINE, (*FUSED, "na_av_t"), simdgroups=1, chunk=8),

@@ -1,4 +1,4 @@
-"""Which cases of the table always run: those that cover its features with few kernels to compile."""
+"""The cases of the table that always run: those that cover its features with few kernels to compile."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ PADDED = (
     make("seq-dim256", (11,), 5, head_dim=256, heads=1),
     make("img-dim90-values180", (5, 7), 3, head_dim=90, head_dim_v=180, heads=1),
 )
-# Kernels that the default run may compile for the table.
-MOST_KERNELS = 64
+# How many kernels the default run may compile for the table.
+MAX_KERNELS = 64
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,11 @@ class Entry:
 
     @property
     def instances(self) -> frozenset[Instance]:
-        return frozenset(step.instance for step in self.program)
+        return frozenset(launch.instance for launch in self.program)
 
     @property
     def features(self) -> frozenset[tuple[object, ...]]:
-        """What the entry covers: rank and feature of fused attention; rank, dtype and op of all."""
+        """What the entry covers: ranks and features of fused attention; ranks, dtypes and features of all ops."""
         tags = [tag for tag in self.case.tags if not tag.startswith(("rank", "batch", "small"))]
         own: list[tuple[object, ...]] = [(self.case.rank, tag) for tag in tags if self.op == "na"]
         if self.op != "na":
@@ -66,7 +66,7 @@ def entries() -> tuple[Entry, ...]:
 
 @cache
 def chosen() -> frozenset[Entry]:
-    """Greedily: most new features per new kernel; then everything that needs no further kernel."""
+    """Chosen greedily for the most new features per new kernel; then all that need no further kernel."""
     every = entries()
     kernels = {entry: entry.instances for entry in every}
     features = {entry: entry.features for entry in every}

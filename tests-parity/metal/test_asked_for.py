@@ -21,7 +21,7 @@ GRADIENT = ["na_delta", "na_bwd_dq", "na_bwd_dkv"]
 
 @contextmanager
 def process_default(backend: str) -> Iterator[None]:
-    """The process's default inside, and 'auto' after it."""
+    """``backend`` as the process's default, and 'auto' afterwards."""
     natten_mps.set_backend(backend)
     try:
         yield
@@ -51,7 +51,7 @@ def templates(metal: EmulatedHost) -> list[str]:
 def test_a_failing_forward(
     ask: Ask, metal: EmulatedHost, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Inside, an error each time unless the call names a backend; outside, the pure backend and one warning."""
+    """In the context, an error each time unless the call names a backend; outside, the pure backend and one warning."""
     with_broken(monkeypatch, "na_fwd")
     given = tensors()
     wanted = natten_mps.na1d(*given, 5, backend="pure")
@@ -86,16 +86,16 @@ def test_a_failing_gradient(
     out = natten_mps.na1d(*given, 5)
     with ask("metal"):
         found = torch.autograd.grad(out.sum(), given)
-    (said,) = warnings_of(caplog)
-    assert said.startswith("na1d: the Metal kernels failed on this machine and the pure backend runs instead. ")
+    (warning,) = warnings_of(caplog)
+    assert warning.startswith("na1d: the Metal kernels failed on this machine and the pure backend runs instead. ")
     wanted = torch.autograd.grad(natten_mps.na1d(*given, 5, backend="pure").sum(), given)
     for a, b in zip(found, wanted, strict=True):
         torch.testing.assert_close(a, b, rtol=2e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize("ask", ASKS)
-def test_what_was_compiled_is_kept(ask: Ask, metal: EmulatedHost) -> None:
-    """A second call of the same problem launches and compiles nothing; one of another dtype compiles its own."""
+def test_compiled_kernels_are_kept(ask: Ask, metal: EmulatedHost) -> None:
+    """A second call of the same problem compiles nothing; one of another dtype compiles its own kernels."""
     given = tensors()
     with ask("metal"):
         first = results(None, given)

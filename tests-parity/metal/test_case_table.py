@@ -1,4 +1,4 @@
-"""The case table through natten_mps on an emulated Apple GPU: forward and every gradient, as users call them."""
+"""The case table through natten_mps on an emulated Apple GPU: forward and all gradients, as users call them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import natten_mps
 
 from .host import EmulatedHost
 from .launch import schedules
-from .table import DTYPES, MOST_KERNELS, PADDED, Entry, chosen, entries
+from .table import DTYPES, MAX_KERNELS, PADDED, Entry, chosen, entries
 
 Array = Any
 METAL, PURE = Path(MPS, "metal"), Path(MPS, "pure")
@@ -31,10 +31,10 @@ BATCHES_ALWAYS = ("dilated", "volumes")
 
 
 def parameters() -> list[Any]:
-    """Every entry of the table; those that need kernels beyond the default run's only with --all."""
+    """All entries of the table; those that need more kernels than the default run compiles only with --all."""
     found = []
     for entry in entries():
-        # One worker for all that share kernels.
+        # Entries that share kernels run in one worker.
         marks = [pytest.mark.xdist_group(f"table-{entry.op}-{entry.dtype}")]
         found.append(
             pytest.param(entry, id=str(entry), marks=marks if entry in chosen() else [*marks, pytest.mark.all])
@@ -50,7 +50,7 @@ def narrow(name: str) -> str:
 
 @pytest.mark.parametrize("entry", parameters())
 def test_case(entry: Entry, metal: EmulatedHost, request: pytest.FixtureRequest) -> None:
-    """Within the bounds of the pure backend, through exactly the planned launches and their planned work.
+    """Results are within bounds, and exactly the planned launches run, with the planned work.
 
     In one of three schedules; with --all in each of them, with the same bits.
     """
@@ -77,25 +77,25 @@ def test_case(entry: Entry, metal: EmulatedHost, request: pytest.FixtureRequest)
 
 
 def check_launches(entry: Entry, metal: EmulatedHost) -> None:
-    """The planned launches ran, in order, with the planned bricks and products, and wrote each element once."""
+    """Assert that the planned launches ran, in order, with the planned work, and wrote each element once."""
     program = entry.program
-    assert [narrow(name) for name in metal.names] == [step.instance.name for step in program]
-    for launch, step in zip(metal.launches, program, strict=True):
-        assert (launch.executed, launch.full) == (step.bricks, step.full), launch.name
-        assert launch.multiply_accumulates == step.products, launch.name
+    assert [narrow(name) for name in metal.names] == [planned.instance.name for planned in program]
+    for launch, planned in zip(metal.launches, program, strict=True):
+        assert (launch.executed, launch.full) == (planned.bricks, planned.full), launch.name
+        assert launch.multiply_accumulates == planned.products, launch.name
         assert launch.written_once, launch.name
-        assert launch.threads == step.threads
+        assert launch.threads == planned.threads
 
 
 def test_the_default_run_covers_the_table() -> None:
-    """Every feature, with few kernels; the whole table is at least 400 forward and backward runs."""
+    """All features, with few kernels; the whole table is at least 400 forward and backward runs."""
     every, always = entries(), chosen()
     assert 2 * len(every) >= 400 and len({str(entry) for entry in every}) == len(every)
     assert {entry.case for entry in every} == {case for case in (*CASES, *PADDED, *MASKED) if case.batch}
     features = [frozenset().union(*(entry.features for entry in some)) for some in (every, always)]
     assert features[0] == features[1]
     assert {entry.dtype for entry in always} == set(DTYPES)
-    assert len(frozenset().union(*(entry.instances for entry in always))) <= MOST_KERNELS
+    assert len(frozenset().union(*(entry.instances for entry in always))) <= MAX_KERNELS
 
 
 def test_an_empty_batch_launches_nothing(metal: EmulatedHost) -> None:
@@ -187,7 +187,7 @@ def test_attention(queries: int, keys: int, causal: bool, metal: EmulatedHost) -
 
 
 def batches() -> list[Any]:
-    """A few always, the others with --all: every item size has a plan of its own."""
+    """Some always, the others with --all, because every size of an item has a plan of its own."""
     return [
         pytest.param(batch, id=batch.name, marks=[] if batch.name in BATCHES_ALWAYS else [pytest.mark.all])
         for batch in BATCHES
@@ -197,7 +197,7 @@ def batches() -> list[Any]:
 
 @pytest.mark.parametrize("batch", batches())
 def test_padded_items(batch: Items, metal: EmulatedHost) -> None:
-    """Results and gradients, that of lse included; only zeros and lse -inf outside the items."""
+    """Results and gradients, with a gradient that flows into lse too; outside the items only zeros, and lse -inf."""
     *tensors, d_out, d_lse = [torch.tensor(array, dtype=torch.float32) for array in batch.arrays()]
     leaves = [tensor.requires_grad_() for tensor in tensors]
     face = getattr(natten_mps, f"na{batch.rank}d_varlen")
@@ -245,7 +245,7 @@ def test_vmap_and_merging(metal: EmulatedHost) -> None:
     compare(metal, call)
 
 
-def test_float64_is_not_for_metal(metal: EmulatedHost) -> None:
+def test_metal_has_no_float64(metal: EmulatedHost) -> None:
     query = torch.randn(1, 9, 1, 8, dtype=torch.float64)
     with pytest.raises(
         NotImplementedError, match=r"^na1d: backend='metal' cannot take this problem: Metal has no float64"
@@ -256,7 +256,7 @@ def test_float64_is_not_for_metal(metal: EmulatedHost) -> None:
 
 
 def test_explain_names_the_kernels(metal: EmulatedHost) -> None:
-    """The kernel that is announced is the one that runs, with the bricks that it counts."""
+    """The kernel that explain names is the one that runs, with the bricks that explain counts."""
     case: Case = replace(BY_NAME["img"], name="explained")
     query, key, value = (torch.randn(1, *case.shape, 2, 8) for _ in range(3))
     text = natten_mps.explain("na2d", query, key, value, kernel_size=3)

@@ -16,7 +16,7 @@ from natten_mps._metal.metal.source import Instance
 from natten_mps._metal.problem import reference
 from natten_mps._metal.problem.problem import Problem
 
-from .launch import kernels, run, run_all, step_of
+from .launch import kernels, launch_of, run, run_all
 from .pool import KITS, Kit
 from .verify import kind_of, problem_for, sample_of
 from .work import groups, seen_by, span
@@ -51,7 +51,7 @@ def arrays(p: Problem, logits: float, seed: int = 0) -> dict[str, Array]:
     """Random tensors by name whose logits are as large as ``logits``, and rpb a tenth of that."""
     values, root = np.random.default_rng(seed), logits**0.5
     rows, keys = (p.batch, *p.query_shape, p.heads), (p.batch, *p.key_shape, p.kv_heads)
-    extra = (p.batch, p.additional, p.kv_heads)
+    additional = (p.batch, p.additional, p.kv_heads)
     made = {
         "query": values.standard_normal((*rows, p.head_dim)) * root,
         "key": values.standard_normal((*keys, p.head_dim)) * root,
@@ -60,8 +60,8 @@ def arrays(p: Problem, logits: float, seed: int = 0) -> dict[str, Array]:
         "d_lse": values.standard_normal(rows),
     }
     if p.additional:
-        made["additional_keys"] = values.standard_normal((*extra, p.head_dim)) * root
-        made["additional_values"] = values.standard_normal((*extra, p.head_dim_v))
+        made["additional_keys"] = values.standard_normal((*additional, p.head_dim)) * root
+        made["additional_values"] = values.standard_normal((*additional, p.head_dim_v))
     if p.has_rpb:
         sizes = [2 * w - 1 for w in p.kernel_size]
         made["rpb"] = values.standard_normal((p.heads, *sizes)) * logits / 10
@@ -78,7 +78,7 @@ def inputs_of(given: dict[str, Array]) -> dict[str, Array]:
 
 
 def results(p: Problem, given: dict[str, Array], **options: Any) -> dict[str, Array]:
-    """Out, lse and the gradient of every input, from the planned launches in order."""
+    """Out, lse and the gradients of all inputs, from the planned launches in order."""
     inputs = inputs_of(given)
     forward = run_all(op_launches.forward(p), inputs, **options)["out"].outputs
     saved = {name: laid.values for name, laid in forward.items()}
@@ -111,9 +111,9 @@ def always(name: str, dtype: str, logits: float) -> bool:
     ],
 )
 def test_large_logits(name: str, dtype: str, logits: float) -> None:
-    """Results and gradients keep the bound of a dense softmax, whose error is the largest of several draws.
+    """Results and gradients are within the bound of a dense softmax, whose error is the largest of several draws.
 
-    Weights recomputed from lse alone would be off by its rounding, 0.004 next to logits of 1e5.
+    Weights that were recomputed from lse alone would be off by its rounding, 0.004 next to logits of 1e5.
     """
     p = plain(dtype, **LARGE[name])
     errors: dict[str, float] = {}
@@ -149,11 +149,11 @@ def true_results(p: Problem, given: dict[str, Array]) -> dict[str, Array]:
 @pytest.mark.parametrize("fast_math", [False, True])
 @pytest.mark.parametrize("dtype", [pytest.param("float32"), pytest.param("bfloat16", marks=pytest.mark.all)])
 def test_rows_of_minus_infinity(dtype: str, fast_math: bool) -> None:
-    """rpb is -inf wherever a row looks: out 0, lse -inf, no gradient; for other rows it weighs nothing."""
+    """Rows for which rpb is -inf throughout: out 0, lse -inf, gradients 0. In other rows, such keys have no weight."""
     p = plain(dtype, has_rpb=True)
     given = arrays(p, 1.0)
     given["rpb"][0] = -np.inf  # head 0 sees nothing
-    given["rpb"][1, 4:, 4:] = -np.inf  # nor does the first query of head 1, which has its keys below and to the right
+    given["rpb"][1, 4:, 4:] = -np.inf  # nor does the first query of head 1, whose keys have offsets >= 0
     found = results(p, given, fast_math=fast_math)
     assert all(np.isfinite(array).all() for name, array in found.items() if name != "lse")
     empty = np.zeros((1, *p.query_shape, 2), bool)
@@ -162,7 +162,7 @@ def test_rows_of_minus_infinity(dtype: str, fast_math: bool) -> None:
     for name in ("out", "query"):
         assert (found[name][empty] == 0).all() and found[name][~empty].any(-1).all()
     assert (found["rpb"][0] == 0).all() and (found["rpb"][1, 4:, 4:] == 0).all() and found["rpb"][1, :4].any()
-    # The same with rpb so low that its weights vanish, where that leaves a row something to see.
+    # The same results with rpb so low that weights vanish, in rows that see something else.
     low = given | {"rpb": np.where(np.isneginf(given["rpb"]), -1e4, given["rpb"])}
     sees = results(p, low, fast_math=fast_math)
     for name in ("out", "query", "lse"):
@@ -185,9 +185,9 @@ def in_boxes(problem: Problem, instance: Instance, column: tuple[int, ...]) -> t
     """``[rows per axis]`` bool: rows of tiles whose box holds a column, and those that see it."""
     transposed = instance.record.transposed
     reached, sees = np.ones((), bool), np.ones((), bool)
-    for place, (axis, at) in enumerate(zip(problem.axes, column, strict=True)):
-        last = place == problem.rank - 1
-        extent = instance.patch[3 - problem.rank + place] * (instance.simdgroups if last else 1)
+    for number, (axis, at) in enumerate(zip(problem.axes, column, strict=True)):
+        last = number == problem.rank - 1
+        extent = instance.patch[3 - problem.rank + number] * (instance.simdgroups if last else 1)
         seen, d = seen_by(axis, transposed), axis.dilation
         own = np.zeros(len(seen), bool)
         rows, columns = next(pair for pair in groups(axis, transposed) if pair[1].start == at % d)
@@ -201,9 +201,9 @@ def in_boxes(problem: Problem, instance: Instance, column: tuple[int, ...]) -> t
 
 @pytest.mark.parametrize("kit", [pytest.param(k, id=str(k), marks=pytest.mark.xdist_group(str(k))) for k in KITS])
 def test_bad_numbers_stay_in_their_boxes(kit: Kit) -> None:
-    """NaN or infinity in one column, of one batch item and head, reaches rows of tiles whose box holds it, no others.
+    """NaN or infinity in one column of one batch item and head reaches only rows of tiles whose box holds the column.
 
-    Every other row keeps its bits; rows that see a NaN have one.
+    All other rows keep their bits; rows that see a NaN have one.
     """
     rng, beyond = random.Random(f"bad/{kit}"), 0
     built = kernels(kit.instances.values())
@@ -213,17 +213,17 @@ def test_bad_numbers_stay_in_their_boxes(kit: Kit) -> None:
         for instance in kit.instances.values():
             if instance.of_additional or instance.template not in COLUMN_SIDES:
                 continue
-            step = step_of(instance, problem_for(instance, p))
-            clean = run(step, built[instance], sample.tensors).outputs
+            launch = launch_of(instance, problem_for(instance, p))
+            clean = run(launch, built[instance], sample.tensors).outputs
             for name in COLUMN_SIDES[instance.template]:
                 poison = rng.choice((np.nan, np.inf, -np.inf))
                 shape = p.query_shape if instance.record.transposed else p.key_shape
                 column, batch, head = tuple(map(rng.randrange, shape)), rng.randrange(p.batch), 0
                 poisoned = sample.tensors[name].copy()
                 poisoned[(batch, *column, head)] = poison
-                dirty = run(step, built[instance], sample.tensors | {name: poisoned}).outputs
+                dirty = run(launch, built[instance], sample.tensors | {name: poisoned}).outputs
                 reached, sees = in_boxes(p, instance, column)
-                if instance.masked:  # what may not be seen reaches nothing, and nothing reaches it
+                if instance.masked:  # masked keys reach nothing, and nothing reaches them
                     visible = sample.tensors["key_mask"][batch]
                     visible = visible if instance.record.transposed else visible[column]
                     reached, sees = reached & visible, sees & visible
@@ -240,7 +240,7 @@ def test_bad_numbers_stay_in_their_boxes(kit: Kit) -> None:
     assert beyond > 0, "every box held every column"
 
 
-# Outputs in which every row that sees a NaN in a tensor must have one.
+# (output, tensor): every row of the output that sees a NaN in the tensor must have one.
 MET = {
     ("out", "key"),
     ("out", "value"),
@@ -298,7 +298,8 @@ def test_long_sums(queries: int, keys: int, additional: int, alike: bool) -> Non
     if alike:
         given["value"], given["d_out"] = (np.abs(given[name]) for name in ("value", "d_out"))
     planned = {
-        step.instance.template: step.instance.part for step in (*op_launches.forward(p), *op_launches.backward(p, True))
+        launch.instance.template: launch.instance.part
+        for launch in (*op_launches.forward(p), *op_launches.backward(p, True))
     }
     assert max(planned.values()) == PART
     found = results(p, given, checked=False)
@@ -310,12 +311,12 @@ def test_long_sums(queries: int, keys: int, additional: int, alike: bool) -> Non
 
 
 def test_only_long_sums_are_taken_in_parts() -> None:
-    """By the terms that a query or a key has; 16 bits hold fewer digits than a longer sum loses."""
+    """That depends on how many terms a query or a key sums, and on the dtype: 16-bit results round away more."""
     for dtype, longest in LONGEST_SUM.items():
         for queries, keys, inside in ((8, longest, "na_fwd"), (longest, 8, "na_bwd_dkv")):
             for more in (0, 1):
                 p = long_problem(queries + more * (queries > 8), keys + more * (keys > 8), dtype)
-                for step in (*op_launches.forward(p), *op_launches.backward(p, False)):
-                    i = step.instance
+                for launch in (*op_launches.forward(p), *op_launches.backward(p, False)):
+                    i = launch.instance
                     long = more and (i.template == inside or {inside, i.template} == {"na_fwd", "na_bwd_dq"})
                     assert i.part == (PART if long else 0), (dtype, queries, keys, more, i.template)

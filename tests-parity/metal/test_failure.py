@@ -1,4 +1,4 @@
-"""When Metal refuses: kernels that do not compile, do not launch, or allow fewer threads than planned."""
+"""Failures of Metal: kernels that do not compile, do not launch, or allow fewer threads than planned."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WALKING = tuple(template.name for template in TEMPLATES.values() if template.wal
 Record = list[logging.LogRecord]
 
 
-class Kept(logging.Handler):
+class Collector(logging.Handler):
     """Collects warnings."""
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class Kept(logging.Handler):
 def warnings(monkeypatch: pytest.MonkeyPatch) -> Iterator[Record]:
     """What the package logs as warnings, in a process that has not logged anything yet."""
     backends.said.clear()
-    handler = Kept()
+    handler = Collector()
     backends.log.addHandler(handler)
     yield handler.records
     backends.log.removeHandler(handler)
@@ -58,13 +58,13 @@ def results(backend: str | None, given: list[Any]) -> list[Any]:
 
 
 def assert_pure(found: list[Any], given: list[Any]) -> None:
-    """The pure backend's results, to the bit."""
+    """Assert that these are the pure backend's results, to the bit."""
     for a, b in zip(found, results("pure", given), strict=True):
         assert torch.equal(a, b)
 
 
 def with_broken(monkeypatch: pytest.MonkeyPatch, *templates: str) -> None:
-    """Make entry points of ``templates`` call a function that does not exist."""
+    """Break ``templates``: their entry points call a function that does not exist."""
     working = source.entry_point
 
     def entry_point(instance: source.Instance) -> str:
@@ -74,8 +74,8 @@ def with_broken(monkeypatch: pytest.MonkeyPatch, *templates: str) -> None:
     monkeypatch.setattr(source, "entry_point", entry_point)
 
 
-def said(warnings: Record, face: str, what: str, template: str) -> None:
-    """Exactly one warning: the op, the compiler's first words, how to report it, and the launch that failed."""
+def assert_one_warning(warnings: Record, face: str, what: str, template: str) -> None:
+    """It names the op, the beginning of the compiler's message, how to report it, and the launch that failed."""
     (record,) = warnings
     message = record.getMessage()
     start = f"{face}: the Metal kernels failed on this machine and the pure backend runs instead. "
@@ -94,7 +94,9 @@ def test_a_kernel_that_does_not_compile(metal: EmulatedHost, warnings: Record, m
     assert "backend: metal" in natten_mps.explain("na1d", *given, kernel_size=5)
     out = natten_mps.na1d(*given, 5)
     assert torch.equal(out, natten_mps.na1d(*given, 5, backend="pure"))
-    said(warnings, "na1d", r"na_fwd\w+ does not compile: failed to compile source code: .*absent_na_fwd", "na_fwd")
+    assert_one_warning(
+        warnings, "na1d", r"na_fwd\w+ does not compile: failed to compile source code: .*absent_na_fwd", "na_fwd"
+    )
     tried = len(metal.compilations)
     assert torch.equal(natten_mps.na1d(*given, 5), out)
     assert len(warnings) == 1 and len(metal.compilations) == tried == 1 and not metal.launches
@@ -111,7 +113,7 @@ def test_a_gradient_that_does_not_compile(
         for a, b in zip(found, results("pure", given), strict=True):
             torch.testing.assert_close(a, b, rtol=2e-5, atol=2e-5)
     words = r"na_bwd_dkv\w+ does not compile: failed to compile source code: .*absent_na_bwd_dkv"
-    said(warnings, "na1d", words, "na_bwd_dkv")
+    assert_one_warning(warnings, "na1d", words, "na_bwd_dkv")
     assert [name.partition("_r1")[0] for name in metal.names] == ["na_fwd"] * 2
 
 
@@ -120,48 +122,50 @@ def matrix() -> dict[str, Any]:
     return natten_mps.get_support_matrix()["metal"]
 
 
-def test_what_is_said_is_what_runs(metal: EmulatedHost, warnings: Record, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a kernel failed, plans avoid it and say why; other kernels, and problems that need only those, go on."""
+def test_explain_says_what_runs(metal: EmulatedHost, warnings: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a kernel has failed, plans avoid it and say why; problems that need only other kernels still use Metal."""
     with_broken(monkeypatch, "na_fwd")
     given, image = tensors(), [torch.randn(1, 5, 5, 1, 8) for _ in range(3)]
     assert "failed" not in matrix()["limits"]
     natten_mps.na1d(*given, 5)
-    told = natten_mps.explain("na1d", *given, kernel_size=5)
+    text = natten_mps.explain("na1d", *given, kernel_size=5)
     assert re.search(
-        r"^backend: pure \(metal: na_fwd_r1_\w+ does not compile: .*absent_na_fwd.*\)$", told, re.MULTILINE
+        r"^backend: pure \(metal: na_fwd_r1_\w+ does not compile: .*absent_na_fwd.*\)$", text, re.MULTILINE
     )
     with pytest.raises(KernelFailure, match=r"na_fwd_r1_\w+ does not compile"):
         natten_mps.explain("na1d", *given, kernel_size=5, backend="metal")
     assert re.match(r"na_fwd_r1_\w+ does not compile", matrix()["limits"]["failed"])
-    assert "backend: metal" in natten_mps.explain("na2d", *image, kernel_size=3)  # nobody has tried that one yet
+    assert "backend: metal" in natten_mps.explain("na2d", *image, kernel_size=3)  # this kernel has not been tried yet
     assert "backend: metal" in natten_mps.explain("na1d_qk", *given[:2], kernel_size=5)
     assert len(warnings) == 1 and not metal.launches
 
 
-def test_a_gradient_that_failed_is_told(metal: EmulatedHost, warnings: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_explain_names_a_gradient_that_failed(
+    metal: EmulatedHost, warnings: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with_broken(monkeypatch, "na_bwd_dkv")
     given = tensors()
     assert "gradients" not in natten_mps.explain("na1d", *given, kernel_size=5)
     results(None, given)
-    told = natten_mps.explain("na1d", *given, kernel_size=5)
-    assert "backend: metal" in told
-    assert re.search(r"^gradients: pure \(na_bwd_dkv_r1_\w+ does not compile: ", told, re.MULTILINE)
+    text = natten_mps.explain("na1d", *given, kernel_size=5)
+    assert "backend: metal" in text
+    assert re.search(r"^gradients: pure \(na_bwd_dkv_r1_\w+ does not compile: ", text, re.MULTILINE)
     assert matrix()["forward"] and "na_bwd_dkv" in matrix()["limits"]["failed"]
 
 
 def test_another_shape_does_not_warn_again(
     metal: EmulatedHost, warnings: Record, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The kernel failed, not the problem."""
+    """What failed is the kernel, and other shapes use it too."""
     with_broken(monkeypatch, "na_fwd")
     for length in (9, 10, 11):
         query = torch.randn(1, length, 1, 8)
         natten_mps.na1d(query, query, query, 3)
     assert len(metal.compilations) == 1
-    said(warnings, "na1d", "does not compile", "na_fwd")
+    assert_one_warning(warnings, "na1d", "does not compile", "na_fwd")
 
 
-def test_each_op_says_so_once(metal: EmulatedHost, warnings: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_op_warns_once(metal: EmulatedHost, warnings: Record, monkeypatch: pytest.MonkeyPatch) -> None:
     with_broken(monkeypatch, "na_fwd", "na_qk")
     query = torch.randn(1, 9, 1, 8)
     for _ in range(2):
@@ -170,10 +174,10 @@ def test_each_op_says_so_once(metal: EmulatedHost, warnings: Record, monkeypatch
     assert [record.getMessage().partition(":")[0] for record in warnings] == ["na1d", "na1d_qk"]
 
 
-def test_metal_that_was_asked_for_raises(
+def test_metal_that_was_requested_raises(
     metal: EmulatedHost, warnings: Record, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same words each time, the compiler's error as the cause of the first, and no second compilation."""
+    """The same message each time, and no second compilation."""
     with_broken(monkeypatch, "na_fwd")
     given = tensors()
     words = []
@@ -190,7 +194,7 @@ def test_a_source_that_is_not_ascii(metal: EmulatedHost, warnings: Record, monke
     monkeypatch.setattr(source, "entry_point", lambda instance: working(instance) + "// \N{MICRO SIGN}\n")
     query = torch.randn(1, 9, 1, 8)
     natten_mps.na1d(query, query, query, 3)
-    said(warnings, "na1d", r"na_fwd\w+ does not compile: program source must be ASCII", "na_fwd")
+    assert_one_warning(warnings, "na1d", r"na_fwd\w+ does not compile: program source must be ASCII", "na_fwd")
 
 
 @pytest.mark.parametrize("backend", [None, "metal"])
@@ -205,12 +209,14 @@ def test_a_launch_that_is_refused(backend: str | None, metal: EmulatedHost, warn
         return
     for _ in range(2):
         assert_pure(results(None, given), given)
-    said(warnings, "na1d", words, "na_fwd")
+    assert_one_warning(warnings, "na1d", words, "na_fwd")
 
 
-def test_what_the_emulator_finds_is_no_failure_of_metal(metal: EmulatedHost, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A defect of a kernel is reported as such, and never becomes a fallback."""
-    monkeypatch.setattr(_launch, "_params_tensor", lambda host, step, bound, device: torch.zeros(8, dtype=torch.int64))
+def test_a_defect_that_the_emulator_finds_is_no_fallback(metal: EmulatedHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A defect of a kernel is an AssertionError, which no launcher takes for a failure of Metal."""
+    monkeypatch.setattr(
+        _launch, "_params_tensor", lambda host, launch, bound, device: torch.zeros(8, dtype=torch.int64)
+    )
     query = torch.randn(1, 9, 1, 8)
     with pytest.raises(AssertionError, match="out of bounds"):
         natten_mps.na1d(query, query, query, 3)
@@ -220,7 +226,7 @@ def test_what_the_emulator_finds_is_no_failure_of_metal(metal: EmulatedHost, mon
 def test_the_doctor_of_broken_kernels(
     backend: str | None, metal: EmulatedHost, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It says which cases fail and why, continues with the others, and fails."""
+    """It says which cases fail and why, goes on with the others, and returns 1."""
     with_broken(monkeypatch, "na_qk")
     monkeypatch.setattr(doctor, "REPEATS", 1)
     names = ("1-D", "split 1-D half, causal", "2-D odd head dims")
@@ -246,8 +252,8 @@ def long_tensors() -> list[Any]:
     return [torch.randn(1, 64, 1, 16, requires_grad=True) for _ in range(3)]
 
 
-def test_smaller_threadgroups_are_planned_anew(metal: EmulatedHost, warnings: Record) -> None:
-    """Kernels that allow fewer simdgroups run with as many as they allow, and give correct results."""
+def test_smaller_threadgroups_are_planned(metal: EmulatedHost, warnings: Record) -> None:
+    """Kernels that allow fewer simdgroups than planned run with as many as they allow, and give correct results."""
     given = long_tensors()
     wanted = results("pure", given)
     threads = {}

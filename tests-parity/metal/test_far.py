@@ -1,4 +1,4 @@
-"""Tensors whose elements lie more than 2^32 apart inside one batch item: every offset has 64 bits."""
+"""Tensors whose elements lie more than 2^32 apart inside one batch item: all offsets are 64-bit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from natten_mps._metal.metal.source import Instance
 
 from .arrays import far
-from .launch import kernels, run, step_of
+from .launch import kernels, launch_of, run
 from .pool import KITS
 from .verify import problem_for, sample_of
 
@@ -55,14 +55,14 @@ def test_far_strides(instance: Instance, axis: int) -> None:
     sample = sample_of(kit, rng, 0)
     while min(sample.problem.kernel_size) < 4 or max(sample.problem.dilation) > 1 or sample.problem.heads < 2:
         sample = sample_of(kit, rng, 0)
-    step = step_of(instance, problem_for(instance, sample.problem))
-    # Neighbours within a window are at least half of BEYOND apart on this axis, and so in a box of it.
+    launch = launch_of(instance, problem_for(instance, sample.problem))
+    # On this axis, the ends of a window, and so of a box, are at least BEYOND elements apart.
     built = kernels([instance], checked=False)[instance]
     moved = {}
-    for argument, tensor in step.inputs:
+    for argument, tensor in launch.inputs:
         if argument in STRIDED[instance.template]:
             values = sample.tensors[tensor]
             moved[tensor] = far(values, instance.dtype, axis, BEYOND // max(1, min(3, values.shape[axis] - 1)))
-    wanted, found = run(step, built, sample.tensors), run(step, built, sample.tensors, laid=moved)
+    wanted, found = run(launch, built, sample.tensors), run(launch, built, sample.tensors, laid=moved)
     for output, laid in wanted.outputs.items():
         assert np.array_equal(laid.view, found.outputs[output].view), output

@@ -1,4 +1,4 @@
-"""Kernels launched directly: random problems, against the float64 reference and the work they should do."""
+"""Single launches on random problems, against the float64 reference and the work that they have to do."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from .launch import SCHEDULES, kernels, schedules
 from .pool import FUSED, KITS, LONG_KITS, Kit
-from .verify import attention_of, launch, sample_of
+from .verify import attention_of, check_launch, sample_of
 from .work import work_of
 
 pytestmark = pytest.mark.usefixtures("emulator")
@@ -43,9 +43,9 @@ def samples_of(kit: Kit) -> int:
 
 @pytest.mark.parametrize(("kit", "share"), shares())
 def test_random_problems(kit: Kit, share: int, request: pytest.FixtureRequest) -> None:
-    """No fault, results within bounds, exact work, every output written once; each template in three schedules.
+    """No fault, results within bounds, exactly the work, every output written once; each template in three schedules.
 
-    Schedules take turns; with --all, the problems of the default run use each of them.
+    Schedules take turns; with --all, the problems of the default run are launched in each of them.
     """
     every = share == 0 and request.config.getoption("--all")
     built = kernels(kit.instances.values())
@@ -53,29 +53,29 @@ def test_random_problems(kit: Kit, share: int, request: pytest.FixtureRequest) -
     met = set()
     for number in range(samples_of(kit)):
         sample = sample_of(kit, rng, number)
-        for place, instance in enumerate(kit.instances.values()):
+        for number, instance in enumerate(kit.instances.values()):
             state = rng.getstate()
-            for schedule in schedules(number + place, every):
+            for schedule in schedules(number + number, every):
                 rng.setstate(state)
-                launch(sample, instance, built[instance], rng, schedule)
+                check_launch(sample, instance, built[instance], rng, schedule)
                 met.add((instance, schedule))
     assert met == set(itertools.product(kit.instances.values(), SCHEDULES))
 
 
 @pytest.mark.parametrize("kit", [pytest.param(k, id=str(k), marks=pytest.mark.xdist_group(str(k))) for k in ATTENDING])
 def test_full_attention(kit: Kit) -> None:
-    """Windows longer than the axis, different lengths, keys that no query sees."""
+    """Windows longer than an axis, different numbers of queries and keys, keys that no query sees."""
     built = kernels(kit.instances.values())
     rng = random.Random(f"{kit}/attention")
     for number in range(12):
         sample = attention_of(kit, rng, number)
         for name, instance in kit.instances.items():
             if name in (*FUSED, "na_delta"):
-                launch(sample, instance, built[instance], rng, *schedules(number))
+                check_launch(sample, instance, built[instance], rng, *schedules(number))
 
 
 def test_the_pool_is_wide() -> None:
-    """At most 72 instantiations, and every option in more than one of them."""
+    """At most 72 instances, and every option in more than one of them."""
     pool = [instance for kit in KITS for instance in kit.instances.values()]
     assert len(set(pool)) <= 72
     walks = [instance for instance in pool if instance.record.walks]
@@ -111,8 +111,8 @@ def test_the_pool_is_wide() -> None:
     assert {i.slots for i in pool if i.template == "na_rpb"} == {True, False}
 
 
-def test_random_problems_are_random() -> None:
-    """The random problems include rows in several pieces, idle simdgroups, and ragged ends."""
+def test_random_problems_are_of_every_kind() -> None:
+    """They include rows that are staged in several pieces, idle simdgroups, and patches that are not full."""
     found = set()
     for kit in KITS:
         rng = random.Random(f"{kit}/0")

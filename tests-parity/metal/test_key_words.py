@@ -11,7 +11,7 @@ from .launch import words_of
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 def test_masks_become_words(framework: Framework) -> None:
-    """A bit for each key: lines of every length about a word's 32, and the sign bit."""
+    """A bit for each key: lines shorter and longer than a word of 32 bits, and the sign bit."""
     pack, operations = framework.module("_metal.api.key_words").key_words, framework.module("_operations")
     random = np.random.default_rng(0)
     for shape in ((2, 1), (1, 31), (3, 2, 32), (2, 3, 33), (1, 2, 2, 100)):

@@ -33,7 +33,7 @@ from .mlx_host import EmulatedMlxHost, Kernel
 pytestmark = pytest.mark.usefixtures("emulator")
 
 FAST = Path(MLX, "fast_metal")
-# Every feature in some rank and dtype; few instantiations, because each takes seconds to compile.
+# Every feature in some rank and dtype; few instances, because each takes seconds to compile.
 FUSED = (
     ("seq-additional-everything", "float32"),
     ("img-mqa-values", "float16"),
@@ -41,7 +41,7 @@ FUSED = (
     ("seq-masked-causal-gqa", "float16"),
 )
 SPLIT = BY_NAME["img-rpb"]
-# The case for tests that do not check numbers, with the templates of forward and gradient.
+# The case of tests that do not check numbers; the templates of its forward and of its gradient.
 SMALL = BY_NAME["img-mqa-values"]
 FORWARD, GRADIENT = ["na_fwd"], {"na_delta", "na_bwd_dq", "na_bwd_dkv"}
 Install = Callable[[EmulatedMlxHost], EmulatedMlxHost]
@@ -50,7 +50,7 @@ Attend = Callable[..., Any]
 
 @pytest.fixture
 def install(emulator: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
-    """Puts a host in place of MLX's own."""
+    """Replaces MLX's own host by another."""
     with ExitStack() as hosts:
         yield lambda host: hosts.enter_context(installed_mlx(monkeypatch, host))
 
@@ -67,7 +67,7 @@ def arrays(dtype: str = "float16") -> list[mx.array]:
 
 
 def attend(backend: str = "fast_metal", **options: Any) -> Attend:
-    """The face of :data:`SMALL` as a function of query, key and value."""
+    """The call of :data:`SMALL` as a function of query, key and value."""
 
     def call(query: mx.array, key: mx.array, value: mx.array) -> Any:
         return natten_mlx.na2d(query, key, value, SMALL.kernel_size, backend=backend, **options)
@@ -84,7 +84,7 @@ def loss_of(call: Attend) -> Attend:
 
 @pytest.mark.parametrize(("name", "dtype"), FUSED)
 def test_fused(host: EmulatedMlxHost, name: str, dtype: str) -> None:
-    """Outputs and every gradient, within the bounds of plain code; each kernel is proved and then launched."""
+    """Outputs and all gradients, within the bounds of plain code; each kernel is probed once before it is launched."""
     case = BY_NAME[name]
     found, dtypes = frameworks.run.__wrapped__(FAST, case, dtype)
     expected = tolerances.fused(case, dtype)
@@ -97,13 +97,13 @@ def test_fused(host: EmulatedMlxHost, name: str, dtype: str) -> None:
         *(["na_sum"] if case.additional else []),
     }
     assert set(host.templates) == wanted
-    proofs = len({launch.name for launch in host.ran})
+    probes = len({launch.name for launch in host.ran})
     launches = 4 + (3 if case.additional else 0) + (2 if case.rpb else 0)
-    assert len(host.ran) == proofs + launches
+    assert len(host.ran) == probes + launches
     for host.schedule in SCHEDULES[1:]:
         again, _ = frameworks.run.__wrapped__(FAST, case, dtype)
         assert all(again[tensor].tobytes() == found[tensor].tobytes() for tensor in found), host.schedule
-    assert len(host.ran) == proofs + launches * len(SCHEDULES)
+    assert len(host.ran) == probes + launches * len(SCHEDULES)
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_both_packages_agree(host: EmulatedMlxHost, monkeypatch: pytest.MonkeyPa
 
 
 def layouts(array: mx.array) -> dict[str, mx.array]:
-    """The same values with other layouts: [B, X, Y, H, D] with every axis fastest once, reversed, split, shared."""
+    """The same values with other layouts: each axis of [B, X, Y, H, D] fastest once, reversed, with gaps, a part."""
     axes = range(array.ndim)
     found = {f"axis {axis} fastest": mx.contiguous(mx.moveaxis(array, axis, -1)).moveaxis(-1, axis) for axis in axes}
     every = (slice(None, None, -1),) * array.ndim
@@ -183,7 +183,7 @@ def test_any_strides_give_the_same_bits(host: EmulatedMlxHost) -> None:
 
 
 def test_a_cotangent_of_lse_with_gaps(host: EmulatedMlxHost) -> None:
-    """Kernels read it as contiguous; flattening alone would skip every second element."""
+    """Kernels read it as contiguous, and flattening it does not make it so: every second element would be skipped."""
     case = make("seq-eight", (8,), 2, heads=1, head_dim=16)
     given = frameworks.inputs(case, "float32")
     query, key, value, weights = (MLX.tensor(given[n], "float32") for n in ("query", "key", "value", "d_lse"))
@@ -204,7 +204,7 @@ def test_a_cotangent_of_lse_with_gaps(host: EmulatedMlxHost) -> None:
 
 
 def test_few_rows(host: EmulatedMlxHost) -> None:
-    """Three rows: lse, delta and their gradients are smaller than what MLX passes as device memory."""
+    """Three rows: lse, delta and their gradients have too few elements for MLX to pass them in device memory."""
     case = make("seq-three", (3,), 2, heads=1, head_dim=16)
     found, _ = frameworks.run(FAST, case, "float32")
     tolerances.assert_within(found, tolerances.fused(case, "float32"), "three rows")
@@ -234,7 +234,7 @@ def test_wide_heads_take_fewer_simdgroups(host: EmulatedMlxHost) -> None:
 
 
 def test_lazy(host: EmulatedMlxHost) -> None:
-    """A call computes nothing but the proof of its kernel."""
+    """A call computes nothing but the probe of its kernel."""
     found = attend()(*arrays())
     assert host.templates == FORWARD
     mx.eval(found)
@@ -243,7 +243,7 @@ def test_lazy(host: EmulatedMlxHost) -> None:
 
 @pytest.mark.parametrize("traced_first", [False, True])
 def test_compile(host: EmulatedMlxHost, traced_first: bool) -> None:
-    """Compiled functions launch the same kernels, whether or not these were proved before MLX traces."""
+    """Compiled functions launch the same kernels, whether or not these were probed before MLX traces."""
     given = arrays()
     function = mx.value_and_grad(loss_of(attend()), argnums=(0, 1, 2))
     compiled = mx.compile(function)
@@ -266,7 +266,7 @@ def test_compile_without_shapes_raises(host: EmulatedMlxHost) -> None:
 
 @pytest.mark.parametrize("backend", ["auto", "fast_metal"])
 def test_vmap_says_what_to_do(host: EmulatedMlxHost, backend: str) -> None:
-    """MLX cannot map a kernel given as text, but can map the pure backend; the mapped axis may join the batch."""
+    """MLX cannot map a kernel that is given as text, but the pure backend; or the mapped axis may join the batch."""
     many = [mx.stack([x, x * 2]) for x in arrays()]
     for function in (attend(backend), mx.grad(loss_of(attend(backend)))):
         with pytest.raises(NotImplementedError, match=r'na2d: mx\.vmap over fast_metal .* use backend="pure"'):
@@ -288,7 +288,7 @@ def test_second_derivative_and_forward_mode_raise(host: EmulatedMlxHost) -> None
 
 
 def test_a_model(host: EmulatedMlxHost, tmp_path: File) -> None:
-    """A module's gradients on the last case's kernels, and its export, which contains none of them."""
+    """The gradients of a module, on kernels of the last case; and its export, which contains no kernels."""
     case, dtype = BY_NAME[FUSED[2][0]], mx.bfloat16
     model = natten_mlx.NeighborhoodAttention3D(16, 2, case.kernel_size, rel_pos_bias=True)
     model.set_dtype(dtype)
@@ -322,10 +322,10 @@ def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
     ("broken", "words"),
     [
         (EmulatedMlxHost(breaks="na_fwd"), r"na_fwd_r2_\w+ does not run: .*planted"),
-        (EmulatedMlxHost(most_threads=32), r"na_fwd_r2_\w+ does not run: Thread group size \(96\) is greater than"),
+        (EmulatedMlxHost(max_threads=32), r"na_fwd_r2_\w+ does not run: Thread group size \(96\) is greater than"),
     ],
 )
-def test_a_failure_is_one_warning_and_the_pure_path(
+def test_a_failure_is_one_warning_and_the_pure_backend(
     install: Install,
     caplog: pytest.LogCaptureFixture,
     broken: EmulatedMlxHost,
@@ -338,11 +338,11 @@ def test_a_failure_is_one_warning_and_the_pure_path(
         mx.eval(found)
     assert ran == {"fast_metal", "pure"} and not broken.ran
     assert all(mx.array_equal(a, attend("pure")(*given)) for a in found[:2])
-    told = natten_mlx.explain("na2d", *given, kernel_size=3)
-    assert re.search(rf"^backend: pure \(.*fast_metal: {words}", told, re.MULTILINE)
-    (said,) = warnings_of(caplog)
-    assert re.search(words, said) and "`natten-mlx doctor`" in said
-    assert re.search(r"The plan was: kernel na_fwd_r2_\w+: [\d x]+ threadgroups of \d+ threads$", said)
+    text = natten_mlx.explain("na2d", *given, kernel_size=3)
+    assert re.search(rf"^backend: pure \(.*fast_metal: {words}", text, re.MULTILINE)
+    (warning,) = warnings_of(caplog)
+    assert re.search(words, warning) and "`natten-mlx doctor`" in warning
+    assert re.search(r"The plan was: kernel na_fwd_r2_\w+: [\d x]+ threadgroups of \d+ threads$", warning)
     for _ in range(2):
         with pytest.raises(KernelFailure, match=words):
             attend()(*given)
@@ -353,15 +353,15 @@ def test_a_failure_of_the_gradient_alone(install: Install, caplog: pytest.LogCap
     found, gradient = mx.compile(mx.value_and_grad(loss_of(attend("auto"))))(*given)
     mx.eval(found, gradient)
     assert set(broken.templates) == {"na_fwd", "na_delta", "na_bwd_dq"}
-    (said,) = warnings_of(caplog)
-    assert re.search(r"The plan was: kernel na_bwd_dkv_r2_\w+: [\d x]+ threadgroups of \d+ threads$", said)
+    (warning,) = warnings_of(caplog)
+    assert re.search(r"The plan was: kernel na_bwd_dkv_r2_\w+: [\d x]+ threadgroups of \d+ threads$", warning)
     assert mx.allclose(gradient, mx.grad(loss_of(attend("dense")))(*given), rtol=0, atol=0.02)
     with pytest.raises(KernelFailure, match="planted"):
         mx.grad(loss_of(attend()))(*given)
 
 
-def test_without_a_stand_in_the_cpu_is_told_apart() -> None:
-    """MLX's own host says why there are no kernels on a CPU stream."""
+def test_without_a_stand_in_there_are_no_kernels_on_a_cpu() -> None:
+    """MLX's own host says why."""
     given = arrays()
     reason = "run on a GPU stream; this one is on the CPU" if mx.metal.is_available() else "MLX has no Metal back-end"
     with pytest.raises(NotImplementedError, match=reason):

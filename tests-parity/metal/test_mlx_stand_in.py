@@ -1,4 +1,4 @@
-"""The stand-in for ``mx.fast.metal_kernel`` itself: what it binds, and how late it fails."""
+"""The stand-in for ``mx.fast.metal_kernel`` itself: what it binds, and when it fails."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_the_stand_in_binds_what_mlx_binds(doubled: Callable[..., Any]) -> None:
     x = mx.arange(16, dtype=mx.float32)
     body = "out[thread_position_in_grid.x] = 2 * x[thread_position_in_grid.x * x_strides[0]] + x_shape[0] + x_ndim;"
     assert doubled(body, x[::2]).tolist() == [2 * i + 9 for i in range(0, 16, 2)]
-    # A threadgroup is clipped to the grid; small inputs are constants, a scalar is a reference.
+    # A threadgroup is clipped to the grid; small inputs are constants, and scalars references.
     assert doubled("out[thread_position_in_grid.x] = threads_per_threadgroup.x;", x).tolist() == [8] * 8
     assert doubled("const constant float* p = x; out[thread_position_in_grid.x] = p[1];", x[:7]).tolist() == [1] * 8
     assert doubled("out[thread_position_in_grid.x] = x;", mx.array(5.0)).tolist() == [5] * 8
@@ -48,7 +48,7 @@ def test_the_stand_in_binds_what_mlx_binds(doubled: Callable[..., Any]) -> None:
         ("out[thread_position_in_grid.x] = x[8];", 8, "outside|bounds"),
     ],
 )
-def test_the_stand_in_fails_late(body: str, x: int, words: str) -> None:
+def test_the_stand_in_fails_when_it_is_evaluated(body: str, x: int, words: str) -> None:
     host = EmulatedMlxHost()
     kernel = host.metal_kernel("late", ["x"], ["out"], body, "", False)
     (out,) = kernel(

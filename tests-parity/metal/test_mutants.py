@@ -17,10 +17,10 @@ from natten_mps._metal.metal.source import HEADERS, KERNELS
 
 from . import mutate
 from .mutants import HARMLESS, OTHERWISE, RULES, Mutant, mutants, stripped, unchanged
-from .mutate import NOTHING, Verdict, isolated, judged, tried
+from .mutate import NOTHING, Outcome, as_expected, isolated, tried
 
 MUTANTS = list(mutants())
-# header, rule, number of the match: and the check that must find it.
+# (header, rule, number of the match) -> the check that must find it.
 HANDFUL = {
     ("walk.h", "no threadgroup barrier", 1): "emulator: data race",
     ("walk.h", "mask: <= for <, high", 0): "",
@@ -31,8 +31,8 @@ HANDFUL = {
 }
 
 # A bound or a decision at run time: min, max, a choice by what a row sees or by the head dim, an if, the bound of a
-# loop. An if whose condition starts with a constant of the config is covered through the code after it. Unrolled loops
-# run over registers, up to constants of the config: no problem can make those bounds wrong.
+# loop. Ifs whose condition is a constant of the config are left out: the code after them is covered. So are unrolled
+# loops: they run over registers, up to constants of the config, so no problem can exceed their bounds.
 GUARD = re.compile(
     r"\bm(?:in|ax)\(|\b(?:sees|first|second|dim|store) \?"
     r"|\bif \((?!(?:!?(?:C::)?[A-Z_]+(?: [!=]= \d)?|a == X|axis == C::RANK - 1|sizeof\(T\) == 4|condition)\))"
@@ -42,12 +42,12 @@ GUARD = re.compile(
 # Guards that no mutant changes, and why.
 UNRULED = {
     **{
-        (file, "if (parts.end(count))"): "where parts end, only rounding tells (test_extremes.py)"
+        (file, "if (parts.end(count))"): "where parts end shows in rounding errors only (test_extremes.py)"
         for file in ("na_fwd.h", "na_bwd_dq.h", "na_bwd_dkv.h", "na_split.h")
     },
-    ("sums.h", "if (PART == 0 || bricks < PART)"): "likewise",
-    ("na_split.h", "if (whole)"): "spares the search for slots without a key where there are none",
-    ("walk.h", "if (count == NB)"): "spares the comparisons of the other branch",
+    ("sums.h", "if (PART == 0 || bricks < PART)"): "the same",
+    ("na_split.h", "if (whole)"): "saves the search for slots without a key where there are none",
+    ("walk.h", "if (count == NB)"): "saves the comparisons of the other branch",
 }
 
 
@@ -63,48 +63,48 @@ def test_a_handful_is_found(key: tuple[str, str, int]) -> None:
 
 
 @pytest.mark.usefixtures("emulator")
-def test_the_kernels_themselves_are_not_found() -> None:
+def test_nothing_is_found_in_the_kernels_themselves() -> None:
     """The checks that find mutants find nothing in the original text."""
     assert tried(unchanged("walk.h"), optimised=True) == NOTHING
 
 
-def endless(mutant: Mutant) -> Verdict:
+def endless(mutant: Mutant) -> Outcome:
     while True:
         pass
 
 
-def wrong(mutant: Mutant) -> Verdict:
+def wrong(mutant: Mutant) -> Outcome:
     raise ValueError(mutant)
 
 
-def killed(mutant: Mutant) -> Verdict:
+def killed(mutant: Mutant) -> Outcome:
     os.kill(os.getpid(), signal.SIGKILL)
     return NOTHING
 
 
 @pytest.mark.usefixtures("emulator")
-@pytest.mark.parametrize(("judge", "how"), [(endless, "hangs"), (wrong, "breaks"), (killed, "breaks")])
-def test_what_ends_a_mutant_is_told_apart(
-    judge: Callable[[Mutant], Verdict], how: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("trial", "how"), [(endless, "hangs"), (wrong, "breaks"), (killed, "breaks")])
+def test_ends_of_a_mutant_are_distinguished(
+    trial: Callable[[Mutant], Outcome], how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mutate, "verdict", judge)
+    monkeypatch.setattr(mutate, "outcome", trial)
     found, _ = isolated(MUTANTS[0], seconds=1)
     assert found.how == how
 
 
 @pytest.mark.usefixtures("emulator")
-def test_a_text_that_does_not_compile_is_told_apart() -> None:
+def test_a_text_that_does_not_compile_is_not_found() -> None:
     found = tried(replace(unchanged("na_delta.h"), text=f"{stripped('na_delta.h')}\n#error planted"), optimised=True)
     assert found.how == "compiler" and "planted" in found.words
 
 
 def test_only_findings_count() -> None:
     """A mutant must be found; one that is listed must end as listed."""
-    outcomes = {how: Verdict(how, "words") for how in ("found", "compiler", "hangs", "breaks")} | {"nothing": NOTHING}
+    outcomes = {how: Outcome(how, "words") for how in ("found", "compiler", "hangs", "breaks")} | {"nothing": NOTHING}
     listed = dict.fromkeys(HARMLESS, "nothing") | {key: how for key, (how, _) in OTHERWISE.items()}
     assert len(listed) == len(HARMLESS) + len(OTHERWISE)
     for mutant in MUTANTS:
-        passed = [how for how, found in outcomes.items() if judged(mutant, found)[0]]
+        passed = [how for how, found in outcomes.items() if as_expected(mutant, found)[0]]
         assert passed == [listed.get(mutant.key, "found")]
 
 
@@ -120,7 +120,7 @@ def test_every_mutant_ends_as_it_should(file: str) -> None:
 
 
 def test_every_rule_matches_something() -> None:
-    """A rule that matches no text proves nothing, and neither does an excuse without a mutant."""
+    """A rule that matches no text proves nothing, and neither does an exception without a mutant."""
     assert {mutant.rule for mutant in MUTANTS} == set(RULES)
     keys = [mutant.key for mutant in MUTANTS]
     assert len(set(keys)) == len(keys) >= 90 and {*HARMLESS, *OTHERWISE, *HANDFUL} <= set(keys)
@@ -135,18 +135,16 @@ def test_every_barrier_has_a_mutant() -> None:
     assert (KERNELS / "walk.h").read_text(encoding="ascii").count("threadgroup_barrier(") == 2
 
 
-def alike(one: str, other: str) -> int:
+def common_prefix(one: str, other: str) -> int:
     """Number of characters in the common prefix."""
     return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def changed(mutant: Mutant) -> tuple[int, int]:
-    """The range in which the mutant's text differs from the header's: from the first differing character to past the
-    last.
-    """
+    """The range ``[first, end)`` of the header's text that the mutant changes."""
     before, after = stripped(mutant.file), mutant.text
-    first = alike(before, after)
-    return first, len(before) - alike(before[first:][::-1], after[first:][::-1])
+    first = common_prefix(before, after)
+    return first, len(before) - common_prefix(before[first:][::-1], after[first:][::-1])
 
 
 def touches(start: int, stop: int, first: int, end: int) -> bool:
@@ -155,7 +153,7 @@ def touches(start: int, stop: int, first: int, end: int) -> bool:
 
 
 def test_every_guard_has_a_mutant() -> None:
-    """Every bound check in the kernels is changed by a mutant, or its entry says why none does."""
+    """Every bound check in the kernels is changed by a mutant, or is listed with the reason why not."""
     guards, unruled = 0, set()
     for file in HEADERS:
         changes = [changed(mutant) for mutant in MUTANTS if mutant.file == file]

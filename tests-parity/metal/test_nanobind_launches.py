@@ -1,7 +1,7 @@
 """natten_mlx's C++ primitives on a GPU stream, except for the last step: the emulator runs what they would launch.
 
-The plans, the text that a GPU would compile and the parameters, which the extension itself fills in, are the real ones;
-only the encoding of a launch (``csrc/metal.cpp``) has a stand-in.
+The plans, the text that a GPU would compile, and the parameters, which the extension itself fills in, are real; only
+the encoding of a launch (``csrc/metal.cpp``) has a stand-in.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .mlx_host import poisoned_copy
 pytestmark = [pytest.mark.usefixtures("emulator"), pytest.mark.xdist_group("nanobind-launches")]
 
 Tensor = tuple[str, tuple[int, ...], mx.Dtype]
-# For float32 sums over at most a few hundred terms of order 1.
+# The error of float32 sums over at most a few hundred terms of about 1.
 LIMIT = 2e-5
 
 
@@ -58,7 +58,7 @@ class Plan:
 
 @dataclass
 class Extension:
-    """The extension with an emulated GPU; it computes immediately."""
+    """The extension with an emulated GPU, which computes immediately."""
 
     real: Any
     ran: list[str] = field(default_factory=list)
@@ -86,11 +86,11 @@ class Extension:
         return [mx.array(array) for array in made[: len(plan.outputs)]]
 
     def launch(self, launch: Launch, arrays: Sequence[mx.array], tensors: list[mx.array], made: list[Any]) -> None:
-        slots = np.array(launch.real.parameters(tensors), np.int64)
+        params = np.array(launch.real.parameters(tensors), np.int64)
         bound = []
         for tensor, written in launch.buffers:
             if tensor == -1:
-                bound.append(Buffer(slots))
+                bound.append(Buffer(params))
             elif tensor < len(arrays):
                 assert not written
                 view = np.asarray(memoryview(arrays[tensor]))
@@ -101,12 +101,12 @@ class Extension:
         name, source = launch.kernel
         x, y, z = launch.grid
         report = compiled(source).kernel(name).launch(bound, (x * launch.threads, y, z), (launch.threads, 1, 1))
-        assert all(report.written_once(place) for place, (_, written) in enumerate(launch.buffers) if written), name
+        assert all(report.written_once(index) for index, (_, written) in enumerate(launch.buffers) if written), name
         self.ran.append(name)
 
 
 class EmulatedHost(ExtensionHost):
-    """Has the extension with an emulated GPU."""
+    """A host that has the extension with an emulated GPU."""
 
     def __init__(self, extension: Extension) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ class EmulatedHost(ExtensionHost):
 
 
 class EmulatedMachine(Machine):
-    """A machine whose CPU stream is a GPU's."""
+    """A machine whose CPU stream passes for a GPU's."""
 
     def _view_of(self, stream: mx.Stream) -> Device:
         return Device("gpu", "gpu", float64=False)
@@ -122,7 +122,7 @@ class EmulatedMachine(Machine):
 
 @pytest.fixture
 def gpu() -> Iterator[Extension]:
-    """A GPU stream's plans and launches for arrays of the CPU."""
+    """Arrays of the CPU get the plans and launches of a GPU stream."""
     MLX.package  # noqa: B018 - selects the CPU
     extension = Extension(machine().nanobind.found)
     with on_machine(EmulatedMachine(nanobind=EmulatedHost(extension))):
@@ -212,8 +212,8 @@ def test_split(gpu: Extension) -> None:
         close(gradients, wanted[1])
 
 
-def test_a_kernel_that_does_not_run_is_found_out_first(gpu: Extension, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before anything of the user's is launched; the failure is recorded."""
+def test_a_kernel_that_does_not_run_is_found_by_its_probe(gpu: Extension, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the user's problem is launched; and the failure is recorded."""
     case, launched = BY_NAME["seq-dim3-values5"], []
 
     def refuse(*arguments: Any) -> None:

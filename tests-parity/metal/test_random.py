@@ -1,6 +1,6 @@
 """Random problems against brute force through both packages on an emulated Apple GPU, forward and gradients.
 
-Building the kernels takes most of the time; the default run relies on the case table.
+Compiling the kernels takes most of the time, so the default run leaves these to the case table.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from .host import EmulatedHost
 from .mlx_host import EmulatedMlxHost
 
 DTYPES = ("float32", "float16", "bfloat16")
-# The head dim, because kernels are compiled for it.
+# One head dim, because kernels are compiled for it.
 WIDTH = 8
 MANY = 200
 

@@ -24,7 +24,7 @@ ALWAYS = {
 
 
 def parameters(package: Any) -> list[Any]:
-    """A few cases in one way each; with --all, every case that is no empty batch, in every way."""
+    """A few cases, each cut in one way; with --all, all cases except empty batches, in every way."""
     found = [pytest.param(name, op, [way], id=f"{name}-{op}-{way}") for name, op, way in ALWAYS[package]]
     for case in (*CASES, *MASKED):
         for op in RUNS:
@@ -35,7 +35,7 @@ def parameters(package: Any) -> list[Any]:
 
 
 def check(host: Any, path: Path, name: str, op: str, cuts: list[tuple[int, int]]) -> None:
-    """In each of three schedules."""
+    """Check the ways of cutting a case, in each of three schedules."""
     for schedule in SCHEDULES:
         host.schedule = schedule
         for way in cuts:

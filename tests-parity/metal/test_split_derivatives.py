@@ -1,6 +1,4 @@
-"""Forward mode and second derivatives of the split ops on the Metal kernels of both packages: the same as on the pure
-backend.
-"""
+"""Forward mode and second derivatives of the split ops on the Metal kernels of both packages, as on the pure one."""
 
 from __future__ import annotations
 
@@ -26,15 +24,15 @@ GIVEN, ALONG = ([random.standard_normal(shape).astype(np.float32) for shape in S
 
 def test_torch(metal: EmulatedHost) -> None:
     query, key, attn, value = map(torch.from_numpy, GIVEN)
-    d_query, d_key, d_attn, d_value = map(torch.from_numpy, ALONG)
+    along_query, along_key, along_attn, along_value = map(torch.from_numpy, ALONG)
 
     def derivatives(backend: str) -> list[torch.Tensor]:
         qk = lambda q, k: natten_mps.na1d_qk(q, k, **WINDOW, backend=backend)  # noqa: E731
         av = lambda a, v: natten_mps.na1d_av(a, v, **WINDOW, backend=backend)  # noqa: E731
-        logits = torch.func.jvp(qk, (query, key), (d_query, d_key))[1]
-        out = torch.func.jvp(av, (attn, value), (d_attn, d_value))[1]
+        logits = torch.func.jvp(qk, (query, key), (along_query, along_key))[1]
+        out = torch.func.jvp(av, (attn, value), (along_attn, along_value))[1]
         gradient = torch.func.grad(lambda q: (av(qk(q, key).exp(), value) ** 2).sum())
-        return [logits, out, torch.func.jvp(gradient, (query,), (d_query,))[1]]
+        return [logits, out, torch.func.jvp(gradient, (query,), (along_query,))[1]]
 
     found = derivatives("metal")
     assert {name.rpartition("_r")[0] for name in metal.names} == KERNELS
@@ -47,17 +45,17 @@ def test_torch(metal: EmulatedHost) -> None:
 
 def test_mlx(mlx_metal: EmulatedMlxHost) -> None:
     query, key, attn, value = map(mx.array, GIVEN)
-    d_query, d_key, d_attn, d_value = map(mx.array, ALONG)
+    along_query, along_key, along_attn, along_value = map(mx.array, ALONG)
 
     def derivatives(backend: str) -> list[mx.array]:
         qk = lambda q, k: natten_mlx.na1d_qk(q, k, **WINDOW, backend=backend)  # noqa: E731
         av = lambda a, v: natten_mlx.na1d_av(a, v, **WINDOW, backend=backend)  # noqa: E731
         (logits,), (out,) = (
-            mx.jvp(qk, [query, key], [d_query, d_key])[1],
-            mx.jvp(av, [attn, value], [d_attn, d_value])[1],
+            mx.jvp(qk, [query, key], [along_query, along_key])[1],
+            mx.jvp(av, [attn, value], [along_attn, along_value])[1],
         )
         gradient = mx.grad(lambda q: (av(mx.exp(qk(q, key)), value) ** 2).sum())
-        found = [logits, out, mx.jvp(gradient, [query], [d_query])[1][0]]
+        found = [logits, out, mx.jvp(gradient, [query], [along_query])[1][0]]
         mx.eval(found)
         return found
 

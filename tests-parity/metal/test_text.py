@@ -1,6 +1,4 @@
-"""The text of the kernels: checked by a front end with Metal's rules, and compared with Python where both state the
-same.
-"""
+"""The text of the kernels: checked by a front end with Metal's rules, and compared with Python."""
 
 from __future__ import annotations
 
@@ -45,8 +43,8 @@ from .pool import KITS, LONG_KITS
 from .table import DTYPES, entries
 
 Array = Any
-MOST_LINES = 400
-# Sources are checked this many instantiations at a time.
+MAX_LINES = 400
+# Sources are checked with this many instances at a time.
 TOGETHER = 70
 OPTIONS = ("stage", "wide", "rpb", "additional", "of_additional", "lse_grad", "slots", "empty_zero")
 INCLUDES = Path(mx.__file__).parent / "include"
@@ -54,7 +52,7 @@ INCLUDES = Path(mx.__file__).parent / "include"
 
 @cache
 def everything() -> tuple[Instance, ...]:
-    """Every instantiation of the case table and of the pool, in a fixed order; some with 16-byte copies too."""
+    """All instances of the case table and of the pool, in a fixed order; some with 16-byte copies too."""
     planned = {instance for entry in entries() for instance in entry.instances}
     one_of_each = {(i.template, i.dtype, i.rank, i.stage): i for i in planned if i.record.walks}
     planned |= {replace(instance, wide=True) for instance in one_of_each.values()}
@@ -65,10 +63,10 @@ def everything() -> tuple[Instance, ...]:
 
 @cache
 def spanning() -> tuple[Instance, ...]:
-    """Each template with each dtype, and with and without each option: in the next rank, if possible.
+    """Each template with each dtype, and with and without each option; ranks take turns where possible.
 
-    MLX's text differs with the rank and the tensors that have strides, so the turn of a rank is that of certain
-    tensors.
+    MLX's text differs by rank and by which tensors have strides, so the instances with the same such tensors get one
+    rank.
     """
     turns = {strided: turn % 3 + 1 for turn, strided in enumerate(sorted({i.strided for i in everything()}))}
     found, met = [], set[tuple[Any, ...]]()
@@ -80,12 +78,12 @@ def spanning() -> tuple[Instance, ...]:
 
 
 def features(i: Instance) -> set[tuple[Any, ...]]:
-    """What an instantiation covers."""
+    """What an instance covers."""
     return {(i.template, i.dtype), *((i.template, option, getattr(i, option)) for option in OPTIONS)}
 
 
 def torch_text(instance: Instance) -> tuple[str, str]:
-    """The text that ``torch.mps.compile_shader`` gets for an instantiation: the shared part, and its own."""
+    """The text that ``torch.mps.compile_shader`` gets for an instance: the shared part, and its own."""
     own = entry_point(instance)
     return library((instance,)).removesuffix(own), own
 
@@ -97,23 +95,23 @@ def primitive_text(instance: Instance) -> tuple[str, str]:
 
 
 def mlx_text(instance: Instance) -> tuple[str, str]:
-    """The text that MLX generates for ``mx.fast.metal_kernel``; shared by instances whose tensors have the same kind of
-    strides.
+    """The text that MLX generates for ``mx.fast.metal_kernel``: the part shared by instances in which the same tensors
+    have strides, and its own.
     """
     MLX.package  # noqa: B018 - selects the CPU
     host = EmulatedMlxHost()
     kernel = _launch_fast._kernel(host, instance)
-    step, shapes = smallest_launch(instance)
+    launch, shapes = smallest_launch(instance)
     kinds = {a.name: instance.dtype if a.kind == "T" else "float32" for a in instance.arguments}
     given = {name: mx.zeros(shape, _launch_fast.DTYPES[kinds[name]]) for name, shape in shapes.items()}
-    _launch_fast._launch(host, kernel, step, given)  # recorded, never evaluated
+    _launch_fast._launch(host, kernel, launch, given)  # recorded, never evaluated
     (text,) = kernel.sources.values()
     header, own = mlx_header(instance), config(instance)
     assert text.startswith(header)
     return header.removesuffix(own), own + text.removeprefix(header)
 
 
-# Hosts differ in how a kernel reads its parameters, and so does the text. MLX puts a prelude in front.
+# The text differs by host, because the ways in which a kernel reads its parameters do. MLX puts a prelude in front.
 FORMS: dict[str, tuple[Callable[[Instance], tuple[str, str]], str]] = {
     "torch": (torch_text, ""),
     "primitive": (primitive_text, ""),
@@ -122,7 +120,7 @@ FORMS: dict[str, tuple[Callable[[Instance], tuple[str, str]], str]] = {
 
 
 def parts() -> list[Any]:
-    """Everything as torch compiles it, and a covering set in the other forms; with --all everything in all of them."""
+    """All instances as torch compiles them, and a set that covers them in the other forms; with --all, all in each."""
     found = []
     for form in FORMS:
         spans = spanning() if form != "torch" else ()
@@ -138,7 +136,7 @@ def parts() -> list[Any]:
 @pytest.mark.usefixtures("emulator")
 @pytest.mark.parametrize(("form", "instances"), parts())
 def test_strict_check_and_lint_are_clean(form: str, instances: tuple[Instance, ...]) -> None:
-    """Texts with a common beginning are checked as one."""
+    """Texts that share their beginning are checked as one."""
     text_of, prelude = FORMS[form]
     sources: dict[str, list[str]] = {}
     for instance in instances:
@@ -154,7 +152,7 @@ def test_strict_check_and_lint_are_clean(form: str, instances: tuple[Instance, .
 
 @pytest.mark.usefixtures("emulator")
 def test_the_checks_can_fail() -> None:
-    """A pointer that changes its address space and a literal of type double are reported inside the real text."""
+    """A pointer that changes its address space, and a literal of type double, are reported in the real text."""
     source, before = library(everything()[:1]), "METAL_FUNC int fragment_row"
     assert source.count(before) == 1
     moved = "METAL_FUNC thread float* lost(device float* p) { return p; }\n"
@@ -182,19 +180,19 @@ def test_the_source_is_ascii_and_includes_only_metal() -> None:
 
 
 def test_headers_are_short_and_all_used() -> None:
-    """Each header is in the text, after everything that it uses, and within 400 lines."""
+    """Each header is in the text, says in its first line what it is, and has at most 400 lines."""
     assert sorted(path.name for path in KERNELS.glob("*.h")) == sorted(HEADERS)
     text = headers()
     assert "barrier" in text and "atomic" not in text, "sums have one order, whatever the schedule"
     for name in HEADERS:
         lines = (KERNELS / name).read_text(encoding="ascii").splitlines()
-        assert len(lines) <= MOST_LINES, name
-        assert lines[0].startswith("// "), f"{name} opens with what it is"
+        assert len(lines) <= MAX_LINES, name
+        assert lines[0].startswith("// "), f"{name} does not say in its first line what it is"
         kept = [line for line in lines if not line.lstrip().startswith(("//", "#pragma once"))]
         assert "\n".join(kept).strip() in text
 
 
-def test_slots_are_those_of_the_header() -> None:
+def test_params_are_those_of_the_header() -> None:
     """Name by name, in order, without gaps."""
     text = (KERNELS / "params.h").read_text(encoding="ascii")
     found = {name: int(value) for name, value in re.findall(r"^  (k\w+) = (\d+),", text, re.MULTILINE)}
@@ -204,8 +202,8 @@ def test_slots_are_those_of_the_header() -> None:
     assert [0, *ends] == [*found.values(), count] and count == COUNT
 
 
-def test_a_name_says_the_whole_instance() -> None:
-    """No two instances share a name: each field changes it, and all of the table's differ."""
+def test_names_identify_instances() -> None:
+    """No two instances have the same name: each field changes it, and those of the table all differ."""
     whole = everything()
     assert len({instance.name for instance in whole}) == len(whole) > 400
     one = Instance("na_fwd", "float32", 2, 16, 32)
@@ -233,7 +231,7 @@ def test_a_name_says_the_whole_instance() -> None:
     assert len({instance.name for instance in near}) == len(near)
 
 
-def test_threadgroup_memory_is_what_the_text_declares() -> None:
+def test_threadgroup_memory_is_as_declared_in_the_text() -> None:
     """The bytes that the planner counts are those of the entry point's arrays, and fit."""
     sizes = {"uint4": 16, "float": 4}
     for instance in everything():
@@ -243,7 +241,7 @@ def test_threadgroup_memory_is_what_the_text_declares() -> None:
         assert found == instance.threadgroup_bytes + placeholder <= THREADGROUP_BYTES, instance.name
 
 
-# --- window.h is window.py ---------------------------------------------------------------------------
+# --- window.h equals window.py -----------------------------------------------------------------------
 
 WINDOW_CALLS = """
 #include "window.h"
@@ -273,8 +271,8 @@ def window_header(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 
 
 @pytest.mark.parametrize("transposed", [False, True], ids=["window", "inverse"])
-def test_the_header_is_the_module(window_header: ctypes.CDLL, transposed: bool) -> None:
-    """Every position of every small axis, for every window and stride, causal or not; and longer axes."""
+def test_window_h_equals_window_py(window_header: ctypes.CDLL, transposed: bool) -> None:
+    """At every position of every small axis, for every window and stride, causal or not; and on longer axes."""
     function, positions = inverse if transposed else window, 0
     longer = [
         (n, w, s) for n in (63, 64, 100, 255) for w in (1, 2, 7, 24, 62, 63) for s in (1, 2, 5, 16, 23, 62) if s <= w
@@ -292,7 +290,7 @@ def test_the_header_is_the_module(window_header: ctypes.CDLL, transposed: bool) 
 
 
 def test_full_attention_and_groups_in_the_header(window_header: ctypes.CDLL) -> None:
-    """A window longer than the axis, which only full attention has; lengths of dilation groups."""
+    """Windows longer than the axis, which only full attention has, and lengths of dilation groups."""
     from natten_mps._metal.problem.window import group_length
 
     for n, w in itertools.product(range(1, 20), range(1, 40)):

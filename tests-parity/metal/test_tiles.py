@@ -28,7 +28,7 @@ from .work import bricks_by_force, dispatched_rows, work_of
 from .work_table import NAMED, TABLE, problem, text, useful
 
 GPU = Device("gpu", "some gpu", float64=False)
-MOST_THREADS = 1024
+MAX_THREADS = 1024
 PROBLEMS = 2000
 
 
@@ -46,7 +46,7 @@ def perhaps_a_piece(whole: Problem, rng: random.Random) -> Problem:
 
 
 def random_problem(rng: random.Random) -> Problem:
-    """Any rank and op, as users might request it: short and long axes, small and whole windows, pieces."""
+    """Any problem that a user might have: short and long axes, small and whole windows, pieces."""
     rank = rng.randint(1, 3)
     longest = {1: (9, 300, 5000), 2: (6, 40, 300), 3: (4, 14, 60)}[rank]
     shape = tuple(rng.randint(1, rng.choice(longest)) for _ in range(rank))
@@ -80,37 +80,37 @@ def random_problem(rng: random.Random) -> Problem:
     return perhaps_a_piece(whole, rng)
 
 
-def slot(step: Launch, name: str) -> tuple[int, ...]:
+def param(launch: Launch, name: str) -> tuple[int, ...]:
     first, count = PARAMS[name]
-    return step.params[first : first + count]
+    return launch.params[first : first + count]
 
 
-def check_step(problem: Problem, step: Launch) -> None:
-    """Limits of Metal, and a grid that reaches every row once."""
-    i, p = step.instance, problem
+def check_limits(problem: Problem, launch: Launch) -> None:
+    """Assert that a launch is within Metal's limits, and that its grid reaches every row once."""
+    i, p = launch.instance, problem
     assert i.threadgroup_bytes <= THREADGROUP_BYTES
-    assert 0 < step.threads <= MOST_THREADS and step.threads % 32 == 0
-    assert min(step.grid) >= 1 and max(step.grid) < 2**31
+    assert 0 < launch.threads <= MAX_THREADS and launch.threads % 32 == 0
+    assert min(launch.grid) >= 1 and max(launch.grid) < 2**31
     if i.template in ("na_delta", "na_sum"):
-        rows, each = slot(step, "kRowCount")[0], step.threads // 8 if i.template == "na_delta" else step.threads
-        assert (step.grid[0] - 1) * each < rows <= step.grid[0] * each and step.grid[1:] == (1, 1)
+        rows, each = param(launch, "kRowCount")[0], launch.threads // 8 if i.template == "na_delta" else launch.threads
+        assert (launch.grid[0] - 1) * each < rows <= launch.grid[0] * each and launch.grid[1:] == (1, 1)
         return
-    assert step.threads == 32 * i.simdgroups and math.prod(i.patch) * i.heads == 8
-    (parts,) = slot(step, "kParts")
+    assert launch.threads == 32 * i.simdgroups and math.prod(i.patch) * i.heads == 8
+    (parts,) = param(launch, "kParts")
     if i.of_additional:
-        tiles, rest = divmod(step.grid[1], parts)
+        tiles, rest = divmod(launch.grid[1], parts)
         assert rest == 0 and (tiles - 1) * 8 * i.simdgroups < p.additional <= tiles * 8 * i.simdgroups
-        assert step.grid[::2] == (p.kv_heads, p.batch) and parts <= p.query_shape[0]
+        assert launch.grid[::2] == (p.kv_heads, p.batch) and parts <= p.query_shape[0]
         return
-    tiles = slot(step, "kTiles")[: p.rank]
+    tiles = param(launch, "kTiles")[: p.rank]
     assert tiles == tiles_of(p, i)
     assert (dispatched_rows(p, i, tiles) == 1).all()
     if i.template == "na_rpb":
-        assert step.grid == (p.heads, parts, 1) and 1 <= parts <= math.prod(tiles) * math.prod(p.dilation) * p.batch
+        assert launch.grid == (p.heads, parts, 1) and 1 <= parts <= math.prod(tiles) * math.prod(p.dilation) * p.batch
         assert i.table >= math.prod(2 * w - 1 for w in p.kernel_size)
         return
     heads = p.kv_heads if i.record.transposed else p.heads // i.heads
-    assert step.grid == (heads, math.prod(tiles), p.batch * math.prod(p.dilation))
+    assert launch.grid == (heads, math.prod(tiles), p.batch * math.prod(p.dilation))
     assert p.group_heads % i.heads == 0
 
 
@@ -121,11 +121,11 @@ def test_plans(most: int) -> None:
         one = random_problem(rng)
         if metal_limit(one):
             continue
-        for step in (*forward(one, most), *backward(one, True, most)):
-            check_step(one, step)
-            assert step.instance.simdgroups <= most or step.instance.template in ("na_delta", "na_sum")
+        for launch in (*forward(one, most), *backward(one, True, most)):
+            check_limits(one, launch)
+            assert launch.instance.simdgroups <= most or launch.instance.template in ("na_delta", "na_sum")
             planned += 1
-            seen |= {(step.instance.template, step.instance.stage), step.instance.patch, step.instance.heads}
+            seen |= {(launch.instance.template, launch.instance.stage), launch.instance.patch, launch.instance.heads}
     assert planned > 2 * PROBLEMS
     walking = [template.name for template in TEMPLATES.values() if template.walks]
     assert seen >= {(template, stage) for template in walking for stage in (True, False)}
@@ -145,7 +145,7 @@ def small_problem(rng: random.Random) -> Problem:
 
 
 def test_bricks_are_counted_exactly() -> None:
-    """Every patch of small problems: the planner's sum, the simulation of a launch, and all pairs agree."""
+    """For all patches of small problems, the planner's count, a simulated launch, and a count over all pairs agree."""
     rng, full_ones = random.Random(0), 0
     for _ in range(400):
         one = small_problem(rng)
@@ -163,7 +163,7 @@ def test_bricks_are_counted_exactly() -> None:
 
 
 def test_bricks_of_full_attention() -> None:
-    """Different lengths; causal, with more keys than queries, some keys are seen by no query."""
+    """Queries and keys differ in number; if causal, with more keys than queries, no query sees some of the keys."""
     for queries, keys, causal in itertools.product((1, 9, 24, 61), (1, 8, 33, 60), (False, True)):
         shapes, window = ((queries,), (keys,)), (max(queries, keys),)
         one = Problem("attention", 1, *shapes, 1, 1, 8, 8, window, (1,), (1,), (causal,), 1.0, "float32")
@@ -173,12 +173,12 @@ def test_bricks_of_full_attention() -> None:
             assert (found.executed, found.full) == work_of(one, instance).bricks, (queries, keys, causal, template)
 
 
-def test_the_planned_patch_executes_least() -> None:
+def test_the_planned_patch_executes_the_fewest_bricks() -> None:
     rng = random.Random(1)
     for _ in range(300):
         one = small_problem(rng)
-        for step in (*forward(one), *backward(one, False)):
-            i, transposed = step.instance, step.instance.record.transposed
+        for launch in (*forward(one), *backward(one, False)):
+            i, transposed = launch.instance, launch.instance.record.transposed
             if not i.record.walks:
                 continue
             choices = [
@@ -188,14 +188,14 @@ def test_the_planned_patch_executes_least() -> None:
                 for patch in patches(one.rank, h)
             ]
             executed = [count_bricks(one, patch, h, transposed).executed for patch, h in choices]
-            assert step.bricks == min(executed) * one.batch * one.kv_heads
+            assert launch.bricks == min(executed) * one.batch * one.kv_heads
 
 
 # --- known problems ----------------------------------------------------------------------------------
 
 
-def test_the_committed_table_is_what_the_planner_says() -> None:
-    """After a change of the planner: run ``python -m metal.work_table --write``, and look at what changed."""
+def test_the_committed_table_is_up_to_date() -> None:
+    """After a change of the planner, run ``python -m metal.work_table --write`` and look at what changed."""
     assert TABLE.read_text(encoding="ascii") == text()
 
 
@@ -214,10 +214,10 @@ def test_large_windows_at_stride_one_waste_little(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["FLUX 256x256 K80 s16", "Hunyuan 30x48x80 K18x24x24 s16x8x8"])
 def test_strides_that_fit_the_tiles_waste_nothing(name: str) -> None:
-    """Exactly the bricks that the windows hold, all of them without a mask."""
+    """Exactly the bricks that the windows consist of, all of them without a mask."""
     one = NAMED[name]
     assert all(ratio == 1 for ratio in ratios(name).values())
-    assert all(step.full == step.bricks for step in (*forward(one), *backward(one, False)))
+    assert all(launch.full == launch.bricks for launch in (*forward(one), *backward(one, False)))
 
 
 SCALED = {
@@ -228,12 +228,12 @@ SCALED = {
     "NAT": problem((28, 28), 7, 32, 1),
     "DiNAT, grouped": problem((20, 20), 5, 32, 4, d=(4, 2), kv_heads=1),
     "causal": problem((200,), 64, 32, 1, causal=True),
-    # Windows of many bricks, as at full size, so that they waste as little.
+    # Windows of many bricks, which waste as little as those of full size.
     "FLUX, large windows": problem((20, 80), (16, 64), 16, 1),
     "FLUX, wide windows": problem((24, 80), (20, 56), 16, 1),
     "Hunyuan, large windows": problem((5, 12, 32), (4, 10, 24), 16, 1),
 }
-# The full-size problems that those stand for.
+# The full-size problems that the last three stand for.
 FULL_SIZE = {
     "FLUX, large windows": "FLUX 256x256 K80",
     "FLUX, wide windows": "FLUX 256x256 K80",
@@ -244,9 +244,9 @@ BETWEEN = ("delta", "stats")
 LONG = ("FLUX, wide windows", "Hunyuan, large windows")
 
 
-def query_walks(steps: Iterable[Launch]) -> dict[str, bool]:
-    """Whether a template whose rows are queries stages its columns; in the key walk that depends on the size."""
-    walks = [step.instance for step in steps if step.bricks and not step.instance.record.transposed]
+def query_walks(launches: Iterable[Launch]) -> dict[str, bool]:
+    """Whether templates whose rows are queries stage their columns. (In the key walk, that depends on the size.)"""
+    walks = [launch.instance for launch in launches if launch.bricks and not launch.instance.record.transposed]
     return {instance.template: instance.stage for instance in walks}
 
 
@@ -255,7 +255,7 @@ def query_walks(steps: Iterable[Launch]) -> dict[str, bool]:
     "name", [pytest.param(name, marks=[pytest.mark.all] if name in LONG else []) for name in SCALED]
 )
 def test_planned_work_is_what_runs(name: str) -> None:
-    """Scaled down and executed: exactly the planned bricks and reads, and correct results."""
+    """Well-known problems, scaled down and executed: exactly the planned bricks and reads, and correct results."""
     one = SCALED[name]
     case = Case(
         f"scaled/{name}",
@@ -272,26 +272,26 @@ def test_planned_work_is_what_runs(name: str) -> None:
     )
     assert case.problem("float16") == replace(one, scale=case.factor)
     arrays = inputs(case, "float16")
-    steps = (*forward(one), *backward(one, True))
+    launches = (*forward(one), *backward(one, True))
     tensors = arrays | {"out_grad": arrays["d_out"], "lse_grad": arrays["d_lse"]}
-    runs = run_all(steps, tensors)
+    runs = run_all(launches, tensors)
     found = {}
     for done in runs.values():
         done.assert_written_once()
-        assert done.bricks == (done.step.bricks, done.step.full)
-        if done.step.bricks:
-            check_work(one, done, *slot(done.step, "kParts"))
+        assert done.bricks == (done.launch.bricks, done.launch.full)
+        if done.launch.bricks:
+            check_work(one, done, *param(done.launch, "kParts"))
         found |= {output: laid.values for output, laid in done.outputs.items() if output not in BETWEEN}
     values = {name.removesuffix("_grad"): array for name, array in found.items()}
     tolerances.assert_within(values, tolerances.fused(case, "float16"), name)
     executed = {
-        done.step.instance.template: done.step.bricks / useful(one) for done in runs.values() if done.step.bricks
+        done.launch.instance.template: done.launch.bricks / useful(one) for done in runs.values() if done.launch.bricks
     }
     if "stride" in name:
         assert set(executed.values()) == {1.0}
     if name in FULL_SIZE:
         full = NAMED[FULL_SIZE[name]]
         assert max(executed.values()) <= 1.2
-        assert query_walks(steps) == query_walks((*forward(full), *backward(full, True)))
+        assert query_walks(launches) == query_walks((*forward(full), *backward(full, True)))
     assert len(executed) == 3 and min(executed.values()) >= 1
     assert lse_dtype("float16") == "float32" and np.isfinite(values["lse"]).all()

@@ -10,7 +10,7 @@ import torch
 from .host import DTYPES, EmulatedHost, EmulatedLibrary, KernelDefect
 
 pytestmark = pytest.mark.usefixtures("emulator")
-MOST = 1024
+MAX_THREADS = 1024
 
 SOURCE = """#include <metal_stdlib>
 using namespace metal;
@@ -73,7 +73,7 @@ def test_numbers(library: EmulatedLibrary, given: Any, wanted: list[int]) -> Non
 
 
 @pytest.mark.parametrize(("value", "most"), [(1, 512), (1.0, 1024)])
-def test_what_goes_by_value_is_small(library: EmulatedLibrary, host: EmulatedHost, value: float, most: int) -> None:
+def test_arguments_by_value_are_small(library: EmulatedLibrary, host: EmulatedHost, value: float, most: int) -> None:
     out = torch.empty(1, dtype=torch.int32)
     library.word(out, [value] * most, 0)
     with pytest.raises(ValueError, match=r"bytes by value; at most 4096"):
@@ -82,7 +82,7 @@ def test_what_goes_by_value_is_small(library: EmulatedLibrary, host: EmulatedHos
 
 
 def test_strides_of_tensors_are_ignored(library: EmulatedLibrary) -> None:
-    """A tensor is the address of its first element: the memory from there is read in order."""
+    """A tensor is only the address of its first element; memory is read in order from there."""
     x = torch.arange(24, dtype=torch.uint8).reshape(4, 6)
     for view, first in ((x.t(), 0), (x[1:, 2:], 8), (x[:, ::2], 0), (x[0].expand(2, 6), 0)):
         out = torch.empty(8, dtype=torch.uint8)
@@ -103,14 +103,14 @@ def test_elements_keep_their_bits(library: EmulatedLibrary, dtype: torch.dtype) 
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex64, torch.complex128], ids=str)
-def test_what_metal_does_not_have(library: EmulatedLibrary, host: EmulatedHost, dtype: torch.dtype) -> None:
+def test_dtypes_that_metal_does_not_have(library: EmulatedLibrary, host: EmulatedHost, dtype: torch.dtype) -> None:
     with pytest.raises(TypeError, match=f"^Metal has no {dtype}$"):
         library.bytes(torch.zeros(4, dtype=dtype), torch.empty(4, dtype=torch.uint8))
     assert not host.launches
 
 
-def test_new_memory_holds_nothing(library: EmulatedLibrary) -> None:
-    """Reading what ``torch.empty`` allocated and nobody wrote is a fault, and so is reading past the memory."""
+def test_new_memory_is_uninitialised(library: EmulatedLibrary) -> None:
+    """Reading what ``torch.empty`` allocated before it is written is a fault, and so is reading past the memory."""
     both = "kernel void twice(device float* out [[buffer(0)]]) { out[0] = out[0] * 2; }"
     twice = EmulatedHost().compile_shader(both).twice
     with pytest.raises(KernelDefect, match="uninitialised"):
@@ -123,8 +123,8 @@ def test_new_memory_holds_nothing(library: EmulatedLibrary) -> None:
 
 
 @pytest.mark.parametrize("given", [[], None, "7", [None], [1, 2.5]])
-def test_what_is_no_argument(library: EmulatedLibrary, host: EmulatedHost, given: Any) -> None:
-    """The first number of a list determines the type of all; an integer is accepted as a float, but not the reverse."""
+def test_values_that_are_no_argument(library: EmulatedLibrary, host: EmulatedHost, given: Any) -> None:
+    """The first number of a list determines the type of all; an integer may stand for a float, but not the reverse."""
     with pytest.raises(RuntimeError, match=r"neither a tensor|not all of one kind"):
         library.word(torch.empty(1, dtype=torch.int32), given, 0)
     assert not host.launches
@@ -137,11 +137,11 @@ def test_what_is_no_argument(library: EmulatedLibrary, host: EmulatedHost, given
 @pytest.mark.parametrize(
     ("threads", "allowed", "group"),
     [
-        (None, MOST, 60),  # of the first tensor
+        (None, MAX_THREADS, 60),  # the elements of the first tensor
         (None, 32, 32),
-        (12, MOST, 12),
+        (12, MAX_THREADS, 12),
         ((12,), 8, 8),
-        ((5, 12), MOST, MOST),  # the largest sizes in two and three dimensions, along the first
+        ((5, 12), MAX_THREADS, MAX_THREADS),  # in two and three dimensions, as many as are allowed, along the first
         ((3, 4, 5), 64, 64),
     ],
 )
@@ -195,8 +195,8 @@ def test_dimensions_that_differ(library: EmulatedLibrary, host: EmulatedHost, th
     assert not host.launches
 
 
-def test_threads_of_nothing(host: EmulatedHost) -> None:
-    """Without a tensor only the argument ``threads`` says how many there are."""
+def test_threads_without_a_tensor(host: EmulatedHost) -> None:
+    """Without a tensor, only the argument ``threads`` says how many there are."""
     idle = host.compile_shader("kernel void idle(constant long& of [[buffer(0)]]) {}").idle
     with pytest.raises(RuntimeError, match="number of threads is undefined"):
         idle(7)
@@ -215,15 +215,15 @@ def test_kernels_are_attributes(library: EmulatedLibrary, host: EmulatedHost) ->
 
 
 @pytest.mark.parametrize(
-    ("source", "said"),
+    ("source", "message"),
     [
         pytest.param(SOURCE.replace("given[at]", "taken[at]", 1), r"undeclared identifier 'taken'", id="unknown-name"),
         pytest.param(SOURCE + "int lost = ;", r"expected expression", id="syntax"),
         pytest.param(SOURCE + "// \N{MICRO SIGN}", r"^program source must be ASCII$", id="comment-not-ascii"),
     ],
 )
-def test_a_source_that_does_not_compile(host: EmulatedHost, source: str, said: str) -> None:
-    """A SyntaxError, immediately, with the compiler's words."""
-    with pytest.raises(SyntaxError, match=said) as caught:
+def test_a_source_that_does_not_compile(host: EmulatedHost, source: str, message: str) -> None:
+    """A SyntaxError, immediately, with the compiler's message."""
+    with pytest.raises(SyntaxError, match=message) as caught:
         host.compile_shader(source)
     assert str(caught.value).startswith("failed to compile source code: ") == source.isascii()

@@ -1,4 +1,4 @@
-"""torch's transforms over the Metal backend: export, compile, torch.func, deterministic mode, views without copies."""
+"""torch's transforms of the Metal backend: export, compile, torch.func, deterministic mode, views without copies."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .host import EmulatedHost
 
 @pytest.fixture(autouse=True)
 def on_metal(metal: EmulatedHost) -> EmulatedHost:
-    """The default of each test; the kernels it launches are in ``launches``."""
+    """Makes Metal the default of each test; ``launches`` has the kernels that it launched."""
     natten_mps.set_backend("metal")
     return metal
 
@@ -81,20 +81,20 @@ def test_deterministic_mode(on_metal: EmulatedHost) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_views_are_read_where_they_lie(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_views_are_read_in_place(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A tensor is copied only if a token's channels are not contiguous, and then in both directions."""
     launch, seen = _launch._launch, []
 
-    def recording(host: Any, kernel: Any, step: Any, known: dict[str, Tensor]) -> None:
-        seen.append({name: where(known[name]) for _, name in step.inputs})
-        launch(host, kernel, step, known)
+    def recording(host: Any, kernel: Any, planned: Any, known: dict[str, Tensor]) -> None:
+        seen.append({name: where(known[name]) for _, name in planned.inputs})
+        launch(host, kernel, planned, known)
 
     monkeypatch.setattr(_launch, "_launch", recording)
     views = dict(zip(("query", "key", "value"), LAYOUTS[layout](), strict=True))
     leaves = [view.detach().requires_grad_() for view in views.values()]
     out = natten_mps.na2d(*leaves, 3)
     gradients = torch.autograd.grad(out, leaves, torch.randn_like(out))
-    read: dict[str, set[Where]] = {name: {step[name] for step in seen if name in step} for name in views}
+    read: dict[str, set[Where]] = {name: {planned[name] for planned in seen if name in planned} for name in views}
     for name, view in views.items():
         if layout in SIDE_BY_SIDE:
             assert read[name] == {where(view)}
@@ -108,7 +108,7 @@ def test_views_are_read_where_they_lie(layout: str, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("op", CALLS)
 def test_lazy_tensors(op: str, kind: str, on_metal: EmulatedHost) -> None:
-    """The binding passes on memory as it is, so negative bits and zeros without memory are resolved before."""
+    """The binding passes memory on unchanged, so negative bits and zeros without memory must be resolved before."""
     check_inputs(op, kind)
     check_gradients(op, kind)
     assert on_metal.launches

@@ -1,4 +1,4 @@
-"""The same kernels compiled differently: fast math, sanitizers, unoptimised; and equal to the bit in every order."""
+"""The same kernels compiled differently: fast math, sanitizers, unoptimised; and the same bits in every order."""
 
 from __future__ import annotations
 
@@ -14,60 +14,60 @@ from metal_emulator import Kernel
 
 from natten_mps._metal.metal.source import Instance
 
-from .launch import SCHEDULES, kernels, run, schedules, step_of, sum_step
+from .launch import SCHEDULES, kernels, launch_of, launch_of_sum, run, schedules
 from .pool import KITS, LONG_KITS, Kit
-from .verify import launch, problem_for, sample_of
+from .verify import check_launch, problem_for, sample_of
 
 pytestmark = pytest.mark.usefixtures("emulator")
 VARIANTS: dict[str, dict[str, Any]] = {
     "fast_math": {"fast_math": True},
-    # Bounds of private arrays, overflow, shifts, alignment, conversions out of range.
+    # Both find: bounds of private arrays, overflow, shifts, alignment, conversions out of range.
     "address": {"sanitizer": "address"},
     "undefined": {"sanitizer": "undefined"},
-    # Loads that clang drops, because their value is selected away, and that other compilers may keep.
+    # This keeps loads that clang drops because their value is not selected; other compilers may keep them.
     "unoptimised": {"optimised": False},
 }
 # Together: float32 and float16, staged and direct, every template, rpb, additional keys, parts.
-COMPILED_ANEW = ("img-staged-bias", "img-direct")
+ALWAYS = ("img-staged-bias", "img-direct")
 LAUNCHES = 24
 # Parts and elements of the sums.
 PARTIAL = (7, 600)
 
 
 def parameters() -> list[Any]:
-    """Two kits always, the unoptimised build only for the one with most selects; the others with --all."""
+    """Two kits always, but only the one with the most selections unoptimised; the others with --all."""
     found = []
     for kit, variant in itertools.product((*KITS, *LONG_KITS), VARIANTS):
-        always = kit.name in COMPILED_ANEW and (kit.rpb or variant != "unoptimised")
+        always = kit.name in ALWAYS and (kit.rpb or variant != "unoptimised")
         marks = [pytest.mark.xdist_group(f"{kit}-{variant}"), *([] if always else [pytest.mark.all])]
         found.append(pytest.param(kit, variant, id=f"{kit}-{variant}", marks=marks))
     return found
 
 
 @pytest.mark.parametrize(("kit", "variant"), parameters())
-def test_compiled_otherwise(kit: Kit, variant: str) -> None:
+def test_compiled_differently(kit: Kit, variant: str) -> None:
     """The same bounds, the same work, and no finding of a sanitizer; each template in three schedules."""
     built = kernels(kit.instances.values(), **VARIANTS[variant])
     rng, met = random.Random(f"{kit}/{variant}"), set()
     for number in range(math.ceil(LAUNCHES / len(kit.instances))):
         sample = sample_of(kit, rng, number)
-        for place, instance in enumerate(kit.instances.values()):
-            (schedule,) = schedules(number + place)
-            launch(sample, instance, built[instance], rng, schedule)
+        for number, instance in enumerate(kit.instances.values()):
+            (schedule,) = schedules(number + number)
+            check_launch(sample, instance, built[instance], rng, schedule)
             met.add((instance, schedule))
     assert met == set(itertools.product(kit.instances.values(), SCHEDULES))
 
 
 def bits(sample: Any, instance: Instance, kernel: Kernel, schedule: str, seed: int) -> list[bytes]:
-    """Every output of one launch, as raw memory."""
+    """The outputs of one launch, as raw memory."""
     tensors = sample.tensors
     if instance.template == "na_sum":
-        step = sum_step(instance, sample.problem, *PARTIAL)
+        launch = launch_of_sum(instance, sample.problem, *PARTIAL)
         tensors = {"partial": rounded(np.random.default_rng(0).standard_normal(PARTIAL), "float32")}
     else:
         parts = 2 if instance.template == "na_rpb" else 1
-        step = step_of(instance, problem_for(instance, sample.problem), parts)
-    done = run(step, kernel, tensors, schedule=schedule, seed=seed)
+        launch = launch_of(instance, problem_for(instance, sample.problem), parts)
+    done = run(launch, kernel, tensors, schedule=schedule, seed=seed)
     return [np.ascontiguousarray(laid.view).tobytes() for laid in done.outputs.values()]
 
 

@@ -18,13 +18,13 @@ from .mlx_host import EmulatedMlxHost
 
 pytestmark = pytest.mark.usefixtures("emulator")
 
-# As the support matrix asks about it: rank 1, float32, head dims of 16.
+# The problem that the support matrix asks about: rank 1, float32, head dims of 16.
 SHAPE, WINDOW = (1, 8, 1, 16), 3
 GRADIENT = ["na_delta", "na_bwd_dq", "na_bwd_dkv"]
 
 
 class HalfBroken(EmulatedHost):
-    """A host that compiles no kernel whose name holds ``breaks``."""
+    """A host that compiles no kernel whose name contains ``breaks``."""
 
     breaks = ""
 
@@ -34,7 +34,7 @@ class HalfBroken(EmulatedHost):
 
 
 @dataclass
-class Place:
+class OnGpu:
     """A package on an emulated GPU."""
 
     framework: Framework
@@ -81,19 +81,19 @@ class Place:
 
 
 @contextmanager
-def on_torch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+def on_torch(monkeypatch: pytest.MonkeyPatch) -> Iterator[OnGpu]:
     with installed(monkeypatch, HalfBroken()) as host:
-        yield Place(MPS, "metal", host)
+        yield OnGpu(MPS, "metal", host)
 
 
 @contextmanager
-def on_mlx(monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+def on_mlx(monkeypatch: pytest.MonkeyPatch) -> Iterator[OnGpu]:
     with installed_mlx(monkeypatch, EmulatedMlxHost()) as host:
-        yield Place(MLX, "fast_metal", host)
+        yield OnGpu(MLX, "fast_metal", host)
 
 
 @pytest.fixture(params=[on_torch, on_mlx])
-def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+def package(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[OnGpu]:
     make: Callable[..., Any] = request.param
     with make(monkeypatch) as made:
         yield made
@@ -104,56 +104,56 @@ def templates(names: list[str]) -> list[str]:
 
 
 def narrow(name: str) -> str:
-    """A kernel's name without the flag of 16-byte copies, which the tensors' addresses decide."""
+    """A kernel's name without the flag for 16-byte copies, which depends on the tensors' addresses."""
     start, _, flags = name.rpartition("_")
     return f"{start}_{flags.replace('w', '')}"
 
 
-def test_forward_and_backward_of_the_plan_are_what_runs(place: Place) -> None:
-    place.run()  # where every kernel is proved first, in MLX
-    planned = place.plan()
-    ran, launched = place.run()
-    # torch says where no gradient flows into lse, MLX gives zeros.
-    backward = planned.gradient(has_lse_grad=place.framework is MLX)
-    steps = (*planned.forward.launches, *backward.launches)
-    assert sorted(map(narrow, launched)) == sorted(step.instance.name for step in steps)
-    assert {planned.backend, planned.forward.backend, backward.backend} == {place.backend} and "pure" not in ran
-    assert f"backend: {place.backend} " in place.explain() and "gradients" not in place.explain()
-    assert place.matrix()["forward"] and place.matrix()["backward"] and "failed" not in place.matrix()["limits"]
+def test_forward_and_backward_of_the_plan_are_what_runs(package: OnGpu) -> None:
+    package.run()  # in MLX, this probes every kernel first
+    planned = package.plan()
+    ran, launched = package.run()
+    # If no gradient flows into lse, torch says so, and MLX passes zeros.
+    backward = planned.gradient(has_lse_grad=package.framework is MLX)
+    launches = (*planned.forward.launches, *backward.launches)
+    assert sorted(map(narrow, launched)) == sorted(launch.instance.name for launch in launches)
+    assert {planned.backend, planned.forward.backend, backward.backend} == {package.backend} and "pure" not in ran
+    assert f"backend: {package.backend} " in package.explain() and "gradients" not in package.explain()
+    assert package.matrix()["forward"] and package.matrix()["backward"] and "failed" not in package.matrix()["limits"]
 
 
-def test_a_failing_forward(place: Place) -> None:
-    """All of the call runs on the pure backend, and everyone says so."""
-    place.host.breaks = "na_fwd"
-    assert f"backend: {place.backend} " in place.explain()  # nobody knows yet
-    place.run()
-    planned, words = place.plan(), r"na_fwd_r1_\w+ does not (compile|run): "
+def test_a_failing_forward(package: OnGpu) -> None:
+    """The whole call runs on the pure backend, and plan, explain and matrix say so."""
+    package.host.breaks = "na_fwd"
+    assert f"backend: {package.backend} " in package.explain()  # the failure is not known yet
+    package.run()
+    planned, words = package.plan(), r"na_fwd_r1_\w+ does not (compile|run): "
     assert (planned.backend, planned.forward.backend, planned.backward.backend) == ("pure",) * 3
-    assert re.search(rf"^backend: pure \(.*{place.backend}: {words}", place.explain(), re.MULTILINE)
-    assert re.search(words, planned.why) and "gradients" not in place.explain()
-    assert re.match(words, place.matrix()["limits"]["failed"])
-    ran, launched = place.run()
+    assert re.search(rf"^backend: pure \(.*{package.backend}: {words}", package.explain(), re.MULTILINE)
+    assert re.search(words, planned.why) and "gradients" not in package.explain()
+    assert re.match(words, package.matrix()["limits"]["failed"])
+    ran, launched = package.run()
     assert ran == {"pure"} and not launched
 
 
-def test_a_failing_gradient(place: Place) -> None:
-    """The forward runs where it ran, the gradient on the pure backend, and everyone says so."""
-    place.host.breaks = "na_bwd_dkv"
-    place.run()
-    planned, words = place.plan(), r"na_bwd_dkv_r1_\w+ does not (compile|run): "
+def test_a_failing_gradient(package: OnGpu) -> None:
+    """The forward stays on its backend, the gradient runs on the pure one, and plan, explain and matrix say so."""
+    package.host.breaks = "na_bwd_dkv"
+    package.run()
+    planned, words = package.plan(), r"na_bwd_dkv_r1_\w+ does not (compile|run): "
     assert (planned.backend, planned.forward.backend, planned.backward.backend) == (
-        place.backend,
-        place.backend,
+        package.backend,
+        package.backend,
         "pure",
     )
     assert re.match(words, planned.backward.why)
-    told = place.explain()
-    assert f"backend: {place.backend} " in told and re.search(rf"^gradients: pure \({words}", told, re.MULTILINE)
-    assert place.matrix()["forward"] and not place.matrix()["backward"]
-    ran, launched = place.run()
-    assert ran == {place.backend, "pure"} and templates(launched) == ["na_fwd"]
-    # Asked for, it is refused, and the plan says that too.
-    assert re.search(rf"^gradients: none \({words}", place.explain(backend=place.backend), re.MULTILINE)
-    failure = place.framework.module("_metal.plan.verdicts").KernelFailure
+    text = package.explain()
+    assert f"backend: {package.backend} " in text and re.search(rf"^gradients: pure \({words}", text, re.MULTILINE)
+    assert package.matrix()["forward"] and not package.matrix()["backward"]
+    ran, launched = package.run()
+    assert ran == {package.backend, "pure"} and templates(launched) == ["na_fwd"]
+    # If the backend is requested, the gradient is an error, and explain says that too.
+    assert re.search(rf"^gradients: none \({words}", package.explain(backend=package.backend), re.MULTILINE)
+    failure = package.framework.module("_metal.plan.verdicts").KernelFailure
     with pytest.raises(failure, match=words):
-        place.run(backend=place.backend)
+        package.run(backend=package.backend)

@@ -1,4 +1,4 @@
-"""What is asserted of a launch: no fault, results within bounds, exactly the work that the definition requires."""
+"""What is asserted of a launch: no fault, results within bounds, and exactly the work that the definition requires."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from natten_mps._metal.problem import reference
 from natten_mps._metal.problem.mask import slot_keys
 from natten_mps._metal.problem.problem import Problem
 
-from .launch import Run, run, step_of, sum_step
+from .launch import Run, launch_of, launch_of_sum, run
 from .pool import Kit
 from .work import AdditionalWork, work_of
 
@@ -33,7 +33,7 @@ ROWS = {
     "na_qk": ("q",),
     "na_rpb": ("q", "out_grad"),
 }
-# Those whose columns it reads, and in how many products of a brick each takes part.
+# Tensors whose columns it reads, and in how many products of a brick each takes part.
 COLUMNS = {
     "na_fwd": {"k": 1, "v": 1},
     "na_bwd_dq": {"k": 2, "v": 1},
@@ -45,15 +45,15 @@ COLUMNS = {
 }
 # -kMasked of kernels/slice.h: lse, in base 2, of a query that sees no key.
 NO_KEY = float(np.float32(1.7014117e38))
-# For full attention, relative to the largest value, in addition to the last rounding.
+# The error allowed in full attention, relative to the largest value, in addition to the last rounding.
 ATTENTION_ERROR = {"float32": 3e-6, "float16": 1e-3, "bfloat16": 8e-3}
 
 
 class Sample:
     """A random problem: its tensors by name, and the correct results of every kernel.
 
-    expected: from the kind of op ('fused', 'qk', 'av') to truth and bounds of its results. gradients: the truth of
-    kernels that start from the saved output, which is rounded.
+    expected: gives truth and bounds of the results of an op ('fused', 'qk' or 'av'). gradients: the truth for kernels
+    that start from the saved output, which is rounded.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Sample:
 
 def stats_of(exact: Array, lse: Array, delta: Array) -> Array:
     """What dQ's kernel saves for each query: lse in base 2, the factor that corrects the weights for its rounding,
-    delta, 0. A query that sees no key has NO_KEY and 0, so that its weights are 0.
+    delta, 0. A query that sees no key has NO_KEY and the factor 0, so that its weights are 0.
     """
     empty = exact == -np.inf
     lse, exact = np.where(empty, 0, lse), np.where(empty, 0, exact)
@@ -97,7 +97,7 @@ def stats_of(exact: Array, lse: Array, delta: Array) -> Array:
 
 
 def sample_of(kit: Kit, rng: random.Random, number: int, **changed: Any) -> Sample:
-    """A random case of a kit, with the bounds that the other suites use. changed: fields of the case."""
+    """A random case of a kit, with the bounds that the other suites use. changed: fields of the case to replace."""
     case, dtype = replace(kit.problem(f"{kit}/{number}/{rng.random()}", rng), **changed), kit.dtype
 
     def expected(kind: str) -> dict[str, tolerances.Expected]:
@@ -108,9 +108,7 @@ def sample_of(kit: Kit, rng: random.Random, number: int, **changed: Any) -> Samp
 
 
 def attention_of(kit: Kit, rng: random.Random, number: int) -> Sample:
-    """Full attention of sequences, with equal or different numbers of queries and keys; the case table has none of
-    those.
-    """
+    """Full attention of sequences, with equal or different numbers of queries and keys; not in the case table."""
     # Where queries end with a tile, the next tile may have keys that no query sees: no columns, from 0 to 0.
     queries = rng.choice((rng.randint(1, 70), 8 * kit.simdgroups * rng.randint(1, 2)))
     keys, kv_heads = rng.randint(1, 70), rng.randint(1, 2)
@@ -159,15 +157,15 @@ def kind_of(name: str, dtype: str) -> str:
 
 
 def problem_for(instance: Instance, problem: Problem) -> Problem:
-    """The problem as the template sees it: split ops scale by what their callers say."""
+    """The problem as the template sees it: av has no scale."""
     if instance.template in ("na_av", "na_av_t"):
         return replace(problem, scale=1.0)
     return problem
 
 
 def check_values(sample: Sample, done: Run) -> None:
-    """Every output lies within the bounds of :mod:`tolerances`."""
-    instance, found = done.step.instance, {name: laid.values for name, laid in done.outputs.items()}
+    """Assert that every output is within the bounds of :mod:`tolerances`."""
+    instance, found = done.launch.instance, {name: laid.values for name, laid in done.outputs.items()}
     fused = sample.expected("fused") if not instance.slots and instance.template not in ("na_qk", "na_av") else {}
     if instance.template in RECOMPUTING and not instance.slots:
         fused = {name: with_saved_rows(fused[name], truth, sample) for name, truth in sample.gradients().items()}
@@ -197,10 +195,10 @@ def check_values(sample: Sample, done: Run) -> None:
 
 
 def with_saved_rows(expected: tolerances.Expected, truth: Array, sample: Sample) -> tolerances.Expected:
-    """Truth and bound of what starts from the rounded output and recomputes weights as exp(logit - lse).
+    """Truth and bound for kernels that start from the rounded output and recompute weights as exp(logit - lse).
 
-    The logit is a separate sum, with an error that a dense softmax does not have: there the same logits give the
-    weights and their sum. It matters where windows are so small that the baseline has no error.
+    They compute the logits again, with an error that a dense softmax does not have, whose weights and their sum come
+    from the same logits. It matters where windows are so small that the baseline has no error.
     """
     query, key = (longest(sample, name) for name in ("query", "key"))
     largest = abs(sample.problem.scale) * query * key
@@ -216,7 +214,7 @@ def longest(sample: Sample, name: str) -> float:
 
 
 def check_stats(sample: Sample, found: Array) -> None:
-    """lse and the sum of weights together give the exact lse, to within the rounding of logits; delta is passed on."""
+    """Assert that lse and the factor together give the exact lse, within the rounding of logits; delta is passed on."""
     in_base_2, factor, delta, rest = np.moveaxis(found, -1, 0)
     empty = sample.exact_lse == -np.inf
     assert (in_base_2[empty] == NO_KEY).all() and not factor[empty].any(), "stats of a query that sees no key"
@@ -232,19 +230,19 @@ def check_stats(sample: Sample, found: Array) -> None:
 
 
 def check_delta(sample: Sample, done: Run) -> None:
-    """rowsum(dO * O) - dLSE to within a few roundings of its terms."""
-    wanted = sample.delta[done.step.instance.lse_grad]
+    """Assert that delta is rowsum(dO * O) - dLSE, within a few roundings of its terms."""
+    wanted = sample.delta[done.launch.instance.lse_grad]
     terms = np.abs(sample.tensors["d_out"] * sample.tensors["out"]).sum(-1) + np.abs(sample.tensors["d_lse"])
     apart = np.abs(done.outputs["delta"].values - wanted)
     assert (apart <= 8 * np.finfo(np.float32).eps * terms).all(), f"{sample.problem}: {(apart / terms).max()}"
 
 
 def check_work(problem: Problem, done: Run, parts: int) -> None:
-    """Bricks, products, chunks and reads of columns are exactly those of the definition; each row is read once.
+    """Assert that bricks, products, chunks and reads of columns are those of the definition, and rows are read once.
 
-    The emulator counts the multiply-accumulates that are executed; how many a brick has is the planner's claim.
+    The emulator counts the multiply-accumulates that are executed; how many a brick has is what the planner says.
     """
-    instance = done.step.instance
+    instance = done.launch.instance
     products = done.bricks[0] * instance.products
     assert done.report.multiply_accumulates == products, f"{done.report.multiply_accumulates}, not {products} products"
     work = AdditionalWork(problem, instance, parts) if instance.of_additional else work_of(problem, instance)
@@ -253,11 +251,11 @@ def check_work(problem: Problem, done: Run, parts: int) -> None:
         barriers = done.report.barriers
         assert barriers == 2 * work.chunks, f"{instance.name}, {problem}: {barriers} barriers, not 2 for each chunk"
     if instance.slots:
-        return  # its rows and columns are window slots, whose values exist once
+        return  # it reads window slots instead of rows and columns
     for argument in ROWS.get(instance.template, ()):
         own, _ = done.reads(argument)
         wanted = parts if instance.of_additional else 1
-        if instance.masked and instance.record.transposed:  # rows are keys, and hidden ones are not read
+        if instance.masked and instance.record.transposed:  # rows are keys, and masked ones are not read
             wanted = visible_keys(done, problem)[..., None, None]
         assert (own == wanted).all(), f"{instance.name}: rows of {argument} are not read once"
     if instance.masked:
@@ -271,7 +269,7 @@ def check_work(problem: Problem, done: Run, parts: int) -> None:
 
 
 def visible_keys(done: Run, problem: Problem) -> Array:
-    """``[B, *shape]``: the key may be seen, by the bits that the launch was given."""
+    """``[B, *shape]`` bool: the keys that may be seen, by the bits that the launch was given."""
     words = np.ascontiguousarray(done.inputs["key_mask"].view)
     bits = np.unpackbits(words.view(np.uint8), axis=-1, bitorder="little")
     return bits[..., : problem.key_shape[-1]] != 0
@@ -284,20 +282,20 @@ def in_words(counts: Array) -> Array:
 
 
 def check_reads(done: Run, argument: str, tokens: Array) -> None:
-    """Each channel and head of ``[B, tokens.., H, D]`` was read as often as ``tokens`` says."""
+    """Assert that each channel and head of ``[B, tokens.., H, D]`` was read as often as ``tokens`` says."""
     own, _ = done.reads(argument)
     wanted = np.broadcast_to(tokens[None, ..., None, None], own.shape)
-    assert np.array_equal(own, wanted), f"{done.step.instance.name} reads {argument} otherwise than planned"
+    assert np.array_equal(own, wanted), f"{done.launch.instance.name} reads {argument} otherwise than planned"
 
 
-def launch(sample: Sample, instance: Instance, kernel: Kernel, rng: random.Random, schedule: str) -> None:
+def check_launch(sample: Sample, instance: Instance, kernel: Kernel, rng: random.Random, schedule: str) -> None:
     """One random launch of one instance, with everything that is asserted of it."""
     seed = rng.randrange(1 << 16)
     if instance.template == "na_sum":
         parts, count = rng.randint(1, 9), rng.randint(1, 900)
         values = rounded(np.random.default_rng(seed).standard_normal((parts, count)), "float32")
-        step = sum_step(instance, sample.problem, parts, count)
-        done = run(step, kernel, {"partial": values}, schedule=schedule, seed=seed)
+        launch = launch_of_sum(instance, sample.problem, parts, count)
+        done = run(launch, kernel, {"partial": values}, schedule=schedule, seed=seed)
         done.assert_written_once()
         bound = 2 * tolerances.ulp(1.0, instance.dtype) * np.abs(values).sum(0)
         assert (np.abs(done.outputs["out"].values - values.sum(0)) <= bound).all()
@@ -305,8 +303,8 @@ def launch(sample: Sample, instance: Instance, kernel: Kernel, rng: random.Rando
     parts = 1
     if instance.of_additional or instance.template == "na_rpb":
         parts = rng.randint(1, min(5, sample.problem.query_shape[0]) if instance.of_additional else 5)
-    step = step_of(instance, problem_for(instance, sample.problem), parts)
-    done = run(step, kernel, sample.tensors, schedule=schedule, seed=seed, layouts=rng)
+    launch = launch_of(instance, problem_for(instance, sample.problem), parts)
+    done = run(launch, kernel, sample.tensors, schedule=schedule, seed=seed, layouts=rng)
     done.assert_written_once()
     done.assert_reads_inside()
     if instance.template == "na_delta":

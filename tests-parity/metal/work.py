@@ -1,7 +1,7 @@
-"""The work that a launch must do, counted from the definition: columns read, bricks visited.
+"""The work that a launch has to do, counted from the definition: columns read, bricks visited.
 
-Everything factorises over the axes (coord.h, walk.h), so each axis is simulated alone, tile by tile, and
-the counts are multiplied. :func:`bricks_by_force` shares nothing with that: it looks at all pairs.
+Everything factorises over the axes (coord.h, walk.h), so each axis is simulated by itself, tile by tile, and the
+counts are multiplied. :func:`bricks_by_force` shares nothing with that: it looks at all pairs.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class AxisWork:
     """One axis of a launch, summed over its tiles and dilation groups.
 
     staged: how often staging copies each token as a column. direct: how often a product that reads device memory itself
-    reads it as one. seen: patches whose box it lies in. steps, full: bricks along x; rows of the box on the other axes.
-    boxes: columns that the tiles see, tile by tile. idle: rows of patches that do not exist.
+    reads it as one. seen: patches whose box it lies in. steps, full: bricks along x, or rows of the box on other axes,
+    and those of them that need no mask. boxes: columns that each tile sees. idle: rows of patches that do not exist.
     """
 
     staged: Array
@@ -81,8 +81,8 @@ def chunks(rows: int, length: int, chunk: int) -> int:
 
 
 def in_bricks(length: int) -> Array:
-    """How often direct reads read each of ``length`` columns of a row: the last one also in place of those missing from
-    its brick.
+    """How often direct reads read each of ``length`` columns of a row: the last one stands in for those that its brick
+    lacks.
     """
     counts = np.ones(length, int)
     counts[-1:] += -length % 8
@@ -90,7 +90,7 @@ def in_bricks(length: int) -> Array:
 
 
 def axis_work(axis: Axis, transposed: bool, extent: int, simdgroups: int, chunk: int, along_x: bool) -> AxisWork:
-    """Simulate an axis. extent: rows of a patch on it; simdgroups: patches side by side (1 but along x)."""
+    """Simulate an axis. extent: rows of a patch on it; simdgroups: patches side by side (1 except along x)."""
     seen = seen_by(axis, transposed)
     columns = seen.shape[1]
     work = AxisWork(*(np.zeros(columns, int) for _ in range(3)))
@@ -119,7 +119,7 @@ def axis_work(axis: Axis, transposed: bool, extent: int, simdgroups: int, chunk:
 
 
 def patch_steps(patch: Array, along_x: bool) -> tuple[int, int]:
-    """Steps of a patch's ``[rows, columns]`` on one axis, and those that all its rows see whole."""
+    """Steps of a patch's ``[rows, columns]`` on one axis, and how many of them all its rows see completely."""
     low, high = span(patch)
     if not along_x:
         return high - low, int(patch[:, low:high].all(0).sum())
@@ -137,7 +137,7 @@ class Work:
 
     @property
     def repeat(self) -> int:
-        """Walks of one row of patches: heads beside those that share a patch."""
+        """How often each patch is walked: for every batch item, and for the heads that do not share a patch."""
         p, i = self.problem, self.instance
         return p.batch * p.kv_heads * (p.group_heads // i.heads)
 
@@ -151,9 +151,9 @@ class Work:
     @property
     def bricks(self) -> tuple[int, int]:
         """Executed bricks and full ones of the launch, those of additional keys included."""
-        extra = self.problem.additional if self.instance.additional else 0
-        steps = math.prod(axis.steps for axis in self.axes) * self.repeat + self.patches * -(-extra // 8)
-        full = math.prod(axis.full for axis in self.axes) * self.repeat + self.patches * (extra // 8)
+        additional = self.problem.additional if self.instance.additional else 0
+        steps = math.prod(axis.steps for axis in self.axes) * self.repeat + self.patches * -(-additional // 8)
+        full = math.prod(axis.full for axis in self.axes) * self.repeat + self.patches * (additional // 8)
         return steps, full
 
     @property
@@ -163,23 +163,23 @@ class Work:
             return 0
         boxes = list(itertools.product(*(axis.boxes for axis in self.axes)))
         own = sum(chunks(math.prod(rows), x, self.instance.chunk) for *rows, x in boxes)
-        extra = self.problem.additional if self.instance.additional else 0
-        return (own + chunks(1, extra, self.instance.chunk) * len(boxes)) * self.repeat
+        additional = self.problem.additional if self.instance.additional else 0
+        return (own + chunks(1, additional, self.instance.chunk) * len(boxes)) * self.repeat
 
     def outer(self, name: str) -> Array:
         """``[tokens..]``: the product of a per-axis count over all tokens."""
         return reduce(np.multiply.outer, [getattr(axis, name) for axis in self.axes])
 
     def read(self, products: int) -> Array:
-        """``[tokens..]``: reads of each column of one head, that ``products`` products of a brick take part in."""
+        """``[tokens..]``: how often each column of one head is read, if ``products`` products of a brick read it."""
         # Rows of different heads read the columns of their key/value head separately.
         times = 1 if self.instance.record.transposed else self.problem.group_heads // self.instance.heads
         return self.outer("staged") * times if self.instance.stage else self.outer("direct") * times * products
 
     @property
     def mask_reads(self) -> Array:
-        """``[tokens..]``: reads of each key's bit in the key mask, all heads together: one for each brick that holds
-        it; where keys are rows, one for each of the four lanes of a row.
+        """``[tokens..]``: how often each key's bit in the key mask is read, by all heads together: once for each brick
+        that holds the key; where keys are rows, once for each of the four lanes of a row.
         """
         if self.instance.record.transposed:
             return np.full(self.problem.key_shape, 4 * self.problem.kv_heads)
@@ -197,9 +197,9 @@ class Work:
 def work_of(problem: Problem, instance: Instance) -> Work:
     """The work of a launch of ``instance`` on ``problem``."""
     transposed, axes = instance.record.transposed, []
-    for place, axis in enumerate(problem.axes):
-        along_x = place == problem.rank - 1
-        extent = instance.patch[3 - problem.rank + place]
+    for number, axis in enumerate(problem.axes):
+        along_x = number == problem.rank - 1
+        extent = instance.patch[3 - problem.rank + number]
         simdgroups = instance.simdgroups if along_x else 1
         axes.append(axis_work(axis, transposed, extent, simdgroups, instance.chunk, along_x))
     return Work(problem, instance, tuple(axes))
@@ -262,7 +262,7 @@ class AdditionalWork:
 
 
 def bricks_by_force(problem: Problem, patch: tuple[int, ...], heads: int, transposed: bool) -> tuple[int, int]:
-    """Bricks and full ones of one batch item and key/value head, from the mask over all pairs of tokens.
+    """Bricks, and full ones, of one batch item and key/value head, from the mask of all pairs of tokens.
 
     A brick is 8 columns in a row along x, from the first that its patch sees; it counts if any of its
     pairs is seen, and is full if all are.
@@ -271,7 +271,7 @@ def bricks_by_force(problem: Problem, patch: tuple[int, ...], heads: int, transp
     sizes, extents = [len(own) for own in seen], patch[3 - problem.rank :]
     executed = full = 0
     for group in itertools.product(*(groups(axis, transposed) for axis in problem.axes)):
-        own = [s[places] for s, places in zip(seen, group, strict=True)]
+        own = [s[at] for s, at in zip(seen, group, strict=True)]
         if any(not s.size for s in own):
             continue
         pairs = reduce(_pairs, own)
@@ -294,17 +294,17 @@ def bricks_by_force(problem: Problem, patch: tuple[int, ...], heads: int, transp
 
 
 def _pairs(a: Array, b: Array) -> Array:
-    """``[rows.., columns..]`` of two axes together, flat on either side."""
+    """The ``[rows, columns]`` of two axes together, flattened to one axis each."""
     return (a[:, None, :, None] & b[None, :, None, :]).reshape(a.shape[0] * b.shape[0], -1)
 
 
 def dispatched_rows(problem: Problem, instance: Instance, tiles: tuple[int, ...]) -> Array:
-    """``[*rows]``: how often the grid of ``tiles`` stores each row, by coord.h's own arithmetic on whole arrays."""
+    """``[*rows]``: how often a grid of ``tiles`` stores each row, by the arithmetic of coord.h on whole arrays."""
     transposed, counts = instance.record.transposed, []
-    for place, (axis, count) in enumerate(zip(problem.axes, tiles, strict=True)):
+    for number, (axis, count) in enumerate(zip(problem.axes, tiles, strict=True)):
         start, length = at_hand(axis, transposed)[0]
-        extent = instance.patch[3 - problem.rank + place]
-        extent *= instance.simdgroups if place == problem.rank - 1 else 1
+        extent = instance.patch[3 - problem.rank + number]
+        extent *= instance.simdgroups if number == problem.rank - 1 else 1
         found = np.zeros(length, int)
         for group in range(axis.dilation):
             first, last = positions(start, length, group, axis.dilation)

@@ -1,8 +1,8 @@
 """The work of well-known problems, as a committed table: ``python -m metal.work_table --write`` rebuilds it.
 
-Run it in ``tests-parity``. executed counts bricks of 8x8 pairs of one launch, useful is pairs / 64, and ratio their
-quotient: 1 is a kernel that computes only what the windows hold. flat is the ratio of bricks that would continue from
-one row of a patch's box into the next, which no kernel does: the possible gain.
+Run it in ``tests-parity``. executed counts the bricks of 8x8 pairs of one launch, useful is pairs / 64, and ratio is
+their quotient, 1 for a kernel that computes only what the windows hold. flat is the ratio of bricks that would continue
+from one row of a patch's box into the next, which no kernel does: it shows the possible gain.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ NAMED = {
 
 
 def useful(one: Problem) -> float:
-    """Bricks that would hold all pairs of all heads and batch items without gaps."""
+    """How many bricks would hold all pairs of all heads and batch items without gaps."""
     return one.batch * one.heads * pairs(one) / 64
 
 
@@ -76,7 +76,7 @@ def box_lengths(axis: Axis, transposed: bool, extent: int) -> Counter[int]:
 
 
 def flat_bricks(one: Problem, transposed: bool) -> int:
-    """Bricks of 8 consecutive columns in a patch's box, across its rows; with the best patch for them."""
+    """Bricks of 8 consecutive columns of a patch's box, across its rows; with the best patch for that."""
     choices = []
     for heads in (1,) if transposed else [h for h in (1, 2, 4, 8) if one.group_heads % h == 0]:
         for patch in patches(one.rank, heads):
@@ -89,14 +89,14 @@ def flat_bricks(one: Problem, transposed: bool) -> int:
 
 
 def rows() -> list[tuple[str, ...]]:
-    """The table, without its head: the three walks of each problem."""
+    """The table without its header: the three walks of each problem."""
     found = []
     for name, one in NAMED.items():
-        steps = [step for step in (*forward(one), *backward(one, False)) if step.bricks]
-        for step in steps:
-            i = step.instance
+        launches = [launch for launch in (*forward(one), *backward(one, False)) if launch.bricks]
+        for launch in launches:
+            i = launch.instance
             patch, reads = "x".join(map(str, i.patch[3 - one.rank :])), "staged" if i.stage else "direct"
-            ratio = step.bricks / useful(one)
+            ratio = launch.bricks / useful(one)
             found.append(
                 (
                     name,
@@ -105,8 +105,8 @@ def rows() -> list[tuple[str, ...]]:
                     str(i.heads),
                     str(i.simdgroups),
                     reads,
-                    str(step.bricks),
-                    str(step.full),
+                    str(launch.bricks),
+                    str(launch.full),
                     f"{useful(one):g}",
                     f"{ratio:.4f}",
                     f"{flat_bricks(one, i.record.transposed) / useful(one):.4f}",
