@@ -218,7 +218,7 @@ OPTIONS: list[Bad] = [
         "na1d",
         PAIR | {"additional_values": t(1, 2, 2, 4)},
         ValueError,
-        "additional_keys and additional_values must be equally many; got 3 and 2",
+        "additional_keys and additional_values must share one length; got 3 and 2",
     ),
     (
         "na1d",
@@ -295,13 +295,13 @@ REST: list[Bad] = [
         "merge_attentions",
         {"outputs": [], "lses": []},
         ValueError,
-        "outputs and lses must be equally many, at least one; got 0 and 0",
+        "outputs and lses must share one length of at least 1; got 0 and 0",
     ),
     (
         "merge_attentions",
         {"lses": [t(1, 7, 2)]},
         ValueError,
-        "outputs and lses must be equally many, at least one; got 2 and 1",
+        "outputs and lses must share one length of at least 1; got 2 and 1",
     ),
     (
         "merge_attentions",

@@ -140,12 +140,12 @@ BAD_PIECES: list[Bad] = [
         "query_range",
         {"key_range": ((1, 2), (0, 7))},
         ValueError,
-        "key_range must lie in its axis, 0 <= low <= high <= length; axis 1 has (0, 7) and length 6",
+        "key_range must lie within its axis, 0 <= low <= high <= length; axis 1 has (0, 7) and length 6",
     ),
     (
         "key_range",
         {"query_range": ((3, 2), (0, 6))},
         ValueError,
-        "query_range must lie in its axis, 0 <= low <= high <= length; axis 0 has (3, 2) and length 5",
+        "query_range must lie within its axis, 0 <= low <= high <= length; axis 0 has (3, 2) and length 5",
     ),
 ]

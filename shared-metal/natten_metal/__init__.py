@@ -1,6 +1,6 @@
-"""What both packages share, framework-free: problem, Metal launches, plan, shared bodies, compatibility, tools.
+"""What both packages share, independent of a framework.
 
-The standard library only (numpy lazily, for the reference and masks). A call flows one way: face ->
-Problem -> check -> plan -> launch; of the rooms, each imports only from those before it in this order: problem, metal,
-plan, api, and cpu, compat, weights, tools.
+Only the standard library is imported (numpy inside functions, for the reference, masks and slabs). A call flows one
+way: face -> Problem -> checks -> plan -> launch. Each room imports only from the rooms before it: caches, problem,
+metal, plan, api; then cpu, compat, slabs, weights and tools, which do not import each other.
 """

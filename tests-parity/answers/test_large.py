@@ -24,7 +24,7 @@ ONE = (1,)
 def test_the_limits_are_those_of_the_kernels() -> None:
     text = CPU_SOURCE.read_text()
     (shift,), (power,) = re.findall(r"kMaxCount = int64_t\(1\) << (\d+);", text), re.findall(r"< 0x1p(\d+);", text)
-    assert (limits.MOST, limits.MOST_ELEMENTS) == (2 ** int(shift), 2 ** int(power)) == (MOST, 2**50)
+    assert (limits.MAX_COUNT, limits.MAX_ELEMENTS) == (2 ** int(shift), 2 ** int(power)) == (MOST, 2**50)
 
 
 def problem(**changed: Any) -> Problem:

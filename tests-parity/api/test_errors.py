@@ -272,7 +272,7 @@ def test_numpy_numbers_are_numbers(framework: Framework) -> None:
 @pytest.fixture
 def nothing_logged(request: pytest.FixtureRequest) -> None:
     """Messages that are logged once have not been logged yet."""
-    request.getfixturevalue("framework").module("_metal.plan.backends").said.clear()
+    request.getfixturevalue("framework").module("_metal.plan.backends").logged.clear()
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)

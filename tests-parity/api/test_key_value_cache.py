@@ -119,14 +119,14 @@ ERRORS = [
     (
         {"kernel_size": 5, "is_causal": False},
         ValueError,
-        "is_causal must hold for axis 0, along which the tokens come; got (False,)",
+        "is_causal must hold for axis 0, along which the tokens arrive; got (False,)",
     ),
     (
         {"kernel_size": 5, "stride": 2},
         ValueError,
         (
-            "stride must be 1 on axis 0: a larger one lets a query's window depend on tokens that have not come yet; "
-            "got (2,)"
+            "stride must be 1 on axis 0: a larger one lets a query's window depend on tokens that have not arrived "
+            "yet; got (2,)"
         ),
     ),
     ({"kernel_size": 0}, ValueError, "kernel_size must be at least 1; axis 0 has 0"),
@@ -159,13 +159,13 @@ def test_chunks_that_do_not_fit(framework: Framework) -> None:
     with pytest.raises(ValueError) as caught:
         cache.append(tokens(2, 3, 2, 4), tokens(2, 3, 2, 4))
     assert str(caught.value) == (
-        "KeyValueCache.append: key must have the sizes of the tokens before, but on axis 0; "
+        "KeyValueCache.append: key must have the sizes of the earlier tokens, except on axis 0; "
         "got (2, 3, 2, 4) after (1, 'any', 2, 4)"
     )
     with pytest.raises(TypeError) as wrong:
         cache.append(tokens(1, 3, 2, 4, dtype="float16"), tokens(1, 3, 2, 4, dtype="float16"))
     assert str(wrong.value) == (
-        "KeyValueCache.append: key and the tokens before must share one dtype; got float16 and float32"
+        "KeyValueCache.append: key and the earlier tokens must share one dtype; got float16 and float32"
     )
     with pytest.raises(ValueError) as caught:
         cache.append(tokens(1, 2, 2, 4), tokens(1, 3, 2, 4))

@@ -54,7 +54,7 @@ def test_where_no_key_is_seen_only_the_bias_of_the_projection_is_left(framework:
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 def test_what_does_not_go_with_a_key_mask(framework: Framework) -> None:
-    (x, mask), name = tokens(1), "NeighborhoodAttention1D: key_mask does not go with"
+    (x, mask), name = tokens(1), "NeighborhoodAttention1D: key_mask cannot be combined with"
     given = framework.tensor(x, "float32")
     key_mask = framework.tensor(mask, "bool")
     layer, causal = build(framework, 1, kernel_size=3), build(framework, 1, kernel_size=3, is_causal=True)

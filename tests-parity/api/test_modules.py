@@ -170,7 +170,7 @@ def test_dropping_weights_of_padded_items_is_refused(framework: Framework) -> No
     with pytest.raises(NotImplementedError) as caught:
         module(x, [9, 5])
     assert str(caught.value) == (
-        "NeighborhoodAttention1D: attn_drop in training does not go with seq_lens; "
+        "NeighborhoodAttention1D: attn_drop in training cannot be combined with seq_lens; "
         "set attn_drop=0.0 or call the items one by one"
     )
 

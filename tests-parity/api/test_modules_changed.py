@@ -93,7 +93,7 @@ def test_heads_that_do_not_fit_the_projection(framework: Framework) -> None:
         module(x)
     assert str(caught.value) == (
         "NeighborhoodAttention1D: qkv gives 36 channels, but num_heads=2 with head_dim 3 needs 3 * 2 * 3; "
-        "where heads are pruned or sharded, set num_heads to those that stay"
+        "after heads are pruned or sharded, set num_heads to the number that is left"
     )
 
 

@@ -164,7 +164,7 @@ def test_fused_calls(rank: int, framework: Framework, caplog: pytest.LogCaptureF
     wanted = face(*tensors, 3, is_causal=True, additional_keys=more[0], additional_values=more[1])
     same(old(*tensors, 3, 1, True, None, None, *more), wanted)
     caplog.set_level(logging.INFO, "natten")
-    framework.module("_metal.plan.backends").said.clear()
+    framework.module("_metal.plan.backends").logged.clear()
     for generation in ("v020", "v021"):
         new = getattr(module(framework, generation), name)
         same(new(*tensors, 3, 2, 1, True, 0.3), face(*tensors, 3, 2, 1, True, 0.3))

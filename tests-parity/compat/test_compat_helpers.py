@@ -226,7 +226,7 @@ def test_knobs_in_a_compiled_call(caplog: pytest.LogCaptureFixture) -> None:
     knobs = {"q_tile_shape": (8, 8), "kernel_schedule": "pp", "torch_compile": True}
     natten_mps.na2d(query, query, query, 3)
     natten_mps.attention(flat, flat, flat)
-    own.said.clear()
+    own.logged.clear()
     caplog.set_level(logging.INFO, "natten")
     for op, tensor, arguments in (
         (natten_mps.na2d, query, {"kernel_size": 3, "backend": "cutlass-fna"} | knobs),
@@ -245,7 +245,7 @@ def test_knobs_in_a_compiled_call(caplog: pytest.LogCaptureFixture) -> None:
         torch.testing.assert_close(compiled, call(tensor))
         assert {record.getMessage().partition(" ")[2].split()[-1] for record in caplog.records} == {"ignored"}
         caplog.clear()
-        own.said.clear()
+        own.logged.clear()
 
 
 def test_nested_tensors_are_refused_since_0_20() -> None:
@@ -352,7 +352,7 @@ def test_modules_of_each_release(framework: Framework) -> None:
         assert made(release).NeighborhoodAttention2D(*args, qk_scale=0.5).scale == 0.5
     assert made("0.20.0").NeighborhoodAttention2D(dim=8, num_heads=2, kernel_size=3).embed_dim == 8
     forms = "v0141, v0145, v014, v015, v017"
-    words = f"'dim'; it is 'embed_dim' here, and 'dim' is of the call forms {forms}, which compat.for_version and"
+    words = f"'dim'; it is 'embed_dim' here, and 'dim' is in the call forms {forms}, which compat.for_version and"
     with pytest.raises(TypeError, match=words):
         made("0.21.7").NeighborhoodAttention2D(dim=8, num_heads=2, kernel_size=3)
     with pytest.raises(TypeError, match=r"unexpected keyword argument 'dilatation'$"):

@@ -150,7 +150,7 @@ def test_merging_by_the_earlier_name(framework: Framework) -> None:
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 def test_a_version_that_was_never_released(framework: Framework, caplog: pytest.LogCaptureFixture) -> None:
-    framework.module("_metal.plan.backends").said.clear()
+    framework.module("_metal.plan.backends").logged.clear()
     with caplog.at_level(logging.WARNING, "natten"):
         for _ in range(2):
             assert framework.module("compat").for_version("0.14.0") is framework.module("compat.v014")

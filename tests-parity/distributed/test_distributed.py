@@ -37,7 +37,7 @@ def test_what_one_process_rejects_all_raise(framework: str) -> None:
 
     def differ(first: str, other: str) -> str:
         return (
-            "na1d: every process must make the same call, with shards that differ along the cut axes alone; process 0 "
+            "na1d: every process must make the same call, with shards that differ only along the cut axes; process 0 "
             f"called with {first}; process 2 with {other}"
         )
 

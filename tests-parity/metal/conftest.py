@@ -55,7 +55,7 @@ def installed_mlx(monkeypatch: pytest.MonkeyPatch, host: EmulatedMlxHost) -> Ite
 
     frameworks.MLX.package  # noqa: B018 - selects the CPU
     monkeypatch.setitem(frameworks.BACKEND_MODULES, FAST_METAL.name, ("_launch.fast_metal",))
-    backends.said.clear()
+    backends.logged.clear()
     with on_machine(EmulatedMlxMachine(host)):
         yield host
     assert not host.faults

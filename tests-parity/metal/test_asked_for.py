@@ -36,7 +36,7 @@ ASKS = [pytest.param(natten_mps.use_backend, id="use_backend"), pytest.param(pro
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that has not logged anything yet."""
-    backends.said.clear()
+    backends.logged.clear()
 
 
 def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:

@@ -40,7 +40,7 @@ class Collector(logging.Handler):
 @pytest.fixture
 def warnings(monkeypatch: pytest.MonkeyPatch) -> Iterator[Record]:
     """What the package logs as warnings, in a process that has not logged anything yet."""
-    backends.said.clear()
+    backends.logged.clear()
     handler = Collector()
     backends.log.addHandler(handler)
     yield handler.records

@@ -52,8 +52,8 @@ def test_what_is_learned_is_bounded_and_forgotten() -> None:
     assert str(known.failure_of([step(1, simdgroups=1)])) == f"{step(1).instance.name} does not compile: no"
     assert known.failure_of([step(2)]) is None
     assert known.room([step(2), step(3)]) == 2 and known.room([step(3)]) is None
-    planner.learn(*(verdicts.Failure(step(rank), "run", "no") for rank in range(verdicts.MOST_VERDICTS + 5)))
-    assert len(planner.verdicts.failures) == verdicts.MOST_VERDICTS
+    planner.learn(*(verdicts.Failure(step(rank), "run", "no") for rank in range(verdicts.MAX_VERDICTS + 5)))
+    assert len(planner.verdicts.failures) == verdicts.MAX_VERDICTS
     planner.forget()
     assert not planner.verdicts.failures and not planner.verdicts.limits and not len(planner.plans)
 

@@ -324,7 +324,7 @@ def test_a_remembered_call_follows_the_backend() -> None:
 
 
 def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host().remembered, "most", 4)
+    monkeypatch.setattr(host().remembered, "max_size", 4)
     host().remembered.clear()
     query = random(1, 30, 2, 4)
     for kernel_size in range(1, 12):

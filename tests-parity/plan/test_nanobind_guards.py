@@ -131,7 +131,7 @@ def test_the_slow_path_is_told_once(
     """Only where a call under 'auto' falls back to it, and not where it was requested."""
     package, query = MLX.package, mx.ones((1, 9, 2, 4))
     provoke(monkeypatch, tmp_path)
-    MLX.module("_metal.plan.backends").said.clear()
+    MLX.module("_metal.plan.backends").logged.clear()
     package.get_support_matrix()
     package.na1d(query, query, query, 3, backend="pure")
     with package.use_backend("dense"):
@@ -143,9 +143,9 @@ def test_the_slow_path_is_told_once(
         package.attention(query, query, query)
     (record,) = caplog.records
     assert record.levelname == "WARNING" and record.message == (
-        f"na1d: the pure backend runs on this CPU, many times slower than the C++ kernels: {GUARDS[provoke]}. Where a "
-        "C++ compiler is at hand, `pip install --force-reinstall --no-deps --no-cache-dir --no-binary natten-mlx "
-        "natten-mlx` builds them anew; backend='pure' chooses it without this warning"
+        f"na1d: the pure backend runs on this CPU, many times slower than the C++ kernels: {GUARDS[provoke]}. With a "
+        "C++ compiler, `pip install --force-reinstall --no-deps --no-cache-dir --no-binary natten-mlx natten-mlx` "
+        "builds them again; backend='pure' chooses it without this warning"
     )
 
 

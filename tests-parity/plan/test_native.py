@@ -180,7 +180,7 @@ def test_without_the_library(without_library: Machine) -> None:
 @pytest.mark.usefixtures("without_library")
 def test_the_slow_path_is_told_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """Only where a call under 'auto' falls back to it, and not where it was requested."""
-    natten_mps._metal.plan.backends.said.clear()
+    natten_mps._metal.plan.backends.logged.clear()
     with_gradients(tensors(1), backend="pure")
     with_gradients(tensors(1), backend="dense")
     assert not caplog.records
@@ -192,7 +192,7 @@ def test_the_slow_path_is_told_once(monkeypatch: pytest.MonkeyPatch, caplog: pyt
         "na2d: the pure backend runs on this CPU, many times slower than the C++ kernels: this install of natten-mps "
         "has no compiled CPU kernel for "
     )
-    assert "--no-cache-dir --no-binary natten-mps natten-mps` builds them anew; " in record.message
+    assert "--no-cache-dir --no-binary natten-mps natten-mps` builds them again; " in record.message
 
 
 def test_a_library_that_does_not_load(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def test_a_list_that_changes(framework: Framework) -> None:
 def test_memory_is_bounded(framework: Framework, monkeypatch: pytest.MonkeyPatch) -> None:
     """Repeated calls are found; of many kinds only some are kept."""
     checked = framework.module("_metal.api.attention").checked
-    monkeypatch.setattr(checked, "most", 4)
+    monkeypatch.setattr(checked, "max_size", 4)
     checked.clear()
     x, call = tensor(framework), framework.face("na1d")
     for kernel_size in (*range(1, 9), 8):

@@ -52,8 +52,8 @@ def test_slabs_hold_each_query_once(case: Case) -> None:
         assert (counts == 1).all()
 
 
-def host_of(framework: Framework) -> Any:
-    module = framework.module("_slab_host")
+def adapter_of(framework: Framework) -> Any:
+    module = framework.module("_slab_adapter")
     if framework.name == "mps":
         import torch
 
@@ -71,19 +71,19 @@ BUDGETS = (20_000, 100_000, 1_000_000, 30_000_000)
 def test_slabs_fit_and_longer_ones_do_not(framework: Framework, backend: str) -> None:
     """As few slabs as fit."""
     own, problems = framework.module("_metal.slabs.cut"), framework.module("_metal.problem.problem")
-    host, parted, refused = host_of(framework), 0, 0
+    adapter, parted, refused = adapter_of(framework), 0, 0
     for shape, window, stride, dilation in (((5000,), 63, 2, 3), ((90, 70), 7, 3, 1), ((20, 30, 9), 3, 1, 2)):
         rank, size = len(shape), (3, *shape)
         per_axis = [(each,) * rank for each in (window, stride, dilation, False)]
         problem = problems.Problem("na", 3, shape, shape, 4, 2, 16, 8, *per_axis, 0.25, "float16", 5, False)
         for budget in BUDGETS:
-            smallest = own.slab_bytes(problem, (1,) * len(size), backend, host)
+            smallest = own.slab_bytes(problem, (1,) * len(size), backend, adapter)
             if smallest > budget:
                 with pytest.raises(ValueError, match=f"that takes {smallest} bytes; got {budget}$"):
-                    own.cut("tiled", problem, budget, backend, host)
+                    own.cut("tiled", problem, budget, backend, adapter)
                 continue
-            lengths = own.cut("tiled", problem, budget, backend, host)
-            assert own.slab_bytes(problem, lengths, backend, host) <= budget
+            lengths = own.cut("tiled", problem, budget, backend, adapter)
+            assert own.slab_bytes(problem, lengths, backend, adapter) <= budget
             parted += lengths != size
             for place, length in enumerate(lengths):
                 if length == size[place]:
@@ -92,7 +92,7 @@ def test_slabs_fit_and_longer_ones_do_not(framework: Framework, backend: str) ->
                 longer = list(lengths)
                 longer[place] = -(-size[place] // (-(-size[place] // length) - 1))
                 if longer[place] <= 2 * length:
-                    assert own.slab_bytes(problem, tuple(longer), backend, host) > budget, (lengths, budget)
+                    assert own.slab_bytes(problem, tuple(longer), backend, adapter) > budget, (lengths, budget)
                     refused += 1
     assert parted >= 4 and refused >= 4
 

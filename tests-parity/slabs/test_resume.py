@@ -1,4 +1,4 @@
-"""An interrupted ``tiled`` goes on after the slabs that the disk has, and never takes another file for its own."""
+"""An interrupted ``tiled`` resumes after the slabs that are on the disk, and never takes another file for its own."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_goes_on_after_an_interrupt(
     with interrupted(framework, number, KeyboardInterrupt()), pytest.raises(KeyboardInterrupt) as error:
         tiled(framework, tmp_path)
     assert error.value.__notes__ == [
-        f"tiled: {number} of {SLABS} slabs are done; the same call goes on after them, by 'out.npy.journal'"
+        f"tiled: {number} of {SLABS} slabs are done; the same call resumes after them, by 'out.npy.journal'"
     ]
     assert json.loads(journal.read_text())["done"] == number
     with computed(framework) as starts:
@@ -222,7 +222,7 @@ def refused(framework: Framework, folder: Path, **changed: Any) -> str:
 
 
 WORDS = "tiled: 'out.npy.journal' is the journal of another call, whose results are in the same file: {}. Repeat that "
-WORDS += "call to go on with it, or delete the journal to begin anew"
+WORDS += "call to continue it, or delete the journal to start over"
 
 
 @both
@@ -244,12 +244,12 @@ def test_a_journal_of_other_files(framework: Framework, begun: Path) -> None:
     times = begun / "query.npy"
     was = times.stat()
     os.utime(times, ns=(was.st_atime_ns, was.st_mtime_ns + 1))
-    moved = f"query's time of file was {was.st_mtime_ns} and is {was.st_mtime_ns + 1}"
+    moved = f"query's modification time was {was.st_mtime_ns} and is {was.st_mtime_ns + 1}"
     assert refused(framework, begun) == WORDS.format(moved)
     os.utime(times, ns=(was.st_atime_ns, was.st_mtime_ns))
     number = (begun / "out.npy").stat().st_ino
     (begun / "out.npy").rename(begun / "kept.npy")
-    assert refused(framework, begun) == WORDS.format(f"out's number of file was {number} and is None")
+    assert refused(framework, begun) == WORDS.format(f"out's inode was {number} and is None")
     (begun / "kept.npy").rename(begun / "out.npy")
     with computed(framework) as starts:
         tiled(framework, begun)
@@ -260,8 +260,8 @@ def test_a_journal_of_other_files(framework: Framework, begun: Path) -> None:
 def test_a_journal_whose_slabs_do_not_fit(framework: Framework, begun: Path) -> None:
     said = refused(framework, begun, memory=30_000)
     assert re.fullmatch(
-        r"tiled: memory must hold the slabs that 'out\.npy\.journal' has begun with, which take \d{6,7} bytes; got "
-        r"30000\. Give as much, or delete the journal to begin anew",
+        r"tiled: memory must hold the slabs that 'out\.npy\.journal' was begun with, which take \d{6,7} bytes; got "
+        r"30000\. Allow that much, or delete the journal to start over",
         said,
     ), said
     (begun / "out.npy.journal").unlink()
@@ -281,5 +281,5 @@ def test_a_journal_whose_slabs_do_not_fit(framework: Framework, begun: Path) -> 
 )
 def test_a_file_that_is_no_journal(framework: Framework, begun: Path, text: str, why: str) -> None:
     (begun / "out.npy.journal").write_text(text)
-    said = f"tiled: 'out.npy.journal' is no journal of this function ({why}); delete it to begin anew"
+    said = f"tiled: 'out.npy.journal' is not a journal of this function ({why}); delete it to start over"
     assert refused(framework, begun) == said

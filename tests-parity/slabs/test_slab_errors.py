@@ -14,7 +14,7 @@ from slabs.test_tiled import both, on_cpu
 SHAPE = (1, 5, 6, 2, 4)
 ONES = np.ones(SHAPE, np.float32)
 OUT = np.zeros(SHAPE, np.float32)
-FILES = "an array of numpy, a tensor of this package's framework or the path of a .npy file"
+FILES = "a numpy array, a tensor of this package's framework or the path of a .npy file"
 
 NO_DTYPE = (
     "value has 2-byte elements of no known dtype; numpy has no bfloat16: view the array as ml_dtypes.bfloat16, or give "
@@ -37,7 +37,7 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"out": None}, TypeError, f"out must be {FILES}; got None"),
     ({"key": "key.npz"}, ValueError, "key must be the path of a .npy file, or an array; got 'key.npz'"),
     ({"out": Path("out")}, ValueError, "out must be the path of a .npy file, or an array; got 'out'"),
-    ({"query": ONES.astype(">f4")}, TypeError, "query must have this machine's order of bytes; got >f4"),
+    ({"query": ONES.astype(">f4")}, TypeError, "query must have this machine's byte order; got >f4"),
     ({"query": ONES.astype("i4")}, TypeError, "query must be float16, bfloat16, float32 or float64; got int32"),
     (
         {"value": ONES.astype("f2").view("V2")},
@@ -105,7 +105,7 @@ def test_a_file_that_was_cut_short(framework: Framework, tmp_path: Path) -> None
         file.truncate(500)
     with pytest.raises(ValueError) as error:
         call(framework, query=query)
-    assert str(error.value) == "tiled: query is cut short: 'query.npy' ends before the array in it does"
+    assert str(error.value) == "tiled: query is truncated: 'query.npy' ends before its array does"
 
 
 def test_a_tensor_on_another_device() -> None:
@@ -114,7 +114,7 @@ def test_a_tensor_on_another_device() -> None:
 
     with pytest.raises(ValueError) as error:
         call(MPS, query=torch.ones(SHAPE, device="meta"))
-    assert str(error.value) == "tiled: query must be on the CPU, from where slabs are read; got a tensor on meta"
+    assert str(error.value) == "tiled: query must be on the CPU, where slabs are read from; got a tensor on meta"
 
 
 def test_arrays_of_mlx_are_read_only() -> None:

@@ -35,7 +35,7 @@ def test_a_healthy_package(package: str, capsys: pytest.CaptureFixture[str]) -> 
     rows = [line for line in printed.splitlines() if line.startswith("pure ")]
     assert [row[12:40].strip() for row in rows] == [case.name for case in FEW]
     for backend, reason in patient.reasons().items():
-        assert f"  {backend}: {reason or 'at hand'}" in printed.splitlines()
+        assert f"  {backend}: {reason or 'available'}" in printed.splitlines()
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -95,7 +95,7 @@ def test_a_missing_backend(package: str, capsys: pytest.CaptureFixture[str]) -> 
     ill = dataclasses.replace(patient, device=lambda: away)
     for name in (*missing, *patient.backends.aliases):
         assert doctor.examine(ill, name, tuple(FEW)) == 2
-        said = f"nothing to examine: backend {name} is not at hand: the GPU is on holiday"
+        said = f"nothing to examine: backend {name} is not available: the GPU is on holiday"
         assert capsys.readouterr().out.splitlines()[-1] == said
     assert doctor.examine(patient, "nothing", tuple(FEW)) == 2
     known = ", ".join(["auto", *missing, *patient.backends.aliases])
@@ -145,7 +145,7 @@ def test_the_example_of_the_help(package: str, one_case: None, capsys: pytest.Ca
     patient = patient_of(package)
     backend = patient.backends.aliases.get("metal", "metal")
     reason = patient.reasons()[backend]
-    missing = f"nothing to examine: backend metal is not at hand: {reason}"
+    missing = f"nothing to examine: backend metal is not available: {reason}"
     assert (status, last) == ((0, "1 of 1 within bounds") if reason is None else (2, missing))
 
 

@@ -61,7 +61,7 @@ REFUSED = {
     (
         "meta tensors",
         "generate_varlen_parameters",
-    ): "attention: cumulative_seqlen_Q must be numbers that can be read when the call is made",
+    ): "attention: cumulative_seqlen_Q must be known when the call is made",
 }
 
 

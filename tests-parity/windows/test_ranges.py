@@ -158,6 +158,6 @@ def test_boxes_of_pieces_are_as_small_as_can_be(transposed: bool, monkeypatch: p
                 spans.append(seen[-1] - seen[0] + 1 if seen.size else 1)
         assert boxes.box_size(axis, transposed, tile) == max(spans), axis
         with monkeypatch.context() as patched:
-            patched.setattr(boxes, "MOST_SPANS", 0)
+            patched.setattr(boxes, "MAX_SPANS", 0)
             bound = boxes.box_size.__wrapped__(axis, transposed, tile)
         assert max(spans) <= bound <= max(spans) + tile + axis.window + axis.stride, axis

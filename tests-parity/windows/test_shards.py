@@ -42,7 +42,7 @@ def test_halos_and_messages(seed: int) -> None:
     cut = random_shards(Random(seed))
     owner = {}
     for process in range(cut.count):
-        assert cut.process_at(cut.place(process)) == process
+        assert cut.process_at(cut.coordinates(process)) == process
         for token in members(cut.own(process)):
             assert owner.setdefault(token, process) == process
     assert owner.keys() == members(tuple((0, length) for length in cut.full_shape))
@@ -154,7 +154,7 @@ LENGTHS = [((5,),) * 3, ((4,),) * 3]
             (2, 2),
             [((5, 3),) * 3, ((5, 4),) * 3, ((6, 3),) * 3, ((7, 4),) * 3],
             (
-                "na1d: processes at the same place along axis 1 must hold as many tokens of it; process 2 "
+                "na1d: processes at the same coordinate along axis 1 must hold equally many tokens; process 2 "
                 "has 6, process 3 has 7"
             ),
         ),

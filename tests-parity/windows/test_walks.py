@@ -182,7 +182,7 @@ def test_the_bound_of_long_axes_holds_and_is_close(monkeypatch: pytest.MonkeyPat
     """Compared with the exact widest span, found by a pass over all tiles."""
     exact = {}
     for most in (1 << 30, 0):
-        monkeypatch.setattr(boxes, "MOST_SPANS", most)
+        monkeypatch.setattr(boxes, "MAX_SPANS", most)
         for n, d, causal, transposed in itertools.product((1, 7, 24, 41), (1, 2, 5), (False, True), (False, True)):
             for w, tile in itertools.product(range(1, n // d + 1), (1, 2, 3, 5, 8, 30)):
                 for s in sorted({1, 2, 3, w // 2, w - 1, w} & set(range(1, w + 1))):
@@ -264,7 +264,7 @@ def test_a_walk_of_single_rows_runs(name: str, framework: Framework, monkeypatch
         (plan, "STEP_BYTES", 64),
         (blocks.Tables, "KEEP_PAIRS", 0),
         (blocks.Tables, "KEEP_POSITIONS", 0),
-        (boxes, "MOST_SPANS", 0),
+        (boxes, "MAX_SPANS", 0),
     ):
         module = {plan: "plan", boxes: "boxes"}.get(holder, "blocks")
         of_package = framework.module(f"_metal.plan.{module}")

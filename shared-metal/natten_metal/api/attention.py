@@ -1,7 +1,7 @@
 """The bodies of the public functions of one size: fused, split and full attention, merging, and ``explain``.
 
-A package's face has the typed signature and the docstring; it hands its arguments in by position. ``fw`` is the
-package's :class:`.Framework`, ``face`` the public name, for messages.
+A package's face has the typed signature and the docstring; it passes its arguments by position. ``fw`` is the package's
+:class:`.Framework`, ``face`` the public name, for messages.
 """
 
 import math
@@ -23,7 +23,7 @@ Window = tuple[Any, Any, Any, Any]
 # full_shape, query_start, key_start and wrap.
 Piece = tuple[Any, Any, Any, Any]
 
-# Tensors of a fused call, given or None, before the mask.
+# How many tensors, given or None, a fused call lists before the key mask.
 _GIVEN = len(UNMASKED_INPUTS)
 # The problems of fused calls whose arguments have passed the checks.
 checked = Recall()
@@ -78,10 +78,10 @@ def _fused_problem(
 ) -> Problem | finer_grid.Ratio:
     """The problem of a fused face: kept from an earlier call like it, or from checking the arguments.
 
-    Where the queries lie on a finer grid than the keys: how many there are to a key.
+    Where the queries lie on a finer grid than the keys: the queries per key instead.
     """
     alike = None if arguments is None else _alike(fw, face, tensors, arguments)
-    if alike is None:  # no lookup either: a tracer would guard on what is kept
+    if alike is None:  # no lookup either: a tracer would guard on the cached problem
         return _checked_problem(fw, face, tensors, window, scale, piece, return_lse)
     found: Problem | finer_grid.Ratio = checked.get_or_make(
         alike, lambda: _checked_problem(fw, face, tensors, window, scale, piece, return_lse)
@@ -103,7 +103,7 @@ def _alike(fw: Framework, face: str, tensors: tuple[Any, ...], arguments: Signat
 def _checked_problem(
     fw: Framework, face: str, tensors: tuple[Any, ...], window: Window, scale: Any, piece: Piece, return_lse: Any
 ) -> Problem | finer_grid.Ratio:
-    """The problem of a fused face, whose arguments are checked; or how many queries there are to a key."""
+    """The problem of a fused face, whose arguments are checked; or the queries per key on a finer grid."""
     ratio = _finer_grid(fw, face, tensors, piece)
     if ratio is not None:
         return ratio
@@ -117,7 +117,7 @@ def _checked_problem(
 
 
 def _finer_grid(fw: Framework, face: str, tensors: tuple[Any, ...], piece: Piece) -> finer_grid.Ratio | None:
-    """How many queries there are to a key on each axis, where they lie on a finer grid."""
+    """The queries per key on each axis, where they lie on a finer grid; else None."""
     if piece[0] is not None:
         return None
     return finer_grid.ratio_of(*specs(fw, face, ("query", "key"), tensors[:2]))
@@ -135,7 +135,7 @@ def _as_heads(
     backend: str,
     where: Stream,
 ) -> Any:
-    """:func:`fused` of queries on a finer grid: they are heads on the keys' grid."""
+    """:func:`fused` of queries on a finer grid, which become heads on the keys' grid."""
     xp, (query, *keys, rpb) = fw.operations, tensors[:_GIVEN]
     with fw.on(where):
         query, rpb = to_heads(xp, query, ratio), repeat_rpb(xp, rpb, ratio)
@@ -157,7 +157,7 @@ def _unrolled(
     piece: Piece,
     where: Stream,
 ) -> tuple[tuple[Any, ...], Piece]:
-    """Tensors and piece of a call on axes that wrap around. keys: how many tensors of keys come after the first one."""
+    """Tensors and piece of a call on axes that wrap around. keys: how many tensors of keys follow the first tensor."""
     names = op.input_names[:2]
     sides = dict(zip(names, specs(fw, face, names, tensors[:2]), strict=True))
     masks = tensors[_GIVEN:]

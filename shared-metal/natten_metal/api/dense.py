@@ -2,8 +2,8 @@
 
 Quadratic in memory and time, obvious, and differentiable as often as you like, forward and reverse.
 
-Each query is multiplied with all keys, if only with a weight of 0, and 0 times NaN is NaN. So non-finite numbers in
-query, key and value are replaced by 0, and the queries that see one are marked: only their results become NaN.
+Masked keys are multiplied with a weight of 0, but 0 times NaN is NaN. So non-finite numbers in query, key and value are
+replaced by 0, and the queries that see one are marked: only their results become NaN.
 """
 
 import math
@@ -125,8 +125,8 @@ def softmax(xp: Operations, logits: Tensor) -> Tensor:
 def _slots(xp: Operations, problem: Problem, like: Tensor) -> tuple[Tensor, Tensor]:
     """``[queries, slots]``: the key of each window slot, and whether it has one.
 
-    Where it has none, the key is the column after the last. That column is added and cut off around the indexing, so
-    that nothing flows through an empty slot, not even a NaN.
+    Where it has none, the key is the column after the last. That column is added before the indexing or cut off after
+    it, so that nothing flows through an empty slot, not even a NaN.
     """
     keys, held = slot_keys(problem, xp.tables(xp.device(like)))
     return xp.where(held, keys, problem.keys), held

@@ -1,6 +1,6 @@
 """The tensors of queries on a finer grid than the keys: as query heads of the keys' grid, and back.
 
-Keys and values are neither repeated nor copied. Queries and outputs are put into the other order, which copies them.
+Keys and values are neither repeated nor copied. Queries and outputs are reordered, which copies them.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""What the shared bodies need of a framework: each package has one module, ``_framework``, that provides it.
+"""What the shared bodies need from a framework: each package has one module, ``_framework``, that provides it.
 
 A tensor is torch's or MLX's; a stream is MLX's (torch has None).
 """
@@ -39,10 +39,10 @@ class Framework(Protocol):
         """Whether ``value`` is a tensor of this framework."""
 
     def spec(self, face: str, name: str, tensor: Any) -> TensorSpec:
-        """What the rules need to know of ``tensor``; TypeError if it is not a floating-point tensor."""
+        """What the rules need to know about ``tensor``; TypeError if it is not a floating-point tensor."""
 
     def traits(self, tensor: Any) -> Any:
-        """What the rules depend on in a tensor, as a hashable value; None: check it each time."""
+        """All of a tensor that the rules depend on, as a hashable value; None: check the tensor in every call."""
 
     def cast(self, tensors: tuple[Any, ...]) -> tuple[Any, ...]:
         """The tensors of a call in the dtype that the user's context asks for (``torch.autocast``)."""
@@ -50,7 +50,7 @@ class Framework(Protocol):
     # --- where and how a call runs -----------------------------------------------------------------
 
     def stream_of(self, face: str, stream: Any) -> Stream:
-        """The stream that a call with the argument ``stream`` runs on; TypeError for what is none."""
+        """The stream that a call with the argument ``stream`` runs on; TypeError if ``stream`` is not one."""
 
     def on(self, stream: Stream) -> AbstractContextManager[Any]:
         """A context in which operations run on ``stream``."""
@@ -65,10 +65,10 @@ class Framework(Protocol):
         """The plan of a call on ``tensor``."""
 
     def traced(self) -> bool:
-        """Whether a tracer follows the Python code of a call. It would have to guard on what a call looks up."""
+        """Whether a tracer follows the Python code of a call, and would guard on everything that the call looks up."""
 
     def signature(self, face: str, backend: str, stream: Stream, tensors: tuple[Any, ...], arguments: Any) -> Any:
-        """The key under which the launch of a call like this one is kept; None if none is."""
+        """The key under which the launch of a call like this one is kept; None if it is not kept."""
 
     def repeat(self, signature: Any, tensors: tuple[Any, ...], stream: Stream) -> Tensors | None:
         """The outputs of repeating the launch kept under ``signature``; None if there is none."""
@@ -108,7 +108,7 @@ class Framework(Protocol):
         """The table of concatenated sequences."""
 
     def kept_table(self, table: Table, rank: int) -> Any:
-        """A table as it is handed to the user, for later calls."""
+        """A table as the user gets it, to pass it to later calls."""
 
 
 def optional_spec(fw: Framework, face: str, name: str, tensor: Any) -> TensorSpec | None:

@@ -1,4 +1,4 @@
-"""The items of a call in its tensors, brought together for a launch."""
+"""The items of a group, taken out of a call's tensors as one batch."""
 
 import math
 from collections.abc import Sequence

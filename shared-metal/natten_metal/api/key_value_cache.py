@@ -1,17 +1,17 @@
-"""Keys and values of the tokens so far, for a causal axis whose tokens come one after another.
+"""Keys and values of the tokens so far, for a causal axis whose tokens arrive one after another.
 
 A query of a causal window sees at most the ``(kernel_size - 1) * dilation`` tokens before it, so nothing older is
-kept. The tokens lie in one buffer, always side by side, so that a call reads a view of it::
+kept. The tokens lie in one buffer, always contiguous, so that a call reads a view of it::
 
     . . . . . . . a b c d e f g h i j k . . . .      a-h: within reach of the next query, i-k: the newest chunk
     |<-------------- capacity --------------->|
 
-Where the next chunk does not fit, the tokens in reach move to the front: with room for as many tokens again, each token
-moves at most once more. A buffer that a longer chunk needed is replaced by a smaller one.
+When the next chunk does not fit, the tokens within reach move to the front; with room for as many tokens again, no
+token moves more than once. A buffer that grew for a long chunk is replaced by a smaller one at the next move.
 
 A call is a piece of the axis (``full_shape``). Its origin is moved towards the first token by whole dilation groups,
-which changes nothing for a causal window; so the steps of a long sequence pose the same few problems, and their plans
-are found again.
+which changes nothing for a causal window; so the calls of a long sequence pose the same few problems, whose plans are
+cached.
 """
 
 from typing import Any
@@ -52,7 +52,7 @@ class KeyValueCache:
 
     @property
     def capacity(self) -> int:
-        """Tokens that the buffers have room for: at most twice those in reach of a query, or those and one chunk."""
+        """Tokens that the buffers have room for: at most twice those within a query's reach, or those and one chunk."""
         return 0 if self._key is None else int(self._key.shape[1])
 
     def window_arguments(self, rank: int) -> checks.Window:
@@ -68,12 +68,12 @@ class KeyValueCache:
         """Add the next tokens, any number of them.
 
         Args:
-            key: ``[B, new, ..., H_kv, D]``, the axes after the first whole.
+            key: ``[B, new, ..., H_kv, D]``, whole along every axis but the first.
             value: ``[B, new, ..., H_kv, D_v]``, of the same dtype. Both are copied: no gradient flows to them.
 
         Raises:
-            TypeError: not floating-point tensors, or of another dtype than the tokens before.
-            ValueError: shapes or devices that do not fit each other or the tokens before.
+            TypeError: not floating-point tensors, or of another dtype than the earlier tokens.
+            ValueError: shapes or devices that do not fit each other or the earlier tokens.
         """
         fw, face = self._framework(), f"{type(self).__name__}.append"
         specs = [fw.spec(face, name, tensor) for name, tensor in (("key", key), ("value", value))]

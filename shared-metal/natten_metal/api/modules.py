@@ -22,7 +22,7 @@ class NeighborhoodAttention:
     layers: Any  # the Python module with Linear and Dropout
     rank: int
     training: Any
-    backend: str | None = None  # for modules that were pickled without one, as the next
+    backend: str | None = None  # a default for modules that were pickled before it existed, like the next one
     shared: Any = None  # what attends instead of the fused op, where processes share the tokens
     proj: Any
 
@@ -38,9 +38,9 @@ class NeighborhoodAttention:
 
     @property
     def wrap(self) -> Any:
-        """Whether windows pass over the end of each axis; False if they do of none, and in modules pickled without it.
+        """Whether windows pass over the end of each axis; False if none does, or if the module was pickled without it.
 
-        MLX keeps a tuple in a module only if its class has nothing of that name.
+        A property: MLX stores a tuple in a module only under a name that its class does not have.
         """
         return getattr(self, "_wraps", False)
 
@@ -162,7 +162,7 @@ class NeighborhoodAttention:
         return self._heads("q_proj", self.q_proj(x), 1, "num_heads")[0], key, value
 
     def _heads(self, layer: str, projected: Tensor, parts: int, heads: str) -> list[Tensor]:
-        """``[B, *shape, parts * heads * head_dim]`` apart. heads: the attribute that counts them."""
+        """``[B, *shape, parts * heads * head_dim]`` as one tensor per part. heads: the attribute that counts them."""
         count, width = getattr(self, heads), projected.shape[-1]
         rules.check_projection(type(self).__name__, layer, width, parts, (heads, count), self.head_dim)
         return list(
@@ -178,7 +178,7 @@ class NeighborhoodAttention:
         return attention.av(fw, face + "_av", (weights, value), window, piece, backend)
 
     def _check_masked(self, cache: Any, sizes: Any, dropping: bool) -> None:
-        """Nothing comes with a key mask that cannot take it."""
+        """NotImplementedError if something is given that cannot be combined with a key mask."""
         face = type(self).__name__
         if sizes is not None:
             rules.reject_key_mask(face, self._sizes_name, f"mask the padding too, without {self._sizes_name}")
@@ -190,7 +190,7 @@ class NeighborhoodAttention:
             rules.reject_key_mask(face, "shards", "call the module on the whole input")
 
     def _check_cache(self, cache: Any, sizes: Any, dropping: bool) -> None:
-        """``cache`` is one of this package, of this module's window, and nothing comes with it that it cannot take."""
+        """Raise unless ``cache`` is a cache with this module's window, and all else that is given works with one."""
         face = type(self).__name__
         if not isinstance(cache, KeyValueCache):
             checks.reject_type(face, "cache", cache, "a KeyValueCache or None")

@@ -37,10 +37,10 @@ class Operations(Protocol):
     def astype(self, tensor: Tensor, dtype: Dtype) -> Tensor: ...
 
     def zeros(self, shape: tuple[int, ...], dtype: Dtype, like: Tensor) -> Tensor:
-        """Where ``like`` is."""
+        """Zeros on the device of ``like``."""
 
     def integers(self, values: Sequence[int], dtype: Dtype, like: Tensor) -> Tensor:
-        """A vector where ``like`` is."""
+        """A vector on the device of ``like``."""
 
     def device(self, tensor: Tensor) -> Hashable:
         """Where a tensor is; None for MLX, whose arrays have no device."""
@@ -89,16 +89,16 @@ class Operations(Protocol):
         """One axis as several."""
 
     def parts(self, tensor: Tensor) -> Sequence[Tensor]:
-        """``[..., parts, heads, head_dim]`` apart."""
+        """``[..., parts, heads, head_dim]`` as one tensor per part."""
 
     def repeat_heads(self, tensor: Tensor, count: int, /) -> Tensor:
         """``[B, heads, ...]`` with each head ``count`` times."""
 
     def pad(self, tensor: Tensor, widths: list[tuple[int, int]], value: Any) -> Tensor:
-        """``value`` before and after the entries of each axis; widths: how often."""
+        """``tensor`` with ``value`` before and after the entries of each axis; widths: how many, by axis."""
 
     def add_at(self, tensor: Tensor, where: tuple[slice, ...], part: Tensor) -> Tensor:
-        """``tensor``, which the caller gives up, with ``part`` added to a box of it; not differentiable."""
+        """``tensor``, which the caller must not use again, with ``part`` added to a box; not differentiable."""
 
     def flip(self, tensor: Tensor, axis: int, /) -> Tensor:
         """The axis in reverse order."""
@@ -116,7 +116,7 @@ class Operations(Protocol):
     def scatter(self, tensor: Tensor, index: Tensor, entries: int) -> Tensor:
         """The reverse of :meth:`gather`: ``[B, H, queries, slots]`` at their entries, 0 elsewhere.
 
-        What is at the last entry is undefined: several slots may go there.
+        The last entry is undefined: several slots may refer to it.
         """
 
 

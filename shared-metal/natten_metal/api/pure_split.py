@@ -90,7 +90,7 @@ def _weigh_queries(walk: Walk, program: Walks, after: Steps, slots: Tensor, rows
     for step in steps:
         weights = walk.operations.astype(_pair_weights(walk, a, step, groups), q.dtype)
         part = weights @ q.gather(step, "columns") * scale
-        if problem.piece is not None:  # a box of what no query at hand sees holds any tokens
+        if problem.piece is not None:  # the box of a key that no query at hand sees has arbitrary tokens
             part = walk.hide(part, step.chunk.sees[:, None, :, None], 0.0)
         out.put(step, part)
     return out.result(problem.key_shape)

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..caches import Cache
 
-MOST = 1024
+MAX_CALLS = 1024
 Signature = tuple[Hashable, ...]
 
 
@@ -41,8 +41,8 @@ def _value(argument: Any) -> Hashable:
 class Recall(Cache):
     """Outcomes of calls by signature; nothing is kept under None."""
 
-    def __init__(self, name: str = "calls", most: int = MOST) -> None:
-        super().__init__(name, most)
+    def __init__(self, name: str = "calls", max_size: int = MAX_CALLS) -> None:
+        super().__init__(name, max_size)
 
     def keep(self, key: Hashable, value: Any) -> Any:
         """Keep the outcome of a call whose checks passed."""

@@ -2,13 +2,13 @@
 
 A call of one process, in the order in which it happens:
 
-1. all processes tell each other what they were called with, and raise the same error if that does not fit together;
-2. the keys and values of the halos are on their way (:meth:`ShardCall.post`);
-3. meanwhile, the interior: queries that see keys of the own shard alone;
-4. with the halo there (:meth:`ShardCall.extended`), the border: all other queries.
+1. all processes exchange what they were called with, and raise the same error if that does not fit together;
+2. they start to send the keys and values of the halos (:meth:`ShardCall.post`);
+3. meanwhile they compute the interior: queries that see only keys of their own shard;
+4. once the halo has arrived (:meth:`ShardCall.extended`), they compute the border: all other queries.
 
-The backward pass computes the border's gradients first, sends the halo's share of them back to their owners, and
-computes the interior's meanwhile. Each part of the queries is a piece of the whole problem (``full_shape``).
+The backward pass computes the border's gradients first, sends the halo's share of them back to its owners, and
+meanwhile computes the interior's. Each part of the queries is a piece of the whole problem (``full_shape``).
 """
 
 import hashlib
@@ -29,27 +29,27 @@ from .operations import Tensor, Tensors, compute_dtype
 Ends = tuple[int, int]
 # The tensors of a call: all of the fused op's but key_mask.
 INPUTS = tuple(operand.name for operand in UNMASKED_INPUTS)
-# A shard by its place and the turn that it is on, on each axis.
+# A shard by its coordinate and the turn that it is on, on each axis.
 Held = tuple[tuple[int, int], ...]
-# Waits for the messages that are on their way to this process: by index, flat tensors.
+# Waits for the messages to this process and returns them by index, as flat tensors.
 Arrival = Callable[[], dict[int, Tensor]]
 _TEXT = 1024
 
 
 class Transport(Protocol):
-    """What the bodies need of a framework's own communication; every method is called by all processes at once."""
+    """What the bodies need from a framework's own communication; all processes call each method together."""
 
-    index: int  # this process among them
+    index: int  # of this process
     grid: tuple[int, ...]  # how many processes lie along each axis that is cut
 
     def gather(self, numbers: Sequence[int]) -> list[list[int]]:
-        """The numbers of every process, as many as this one's: 64-bit ints."""
+        """The 64-bit ints that every process passes, equally many in each."""
 
     def post(self, ends: Sequence[Ends], sizes: Sequence[int], outgoing: dict[int, Tensor], like: Tensor) -> Arrival:
         """Send messages without waiting for them.
 
-        ends: source and target of each message; sizes: their elements; outgoing: those that begin here, flat tensors of
-        the dtype and the place of ``like``.
+        ends: source and target of each message; sizes: their elements; outgoing: those of this process, flat tensors
+        with the dtype and device of ``like``.
         """
 
     def total(self, tensors: Tensors) -> Tensors:
@@ -67,7 +67,7 @@ class ShardCall:
     scale: float
     backend: str
     stream: Stream
-    # The inputs, by index, that every process has alike and whose gradients are summed over all.
+    # Indices of the inputs that are the same in every process, and whose gradients are summed over all processes.
     replicated: tuple[int, ...]
 
     @property
@@ -93,9 +93,9 @@ class ShardCall:
 
     def attend(self, queries: Box, tensors: Sequence[Any], keys: Box) -> Tensors:
         """Output and lse of a box of queries; key and value among ``tensors`` hold the tokens of ``keys``."""
-        query, key, value, *extras = tensors
+        query, key, value, *others = tensors
         needed = self.shards.keys_of(queries)
-        given = (_cut(query, queries, self.own), _cut(key, needed, keys), _cut(value, needed, keys), *extras)
+        given = (_cut(query, queries, self.own), _cut(key, needed, keys), _cut(value, needed, keys), *others)
         full_shape, query_start = self.shards.on_longer_axes(queries)
         piece = (full_shape, query_start, self.shards.on_longer_axes(needed)[1], False)
         found: Tensors = attention.fused(
@@ -104,7 +104,7 @@ class ShardCall:
         return found
 
     def joined(self, parts: dict[Box, Tensor]) -> Tensor:
-        """One tensor of all queries out of those of the boxes."""
+        """The tensor of all queries, joined from those of the boxes."""
         xp = self.fw.operations
 
         def along(axes: list[int], box: Box) -> Tensor:
@@ -120,7 +120,7 @@ class ShardCall:
         """The part of a tensor of all own queries."""
         return _cut(tensor, box, self.own)
 
-    # --- what travels ------------------------------------------------------------------------------
+    # --- messages ----------------------------------------------------------------------------------
 
     def post(self, key: Tensor, value: Tensor) -> Arrival:
         """Send the keys and values that other processes need."""
@@ -164,19 +164,19 @@ class ShardCall:
             parts[self._held(message.source, message.turn)] = self._parts(index, flat, (key, value))
         holders = shards.holders(self.reach)
 
-        def along(place: Held, which: int) -> Tensor:
-            if len(place) == len(holders):
-                return parts[place][which]
-            cut = [along((*place, at), which) for at in holders[len(place)]]
-            return cut[0] if len(cut) == 1 else xp.concatenate(cut, 1 + len(place))
+        def along(held: Held, which: int) -> Tensor:
+            if len(held) == len(holders):
+                return parts[held][which]
+            cut = [along((*held, at), which) for at in holders[len(held)]]
+            return cut[0] if len(cut) == 1 else xp.concatenate(cut, 1 + len(held))
 
         return along((), 0), along((), 1)
 
     def _held(self, process: int, turn: tuple[int, ...]) -> Held:
-        return tuple(zip(self.shards.place(process), turn, strict=True))
+        return tuple(zip(self.shards.coordinates(process), turn, strict=True))
 
     def own_gradients(self, extended: Tensors, interior: tuple[Any, ...], received: dict[int, Tensor]) -> Tensors:
-        """Gradients of the own key and value.
+        """Gradients of this process's key and value.
 
         extended: of :attr:`reach`, from the border; interior: from the interior, 0 without one; received: from others.
         """
@@ -260,17 +260,17 @@ def fused(
 ) -> Any:
     """``distributed.na{1,2,3}d``. node: runs a :class:`ShardCall` with the framework's derivatives around it.
 
-    tensors: as in :data:`INPUTS`; about: what else the processes must agree on. rpb_of_module: leave the sum of
-    rpb's gradient to the one of all parameters.
+    tensors: as in :data:`INPUTS`; about: what else the processes must agree on. rpb_of_module: do not sum rpb's
+    gradient over the processes, because the caller sums those of all parameters.
     """
     failure: Exception | None = None
-    call: _Asked | None = None
+    call: _Arguments | None = None
     lengths: tuple[int, ...] = (0,) * 6
     try:
         backends.accept_knobs(face, upstream)
         chosen, where = fw.BACKENDS.resolve(face, backend), fw.stream_of(face, stream)
         tensors = fw.cast(tensors)
-        call = _Asked.of(fw, face, transport, tensors, window, scale, axis, wrap)
+        call = _Arguments.of(fw, face, transport, tensors, window, scale, axis, wrap)
         text = f"{call}, return_lse={checks.flag(face, 'return_lse', return_lse)}{about}"
         lengths = call.lengths
     except (TypeError, ValueError, NotImplementedError) as error:
@@ -290,12 +290,12 @@ def fused(
 def _agree(
     face: str, transport: Transport, failure: Exception | None, text: str, lengths: Sequence[int]
 ) -> list[list[int]]:
-    """The lengths of every process's shard; the same error in every process if one failed or was called otherwise."""
+    """The lengths of every process's shard; the same error in each if one failed or was called with other arguments."""
     digest = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 2
     everyone = transport.gather([failure is not None, digest, *lengths])
     if any(each[0] or each[1] != everyone[0][1] for each in everyone):
-        told = transport.gather(text.encode()[:_TEXT].ljust(_TEXT, b"\0"))
-        texts = [bytes(each).rstrip(b"\0").decode(errors="ignore") for each in told]
+        encoded = transport.gather(text.encode()[:_TEXT].ljust(_TEXT, b"\0"))
+        texts = [bytes(each).rstrip(b"\0").decode(errors="ignore") for each in encoded]
         if failure is not None:
             raise failure
         for process, (failed, *_) in enumerate(everyone):
@@ -306,8 +306,8 @@ def _agree(
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """The arguments of one process, checked as far as it can do that alone."""
+class _Arguments:
+    """The arguments of one process, checked as far as they can be without those of the others."""
 
     face: str
     specs: tuple[Any, ...]  # of the tensors, None for those not given
@@ -327,7 +327,7 @@ class _Asked:
         scale: Any,
         axis: Any,
         wrap: Any,
-    ) -> "_Asked":
+    ) -> "_Arguments":
         names = INPUTS
         given = specs(fw, face, names[:3], tensors[:3])
         more = [optional_spec(fw, face, *pair) for pair in zip(names[3:], tensors[3:], strict=True)]
@@ -338,7 +338,7 @@ class _Asked:
         factor = checks.scale_or_default(face, scale, given[0].shape[-1])
         axes = rules.cut_axes(face, axis, rank, transport.grid)
         wraps = checks.bools_per_axis(face, "wrap", wrap, rank)
-        return _Asked(face, (*given, *more), arguments, factor, axes, transport.grid, wraps)
+        return _Arguments(face, (*given, *more), arguments, factor, axes, transport.grid, wraps)
 
     def __str__(self) -> str:
         shown: list[str] = []
@@ -367,7 +367,7 @@ class _Asked:
         return Shards(tuple(bounds), self.axes, self.window, wrap)
 
     def whole(self, shards: Shards) -> Problem:
-        """The whole problem, which must be legal; in every process alike, as all have the same arguments."""
+        """The whole problem, or the error if it is not legal: the same in every process, as the arguments are."""
 
         def whole(spec: TensorSpec) -> TensorSpec:
             lengths = list(spec.shape)

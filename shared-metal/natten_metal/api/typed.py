@@ -15,5 +15,5 @@ class Named(Protocol):
 
 
 def unchanged(face: Any) -> Any:
-    """A decorator for type checkers alone: they see a protocol instead of the function."""
+    """A decorator only for type checkers, which see a protocol instead of the function."""
     return face

@@ -1,6 +1,6 @@
 """The bodies of the public functions for items of different sizes: padded batches, lists, and packed items.
 
-As :mod:`.attention` is for one size.
+:mod:`.attention` is the same for items of one size.
 """
 
 from dataclasses import replace

@@ -47,13 +47,13 @@ class Walk(Protocol):
 
     @property
     def Step(self) -> type[Step]:
-        """What its steps are."""
+        """The class of its steps."""
 
     def tables(self, blocks: Blocks, device: Any) -> Tables:
         """New index tables of a walk."""
 
     def constant(self, table: Tensor) -> Tensor:
-        """``table``, computed now: what is kept for later calls must not depend on this one."""
+        """``table``, computed now: what is kept for later calls must not depend on this call."""
 
     def put(self, buffer: Tensor | None, shape: tuple[int, ...], dtype: Dtype, step: Any, part: Tensor) -> Tensor:
         """The buffer of ``shape`` ``[B, tiles, ...]`` (None: not made yet) with the tiles of a step in it."""
@@ -186,7 +186,7 @@ def _kept_result_rows(walk: Any, blocks: Blocks, batch: int, heads: int, device:
 
 
 def forget() -> None:
-    """Keep nothing of earlier walks: for calls that are all different, where memory is short."""
+    """Empty the caches of walks: for a series of calls that all differ, where memory is short."""
     for cache in caches():
         if cache.name in (TABLES, RESULT_ROWS):
             cache.clear()

@@ -14,13 +14,13 @@ _caches: "weakref.WeakSet[Cache]" = weakref.WeakSet()
 
 
 class Cache:
-    """At most ``most`` values by key; the oldest one makes room for a new one.
+    """At most ``max_size`` values by key; the oldest one makes room for a new one.
 
-    Reading takes no lock. A value is never None, which stands for one that is not there.
+    Reading takes no lock. Values are never None: None means that the key is absent.
     """
 
-    def __init__(self, name: str, most: int) -> None:
-        self.name, self.most = name, most
+    def __init__(self, name: str, max_size: int) -> None:
+        self.name, self.max_size = name, max_size
         self._kept: dict[Hashable, Any] = {}
         self._lock = threading.RLock()
         _caches.add(self)
@@ -34,19 +34,19 @@ class Cache:
             return list(self._kept.values())
 
     def get(self, key: Hashable) -> Any:
-        """The value of ``key``, or None; TypeError if ``key`` has no hash."""
+        """The value of ``key``, or None; TypeError if ``key`` is not hashable."""
         return self._kept.get(key)
 
     def keep(self, key: Hashable, value: Any) -> Any:
-        """Keep ``value`` under ``key``, unless another thread was first; what is kept now."""
+        """Keep ``value`` under ``key``, unless another thread was first; returns the value that is kept."""
         with self._lock:
             found = self._kept.setdefault(key, value)
-            while len(self._kept) > self.most:
+            while len(self._kept) > self.max_size:
                 del self._kept[next(iter(self._kept))]
             return found
 
     def get_or_make(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """The value of ``key``, or that of ``make()``. Threads that ask at once may each make it; all get the same."""
+        """The value of ``key``, or that of ``make()``. Several threads may each make it, but all get the same one."""
         found = self._kept.get(key)
         return self.keep(key, make()) if found is None else found
 
@@ -66,7 +66,7 @@ class Cache:
             return new
 
     def clear(self) -> None:
-        """Keep nothing of what is kept now."""
+        """Remove all values."""
         with self._lock:
             self._kept.clear()
 
@@ -85,11 +85,11 @@ def clear_all() -> None:
 _NAMED = object()
 
 
-def cached(name: str, most: int) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Decorate a function so that a :class:`Cache` keeps its values, which are never None, by its arguments."""
+def cached(name: str, max_size: int) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Decorate a function so that a :class:`Cache` keeps its results, which are never None, by its arguments."""
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:
-        cache = Cache(name, most)
+        cache = Cache(name, max_size)
 
         @wraps(function)
         def call(*arguments: P.args, **named: P.kwargs) -> T:

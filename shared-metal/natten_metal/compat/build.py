@@ -162,7 +162,7 @@ class Generations:
             return out[(slice(None), *(slice(length) for length in shape))]
 
         def geometry(self: Any, shape: tuple[int, ...]) -> tuple[Any, ...]:
-            """The window for an input of ``shape``; the first generation worked its dilation out from there."""
+            """The window for an input of ``shape``, from which the first generation took its dilation."""
             latest = (generations.latest_dilation(shape, self.kernel_size),) * self.rank
             return self.kernel_size, self.stride, latest if self.late_dilation else self.dilation, self.is_causal
 

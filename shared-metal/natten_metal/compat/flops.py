@@ -83,7 +83,7 @@ def _ranked(name: str, rank: int, with_bias: bool) -> Callable[[Sequence[Any], S
         (first, second, *_), (out, *_) = _shapes(inputs[:2]), _shapes(outputs[:1])
         if not len(first) == len(second) == len(out) == rank + 3:
             raise ValueError(f"{name}: inputs and output must have {rank + 3} axes; got {first}, {second} and {out}")
-        # Logits have the window's slots last, and the query has the dim; the other way around for the weights.
+        # The last axis is the head dim in the query and the slots in the logits; for weights, the other way around.
         dim, slots = (first[-1], out[-1]) if with_bias else (out[-1], first[-1])
         tokens = math.prod(out[:-1])
         return tokens * slots * dim + (tokens * slots if with_bias else 0)

@@ -243,7 +243,7 @@ def _elsewhere(face: str, word: str) -> str:
     if not having:
         return ""
     new = f"it is '{RENAMED[word]}' here, and " if word in RENAMED else ""
-    return f"; {new}'{word}' is of the call forms {', '.join(having)}, which compat.for_version and compat.install know"
+    return f"; {new}'{word}' is in the call forms {', '.join(having)}, which compat.for_version and compat.install have"
 
 
 # Arguments that have another name in the newest form.

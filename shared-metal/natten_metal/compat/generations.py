@@ -1,8 +1,8 @@
 """Call forms of NATTEN's generations, translated into today's.
 
-A module of a generation holds faces made here from :mod:`.forms`: each binds its arguments as upstream
-did, and hands them to an adapter of the package. Upstream's split ops are heads-first, ``[B, H, *shape, D]``,
-and do not scale; the fused ones are heads-last.
+A module of a generation holds faces made here from :mod:`.forms`: each binds its arguments as upstream did, and passes
+them to an adapter of the package. Upstream's split ops are heads-first, ``[B, H, *shape, D]``, and do not scale; the
+fused ones are heads-last.
 """
 
 import logging
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ..plan.backends import say_once
+from ..plan.backends import log_once
 from ..problem.ops import AV, FULL, QK
 from ..problem.problem import RANKS
 from .forms import ADDED as ADDED
@@ -65,13 +65,13 @@ GENERATIONS = {
         "0.17.5",
         "0.17",
         "One argument for a window, causal axes, and the fused ops ``na{1,2,3}d``, which are heads-last, and where "
-        "dilation follows kernel_size. Bias tables are called ``rpb``, and train in the fused ops too.",
+        "dilation follows kernel_size. The relative positional bias is called ``rpb``; the fused ops train it too.",
     ),
     "v020": Generation(
         (0, 20, 0),
         "0.20.1",
         "0.20 to 0.21.1",
-        "Fused ops with stride; ``merge_attentions`` returns the output alone. ``na{1,2,3}d_{qk,av}`` and the "
+        "Fused ops with stride; ``merge_attentions`` returns only the output. ``na{1,2,3}d_{qk,av}`` and the "
         "``natten*`` ops are here, heads-first as in 0.17, though upstream dropped them.",
     ),
     "v021": Generation(
@@ -96,7 +96,7 @@ SKIPPED: dict[tuple[int, ...], str] = {
 def generation_of(version: str) -> str:
     """The generation that a version belongs to: ``'0.17.5'`` -> ``'v017'``; ``'0.14'`` is its last release.
 
-    TypeError unless it is a string; ValueError for what is no version, and for releases that never were.
+    TypeError unless it is a string; ValueError if it is not a version, or one that was never released.
     """
     if not isinstance(version, str):
         raise TypeError(f"for_version: version must be a string like '0.17.5'; got {version!r}")
@@ -107,7 +107,7 @@ def generation_of(version: str) -> str:
     if numbers[:2] in SKIPPED:
         raise ValueError(f"for_version: {SKIPPED[numbers[:2]]}; got {version!r}")
     if numbers == (0, 14, 0):
-        say_once(
+        log_once(
             "for_version: NATTEN 0.14.0 was never released; natten-mps and natten-mlx 0.3 took it for 0.14.6",
             logging.WARNING,
         )
@@ -121,7 +121,7 @@ def generation_of(version: str) -> str:
 
 
 def docstring(generation: str) -> str:
-    """That of a generation's module."""
+    """The docstring of a generation's module."""
     its = GENERATIONS[generation]
     return f"NATTEN {its.releases}: names, argument orders, layouts and modules.\n\n{textwrap.fill(its.text, 115)}\n"
 
@@ -174,19 +174,19 @@ def module_class(name: str, form: Form, module: str, base: Any, methods: dict[st
 
 
 def module_rank(name: str, na_dim: Any) -> int:
-    """The rank of a module of any rank; ValueError for what is none."""
+    """``na_dim`` as a rank; ValueError unless it is one."""
     if type(na_dim) is not int or na_dim not in RANKS:
         raise ValueError(f"{name}: na_dim must be one of {', '.join(map(str, RANKS))}; got {na_dim!r}")
     return na_dim
 
 
 def module_arguments(name: str, form: Form, given: dict[str, Any]) -> dict[str, Any]:
-    """Today's constructor's arguments."""
+    """The arguments of today's constructor."""
     dim = given.get("embed_dim", given.get("dim"))
     kernel_size, dilation = legacy_window(name, form, given)
     if given.get("use_experimental_ops"):
         _ignore(name, "use_experimental_ops")
-    # The first generation's modules always had a table; 0.14.5 and 0.15 called its switch 'bias'.
+    # The first generation's modules always had an rpb; 0.14.5 and 0.15 called its switch 'bias'.
     always = "dim" in given and "rel_pos_bias" not in given
     made = {
         "embed_dim": dim,
@@ -241,7 +241,7 @@ def latest_dilation(shape: tuple[int, ...], kernel_size: tuple[int, ...]) -> int
 
 
 def padding(shape: tuple[int, ...], kernel_size: tuple[int, ...], dilation: tuple[int, ...]) -> tuple[int, ...]:
-    """Tokens of zeros that modules up to 0.15 add behind each axis shorter than its window."""
+    """Tokens of zeros that modules up to 0.15 add at the end of each axis shorter than its window."""
     return tuple(max(0, w * d - length) for length, w, d in zip(shape, kernel_size, dilation, strict=True))
 
 
@@ -265,7 +265,7 @@ def additional(name: str, which: str, tensor: Any, wanted: tuple[int, int, int])
 
 
 def window_slots(name: str, attn: Any, additional: int, kernel_size: Any, rank: int) -> int:
-    """The window's own slots of ``attn [..., slots + additional]``; ValueError if that many are not there."""
+    """The window's own slots of ``attn [..., slots + additional]``; ValueError if attn has another number."""
     sizes = tuple(kernel_size) if hasattr(kernel_size, "__iter__") else (kernel_size,) * rank
     slots, found = math.prod(sizes), int(attn.shape[-1])
     if found != slots + additional:
@@ -275,7 +275,7 @@ def window_slots(name: str, attn: Any, additional: int, kernel_size: Any, rank: 
     return slots
 
 
-# Arguments of upstream's fused ops that today's have as well.
+# Arguments of upstream's fused ops that today's ops have as well.
 _SHARED = frozenset(
     {
         "query",
@@ -302,17 +302,17 @@ _SHARED = frozenset(
 
 
 def _ignore(name: str, argument: str) -> None:
-    say_once(f"{name}: '{argument}' tunes upstream's CUDA kernels; accepted and ignored")
+    log_once(f"{name}: '{argument}' tunes upstream's CUDA kernels; accepted and ignored")
 
 
 def shared_arguments(name: str, form: Form, given: dict[str, Any]) -> dict[str, Any]:
-    """What today's op takes of a call; what tunes CUDA kernels is logged and left out."""
+    """The arguments of a call that today's op takes; those that tune CUDA kernels are logged and left out."""
     for argument, value in given.items():
-        # Identity: a knob may be anything, and is only told apart from its default.
+        # By identity: a knob may be any object, and all that matters is whether it is the default.
         if argument not in _SHARED and value is not form.defaults[argument]:
             _ignore(name, argument)
     kept = {argument: value for argument, value in given.items() if argument in _SHARED}
-    # From 0.20 to 0.21.1 scale stood where is_causal stands since.
+    # From 0.20 to 0.21.1, scale had the position that is_causal has had since.
     if form.kind == FULL.name and type(kept.get("is_causal")) is float:
         kept |= {"is_causal": False, "scale": kept["is_causal"]}
     return kept

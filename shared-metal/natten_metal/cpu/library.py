@@ -98,7 +98,7 @@ class CpuLibrary:
 
     @property
     def threads(self) -> int:
-        """Threads of a call that asks for none."""
+        """Threads of a call that does not say how many."""
         return int(self._functions.natten_cpu_threads())
 
     def call(

@@ -21,15 +21,15 @@ from .launches import stride_block as stride_block
 from .launches import strides_of as strides_of
 from .launches import with_strides as with_strides
 from .params import PARAMS as PARAMS
-from .sizes import DIMS, MOST_RPB
+from .sizes import DIMS, MAX_RPB
 from .source import Instance
 from .templates import AV, AV_TRANSPOSED, DELTA, FORWARD, KEY_VALUE_GRAD, QK, QUERY_GRAD, RPB_GRAD, STATS, SUM, Template
 from .tiles import COLUMNS, ROWS, SOFTMAX_BRICKS, Tiling, chunk_size, padded_dim, patch_count, tiling
 
-# Threadgroups that share the sum over all queries or tiles.
-MOST_PARTS = 64
+# The most threadgroups that share a sum over all queries or tiles.
+MAX_PARTS = 64
 # Simdgroups that a threadgroup may have; fewer where the kernel's registers might not fit and the host cannot tell.
-MOST_SIMDGROUPS = 8
+MAX_SIMDGROUPS = 8
 CAUTIOUS_SIMDGROUPS, CAUTIOUS_DIM = 4, 128
 # A sum of more terms than this is taken in parts of so many bricks (kernels/sums.h). In a model of the order of sums,
 # 4096 random terms lose 2e-6, and 65,536 equal ones 9e-4, less than 16 bits resolve.
@@ -39,7 +39,7 @@ LONGEST_SUM, PART = {"float32": 4096, "float16": 65_536, "bfloat16": 65_536}, 64
 def cautious_simdgroups(problem: Problem) -> int:
     """Simdgroups whose registers fit any GPU, for hosts that do not report how many threads a kernel allows."""
     widest = padded_dim(max(problem.head_dim, problem.head_dim_v))
-    return CAUTIOUS_SIMDGROUPS if widest >= CAUTIOUS_DIM else MOST_SIMDGROUPS
+    return CAUTIOUS_SIMDGROUPS if widest >= CAUTIOUS_DIM else MAX_SIMDGROUPS
 
 
 def _walk(
@@ -47,14 +47,14 @@ def _walk(
     template: Template,
     inputs: dict[str, str],
     outputs: tuple[Output, ...],
-    most: int,
+    max_simdgroups: int,
     **options: object,
 ) -> Launch:
     """A launch of a walking template: its tiling, grid and parameters."""
     transposed = template.transposed
     dim = padded_dim(problem.head_dim) if template.reads_dim else 0
     dim_v = padded_dim(problem.head_dim_v) if template.reads_dim_v else 0
-    chosen: Tiling = tiling(problem, transposed, dim, dim_v, most)
+    chosen: Tiling = tiling(problem, transposed, dim, dim_v, max_simdgroups)
     instance = Instance(
         template.name,
         problem.dtype,
@@ -103,9 +103,9 @@ def _sum(problem: Problem, partial: str, name: str, shape: tuple[int, ...], part
     return Launch(instance, (-(-count // SUM.rows), 1, 1), SUM.rows, params, (("partial", partial),), (output,))
 
 
-def forward(problem: Problem, most: int = MOST_SIMDGROUPS) -> tuple[Launch, ...]:
-    """The launches of an op. most: simdgroups that a threadgroup may have."""
-    return _FORWARD[problem.op](problem, most)
+def forward(problem: Problem, max_simdgroups: int = MAX_SIMDGROUPS) -> tuple[Launch, ...]:
+    """The launches of an op. max_simdgroups: simdgroups that a threadgroup may have."""
+    return _FORWARD[problem.op](problem, max_simdgroups)
 
 
 def _made(argument: str, operand: Operand, p: Problem) -> Output:
@@ -118,20 +118,20 @@ def _gradient(argument: str, operand: Operand, p: Problem) -> Output:
     return Output(argument, operand.gradient, operand.shape(p), p.dtype)
 
 
-def _qk_forward(p: Problem, most: int) -> tuple[Launch, ...]:
+def _qk_forward(p: Problem, max_simdgroups: int) -> tuple[Launch, ...]:
     rpb = {"rpb": "rpb"} if p.has_rpb else {}
     outputs = (_made("logits", ops.LOGITS, p),)
-    return (_walk(p, QK, {"q": "query", "k": "key"} | rpb, outputs, most, rpb=p.has_rpb),)
+    return (_walk(p, QK, {"q": "query", "k": "key"} | rpb, outputs, max_simdgroups, rpb=p.has_rpb),)
 
 
-def _av_forward(p: Problem, most: int) -> tuple[Launch, ...]:
+def _av_forward(p: Problem, max_simdgroups: int) -> tuple[Launch, ...]:
     outputs = (_made("out", ops.OUT, p),)
-    return (_walk(replace(p, scale=1.0), AV, {"attn": "attn", "v": "value"}, outputs, most),)
+    return (_walk(replace(p, scale=1.0), AV, {"attn": "attn", "v": "value"}, outputs, max_simdgroups),)
 
 
-def _fused_forward(p: Problem, most: int) -> tuple[Launch, ...]:
+def _fused_forward(p: Problem, max_simdgroups: int) -> tuple[Launch, ...]:
     outputs = (_made("out", ops.OUT, p), _made("lse", ops.LSE, p))
-    return (_walk(p, FORWARD, _tensors(p), outputs, most, additional=p.additional > 0, **_options(p)),)
+    return (_walk(p, FORWARD, _tensors(p), outputs, max_simdgroups, additional=p.additional > 0, **_options(p)),)
 
 
 def _options(p: Problem) -> dict[str, bool]:
@@ -147,25 +147,28 @@ def _tensors(p: Problem) -> dict[str, str]:
     return inputs | {name: name for name, has in given.items() if has}
 
 
-def backward(problem: Problem, has_lse_grad: bool, most: int = MOST_SIMDGROUPS) -> tuple[Launch, ...]:
+def backward(problem: Problem, has_lse_grad: bool, max_simdgroups: int = MAX_SIMDGROUPS) -> tuple[Launch, ...]:
     """The launches of an op's gradient, from the gradients of its outputs and what the forward saved."""
-    return _BACKWARD[problem.op](problem, has_lse_grad, most)
+    return _BACKWARD[problem.op](problem, has_lse_grad, max_simdgroups)
 
 
-def _fused_backward(p: Problem, has_lse_grad: bool, most: int) -> tuple[Launch, ...]:
+def _fused_backward(p: Problem, has_lse_grad: bool, max_simdgroups: int) -> tuple[Launch, ...]:
     options = _options(p)
     read = _tensors(p) | {"out_grad": "out_grad", "lse": "lse", "delta": "delta"}
     stats = Output("stats", "stats", (*rows(p), STATS), "float32")
     made = (_gradient("query_grad", ops.QUERY, p), stats)
-    launches = [_delta(p, has_lse_grad), _walk(p, QUERY_GRAD, read, made, most, additional=p.additional > 0, **options)]
+    launches = [
+        _delta(p, has_lse_grad),
+        _walk(p, QUERY_GRAD, read, made, max_simdgroups, additional=p.additional > 0, **options),
+    ]
     saved = {"out_grad": "out_grad", "stats": "stats"}
     plain = {arg: name for arg, name in _tensors(p).items() if not arg.startswith("additional")}
     made = (_gradient("key_grad", ops.KEY, p), _gradient("value_grad", ops.VALUE, p))
-    launches.append(_walk(p, KEY_VALUE_GRAD, plain | saved, made, most, **options))
+    launches.append(_walk(p, KEY_VALUE_GRAD, plain | saved, made, max_simdgroups, **options))
     if p.additional:
-        launches += _additional_backward(p, saved, most)
+        launches += _additional_backward(p, saved, max_simdgroups)
     if p.has_rpb:
-        launches += _rpb_backward(p, plain | saved, slots=False, most=most)
+        launches += _rpb_backward(p, plain | saved, slots=False, max_simdgroups=max_simdgroups)
     return tuple(launches)
 
 
@@ -178,13 +181,13 @@ def _delta(p: Problem, has_lse_grad: bool) -> Launch:
     return Launch(instance, grid, SIMD_WIDTH * instance.simdgroups, parameters(p, {}), tuple(inputs.items()), outputs)
 
 
-def _additional_backward(p: Problem, saved: dict[str, str], most: int) -> list[Launch]:
+def _additional_backward(p: Problem, saved: dict[str, str], max_simdgroups: int) -> list[Launch]:
     """dK and dV of additional keys: all queries contribute, in parts that are summed in order."""
     dim, dim_v = padded_dim(p.head_dim), padded_dim(p.head_dim_v)
-    base = tiling(p, True, dim, dim_v, most)
+    base = tiling(p, True, dim, dim_v, max_simdgroups)
     simdgroups = min(base.simdgroups, -(-p.additional // ROWS))
     tiles = -(-p.additional // (ROWS * simdgroups))
-    parts = max(1, min(MOST_PARTS, p.query_shape[0], 256 // (tiles * p.batch * p.kv_heads) or 1))
+    parts = max(1, min(MAX_PARTS, p.query_shape[0], 256 // (tiles * p.batch * p.kv_heads) or 1))
     shape, shape_v = ((p.batch, p.additional, p.kv_heads, d) for d in (p.head_dim, p.head_dim_v))
     # All queries are columns: the rows of the box have the full length, and are staged if one brick fits.
     stage = chunk_size(p.dtype, dim, dim_v) >= COLUMNS
@@ -233,13 +236,13 @@ def _additional_bricks(p: Problem, parts: int) -> tuple[int, int]:
     return times * sum(-(-n // COLUMNS) for n in lengths), times * sum(n // COLUMNS for n in lengths)
 
 
-def _rpb_backward(p: Problem, inputs: dict[str, str], slots: bool, most: int) -> list[Launch]:
+def _rpb_backward(p: Problem, inputs: dict[str, str], slots: bool, max_simdgroups: int) -> list[Launch]:
     """The gradient of rpb: tables of sums, one per part, summed in order."""
     heads, *sizes = ops.RPB.shape(p)
     entries = math.prod(sizes)
-    table = next(size for size in (64, 256, 1024, MOST_RPB) if size >= entries)
+    table = next(size for size in (64, 256, 1024, MAX_RPB) if size >= entries)
     dim, dim_v = (DIMS[0],) * 2 if slots else (padded_dim(p.head_dim), padded_dim(p.head_dim_v))
-    chosen = tiling(p, False, dim, dim_v, min(most, 8192 // table), in_rows=False)
+    chosen = tiling(p, False, dim, dim_v, min(max_simdgroups, 8192 // table), in_rows=False)
     instance = Instance(
         RPB_GRAD.name,
         p.dtype,
@@ -256,7 +259,7 @@ def _rpb_backward(p: Problem, inputs: dict[str, str], slots: bool, most: int) ->
         slots=slots,
         table=table,
     )
-    parts = max(1, min(MOST_PARTS, math.prod(chosen.tiles) * math.prod(p.dilation) * p.batch))
+    parts = max(1, min(MAX_PARTS, math.prod(chosen.tiles) * math.prod(p.dilation) * p.batch))
     params = parameters(p, {"kTiles": chosen.tiles, "kParts": parts})
     partial = Output("partial", "rpb_parts", (parts, heads, entries), "float32")
     times = p.batch * p.kv_heads
@@ -268,25 +271,27 @@ def _rpb_backward(p: Problem, inputs: dict[str, str], slots: bool, most: int) ->
     ]
 
 
-def _qk_backward(p: Problem, has_lse_grad: bool, most: int) -> tuple[Launch, ...]:
-    # Weighted sums of keys and queries: their channels stand where those of values do.
+def _qk_backward(p: Problem, has_lse_grad: bool, max_simdgroups: int) -> tuple[Launch, ...]:
+    # Keys and queries are summed with weights, as values are in the op: their channels take the part of D_v.
     weigh = replace(p, head_dim_v=p.head_dim)
     query_grad, key_grad = _gradient("out", ops.QUERY, p), _gradient("out", ops.KEY, p)
     launches = [
-        _walk(weigh, AV, {"attn": "logits_grad", "v": "key"}, (query_grad,), most),
-        _walk(weigh, AV_TRANSPOSED, {"attn": "logits_grad", "x": "query"}, (key_grad,), most),
+        _walk(weigh, AV, {"attn": "logits_grad", "v": "key"}, (query_grad,), max_simdgroups),
+        _walk(weigh, AV_TRANSPOSED, {"attn": "logits_grad", "x": "query"}, (key_grad,), max_simdgroups),
     ]
     if p.has_rpb:
-        launches += _rpb_backward(p, {"rpb": "rpb", "logits_grad": "logits_grad"}, slots=True, most=most)
+        launches += _rpb_backward(
+            p, {"rpb": "rpb", "logits_grad": "logits_grad"}, slots=True, max_simdgroups=max_simdgroups
+        )
     return tuple(launches)
 
 
-def _av_backward(p: Problem, has_lse_grad: bool, most: int) -> tuple[Launch, ...]:
+def _av_backward(p: Problem, has_lse_grad: bool, max_simdgroups: int) -> tuple[Launch, ...]:
     logits = replace(p, head_dim=p.head_dim_v, scale=1.0)
     attn_grad, value_grad = _gradient("logits", ops.ATTN, p), _gradient("out", ops.VALUE, p)
     return (
-        _walk(logits, QK, {"q": "out_grad", "k": "value"}, (attn_grad,), most, empty_zero=True),
-        _walk(replace(p, scale=1.0), AV_TRANSPOSED, {"attn": "attn", "x": "out_grad"}, (value_grad,), most),
+        _walk(logits, QK, {"q": "out_grad", "k": "value"}, (attn_grad,), max_simdgroups, empty_zero=True),
+        _walk(replace(p, scale=1.0), AV_TRANSPOSED, {"attn": "attn", "x": "out_grad"}, (value_grad,), max_simdgroups),
     )
 
 

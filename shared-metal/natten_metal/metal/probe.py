@@ -1,7 +1,7 @@
-"""The smallest legal launch of a kernel: proof that it compiles and launches, at the cost of nothing else.
+"""The smallest legal launch of a kernel, which shows at almost no cost that it compiles and launches.
 
-A lazy host tells of a failure only when the user evaluates a result, too late to take another backend. Its
-launcher therefore evaluates this launch first, once per instantiation.
+A lazy host reports a failure only when the user evaluates a result, too late to choose another backend. Its launcher
+therefore evaluates this launch first, once per instantiation.
 """
 
 import math

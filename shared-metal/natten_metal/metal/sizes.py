@@ -1,7 +1,7 @@
 """The largest sizes that the kernels are built for.
 
-The planner reads these at every import of a package, so they stand apart from what makes launches.
+The planner reads these whenever a package is imported, so they are kept apart from what makes launches.
 """
 
 DIMS = (16, 32, 64, 96, 128, 192, 256)  # head dims that kernels are built for
-MOST_RPB = 4096  # entries per head of a relative positional bias
+MAX_RPB = 4096  # entries per head of a relative positional bias

@@ -39,7 +39,7 @@ THREADGROUP_BYTES = 32768
 class Instance:
     """One instantiation of a kernel template: every compile-time choice.
 
-    template: its name; :attr:`record` is all that is known of it (:mod:`.templates`).
+    template: its name; :attr:`record` has all that is known about it (:mod:`.templates`).
     dim, dim_v: padded head dims (DA, DB). patch: rows of one simdgroup along (z, y, x); times heads it is 8.
     simdgroups: patches per threadgroup. chunk: staged columns. bricks: bricks per softmax group. wide: 16-byte copies
     (the tensors' alignment allows them). masked: the keys have a mask. of_additional: na_bwd_dkv of additional keys.
@@ -258,7 +258,7 @@ def library(instances: tuple[Instance, ...]) -> str:
 def _mlx_params(instance: Instance) -> str:
     """``na::Params`` where strides of inputs are known only inside the kernel, as MLX's ``<input>_strides``.
 
-    Slots are constants once loops are unrolled, so the choice of an array costs nothing.
+    Indices are constants once loops are unrolled, so choosing between the arrays costs nothing.
     """
     members, reads, channels = [], [], []
     for name in instance.strided:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 Shape = tuple[int, ...]
 
-# What na_bwd_dq leaves of a query for the launches that follow: lse in base 2, 1 / sum of weights, delta, 0.
+# What na_bwd_dq stores for each query, for the launches after it: lse in base 2, 1 / sum of weights, delta, 0.
 STATS = 4
 # Keys in a word of a key mask.
 MASK_BITS = 32
@@ -69,8 +69,8 @@ class Template:
     of its channels. reads_dim, reads_dim_v: whether rows or columns have channels of D, and of D_v. walks: whether it
     walks boxes of columns, which it may stage in threadgroup memory. transposed: whether its rows are keys, and its
     columns the queries that see them. slotted: whether its bricks know the window slot of each pair. tables: whether it
-    sums in tables in threadgroup memory. rows: rows that a threadgroup takes where it walks nothing and takes them in
-    order; 0 where it does not.
+    sums in tables in threadgroup memory. rows: rows of a threadgroup, for templates that take rows in order instead of
+    walking; otherwise 0.
     """
 
     name: str

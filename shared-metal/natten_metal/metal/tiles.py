@@ -18,7 +18,7 @@ from .sizes import DIMS
 from .source import ITEM_SIZES, THREADGROUP_BYTES
 
 ROWS, COLUMNS = 8, 8  # of a patch and of a brick: one 8x8 fragment
-MOST_CHUNK = 128
+MAX_CHUNK = 128
 # Bricks per softmax group. Two give independent chains of products, but twice the code and more registers: one was
 # faster on a GPU that ran the same kernels (benchmarks/gpu).
 SOFTMAX_BRICKS = 1
@@ -125,12 +125,12 @@ def _three(shape: tuple[int, ...]) -> tuple[int, int, int]:
 def chunk_size(dtype: str, dim: int, dim_v: int) -> int:
     """Columns of both staged tensors that fit threadgroup memory, a multiple of 8 (0: not even one brick)."""
     per_column = (dim + dim_v) * ITEM_SIZES[dtype] + 32
-    return min(MOST_CHUNK, (THREADGROUP_BYTES // per_column - COLUMNS) // COLUMNS * COLUMNS)
+    return min(MAX_CHUNK, (THREADGROUP_BYTES // per_column - COLUMNS) // COLUMNS * COLUMNS)
 
 
 @cached("tilings", 1024)
 def tiling(
-    problem: Problem, transposed: bool, dim: int, dim_v: int, most_simdgroups: int, in_rows: bool = True
+    problem: Problem, transposed: bool, dim: int, dim_v: int, max_simdgroups: int, in_rows: bool = True
 ) -> Tiling:
     """The tiling of a walk: fewest executed bricks, then the widest patch; simdgroups that divide the axis.
 
@@ -143,13 +143,13 @@ def tiling(
     axis = problem.axes[-1]
     length = group_length(axis.keys if transposed else axis.queries, 0, axis.dilation)
     chunk = chunk_size(problem.dtype, dim, dim_v)
-    simdgroups = _simdgroups(length, patch[-1], chunk + 2 - axis.window, most_simdgroups)
+    simdgroups = _simdgroups(length, patch[-1], chunk + 2 - axis.window, max_simdgroups)
     cut = simdgroups * patch[-1] + axis.window - 1 > chunk + 1
     short = LONG_WINDOW if transposed or cut else SHORT_WINDOW
     direct = problem.rank > 1 and axis.window < short
     stage = chunk >= COLUMNS and not direct
     if not stage:
-        simdgroups = _simdgroups(length, patch[-1], DIRECT_SIMDGROUPS * ROWS, min(most_simdgroups, DIRECT_SIMDGROUPS))
+        simdgroups = _simdgroups(length, patch[-1], DIRECT_SIMDGROUPS * ROWS, min(max_simdgroups, DIRECT_SIMDGROUPS))
     extents = [*patch[3 - problem.rank : -1], patch[-1] * simdgroups]
     tiles = tuple(
         -(-group_length(a.keys if transposed else a.queries, 0, a.dilation) // extent)
@@ -159,12 +159,11 @@ def tiling(
     return Tiling(patch, heads, simdgroups, max(chunk, COLUMNS), stage, tiles, bricks)
 
 
-def _simdgroups(length: int, extent: int, room: int, most: int) -> int:
-    """Patches side by side: first few idle ones, then, unless that saves a fifth, no more than ``room`` rows, then
-    many.
+def _simdgroups(length: int, extent: int, room: int, max_simdgroups: int) -> int:
+    """How many patches lie side by side: as few idle rows as possible, at most ``room`` rows unless more of them save a
+    fifth, and, if all else is equal, many patches.
     """
-
-    whole = math.lcm(*range(1, most + 1))  # so that the costs, which are divided by the count, stay integers
+    whole = math.lcm(*range(1, max_simdgroups + 1))  # so that the costs, which are divided by the count, stay integers
 
     def cost(count: int) -> tuple[int, int]:
         covered = -(-length // (count * extent)) * count * extent
@@ -172,4 +171,4 @@ def _simdgroups(length: int, extent: int, room: int, most: int) -> int:
         # Each threadgroup reads its box once, so more patches share it: a slight preference for many.
         return covered * crowded * (2 * count + 1) * (whole // count), -count
 
-    return min(range(1, most + 1), key=cost)
+    return min(range(1, max_simdgroups + 1), key=cost)

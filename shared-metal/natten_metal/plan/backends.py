@@ -39,30 +39,30 @@ UPSTREAM_KNOBS = frozenset(
     }
 )
 
-# Messages logged in this process. When it overflows, the oldest may be logged again.
-said = Cache("messages", 1024)
+# Messages logged in this process. When it overflows, the oldest ones may be logged again.
+logged = Cache("messages", 1024)
 
 
 def _never() -> bool:
     return False
 
 
-# Whether the framework is tracing into one graph, in which locks and logs are not possible: then nothing is logged. A
+# Whether the framework is tracing into one graph, which can hold neither locks nor logs: then nothing is logged. A
 # package whose framework does that sets this function.
 tracing: Callable[[], bool] = _never
 
 
-def say_once(message: str, level: int = logging.INFO, about: str | None = None) -> None:
-    """Log ``message`` unless it, or another message ``about`` the same thing, was said in this process."""
+def log_once(message: str, level: int = logging.INFO, about: str | None = None) -> None:
+    """Log ``message`` unless it, or another message ``about`` the same thing, was logged in this process before."""
     if tracing():
         return
-    if said.add(about or message):
+    if logged.add(about or message):
         log.log(level, message)
 
 
 def warn_of_failure(package: str, op: str, failure: Failure) -> None:
     """Warn, once per reason, that the pure backend runs instead."""
-    say_once(
+    log_once(
         f"{op}: the Metal kernels failed on this machine and the pure backend runs instead. {failure}. "
         f"Please report this, with the output of `{package} doctor`. The plan was: {failure.launch}",
         logging.WARNING,
@@ -72,10 +72,10 @@ def warn_of_failure(package: str, op: str, failure: Failure) -> None:
 
 def warn_of_missing_kernels(package: str, op: str, reason: str) -> None:
     """Warn, once in a process, that calls on a CPU run without its kernels. reason: why."""
-    say_once(
-        f"{op}: the pure backend runs on this CPU, many times slower than the C++ kernels: {reason}. Where a C++ "
-        f"compiler is at hand, `pip install --force-reinstall --no-deps --no-cache-dir --no-binary {package} "
-        f"{package}` builds them anew; backend='pure' chooses it without this warning",
+    log_once(
+        f"{op}: the pure backend runs on this CPU, many times slower than the C++ kernels: {reason}. With a C++ "
+        f"compiler, `pip install --force-reinstall --no-deps --no-cache-dir --no-binary {package} {package}` builds "
+        "them again; backend='pure' chooses it without this warning",
         logging.WARNING,
         about=f"{package}: kernels for the CPU are missing",
     )
@@ -86,11 +86,11 @@ def accept_knobs(op: str, knobs: dict[str, object]) -> None:
     for name in knobs:
         if name not in UPSTREAM_KNOBS:
             checks.reject_keyword(op, name)
-        say_once(f"{op}: '{name}' tunes upstream's CUDA kernels; accepted and ignored")
+        log_once(f"{op}: '{name}' tunes upstream's CUDA kernels; accepted and ignored")
 
 
 class _Choice:
-    """One ``use_backend``. ended: it was exited in another context than that in which it is in force."""
+    """One ``use_backend``. ended: whether it was exited, in a context other than the one where it is still listed."""
 
     def __init__(self, backend: str) -> None:
         self.backend = backend
@@ -104,7 +104,7 @@ class Backends:
     aliases: other words for them ('metal' for natten-mlx's 'fast_metal').
     traced: whether a compiler is tracing that cannot read context variables, but guards on plain attributes. It
     sees what this thread chose last: the same, unless tasks that chose differently share a thread.
-    preferences: values of the package's own variable that clients of 0.3 set, where they were only a preference.
+    preferences: values of the package's own variable that clients of 0.3 set, when they were only a preference.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class Backends:
         if backend is None:
             return self.get()
         if isinstance(backend, str) and backend in UPSTREAM_BACKENDS:
-            say_once(f"{op}: backend='{backend}' is upstream's CUDA kernel; accepted and ignored")
+            log_once(f"{op}: backend='{backend}' is upstream's CUDA kernel; accepted and ignored")
             return self.get()
         return self._known(op, backend)
 
@@ -152,7 +152,7 @@ class Backends:
 
     @contextmanager
     def use(self, backend: str) -> Iterator[None]:
-        """Within, ``backend`` is the default: in this thread, and in this task of an event loop, only."""
+        """A context in which ``backend`` is the default, in this thread and this task of an event loop only."""
         chosen, seen = self._known("use_backend", backend), self._seen_by_tracer
         if self.traced():
             before = getattr(seen, "within", None)
@@ -167,7 +167,7 @@ class Backends:
         try:
             yield
         finally:
-            # Later choices that are still in force stay: generators may end in any order.
+            # Later choices remain in force: generators may end in any order.
             choices = self._choices.get()
             choice.ended = choice not in choices
             self._choose(tuple(other for other in choices if other is not choice))
@@ -188,7 +188,7 @@ class Backends:
     def _of_environment(self) -> str | None:
         own = os.environ.get(self.variable)
         if own in self.preferences:
-            say_once(
+            log_once(
                 f"{self.variable}={own} is a word of {self.package} 0.3's clients, read as 'auto'; "
                 f"{self.variable}={self.aliases.get(own, self.order[0])} chooses a backend",
                 logging.WARNING,
@@ -201,7 +201,7 @@ class Backends:
             return None
         name = self.aliases.get(shared, shared)
         if name not in (AUTO, *self.order) and name in BACKENDS:
-            say_once(f"NATTEN_BACKEND={shared} names a backend that {self.package} does not have; ignored")
+            log_once(f"NATTEN_BACKEND={shared} names a backend that {self.package} does not have; ignored")
             return None
         return self._known("NATTEN_BACKEND", shared)
 

@@ -12,7 +12,7 @@ or its inverse as the interval of columns that a row sees::
 Dilation groups are tiles of their own, so all positions are positions inside a group. Positions are those of the whole
 axis, also where a piece of it is at hand; tokens are counted from the first one at hand, as tensors hold them.
 Everything is built per axis and then combined, so rank is never more than a loop. The index tables are written over
-an array namespace (numpy, torch or MLX); they are plan data, no tensor of the user's is touched.
+an array namespace (numpy, torch or MLX); they are plan data, computed without the user's tensors.
 """
 
 import math
@@ -99,7 +99,7 @@ class AxisTables:
         self.low, self.high = xp.maximum(self.low, first), xp.minimum(self.high, end)
         origin = xp.maximum(xp.minimum(self.low[:, :1], end - blocks.box), first)
         self.column = origin + xp.arange(blocks.box)[None, :]
-        # A group of a piece may have keys and no query: its columns stand for any token.
+        # In a piece, a group may have keys and no query. Where keys are rows, its columns refer to arbitrary tokens.
         self.column_token = xp.maximum(xp.minimum(self.column, end - 1) * d + group - columns[0], 0)
         if blocks.transposed:
             self.window_start, _ = row_interval(axis, False, self.column, n, xp)
@@ -108,8 +108,8 @@ class AxisTables:
 class Chunk:
     """The tables of some consecutive tiles: ``c`` tiles of ``T`` rows and ``U`` columns over all axes.
 
-    Threads share cached chunks. So what a chunk caches is read and written in single operations on a dict, which are
-    atomic: two threads may make the same array, but none sees half of one, and no lock can be held when the process
+    Threads share cached chunks. So what a chunk caches is read and written by single operations on a dict, which are
+    atomic: two threads may make the same array, but neither sees half of one, and no lock can be held when the process
     forks.
     """
 

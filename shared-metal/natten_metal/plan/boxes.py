@@ -8,7 +8,7 @@ from ..problem.problem import Axis
 from ..problem.window import group_length
 
 # Up to this many tiles of an axis are all examined for the widest span.
-MOST_SPANS = 16_384
+MAX_SPANS = 16_384
 
 
 @cached("box sizes", 4096)
@@ -19,7 +19,7 @@ def box_size(axis: Axis, transposed: bool, tile: int) -> int:
     widest = 1
     for rows, columns, n in _kinds_of_groups(axis, transposed):
         firsts: Iterable[int] = rows[::tile]
-        if len(rows) > MOST_SPANS * tile:
+        if len(rows) > MAX_SPANS * tile:
             firsts = _widest_at_ends(axis, tile, rows, n) if transposed else ()
             widest = max(widest, min(_inner_span(axis, transposed, tile), len(columns)))
         for first in firsts:
@@ -32,7 +32,8 @@ def box_size(axis: Axis, transposed: bool, tile: int) -> int:
 def _kinds_of_groups(axis: Axis, transposed: bool) -> set[tuple[range, range, int]]:
     """Positions of the rows and columns at hand, and the whole length, of every dilation group that has a row.
 
-    From one group to the next, each of these numbers changes only where a token of the axis begins or ends something.
+    These numbers change from one group to the next only at a token at which the axis, the rows or the columns begin or
+    end.
     """
     d, sides = axis.dilation, at_hand(axis, transposed)
     bounds = [axis.full, *(bound for start, count in sides for bound in (start, start + count))]
@@ -57,7 +58,7 @@ def _inner_span(axis: Axis, transposed: bool, tile: int) -> int:
 
 
 def _widest_at_ends(axis: Axis, tile: int, keys: range, n: int) -> set[int]:
-    """First keys of those tiles at either end of a group of ``n`` that the most queries see.
+    """First keys of the tiles near either end of a group of ``n`` that the most queries see.
 
     The keys before ``window`` are seen from the first query on, so spans grow up to the last tile that begins there;
     those from ``n - window`` on are seen up to the last query, so spans shrink from the first tile that ends there.

@@ -1,4 +1,4 @@
-"""What a plan needs to know of the machine, as plain data."""
+"""What a plan needs to know about the machine, as plain data."""
 
 from collections.abc import Mapping
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""How much memory a forward program needs at most, besides the tensors that it reads and those that it makes."""
+"""How much memory a forward program needs at most, besides its inputs and outputs."""
 
 import math
 import os
@@ -8,8 +8,8 @@ from .blocks import Blocks, Tables
 from .programs import CpuCall, DenseOperations, Program, Walks
 
 ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
-# A thread of the CPU kernels (`Scratch` in shared-metal/cpu/launch.h) with up to 64 rows side by side: of each channel,
-# and of the pairs that it computes at once.
+# Scratch memory of one thread of the CPU kernels (`Scratch` in shared-metal/cpu/launch.h) with up to 64 rows side by
+# side: for each channel, and for the pairs that it computes at once.
 CPU_CHANNEL_BYTES, CPU_PAIR_BYTES = 1536, 32 << 10
 # Tensors as large as the logits that the plain backends hold at once: before and after the mask, the mask, weights.
 LOGITS_AT_ONCE = 5
@@ -46,18 +46,18 @@ def _dense_bytes(p: Problem) -> int:
 
 
 def _walk_bytes(p: Problem, blocks: Blocks) -> int:
-    """Of the walk's steps, results as tiles leave them, index of each result's row, and tables."""
+    """The walk's steps, the results in the order of the tiles, the index of each result's row, and the tables."""
     size, tiles = _sum_bytes(p), blocks.tiles_at_once * blocks.items_at_once
     # Rows before and after they are scaled, and their results twice; keys, and then values, as gathered and converted.
     rows = tiles * p.heads * blocks.tile_rows * 2 * (p.head_dim + p.head_dim_v)
     columns = tiles * p.kv_heads * (blocks.box_columns + p.additional) * 2 * max(p.head_dim, p.head_dim_v)
     pairs = tiles * blocks.tile_rows * (blocks.box_columns + p.additional)
     step = size * (LOGITS_AT_ONCE * pairs * p.heads + rows + columns) + INDEX_BYTES * pairs
-    # Twice, for the holes that a step leaves in the allocator's memory and the next one's tensors do not fit.
+    # Twice: a step leaves holes in the allocator's memory that the next step's tensors may not fit.
     steps = 2 * step
     results = p.batch * blocks.tiles * blocks.tile_rows * p.heads
     collected = results * (p.head_dim_v * ITEM_BYTES[p.dtype] + size)
-    # The numbers of all results, and two more terms of them while they are made.
-    places = 3 * INDEX_BYTES * p.batch * p.heads * math.prod(p.query_shape)
+    # The index of every result's row, and two intermediate results of the same size while it is computed.
+    indices = 3 * INDEX_BYTES * p.batch * p.heads * math.prod(p.query_shape)
     entries = sum(min(axis.tiles * (axis.tile + axis.box), Tables.KEEP_POSITIONS) for axis in blocks.axes)
-    return steps + collected + places + 6 * INDEX_BYTES * entries
+    return steps + collected + indices + 6 * INDEX_BYTES * entries

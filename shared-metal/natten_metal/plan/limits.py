@@ -2,13 +2,13 @@
 
 import math
 
-from ..metal.sizes import DIMS, MOST_RPB
+from ..metal.sizes import DIMS, MAX_RPB
 from ..problem.problem import Problem
 from .backend import Work
 
-# The most of each count that the kernels take, because positions and their sums with a window are 32-bit ints in
+# The largest count of anything that the kernels take, because positions and their sums with a window are 32-bit ints in
 # kernels/window.h; and the most elements of a tensor, because sizes in bytes are 64-bit. cpu/natten_cpu.cpp has both.
-MOST, MOST_ELEMENTS = 2**29, 2**50
+MAX_COUNT, MAX_ELEMENTS = 2**29, 2**50
 
 
 def metal_limit(problem: Problem, smallest: int = 1) -> str | None:
@@ -22,8 +22,8 @@ def metal_limit(problem: Problem, smallest: int = 1) -> str | None:
     if widest > DIMS[-1]:
         return f"head dims beyond {DIMS[-1]} do not fit a simdgroup's registers; got {widest}"
     entries = math.prod(2 * w - 1 for w in problem.kernel_size)
-    if problem.has_rpb and entries > MOST_RPB:
-        return f"an rpb of {entries} entries per head does not fit threadgroup memory (at most {MOST_RPB})"
+    if problem.has_rpb and entries > MAX_RPB:
+        return f"an rpb of {entries} entries per head does not fit threadgroup memory (at most {MAX_RPB})"
     if problem.batch and smallest_tensor(problem) < smallest:
         return (
             f"kernels get tensors of fewer than {smallest} elements as constants, which they do not read; "
@@ -43,14 +43,12 @@ def too_large(problem: Problem) -> str | None:
         "tokens on an axis": max(*p.query_shape, *p.key_shape, *p.full_shape),
     }
     for what, count in counts.items():
-        if count > MOST:
-            return f"the kernels take at most {MOST} {what}; got {count}"
+        if count > MAX_COUNT:
+            return f"the kernels take at most {MAX_COUNT} {what}; got {count}"
     tokens = math.prod(map(max, p.query_shape, p.key_shape))
     elements = (p.batch + 1) * p.heads * (p.additional + 1) * tokens * (1 + max(p.head_dim, p.head_dim_v))
-    if elements >= MOST_ELEMENTS:
-        return (
-            f"the kernels take tensors of fewer than {MOST_ELEMENTS} elements; got {elements}, all dimensions counted"
-        )
+    if elements >= MAX_ELEMENTS:
+        return f"the kernels take tensors of fewer than {MAX_ELEMENTS} elements; got {elements}, all dimensions counted"
     return None
 
 

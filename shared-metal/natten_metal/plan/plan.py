@@ -44,13 +44,13 @@ class Plan:
 
     Plans are compared by identity, because the planner keeps them; so hashing one costs nothing.
 
-    device, asked: where, and the requested backend, which may be 'auto'. backward: the gradient's program,
+    device, requested: where, and the requested backend, which may be 'auto'. backward: the gradient's program,
     which another backend may run; backward_without_lse: the same where no gradient flows into lse.
     """
 
     problem: Problem
     device: Device
-    asked: str
+    requested: str
     backend: str
     why: str
     forward: Program
@@ -131,9 +131,9 @@ def _forward(problem: Problem, device: Device, backend: Backend, verdicts: Verdi
 
 
 def _gradient(
-    problem: Problem, device: Device, asked: str, order: tuple[str, ...], has_lse_grad: bool, verdicts: Verdicts
+    problem: Problem, device: Device, requested: str, order: tuple[str, ...], has_lse_grad: bool, verdicts: Verdicts
 ) -> Program:
-    """The gradient's program on the first backend of ``order`` whose kernels do not fail; that one ran the forward."""
+    """The gradient's program on the first backend of ``order`` that can run it; ``order[0]`` runs the forward."""
     failed: Failure | None = None
     for name in order:
         backend = BACKENDS[name]
@@ -143,8 +143,8 @@ def _gradient(
         if isinstance(found, Program):
             return found if failed is None else replace(found, failed=failed, why=str(failed))
         failed = failed or found
-    assert failed is not None, "a backend that runs the forward has a gradient, but for kernels that fail"
-    return Refused(problem, asked, problem.record.backward, (), why=str(failed), failed=failed)
+    assert failed is not None, "a backend that runs the forward has a gradient, unless its kernels fail"
+    return Refused(problem, requested, problem.record.backward, (), why=str(failed), failed=failed)
 
 
 def _gradient_on(
@@ -169,7 +169,7 @@ def _gradient_on(
 
 
 def _rule(problem: Problem, device: Device, backend: Backend) -> str | None:
-    """Why no kernel of ``backend`` could take ``problem``; None if it takes it, provided its kernels do not fail."""
+    """Why ``backend`` cannot take ``problem``, whatever its kernels do; None if it can, provided that none fails."""
     missing = device.reason_missing(backend.name)
     if missing is not None:
         return missing
@@ -197,20 +197,24 @@ def _missing_kernels(program: Program, device: Device, order: Iterable[str]) -> 
 
 def _fitting(problem: Problem, backend: Backend, verdicts: Verdicts, lse_grad: bool | None) -> "tuple[Launch, ...]":
     """The launches of an op (lse_grad None) or of its gradient, with threadgroups as large as their kernels allow."""
-    # All of the Metal kernels as data is imported with the first of them: a CPU never needs it.
+    # What describes the Metal kernels is imported with the first of them: a CPU never needs it.
     from ..metal import op_launches
 
-    most = op_launches.MOST_SIMDGROUPS if backend.tells_limits else op_launches.cautious_simdgroups(problem)
+    max_simdgroups = op_launches.MAX_SIMDGROUPS if backend.tells_limits else op_launches.cautious_simdgroups(problem)
     while True:
-        made = op_launches.forward(problem, most) if lse_grad is None else op_launches.backward(problem, lse_grad, most)
+        made = (
+            op_launches.forward(problem, max_simdgroups)
+            if lse_grad is None
+            else op_launches.backward(problem, lse_grad, max_simdgroups)
+        )
         room = verdicts.room(made)
-        if room is None or most == 1:
+        if room is None or max_simdgroups == 1:
             return made
-        most = max(1, min(room, most - 1))
+        max_simdgroups = max(1, min(room, max_simdgroups - 1))
 
 
 def walk(problem: Problem, transposed: bool) -> Blocks:
-    """The cheapest tiles by the cost model, and how many fit a chunk's memory."""
+    """The cheapest tiles by the cost model, and how many of them fit a chunk's memory."""
     size = 8 if problem.dtype == "float64" else 4
     heads, group = problem.heads, problem.group_heads
     width = problem.head_dim + problem.head_dim_v
@@ -235,9 +239,9 @@ def walk(problem: Problem, transposed: bool) -> Blocks:
     rows, columns = blocks.tile_rows, blocks.box_columns
     gathered = (columns + group * rows if not transposed else rows + group * columns) * problem.kv_heads * width * size
     per_tile = rows * (columns + (0 if transposed else problem.additional)) * heads * size
-    most = min(STEP_BYTES // per_tile, GATHER_BYTES // gathered)
-    items_at_once = max(1, min(problem.batch, most))
-    return Blocks(best[1], max(1, min(blocks.tiles, most // items_at_once)), items_at_once)
+    fitting = min(STEP_BYTES // per_tile, GATHER_BYTES // gathered)
+    items_at_once = max(1, min(problem.batch, fitting))
+    return Blocks(best[1], max(1, min(blocks.tiles, fitting // items_at_once)), items_at_once)
 
 
 def _tiles(axis: Axis, transposed: bool) -> list[int]:

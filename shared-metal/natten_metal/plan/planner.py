@@ -1,4 +1,4 @@
-"""The plans of one package and what it has learned of its machine, kept and shared by threads."""
+"""The plans of one package and what it has learned about its machine, kept and shared by threads."""
 
 import threading
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from .programs import Program, Refused
 from .verdicts import NOTHING_LEARNED, KernelFailure, Learned, Verdict, Verdicts
 
 T = TypeVar("T")
-MOST_PLANS = 1024
+MAX_PLANS = 1024
 
 
 class Planner:
@@ -21,7 +21,7 @@ class Planner:
 
     def __init__(self, package: str, order: tuple[str, ...]) -> None:
         self.package, self.order = package, order
-        self.plans = Cache("plans", MOST_PLANS)
+        self.plans = Cache("plans", MAX_PLANS)
         self._verdicts = NOTHING_LEARNED
         self._lock = threading.Lock()
 
@@ -49,7 +49,7 @@ class Planner:
         return found
 
     def run(self, planned: Plan, launch: Callable[[Plan], T]) -> T:
-        """``launch(planned)``; each time it learns something of this machine, plan again and launch the new plan.
+        """``launch(planned)``; whenever that learns something about this machine, plan again and launch the new plan.
 
         This ends, because no later plan can lead to the same verdict. KernelFailure if a requested backend fails.
         """
@@ -58,7 +58,7 @@ class Planner:
                 return launch(planned)
             except Learned as learned:
                 self.learn(*learned.verdicts)
-                planned = self.plan(planned.problem, planned.device, planned.asked)
+                planned = self.plan(planned.problem, planned.device, planned.requested)
 
     def announce(self, program: Program) -> None:
         """Before ``program`` is launched: warn if a faster one cannot run; KernelFailure if it must not run itself."""

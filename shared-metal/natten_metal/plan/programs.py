@@ -27,7 +27,7 @@ class Made(NamedTuple):
     dtype: str
 
 
-# The only dataclass here, with the fields of all programs: each more would add a millisecond to the import.
+# The only dataclass here, with the fields of all programs: each further one would add a millisecond to the import.
 @dataclass(frozen=True, slots=True)
 class Program:
     """What all programs have. backend: the one that runs it. function: what it computes, by its name in the op's

@@ -7,7 +7,7 @@ that it names. It says nothing more about calls of other sizes: ``explain`` answ
 from dataclasses import replace
 from typing import Any
 
-from ..metal.sizes import DIMS, MOST_RPB
+from ..metal.sizes import DIMS, MAX_RPB
 from ..problem import checks
 from ..problem.ops import FULL, FUSED, OPS, QUERY, VALUE
 from ..problem.problem import DTYPES, RANKS, Problem
@@ -40,7 +40,7 @@ _FAMILIES = {
 _LIMITS: dict[str, tuple[dict[str, Any], int | None]] = {
     "float64": ({"dtype": "float64"}, None),
     "head_dim": ({"head_dim": DIMS[-1] + 1, "head_dim_v": DIMS[-1] + 1}, DIMS[-1]),
-    "rpb_entries": ({"has_rpb": True, "kernel_size": (MOST_RPB // 2 + 1,)}, MOST_RPB),
+    "rpb_entries": ({"has_rpb": True, "kernel_size": (MAX_RPB // 2 + 1,)}, MAX_RPB),
     "small_tensors": (
         {"query_shape": (1,), "key_shape": (1,), "kernel_size": (1,), "head_dim": 1, "head_dim_v": 1},
         None,
@@ -57,8 +57,8 @@ def support_matrix(
     window slots is made; varlen: items of different sizes (problems of the fused op and of full attention) can run;
     constraints: ranks, dtypes, and limits ('head_dim', 'rpb_entries': the largest, 'not': what it does not take); ops:
     by family ('fused', 'split', 'varlen', 'rpb', 'additional_keys', 'key_mask', 'attention', 'modules') '' or why it
-    cannot run; limits: by name, in words, what single problems of these ops cannot have; reason: why it is not
-    available, or ''.
+    cannot run; limits: by name, which problems of these ops it refuses, in words; reason: why it is not available, or
+    ''.
     """
     return {name: _support(device, name, verdicts) for name in order}
 
@@ -79,7 +79,7 @@ def _support(device: Device, backend: str, verdicts: Verdicts) -> dict[str, Any]
         "dtypes": [dtype for dtype in DTYPES if any(other == dtype for _, _, other in taken)],
     }
     words = _limits(device, backend, taken[0][2], verdicts) if works else {}
-    constraints |= {name: most for name, (_, most) in _LIMITS.items() if name in words and most is not None}
+    constraints |= {name: largest for name, (_, largest) in _LIMITS.items() if name in words and largest is not None}
     if works and lost:
         constraints["not"] = sorted(lost)
     return {

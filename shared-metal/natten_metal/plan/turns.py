@@ -34,8 +34,8 @@ def turns(blocks: Blocks, first: int, count: int) -> tuple[Tiles, ...]:
     axes = [(axis.tiles, axis.groups, apart(axis)) for axis in reversed(blocks.axes)]
     for tile in range(count):
         rest, turn = first + tile, 0
-        for tiles, groups, most in axes:
-            turn = turn * most + rest % tiles // groups % most
+        for tiles, groups, distance in axes:
+            turn = turn * distance + rest % tiles // groups % distance
             rest //= tiles
         found.setdefault(turn, []).append(tile)
     return tuple(map(_as_slice, found.values()))

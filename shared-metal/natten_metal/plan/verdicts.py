@@ -1,4 +1,4 @@
-"""What is learned of a machine: a kernel that does not compile, launch or run, or allows fewer threads than planned.
+"""What is learned about a machine: a kernel does not compile, launch or run, or allows fewer threads than planned.
 
 A launcher that finds one raises :class:`Learned`. Its caller records the verdicts and plans the problem again
 (:mod:`.planner`), so plans, ``explain`` and the support matrix know what the launchers know.
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ..metal.source import Instance
 
 # Of each kind; the oldest are evicted and, if needed, learned again.
-MOST_VERDICTS = 4096
+MAX_VERDICTS = 4096
 # Lines of a host's message that a failure quotes.
 QUOTED_LINES = 3
 
@@ -72,7 +72,7 @@ def _without_width(instance: "Instance") -> "Instance":
 
 
 class Verdicts:
-    """All that was learned by some point in time. Compared by identity, so that it is a cheap part of a key."""
+    """All that was learned up to some point in time. Compared by identity, so that it is a cheap part of a key."""
 
     __slots__ = ("failures", "limits")
 
@@ -87,7 +87,7 @@ class Verdicts:
             else:
                 limits[_without_width(verdict.launch.instance)] = verdict.simdgroups
         for known in (failures, limits):
-            while len(known) > MOST_VERDICTS:
+            while len(known) > MAX_VERDICTS:
                 del known[next(iter(known))]
         return Verdicts(failures, limits)
 
@@ -103,7 +103,7 @@ class Verdicts:
         if not self.limits:
             return None
         known = ((launch, self.limits.get(_without_width(launch.instance))) for launch in launches)
-        return min((most for launch, most in known if most is not None and most < launch.simdgroups), default=None)
+        return min((limit for launch, limit in known if limit is not None and limit < launch.simdgroups), default=None)
 
 
 NOTHING_LEARNED = Verdicts({}, {})

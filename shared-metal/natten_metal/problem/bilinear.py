@@ -59,5 +59,5 @@ class Split(NamedTuple):
 
 
 def _three(tensors: Sequence[Any]) -> Sequence[Any]:
-    """x, y and rpb or None."""
+    """The tensors as x, y and rpb, which may be None."""
     return [*tensors, None] if len(tensors) == 2 else tensors

@@ -41,8 +41,8 @@ def fused(
     window = checks.window_arguments(face, rank, kernel_size, stride, dilation, is_causal)
     factor = checks.scale_or_default(face, scale, query.shape[-1])
     piece = checks.piece_arguments(face, rank, full_shape, query_start, key_start)
-    extras = additional_keys, additional_values, rpb, key_mask
-    return checks.fused_problem(face, query, key, value, window, factor, *extras, piece)
+    optional = additional_keys, additional_values, rpb, key_mask
+    return checks.fused_problem(face, query, key, value, window, factor, *optional, piece)
 
 
 def qk(
@@ -94,12 +94,12 @@ def full(face: str, query: Spec, key: Spec, value: Spec, is_causal: Any, scale: 
     return checks.full_problem(face, query, key, value, causal, factor)
 
 
-# full_shape, query_start, key_start and wrap of a call that is a whole problem, whose axes end.
+# full_shape, query_start, key_start and wrap of a call that computes a whole problem and does not wrap.
 WHOLE: tuple[Any, Any, Any, Any] = (None, 0, 0, False)
 
 
 def are_defaults(piece: tuple[Any, ...]) -> bool:
-    """Whether full_shape, query_start and key_start are those of :data:`WHOLE` themselves; True costs next to nothing.
+    """Whether full_shape, query_start and key_start are the objects of :data:`WHOLE`: a cheap test for most calls.
 
     By identity: False, which equals 0, is not legal.
     """
@@ -141,7 +141,7 @@ def explained(face: str, specs: list[Spec | None], arguments: dict[str, Any]) ->
 
 
 def _on_one_grid(op: Op, face: str, tensors: list[Any], call: dict[str, Any]) -> list[Any]:
-    """Tensors and arguments of the call that runs where queries lie on a finer grid, or axes wrap around."""
+    """The tensors of the call that runs instead where queries lie on a finer grid or axes wrap; ``call`` is updated."""
     wraps = call.pop("wrap")
     ratio = finer_grid.ratio_of(*tensors[:2]) if op is FUSED and call["full_shape"] is None else None
     if ratio is not None:

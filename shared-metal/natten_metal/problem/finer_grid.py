@@ -1,6 +1,6 @@
 """Queries on a finer grid than the keys: they become more query heads on the keys' grid.
 
-With ``ratio`` queries to a key along each axis, the query at ``ratio * p + offset`` sees the window of the key at p.
+With ``ratio`` queries per key along each axis, the query at ``ratio * p + offset`` sees the window of the key at p.
 So all queries of one key cell see the same keys, as the query heads of one key/value head do::
 
     query [B, X * r, Y * s, H, D]   ->   [B, X, Y, H * r * s, D]       head h * r * s + i * s + j: offset (i, j)
@@ -15,7 +15,7 @@ Ratio = tuple[int, ...]
 
 
 def ratio_of(query: TensorSpec, key: TensorSpec) -> Ratio | None:
-    """Queries to a key, by axis; None if the grids are the same, or the one is not a multiple of the other."""
+    """Queries per key on each axis; None if the grids are the same, or the finer one is not a multiple of the other."""
     queries, keys = query.shape[1:-2], key.shape[1:-2]
     if queries == keys or len(queries) != len(keys) or len(query.shape) < 4:
         return None

@@ -19,7 +19,7 @@ def row_interval(axis: Axis, transposed: bool, p: Any, n: Any, xp: ArrayNamespac
 
 
 def positions(start: int, count: int, group: Any, dilation: int) -> tuple[Any, Any]:
-    """``[first, last)``: the positions in a dilation group of those of the tokens ``[start, start + count)`` in it."""
+    """``[first, last)``: the tokens ``[start, start + count)`` of a dilation group, as positions inside the group."""
     return group_length(start, group, dilation), group_length(start + count, group, dilation)
 
 
@@ -33,7 +33,7 @@ def column_span(axis: Axis, transposed: bool) -> tuple[int, int]:
     """``[low, high)`` in tokens of the whole axis: from the first to the last column that a row at hand sees."""
     start, count = at_hand(axis, transposed)[0]
     d, lows, highs = axis.dilation, [], []
-    for token in range(start, start + min(count, d)):  # one of each group: the interval moves with the position
+    for token in range(start, start + min(count, d)):  # one per group, whose ends decide: intervals never move back
         group = token % d
         first, last = positions(start, count, group, d)
         n = group_length(axis.full, group, d)

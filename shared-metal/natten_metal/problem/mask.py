@@ -53,7 +53,7 @@ def neighborhood_mask(problem: Problem, xp: TableNamespace | None = None) -> Any
 
 
 def slot_keys(problem: Problem, xp: TableNamespace | None = None) -> tuple[Any, Any]:
-    """``[queries, slots]``: the key of each window slot, as its place among those at hand, and whether it holds one.
+    """``[queries, slots]``: the key of each window slot, as an index into those at hand, and whether the slot has one.
 
     Slots are row-major over the window; a slot without a key refers to some key of the group.
     """
@@ -123,12 +123,12 @@ def flops(problem: Problem, backward: bool = False) -> int:
     return problem.batch * problem.heads * pairs(problem) * width
 
 
-def picture(axis: Axis, most: int = 64) -> str:
+def picture(axis: Axis, limit: int = 64) -> str:
     """One line per query at hand: '#' where it attends, '.' elsewhere; its own position is 'O' or 'o'.
 
-    ``most`` bounds the lines and columns; a longer axis raises ValueError.
+    limit: the most lines and columns; a longer axis raises ValueError.
     """
-    check_drawable(max(axis.queries, axis.keys), most)
+    check_drawable(max(axis.queries, axis.keys), limit)
     keys, lines = range(axis.key_start, axis.key_start + axis.keys), []
     for query in range(axis.query_start, axis.query_start + axis.queries):
         group, p = query % axis.dilation, query // axis.dilation

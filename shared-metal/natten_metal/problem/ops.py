@@ -103,15 +103,15 @@ ATTN = Operand("attn", lambda p: (*rows(p), p.slots))
 
 @dataclass(frozen=True, eq=False)
 class Op:
-    """One op. Equal to itself alone, so that it hashes fast; it is pickled by its name.
+    """One op. Compared by identity, so that hashing is fast; pickled by its name.
 
     name: as in :class:`Problem` and the custom ops. faces: the names of its public functions, by rank; the first one
     takes any rank ('' where there is none). They are looked up, never put together from a rank, which may be symbolic
-    in a trace. inputs: where tensors are listed in this order, the key mask, the last one, is left out if there is
-    none. forward, backward: the functions that compute the op and its gradient, in the C interface and on the
-    pure and dense backends. bilinear: linear in each of its first two inputs (and in
-    rpb), so that its gradient has derivatives, and reads no output. has_window: whether a query sees a window of keys,
-    or all. products: matrix products of the op and of its gradient, as floating-point operations are counted.
+    in a trace. inputs: in this order wherever tensors are listed; such a list ends before the key mask if there is
+    none. forward, backward: the functions that compute the op and its gradient, in the C interface and on the pure and
+    dense backends. bilinear: whether the op is linear in each of its first two inputs (and in rpb), so that its
+    gradient has derivatives and reads no output. has_window: whether a query sees a window of keys, or all. products:
+    matrix products of the op and of its gradient, for counting floating-point operations.
     """
 
     name: str
@@ -161,7 +161,7 @@ FUSED = Op(
     has_window=True,
     products=(2, 5),
 )
-# What a fused call without a mask of keys is given: the mask comes last, or not at all.
+# The inputs of a fused call without a key mask, which is the last one.
 UNMASKED_INPUTS = tuple(operand for operand in FUSED.inputs if operand is not KEY_MASK)
 FULL = Op(
     "attention",

@@ -13,7 +13,7 @@ DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """What the rules need to know of a tensor: ``shape``, ``dtype`` ('float32', ...), ``device``."""
+    """What the rules need to know about a tensor: ``shape``, ``dtype`` ('float32', ...), ``device``."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -35,8 +35,8 @@ class Piece(NamedTuple):
 class Axis:
     """One axis: its window, and the ``queries`` and ``keys`` tokens at hand.
 
-    full: tokens of the whole axis, of which those at hand begin at query_start and key_start. 0 stands for an axis that
-    is at hand as a whole (full attention has as many tokens as the longer of the two).
+    full: tokens of the whole axis, of which those at hand begin at query_start and key_start. 0: the whole axis is at
+    hand (in full attention, it is as long as the longer of queries and keys).
     """
 
     queries: int
@@ -58,7 +58,7 @@ class Axis:
 class Problem:
     """One neighborhood attention problem, whatever the framework.
 
-    op: the op's name; :attr:`record` is all that is known of it (:mod:`.ops`).
+    op: the op's name; :attr:`record` has all that is known about it (:mod:`.ops`).
     Layout is heads-last: query ``[batch, *query_shape, heads, head_dim]``, key ``[batch, *key_shape,
     kv_heads, head_dim]``, value ``[batch, *key_shape, kv_heads, head_dim_v]``. head_dim is 0 where the op reads no
     query, head_dim_v where it reads no value. piece: the part of a larger problem that this is; None for a whole one.
@@ -125,12 +125,12 @@ class Problem:
 
     @property
     def query_start(self) -> tuple[int, ...]:
-        """The token of the whole problem that the first query is, on each axis."""
+        """The index of the first query in the whole problem, on each axis."""
         return (0,) * self.rank if self.piece is None else self.piece.query_start
 
     @property
     def key_start(self) -> tuple[int, ...]:
-        """The token of the whole problem that the first key is, on each axis."""
+        """The index of the first key in the whole problem, on each axis."""
         return (0,) * self.rank if self.piece is None else self.piece.key_start
 
     @property

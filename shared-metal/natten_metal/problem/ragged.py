@@ -1,8 +1,8 @@
 """Items of different sizes in one call: which of them form one problem, and where each begins.
 
 A call's table has one row of ints per item: where its queries and its keys begin, the shapes of both, and its window
-(kernel_size, stride, dilation; zeros for full attention), ``2 + 5 * rank`` columns. The unit of a beginning depends on
-how the items are passed:
+(kernel_size, stride, dilation; zeros for full attention), ``2 + 5 * rank`` columns. What the beginnings count depends
+on how the items are passed:
 
     padded   batch items of one tensor ``[B, *shape, H, D]``, each with its tokens first on every axis
     packed   tokens of one tensor ``[1, tokens, H, D]``, items concatenated
@@ -89,7 +89,7 @@ def problem_of(problem: Problem, group: Group) -> Problem:
 def groups(table: Table, rank: int, kind: str, together: int | None) -> tuple[Group, ...]:
     """The launches of a call: one for all items that pose the same problem, none for items without queries or keys.
 
-    together: like :data:`TOGETHER`; None puts all of a kind into one launch.
+    together: as :data:`TOGETHER`; None puts all items with the same problem into one launch.
     """
     found: dict[Row, list[tuple[int, int]]] = {}
     for row in table:

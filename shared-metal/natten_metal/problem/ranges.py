@@ -45,7 +45,7 @@ def query_range(
 ) -> Ranges:
     """The queries that attend to a range of keys: from the lowest to one past the highest, on each axis.
 
-    Only these get something from the keys, and only these add to the gradients of the keys and their values.
+    Only these queries read the keys, and only they contribute to the gradients of these keys and their values.
 
         query_range(1000, 7, 1, 1, True, (100, 200))       # ((100, 206),)
 

@@ -41,9 +41,9 @@ class Shards:
     """The shards of one problem.
 
     bounds: for each axis, where its shards begin, and its length: ``(0, length)`` for an axis that is not cut.
-    cut: the axes that are cut, those first whose place changes slowest with a process's number.
+    cut: the axes that are cut; processes are numbered in row-major order over them.
     window: kernel_size, stride, dilation and is_causal, one entry per axis each.
-    wrap: the axes that wrap around; beyond their ends, tokens count on as those of another turn.
+    wrap: the axes that wrap around; beyond their ends, numbering continues with the tokens of another turn.
     """
 
     bounds: tuple[tuple[int, ...], ...]
@@ -69,23 +69,25 @@ class Shards:
         """How many shards, and processes, there are."""
         return math.prod(len(bounds) - 1 for bounds in self.bounds)
 
-    def place(self, process: int) -> tuple[int, ...]:
+    def coordinates(self, process: int) -> tuple[int, ...]:
         """Which shard of each axis a process holds."""
         found = [0] * len(self.bounds)
         for axis in reversed(self.cut):
             process, found[axis] = divmod(process, len(self.bounds[axis]) - 1)
         return tuple(found)
 
-    def process_at(self, place: Sequence[int]) -> int:
-        """The process that holds the shard at a place: the inverse of :meth:`place`."""
+    def process_at(self, coordinates: Sequence[int]) -> int:
+        """The process that holds a shard: the inverse of :meth:`coordinates`."""
         process = 0
         for axis in self.cut:
-            process = process * (len(self.bounds[axis]) - 1) + place[axis]
+            process = process * (len(self.bounds[axis]) - 1) + coordinates[axis]
         return process
 
     def own(self, process: int) -> Box:
         """The tokens that a process holds."""
-        return tuple((bounds[at], bounds[at + 1]) for bounds, at in zip(self.bounds, self.place(process), strict=True))
+        return tuple(
+            (bounds[at], bounds[at + 1]) for bounds, at in zip(self.bounds, self.coordinates(process), strict=True)
+        )
 
     def keys_of(self, queries: Box) -> Box:
         """The keys that the queries of a box attend to, from the lowest to the highest on each axis."""
@@ -105,21 +107,21 @@ class Shards:
         return tuple((min(a[0], b[0]), max(a[1], b[1])) for a, b in zip(own, needed, strict=True))
 
     def holders(self, box: Box) -> list[list[tuple[int, int]]]:
-        """For each axis, in ascending order, the shards that hold some of ``box``: their place, and the first token of
-        the turn that they are on (0 on an axis that does not wrap).
+        """For each axis, in ascending order, the shards that hold some of ``box``: their coordinate, and the first
+        token of the turn that they are on (0 on an axis that does not wrap).
         """
         found = []
         for bounds, (low, high) in zip(self.bounds, box, strict=True):
             full = bounds[-1]
             turns = range(low // full * full, high, full)
-            places = [(at, turn) for turn in turns for at in range(len(bounds) - 1)]
+            every_shard = [(at, turn) for turn in turns for at in range(len(bounds) - 1)]
             found.append(
-                [(at, turn) for at, turn in places if bounds[at] + turn < high and low < bounds[at + 1] + turn]
+                [(at, turn) for at, turn in every_shard if bounds[at] + turn < high and low < bounds[at + 1] + turn]
             )
         return found
 
     def received(self, process: int) -> "Iterator[Message]":
-        """The parts of a process's halo. Those of its own shard, on another turn, are their own source."""
+        """The parts of a process's halo. Where axes wrap, some are its own tokens on another turn."""
         reach = self.reach(process)
         for held in product(*self.holders(reach)):
             owner = self.process_at([at for at, _ in held])
@@ -129,22 +131,22 @@ class Shards:
                 yield Message(owner, process, part, turn)
 
     def copies(self, process: int) -> "list[Message]":
-        """The parts of a process's halo that are of its own shard."""
+        """The parts of a process's halo that its own shard holds."""
         return [each for each in self.received(process) if each.source == process]
 
     def messages(self) -> "tuple[Message, ...]":
-        """All that travels before the forward pass; the gradients of the same tokens travel back after it."""
+        """All messages sent before the forward pass; gradients of the same tokens are sent back in the backward."""
         return _messages(self)
 
     def interior(self, process: int) -> Box | None:
-        """A box of queries that attend to keys of their own shard alone: between those that need a key before it and
+        """A box of queries that attend only to keys of their own shard: between those that need a key before it and
         those that need a key after it. None if there are none.
         """
         found = tuple(self._interior(axis, own) for axis, own in enumerate(self.own(process)))
         return found if all(low < high for low, high in found) else None
 
     def _interior(self, axis: int, own: Range) -> Range:
-        """By bisection: where more queries come before or after, the first and the last key can only move outwards."""
+        """By bisection: with more queries before or after, the first and the last key can only move outwards."""
         low, high = own
         first = bisect_left(range(low, high), True, key=lambda q: self._keys(axis, (q, high))[0] >= low)
         last = bisect_left(range(low + 1, high + 1), True, key=lambda q: self._keys(axis, (low, q))[1] > high)
@@ -162,7 +164,7 @@ class Message:
 
     @property
     def at_source(self) -> Box:
-        """The same tokens as their source counts them."""
+        """The same tokens as the source numbers them."""
         return shifted(self.box, tuple(-start for start in self.turn))
 
 
@@ -190,11 +192,11 @@ def bytes_returned(shards: Shards, process: int, bytes_per_token: int) -> int:
     return bytes_per_token * (tokens(shards.reach(process)) - tokens(shards.own(process)) - copied)
 
 
-# --- over a ring, where a process reaches its two neighbours alone -----------------------------------
+# --- over a ring, where a process reaches only its two neighbours ------------------------------------
 
 
 def hops(count: int, source: int, target: int) -> int:
-    """Steps along a ring of ``count`` processes, the shorter way: positive to the next, negative to the one before."""
+    """Steps along a ring of ``count`` processes, the shorter way: positive towards the next one, negative back."""
     forward = (target - source) % count
     return forward if 2 * forward <= count else forward - count
 
@@ -223,7 +225,7 @@ def rounds(count: int, ends: Sequence[tuple[int, int]]) -> list[Round]:
 
 
 def bytes_sent_in_ring(shards: Shards, process: int, bytes_per_token: int, back: bool = False) -> int:
-    """What a process sends when messages pass from neighbour to neighbour: its own, and those that it hands on."""
+    """What a process sends when messages pass from neighbour to neighbour: its own, and those that it forwards."""
     messages = shards.messages()
     ends = [(each.target, each.source) if back else (each.source, each.target) for each in messages]
     sent = [index for each in rounds(shards.count, ends) for index in each.moving.get(process, ())]

@@ -1,7 +1,7 @@
 """Windows that pass over the end of an axis: a longitude, a panorama, a periodic box.
 
 An axis that wraps is unrolled: the keys within reach of its ends are repeated beyond them, and the call becomes a
-piece of a longer axis on which no window of the queries at hand meets an end::
+piece of a longer axis on which no window of the queries at hand reaches an end::
 
     keys        y z | a b c ... x y z | a b              window 5: two more keys on either side
     queries           a b c ... x y z

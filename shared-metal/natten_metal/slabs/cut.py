@@ -1,7 +1,7 @@
-"""How a problem is cut into slabs that fit a budget of memory, by exact arithmetic.
+"""How a problem is cut into slabs that fit a memory budget, by exact arithmetic.
 
 A slab is a range of batch items and of queries on each axis, with the keys that these queries attend to. Items are
-parted first, then axis 0, and further axes where slabs would read more than twice as many keys as they have queries.
+divided first, then axis 0, and further axes where slabs would read more than twice as many keys as they have queries.
 """
 
 import itertools
@@ -15,15 +15,15 @@ from ..plan.plan import Plan
 from ..problem.checks import slabs as rules
 from ..problem.interval import column_span
 from ..problem.problem import Axis, Piece, Problem
-from .host import Host
+from .adapter import Adapter
 
 Range = tuple[int, int]
-# Items and tokens on each axis: the lengths of a slab, of which the last ones are shorter.
+# Items, and tokens on each axis: the lengths of a slab; the last slabs may be shorter.
 Lengths = tuple[int, ...]
 
 
 def ranges(size: int, length: int) -> list[Range]:
-    """A size in parts of ``length``."""
+    """``range(size)`` in parts of ``length``."""
     return [(low, min(low + length, size)) for low in range(0, size, length)]
 
 
@@ -65,8 +65,8 @@ def piece(problem: Problem, slab: tuple[Range, ...]) -> tuple[Problem, tuple[Ran
 def widest(axis: Axis, length: int) -> Range:
     """Of the parts of an axis, one whose queries attend to the most keys.
 
-    Inside of an axis that depends on where a part begins in its stride and dilation group, so that one part for each
-    such place and those near the ends are enough.
+    Away from the ends, that depends only on where a part begins within its stride and dilation group, so one part for
+    each such offset is enough, and those near the ends.
     """
     parts = -(-axis.full // length)
     at_ends = axis.window * axis.dilation // length + 2
@@ -82,69 +82,69 @@ def _count(each: Range) -> int:
 
 
 def largest(problem: Problem, lengths: Lengths) -> Problem:
-    """The problem of the slab that holds the most."""
+    """The problem of the largest slab."""
     pairs = zip(problem.axes, lengths[1:], strict=True)
     slab = (0, lengths[0]), *(widest(axis, length) for axis, length in pairs)
     return piece(problem, slab)[0]
 
 
-def operand_bytes(problem: Problem, plan: Plan | None, host: Host) -> int:
-    """What a slab holds at once; without a plan, all but the intermediate tensors."""
+def operand_bytes(problem: Problem, plan: Plan | None, adapter: Adapter) -> int:
+    """Bytes that a slab holds at once; without a plan, all but the intermediate tensors."""
     inputs, outputs = (
         [math.prod(each.shape(problem)) * ITEM_BYTES[each.dtype(problem)] for each in operands if each.given(problem)]
         for operands in (problem.record.inputs, problem.record.outputs)
     )
-    reading = 0 if host.reads_in_place else max(inputs)
+    reading = 0 if adapter.reads_in_place else max(inputs)
     working = 0 if plan is None else working_bytes(plan.forward)
-    return sum(inputs) + max(reading, working + sum(outputs) * (1 if host.writes_in_place else 2))
+    return sum(inputs) + max(reading, working + sum(outputs) * (1 if adapter.writes_in_place else 2))
 
 
-def slab_bytes(problem: Problem, lengths: Lengths, backend: str, host: Host) -> int:
-    """What the largest slab holds at once."""
+def slab_bytes(problem: Problem, lengths: Lengths, backend: str, adapter: Adapter) -> int:
+    """Bytes that the largest slab holds at once."""
     slab = largest(problem, lengths)
-    return operand_bytes(slab, host.plan(slab, backend), host)
+    return operand_bytes(slab, adapter.plan(slab, backend), adapter)
 
 
-def cut(face: str, problem: Problem, budget: int, backend: str, host: Host) -> Lengths:
+def cut(face: str, problem: Problem, budget: int, backend: str, adapter: Adapter) -> Lengths:
     """The longest slabs that fit; ValueError if not even those of one query do."""
 
     def fits(lengths: Lengths) -> bool:
-        if operand_bytes(largest(problem, lengths), None, host) > budget:
+        if operand_bytes(largest(problem, lengths), None, adapter) > budget:
             return False
-        return slab_bytes(problem, lengths, backend, host) <= budget
+        return slab_bytes(problem, lengths, backend, adapter) <= budget
 
     sizes = max(1, problem.batch), *problem.query_shape
     lengths: Lengths = sizes
     while not fits(lengths):
         if max(lengths) == 1:
-            rules.reject_memory(face, budget, slab_bytes(problem, lengths, backend, host))
-        place = _next_to_part(problem, lengths)
-        lengths = _with(lengths, place, -(-lengths[place] // 2))
-    for place in reversed(range(len(sizes))):  # halves were too short; what is left is filled from the last axis on
-        low, high = lengths[place], min(2 * lengths[place], sizes[place])
+            rules.reject_memory(face, budget, slab_bytes(problem, lengths, backend, adapter))
+        index = _next_to_halve(problem, lengths)
+        lengths = _with(lengths, index, -(-lengths[index] // 2))
+    for index in reversed(range(len(sizes))):  # halving may have gone too far: lengthen again, from the last axis on
+        low, high = lengths[index], min(2 * lengths[index], sizes[index])
         while low < high:
             middle = (low + high + 1) // 2
-            low, high = (middle, high) if fits(_with(lengths, place, middle)) else (low, middle - 1)
-        parts = -(-sizes[place] // low)
-        lengths = _with(lengths, place, -(-sizes[place] // parts))
+            low, high = (middle, high) if fits(_with(lengths, index, middle)) else (low, middle - 1)
+        parts = -(-sizes[index] // low)
+        lengths = _with(lengths, index, -(-sizes[index] // parts))
     return lengths
 
 
-def _with(lengths: Lengths, place: int, length: int) -> Lengths:
-    return (*lengths[:place], length, *lengths[place + 1 :])
+def _with(lengths: Lengths, index: int, length: int) -> Lengths:
+    return (*lengths[:index], length, *lengths[index + 1 :])
 
 
-def _next_to_part(problem: Problem, lengths: Lengths) -> int:
-    """Where to halve slabs: at the first place where halves read at most twice as many keys as queries, or else where
-    they read the fewest keys.
+def _next_to_halve(problem: Problem, lengths: Lengths) -> int:
+    """Which length to halve: items, then the first axis where halves read at most twice as many keys as they have
+    queries, or else the one where they read the fewest keys per query.
     """
     if lengths[0] > 1:
         return 0
     shares = {}
-    for place, axis in enumerate(problem.axes, 1):
-        if lengths[place] > 1:
-            half = -(-lengths[place] // 2)
-            shares[place] = _count(keys_of(axis, widest(axis, half))) / half
-            if shares[place] <= 2:
-                return place
-    return min(shares, key=lambda place: shares[place])
+    for index, axis in enumerate(problem.axes, 1):
+        if lengths[index] > 1:
+            half = -(-lengths[index] // 2)
+            shares[index] = _count(keys_of(axis, widest(axis, half))) / half
+            if shares[index] <= 2:
+                return index
+    return min(shares, key=lambda index: shares[index])

@@ -1,7 +1,7 @@
-"""The journal of a call that goes slab by slab: a small file beside its result, by which an interrupted call goes on.
+"""The journal of a call that runs slab by slab: a small file beside its result, so that an interrupted call can resume.
 
-It names the call, how it is cut, and how many slabs the disk has, in their order. It is written anew after each slab
-and takes the place of the last one at once, so that it never says more than what is done. A finished call removes it.
+It names the call, how it is cut, and how many slabs, in their order, are on the disk. After each slab, a new file
+replaces it atomically, so that it never claims more than what is done. A finished call removes it.
 """
 
 import json
@@ -18,15 +18,15 @@ KEYS = {"journal", "call", "slab", "done"}
 
 @dataclass(frozen=True, slots=True)
 class Journal:
-    """call: all that the results depend on, as JSON has it."""
+    """One journal. call: everything that the results depend on, as values of JSON."""
 
     face: str
     path: Path
     call: dict[str, Any]
 
     def begun(self) -> tuple[tuple[int, ...], int] | None:
-        """The lengths of the slabs and how many are done; None without a journal. ValueError if it is of another call
-        or no journal at all.
+        """The lengths of the slabs and how many are done; None without a journal. ValueError if it belongs to another
+        call or is no journal at all.
         """
         try:
             text = self.path.read_bytes()
@@ -45,7 +45,7 @@ class Journal:
         return tuple(found["slab"]), found["done"]
 
     def record(self, slab: tuple[int, ...], done: int) -> None:
-        """Say that the disk has the first ``done`` slabs; when this returns, the disk has that too."""
+        """Record that the first ``done`` slabs are on the disk; when this returns, so is the record."""
         part = self.path.with_name(f"{self.path.name}.part")
         with part.open("w") as file:
             json.dump({"journal": VERSION, "call": self.call, "slab": slab, "done": done}, file)

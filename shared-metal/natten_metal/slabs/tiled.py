@@ -16,7 +16,7 @@ from ..problem.checks import slabs as rules
 from ..problem.ops import FUSED, KEY, LSE, OUT, QUERY, RPB, UNMASKED_INPUTS, VALUE, Operand
 from ..problem.problem import Problem, TensorSpec
 from . import cut, stores
-from .host import Host
+from .adapter import Adapter
 from .journal import Journal
 from .stores import Store
 
@@ -24,7 +24,7 @@ FACE = "tiled"
 
 
 def tiled(
-    host: Host,
+    adapter: Adapter,
     tensors: tuple[Any, ...],
     window: tuple[Any, Any, Any, Any],
     scale: Any,
@@ -34,27 +34,27 @@ def tiled(
     backend: Any,
 ) -> Any:
     """``tiled``. tensors: those of ``UNMASKED_INPUTS``; results: out, and lse or None, arrays or paths."""
-    chosen, budget = host.framework.BACKENDS.resolve(FACE, backend), rules.memory_bytes(FACE, memory)
+    chosen, budget = adapter.framework.BACKENDS.resolve(FACE, backend), rules.memory_bytes(FACE, memory)
     if progress is not None:
         checks.flag(FACE, "progress", progress)
     named = zip((operand.name for operand in UNMASKED_INPUTS), tensors, strict=True)
-    inputs = {name: None if each is None else stores.given(host, FACE, name, each) for name, each in named}
-    query, key, value, *extras = (None if each is None else each.spec for each in inputs.values())
+    inputs = {name: None if each is None else stores.given(adapter, FACE, name, each) for name, each in named}
+    query, key, value, *others = (None if each is None else each.spec for each in inputs.values())
     assert query is not None and key is not None and value is not None, "the first three have no default"
-    problem = faces.fused(FACE, query, key, value, *window, scale, *extras)
+    problem = faces.fused(FACE, query, key, value, *window, scale, *others)
     outputs = {
-        operand.name: stores.result(host, FACE, operand.name, each, _spec(operand, problem))
+        operand.name: stores.result(adapter, FACE, operand.name, each, _spec(operand, problem))
         for operand, each in zip((OUT, LSE), results, strict=True)
         if operand is OUT or each is not None
     }
     _check_files(inputs, outputs)
     journal = _journal(problem, inputs, outputs)
-    lengths, done = _begin(problem, budget, chosen, host, journal)
-    outputs = {name: stores.opened(store, anew=not done) for name, store in outputs.items()}
-    journal = _journal(problem, inputs, outputs)  # once more, because the files are there now
+    lengths, done = _begin(problem, budget, chosen, adapter, journal)
+    outputs = {name: stores.opened(store, create=not done) for name, store in outputs.items()}
+    journal = _journal(problem, inputs, outputs)  # again, now that the files exist
     if journal is not None:
         journal.record(lengths, done)
-    work = _Work(host, chosen, problem, inputs, outputs, lengths)
+    work = _Work(adapter, chosen, problem, inputs, outputs, lengths)
     with _bar(problem, lengths, done, progress) as advance:
         _run(work, done, journal, advance)
     found = [
@@ -70,31 +70,31 @@ def _spec(operand: Operand, problem: Problem) -> TensorSpec:
 
 
 def _returned(store: Store, given: Any) -> Any:
-    """What the user gave for a result, or a read-only map of the file of a path."""
+    """The array that the user gave for a result, or a read-only map of the file at a path."""
     import numpy
 
     return numpy.load(given, mmap_mode="r") if store.mine else given
 
 
 def _check_files(inputs: Mapping[str, Store | None], outputs: Mapping[str, Store]) -> None:
-    """No result lies in a file of something else."""
-    seen = {each.place.path: name for name, each in inputs.items() if each is not None and each.place is not None}
+    """ValueError if a result lies in the file of an input or of the other result."""
+    seen = {each.location.path: name for name, each in inputs.items() if each is not None and each.location is not None}
     for name, each in outputs.items():
-        if each.place is not None:
-            if each.place.path in seen:
-                rules.reject_overwriting(FACE, name, seen[each.place.path], each.place.path)
-            seen[each.place.path] = name
+        if each.location is not None:
+            if each.location.path in seen:
+                rules.reject_overwriting(FACE, name, seen[each.location.path], each.location.path)
+            seen[each.location.path] = name
 
 
-# --- what an interrupted call goes on by -------------------------------------------------------------
+# --- resuming an interrupted call --------------------------------------------------------------------
 
 
 def _journal(problem: Problem, inputs: Mapping[str, Store | None], outputs: Mapping[str, Store]) -> Journal | None:
     """The journal beside the first result; None where a result is in memory, which ends with the process."""
-    places = [store.place for store in outputs.values()]
-    if None in places:
+    locations = [store.location for store in outputs.values()]
+    if None in locations:
         return None
-    first = places[0]
+    first = locations[0]
     assert first is not None
     p = problem
     call: dict[str, Any] = {
@@ -112,14 +112,16 @@ def _journal(problem: Problem, inputs: Mapping[str, Store | None], outputs: Mapp
     return Journal(FACE, first.path.with_name(f"{first.path.name}.journal"), call)
 
 
-def _begin(problem: Problem, budget: int, backend: str, host: Host, journal: Journal | None) -> tuple[cut.Lengths, int]:
+def _begin(
+    problem: Problem, budget: int, backend: str, adapter: Adapter, journal: Journal | None
+) -> tuple[cut.Lengths, int]:
     """How the problem is cut, and how many slabs are done."""
     begun = None if journal is None else journal.begun()
     if begun is None:
-        return cut.cut(FACE, problem, budget, backend, host), 0
+        return cut.cut(FACE, problem, budget, backend, adapter), 0
     lengths, done = begun
     assert journal is not None
-    needed = cut.slab_bytes(problem, lengths, backend, host)
+    needed = cut.slab_bytes(problem, lengths, backend, adapter)
     if needed > budget:
         rules.reject_smaller_budget(FACE, journal.path, needed, budget)
     return lengths, done
@@ -130,7 +132,7 @@ def _begin(problem: Problem, budget: int, backend: str, host: Host, journal: Jou
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    host: Host
+    adapter: Adapter
     backend: str
     problem: Problem
     inputs: Mapping[str, Store | None]
@@ -151,7 +153,7 @@ def _run(work: _Work, done: int, journal: Journal | None, advance: Callable[[int
         if journal is not None:
             total = cut.number(work.problem, work.lengths)
             error.add_note(
-                f"{FACE}: {done} of {total} slabs are done; the same call goes on after them, by {journal.path.name!r}"
+                f"{FACE}: {done} of {total} slabs are done; the same call resumes after them, by {journal.path.name!r}"
             )
         raise
     if journal is not None:
@@ -160,23 +162,23 @@ def _run(work: _Work, done: int, journal: Journal | None, advance: Callable[[int
 
 def _compute(work: _Work, slab: tuple[cut.Range, ...]) -> None:
     """Read a slab, compute it, and write its results."""
-    host, (problem, read) = work.host, cut.piece(work.problem, slab)
+    adapter, (problem, read) = work.adapter, cut.piece(work.problem, slab)
     tensors = tuple(_tensor(work, operand, slab, read) for operand in UNMASKED_INPUTS)
-    found = host.framework.run(problem, work.backend, host.stream, tensors)
+    found = adapter.framework.run(problem, work.backend, adapter.stream, tensors)
     for operand, tensor in zip(FUSED.outputs, found, strict=True):
         if operand.name in work.outputs:
             store = work.outputs[operand.name]
-            store.write(_all_of(store, slab), host.array(tensor))
+            store.write(_all_of(store, slab), adapter.array(tensor))
     del tensors, found, tensor
-    # A slab's index tables fit no other one, and what a framework keeps of its tensors is in the way of the next.
+    # A slab's index tables fit no other slab, and the memory that a framework keeps is missing for the next one.
     walk.forget()
-    host.release()
+    adapter.release()
     _trim()
 
 
 def _trim() -> None:
-    """glibc keeps freed blocks of up to 32 MB, in holes that the next slab's tensors may not fit; other allocators
-    give them back.
+    """Give freed memory back to the system. glibc keeps freed blocks of up to 32 MB, in holes that the next slab's
+    tensors may not fit; other allocators keep none.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
@@ -188,7 +190,7 @@ def _tensor(work: _Work, operand: Operand, slab: tuple[cut.Range, ...], read: tu
     if store is None:
         return None
     at = {QUERY: slab, KEY: read, VALUE: read, RPB: ()}.get(operand, slab[:1])
-    return work.host.tensor(store.read(_all_of(store, at)), store.dtype)
+    return work.adapter.tensor(store.read(_all_of(store, at)), store.dtype)
 
 
 def _all_of(store: Store, at: Sequence[cut.Range]) -> list[cut.Range]:

@@ -11,7 +11,7 @@ from typing import Any
 from ..plan.backend import DENSE
 from .demo import DemoPackage, add_demo
 from .doctor import Patient, add_doctor
-from .train import Trainer, TrainHost, add_train, join_train
+from .train import Trainer, TrainPackage, add_train, join_train
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class CommandLine:
         add_demo(commands, DemoPackage(package, self.backends, self._get_backend, self._attend, self._explain))
         # Dense attention has enough memory for the few tokens of a digit.
         train_backends = (*self.backends, DENSE.name)
-        add_train(commands, TrainHost(package, train_backends, self._get_backend, self._trainer, self._use_backend))
+        add_train(commands, TrainPackage(package, train_backends, self._get_backend, self._trainer, self._use_backend))
         add_doctor(commands, package, self._patient)
         arguments = parser.parse_args(join_train(sys.argv[1:] if argv is None else list(argv)))
         return int(arguments.run(arguments))

@@ -1,4 +1,4 @@
-"""What every command of both packages does alike: how it ends, and where its files go.
+"""What the commands of both packages have in common: how they end, and how they write files.
 
 A command never ends in a traceback for what a user, a full disk or a closed pipe did.
 """
@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from ..plan.verdicts import KernelFailure
 
-# Exit statuses as a shell gives them to what a signal ended.
+# Exit statuses that a shell reports for a process ended by a signal.
 INTERRUPTED, PIPE_CLOSED = 128 + 2, 128 + 13
 
 
@@ -23,7 +23,7 @@ class CommandError(Exception):
 def end(name: str, command: Callable[[], int]) -> int:
     """Run ``command`` and return its exit status; name: how its messages begin, 'natten-mps demo'."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a terminal of few characters shows the rest escaped
+        if hasattr(stream, "reconfigure"):  # a terminal that lacks a character shows it escaped
             stream.reconfigure(errors="backslashreplace")
     try:
         status = command()
@@ -39,14 +39,14 @@ def end(name: str, command: Callable[[], int]) -> int:
         print(f"{name}: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # Whoever read stdout has gone; Python would complain once more when it flushes at exit.
+        # The reader of stdout is gone; Python would complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
     return 1
 
 
 def backend_in_force(get_backend: Callable[[], str], usable: tuple[str, ...]) -> None:
-    """:class:`CommandError` if what the environment or the process chose is unknown, or not for this command."""
+    """:class:`CommandError` if the backend in force is unknown, or not one of those that the command can use."""
     try:
         chosen = get_backend()
     except ValueError as error:
@@ -64,7 +64,7 @@ def backend_in_force(get_backend: Callable[[], str], usable: tuple[str, ...]) ->
 def check_outputs(paths: list[Path | None], read: Path | None = None) -> None:
     """:class:`CommandError` before the work, not after it, if a file cannot be written.
 
-    read: what the command reads, which it must not write over.
+    read: the file that the command reads, which it must not overwrite.
     """
     taken = {} if read is None else {read.resolve(): "is the file that is read"}
     for path in filter(None, paths):
@@ -79,7 +79,7 @@ def check_outputs(paths: list[Path | None], read: Path | None = None) -> None:
 
 
 def _check_output(path: Path) -> None:
-    """Also OSError, as opening the file raises it."""
+    """:class:`CommandError`, or OSError as opening the file would raise it."""
     if path.is_dir():
         raise CommandError(f"{path}: is a folder")
     if not path.parent.is_dir():
@@ -93,7 +93,7 @@ def _check_output(path: Path) -> None:
 
 
 def write(path: Path, fill: Callable[[BinaryIO], object]) -> None:
-    """Write a file whole or not at all: ``fill`` writes it. :class:`CommandError` if it cannot be."""
+    """Write a file whole or not at all, by ``fill``; :class:`CommandError` if it cannot be written."""
     if path.exists() and not path.is_file():  # a device or a pipe has no other name to be written under
         _fill(path, path, fill)
         return

@@ -45,9 +45,9 @@ class DemoPackage:
     explain: Callable[["Array", "Array", "Array", int, str | None], str]
 
 
-def add_demo(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", host: DemoPackage) -> None:
+def add_demo(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", runner: DemoPackage) -> None:
     """Add the ``demo`` command to a command line; its ``run`` default takes the parsed arguments."""
-    package = host.package
+    package = runner.package
     parser = commands.add_parser(
         "demo",
         help="denoise a photograph by neighborhood attention, and write a picture of it",
@@ -87,7 +87,7 @@ def add_demo(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", ho
         metavar="N",
         help="scale larger images down to N pixels on their longer side (default: %(default)s)",
     )
-    add("--backend", choices=host.backends, help="the backend to use (default: the backend in force)")
+    add("--backend", choices=runner.backends, help="the backend to use (default: the backend in force)")
     add(
         "--out",
         type=Path,
@@ -102,7 +102,7 @@ def add_demo(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", ho
         help="also save the denoised image, float32 [height, width, 3] in [0, 1] units, as .npy",
     )
     add("--progress", action="store_true", help="show the progress bar even if stderr is not a terminal")
-    parser.set_defaults(run=lambda arguments: end(f"{package} demo", lambda: run(arguments, host)))
+    parser.set_defaults(run=lambda arguments: end(f"{package} demo", lambda: run(arguments, runner)))
 
 
 def whole(text: str, least: int) -> int:
@@ -186,7 +186,7 @@ def load_image(path: Path | None, max_side: int) -> tuple["Array", str, str]:
     return np.asarray(picture, np.float32) / np.float32(255), name, note
 
 
-def denoise(noisy: "Array", args: argparse.Namespace, host: DemoPackage) -> tuple["Array", float, float]:
+def denoise(noisy: "Array", args: argparse.Namespace, runner: DemoPackage) -> tuple["Array", float, float]:
     """The denoised image, the total seconds, and the seconds spent in the attention.
 
     Shows a progress bar of rows on stderr.
@@ -198,7 +198,7 @@ def denoise(noisy: "Array", args: argparse.Namespace, host: DemoPackage) -> tupl
     def attend(query: "Array", key: "Array", value: "Array", window: int) -> tuple["Array", "Array"]:
         nonlocal attending
         began = time.perf_counter()
-        result = host.attend(query, key, value, window, args.backend)
+        result = runner.attend(query, key, value, window, args.backend)
         attending += time.perf_counter() - began
         return result
 
@@ -209,7 +209,7 @@ def denoise(noisy: "Array", args: argparse.Namespace, host: DemoPackage) -> tupl
         return denoised, time.perf_counter() - start, attending
 
 
-def explain(noisy: "Array", args: argparse.Namespace, host: DemoPackage) -> str:
+def explain(noisy: "Array", args: argparse.Namespace, runner: DemoPackage) -> str:
     """The package's explanation of how it computes the first band, indented to follow a label.
 
     Raises :class:`CommandError` with the package's reason if the chosen backend cannot take the problem.
@@ -218,19 +218,19 @@ def explain(noisy: "Array", args: argparse.Namespace, host: DemoPackage) -> str:
     query, key = query_and_key(patches(noisy, band.low, band.high), 1.0)
     value = noisy[None, band.low : band.high, :, None]
     try:
-        return host.explain(query, key, value, args.window, args.backend).replace("\n", "\n         ")
+        return runner.explain(query, key, value, args.window, args.backend).replace("\n", "\n         ")
     except NotImplementedError as error:
         raise CommandError(str(error)) from None
 
 
-def run(args: argparse.Namespace, host: DemoPackage) -> int:
+def run(args: argparse.Namespace, runner: DemoPackage) -> int:
     """Run the demo; returns the exit status. Messages go to stderr, results to stdout."""
-    require(["numpy", "PIL", "tqdm"] + (["sklearn"] if args.image is None else []), host.package)
+    require(["numpy", "PIL", "tqdm"] + (["sklearn"] if args.image is None else []), runner.package)
     import numpy as np
 
     check_outputs([args.out, args.array], args.image)
     if args.backend is None:
-        backend_in_force(host.get_backend, host.backends)
+        backend_in_force(runner.get_backend, runner.backends)
     image, name, note = load_image(args.image, args.max_side)
     height, width, _ = image.shape
     window = args.window
@@ -240,8 +240,8 @@ def run(args: argparse.Namespace, host: DemoPackage) -> int:
     print(f"image    {name}, {width} x {height}" + (f" ({note})" if note else ""))
     print(f"noise    sigma {args.sigma:g} of 255, seed {args.seed}")
     print(f"window   {window} x {window}: each pixel attends to {window**2}")
-    print(f"plan     {explain(noisy, args, host)}", flush=True)
-    denoised, seconds, attending = denoise(noisy, args, host)
+    print(f"plan     {explain(noisy, args, runner)}", flush=True)
+    denoised, seconds, attending = denoise(noisy, args, runner)
     before, after = psnr(noisy, image), psnr(denoised, image)
     print(f"time     {seconds:.2f} s, of which attention {attending:.2f} s")
     print(f"PSNR     {before:.2f} dB -> {after:.2f} dB ({after - before:+.2f} dB)")
@@ -251,7 +251,7 @@ def run(args: argparse.Namespace, host: DemoPackage) -> int:
         Panel(noisy, "noisy", (f"PSNR {before:.2f} dB", f"sigma {args.sigma:g}/255")),
         Panel(denoised, "denoised", (f"PSNR {after:.2f} dB  ({after - before:+.2f})", f"{seconds:.2f} s")),
     ]
-    header = f"{host.package}: exact non-local means as one neighborhood attention, window {window}x{window}"
+    header = f"{runner.package}: exact non-local means as one neighborhood attention, window {window}x{window}"
     picture = draw_picture(header, panels, busiest_pixel(image, window), window)
     write(args.out, lambda file: picture.save(file, format="PNG"))
     if args.array is not None:

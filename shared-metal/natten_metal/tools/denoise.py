@@ -8,15 +8,15 @@ strength ``h``:
     out_i = sum_j w_ij v_j / sum_j w_ij        j over the window of i
     w_ij  = exp(-|p_i - p_j|^2 / h^2)          and w_ii = exp(-2 sigma^2 / h^2)
 
-``|p_i - p_j|^2 = |p_i|^2 - 2 p_i.p_j + |p_j|^2``, and a softmax over ``j`` does not see ``|p_i|^2``:
+``|p_i - p_j|^2 = |p_i|^2 - 2 p_i.p_j + |p_j|^2``, and a softmax over ``j`` does not depend on ``|p_i|^2``:
 
     q_i = [p_i, 1]      k_j = [2 p_j, -|p_j|^2] / h^2      scale = 1
 
 so that neighborhood attention with a head dimension of 76 and values of 3 channels is the whole filter,
-but for ``w_ii``. A pixel compared with itself meets its own noise and would get the weight 1, while the
-same patch under other noise of deviation sigma lies ``2 sigma^2`` away: that is the distance which ``w_ii``
-is given. Attention's log-sum-exp tells the weight ``a_i = exp(q_i.k_i - lse_i)`` that the pixel had, so
-it is put right afterwards. With ``t = 1 - exp(-2 sigma^2 / h^2)``:
+except for ``w_ii``. A pixel is compared with its own noise and would get the weight 1, while the same patch
+under other noise of deviation sigma lies at a distance of ``2 sigma^2``, which is why ``w_ii`` is defined by
+that distance. Attention's log-sum-exp gives the weight ``a_i = exp(q_i.k_i - lse_i)`` that the pixel had, so
+the output is corrected afterwards. With ``t = 1 - exp(-2 sigma^2 / h^2)``:
 
     out_i = (attention_i - a_i t v_i) / (1 - a_i t)
 

@@ -25,9 +25,9 @@ REPEATS = 5
 # Largest error, as a fraction of the largest reference value, that rounding explains: inputs are rounded to the dtype
 # on both sides, sums are float32, and the result is rounded once.
 BOUNDS = {"float32": 2e-5, "float16": 4e-3, "bfloat16": 3e-2}
-# What a row may say.
+# How a row may end.
 GOOD, WRONG, FAILED = "", "WRONG", "FAILED"
-# Work through the same front door, but not the same kernels.
+# The backend that a backend's results are compared with, where that is not pure: one with other kernels.
 REFERENCE = {PURE.name: DENSE.name}
 
 
@@ -129,7 +129,7 @@ class Patient:
 
 
 def outputs(functional: Any, case: Case, tensors: dict[str, Any], softmax: Callable[[Any], Any], backend: str) -> Any:
-    """What a case computes by the functions of a package's module ``functional``: a pair of tensors."""
+    """The pair of tensors that a case computes with the functions of a package's module ``functional``."""
     query, key, value = (tensors[name] for name in ("query", "key", "value"))
     if case.op == FULL.name:
         return functional.attention(query, key, value, return_lse=True, backend=backend)
@@ -142,7 +142,7 @@ def outputs(functional: Any, case: Case, tensors: dict[str, Any], softmax: Calla
 
 
 def machine(framework: str, device: str) -> str:
-    """The line that says where it runs. framework: with its version."""
+    """The line that says where the doctor runs. framework: its name and version."""
     return f"{platform.platform()} ({platform.machine()}), {framework}, {device}"
 
 
@@ -151,19 +151,19 @@ def add_doctor(
 ) -> None:
     """Add the ``doctor`` command to a command line; its ``run`` default takes the parsed arguments.
 
-    patient is asked for only when the command runs, so that --help need not load a framework.
+    ``patient()`` is called only when the command runs, so that --help need not load a framework.
     """
     parser = commands.add_parser(
         "doctor",
         help="run every kernel on this machine's device against an independent backend, and print a table",
-        description="""Run a compact set of problems, forward and gradients, on each backend that is at hand,
-            against a backend that shares no kernel with it. Prints errors, bounds and times, and exits with 1 if
-            a result is out of bounds or a kernel does not run. Times are of forward and gradients together: 'ms' is
-            the median of later calls, 'once ms' what the first call took longer: compiling, where a problem is the
-            first that needs a kernel, and planning.""",
+        description="""Run a compact set of problems, forward and gradients, on each available backend, against
+            a backend that shares no kernel with it. Prints errors, bounds and times, and exits with 1 if a result is
+            out of bounds or a kernel does not run. Times are of forward and gradients together: 'ms' is the median of
+            later calls, 'once ms' how much longer the first call took, for planning and, where a problem is the first
+            that needs a kernel, for compiling.""",
         epilog=f"example: {package} doctor --backend metal",
     )
-    parser.add_argument("--backend", help="examine this backend only (default: all that are at hand)")
+    parser.add_argument("--backend", help="examine only this backend (default: all that are available)")
     parser.set_defaults(run=lambda arguments: end(f"{package} doctor", lambda: examine(patient(), arguments.backend)))
 
 
@@ -172,7 +172,7 @@ def examine(patient: Patient, only: str | None = None, cases: tuple[Case, ...] =
     print(f"{patient.backends.package} doctor on {patient.machine()}")
     reasons = patient.reasons()
     for backend, reason in reasons.items():
-        print(f"  {backend}: {reason or 'at hand'}")
+        print(f"  {backend}: {reason or 'available'}")
     examined, refusal = _chosen(patient.backends, reasons, only)
     if refusal:
         print(refusal)
@@ -195,7 +195,7 @@ def _chosen(backends: Backends, reasons: dict[str, str | None], only: str | None
     if backend not in reasons:
         return [], f"unknown backend {only}; known: {', '.join((AUTO, *reasons, *backends.aliases))}"
     if reasons[backend] is not None:
-        return [], f"nothing to examine: backend {only} is not at hand: {reasons[backend]}"
+        return [], f"nothing to examine: backend {only} is not available: {reasons[backend]}"
     return [backend], ""
 
 
@@ -210,7 +210,7 @@ def _examine_case(patient: Patient, backend: str, case: Case) -> str:
 
 
 def _measure(patient: Patient, backend: str, case: Case) -> tuple[str, str]:
-    """The verdict and the row's numbers; whatever ``run`` raises."""
+    """The verdict and the row's numbers. Raises whatever ``run`` raises."""
     began = time.perf_counter()
     found = patient.run(case, backend)
     first = 1e3 * (time.perf_counter() - began)

@@ -1,13 +1,13 @@
 """The ``demo train`` command of both packages: learn to read handwritten digits by neighborhood attention.
 
-A small classifier is trained on scikit-learn's digits, which people wrote, with the same initial weights
-and the same batches in both packages. With ``p`` the 4x4 grid of overlapping 3x3 patches of an image:
+A small classifier is trained on scikit-learn's handwritten digits, with the same initial weights and the same batches
+in both packages. With ``p`` the 4x4 grid of overlapping 3x3 patches of an image:
 
     x = embed(p) + position
     x = x + attention(norm1(x));  x = x + contract(silu(expand(norm2(x))))        in each block
-    logits = head(norm(x), all tokens side by side)
+    logits = head(norm(x), all tokens concatenated)
 
-The framework comes in as a :class:`TrainHost`; it brings the model and the optimizer (AdamW), and the rest is here.
+The framework is passed in as a :class:`TrainPackage`, with the model and the optimizer (AdamW); the rest is here.
 """
 
 import argparse
@@ -45,7 +45,7 @@ WINDOW = 3
 
 STEPS = 800
 BATCH = 32
-# Of a batch, as the attention op takes it.
+# The shape of a batch's query, for the attention op.
 QUERY_SHAPE = (BATCH, GRID, GRID, HEADS, WIDTH // HEADS)
 RATE = 3e-3
 WARM_UP = 50
@@ -81,7 +81,7 @@ class Trainer(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class TrainHost:
+class TrainPackage:
     """The package that trains.
 
     package: its name, 'natten-mps'. backends: those that can train. trainer(weights) -> a :class:`Trainer` that
@@ -176,18 +176,18 @@ def rates(steps: int) -> list[float]:
     return [RATE * min((step + 1) / WARM_UP, 1) * (1 + math.cos(math.pi * step / steps)) / 2 for step in range(steps)]
 
 
-def add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", host: TrainHost) -> None:
+def add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", runner: TrainPackage) -> None:
     """Add the ``demo train`` command to a command line; its ``run`` default takes the parsed arguments.
 
     The command has two words, which :func:`join_train` joins.
     """
-    package = host.package
+    package = runner.package
     parser = commands.add_parser(
         "demo train",
         help="train a classifier of handwritten digits, and draw its loss curve",
         description=f"""Train a small classifier, {BLOCKS} blocks of 2-D neighborhood attention, on 1438 of
-            scikit-learn's 1797 handwritten digits, and try it on the others. Initial weights and batches depend on
-            the seed alone. Prints the time, the loss and the accuracy, and draws the loss curve as a PNG.""",
+            scikit-learn's 1797 handwritten digits, and test it on the others. Initial weights and batches depend only
+            on the seed. Prints the time, the loss and the accuracy, and draws the loss curve as a PNG.""",
         epilog=f"example: {package} demo train --seed 1 --record run.json",
     )
     add = parser.add_argument
@@ -205,7 +205,7 @@ def add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", h
         metavar="N",
         help="seed of the initial weights and of the batches (default: %(default)s)",
     )
-    add("--backend", choices=host.backends, help="the backend to use (default: the backend in force)")
+    add("--backend", choices=runner.backends, help="the backend to use (default: the backend in force)")
     add(
         "--out",
         type=Path,
@@ -215,7 +215,7 @@ def add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", h
     )
     add("--record", type=Path, metavar="FILE", help="also save the losses, the accuracies and the digits read, as JSON")
     add("--progress", action="store_true", help="show the progress bar even if stderr is not a terminal")
-    parser.set_defaults(run=lambda arguments: end(f"{host.package} demo train", lambda: run(arguments, host)))
+    parser.set_defaults(run=lambda arguments: end(f"{runner.package} demo train", lambda: run(arguments, runner)))
 
 
 def join_train(argv: list[str]) -> list[str]:
@@ -246,19 +246,19 @@ def train(trainer: Trainer, digits: Digits, args: argparse.Namespace) -> list[fl
     return losses
 
 
-def run(args: argparse.Namespace, host: TrainHost) -> int:
+def run(args: argparse.Namespace, runner: TrainPackage) -> int:
     """Run the command; returns the exit status. Messages go to stderr, results to stdout."""
-    with nullcontext() if args.backend is None else host.use_backend(args.backend):
-        _run(args, host)
+    with nullcontext() if args.backend is None else runner.use_backend(args.backend):
+        _run(args, runner)
     return 0
 
 
-def _run(args: argparse.Namespace, host: TrainHost) -> None:
-    require(["numpy", "PIL", "tqdm", "sklearn"], host.package)
+def _run(args: argparse.Namespace, runner: TrainPackage) -> None:
+    require(["numpy", "PIL", "tqdm", "sklearn"], runner.package)
     check_outputs([args.out, args.record])
-    backend_in_force(host.get_backend, host.backends)
+    backend_in_force(runner.get_backend, runner.backends)
     digits, weights = load_patches(), initial_weights(args.seed)
-    trainer = host.trainer(weights)
+    trainer = runner.trainer(weights)
     print(f"digits   {SIDE} x {SIDE} pixels: {len(digits.labels)} to learn from, {len(digits.test_labels)} held out")
     print(
         f"model    {BLOCKS} blocks, window {WINDOW} x {WINDOW} of {GRID} x {GRID} tokens, "
@@ -276,7 +276,7 @@ def _run(args: argparse.Namespace, host: TrainHost) -> None:
     print(f"time     {seconds:.2f} s for {args.steps} steps of {BATCH} images")
     print(f"loss     {losses[0]:.4f} -> {losses[-1]:.4f}")
     print(f"accuracy {before:.2%} -> {after:.2%} of the held-out digits")
-    _write(Record(host.package, args.seed, losses, before, after, predictions, seconds), args)
+    _write(Record(runner.package, args.seed, losses, before, after, predictions, seconds), args)
 
 
 def curve_of(record: Record) -> Curve:

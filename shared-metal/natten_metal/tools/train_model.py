@@ -18,8 +18,8 @@ def classifier(
 ) -> Any:
     """A model of patches ``[B, 4, 4, 9]`` -> logits ``[B, 10]``; :mod:`.train` says how.
 
-    nn: the framework's module of layers. position: a parameter ``[4, 4, WIDTH]``. sequence: what a module keeps modules
-    in. method: the name of the method that a module computes by.
+    nn: the framework's module of layers. position: a parameter ``[4, 4, WIDTH]``. sequence: the container in which a
+    module keeps a list of modules. method: the framework's name for a module's forward method.
     """
 
     class Block(nn.Module):

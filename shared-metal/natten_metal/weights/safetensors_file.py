@@ -39,7 +39,7 @@ DTYPES = {
 }
 METADATA = "__metadata__"
 # The format's limit: a larger header is invalid.
-MOST_HEADER = 100_000_000
+MAX_HEADER = 100_000_000
 
 
 def read(path: Path) -> Arrays:
@@ -51,7 +51,7 @@ def read(path: Path) -> Arrays:
         size = file.seek(0, 2)
         file.seek(0)
         length = int.from_bytes(file.read(8), "little")
-        if size < 8 + length or length > MOST_HEADER:
+        if size < 8 + length or length > MAX_HEADER:
             raise broken(path, f"its header should have {length} bytes, the file has {size}")
         entries = _entries(path, file.read(length), size - 8 - length)
         _ask_library(path)

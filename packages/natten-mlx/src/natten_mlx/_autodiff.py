@@ -200,7 +200,7 @@ class _Custom:
 
     def encoded(self) -> bytes:
         """The call in bytes, all but its stream: which a primitive of the C++ extension keeps."""
-        encoded = pickle.dumps((type(self), self.problem, self.plan.asked, self.names))
+        encoded = pickle.dumps((type(self), self.problem, self.plan.requested, self.names))
         _calls.keep(encoded, self)
         return encoded
 
@@ -228,7 +228,7 @@ class _Custom:
         """The plan of a problem with the backend requested for this one."""
         if problem == self.problem:
             return self.plan
-        return machine().plan(problem, self.plan.device, self.plan.asked)
+        return machine().plan(problem, self.plan.device, self.plan.requested)
 
     def shares_batch(self, mapped: set[int]) -> bool:
         """Whether mapped problems can be one problem with a larger batch."""

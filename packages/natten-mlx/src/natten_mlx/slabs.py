@@ -13,7 +13,7 @@ from typing import Any
 
 from ._metal.slabs import tiled as bodies
 from ._signatures import Bools, Ints
-from ._slab_host import on_stream
+from ._slab_adapter import on_stream
 from ._tensors import StreamOrDevice, stream_of
 
 # An array of numpy or MLX, or the path of a .npy file.

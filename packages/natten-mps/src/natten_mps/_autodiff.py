@@ -177,7 +177,7 @@ def differentiable_forward(call: Call | Plan, *inputs: Tensor | None) -> tuple[T
     if isinstance(call, Plan):
         if goes_directly(inputs):
             return _directly(DirectForward, run_forward, call, inputs)
-        call = call_of(call.problem, call.asked)
+        call = call_of(call.problem, call.requested)
     return cast(tuple[Tensor, ...], Forward.apply(call, *inputs))
 
 
@@ -186,7 +186,7 @@ def differentiable_backward(call: Call | Plan, *tensors: Tensor | None) -> tuple
     if isinstance(call, Plan):
         if goes_directly(tensors):
             return _directly(DirectBackward, _run_backward, call, tensors)
-        call = call_of(call.problem, call.asked)
+        call = call_of(call.problem, call.requested)
     return cast(tuple[Tensor, ...], Backward.apply(call, *tensors))
 
 
@@ -202,7 +202,7 @@ def _split_op(call: Call | Plan) -> Split:
         """The call with this rpb, or without one."""
         if isinstance(call, Call) or call.problem.has_rpb == (rpb is not None):
             return call
-        return machine().plan(replace(call.problem, has_rpb=rpb is not None), call.device, call.asked)
+        return machine().plan(replace(call.problem, has_rpb=rpb is not None), call.device, call.requested)
 
     def op(x: Tensor, y: Tensor, rpb: Tensor | None) -> Tensor:
         given = (x, y, rpb) if has_key else (x, y)

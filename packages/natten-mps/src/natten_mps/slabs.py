@@ -18,7 +18,7 @@ from ._backends import BACKENDS
 from ._metal.plan.backend import NATIVE
 from ._metal.slabs import tiled as bodies
 from ._signatures import Bools, Ints
-from ._slab_host import on_device
+from ._slab_adapter import on_device
 
 # An array of numpy, a tensor on the CPU, or the path of a .npy file.
 Array = Any

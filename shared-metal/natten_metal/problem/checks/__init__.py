@@ -2,8 +2,8 @@
 
 Each message names the op, the rule, what came, and (for axes) which axis breaks it. TypeError: a
 wrong type. ValueError: everything else that is illegal. NotImplementedError: legal, but no backend
-takes it; the message names the alternative. Items of different sizes: :mod:`.varlen`. Rules that only some users need
-are imported by name: :mod:`.cache`, :mod:`.modules`, :mod:`.shards`, :mod:`.slabs`.
+takes it; the message names the alternative. Items of different sizes: :mod:`.varlen`. Rules that only some callers
+need are imported by name: :mod:`.cache`, :mod:`.modules`, :mod:`.shards`, :mod:`.slabs`.
 """
 
 from . import arguments as arguments

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 # How much of a long string or list a message shows: characters, and items of each list.
-_MOST = 120, 8
+_MAX_SHOWN = 120, 8
 # Bits of the largest size; Python refuses to print integers of more than 4300 digits.
 _WORD = 63
 
@@ -19,7 +19,7 @@ def shown(value: object) -> str:
     if isinstance(value, int) and value.bit_length() > _WORD:
         return f"an int of {value.bit_length()} bits"
     if isinstance(value, (list, tuple)):
-        items = [shown(item) for item in value[: _MOST[1]]] + ["..."] * (len(value) > _MOST[1])
+        items = [shown(item) for item in value[: _MAX_SHOWN[1]]] + ["..."] * (len(value) > _MAX_SHOWN[1])
         text = _cut(", ".join(items))
         return f"[{text}]" if isinstance(value, list) else f"({text},)" if len(value) == 1 else f"({text})"
     if isinstance(value, str):
@@ -28,7 +28,7 @@ def shown(value: object) -> str:
 
 
 def _cut(text: str) -> str:
-    return text if len(text) <= _MOST[0] else text[: _MOST[0]] + "..."
+    return text if len(text) <= _MAX_SHOWN[0] else text[: _MAX_SHOWN[0]] + "..."
 
 
 def reject_type(face: str, name: str, value: object, wanted: str) -> NoReturn:

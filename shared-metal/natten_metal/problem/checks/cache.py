@@ -1,4 +1,4 @@
-"""The rules of a cache of keys and values: the window that can stream, and chunks that fit each other."""
+"""The rules of a cache of keys and values: windows that can be streamed, and chunks that fit together."""
 
 from typing import Any, NamedTuple
 
@@ -9,7 +9,7 @@ from .tensors import same, tensor_rank
 
 
 class Window(NamedTuple):
-    """The window arguments as they were given: of what rank shows when the first chunk comes."""
+    """The window arguments as they were given; their rank is known once the first chunk arrives."""
 
     kernel_size: Any
     stride: Any
@@ -23,7 +23,7 @@ class Window(NamedTuple):
 
 
 def check_streams(face: str, given: Window) -> None:
-    """Tokens can come one after another along axis 0 if it is causal, with stride 1."""
+    """ValueError unless tokens can arrive one after another along axis 0: it must be causal, with stride 1."""
     ranks = {len(each) for each in given if isinstance(each, (list, tuple))}
     for rank in ranks or {1}:
         if rank not in RANKS:
@@ -32,12 +32,12 @@ def check_streams(face: str, given: Window) -> None:
         windows.check_window(face, kernel_size, stride, dilation)
         if not is_causal[0]:
             raise ValueError(
-                f"{face}: is_causal must hold for axis 0, along which the tokens come; got {shown(is_causal)}"
+                f"{face}: is_causal must hold for axis 0, along which the tokens arrive; got {shown(is_causal)}"
             )
         if stride[0] != 1:
             raise ValueError(
                 f"{face}: stride must be 1 on axis 0: a larger one lets a query's window depend on tokens that have "
-                f"not come yet; got {shown(stride)}"
+                f"not arrived yet; got {shown(stride)}"
             )
 
 
@@ -52,12 +52,12 @@ def check_chunk(
     same(face, "device", {"key": key.device, "value": value.device})
     same(face, "batch, shape and number of heads", {"key": key.shape[:-1], "value": value.shape[:-1]})
     for name, spec, earlier in zip(("key", "value"), specs, before or specs, strict=True):
-        same(face, "dtype", {name: spec.dtype, "the tokens before": earlier.dtype}, TypeError)
-        same(face, "device", {name: spec.device, "the tokens before": earlier.device})
+        same(face, "dtype", {name: spec.dtype, "the earlier tokens": earlier.dtype}, TypeError)
+        same(face, "device", {name: spec.device, "the earlier tokens": earlier.device})
         others = [(*each.shape[:1], *each.shape[2:]) for each in (spec, earlier)]
         if others[0] != others[1]:
             raise ValueError(
-                f"{face}: {name} must have the sizes of the tokens before, but on axis 0; "
+                f"{face}: {name} must have the sizes of the earlier tokens, except on axis 0; "
                 f"got {spec.shape} after {(earlier.shape[0], 'any', *earlier.shape[2:])}"
             )
     window = given.for_rank(face, rank)
@@ -66,7 +66,7 @@ def check_chunk(
 
 
 def check_query(face: str, query: TensorSpec, newest: int) -> int:
-    """The query holds the newest tokens: how many."""
+    """How many of the newest tokens the query holds; ValueError if it has more tokens than the newest chunk."""
     tensor_rank(face, "query", query, None)
     length = query.shape[1]
     if length > newest:

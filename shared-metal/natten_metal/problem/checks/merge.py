@@ -19,7 +19,7 @@ def check_merge(face: str, outputs: Sequence[TensorSpec], lses: Sequence[TensorS
     """The parts of ``merge_attentions``: equal shapes, one lse each, at least one part."""
     if not outputs or len(outputs) != len(lses):
         raise ValueError(
-            f"{face}: outputs and lses must be equally many, at least one; got {len(outputs)} and {len(lses)}"
+            f"{face}: outputs and lses must share one length of at least 1; got {len(outputs)} and {len(lses)}"
         )
     same(face, "shape", {f"outputs[{i}]": spec.shape for i, spec in enumerate(outputs)})
     same(face, "dtype", {f"outputs[{i}]": spec.dtype for i, spec in enumerate(outputs)}, TypeError)

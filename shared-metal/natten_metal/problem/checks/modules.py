@@ -9,7 +9,7 @@ from .window import Window, check_rpb_stride, check_window, reject_causal_wrap, 
 
 
 class ModuleArguments(NamedTuple):
-    """What a module's constructor was given, checked: window entries one per axis."""
+    """What a module's constructor was given, checked; the window has one entry per axis."""
 
     embed_dim: int
     num_heads: int
@@ -36,8 +36,8 @@ def constructor(
 ) -> ModuleArguments:
     """A module's checked arguments; raises TypeError, ValueError or NotImplementedError where its op would.
 
-    window: kernel_size, stride, dilation and is_causal; drops: attn_drop and proj_drop. A call has
-    only the axes' lengths left to check.
+    window: kernel_size, stride, dilation and is_causal; drops: attn_drop and proj_drop. Only the lengths of the axes
+    are left to be checked in each call.
     """
     width, heads, kv_heads = _heads(face, embed_dim, num_heads, num_kv_heads)
     kernel_size, stride, dilation, is_causal = window_arguments(face, rank, *window)
@@ -76,7 +76,7 @@ def check_input(face: str, given: TensorSpec, rank: int, embed_dim: int) -> None
 
 
 def check_projection(face: str, layer: str, width: int, parts: int, heads: tuple[str, int], head_dim: int) -> None:
-    """ValueError unless a projection gives as many channels as the module's heads have (a program may change both).
+    """ValueError unless a projection returns as many channels as the module's heads have: callers may change either.
 
     heads: the attribute that counts them, and its value. parts: how many of query, key and value it projects.
     """
@@ -85,29 +85,29 @@ def check_projection(face: str, layer: str, width: int, parts: int, heads: tuple
         factors = f"{parts} * {count} * {head_dim}" if parts > 1 else f"{count} * {head_dim}"
         raise ValueError(
             f"{face}: {layer} gives {width} channels, but {name}={count} with head_dim {head_dim} needs {factors}; "
-            f"where heads are pruned or sharded, set {name} to those that stay"
+            f"after heads are pruned or sharded, set {name} to the number that is left"
         )
 
 
 def reject_dropout(face: str, sizes: str) -> None:
     """NotImplementedError: dropping weights needs the split ops, which do not take items of different sizes."""
     raise NotImplementedError(
-        f"{face}: attn_drop in training does not go with {sizes}; set attn_drop=0.0 or call the items one by one"
+        f"{face}: attn_drop in training cannot be combined with {sizes}; set attn_drop=0.0 or call the items one by one"
     )
 
 
 def reject_together(face: str, sizes: str, other: str) -> None:
-    """Items of different sizes go neither with axes that wrap around nor with a cache."""
-    raise NotImplementedError(f"{face}: {other} does not go with {sizes}; call the items one by one")
+    """NotImplementedError: items of different sizes with axes that wrap around, or with a cache."""
+    raise NotImplementedError(f"{face}: {other} cannot be combined with {sizes}; call the items one by one")
 
 
 def reject_key_mask(face: str, other: str, advice: str) -> None:
-    """NotImplementedError: the split ops, items of different sizes and caches know no masks of keys."""
-    raise NotImplementedError(f"{face}: key_mask does not go with {other}; {advice}")
+    """NotImplementedError: the split ops, items of different sizes, caches and shards take no key mask."""
+    raise NotImplementedError(f"{face}: key_mask cannot be combined with {other}; {advice}")
 
 
 def wraps(face: str, wrap: Any, is_causal: tuple[bool, ...]) -> tuple[bool, ...]:
-    """``wrap``, one entry per axis, of axes that are not causal."""
+    """``wrap`` as one bool per axis; ValueError if a causal axis wraps."""
     found = bools_per_axis(face, "wrap", wrap, len(is_causal))
     for axis, both in enumerate(zip(found, is_causal, strict=True)):
         if all(both):
@@ -116,7 +116,7 @@ def wraps(face: str, wrap: Any, is_causal: tuple[bool, ...]) -> tuple[bool, ...]
 
 
 def check_cache_window(face: str, own: Window, wrap: Any, window: Window, cache_wrap: Any) -> None:
-    """A cache has the window of the module that it serves."""
+    """ValueError unless a cache has the window of the module that it serves."""
     names = ("kernel_size", "stride", "dilation", "is_causal", "wrap")
     for name, mine, its in zip(names, (*own, wrap or False), (*window, cache_wrap or False), strict=True):
         if mine != its:

@@ -28,8 +28,8 @@ def fused_problem(
     tensor_rank(face, "key", key, rank)
     tensor_rank(face, "value", value, rank)
     given = {"query": query, "key": key, "value": value}
-    extras = {"additional_keys": additional_keys, "additional_values": additional_values}
-    given |= {name: spec for name, spec in extras.items() if spec is not None}
+    optional = {"additional_keys": additional_keys, "additional_values": additional_values}
+    given |= {name: spec for name, spec in optional.items() if spec is not None}
     agree(face, given, rpb)
     shapes = {name: given[name].shape[1:-2] for name in ("query", "key", "value")}
     if piece is None and shapes["key"] == shapes["value"]:
@@ -90,7 +90,7 @@ def av_problem(face: str, attn: TensorSpec, value: TensorSpec, window: Window, p
 
 
 def _check_grids(face: str, shapes: dict[str, tuple[int, ...]]) -> None:
-    """Queries, keys and values of a whole problem lie on one grid; those on a finer one have become heads by now."""
+    """Queries, keys and values of a whole problem lie on one grid; queries on a finer one were made heads before."""
     if shapes["query"] != shapes["key"]:
         raise ValueError(
             f"{face}: {listed(list(shapes))} must share one shape; got {listed([str(s) for s in shapes.values()])}. "
@@ -100,7 +100,7 @@ def _check_grids(face: str, shapes: dict[str, tuple[int, ...]]) -> None:
 
 
 def _checked_axes(face: str, problem: Problem, piece: Piece | None) -> Problem:
-    """``problem`` with its piece, if its window fits the whole axes and the keys that it needs are there."""
+    """``problem`` with its piece; ValueError if the window does not fit the whole axes, or needed keys are missing."""
     p = replace(problem, piece=piece)
     check_axes(face, p.full_shape, p.kernel_size, p.stride, p.dilation)
     return checked_piece(face, p)
@@ -109,7 +109,7 @@ def _checked_axes(face: str, problem: Problem, piece: Piece | None) -> Problem:
 def full_problem(
     face: str, query: TensorSpec, key: TensorSpec, value: TensorSpec, is_causal: bool, scale: float
 ) -> Problem:
-    """The problem of ``attention``: every key in reach, or those up to the query's own index."""
+    """The problem of ``attention``: a query sees every key, or those up to its own index."""
     for name, spec in (("key", key), ("value", value)):
         tensor_rank(face, name, spec, 1)
     agree(face, {"query": query, "key": key, "value": value}, None)

@@ -27,8 +27,9 @@ def piece_arguments(face: str, rank: int, full_shape: Any, query_start: Any, key
 
 
 def checked_piece(face: str, problem: Problem) -> Problem:
-    """``problem``, whose window is legal; without a piece if it is the whole problem, and in any other one every key
-    that a query attends to is there.
+    """``problem``, without its piece if that is the whole; ValueError if a key that a query attends to is missing.
+
+    The window is known to be legal.
     """
     piece = problem.piece
     if piece is None:
@@ -45,12 +46,12 @@ def checked_piece(face: str, problem: Problem) -> Problem:
                 )
     if problem.query_shape == problem.key_shape == piece.full_shape:
         return replace(problem, piece=None)
-    for place, sizes in enumerate(problem.axes):
+    for axis, sizes in enumerate(problem.axes):
         low, high = column_span(sizes, False)
         first, last = sizes.key_start, sizes.key_start + sizes.keys
         if low < first or high > last:
             raise ValueError(
-                f"{face}: every key that a query attends to must be given; on axis {place}, queries "
+                f"{face}: every key that a query attends to must be given; on axis {axis}, queries "
                 f"{sizes.query_start}..{sizes.query_start + sizes.queries - 1} of {sizes.full} attend to keys "
                 f"{low}..{high - 1}; got keys {first}..{last - 1}"
             )
@@ -67,7 +68,7 @@ def axis_ranges(face: str, name: str, value: Any, full_shape: tuple[int, ...]) -
     for axis, ((low, high), full) in enumerate(zip(value, full_shape, strict=True)):
         if not 0 <= low <= high <= full:
             raise ValueError(
-                f"{face}: {name} must lie in its axis, 0 <= low <= high <= length; "
+                f"{face}: {name} must lie within its axis, 0 <= low <= high <= length; "
                 f"axis {axis} has ({shown(low)}, {shown(high)}) and length {full}"
             )
     return tuple((int(low), int(high)) for low, high in value)
@@ -78,7 +79,7 @@ def _is_pair(value: Any) -> bool:
 
 
 def axes_of(face: str, full_shape: Any) -> tuple[int, ...]:
-    """The axes of a problem whose rank is not known otherwise; an int is one axis."""
+    """``full_shape`` as one int per axis, where nothing else tells the rank; an int is one axis."""
     rank = len(full_shape) if isinstance(full_shape, Sequence) and not isinstance(full_shape, str) else 1
     if rank not in RANKS:
         raise ValueError(f"{face}: full_shape must have 1, 2 or 3 axes; got {shown(tuple(full_shape))}")

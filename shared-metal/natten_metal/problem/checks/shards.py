@@ -1,6 +1,6 @@
 """The rules of a problem that several processes share, each with a shard of it.
 
-What one process rejects, every process raises: the checks here read what all of them told each other.
+What one process rejects, every process raises: the checks here read what all of them have exchanged.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from .arguments import is_int, reject_type, shown
 
 
 def cut_axes(face: str, axis: Any, rank: int, grid: Sequence[int]) -> tuple[int, ...]:
-    """The axes that are cut, one for each entry of ``grid``, how many processes lie along each."""
+    """The axes that are cut, one for each entry of ``grid``, which counts the processes along each of them."""
     axes = (axis,) if is_int(axis) else axis
     if not isinstance(axes, Sequence) or not all(map(is_int, axes)):
         reject_type(face, "axis", axis, "an int or a sequence of ints")
@@ -40,10 +40,10 @@ def no_group(face: str, how: str) -> NoReturn:
 
 
 def same_call(face: str, texts: Sequence[str]) -> NoReturn:
-    """ValueError: processes called with different arguments. texts: each one's call."""
+    """ValueError: processes called with different arguments. texts: the call of each."""
     other = next(process for process, text in enumerate(texts) if text != texts[0])
     raise ValueError(
-        f"{face}: every process must make the same call, with shards that differ along the cut axes alone; "
+        f"{face}: every process must make the same call, with shards that differ only along the cut axes; "
         f"process 0 called with {texts[0]}; process {other} with {texts[other]}"
     )
 
@@ -73,13 +73,13 @@ def bounds_of(
     for at, (axis, along) in enumerate(zip(axes, grid, strict=True)):
         stride = grid[1] if len(grid) == 2 and at == 0 else 1
         bounds = [0]
-        for place in range(along):
-            row = [process for process in range(len(lengths)) if process // stride % along == place]
+        for coordinate in range(along):
+            row = [process for process in range(len(lengths)) if process // stride % along == coordinate]
             length = lengths[row[0]][0][at]
             for process in row:
                 if lengths[process][0][at] != length:
                     raise ValueError(
-                        f"{face}: processes at the same place along axis {axis} must hold as many tokens of it; "
+                        f"{face}: processes at the same coordinate along axis {axis} must hold equally many tokens; "
                         f"process {row[0]} has {length}, process {process} has {lengths[process][0][at]}"
                     )
             bounds.append(bounds[-1] + length)
@@ -88,8 +88,8 @@ def bounds_of(
 
 
 def reject_module(face: str) -> NoReturn:
-    """NotImplementedError: a module on shards with something that it has on whole inputs alone."""
+    """NotImplementedError: a module on shards with an argument that it takes only with whole inputs."""
     raise NotImplementedError(
-        f"{face}: a module whose tokens are shared among processes takes no cache, no sizes of items and no attn_drop "
+        f"{face}: a module whose tokens are shared among processes takes no cache, no item sizes and no attn_drop "
         "in training"
     )

@@ -1,4 +1,4 @@
-"""The rules of problems larger than memory: their arrays, their budget of memory, and the journal of what is done."""
+"""The rules of problems larger than memory: their arrays, their memory budget, and the journal of what is done."""
 
 import re
 from typing import Any, NoReturn
@@ -25,7 +25,7 @@ def memory_bytes(face: str, memory: Any) -> int:
 
 
 def reject_memory(face: str, budget: int, smallest: int) -> NoReturn:
-    """Not even one query fits."""
+    """ValueError: not even one query fits."""
     raise ValueError(
         f"{face}: memory must hold the smallest slab, which is one query with its window; that takes {smallest} bytes; "
         f"got {budget}"
@@ -36,16 +36,16 @@ def reject_memory(face: str, budget: int, smallest: int) -> NoReturn:
 
 
 def reject_array(face: str, name: str, value: Any) -> NoReturn:
-    """Something that is neither in memory nor in a file."""
-    reject_type(face, name, value, "an array of numpy, a tensor of this package's framework or the path of a .npy file")
+    """TypeError: neither an array nor the path of one."""
+    reject_type(face, name, value, "a numpy array, a tensor of this package's framework or the path of a .npy file")
 
 
 def numpy_dtype(face: str, name: str, dtype: Any) -> str:
-    """The name of a dtype of numpy's; of ml_dtypes' dtypes 'bfloat16' is one too."""
+    """The name of a numpy dtype, ml_dtypes' 'bfloat16' included."""
     if not dtype.isnative:
-        raise TypeError(f"{face}: {name} must have this machine's order of bytes; got {dtype.str}")
+        raise TypeError(f"{face}: {name} must have this machine's byte order; got {dtype.str}")
     found: str = dtype.name
-    if found == "void16":  # as which numpy reads a .npy file of ml_dtypes' bfloat16
+    if found == "void16":  # how numpy reads a .npy file of ml_dtypes' bfloat16
         raise TypeError(
             f"{face}: {name} has 2-byte elements of no known dtype; numpy has no bfloat16: view the array as "
             "ml_dtypes.bfloat16, or give a tensor"
@@ -54,18 +54,18 @@ def numpy_dtype(face: str, name: str, dtype: Any) -> str:
 
 
 def reject_device(face: str, name: str, device: str) -> NoReturn:
-    """A tensor on another device has been in memory all along."""
-    raise ValueError(f"{face}: {name} must be on the CPU, from where slabs are read; got a tensor on {device}")
+    """ValueError: slabs are moved to the device one by one, so the whole tensor must not be there already."""
+    raise ValueError(f"{face}: {name} must be on the CPU, where slabs are read from; got a tensor on {device}")
 
 
 def npy_path(face: str, name: str, path: Any) -> None:
-    """Paths name files of numpy's own format."""
+    """ValueError unless a path names a file of numpy's own format."""
     if path.suffix != ".npy":
         raise ValueError(f"{face}: {name} must be the path of a .npy file, or an array; got {path.name!r}")
 
 
 def reject_bfloat16_file(face: str, name: str) -> NoReturn:
-    """A new file cannot have a dtype that its format lacks."""
+    """TypeError: the .npy format has no bfloat16."""
     raise TypeError(
         f"{face}: {name} would be a .npy file of bfloat16, which numpy does not have; give {name} as a writable "
         "tensor, or as an array of ml_dtypes.bfloat16"
@@ -73,7 +73,7 @@ def reject_bfloat16_file(face: str, name: str) -> NoReturn:
 
 
 def check_output(face: str, name: str, found: Any, wanted: Any, writable: bool) -> None:
-    """An array for results. found, wanted: specs of it and of the result."""
+    """The rules of an array for results. found, wanted: the specs of the array and of the result."""
     if found.shape != wanted.shape:
         raise ValueError(f"{face}: {name} must have the result's shape {wanted.shape}; got {found.shape}")
     if found.dtype != wanted.dtype:
@@ -83,35 +83,35 @@ def check_output(face: str, name: str, found: Any, wanted: Any, writable: bool) 
 
 
 def reject_overwriting(face: str, name: str, other: str, path: Any) -> NoReturn:
-    """A result in a file that is still read, or that holds the other result."""
+    """ValueError: a result in a file that is still read, or that holds the other result."""
     raise ValueError(f"{face}: {name} and {other} must be different files; got {path.name!r} for both")
 
 
 def cut_short(face: str, name: str, path: Any) -> ValueError:
     """The error for a file that ends before its array does."""
-    return ValueError(f"{face}: {name} is cut short: {path.name!r} ends before the array in it does")
+    return ValueError(f"{face}: {name} is truncated: {path.name!r} ends before its array does")
 
 
 # --- journals ----------------------------------------------------------------------------------------
 
 
 def reject_journal(face: str, path: Any, differences: dict[str, tuple[Any, Any]]) -> NoReturn:
-    """A journal of another call. differences: what it says and what this call says, by name."""
+    """ValueError: the journal of another call. differences: what it says and what this call says, by name."""
     words = "; ".join(f"{name} was {shown(was)} and is {shown(now)}" for name, (was, now) in differences.items())
     raise ValueError(
         f"{face}: {path.name!r} is the journal of another call, whose results are in the same file: {words}. Repeat "
-        "that call to go on with it, or delete the journal to begin anew"
+        "that call to continue it, or delete the journal to start over"
     )
 
 
 def reject_journal_file(face: str, path: Any, why: str) -> NoReturn:
-    """A journal that says nothing."""
-    raise ValueError(f"{face}: {path.name!r} is no journal of this function ({why}); delete it to begin anew")
+    """ValueError: a file in the journal's place that is none."""
+    raise ValueError(f"{face}: {path.name!r} is not a journal of this function ({why}); delete it to start over")
 
 
 def reject_smaller_budget(face: str, path: Any, needed: int, budget: int) -> NoReturn:
-    """Slabs of an interrupted call that no longer fit."""
+    """ValueError: the slabs of an interrupted call no longer fit."""
     raise ValueError(
-        f"{face}: memory must hold the slabs that {path.name!r} has begun with, which take {needed} bytes; got "
-        f"{budget}. Give as much, or delete the journal to begin anew"
+        f"{face}: memory must hold the slabs that {path.name!r} was begun with, which take {needed} bytes; got "
+        f"{budget}. Allow that much, or delete the journal to start over"
     )

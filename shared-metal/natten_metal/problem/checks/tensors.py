@@ -84,14 +84,14 @@ def check_additional(face: str, keys: TensorSpec | None, values: TensorSpec | No
             )
     if keys.shape[1] != values.shape[1]:
         raise ValueError(
-            f"{face}: additional_keys and additional_values must be equally many; "
+            f"{face}: additional_keys and additional_values must share one length; "
             f"got {keys.shape[1]} and {values.shape[1]}"
         )
     return keys.shape[1]
 
 
 def check_key_mask(face: str, mask: TensorSpec, key: TensorSpec) -> None:
-    """A key mask has an entry for every key of every batch item."""
+    """ValueError unless a key mask has an entry for every key of every batch item."""
     wanted = key.shape[:-2]
     if mask.shape != wanted:
         raise ValueError(f"{face}: key_mask must be [batch, *key shape] = {wanted}; got {mask.shape}")
@@ -130,5 +130,5 @@ def reject_nested(face: str, name: str, rank: int | None, packs: bool) -> NoRetu
 
 
 def reject_freed(face: str, name: str, elements: int) -> NoReturn:
-    """A tensor whose memory is gone."""
+    """ValueError: a tensor whose memory was freed."""
     raise ValueError(f"{face}: {name} has {elements} elements and no memory; was it freed?")

@@ -1,8 +1,8 @@
 """The rules of calls with items of different sizes, and their errors.
 
-Padded: a batch whose items have sizes of their own. Listed: items as tensors of their own. Packed: items one behind
-another in one batch item. Each check returns the rows of a :mod:`..ragged` table. Sizes and offsets are Python numbers
-here; an error names the item that breaks the rule.
+Padded: a batch whose items have sizes of their own. Listed: items as tensors of their own. Packed: items concatenated
+in one batch item. Each check returns the rows of a :mod:`..ragged` table. Sizes and offsets are Python numbers here; an
+error names the item that breaks the rule.
 """
 
 import math
@@ -25,7 +25,7 @@ METADATA = "a dict that configure_varlen made"
 
 
 def as_numbers(face: str, name: str, given: Any) -> Any:
-    """Numbers of any framework as Python numbers in lists, read once; anything else as it is."""
+    """Numbers of any framework as Python numbers in lists, read once; anything else unchanged."""
     if hasattr(given, "tolist"):
         try:
             return given.tolist()
@@ -39,8 +39,8 @@ def as_numbers(face: str, name: str, given: Any) -> Any:
 def reject_traced(face: str, name: str) -> NoReturn:
     """ValueError for sizes that a trace does not know, though they decide what is computed."""
     raise ValueError(
-        f"{face}: {name} must be numbers that can be read when the call is made, and while it is traced a tensor has "
-        "none; give a list of ints"
+        f"{face}: {name} must be known when the call is made, and a tensor has no values while the call is traced; "
+        "give a list of ints"
     )
 
 
@@ -127,7 +127,7 @@ def listed_problems(
         kind = query.dtype, query.device, query.shape[-2:], key.shape[-2:], value.shape[-2:]
         known = kinds.get(kind)
         if known is None or not _like(items[item], items[known[1][0]], extents):
-            problem = _alone(f"{face}: item {item}", rank, items[item], window, scale, rpb)
+            problem = _item_problem(f"{face}: item {item}", rank, items[item], window, scale, rpb)
             known = kinds.setdefault(kind, (problem, []))
         known[1].append(item)
     return [
@@ -137,7 +137,7 @@ def listed_problems(
 
 
 def _like(own: tuple[TensorSpec, ...], first: tuple[TensorSpec, ...], extents: list[int]) -> bool:
-    """Whether an item passes because the first did: it differs only in the lengths of its axes, which suffice."""
+    """Whether an item is legal because the first is: only the lengths of its axes differ, and they are long enough."""
     shape = own[0].shape[:-2]
     for spec, other in zip(own, first, strict=True):
         if spec.shape != shape + other.shape[-2:] or spec.dtype != other.dtype or spec.device != other.device:
@@ -145,7 +145,7 @@ def _like(own: tuple[TensorSpec, ...], first: tuple[TensorSpec, ...], extents: l
     return all(map(ge, shape, extents)) or 0 in shape
 
 
-def _alone(
+def _item_problem(
     face: str, rank: int, specs: tuple[TensorSpec, ...], window: Window, scale: Any, rpb: TensorSpec | None
 ) -> Problem:
     """The problem of one item; an empty one is checked with axes just long enough for the window."""
@@ -178,7 +178,7 @@ def packs(lengths: tuple[Any, Any], packed: tuple[Any, ...]) -> bool:
 def packed_call(
     face: str, shapes: Sequence[tuple[int, ...]], lengths: tuple[Any, Any], packed: tuple[Any, ...]
 ) -> ragged.Table:
-    """:func:`packed_table` of a call as it comes. shapes: of query, key and value, ``[1, tokens, ...]``."""
+    """:func:`packed_table` of unchecked arguments. shapes: of query, key and value, ``[1, tokens, ...]``."""
     one_batch_item(face, shapes)
     names = (*LENGTHS, *PACKED)
     numbers = [as_numbers(face, name, each) for name, each in zip(names, (*lengths, *packed), strict=True)]
@@ -188,7 +188,7 @@ def packed_call(
 def packed_table(face: str, totals: tuple[int, int], lengths: tuple[Any, Any], packed: tuple[Any, ...]) -> ragged.Table:
     """The sequences that a call packs, from seqlens_Q and seqlens_KV if given, otherwise from ``PACKED``.
 
-    totals: the tokens of query and key. None where an argument is not given.
+    totals: the tokens of query and key. Arguments that were not given are None.
     """
     if any(given is not None for given in lengths):
         together(face, LENGTHS, lengths)

@@ -48,7 +48,7 @@ def check_axes(
 def check_wrap(
     face: str, wrap: tuple[bool, ...], window: Window, shapes: dict[str, tuple[int, ...]], full: tuple[int, ...]
 ) -> None:
-    """An axis that wraps is not causal, is a multiple of stride * dilation long, and is there as a whole.
+    """The rules of an axis that wraps: not causal, a multiple of stride * dilation long, and given whole.
 
     shapes: of the queries and of the keys, by name. full: tokens of the whole axes.
     """
@@ -75,10 +75,10 @@ def reject_causal_wrap(face: str, axis: int) -> NoReturn:
     raise ValueError(f"{face}: an axis cannot both wrap and be causal; axis {axis} has wrap and is_causal")
 
 
-def check_drawable(longest: int, most: int) -> None:
-    """The length of an axis that is drawn, one character for each pair of tokens."""
-    if longest > most:
-        raise ValueError(f"picture: at most {most} tokens can be drawn; got {longest}")
+def check_drawable(longest: int, limit: int) -> None:
+    """ValueError if an axis is too long to be drawn with one character for each pair of tokens."""
+    if longest > limit:
+        raise ValueError(f"picture: at most {limit} tokens can be drawn; got {longest}")
 
 
 def check_rpb_stride(face: str, name: str, stride: tuple[int, ...]) -> None:

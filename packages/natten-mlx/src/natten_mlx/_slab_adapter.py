@@ -5,10 +5,10 @@ from typing import Any
 import mlx.core as mx
 
 from . import _framework
-from ._metal.slabs.host import Host
+from ._metal.slabs.adapter import Adapter
 
 
-def on_stream(stream: mx.Stream) -> Host:
+def on_stream(stream: mx.Stream) -> Adapter:
     """Slabs are computed on ``stream``."""
 
     def copied(part: Any, dtype: str) -> mx.array:
@@ -31,7 +31,7 @@ def on_stream(stream: mx.Stream) -> Host:
         content.flags.writeable = False
         return content
 
-    return Host(
+    return Adapter(
         framework=_framework,
         stream=stream,
         reads_in_place=False,

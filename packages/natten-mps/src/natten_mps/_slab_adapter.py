@@ -7,13 +7,13 @@ from torch import Tensor
 
 from . import _framework
 from ._metal.problem.checks import slabs as rules
-from ._metal.slabs.host import Host
+from ._metal.slabs.adapter import Adapter
 
 
-def on_device(device: torch.device) -> Host:
+def on_device(device: torch.device) -> Adapter:
     """Slabs are computed on ``device``."""
     on_cpu = device.type == "cpu"
-    return Host(
+    return Adapter(
         framework=_framework,
         stream=None,
         reads_in_place=on_cpu,

@@ -1,4 +1,4 @@
-"""What slabs need of a package besides its :class:`.Framework`: how parts of arrays become tensors, and back."""
+"""What slabs need from a package besides its :class:`.Framework`: how parts of arrays become tensors, and back."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from ..problem.problem import Problem
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Host:
+class Adapter:
     """A framework and where slabs are computed.
 
     Arrays are numpy's, in C's order; those of bfloat16 hold its bits as 16-bit integers.
@@ -19,7 +19,8 @@ class Host:
     reads_in_place: whether a tensor uses the memory of the array that it is made of; writes_in_place: the reverse.
     values(face, name, tensor): the array in whose memory a tensor on the CPU lies, read-only if the framework's tensors
     are. tensor(part, dtype): a tensor with the content of an array, where slabs are computed. array(tensor): the
-    content of a tensor, computed now. release(): give the system back what the framework keeps of freed tensors.
+    content of a tensor, computed now. release(): give the memory that the framework keeps after tensors are freed back
+    to the system.
     """
 
     framework: Framework
