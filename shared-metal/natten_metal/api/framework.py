@@ -97,7 +97,7 @@ class Framework(Protocol):
         """
 
     def require_values(self, face: str, name: str, *given: Any) -> None:
-        """NotImplementedError where numbers are known only when a traced graph runs."""
+        """ValueError where numbers are known only when a traced graph runs."""
 
     def padded_table(self, face: str, name: str, sizes: Any, query: TensorSpec, window: Any) -> Any:
         """The table of a padded batch whose items have ``sizes``. name: what the face calls ``sizes``."""

@@ -4,8 +4,8 @@
     q = k = v = torch.randn(1, 64, 64, 4, 32)              # [batch, X, Y, heads, dim]
     out = natten_mps.na2d(q, k, v, kernel_size=7)          # [1, 64, 64, 4, 32]
 
-Importing the package does not import torch: names are found when they are first used, and torch knows the package's
-ops, which saved programs name, as soon as both are imported.
+Importing the package does not import torch: names are imported when they are first used. The ops, to which saved
+programs refer by name, are registered as soon as both this package and torch are imported.
 """
 
 from typing import TYPE_CHECKING

@@ -31,7 +31,7 @@ def set_backend(backend: str) -> None:
         backend: 'auto', 'metal', 'native', 'pure' or 'dense'.
 
     Raises:
-        ValueError: an unknown name.
+        TypeError: not a string. ValueError: an unknown name.
     """
     BACKENDS.set(backend)
 
@@ -42,9 +42,9 @@ def use_backend(backend: str) -> AbstractContextManager[None]:
         with natten_mps.use_backend("pure"):
             out = model(x)
 
-    A generator shares its caller's context: between its steps, what it chose holds for the caller too. A function
-    compiled by torch.compile is compiled again where the backend changes, as far as the thread's last choice shows:
-    tasks that take turns in one thread pass ``backend=`` to what they compile.
+    A generator shares its caller's context: between its steps, what it chose holds for the caller too. torch.compile
+    sees the backend that its thread chose last, and compiles a function again when that changes. So tasks that take
+    turns in one thread, with different backends, must pass ``backend=`` to the calls that they compile.
 
     Args:
         backend: 'auto', 'metal', 'native', 'pure' or 'dense'.
@@ -53,7 +53,7 @@ def use_backend(backend: str) -> AbstractContextManager[None]:
         The context manager.
 
     Raises:
-        ValueError: an unknown name, when the context is entered.
+        TypeError, ValueError: not a string, or an unknown name, when the context is entered.
     """
     return BACKENDS.use(backend)
 
@@ -69,13 +69,13 @@ def has_metal() -> bool:
 
 
 def get_support_matrix() -> dict[str, dict[str, Any]]:
-    """What each backend can do on this machine, and why not.
+    """What each backend can do on this machine, and why it cannot do the rest.
 
     Returns:
         By backend a dict of available, forward, backward, fusion, varlen, constraints, ops, limits and reason.
         constraints: ranks and dtypes, and if limited, the largest head_dim and number of rpb_entries.
-        ops: for each family of ops '' or why it does not run on the backend. limits: in words, what single problems
-        of these ops cannot have.
+        ops: for each family of ops '' or why it does not run on the backend. limits: by name, which problems of these
+        ops the backend refuses, in words.
     """
     here = machine()
     device = here.device_of(torch.device("mps" if has_mps() else "cpu"))

@@ -7,10 +7,10 @@ from ._metal.plan.backend import DENSE
 
 
 def export_mode() -> AbstractContextManager[None]:
-    """``with export_mode(): ...`` - what is traced within holds plain torch operations only, none of this package's.
+    """``with export_mode(): ...`` - what is traced inside consists of plain torch operations, none of this package's.
 
     For tools that know torch's own operations: ``torch.jit.trace``, ``torch.onnx.export`` (of either kind), counters of
-    operations. ``torch.export`` and ``torch.compile`` need it only where the program is to run without this package.
+    operations. ``torch.export`` and ``torch.compile`` need it only if the program has to run without this package.
 
         with natten_mps.export_mode():
             traced = torch.jit.trace(model, x)

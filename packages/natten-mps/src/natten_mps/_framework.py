@@ -1,4 +1,4 @@
-"""torch as the shared bodies need it: the module that :class:`natten_metal.api.framework.Framework` describes."""
+"""torch, as :class:`natten_metal.api.framework.Framework` describes it for the shared bodies."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -149,5 +149,5 @@ def packed_table(
 
 
 def kept_table(table: ragged.Table, rank: int) -> Tensor:
-    """As a tensor it goes through ``torch.compile`` as an argument."""
+    """A tensor, which a function compiled by ``torch.compile`` can take as an argument."""
     return _varlen_ops.as_tensor(table, rank)

@@ -1,4 +1,4 @@
-"""Items in torch tensors: gathering them is shared by both packages, results are copied to where they belong here."""
+"""Items in torch tensors: both packages share how they are gathered; results are copied to where they belong here."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -23,7 +23,7 @@ take = partial(items_of.take, _operations)
 
 
 def targets(kind: str, group: Group, *made: tuple[list[Tensor], int]) -> list[Tensor] | None:
-    """Views of all results of a launch where they belong, if there are such views. made: tensors and their sides."""
+    """Views of where the results of a launch belong, if such views exist. made: tensors of results and their sides."""
     return [take(kind, tensors, group, side) for tensors, side in made] if group.adjacent else None
 
 
@@ -43,6 +43,6 @@ def put(kind: str, tensors: list[Tensor], group: Group, side: int, items: Tensor
 
 
 def blank_outputs(queries: Sequence[Tensor], values: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """Out and lse where no item is: 0 and -inf."""
+    """Out and lse of tokens that belong to no item: 0 and -inf."""
     outs = [q.new_zeros((*q.shape[:-1], v.shape[-1])) for q, v in zip(queries, values, strict=True)]
     return outs, [q.new_full(q.shape[:-1], -torch.inf, dtype=compute_dtype(_operations, q)) for q in queries]

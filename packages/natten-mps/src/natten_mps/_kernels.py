@@ -65,7 +65,7 @@ def _launch(here: Machine, program: Program, tensors: Tensors, into: list[Tensor
         return {o.name: torch.zeros(o.shape, dtype=native.DTYPES[o.dtype], device=device) for o in program.outputs}
     with torch.autocast(device.type, enabled=False):
         if isinstance(program, MetalLaunches):
-            # With it come the kernels as data, which a CPU never needs.
+            # Imported here, because it imports what describes the Metal kernels, which a CPU never needs.
             from ._launch import metal
 
             return metal.run(program, tensors, here.metal)

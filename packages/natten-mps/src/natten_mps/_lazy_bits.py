@@ -2,8 +2,8 @@
 
 Torch's own fallbacks for these dispatch keys handle tensors and lists of tensors, but pass on unchanged a list of
 optional tensors, which is what the custom ops take. So the ops have their own kernels for these keys. Tensors that have
-neither key are not affected: the dispatcher does not come here. (Conjugate tensors are complex, and no op accepts
-those.)
+neither key are not affected: the dispatcher never calls these kernels for them. (Conjugate tensors are complex, and no
+op accepts those.)
 """
 
 from collections.abc import Callable

@@ -4,7 +4,7 @@ A test checks each of them on all supported releases. Nothing else in the packag
 
 ``torch.library.register_autograd`` cannot replace them: in torch 2.13, torch.func.grad of such an op, under vmap too,
 is a RuntimeError, because the autograd.Function that torch makes for it has no ``setup_context``. A jvp of it, which
-has to be an error or right, gives a tangent of zeros without a word, and forward mode outside of torch.func gives none.
+must be right or an error, silently gives a tangent of zeros, and forward mode outside of torch.func gives none.
 """
 
 import inspect
@@ -80,7 +80,7 @@ def forward_mode() -> AbstractContextManager[None]:
 def speed_up_registration(module: str) -> None:
     """Tell ``inspect`` which file a module is.
 
-    ``torch.library.register_fake`` notes where it was called from, for which ``inspect`` would look at every module
-    that has been imported, some two thousand of torch alone: a fifth of the time that this package takes to import.
+    ``torch.library.register_fake`` records where it was called from, for which ``inspect`` would look at every imported
+    module, of which torch alone has some two thousand: a fifth of the time that this package takes to import.
     """
     inspect.modulesbyfile[inspect.getabsfile(sys.modules[module])] = module

@@ -41,15 +41,15 @@ class Processes:
         self.ranks: list[int] = ranks.flatten().tolist()  # in the whole world
         self.index = self.ranks.index(dist.get_rank())
 
-    def _place(self, tensor: Tensor) -> torch.device:
-        """Where a tensor must be to travel: no backend of torch.distributed reads the memory of mps."""
+    def _sending_device(self, tensor: Tensor) -> torch.device:
+        """Where a tensor must be to be sent: no backend of torch.distributed reads the memory of mps."""
         if "nccl" in dist.get_backend(self._within):
             return torch.device("cuda", torch.cuda.current_device())
         return torch.device("cpu") if tensor.device.type == "mps" else tensor.device
 
     def gather(self, numbers: Sequence[int]) -> list[list[int]]:
         here = torch.tensor([list(numbers)], dtype=torch.int64)
-        here = here.to(self._place(here))
+        here = here.to(self._sending_device(here))
         for group in reversed(self.groups):
             rows = [torch.empty_like(here) for _ in range(dist.get_world_size(group))]
             dist.all_gather(rows, here, group)
@@ -59,22 +59,22 @@ class Processes:
     def post(
         self, ends: Sequence[tuple[int, int]], sizes: Sequence[int], outgoing: dict[int, Tensor], like: Tensor
     ) -> Callable[[], dict[int, Tensor]]:
-        place, calls = self._place(like), []
-        travelling = {index: flat.to(place).contiguous() for index, flat in outgoing.items()}
-        arriving: dict[int, Tensor] = {}
+        device, calls = self._sending_device(like), []
+        sent = {index: flat.to(device).contiguous() for index, flat in outgoing.items()}
+        received: dict[int, Tensor] = {}
         for index, (source, target) in enumerate(ends):
             if source == self.index:
-                calls.append(self._message(dist.isend, travelling[index], target))
+                calls.append(self._message(dist.isend, sent[index], target))
             elif target == self.index:
-                arriving[index] = torch.empty(sizes[index], dtype=like.dtype, device=place)
-                calls.append(self._message(dist.irecv, arriving[index], source))
+                received[index] = torch.empty(sizes[index], dtype=like.dtype, device=device)
+                calls.append(self._message(dist.irecv, received[index], source))
         works = dist.batch_isend_irecv(calls) if calls else []
 
         def wait() -> dict[int, Tensor]:
             for work in works:
                 work.wait()
-            travelling.clear()  # kept until they had left
-            return {index: flat.to(like.device) for index, flat in arriving.items()}
+            sent.clear()  # kept alive until now
+            return {index: flat.to(like.device) for index, flat in received.items()}
 
         return wait
 
@@ -84,7 +84,7 @@ class Processes:
     def total(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         found = []
         for tensor in tensors:
-            moved = tensor.to(self._place(tensor), copy=True).contiguous()
+            moved = tensor.to(self._sending_device(tensor), copy=True).contiguous()
             for group in self.groups:
                 dist.all_reduce(moved, group=group)
             found.append(moved.to(tensor.device))

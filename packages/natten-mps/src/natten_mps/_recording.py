@@ -9,7 +9,7 @@ def _for_onnx() -> bool:
     """Whether torch.onnx.export is running."""
     if not torch.onnx.is_in_onnx_export():
         return False
-    # Its first attempt is traced by Python, its next by Dynamo, which would evaluate the line above to False.
+    # Its first attempt is traced in Python, its next one by Dynamo, which would evaluate the line above to False.
     torch.compiler.assume_constant_result(_for_onnx)
     return True
 
@@ -20,7 +20,7 @@ def recording(face: str) -> bool:
     NotImplementedError under a tracer that only knows torch's own operations.
     """
     recorded = torch.compiler.is_compiling() or torch.compiler.is_exporting()
-    by_name = torch.jit.is_tracing()  # type: ignore[attr-defined]  # public, and in no list of exports
+    by_name = torch.jit.is_tracing()  # type: ignore[attr-defined]  # public, but not exported
     if by_name or (torch.compiler.is_exporting() and _for_onnx()):
         checks.reject_recorder(face)
     return recorded

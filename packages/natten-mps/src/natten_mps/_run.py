@@ -37,8 +37,8 @@ def _dense_program(problem: Problem, device: torch.device) -> DenseOperations:
     """The program that the plan of the dense backend holds.
 
     Where torch traces, nothing can be planned: a tracer cannot follow the planner, and symbolic sizes have no hash,
-    under which plans are kept. The program is the same, and there is no other; what is missing is the planner's check
-    that the device computes in float64. A device that does not says so itself.
+    under which plans are kept. The program would be the same; only the planner's check that the device computes in
+    float64 is missing, and a device that does not raises an error itself.
     """
     if traced() or not _hashable(problem):
         return DenseOperations(problem, DENSE.name, problem.record.forward, ())

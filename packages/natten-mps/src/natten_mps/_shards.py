@@ -16,7 +16,7 @@ Given = tuple[Tensor | None, ...]
 
 
 def run(call: ShardCall, tensors: Given) -> tuple[Tensor, Tensor]:
-    """Output and lse of the own shard. tensors: as in :data:`.shards.INPUTS`."""
+    """Output and lse of this process's shard. tensors: as in :data:`.shards.INPUTS`."""
     out, lse = Shard.apply(call, *tensors)
     return out, lse
 
@@ -34,18 +34,18 @@ class Shard(torch.autograd.Function):
             None if tensor is None else tensor.detach().requires_grad_(need)
             for tensor, need in zip(tensors, needed, strict=True)
         ]
-        query, key, value, *extras = leaves
+        query, key, value, *others = leaves
         arrival = call.post(key.detach(), value.detach())
         with torch.set_grad_enabled(any(needed)):
-            interior = [(box, call.attend(box, (query, key, value, *extras), call.own)) for box in call.interior]
+            interior = [(box, call.attend(box, (query, key, value, *others), call.own)) for box in call.interior]
         extended = call.extended(key.detach(), value.detach(), arrival())
         far_key, far_value = (
             tensor.detach().requires_grad_(need) for tensor, need in zip(extended, needed[1:3], strict=True)
         )
         with torch.set_grad_enabled(any(needed)):
-            border = [(box, call.attend(box, (query, far_key, far_value, *extras), call.reach)) for box in call.border]
+            border = [(box, call.attend(box, (query, far_key, far_value, *others), call.reach)) for box in call.border]
         ctx.call, ctx.interior, ctx.border = call, interior, border
-        ctx.near, ctx.far = (query, key, value, *extras), (query, far_key, far_value, *extras)
+        ctx.near, ctx.far = (query, key, value, *others), (query, far_key, far_value, *others)
         parts = {box: tuple(each.detach() for each in found) for box, found in (*interior, *border)}
         out, lse = (call.joined({box: found[which] for box, found in parts.items()}) for which in (0, 1))
         return out, lse
@@ -84,13 +84,13 @@ def _gradients(
     call: ShardCall, parts: list[tuple[Box, Any]], grads: tuple[Tensor, Tensor], inputs: Given
 ) -> list[Tensor | None]:
     """Gradients of ``inputs`` by some parts of the queries."""
-    asked = [index for index, tensor in enumerate(inputs) if tensor is not None and tensor.requires_grad]
+    needed = [index for index, tensor in enumerate(inputs) if tensor is not None and tensor.requires_grad]
     found: list[Tensor | None] = [None] * len(inputs)
-    if parts and asked:
+    if parts and needed:
         outputs = [each for _, made in parts for each in made]
         of_outputs = [call.of_queries(grad, box) for box, _ in parts for grad in grads]
-        given: list[Any] = [inputs[index] for index in asked]
+        given: list[Any] = [inputs[index] for index in needed]
         made = torch.autograd.grad(outputs, given, of_outputs, retain_graph=True, allow_unused=True)
-        for index, grad in zip(asked, made, strict=True):
+        for index, grad in zip(needed, made, strict=True):
             found[index] = grad
     return found

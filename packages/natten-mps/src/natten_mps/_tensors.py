@@ -43,7 +43,7 @@ class TorchTables:
 
 
 def spec(face: str, name: str, tensor: Any) -> TensorSpec:
-    """What the rules need to know of ``tensor``; TypeError if it is not a dense floating-point tensor."""
+    """What the rules need to know about ``tensor``; TypeError if it is not a dense floating-point tensor."""
     if not isinstance(tensor, torch.Tensor):
         checks.reject_type(face, name, tensor, "a tensor of this package's framework")
     if type(tensor) is not torch.Tensor and type(tensor) is not torch.nn.Parameter:
@@ -58,9 +58,9 @@ def spec(face: str, name: str, tensor: Any) -> TensorSpec:
 def _reject_wrapper(face: str, name: str, tensor: torch.Tensor) -> None:
     """NotImplementedError for torch's own wrappers that no backend can look into, whatever the backend.
 
-    Other subclasses pass: what they do with an op is theirs to say.
+    Other subclasses pass: how they handle an op is up to them.
     """
-    # By name: torch.distributed is large, and need not be imported to know that a tensor is not of it.
+    # By name: torch.distributed is large, and need not be imported to see that a tensor is not one of its.
     for kind in type(tensor).__mro__:
         if kind.__name__ in _WRAPPERS and kind.__module__.startswith("torch."):
             checks.reject_wrapper(face, name, kind.__name__, _WRAPPERS[kind.__name__])

@@ -1,8 +1,8 @@
-"""Items of different sizes as one custom op, forward and backward: one launch per kind of item, results in place.
+"""Items of different sizes as one custom op, forward and backward: one launch per kind of item.
 
 ``natten_mps::varlen_forward`` takes queries, keys and values (one tensor each, or lists), rpb or None, and the
 table of :mod:`._metal.problem.ragged` as a tensor on the CPU, which it reads when it runs: torch.compile need not
-know the sizes. ``natten_mps::varlen_table`` makes the table of tensors that only then have values.
+know the sizes. ``natten_mps::varlen_table`` makes the table from tensors that have values only then.
 """
 
 from typing import Any, NamedTuple
@@ -65,7 +65,7 @@ def read(call: Ragged, table: Tensor, queries: list[Tensor]) -> ragged.Table:
 
 
 def _inputs(inputs: list[Any]) -> Parts:
-    """Queries, keys, values and rpb from the op's list. Done once a call: it takes time for each item."""
+    """Queries, keys, values and rpb from the op's list. Done once per call: the cost grows with the number of items."""
     count = (len(inputs) - 1) // 3
     return inputs[:count], inputs[count : 2 * count], inputs[2 * count : -1], inputs[-1]
 
@@ -93,7 +93,7 @@ def _run_forward(call: Ragged, table: Tensor, inputs: list[Any]) -> list[Tensor]
 def _put_all(
     call: Ragged, group: ragged.Group, into: list[Tensor] | None, found: list[Tensor], *made: tuple[list[Tensor], int]
 ) -> None:
-    """The results of a launch to where they belong, unless it wrote them there."""
+    """Copy the results of a launch to where they belong, unless it wrote them there itself."""
     for index, (tensors, side) in enumerate(made):
         if into is None or found[index] is not into[index]:
             put(call.kind, tensors, group, side, found[index])
@@ -114,13 +114,13 @@ def _run_backward(
     half = len(outputs) // 2
     for group in groups_of(call, read(call, table, queries), queries[0].device):
         given = _given(call, group, (queries, keys, values, own_rpb))
-        d_out, d_lse, out, lse = (
+        out_grad, lse_grad, out, lse = (
             take(call.kind, each, group, QUERIES)
             for each in (grads[:half], grads[half:], outputs[:half], outputs[half:])
         )
         sided = list(zip(made, (QUERIES, KEYS, KEYS), strict=True))
         into = targets(call.kind, group, *sided)
-        found = run_backward(plan_of(call.of(group), given), [d_out, d_lse], given, [out, lse], into)
+        found = run_backward(plan_of(call.of(group), given), [out_grad, lse_grad], given, [out, lse], into)
         _put_all(call, group, into, found, *sided)
         if total is not None:
             total += found[3]

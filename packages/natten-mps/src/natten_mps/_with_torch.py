@@ -52,7 +52,7 @@ class _Torch(MetaPathFinder):
         package, _, name = fullname.rpartition(".")
         if package == __package__ and name not in TORCH_FREE:
             import_module("torch")
-            imported = sys.modules.get(fullname)  # for the ops
+            imported = sys.modules.get(fullname)  # if registering the ops imported it
             if imported is None:
                 return None
             # Python looks for a module's own spec, which may have appeared in the meantime.

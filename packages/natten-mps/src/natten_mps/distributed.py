@@ -4,8 +4,8 @@
     out = natten_mps.distributed.na2d(query, key, value, kernel_size=7, axis=0)   # shards of rows
 
 Every process calls with its own shard; shards need not be equally long. The result is the shard of the whole problem's,
-and so are the gradients. Only halos travel: the keys and values of other shards that :func:`natten_mps.key_range` says
-are needed, however many processes hold them, and their gradients on the way back.
+and so are the gradients. Only halos are sent: the keys and values of other shards that :func:`natten_mps.key_range`
+says are needed, however many processes hold them, and their gradients on the way back.
 """
 
 from functools import partial
@@ -55,7 +55,7 @@ def na1d(
         additional_keys, additional_values, rpb: as there, the same in every process; each gets the whole gradient, the
             sum over the processes.
         group: a ProcessGroup, or a DeviceMesh with one dimension for each axis that is cut; None: all processes.
-        axis: the axis that is cut, or two of them, those of the mesh's dimensions.
+        axis: the axis that is cut, or two of them, one for each dimension of the mesh.
         return_lse, backend, **upstream: as in :func:`natten_mps.na1d`.
 
     Returns:
@@ -64,8 +64,8 @@ def na1d(
     Raises:
         TypeError, ValueError, NotImplementedError: as :func:`natten_mps.na1d`, and ValueError for shards that do not
             fit together or calls that differ. What one process rejects, every process raises.
-        RuntimeError: by torch.distributed, in every process that waits for one that is gone, or for longer than the
-            timeout of the group.
+        RuntimeError: by torch.distributed, in every process that waits for one that has died, or that waits longer than
+            the timeout of the group.
 
     Source: our own; the exchange of halos is that of domain decomposition.
     """
@@ -174,8 +174,8 @@ def _shared(
 ) -> Any:
     wanted = [torch.is_grad_enabled() and isinstance(each, Tensor) and each.requires_grad for each in tensors]
     about = f", requires_grad={wanted}"  # or some would wait for gradients that others do not send
-    asked = (tensors, window, scale, axis, wrap, return_lse, backend, upstream)
-    return bodies.fused(_framework, face, Processes(face, group), *asked, _shards.run, about, None, rpb_of_module)
+    given = (tensors, window, scale, axis, wrap, return_lse, backend, upstream)
+    return bodies.fused(_framework, face, Processes(face, group), *given, _shards.run, about, None, rpb_of_module)
 
 
 def share_attention(module: nn.Module, group: Any = None, axis: Ints = 0) -> nn.Module:
@@ -189,7 +189,7 @@ def share_attention(module: nn.Module, group: Any = None, axis: Ints = 0) -> nn.
     Returns:
         ``module``.
 
-    Gradients of parameters, rpb included, are those of the own shard: see :func:`sum_gradients`.
+    Gradients of parameters, rpb included, are those of the process's own shard: see :func:`sum_gradients`.
     """
     each: Any
     for each in module.modules():
@@ -207,8 +207,15 @@ def _attend_module(
 def sum_gradients(module: nn.Module, group: Any = None) -> None:
     """Sum the gradients of the parameters over the processes, in place: those of the whole problem.
 
-    For a loss that is a sum over tokens, each process adding up those of its shard (divided by the tokens of the whole
-    problem, for a mean).
+    For a loss that is a sum over tokens, of which each process adds up those of its shard (divided by the tokens of the
+    whole problem, for a mean).
+
+    Args:
+        module: each parameter that has a gradient must have one in every process.
+        group: as in :func:`na1d`.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as :func:`na1d`.
     """
     parameters = [each for each in module.parameters() if each.grad is not None]
     sums = Processes("sum_gradients", group).total(tuple(each.grad for each in parameters if each.grad is not None))

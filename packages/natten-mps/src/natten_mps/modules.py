@@ -1,8 +1,8 @@
 """Neighborhood attention as ``torch.nn`` modules: projections around the functional op.
 
 State dict: ``qkv.{weight,bias}`` and ``proj.{weight,bias}``; with fewer key/value heads ``q_proj``, ``kv_proj`` and
-``proj``; with a relative positional bias ``rpb``. These are also the keys of upstream NATTEN and of natten-mlx, so that
-their weights load.
+``proj``; with a relative positional bias ``rpb``. Upstream NATTEN and natten-mlx have the same keys, so their weights
+can be loaded.
 """
 
 from typing import Any
@@ -69,9 +69,9 @@ class NeighborhoodAttention1D(_NeighborhoodAttention):
     Raises:
         TypeError, ValueError, NotImplementedError: arguments that are illegal, with the module's name.
 
-    Heads may be pruned, or shared out among machines, after construction: replace the projections (and ``rpb``) by
-    those of the heads that stay, and set ``num_heads`` (and ``num_kv_heads``) to their number. ``head_dim`` stays.
-    ``attn_drop`` and ``proj_drop`` may be replaced by other layers.
+    Heads may be pruned, or distributed among machines, after construction: replace the projections (and ``rpb``) by
+    those of the heads that are left, and set ``num_heads`` (and ``num_kv_heads``) to their number; ``head_dim`` does
+    not change. ``attn_drop`` and ``proj_drop`` may be replaced by other layers.
 
     Source: upstream NATTEN's ``NeighborhoodAttention1D``, whose state dict it has; GQA and backend are this project's.
     """
@@ -92,16 +92,17 @@ class NeighborhoodAttention1D(_NeighborhoodAttention):
             x: ``[B, L, C]`` in the parameters' dtype.
             seq_lens: ints ``[B]``, tokens of each item of a padded batch; None: all are full.
             backend: of this call.
-            cache: of a sequence whose tokens come in chunks along axis 0; x is the next one.
+            cache: for a sequence whose tokens arrive in chunks along axis 0, of which x is the next.
             key_mask: bool ``[B, L]``, the tokens that may be seen.
 
         Returns:
             ``[B, L, C]`` in the same dtype; at padding, the output projection's bias.
 
         Raises:
-            ValueError: x of another shape, or tokens that the window does not fit.
-            NotImplementedError: attn_drop in training, or wrap, together with seq_lens;
-                key_mask with seq_lens, cache, or attn_drop in training.
+            TypeError: x or key_mask of a wrong dtype, or a cache of another class.
+            ValueError: x of another shape, tokens that the window does not fit, or a cache with another window.
+            NotImplementedError: seq_lens with wrap or cache; attn_drop in training with seq_lens or cache;
+                key_mask with any of these.
         """
         return self._attend_module(x, seq_lens, backend, cache, None, key_mask)
 
@@ -142,15 +143,16 @@ class NeighborhoodAttention2D(_NeighborhoodAttention):
             x: ``[B, X, Y, C]`` in the parameters' dtype.
             spatial_sizes: ints ``[B, 2]``, tokens of each item of a padded batch; None: all are full.
             backend: of this call.
-            cache: of a sequence whose tokens come in chunks along axis 0; x is the next one.
+            cache: for a sequence whose tokens arrive in chunks along axis 0, of which x is the next.
             key_mask: bool ``[B, X, Y]``, the tokens that may be seen.
 
         Returns:
             ``[B, X, Y, C]`` in the same dtype; at padding, the output projection's bias.
 
         Raises:
-            ValueError: x of another shape, or tokens that the window does not fit.
-            NotImplementedError: attn_drop in training, or wrap, together with spatial_sizes;
+            TypeError: x or key_mask of a wrong dtype, or a cache of another class.
+            ValueError: x of another shape, tokens that the window does not fit, or a cache with another window.
+            NotImplementedError: spatial_sizes with wrap or cache; attn_drop in training with spatial_sizes or cache;
                 key_mask with spatial_sizes, cache, or attn_drop in training.
         """
         return self._attend_module(x, spatial_sizes, backend, cache, None, key_mask)
@@ -192,15 +194,16 @@ class NeighborhoodAttention3D(_NeighborhoodAttention):
             x: ``[B, X, Y, Z, C]`` in the parameters' dtype.
             spatial_sizes: ints ``[B, 3]``, tokens of each item of a padded batch; None: all are full.
             backend: of this call.
-            cache: of a sequence whose tokens come in chunks along axis 0; x is the next one.
+            cache: for a sequence whose tokens arrive in chunks along axis 0, of which x is the next.
             key_mask: bool ``[B, X, Y, Z]``, the tokens that may be seen.
 
         Returns:
             ``[B, X, Y, Z, C]`` in the same dtype; at padding, the output projection's bias.
 
         Raises:
-            ValueError: x of another shape, or tokens that the window does not fit.
-            NotImplementedError: attn_drop in training, or wrap, together with spatial_sizes;
+            TypeError: x or key_mask of a wrong dtype, or a cache of another class.
+            ValueError: x of another shape, tokens that the window does not fit, or a cache with another window.
+            NotImplementedError: spatial_sizes with wrap or cache; attn_drop in training with spatial_sizes or cache;
                 key_mask with spatial_sizes, cache, or attn_drop in training.
         """
         return self._attend_module(x, spatial_sizes, backend, cache, None, key_mask)

@@ -63,8 +63,8 @@ def _readable(name: str, tensor: Tensor) -> Tensor:
         return key_words(_operations, tensor)
     if name == "rpb":
         tensor = tensor.float()
-    as_it_is = name not in CONTIGUOUS and tensor.stride(-1) == 1
-    return tensor if as_it_is else tensor.contiguous()
+    readable = name not in CONTIGUOUS and tensor.stride(-1) == 1
+    return tensor if readable else tensor.contiguous()
 
 
 def _with_copies(launch: Launch, known: dict[str, Tensor]) -> Launch:

@@ -70,7 +70,7 @@ def _batches(
 def _put(
     kind: str, made: list[Tensor], groups: tuple[ragged.Group, ...], padded: tuple[int, ...], found: list[Tensor]
 ) -> None:
-    """Put the results of the launches where their items are, not in place."""
+    """Put the results of the launches where their items are, without writing into tensors that autograd may need."""
     if kind == "listed":
         for group, batch in zip(groups, found, strict=True):
             for start, item in zip(group.starts, batch.unbind(), strict=True):

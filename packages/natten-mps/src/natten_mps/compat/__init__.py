@@ -3,12 +3,12 @@
     from natten_mps.compat import v017                          # as NATTEN 0.17
     from natten_mps import compat
     natten = compat.for_version("0.14.6")
-    compat.install()                                            # `import natten` finds this package from here on
+    compat.install()                                            # from here on, `import natten` finds this package
 
 A module for each set of call forms: ``v0141`` (0.14.1 to 0.14.4), ``v0145``, ``v014`` (0.14.6), ``v015``, ``v017``,
 ``v020`` (0.20 to 0.21.1) and ``v021``. Each has the submodules of its releases (``v021.utils.checks``, ``v017.flops``).
-Where upstream was narrower (odd windows, no gradient of rpb, no causal rpb) these are
-not; errors are this package's. What only tunes CUDA kernels is accepted and logged once.
+Upstream's restrictions (odd windows only, no gradient of rpb, no causal rpb) do not apply; errors are this package's.
+What only tunes CUDA kernels is accepted and logged once.
 """
 
 from types import ModuleType
@@ -51,8 +51,8 @@ def install(version: str | None = None) -> ModuleType:
     A second call replaces the first.
 
     Args:
-        version: a release, without what is younger; None is the newest, with every older name that means nothing else
-            there.
+        version: a release, without what later ones added; None is the newest, with every older name that has no other
+            meaning there.
 
     Returns:
         The module. It and its submodules (``natten.functional``, ``natten.context``, ...) are in ``sys.modules``,

@@ -1,4 +1,4 @@
-"""Upstream's helpers that are torch's own affair: devices, dtypes, buffers, counters."""
+"""Upstream's helpers that concern torch itself: devices, dtypes, buffers, counters."""
 
 from typing import Any
 
@@ -108,12 +108,12 @@ def merge_two(output_fna: Tensor, output_sdpa: Tensor, lse_fna: Tensor, lse_sdpa
 
 
 def maybe_torch_compile(*args: Any, **kwargs: Any) -> Any:
-    """A decorator that leaves a function as it is: upstream compiles where its CUDA kernels run."""
+    """A decorator that returns a function unchanged: upstream compiles where its CUDA kernels run."""
     return lambda function: function
 
 
 def merge_attentions_fn(outputs: list[Tensor], lse_tensors: list[Tensor]) -> Tensor:
-    """The merged output alone."""
+    """The merged output, without its lse."""
     return functional.merge_attentions(outputs, lse_tensors)[0]
 
 

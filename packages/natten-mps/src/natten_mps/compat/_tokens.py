@@ -42,7 +42,7 @@ def _split(sizes: Ints, tile: Ints, groups: Ints) -> list[int]:
 
 
 def maybe_pad(tensor: Tensor, tile_shape: Any, dilation: Any = None) -> tuple[Tensor, Ints]:
-    """``[B, *shape, H, D]`` with zeros behind each axis up to a multiple of tile * dilation, and how many."""
+    """``[B, *shape, H, D]`` with zeros at the end of each axis up to a multiple of tile * dilation, and how many."""
     sizes = tuple(tensor.shape[1:-2])
     tile, groups = _tiling("maybe_pad", len(sizes), tile_shape, dilation)
     step = mul_tuple(tile, groups)

@@ -18,12 +18,12 @@ __all__ = [
 
 
 def get_window_start_vectorized(indices: Tensor, length: int, kernel_size: int, dilation: int) -> Tensor:
-    """The first token of the window of each query at the tokens ``indices``."""
+    """The first token of the window of each query at the tokens ``indices``: ints, of the same shape."""
     found: Tensor = earlier.window_start(indices, length, kernel_size, dilation, TorchTables(indices.device))
     return found
 
 
 def get_pb_start_vectorized(indices: Tensor, length: int, kernel_size: int, dilation: int) -> Tensor:
-    """The rpb entry of the first key of each query's window."""
+    """The rpb entry of the first key of the window of each query at ``indices``: ints, of the same shape."""
     found: Tensor = earlier.bias_start(indices, length, kernel_size, dilation, TorchTables(indices.device))
     return found
