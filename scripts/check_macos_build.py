@@ -1,10 +1,10 @@
-"""Does natten-mlx's C++ extension compile and link for macOS on Apple Silicon? Asked on Linux, which cannot run it.
+"""Check on Linux that natten-mlx's C++ extension compiles and links for macOS on Apple Silicon.
 
 Compiles packages/natten-mlx/csrc, the Metal side and the CPU kernels included, for arm64 macOS with the clang that the
 package `ziglang` carries, against the headers of MLX's macOS wheel; links it to that wheel's libmlx.dylib; and checks
-that each C++ symbol that the extension imports, the standard library's apart, is one that libmlx exports.
+that libmlx exports each C++ symbol that the extension imports, except for those of the standard library.
 
-What it downloads and builds lies in build/macos, which git ignores; sources that passed once are not compiled again.
+What it downloads and builds is kept in build/macos, which git ignores; sources that passed are not compiled again.
 Exit status: 0 if it holds, 1 if not. Where the package registry cannot be reached it prints why, and 0 too.
 
 usage: python scripts/check_macos_build.py [--again]

@@ -54,9 +54,9 @@ def picture() -> str:
     step_x, step_y = LENGTH * CELL + GAP, LENGTH * CELL + TOP + 14
     width, height = 3 * step_x - GAP + 40, 2 * step_y + 44
     body = []
-    for place, (title, caption, axis) in enumerate(PANELS):
-        body += panel(title, caption, axis, 20 + place % 3 * step_x, TOP + place // 3 * step_y)
-    legend = "rows: queries   columns: keys   dark: the query's own place   light blue: the keys it attends to"
+    for index, (title, caption, axis) in enumerate(PANELS):
+        body += panel(title, caption, axis, 20 + index % 3 * step_x, TOP + index // 3 * step_y)
+    legend = "rows: queries   columns: keys   dark: the query's own position   light blue: the keys it attends to"
     body.append(f'<text x="20" y="{height - 14}" class="caption">{legend}</text>')
     style = (
         f".title{{font:600 13px ui-monospace,Menlo,monospace;fill:{INK}}}"

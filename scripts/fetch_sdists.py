@@ -1,6 +1,6 @@
 """Fetch NATTEN's source distributions from the package index and unpack them.
 
-    scripts/fetch_sdists.py FOLDER PIP...        # PIP: the command that is pip, and its first arguments
+    scripts/fetch_sdists.py FOLDER PIP...        # PIP: the command that runs pip, with its first arguments
 
 pip asks a source distribution's build backend for metadata before it keeps it, and NATTEN's wants torch and CUDA. So
 pip is told to build without isolation, and finds a stand-in for the backend, which answers from the PKG-INFO inside.

@@ -3,8 +3,8 @@
     scripts/read_signatures.py FOLDER... >tests-parity/compat/upstream_signatures.tsv
 
 Each FOLDER is an unpacked source distribution, ``natten-0.17.5``. One line for each way that a name is called:
-module, name, kind ('function', 'class', 'value'), parameters ('=' follows those with a default), and the releases that
-have it so. What a package imports from its own modules is its own too.
+module, name, kind ('function', 'class', 'value'), parameters ('=' follows those with a default), and the releases in
+which it is called so. What a package imports from its own modules counts as its own.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How much natten-mps and natten-mlx say twice: `python scripts/twin_lines.py`.
+"""How many lines natten-mps and natten-mlx have in common: `python scripts/twin_lines.py`.
 
 Each package's sources are read as statements, one line each, so that line breaks and comments' widths do not matter.
 Names that differ only because the frameworks do (torch and mlx.core, Tensor and mx.array, cat and concatenate, a
@@ -6,7 +6,7 @@ stream argument) become one. Then lines are matched, each at most once:
 
 - file by file, for files of the same path in both packages;
 - package by package, each line against the whole of the other package, so that a body which moved to a file of
-  another name is found as well. Short lines meet there by chance (`return out`), so this figure is an upper bound.
+  another name is found as well. Short lines match there by chance (`return out`), so this figure is an upper bound.
 
 Not counted: imports, and lines that hold nothing but brackets. The first figure of each pair also leaves out what
 stays in each package because users read it: the signatures of public functions and classes, their docstrings, and the

@@ -4,7 +4,7 @@
     q = k = v = mx.random.normal((1, 64, 64, 4, 32))       # [batch, X, Y, heads, dim]
     out = natten_mlx.na2d(q, k, v, kernel_size=7)          # [1, 64, 64, 4, 32]
 
-Importing the package does not import MLX: names are found when they are first used.
+Importing the package does not import MLX: names are imported when they are first used.
 """
 
 from typing import TYPE_CHECKING

@@ -92,7 +92,7 @@ class _Custom:
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """Equal for calls that differ only in the stream, an object that MLX makes anew each time."""
+        """Equal for calls that differ only in the stream, for which MLX makes a new object each time."""
         return type(self), self.plan, self.names
 
     def __call__(self, arrays: Arrays) -> Arrays:
@@ -151,12 +151,12 @@ class _Custom:
         if isinstance(program, Blank):
             made = {o.name: mx.zeros(o.shape, DTYPES[o.dtype]) for o in program.outputs}
         elif isinstance(program, MetalLaunches):
-            # With it come the kernels as data, which a CPU never needs.
+            # Imported here, because it imports what describes the Metal kernels, which a CPU never needs.
             from ._launch import fast_metal
 
             made = fast_metal.run(program, self.tensors(self.not_to_be_mapped(arrays)), here.fast_metal)
         else:
-            # Kernels take most calls: the walks of the pure backend are imported with the first that they do not.
+            # Kernels run most calls: the walks of the pure backend are imported by the first call that needs them.
             from ._launch import pure
 
             assert isinstance(program, Walks), program
@@ -199,7 +199,7 @@ class _Custom:
         raise NotImplementedError
 
     def encoded(self) -> bytes:
-        """The call in bytes, all but its stream: which a primitive of the C++ extension keeps."""
+        """The call as bytes, without its stream, for a primitive of the C++ extension to keep."""
         encoded = pickle.dumps((type(self), self.problem, self.plan.requested, self.names))
         _calls.keep(encoded, self)
         return encoded

@@ -32,7 +32,7 @@ def set_backend(backend: str) -> None:
         backend: 'auto', 'nanobind', 'fast_metal', 'pure' or 'dense' ('metal' means 'fast_metal').
 
     Raises:
-        ValueError: an unknown name.
+        TypeError: not a string. ValueError: an unknown name.
     """
     BACKENDS.set(backend)
 
@@ -53,7 +53,7 @@ def use_backend(backend: str) -> AbstractContextManager[None]:
         The context manager.
 
     Raises:
-        ValueError: an unknown name, when the context is entered.
+        TypeError, ValueError: not a string, or an unknown name, when the context is entered.
     """
     return BACKENDS.use(backend)
 
@@ -74,13 +74,13 @@ def nanobind_unavailable_reason() -> str | None:
 
 
 def get_support_matrix() -> dict[str, dict[str, Any]]:
-    """What each backend can do on the default device, and why not.
+    """What each backend can do on the default device, and why it cannot do the rest.
 
     Returns:
         By backend a dict of available, forward, backward, fusion, varlen, constraints, ops, limits and reason.
         constraints: ranks and dtypes, and if limited, the largest head_dim and number of rpb_entries.
-        ops: for each family of ops '' or why it does not run on the backend. limits: in words, what single problems
-        of these ops cannot have.
+        ops: for each family of ops '' or why it does not run on the backend. limits: by name, which problems of these
+        ops the backend refuses, in words.
     """
     here = machine()
     device = here.device_of(stream_of("get_support_matrix", None))

@@ -16,7 +16,7 @@ def export_function(
 ) -> None:
     """``mx.export_function`` for functions that call this package; ``mx.import_function`` reads the file.
 
-    A file holds MLX's own operations only, neither the C++ extension's primitives nor custom derivatives:
+    A file can hold only MLX's own operations, neither the C++ extension's primitives nor custom derivatives:
     ``mx.export_function`` itself raises ``Unable to serialize primitive ...`` for them. Here the ops are traced as the
     pure backend's plain operations (the dense backend's under ``use_backend("dense")``), so the file needs only MLX.
 
@@ -24,7 +24,7 @@ def export_function(
         file, function, arguments, named: as ``mx.export_function`` takes them. ``function`` may contain ``mx.grad``;
             that gradient is then MLX's own derivative of the pure backend: equal up to rounding, but it keeps every
             query's weights, O(N * prod(kernel_size)) memory, and has no fixed order of sums on a GPU.
-        shapeless: False, for an op computes for the sizes it is traced with.
+        shapeless: must be False, because an op is traced for one size.
 
     Raises:
         NotImplementedError: shapeless. ValueError, MLX's own: the function cannot be written, because a call in it

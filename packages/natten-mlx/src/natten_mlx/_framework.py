@@ -1,4 +1,4 @@
-"""MLX as the shared bodies need it: the module that :class:`natten_metal.api.framework.Framework` describes."""
+"""MLX, as :class:`natten_metal.api.framework.Framework` describes it for the shared bodies."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -97,7 +97,7 @@ def attend(
     tensors: tuple[Any, ...],
     rpb: mx.array | None = None,
 ) -> tuple[Arrays, Arrays]:
-    # Most programs have no items of different sizes: what runs them is imported with the first.
+    # Most programs have no items of different sizes: what runs them is imported when first needed.
     from ._plain import varlen as _plain_varlen
     from ._varlen_nodes import Ragged
 

@@ -1,4 +1,4 @@
-"""Items in MLX arrays: gathering them is shared by both packages, results are put where they belong here."""
+"""Items in MLX arrays: both packages share how they are gathered; results are put where they belong here."""
 
 from functools import partial
 

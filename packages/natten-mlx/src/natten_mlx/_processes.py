@@ -1,9 +1,9 @@
 """Processes of ``mx.distributed``, as :class:`natten_metal.api.shards.Transport` describes them.
 
-MLX's ring knows neighbours alone, so messages go from neighbour to neighbour, the shorter way around; other backends of
-MLX take the same messages. MLX is lazy, and a message that it computes when it likes would meet another one of the same
-neighbour: messages are therefore evaluated in the order of the program, on the one stream that MLX has for
-communication. A process waits for its own keys before it sends them; everything else stays lazy.
+In MLX's ring a process reaches only its neighbours, so messages pass from neighbour to neighbour, the shorter way
+around; MLX's other backends send the same messages. MLX is lazy, and messages evaluated in an arbitrary order could be
+taken for others of the same neighbour: they are therefore evaluated in the order of the program, on the one stream that
+MLX has for communication. A process waits for its own keys before it sends them; everything else stays lazy.
 """
 
 import math
@@ -24,8 +24,8 @@ class Processes:
     """A group of ``mx.distributed``.
 
     A process that dies is a RuntimeError in its neighbours, from MLX's ring, when they evaluate; in the others as soon
-    as those end. For one that is alive and does not answer MLX has no limit of its own: after ``timeout`` seconds this
-    process says so and ends, and with it all others.
+    as those end. MLX has no time limit for one that is alive but does not answer: after ``timeout`` seconds this
+    process says so and exits, and with it all others.
     """
 
     def __init__(self, face: str, group: Any, grid: Any, timeout: Any) -> None:
@@ -36,7 +36,9 @@ class Processes:
         self.timeout = arguments.number(face, "timeout", timeout)
         self.grid = (self.count,) if grid is None else tuple(arguments.count(face, "grid", each) for each in grid)
         if math.prod(self.grid) != self.count:
-            rules.reject_grid(face, f"grid {self.grid} and {self.count}", "grid must have as many places as processes")
+            rules.reject_grid(
+                face, f"grid {self.grid} and {self.count}", "grid must have as many cells as there are processes"
+            )
         self._sent: list[mx.array] = []
         self.start: Callable[[mx.array], None] = mx.async_eval
 
@@ -54,7 +56,7 @@ class Processes:
         return found
 
     def _give_up(self) -> None:
-        """End the process: the main thread waits in MLX, and nothing else ends that."""
+        """End the process: the main thread waits in MLX, and nothing else can interrupt it."""
         print(
             f"{self.face}: process {self.index} of {self.count} waited {self.timeout:g} s for the others to make the "
             "same call, and ends",
@@ -105,11 +107,11 @@ class Processes:
         return tuple(found)
 
     def within_derivative(self) -> None:
-        """From now on wait for each message: within a derivative MLX starts nothing without waiting for it."""
+        """From now on wait for each message: within a derivative, MLX starts nothing that is not waited for."""
         self.start = mx.eval
 
     def after_sends(self, results: tuple[mx.array, ...]) -> tuple[mx.array, ...]:
-        """``results``, which a process that waits for them has only after its messages have left."""
+        """``results``, made to depend on the messages, so that a process has them only after its messages were sent."""
         sends, self._sent = self._sent, []
         return tuple(mx.depends(list(results), sends)) if sends else results
 

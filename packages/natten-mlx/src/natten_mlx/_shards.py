@@ -15,9 +15,9 @@ Arrays = tuple[mx.array, ...]
 
 
 def run(call: ShardCall, tensors: tuple[mx.array | None, ...]) -> Arrays:
-    """Output and lse of the own shard. tensors: as in :data:`.shards.INPUTS`.
+    """Output and lse of this process's shard. tensors: as in :data:`.shards.INPUTS`.
 
-    The backward pass computes the outputs of the pieces once more.
+    The backward pass computes the outputs of the pieces again.
     """
     transport: Any = call.transport
     given = [index for index, tensor in enumerate(tensors) if tensor is not None]
@@ -36,11 +36,11 @@ def run(call: ShardCall, tensors: tuple[mx.array | None, ...]) -> Arrays:
 
     @mx.custom_function
     def shard(*arrays: mx.array) -> Arrays:
-        query, key, value, *extras = arrays
+        query, key, value, *others = arrays
         arrival = call.post(key, value)
         near = interior(*arrays)
         extended[:] = [call.extended(key, value, arrival())]
-        found = (*near, *border(query, *extended[0], *extras))
+        found = (*near, *border(query, *extended[0], *others))
         boxes = (*call.interior, *call.border)
         with mx.stream(call.stream):
             whole = tuple(call.joined(dict(zip(boxes, found[which::2], strict=True))) for which in (0, 1))
@@ -50,7 +50,7 @@ def run(call: ShardCall, tensors: tuple[mx.array | None, ...]) -> Arrays:
     def vjp(primals: Any, cotangents: Any, outputs: Any) -> Arrays:
         transport.within_derivative()
         with mx.stream(call.stream):
-            query, _, _, *extras = primals
+            query, _, _, *others = primals
 
             def gradients(boxes: list[Box], function: Any, arrays: Arrays) -> list[Any]:
                 if not boxes:
@@ -59,7 +59,7 @@ def run(call: ShardCall, tensors: tuple[mx.array | None, ...]) -> Arrays:
                 found: list[Any] = mx.vjp(function, list(arrays), of_outputs)[1]
                 return found
 
-            far = gradients(call.border, border, (query, *extended[0], *extras))
+            far = gradients(call.border, border, (query, *extended[0], *others))
             if not call.border:
                 far[1:3] = map(mx.zeros_like, extended[0])
             arrival = call.post_gradients(far[1], far[2])

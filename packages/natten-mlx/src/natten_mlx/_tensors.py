@@ -23,7 +23,7 @@ class MlxTables:
 
 
 def spec(face: str, name: str, tensor: Any) -> TensorSpec:
-    """What the rules need to know of ``tensor``; TypeError if it is not a floating-point array."""
+    """What the rules need to know about ``tensor``; TypeError if it is not a floating-point array."""
     if not isinstance(tensor, mx.array):
         checks.reject_type(face, name, tensor, "a tensor of this package's framework")
     dtype = str(tensor.dtype).removeprefix("mlx.core.")
@@ -47,7 +47,7 @@ def stream_of(face: str, stream: Any) -> mx.Stream:
 
 
 def constant(tensor: mx.array) -> mx.array:
-    """``tensor`` computed now, by its values alone: what is kept must not remember how it came about.
+    """``tensor``, computed now and made from its values again, so that what is kept does not hold on to its graph.
 
     While MLX traces, an evaluated array may keep its graph, and a graph belongs to the stream of one thread.
     """
@@ -55,15 +55,15 @@ def constant(tensor: mx.array) -> mx.array:
 
 
 def fixed_shape(tensor: mx.array) -> mx.array:
-    """``tensor`` itself, by a detour for which ``mx.compile(shapeless=True)`` cannot infer a shape.
+    """``tensor`` unchanged, through an operation for which ``mx.compile(shapeless=True)`` cannot infer a shape.
 
-    What is made for the sizes of a traced call fits no others; MLX then raises instead of computing a wrong size.
+    What is made for the sizes of a traced call fits no others, so MLX must raise rather than compute a wrong size.
     """
     return mx.pad(tensor, [*[(0, 0)] * (tensor.ndim - 1), (0, 1)])[..., :-1]
 
 
 def made_for(tensor: mx.array, constant: mx.array) -> mx.array:
-    """``constant``, whose shape was taken from ``tensor``, as something that follows from it: see :func:`fixed_shape`.
+    """``constant``, whose shape was taken from ``tensor``, made to depend on it: see :func:`fixed_shape`.
 
     No element of ``tensor`` is read, and its gradient is 0.
     """

@@ -60,7 +60,7 @@ class Ragged(NamedTuple):
         return arrays[:count], arrays[count : 2 * count], arrays[2 * count : 3 * count], arrays[3 * count :]
 
     def given(self, group: ragged.Group, parts: Parts) -> Arrays:
-        """The inputs of one launch. parts: from :meth:`split`, called once a call: it takes time for each item."""
+        """The inputs of one launch. parts: from :meth:`split`, once per call: its cost grows with the items."""
         queries, keys, values, rpb = parts
         own = take(self.kind, queries, group, QUERIES)
         return (own, *(take(self.kind, each, group, KEYS) for each in (keys, values)), *rpb)
@@ -174,7 +174,7 @@ class Ragged(NamedTuple):
 
 
 def blank_outputs(queries: Sequence[mx.array], values: Sequence[mx.array]) -> tuple[list[mx.array], list[mx.array]]:
-    """Out and lse where no item is: 0 and -inf."""
+    """Out and lse of tokens that belong to no item: 0 and -inf."""
     outs = [mx.zeros((*q.shape[:-1], v.shape[-1]), q.dtype) for q, v in zip(queries, values, strict=True)]
     return outs, [mx.full(q.shape[:-1], -mx.inf, compute_dtype(_operations, q)) for q in queries]
 

@@ -4,8 +4,8 @@
     out = natten_mlx.distributed.na2d(query, key, value, kernel_size=7, axis=0)   # shards of rows
 
 Every process calls with its own shard; shards need not be equally long. The result is the shard of the whole problem's,
-and so are the gradients. Only halos travel: the keys and values of other shards that :func:`natten_mlx.key_range` says
-are needed, however many processes hold them, and their gradients on the way back.
+and so are the gradients. Only halos are sent: the keys and values of other shards that :func:`natten_mlx.key_range`
+says are needed, however many processes hold them, and their gradients on the way back.
 """
 
 from functools import partial
@@ -53,7 +53,7 @@ def na1d(
     """:func:`natten_mlx.na1d` of a sequence that several processes share.
 
     Every process of the group makes the same call at the same time, and takes part in the backward pass as well. The
-    call waits for its own keys, sends them, and is lazy otherwise; ``mx.compile`` and ``mx.vmap`` cannot contain it.
+    call evaluates its own keys to send them, and is lazy otherwise; ``mx.compile`` and ``mx.vmap`` cannot contain it.
 
     Args:
         query: ``[B, own length, H, D]``, the shard of this process; shards lie in the order of the processes.
@@ -63,7 +63,7 @@ def na1d(
             sum over the processes.
         group: a group of ``mx.distributed``; None: all processes.
         axis: the axis that is cut, or two of them.
-        grid: for two axes, how many processes lie along each; process ``i * grid[1] + j`` is at place (i, j).
+        grid: for two axes, how many processes lie along each; process ``i * grid[1] + j`` has the coordinates (i, j).
         timeout: seconds to wait for the other processes to make the same call, before this one ends with a message.
         return_lse, backend, stream, **upstream: as in :func:`natten_mlx.na1d`.
 
@@ -73,7 +73,7 @@ def na1d(
     Raises:
         TypeError, ValueError, NotImplementedError: as :func:`natten_mlx.na1d`, and ValueError for shards that do not
             fit together or calls that differ. What one process rejects, every process raises.
-        RuntimeError: by MLX, at evaluation, in every process that waits for one that is gone.
+        RuntimeError: by MLX, at evaluation, in every process that waits for one that has died.
 
     Source: our own; the exchange of halos is that of domain decomposition.
     """
@@ -192,9 +192,9 @@ def _shared(
     stream: Any = None,
     rpb_of_module: bool = False,
 ) -> Any:
-    asked = (tensors, window, scale, axis, wrap, return_lse, backend, upstream)
+    given = (tensors, window, scale, axis, wrap, return_lse, backend, upstream)
     return bodies.fused(
-        _framework, face, Processes(face, *processes), *asked, _shards.run, stream=stream, rpb_of_module=rpb_of_module
+        _framework, face, Processes(face, *processes), *given, _shards.run, stream=stream, rpb_of_module=rpb_of_module
     )
 
 
@@ -211,7 +211,7 @@ def share_attention(
     Returns:
         ``module``.
 
-    Gradients of parameters, rpb included, are those of the own shard: see :func:`sum_gradients`.
+    Gradients of parameters, rpb included, are those of the process's own shard: see :func:`sum_gradients`.
     """
     each: Any
     for each in module.modules():
@@ -229,8 +229,8 @@ def _attend_module(
 def sum_gradients(gradients: Any, group: Any = None) -> Any:
     """The sums of the gradients of parameters over the processes: those of the whole problem.
 
-    For a loss that is a sum over tokens, each process adding up those of its shard (divided by the tokens of the whole
-    problem, for a mean).
+    For a loss that is a sum over tokens, of which each process adds up those of its shard (divided by the tokens of the
+    whole problem, for a mean).
 
     Args:
         gradients: a tree, as ``nn.value_and_grad`` returns it.

@@ -64,9 +64,11 @@ def neighborhood_attention(
         rpb: ``[H, 2 * kernel_size - 1 per axis]``, added to logits at ``(key - query) / dilation + kernel_size - 1``.
         key_mask: bool ``[B, *shape]``, on the keys' grid: False hides a key from every query, whatever it and its value
             hold (NaN too); their gradients are 0. A query that sees no key gives 0, and -inf in lse.
-        full_shape, query_start, key_start: of a piece of a larger problem: the whole's size, and the tokens of it that
-            the first query and key are. key must hold what :func:`key_range` says; the result is a slice of the whole.
-        wrap: per axis, whether windows pass over its end. Not causal; a length that is ``stride * dilation`` times n.
+        full_shape, query_start, key_start: for a piece of a larger problem: the size of the whole, and the indices in
+            it of the first query and key. key must hold what :func:`key_range` says; the result is a slice of the
+            whole.
+        wrap: per axis, whether windows pass over its end; it must not be causal, and a multiple of
+            ``stride * dilation`` long.
         return_lse: also return the log-sum-exp of the logits.
         backend: 'nanobind', 'fast_metal' (or 'metal'), 'pure', 'dense' or 'auto'; None follows :func:`use_backend`.
         stream: where to run: a stream, a device, or None for the default. float64 runs on a CPU stream.
@@ -289,9 +291,9 @@ def attention(
             key/value head ``h // (H / H_kv)``.
         is_causal: whether query i sees keys 0..i only (aligned at the top left when S != S_kv).
         scale: factor on q.k; None is ``D ** -0.5``.
-        seqlens_Q, seqlens_KV: lengths of packed sequences in tokens, ints ``[n]``: with B = 1, the sequences lie one
-            behind the other, and each attends to itself only. They are read on the host,
-            and take precedence over the cumulative ones.
+        seqlens_Q, seqlens_KV: lengths of packed sequences in tokens, ints ``[n]``: with B = 1, the sequences are
+            concatenated, and each attends only to itself. They are read on the host, and take precedence over the
+            cumulative ones.
         cumulative_seqlen_Q, cumulative_seqlen_KV, max_seqlen_Q, max_seqlen_KV: the same as running sums ``[n + 1]`` and
             maxima, as :func:`natten_mlx.generate_varlen_parameters` makes them.
         return_lse, backend, stream, **upstream: as in :func:`neighborhood_attention`.
@@ -359,13 +361,15 @@ def explain(op: str, query: mx.array, key: mx.array, value: mx.array | None = No
     Args:
         op: the name of a face: ``"na2d"``, ``"na1d_qk"``, ``"attention"``, ...
         query, key, value: the face's first tensors, of its shapes and dtypes (for ``na2d_av``: attn and value).
-        **arguments: the face's other arguments by name, backend, stream included.
+        **arguments: the face's other arguments by name, backend and stream included.
 
     Returns:
-        Some lines of text: the problem, the backend that runs it, the kernels, and why the others do not.
+        Some lines of text: the problem, the backend that runs it, its kernels, and why other backends do not run it.
 
     Raises:
         TypeError, ValueError: op is not the name of a face, or a call with these arguments would raise it.
         NotImplementedError: ``backend`` does not take the problem.
+
+    Source: our own; it prints the plan that the call would launch.
     """
     return bodies.explain(_framework, op, query, key, value, arguments, arguments.pop("stream", None))

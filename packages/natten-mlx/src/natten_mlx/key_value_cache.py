@@ -1,4 +1,4 @@
-"""Decoding and streaming: tokens that come one after another along a causal axis."""
+"""Decoding and streaming: tokens that arrive one after another along a causal axis."""
 
 import mlx.core as mx
 
@@ -9,19 +9,19 @@ from ._tensors import StreamOrDevice
 
 
 class KeyValueCache(bodies.KeyValueCache):
-    """The keys and values that later queries can still see, along a causal axis 0 whose tokens come in chunks.
+    """The keys and values that later queries can still see, along a causal axis 0 whose tokens arrive in chunks.
 
     For each chunk, of any length: :meth:`append` its keys and values, then :meth:`attend` with its queries. The outputs
     are those of one causal call on all tokens. Memory depends on the window and on the longest chunk, never on how many
-    tokens have come. Axes after the first are whole in every chunk (``na3d``: the frames of a video).
+    tokens have arrived. Axes after the first are whole in every chunk (``na3d``: the frames of a video).
 
     Args:
         kernel_size, stride, dilation: as in :func:`neighborhood_attention`; stride must be 1 on axis 0.
-        is_causal: per axis, True on axis 0; None: on axis 0 alone.
+        is_causal: per axis, True on axis 0; None: only on axis 0.
         wrap: per axis, as in :func:`neighborhood_attention`; never on axis 0.
 
     Raises:
-        TypeError, ValueError: illegal window arguments, or a window that cannot stream.
+        TypeError, ValueError: illegal window arguments, or a window that cannot be streamed.
 
     Example:
         >>> cache = natten_mlx.KeyValueCache(kernel_size=256)
@@ -29,7 +29,7 @@ class KeyValueCache(bodies.KeyValueCache):
         ...     cache.append(key, value)
         ...     out = cache.attend(query)                        # [B, new, H, D]
 
-    Source: this project's; the window is :func:`na1d`'s with ``is_causal``.
+    Source: our own; the window is :func:`na1d`'s with ``is_causal``.
     """
 
     _framework = staticmethod(lambda: _framework)
@@ -59,8 +59,8 @@ class KeyValueCache(bodies.KeyValueCache):
         """Attention of the newest tokens to what they see among all tokens so far.
 
         Args:
-            query: ``[B, n, ..., H, D]``, the last n tokens of the newest chunk; gradients flow to it, and to none of
-                the keys and values.
+            query: ``[B, n, ..., H, D]``, the last n tokens of the newest chunk; gradients flow to it, but not to keys
+                and values.
             scale, additional_keys, additional_values, rpb, return_lse, backend, stream: as in
                 :func:`neighborhood_attention`.
 

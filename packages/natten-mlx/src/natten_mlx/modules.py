@@ -1,8 +1,8 @@
 """Neighborhood attention as ``mlx.nn`` modules: projections around the functional op.
 
 State dict: ``qkv.{weight,bias}`` and ``proj.{weight,bias}``; with fewer key/value heads ``q_proj``, ``kv_proj`` and
-``proj``; with a relative positional bias ``rpb``. These are also the keys of upstream NATTEN and of natten-mps, so that
-their weights load.
+``proj``; with a relative positional bias ``rpb``. Upstream NATTEN and natten-mps have the same keys, so their weights
+can be loaded.
 """
 
 from typing import Any
@@ -71,9 +71,9 @@ class NeighborhoodAttention1D(_NeighborhoodAttention):
     Raises:
         TypeError, ValueError, NotImplementedError: arguments that are illegal, with the module's name.
 
-    Heads may be pruned, or shared out among machines, after construction: replace the projections (and ``rpb``) by
-    those of the heads that stay, and set ``num_heads`` (and ``num_kv_heads``) to their number. ``head_dim`` stays.
-    ``attn_drop`` and ``proj_drop`` may be replaced by other layers.
+    Heads may be pruned, or distributed among machines, after construction: replace the projections (and ``rpb``) by
+    those of the heads that are left, and set ``num_heads`` (and ``num_kv_heads``) to their number; ``head_dim`` does
+    not change. ``attn_drop`` and ``proj_drop`` may be replaced by other layers.
 
     Source: upstream NATTEN's ``NeighborhoodAttention1D``, whose state dict it has; GQA and backend are this project's.
     """
@@ -95,7 +95,7 @@ class NeighborhoodAttention1D(_NeighborhoodAttention):
         Args:
             x: ``[B, L, C]`` in the parameters' dtype.
             seq_lens: ints ``[B]``, tokens of each item of a padded batch; None: all are full.
-            cache: of a sequence whose tokens come in chunks along axis 0; x is the next one.
+            cache: for a sequence whose tokens arrive in chunks along axis 0, of which x is the next.
             key_mask: bool ``[B, L]``, the tokens that may be seen.
             backend: of this call. stream: that of the whole module; None is the default.
 
@@ -103,9 +103,10 @@ class NeighborhoodAttention1D(_NeighborhoodAttention):
             ``[B, L, C]`` in the same dtype; at padding, the output projection's bias.
 
         Raises:
-            ValueError: x of another shape, or tokens that the window does not fit.
-            NotImplementedError: attn_drop in training, or wrap, together with seq_lens;
-                key_mask with seq_lens, cache, or attn_drop in training.
+            TypeError: x or key_mask of a wrong dtype, or a cache of another class.
+            ValueError: x of another shape, tokens that the window does not fit, or a cache with another window.
+            NotImplementedError: seq_lens with wrap or cache; attn_drop in training with seq_lens or cache;
+                key_mask with any of these.
         """
         return self._attend_module(x, seq_lens, backend, cache, stream, key_mask)
 
@@ -147,7 +148,7 @@ class NeighborhoodAttention2D(_NeighborhoodAttention):
         Args:
             x: ``[B, X, Y, C]`` in the parameters' dtype.
             spatial_sizes: ints ``[B, 2]``, tokens of each item of a padded batch; None: all are full.
-            cache: of a sequence whose tokens come in chunks along axis 0; x is the next one.
+            cache: for a sequence whose tokens arrive in chunks along axis 0, of which x is the next.
             key_mask: bool ``[B, X, Y]``, the tokens that may be seen.
             backend: of this call. stream: that of the whole module; None is the default.
 
@@ -155,8 +156,9 @@ class NeighborhoodAttention2D(_NeighborhoodAttention):
             ``[B, X, Y, C]`` in the same dtype; at padding, the output projection's bias.
 
         Raises:
-            ValueError: x of another shape, or tokens that the window does not fit.
-            NotImplementedError: attn_drop in training, or wrap, together with spatial_sizes;
+            TypeError: x or key_mask of a wrong dtype, or a cache of another class.
+            ValueError: x of another shape, tokens that the window does not fit, or a cache with another window.
+            NotImplementedError: spatial_sizes with wrap or cache; attn_drop in training with spatial_sizes or cache;
                 key_mask with spatial_sizes, cache, or attn_drop in training.
         """
         return self._attend_module(x, spatial_sizes, backend, cache, stream, key_mask)
@@ -199,7 +201,7 @@ class NeighborhoodAttention3D(_NeighborhoodAttention):
         Args:
             x: ``[B, X, Y, Z, C]`` in the parameters' dtype.
             spatial_sizes: ints ``[B, 3]``, tokens of each item of a padded batch; None: all are full.
-            cache: of a sequence whose tokens come in chunks along axis 0; x is the next one.
+            cache: for a sequence whose tokens arrive in chunks along axis 0, of which x is the next.
             key_mask: bool ``[B, X, Y, Z]``, the tokens that may be seen.
             backend: of this call. stream: that of the whole module; None is the default.
 
@@ -207,8 +209,9 @@ class NeighborhoodAttention3D(_NeighborhoodAttention):
             ``[B, X, Y, Z, C]`` in the same dtype; at padding, the output projection's bias.
 
         Raises:
-            ValueError: x of another shape, or tokens that the window does not fit.
-            NotImplementedError: attn_drop in training, or wrap, together with spatial_sizes;
+            TypeError: x or key_mask of a wrong dtype, or a cache of another class.
+            ValueError: x of another shape, tokens that the window does not fit, or a cache with another window.
+            NotImplementedError: spatial_sizes with wrap or cache; attn_drop in training with spatial_sizes or cache;
                 key_mask with spatial_sizes, cache, or attn_drop in training.
         """
         return self._attend_module(x, spatial_sizes, backend, cache, stream, key_mask)

@@ -1,12 +1,12 @@
 """Neighborhood attention over arrays that do not fit in memory.
 
-The arrays lie in memory or in files: ``numpy.memmap``, paths of .npy files, arrays of numpy, or arrays of MLX. A slab
-is a range of batch items and queries, with the keys that these attend to. Arrays that lie in their files in C's order
-are read from there slab by slab; others through the memory that they have.
+The arrays lie in memory or in files: ``numpy.memmap``, paths of .npy files, numpy arrays, or MLX arrays. A slab is a
+range of batch items and queries, with the keys that these attend to. Arrays stored in files in C's order are read from
+there slab by slab; all others through their memory.
 
-An interrupted call goes on where it was, when it is made again: a slab counts as done once it is on the disk and the
-journal beside ``out`` (``out.npy.journal``) says so. The journal is there until the call is finished, and only if all
-results lie in files. It knows inputs by path, size and time of their files, or by their content.
+An interrupted call resumes when it is made again: a slab counts as done once it is on the disk and the journal beside
+``out`` (``out.npy.journal``) says so. The journal exists until the call is finished, and only if all results are in
+files. It recognises inputs by the path, size and modification time of their files, or by their content.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ from ._signatures import Bools, Ints
 from ._slab_adapter import on_stream
 from ._tensors import StreamOrDevice, stream_of
 
-# An array of numpy or MLX, or the path of a .npy file.
+# A numpy or MLX array, or the path of a .npy file.
 Array = Any
 
 
@@ -49,13 +49,13 @@ def tiled(
         key, value: ``[B, *shape, H_kv, D]`` and ``[B, *shape, H_kv, D_v]``, of the query's dtype.
         kernel_size, stride, dilation, is_causal, scale, additional_keys, additional_values, rpb: as in
             :func:`neighborhood_attention`.
-        out: where the output ``[B, *shape, H, D_v]`` of the query's dtype goes: the path of a .npy file, which is made
-            or replaced, or a writable array of numpy.
+        out: where the output ``[B, *shape, H, D_v]`` of the query's dtype goes: the path of a .npy file, which is
+            created or replaced, or a writable numpy array.
         lse: where the log-sum-exp ``[B, *shape, H]`` goes, float32 (float64 for float64): as ``out``; None: nowhere.
         memory: bytes that a slab may hold at once: its inputs, results and intermediate tensors. An int, or a text
             such as '300 MB' (of 10**6 bytes) or '2 GiB' (of 2**30). Arrays that are in memory anyway, Python and the
             framework itself come on top.
-        progress: whether to show a bar on stderr, which needs tqdm; None shows it on a terminal, if tqdm is there.
+        progress: whether to show a bar on stderr, which needs tqdm; None shows it on a terminal, if tqdm is installed.
         backend: 'nanobind', 'fast_metal' (or 'metal'), 'pure', 'dense' or 'auto'; None follows :func:`use_backend`.
         stream: where slabs are computed: a stream, a device, or None for the default. float64 runs on a CPU stream.
 
@@ -65,9 +65,9 @@ def tiled(
     Raises:
         TypeError, ValueError, NotImplementedError: as :func:`neighborhood_attention`, and for ``out`` and ``lse``.
         ValueError: memory in which not one query fits (the message says what is needed), a journal of another call, a
-            file that is cut short. OSError: files that cannot be read or written.
+            truncated file. OSError: files that cannot be read or written.
 
-    Source: none but the window itself (:func:`key_range`): our own.
+    Source: our own; the window is that of :func:`neighborhood_attention`.
     """
     return bodies.tiled(
         on_stream(stream_of(bodies.FACE, stream)),

@@ -1,6 +1,6 @@
 """The public split ops: the logits of each query's window, and weights of the window times values.
 
-Between them, weights can be looked at and changed. The result of the first has every window in memory,
+Between the two, weights can be inspected and changed. The result of the first holds every query's window in memory,
 which the fused ops avoid.
 """
 
@@ -38,15 +38,14 @@ def na1d_qk(
             in :func:`neighborhood_attention`.
 
     Returns:
-        ``[B, L, H, kernel_size]`` in the query's dtype; float16 may round to inf.
-        Slot j of an axis is key ``start + j`` of the query's dilation
-        group; a slot without a key (causal) is -inf, with gradient 0. Differentiable any number of times, in reverse
-        and forward mode.
+        ``[B, L, H, kernel_size]`` in the query's dtype; float16 may round to inf. Slot j of an axis is key
+        ``start + j`` of the query's dilation group; a slot without a key (causal) is -inf, with gradient 0.
+        Differentiable any number of times, in reverse and forward mode.
 
     Raises:
         TypeError, ValueError, NotImplementedError: as :func:`neighborhood_attention`.
 
-    Source: upstream NATTEN's ``na1d_qk``, up to its release 0.17; but heads-last and scaled.
+    Source: upstream NATTEN's ``na1d_qk`` up to release 0.17, but heads-last and scaled.
     """
     return bodies.qk(
         _framework,
@@ -86,15 +85,14 @@ def na2d_qk(
             in :func:`neighborhood_attention`.
 
     Returns:
-        ``[B, X, Y, H, prod(kernel_size)]`` in the query's dtype; float16 may round to inf.
-        Row-major over the window. Slot j of an axis is key ``start + j`` of the query's dilation
-        group; a slot without a key (causal) is -inf, with gradient 0. Differentiable any number of times, in reverse
-        and forward mode.
+        ``[B, X, Y, H, prod(kernel_size)]`` in the query's dtype, row-major over the window; float16 may round to inf.
+        Slot j of an axis is key ``start + j`` of the query's dilation group; a slot without a key (causal) is -inf,
+        with gradient 0. Differentiable any number of times, in reverse and forward mode.
 
     Raises:
         TypeError, ValueError, NotImplementedError: as :func:`neighborhood_attention`.
 
-    Source: upstream NATTEN's ``na2d_qk``, up to its release 0.17; but heads-last and scaled.
+    Source: upstream NATTEN's ``na2d_qk`` up to release 0.17, but heads-last and scaled.
     """
     return bodies.qk(
         _framework,
@@ -134,15 +132,14 @@ def na3d_qk(
             in :func:`neighborhood_attention`.
 
     Returns:
-        ``[B, X, Y, Z, H, prod(kernel_size)]`` in the query's dtype; float16 may round to inf.
-        Row-major over the window. Slot j of an axis is key ``start + j`` of the query's dilation
-        group; a slot without a key (causal) is -inf, with gradient 0. Differentiable any number of times, in reverse
-        and forward mode.
+        ``[B, X, Y, Z, H, prod(kernel_size)]`` in the query's dtype, row-major over the window; float16 may round to
+        inf. Slot j of an axis is key ``start + j`` of the query's dilation group; a slot without a key (causal) is
+        -inf, with gradient 0. Differentiable any number of times, in reverse and forward mode.
 
     Raises:
         TypeError, ValueError, NotImplementedError: as :func:`neighborhood_attention`.
 
-    Source: upstream NATTEN's ``na3d_qk``, up to its release 0.17; but heads-last and scaled.
+    Source: upstream NATTEN's ``na3d_qk`` up to release 0.17, but heads-last and scaled.
     """
     return bodies.qk(
         _framework,
@@ -186,7 +183,7 @@ def na1d_av(
     Raises:
         TypeError, ValueError, NotImplementedError: as :func:`neighborhood_attention`.
 
-    Source: upstream NATTEN's ``na1d_av``, up to its release 0.17; but heads-last.
+    Source: upstream NATTEN's ``na1d_av`` up to release 0.17, but heads-last.
     """
     return bodies.av(
         _framework,
@@ -229,7 +226,7 @@ def na2d_av(
     Raises:
         TypeError, ValueError, NotImplementedError: as :func:`neighborhood_attention`.
 
-    Source: upstream NATTEN's ``na2d_av``, up to its release 0.17; but heads-last.
+    Source: upstream NATTEN's ``na2d_av`` up to release 0.17, but heads-last.
     """
     return bodies.av(
         _framework,
@@ -272,7 +269,7 @@ def na3d_av(
     Raises:
         TypeError, ValueError, NotImplementedError: as :func:`neighborhood_attention`.
 
-    Source: upstream NATTEN's ``na3d_av``, up to its release 0.17; but heads-last.
+    Source: upstream NATTEN's ``na3d_av`` up to release 0.17, but heads-last.
     """
     return bodies.av(
         _framework,

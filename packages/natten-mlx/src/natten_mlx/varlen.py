@@ -1,4 +1,4 @@
-"""Items of different sizes in one call: padded batches, lists, and items packed one behind the other.
+"""Items of different sizes in one call: padded batches, lists, and packed (concatenated) items.
 
 Each item attends within its own size. Padding is never read; it gives output 0, lse -inf and gradient 0. Items of equal
 size are computed together where that is faster. Time and memory grow with the number of tokens. Lists of arrays
@@ -29,7 +29,7 @@ def generate_varlen_parameters(
         max_seqlen_Q and max_seqlen_KV; (None, None, 0, 0) without lengths.
 
     Raises:
-        TypeError, ValueError: what :func:`~natten_mlx.attention` refuses.
+        TypeError, ValueError: what :func:`~natten_mlx.attention` refuses, and lengths that MLX is tracing.
 
     Source: upstream NATTEN's ``generate_varlen_parameters``.
     """
@@ -68,7 +68,7 @@ def configure_varlen(
         A dict, to be passed on unchanged.
 
     Raises:
-        TypeError, ValueError: illegal shapes or windows, or shapes too small for them; names the item.
+        TypeError, ValueError: illegal shapes or windows, or shapes too small for them; the message names the item.
 
     Source: upstream NATTEN's ``configure_varlen``.
     """
@@ -99,12 +99,12 @@ def neighborhood_attention_varlen(
     stream: StreamOrDevice = None,
     **upstream: Any,
 ) -> Result:
-    """Neighborhood attention of packed items, each with a shape, and if wanted a window, of its own.
+    """Neighborhood attention of packed items, each with its own shape and, if wanted, its own window.
 
     Args:
         query: ``[1, tokens, H, D]``, item after item, each row-major over its shape; key ``[1, tokens, H_kv, D]`` and
             value ``[1, tokens, H_kv, D_v]`` of the same dtype.
-        metadata: from :func:`configure_varlen`; then shapes and windows are read from it alone.
+        metadata: from :func:`configure_varlen`; then it alone decides shapes and windows.
         token_layout_list, kernel_size, stride, dilation, is_causal, kernel_size_list, stride_list, dilation_list: in
             place of metadata, as in :func:`configure_varlen`.
         scale: factor on q.k; None is ``D ** -0.5``.
@@ -116,7 +116,8 @@ def neighborhood_attention_varlen(
         Tokens after the last item give 0 and -inf.
 
     Raises:
-        TypeError, ValueError: tensors that do not fit each other or the items, or metadata and token_layout_list both.
+        TypeError, ValueError: tensors that do not fit each other or the items, both metadata and token_layout_list, or
+            shapes that MLX is tracing.
         NotImplementedError: a problem that ``backend`` does not take.
 
     Source: upstream NATTEN's ``neighborhood_attention_varlen``.
@@ -157,7 +158,7 @@ def na1d_varlen(
 
     Args:
         query: ``[B, L_max, H, D]``; or a list of ``[L, H, D]``, as key and value then.
-        key, value: ``[B, L_max, H_kv, D]`` and ``[B, L_max, H_kv, D_v]``, of its dtype.
+        key, value: ``[B, L_max, H_kv, D]`` and ``[B, L_max, H_kv, D_v]``, of the query's dtype.
         seq_lens: ints ``[B]``, tokens of each item; 0 is legal; None for lists.
             Read on the host.
         kernel_size, dilation, scale, stride, is_causal, return_lse, backend, stream: as in
@@ -209,7 +210,7 @@ def na2d_varlen(
 
     Args:
         query: ``[B, X_max, Y_max, H, D]``; or a list of ``[X, Y, H, D]``, as key and value then.
-        key, value: ``[B, X_max, Y_max, H_kv, D]`` and ``[B, X_max, Y_max, H_kv, D_v]``, of its dtype.
+        key, value: ``[B, X_max, Y_max, H_kv, D]`` and ``[B, X_max, Y_max, H_kv, D_v]``, of the query's dtype.
         spatial_sizes: ints ``[B, 2]``, tokens of each item along each axis; 0 is legal; None for lists.
             Read on the host.
         kernel_size, dilation, scale, stride, is_causal, return_lse, backend, stream: as in
@@ -261,7 +262,8 @@ def na3d_varlen(
 
     Args:
         query: ``[B, X_max, Y_max, Z_max, H, D]``; or a list of ``[X, Y, Z, H, D]``, as key and value then.
-        key, value: ``[B, X_max, Y_max, Z_max, H_kv, D]`` and ``[B, X_max, Y_max, Z_max, H_kv, D_v]``, of its dtype.
+        key, value: ``[B, X_max, Y_max, Z_max, H_kv, D]`` and ``[B, X_max, Y_max, Z_max, H_kv, D_v]``, of the query's
+            dtype.
         spatial_sizes: ints ``[B, 3]``, tokens of each item along each axis; 0 is legal; None for lists.
             Read on the host.
         kernel_size, dilation, scale, stride, is_causal, return_lse, backend, stream: as in

@@ -47,7 +47,7 @@ def _readable(program: Program, tensors: Mapping[str, mx.array], stream: mx.Stre
         given[name] = given[name].astype(DTYPES[dtypes[name]], stream=stream)
     contiguous = frozenset({RPB.name, KEY_MASK.name})
     if isinstance(program, MetalLaunches):
-        # With it come the kernels as data, which a CPU never needs.
+        # Imported here, because it imports what describes the Metal kernels, which a CPU never needs.
         from .nanobind_metal import CONTIGUOUS as contiguous
         from .nanobind_metal import packed
 

@@ -6,10 +6,10 @@
 
 A module for each set of call forms: ``v0141`` (0.14.1 to 0.14.4), ``v0145``, ``v014`` (0.14.6), ``v015``, ``v017``,
 ``v020`` (0.20 to 0.21.1) and ``v021``. Each has the submodules of its releases (``v021.utils.checks``, ``v017.flops``).
-Where upstream was narrower (odd windows, no gradient of rpb, no causal rpb) these are
-not; errors are this package's. What only tunes CUDA kernels is accepted and logged once.
+Upstream's restrictions (odd windows only, no gradient of rpb, no causal rpb) do not apply; errors are this package's.
+What only tunes CUDA kernels is accepted and logged once.
 
-There is no ``install`` here: programs that ``import natten`` hand it torch tensors, which natten-mps takes.
+There is no ``install`` here: programs that ``import natten`` pass it torch tensors, which natten-mps takes.
 """
 
 from types import ModuleType

@@ -1,4 +1,4 @@
-"""The split ops of the all-in-one music model, which attends over time and over time and instruments.
+"""The split ops of the all-in-one music model, which attends over time, and over time and instruments.
 
     from natten_mlx.extras.allin1 import na1d_av_fused, na1d_qk_rpb
     logits = na1d_qk_rpb(query, key, rpb, kernel_size=5, dilation=2)     # [B, L, H, 5]
