@@ -238,6 +238,9 @@ def sum_gradients(gradients: Any, group: Any = None) -> Any:
 
     Returns:
         A tree of the same structure.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as :func:`na1d`.
     """
     named: Any = tree_flatten(gradients)
     sums = Processes("sum_gradients", group, None, TIMEOUT).total(tuple(each for _, each in named))
