@@ -64,11 +64,9 @@ def neighborhood_attention(
         rpb: ``[H, 2 * kernel_size - 1 per axis]``, added to logits at ``(key - query) / dilation + kernel_size - 1``.
         key_mask: bool ``[B, *shape]``, on the keys' grid: False hides a key from every query, whatever it and its value
             hold (NaN too); their gradients are 0. A query that sees no key gives 0, and -inf in lse.
-        full_shape, query_start, key_start: for a piece of a larger problem: the size of the whole, and the indices in
-            it of the first query and key. key must hold what :func:`key_range` says; the result is a slice of the
-            whole.
-        wrap: per axis, whether windows pass over its end; it must not be causal, and a multiple of
-            ``stride * dilation`` long.
+        full_shape, query_start, key_start: for a piece of a larger problem: the size of the whole, and where the first
+            query and key are in it. key must hold what :func:`key_range` says; the result is a slice of the whole's.
+        wrap: per axis, whether windows pass over its end; not causal, and a multiple of ``stride * dilation`` long.
         return_lse: also return the log-sum-exp of the logits.
         backend: 'nanobind', 'fast_metal' (or 'metal'), 'pure', 'dense' or 'auto'; None follows :func:`use_backend`.
         stream: where to run: a stream, a device, or None for the default. float64 runs on a CPU stream.
