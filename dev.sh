@@ -17,8 +17,9 @@ usage: ./dev.sh COMMAND
   demo [IMAGE]                 run the demo of both packages into demo-output/ and compare the results
   demo train                   the same for the training demo: loss curves of both in one picture
   test [--all] [pytest args]   check, then every test suite; --all adds the long tests
-  check                        ruff check, ruff format --check, mypy; requirements/ against pyproject.toml
+  check                        ruff check, ruff format --check, mypy; requirements/ against pyproject.toml; the site
   lock [--upgrade]             export the dependency groups of pyproject.toml to requirements/ anew
+  docs                         build the site into site/; every warning is an error
   bench [pytest args]          the benchmarks
   clients [pytest args]        real packages that call NATTEN or 0.3, unmodified, on ours
   upstream [VERSION...] [pytest args]
@@ -124,7 +125,11 @@ check() {
   "$PY" -m ruff format --check .
   "$PY" -m mypy
   "$PY" scripts/lock.py --check
+  docs
 }
+
+# About five seconds. --quiet would hide warnings from --strict, too. The variable silences a note about mkdocs itself.
+docs() { NO_MKDOCS_2_WARNING=1 "$PY" -m mkdocs build; }
 
 run_tests() {
   check
@@ -249,6 +254,7 @@ case "${1:-}" in
     run_tests "$@" ;;
   check) set_up dev; check ;;
   lock) shift; find_uv; "$UV" run --quiet --no-project scripts/lock.py "$@" ;;
+  docs) set_up dev; docs ;;
   bench) shift; set_up dev; exec "$PY" -m pytest benchmarks "$@" ;;
   clients) shift; run_clients "$@" ;;
   upstream)

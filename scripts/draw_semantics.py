@@ -1,13 +1,17 @@
-"""Draw docs/semantics.svg: which keys each query attends to, for the arguments that shape a window.
+"""Draw the keys that a query attends to: docs/semantics.svg, masks of one axis; docs/windows.svg, in a picture.
 
-    python scripts/draw_semantics.py [--out docs/semantics.svg]
+    python scripts/draw_semantics.py
 
-Every cell comes from the package's own mask, so the picture cannot disagree with the code.
+Every cell comes from the package itself, from its mask or from the gradient of a call, so the pictures cannot disagree
+with the code.
 """
 
-import argparse
 from pathlib import Path
+from typing import Any
 
+import torch
+
+import natten_mps
 from natten_mps._metal.problem.problem import Axis
 from natten_mps._metal.problem.window import group_length, window
 
@@ -57,24 +61,81 @@ def picture() -> str:
     for index, (title, caption, axis) in enumerate(PANELS):
         body += panel(title, caption, axis, 20 + index % 3 * step_x, TOP + index // 3 * step_y)
     legend = "rows: queries   columns: keys   dark: the query's own position   light blue: the keys it attends to"
-    body.append(f'<text x="20" y="{height - 14}" class="caption">{legend}</text>')
+    return framed(body, legend, width, height)
+
+
+def framed(body: list[str], legend: str, width: int, height: int) -> str:
+    """An SVG with what is drawn, and a legend below it."""
     style = (
         f".title{{font:600 13px ui-monospace,Menlo,monospace;fill:{INK}}}"
         ".caption{font:12px -apple-system,Helvetica,Arial,sans-serif;fill:#57606a}"
     )
     head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}">'
-    return "\n".join(
-        [head, f"<style>{style}</style>", '<rect width="100%" height="100%" fill="white"/>', *body, "</svg>"]
-    )
+    below = f'<text x="20" y="{height - 14}" class="caption">{legend}</text>'
+    white = '<rect width="100%" height="100%" fill="white"/>'
+    return "\n".join([head, f"<style>{style}</style>", white, *body, below, "</svg>"])
+
+
+# --- windows in a picture ----------------------------------------------------------------------------------------
+
+SIDE, HIDDEN = 12, "#f3d3c6"
+KEY_MASK = torch.tensor([[(x - 3) ** 2 + (y - 9) ** 2 >= 5 for y in range(SIDE)] for x in range(SIDE)])
+WINDOWS: tuple[tuple[str, str, tuple[int, int], dict[str, Any]], ...] = (
+    ("kernel_size=5", "the query is in the middle", (6, 6), {}),
+    ("kernel_size=5", "at a border: as many keys", (0, 10), {}),
+    ("kernel_size=(3, 9)", "a size for each axis", (6, 6), {"kernel_size": (3, 9)}),
+    ("dilation=2", "every other token", (6, 6), {"dilation": 2}),
+    ("is_causal=(True, False)", "rows above, and its own", (6, 6), {"is_causal": (True, False)}),
+    ("wrap=(False, True)", "over the end of an axis", (6, 11), {"wrap": (False, True)}),
+    ("key_mask", "hidden keys are left out", (4, 7), {"key_mask": KEY_MASK[None]}),
+    ("a finer grid", "2 x 2 queries for each key", (13, 12), {}),
+)
+
+
+def attended(query: tuple[int, int], options: dict[str, Any], finer: int) -> torch.Tensor:
+    """``[SIDE, SIDE]`` bool: the values that the output of a query depends on."""
+    query_shape = (1, SIDE * finer, SIDE * finer, 1, 1)
+    value = torch.zeros(1, SIDE, SIDE, 1, 1, requires_grad=True)
+    out = natten_mps.na2d(torch.zeros(query_shape), value.detach(), value, **{"kernel_size": 5, **options})
+    return torch.autograd.grad(out[0, query[0], query[1]].sum(), value)[0][0, :, :, 0, 0] != 0
+
+
+def grid(title: str, caption: str, query: tuple[int, int], options: dict[str, Any], left: int, top: int) -> list[str]:
+    """The tokens of a picture: those that one query attends to, and the query."""
+    finer = 2 if title == "a finer grid" else 1
+    drawn = [
+        f'<text x="{left}" y="{top - 24}" class="title">{title}</text>',
+        f'<text x="{left}" y="{top - 9}" class="caption">{caption}</text>',
+    ]
+    seen = attended(query, options, finer)
+    for x in range(SIDE):
+        for y in range(SIDE):
+            color = SEEN if seen[x, y] else EMPTY
+            if "key_mask" in options and not KEY_MASK[x, y]:
+                color = HIDDEN
+            place = f'x="{left + y * CELL}" y="{top + x * CELL}"'
+            drawn.append(f'<rect {place} width="{CELL - 2}" height="{CELL - 2}" rx="2" fill="{color}"/>')
+    size = CELL // finer
+    place = f'x="{left + query[1] * CELL / finer}" y="{top + query[0] * CELL / finer}"'
+    drawn.append(f'<rect {place} width="{size - 2 / finer}" height="{size - 2 / finer}" rx="1" fill="{OWN}"/>')
+    return drawn
+
+
+def windows() -> str:
+    """The SVG of docs/windows.svg: two rows of four pictures."""
+    step_x, step_y = SIDE * CELL + 44, SIDE * CELL + TOP + 14
+    body = []
+    for index, (title, caption, query, options) in enumerate(WINDOWS):
+        body += grid(title, caption, query, options, 20 + index % 4 * step_x, TOP + index // 4 * step_y)
+    legend = "a picture of 12 x 12 tokens   dark: a query   light blue: the keys it attends to   red: hidden keys"
+    return framed(body, legend, 4 * step_x - 4, 2 * step_y + 44)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs" / "semantics.svg")
-    out = parser.parse_args().out
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(picture() + "\n")
-    print(f"wrote {out}")
+    docs = Path(__file__).parents[1] / "docs"
+    for name, drawn in (("semantics.svg", picture()), ("windows.svg", windows())):
+        (docs / name).write_text(drawn + "\n")
+        print(f"wrote {docs / name}")
 
 
 if __name__ == "__main__":
