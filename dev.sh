@@ -20,6 +20,11 @@ usage: ./dev.sh COMMAND
   check                        ruff check, ruff format --check, mypy; requirements/ against pyproject.toml; the site
   lock [--upgrade]             export the dependency groups of pyproject.toml to requirements/ anew
   docs                         build the site into site/; every warning is an error
+  build [PACKAGE]              into dist/: sdists, and wheels from them
+  check-wheel FILE...          whether sdists and wheels may be published
+  gate [WHEEL...] [pytest args]
+                               build and check wheels, unless some are given, and run every suite on them in an
+                               environment that cannot see the packages' sources
   bench [pytest args]          the benchmarks
   clients [pytest args]        real packages that call NATTEN or 0.3, unmodified, on ours
   upstream [VERSION...] [pytest args]
@@ -28,9 +33,9 @@ usage: ./dev.sh COMMAND
   torch VERSION [pytest args]  the tests whose answers depend on torch, on a release of it (VERSION as in 2.9.0;
                                `newest` is what the index has)
 
-Each command first sets up what it needs: uv (into .tools/ unless it is installed), the workspace
-in .venv/ (for `clients`, .venv-clients/ and two more; for `torch`, .venv-torch-VERSION/), and on Linux a CPU build of
-torch. `upstream` keeps what it fetches in .upstream/. Where no CPU build of a VERSION can be had, `torch` takes the
+Each command first sets up what it needs: uv (into .tools/ unless it is installed), the workspace in .venv/ (for
+`clients`, .venv-clients/ and two more; for `torch`, .venv-torch-VERSION/; for wheels, .venv-wheels/), and on Linux a
+CPU build of torch. `upstream` keeps what it fetches in .upstream/. Where no CPU build of a VERSION can be had, `torch` takes the
 index's own, with several GB of CUDA.
 Nothing outside this folder is touched, except that the Metal emulator's tests need clang-19, which
 `test` installs with apt-get where that is possible.
@@ -78,6 +83,13 @@ install_requirements() {           # arguments: FILE...
 install_packages() {
   "$UV" pip install --quiet --python "$PY" --no-deps --build-constraints requirements/build.txt \
     -e packages/natten-mps -e packages/natten-mlx
+}
+
+# The environment of the tools for wheels. The packages themselves are not in it.
+set_up_wheels() {
+  VENV=.venv-wheels
+  PY=$VENV/bin/python
+  install_requirements wheels
 }
 
 set_up() {                         # arguments: FILE... of requirements/
@@ -133,9 +145,51 @@ docs() { NO_MKDOCS_2_WARNING=1 "$PY" -m mkdocs build; }
 
 run_tests() {
   check
+  run_suites "$@"
+}
+
+run_suites() {
   if [ "$(uname -sm)" = "Linux x86_64" ] && [ -d tests-parity/metal_emulator ]; then need_clang_19; fi
   # Two workers of one thread each: the suites are many small problems.
-  OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" exec "$PY" -m pytest -n 2 --dist loadgroup --durations 10 "$@"
+  OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" "$PY" -m pytest -n 2 --dist loadgroup --durations 10 "$@"
+}
+
+build_wheels() { "$PY" scripts/build_wheels.py "$@"; }
+check_wheels() { "$PY" scripts/check_wheel.py "$@"; }
+
+# What must hold before a release: the suites on the wheels, where the sources of the packages cannot be imported.
+run_gate() {                       # arguments: WHEEL... (default: built and checked first), pytest's
+  local wheels=() package
+  while [[ ${1:-} == *.whl ]]; do wheels+=("$1"); shift; done
+  if [ ${#wheels[@]} = 0 ]; then
+    set_up_wheels
+    build_wheels
+    check_wheels dist/*
+    wheels=(dist/*.whl)
+  fi
+  GATE=$(mktemp -d)
+  trap 'rm -rf "$GATE"' EXIT
+  mkdir "$GATE/wheels" "$GATE/checkout"
+  cp "${wheels[@]}" "$GATE/wheels"
+  # The rest of the checkout, as tests read it: what they build from, documents, examples. What is left out of them looks
+  # at the sources, or builds from these.
+  git ls-files -z --cached --others --exclude-standard -- . ':!packages/*/src/*.py' ':!packages/*/src/*/_metal' \
+    ':!shared-metal/natten_metal' ':!tests-parity/packaging' ':!tests-parity/test_house*' |
+    tar --null -T - -cf - | tar -xf - -C "$GATE/checkout"
+  VENV=$GATE/venv
+  PY=$VENV/bin/python
+  install_requirements dev
+  # The resolver takes the wheels that fit this machine best.
+  "$UV" pip install --quiet --python "$PY" --no-config --no-deps --no-index --find-links "$GATE/wheels" \
+    natten-mps natten-mlx
+  add_torch
+  cd "$GATE/checkout"
+  "$PY" scripts/check_installed.py
+  for package in natten-mps natten-mlx; do
+    "$VENV/bin/$package" doctor
+    "$VENV/bin/$package" demo --out "$GATE/$package.png"
+  done
+  run_suites "$@"
 }
 
 run_demo() {
@@ -253,6 +307,9 @@ case "${1:-}" in
     case " $* " in *" --all "*) set_up dev all ;; *) set_up dev ;; esac
     run_tests "$@" ;;
   check) set_up dev; check ;;
+  build) shift; set_up_wheels; build_wheels "$@" ;;
+  check-wheel) shift; set_up_wheels; check_wheels "$@" ;;
+  gate) shift; run_gate "$@" ;;
   lock) shift; find_uv; "$UV" run --quiet --no-project scripts/lock.py "$@" ;;
   docs) set_up dev; docs ;;
   bench) shift; set_up dev; exec "$PY" -m pytest benchmarks "$@" ;;

@@ -23,7 +23,6 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT / "shared-metal" / "natten_metal"
-VERSION = "0.4.0"
 FRAMEWORK = {"natten-mps": "torch", "natten-mlx": "mlx"}
 REQUIREMENTS = {
     "natten-mps": {"torch>=2.9"},
@@ -62,8 +61,12 @@ class Built:
     def module(self) -> str:
         return self.name.replace("-", "_")
 
+    @property
+    def version(self) -> str:
+        return version(self.name)
+
     def info(self, file: str) -> str:
-        return self.wheel[f"{self.module}-{VERSION}.dist-info/{file}"].decode()
+        return self.wheel[f"{self.module}-{self.version}.dist-info/{file}"].decode()
 
     @property
     def metadata(self) -> Message:
@@ -218,7 +221,9 @@ def test_sdist_holds_what_is_compiled(built: Built) -> None:
 
 
 def test_wheel_fits_every_python_and_knows_no_machine(built: Built) -> None:
-    assert re.fullmatch(rf"{built.module}-{VERSION}-{TAG[built.name]}-(linux|macosx)_\w+\.whl", built.wheel_path.name)
+    assert re.fullmatch(
+        rf"{built.module}-{built.version}-{TAG[built.name]}-(linux|macosx)_\w+\.whl", built.wheel_path.name
+    )
     compiled = {name for name in built.wheel if PurePosixPath(name).suffix in COMPILED}
     assert compiled == {f"{built.module}/{name}" for name in MADE[built.name] if not name.endswith(".py")}
     # libmlx is the one in MLX's own wheel.
@@ -233,7 +238,7 @@ def test_wheel_fits_every_python_and_knows_no_machine(built: Built) -> None:
 
 def test_metadata(built: Built) -> None:
     metadata = built.metadata
-    assert (metadata["Name"], metadata["Version"]) == (built.name, VERSION)
+    assert (metadata["Name"], metadata["Version"]) == (built.name, built.version)
     assert metadata["License-Expression"] == "MIT"
     assert metadata["Requires-Python"] == ">=3.11"
     required = {Requirement(r) for r in metadata.get_all("Requires-Dist", []) if "extra ==" not in r}
@@ -259,8 +264,8 @@ def python_says(python: Path, code: str) -> str:
 @pytest.mark.parametrize("name", FRAMEWORK)
 def test_versions_agree(installed: Path, name: str) -> None:
     module = name.replace("-", "_")
-    assert python_says(installed, f"import {module}; print({module}.__version__)") == VERSION
-    assert run(installed.parent / name, "--version", cwd=installed.parent).strip() == f"{name} {VERSION}"
+    assert python_says(installed, f"import {module}; print({module}.__version__)") == version(name)
+    assert run(installed.parent / name, "--version", cwd=installed.parent).strip() == f"{name} {version(name)}"
 
 
 @pytest.mark.parametrize("name", FRAMEWORK)
@@ -321,7 +326,7 @@ def test_repaired_wheels_hold_no_libmlx_and_compute_the_same(all_built: dict[str
         out = tmp_path / name
         tool(*AUDITWHEEL, "repair", "--exclude", "libmlx.so", "--wheel-dir", out, built.wheel_path, cwd=tmp_path)
         (wheel,) = out.glob("*.whl")
-        assert re.fullmatch(rf"{built.module}-{VERSION}-{TAG[name]}-.*manylinux_2_\d+_x86_64.*\.whl", wheel.name)
+        assert re.fullmatch(rf"{built.module}-{built.version}-{TAG[name]}-.*manylinux_2_\d+_x86_64.*\.whl", wheel.name)
         assert [PurePosixPath(file).name for file in read_wheel(wheel) if ".so" in file] == [
             PurePosixPath(file).name for file in built.wheel if ".so" in file
         ]
@@ -348,7 +353,7 @@ def test_one_wheel_keeps_to_the_stable_abi(all_built: dict[str, Built], tmp_path
 def test_without_a_compiler_the_pure_wheel_is_built(all_pure: dict[str, Built], name: str) -> None:
     """It lacks only what was compiled, and the build says so."""
     pure = all_pure[name]
-    assert pure.wheel_path.name == f"{pure.module}-{VERSION}-py3-none-any.whl"
+    assert pure.wheel_path.name == f"{pure.module}-{pure.version}-py3-none-any.whl"
     assert not [file for file in pure.wheel if PurePosixPath(file).suffix in COMPILED]
     assert vendored(pure.wheel, f"{pure.module}/_metal/") == shared_files()
     assert f"{name} was built WITHOUT its" in pure.said

@@ -30,6 +30,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "slabs": ("tiled",),
     "modules": ("NeighborhoodAttention1D", "NeighborhoodAttention2D", "NeighborhoodAttention3D"),
     "weights": ("load_weights", "save_weights"),
+    "version": ("__version__",),
 }
 BACKEND_NAMES = ("get_backend", "set_backend", "use_backend", "get_support_matrix", "has_metal")
 

@@ -13,14 +13,12 @@ from typing import TYPE_CHECKING
 from ._metal.api import names
 from ._with_torch import register as _register
 
-__version__ = "0.4.0"
-
 _NAMES = names.LazyNames(
     __name__,
     names.HOMES | {"_export": ("export_mode",), "_config": (*names.BACKEND_NAMES, "has_mps")},
     (*names.HOMES, "compat", "distributed", "extras"),
 )
-__all__ = [*_NAMES.home_of, "__version__"]  # noqa: PLE0604 - names are strings
+__all__ = [*_NAMES.home_of]  # noqa: PLE0604 - names are strings
 
 if TYPE_CHECKING:
     from ._config import get_backend as get_backend
@@ -54,6 +52,7 @@ if TYPE_CHECKING:
     from .varlen import na1d_varlen as na1d_varlen
     from .varlen import na2d_varlen as na2d_varlen
     from .varlen import na3d_varlen as na3d_varlen
+    from .version import __version__ as __version__
     from .weights import load_weights as load_weights
     from .weights import save_weights as save_weights
 

@@ -1,3 +1,5 @@
-"""The package's version at its location in natten-mps 0.3."""
+"""The version, which pyproject.toml states; natten-mps 0.3 had it in this module too."""
 
-from . import __version__ as __version__
+from importlib import metadata
+
+__version__ = metadata.version("natten-mps")
