@@ -137,8 +137,8 @@ NAMED_MODULE(NATTEN_MODULE, m) {
       .def_prop_ro("name", [](const Plan& self) { return self.name; }, "What MLX calls the primitive.");
   m.def("plan", &plan, "problem"_a, "function"_a, "inputs"_a, "outputs"_a, "scratch"_a, "launches"_a, "call"_a,
         "A plan. function: of the C interface; inputs, outputs, scratch: (name, shape, dtype); launches: on a GPU; "
-        "call: by which natten_mlx._autodiff knows it, for its derivatives and mapping.");
+        "call: the bytes by which natten_mlx._autodiff finds it, for its derivatives and mapping.");
   m.def("apply", [](std::shared_ptr<Plan> plan, const std::vector<mx::array>& inputs, const mx::Stream& stream) {
     return apply(std::move(plan), inputs, stream);
-  }, "plan"_a, "inputs"_a, "stream"_a, "The plan's outputs, lazy; inputs in its order; ValueError if their shapes or dtypes are others.");
+  }, "plan"_a, "inputs"_a, "stream"_a, "The plan's outputs, lazy. inputs: in its order; ValueError if their shapes or dtypes differ.");
 }

@@ -12,8 +12,8 @@ namespace nb = nanobind;
 namespace natten_mlx::host {
 namespace {
 
-// An error that Python raised. It is a type of this extension's own, because MLX's copy of nanobind need not know
-// ours of python_error; the translator below turns it back.
+// An error that Python raised. It has a type of its own, because MLX's copy of nanobind may not recognise this
+// extension's python_error; the translator below turns it back.
 struct HostError : std::exception {
   explicit HostError(nb::python_error&& raised) : error(std::make_shared<nb::python_error>(std::move(raised))) {}
   const char* what() const noexcept override { return error->what(); }

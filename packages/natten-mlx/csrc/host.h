@@ -1,4 +1,4 @@
-// The Python side, asked for what it decides: derivatives and mapping. Safe on threads that hold no interpreter lock.
+// Calls into Python, which decides derivatives and mapping. They may be made without the interpreter lock.
 #pragma once
 
 #include <string>
@@ -12,15 +12,15 @@ namespace natten_mlx::host {
 namespace mx = mlx::core;
 using Arrays = std::vector<mx::array>;
 
-// What natten_mlx._autodiff says of the call that it knows by these bytes (Plan::call). An error of Python's
-// crosses MLX and comes out as it was.
+// What natten_mlx._autodiff computes for the call that these bytes (Plan::call) identify. A Python error passes through
+// MLX and is raised again unchanged.
 Arrays vjp(const std::string& call, const mx::Stream& stream, const Arrays& primals, const Arrays& cotangents,
            const Arrays& outputs);
 Arrays vmap(const std::string& call, const mx::Stream& stream, const Arrays& inputs, const std::vector<int>& axes);
 Arrays jvp(const std::string& call, const mx::Stream& stream, const Arrays& primals, const Arrays& tangents,
            const std::vector<int>& argnums);
 
-// Registers how Python errors that crossed MLX are raised again.
+// Registers how Python errors that passed through MLX are raised again.
 void register_errors();
 
 }  // namespace natten_mlx::host

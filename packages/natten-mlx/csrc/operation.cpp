@@ -28,7 +28,7 @@ constexpr Member kMembers[] = {
 #undef MEMBER
 };
 
-// An array as the C interface has it.
+// An array as the C interface takes it.
 natten_tensor described(const mx::array& array, natten_layout layout) {
   natten_tensor tensor{const_cast<void*>(array.data<void>()), {}};
   if (layout == NATTEN_FLAT) return tensor;
@@ -108,7 +108,7 @@ std::vector<mx::Shape> Operation::output_shapes(const std::vector<mx::array>&) {
 
 std::vector<mx::array> apply(std::shared_ptr<const Plan> plan, const std::vector<mx::array>& inputs,
                              mx::Stream stream) {
-  // The kernels read what the plan says, whatever lies there.
+  // The kernels read what the plan says; arrays of other sizes would be read beyond their ends.
   const auto fits = [](const mx::array& array, const Tensor& input) {
     return array.shape() == input.shape && array.dtype() == input.dtype;
   };

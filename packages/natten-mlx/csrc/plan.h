@@ -49,7 +49,7 @@ struct Buffer {
   bool written;
 };
 
-// One launch of a Metal kernel. params holds everything but the strides of tensors that bring their own.
+// One launch of a Metal kernel. params holds everything but the strides of the tensors in `strided`.
 struct Launch {
   Kernel kernel;
   std::array<int64_t, 3> grid;  // threadgroups
@@ -74,7 +74,7 @@ struct Plan : std::enable_shared_from_this<Plan> {
   natten_problem problem;
   std::vector<Tensor> inputs, outputs, scratch;
   std::vector<Launch> launches;  // on a GPU
-  std::string call;              // by which the host knows the call: host.h
+  std::string call;              // by which Python finds the call: host.h
 };
 
 // The function of that name; std::invalid_argument if there is none.

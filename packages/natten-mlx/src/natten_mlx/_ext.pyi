@@ -49,10 +49,10 @@ class Plan:
 
 def plan(problem: object, function: str, inputs: Sequence[tuple[str, Sequence[int], mlx.core.Dtype]], outputs: Sequence[tuple[str, Sequence[int], mlx.core.Dtype]], scratch: Sequence[tuple[str, Sequence[int], mlx.core.Dtype]], launches: Sequence[Launch], call: bytes) -> Plan:
     """
-    A plan. function: of the C interface; inputs, outputs, scratch: (name, shape, dtype); launches: on a GPU; call: by which natten_mlx._autodiff knows it, for its derivatives and mapping.
+    A plan. function: of the C interface; inputs, outputs, scratch: (name, shape, dtype); launches: on a GPU; call: the bytes by which natten_mlx._autodiff finds it, for its derivatives and mapping.
     """
 
 def apply(plan: Plan, inputs: Sequence[mlx.core.array], stream: mlx.core.Stream) -> list[mlx.core.array]:
     """
-    The plan's outputs, lazy; inputs in its order; ValueError if their shapes or dtypes are others.
+    The plan's outputs, lazy. inputs: in its order; ValueError if their shapes or dtypes differ.
     """
