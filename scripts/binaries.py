@@ -1,4 +1,4 @@
-"""What a compiled file for macOS or Linux says of itself, read without running it."""
+"""What a compiled file for macOS or Linux says about itself, read without running it."""
 
 import hashlib
 import re

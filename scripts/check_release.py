@@ -6,7 +6,7 @@ usage: check_release.py TAG [--notes FILE] [--files FILE...]
 
   TAG       natten-mps-vX.Y.Z or natten-mlx-vX.Y.Z
   --notes   where the version's part of the changelog is written to
-  --files   what will be published: this package and version alone, one sdist, and a wheel for each platform
+  --files   what will be published: only this package and version, one sdist, and a wheel for each platform
 """
 
 import argparse
@@ -76,7 +76,7 @@ def complaints(root: Path, tag: str) -> list[str]:
         said.append(f"{package} is {version(root, package)}, and the tag {tag}")
     date, text = changes(root, wanted)
     if not text:
-        said.append(f"CHANGELOG.md says nothing of {wanted} under a heading `## [{wanted}] - YYYY-MM-DD`")
+        said.append(f"CHANGELOG.md says nothing about {wanted} under a heading `## [{wanted}] - YYYY-MM-DD`")
     elif not _is_date(date):
         said.append(f"CHANGELOG.md dates {wanted} {date!r}: write the day of the release, YYYY-MM-DD")
     return said
@@ -89,12 +89,14 @@ def wrong_files(tag: str, names: list[str]) -> list[str]:
     wheels = [name.removesuffix(".whl") for name in names if name.endswith(".whl")]
     said = [f"{name} is not of {stem}" for name in names if not name.startswith((f"{stem}-", f"{stem}.tar.gz"))]
     if [name for name in names if not name.endswith(".whl")] != [f"{stem}.tar.gz"]:
-        said.append(f"besides wheels there must be {stem}.tar.gz alone")
+        said.append(f"besides wheels there must be only {stem}.tar.gz")
     for platform, pattern in PLATFORMS.items():
         if not any(re.search(pattern, wheel) for wheel in wheels):
             said.append(f"no wheel for {platform}")
     said += [
-        f"{wheel} is for one machine alone" for wheel in wheels if wheel.endswith(("-linux_x86_64", "-linux_aarch64"))
+        f"{wheel} is only for the machine that built it"
+        for wheel in wheels
+        if wheel.endswith(("-linux_x86_64", "-linux_aarch64"))
     ]
     # A failed compiler leaves a wheel without compiled kernels; natten-mps publishes one on purpose.
     pure = [wheel for wheel in wheels if wheel.endswith(PURE)]

@@ -3,7 +3,7 @@
 Of each wheel: its name and tag; that it holds this checkout's sources, what is compiled for its platform, and nothing
 else; and of what is compiled the processor, the oldest system, the library's name, what it is linked to and where it
 looks for that, the signature, and that no path of the machine it was built on is inside. A wheel without compiled code
-is what a compiler that failed leaves behind: it is accepted of natten-mps alone, and beside a wheel for a platform.
+is what a compiler that failed leaves behind: it is accepted only for natten-mps, and beside a wheel for a platform.
 Then twine, check-wheel-contents and abi3audit. (The rule on glibc is auditwheel's own.)
 
 usage: check_wheel.py FILE...
@@ -227,7 +227,7 @@ RULES = (wrong_tag, wrong_contents, wrong_selection, wrong_binaries)
 
 
 def complaints(paths: list[Path]) -> list[str]:
-    """What the rules say of wheels."""
+    """Every rule that a wheel breaks, in words."""
     said = []
     wheels = {path: open_wheel(path) for path in paths}
     platforms = {wheel.module for wheel in wheels.values() if wheel and not wheel.pure}
@@ -257,7 +257,7 @@ def wrong_sdist(path: Path) -> list[str]:
 
 
 def run_tools(wheels: list[Path], sdists: list[Path]) -> list[str]:
-    """What the programs that others check wheels with print, if they fail."""
+    """What the usual programs that check wheels print, if they fail."""
     programs = Path(sys.executable).parent
     stable = [path for path in wheels if "-abi3-" in path.name]
     commands = [

@@ -1,8 +1,8 @@
 """The code blocks of the documents, for the tests that run them.
 
-A block's language stands behind its fence, and what it needs besides the two packages in its title, which the site
-shows: ```` ```python title="allin1" ````. A comment behind a print says what is printed; one that begins with `e.g.`
-says what may be.
+A block's language follows its fence, and its title, which the site shows, says what it needs besides the two packages:
+```` ```python title="allin1" ````. A comment after a print says what is printed; one that begins with `e.g.`, what may
+be printed.
 """
 
 import re
@@ -26,7 +26,7 @@ class Block:
     code: str
 
     def printed(self) -> list[str | None]:
-        """What each print prints, as the comment behind it says; None where nothing certain is said."""
+        """What each print prints, according to the comment after it; None where that is not certain."""
         said = [found[1] for found in PRINT.finditer(self.code)]
         return [None if text is None or text.startswith("e.g. ") else text for text in said]
 

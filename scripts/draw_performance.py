@@ -35,7 +35,7 @@ def plot(title: str, axis: str, rows: list[Bars], ticks: tuple[float, ...], lege
     first, last = ticks[0], ticks[-1]
     room = WIDTH - LABELS - 70
 
-    def place(value: float) -> float:
+    def position(value: float) -> float:
         share = math.log(value / first) / math.log(last / first) if log else (value - first) / (last - first)
         return LABELS + room * share
 
@@ -47,13 +47,13 @@ def plot(title: str, axis: str, rows: list[Bars], ticks: tuple[float, ...], lege
     heights = [len(row.bars) * BAR + 9 for row in rows]
     bottom = top + sum(heights)
     for tick in ticks:
-        x = place(tick)
+        x = position(tick)
         drawn.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top - 6}" y2="{bottom}" stroke="{FAINT}"/>')
         drawn.append(f'<text x="{x:.1f}" y="{bottom + 16}" class="small middle">{tick:g}</text>')
     for row, height in zip(rows, heights, strict=True):
         drawn.append(f'<text x="{LABELS - 10}" y="{top + height / 2 - 1:.1f}" class="small end">{row.label}</text>')
         for value, color, text in row.bars:
-            long = place(value) - LABELS
+            long = position(value) - LABELS
             drawn.append(f'<rect x="{LABELS}" y="{top}" width="{long:.1f}" height="{BAR - 2}" fill="{color}"/>')
             drawn.append(f'<text x="{LABELS + long + 5:.1f}" y="{top + BAR - 3}" class="tiny">{text}</text>')
             top += BAR

@@ -44,7 +44,7 @@ def export(group: str, out: Path, *options: str) -> str:
     """The text of requirements/GROUP.txt. In ``out``, which lies in FOLDER already, FIRST's file is the new one."""
     file = out / f"{group}.txt"
     held = FOLDER / file.name
-    # Releases alone, so that the hashes are the registry's.
+    # Releases without their hashes, which are then read from the registry.
     pins = re.findall(r"^[\w.-]+==[^\\\n]+", held.read_text(), re.MULTILINE) if held.exists() else []
     file.write_text("\n".join(pins))
     left_out = [word for name in PACKAGES for word in ("--no-emit-package", name)]

@@ -1,7 +1,7 @@
 """Writes the project's address and its maintainer into every file that names them, in a checkout that has neither yet.
 
 The address goes into `[project.urls]` of both packages and into CITATION.cff, the maintainer into .github/CODEOWNERS.
-No release leaves before (scripts/check_release.py). Called again, it replaces what it wrote.
+Nothing can be released before that (scripts/check_release.py). Called again, it replaces what it wrote.
 
 usage: set_repository.py https://HOST/OWNER/NAME @MAINTAINER
 """
@@ -37,8 +37,8 @@ def set_repository(root: Path, address: str, maintainer: str) -> None:
 
 
 def _replace(file: Path, pattern: re.Pattern[str], new: str) -> None:
-    text, places = pattern.subn(lambda _: new, file.read_text(), count=1)
-    if not places:
+    text, count = pattern.subn(lambda _: new, file.read_text(), count=1)
+    if not count:
         raise ValueError(f"{file.name} has no place for {new.strip()!r}")
     file.write_text(text)
 

@@ -199,9 +199,7 @@ def test_other_damaged_files(ending: str, files: int, tmp_path: Path) -> None:
         try:
             read(path)
         except ValueError as error:
-            assert re.match(
-                rf"load_weights: damaged{ending} is no {ending} file, or not all of it is there \(.", str(error)
-            )
+            assert re.match(rf"load_weights: damaged{ending} is not a {ending} file, or is incomplete \(.", str(error))
             seen["refused"] += 1
         else:
             seen["read"] += 1

@@ -184,7 +184,7 @@ HOSTILE = {
     "leaves a gap before it": safetensors(entry(offsets=[4, 8]), b"12345678"),
     "its arrays end at 4, its data at 5": safetensors(entry(), b"12345"),
     "a name occurs twice in its header": safetensors(b'{"x":[],"x":[]}'),
-    "__metadata__ is no table of texts": safetensors({"__metadata__": {"a": 1}}),
+    "__metadata__ is not a table of strings": safetensors({"__metadata__": {"a": 1}}),
     "NaN is not JSON": safetensors(b'{"x":NaN}'),
 }
 RULES = list(HOSTILE)[-6:]  # these are named by what the error says of them

@@ -63,8 +63,8 @@ def test_a_tag_of_another_form(tag: str, checkout: Path) -> None:
 
 MPS_PROJECT = "packages/natten-mps/pyproject.toml"
 BREAKS = {
-    "no heading": ("CHANGELOG.md", "## [9.1.0] - 2030-02-28", "## [9.1.0]", "says nothing of 9.1.0"),
-    "no text": ("CHANGELOG.md", "- New.\n", "", "says nothing of 9.1.0"),
+    "no heading": ("CHANGELOG.md", "## [9.1.0] - 2030-02-28", "## [9.1.0]", "says nothing about 9.1.0"),
+    "no text": ("CHANGELOG.md", "- New.\n", "", "says nothing about 9.1.0"),
     "unreleased": ("CHANGELOG.md", "2030-02-28", "unreleased", "dates 9.1.0 'unreleased'"),
     "no day": ("CHANGELOG.md", "2030-02-28", "2030-02-30", "dates 9.1.0 '2030-02-30'"),
     "no address": (MPS_PROJECT, f'Repository = "{ADDRESS}"\n', "", "address is not set"),
@@ -102,9 +102,9 @@ FILES_OF = {"natten-mps-v9.1.0": FILES, "natten-mlx-v9.1.0": MLX_FILES}
 WRONG_FILES = [
     ("natten-mps-v9.1.0", FILES[1:], "no wheel for macOS arm64"),
     ("natten-mps-v9.1.0", [FILES[0], *FILES[2:]], "no wheel for Linux x86-64"),
-    ("natten-mps-v9.1.0", FILES[:3], f"besides wheels there must be {MPS}.tar.gz alone"),
+    ("natten-mps-v9.1.0", FILES[:3], f"besides wheels there must be only {MPS}.tar.gz"),
     ("natten-mps-v9.1.0", [*FILES[:2], FILES[3]], "py3-none-any is missing"),
-    ("natten-mps-v9.1.0", [*FILES, f"{MPS}-py3-none-linux_x86_64.whl"], "is for one machine alone"),
+    ("natten-mps-v9.1.0", [*FILES, f"{MPS}-py3-none-linux_x86_64.whl"], "is only for the machine that built it"),
     ("natten-mps-v9.1.0", [MLX_FILES[0], *FILES], f"is not of {MPS}"),
     (
         "natten-mlx-v9.1.0",

@@ -1,4 +1,4 @@
-"""What CMake needs to know of a release of MLX and the nanobind that goes with it, as one CMake list:
+"""What CMake needs to know about a release of MLX and the nanobind that goes with it, as one CMake list:
 
     MLX's version; the version of nanobind's internals, e.g. 22; the folder of MLX; the folder of nanobind
 
@@ -39,7 +39,7 @@ def internals_inside(mlx: Path) -> str:
     modules = sorted(mlx.glob("core*.so"))
     if not modules:
         sys.exit(f"no compiled module core*.so in {mlx}")
-    # The version stands in front of the tag up to nanobind 2, behind it since nanobind 3.
+    # Up to nanobind 2, the version precedes the rest of the tag; since nanobind 3, it follows it.
     found = re.search(rb"\bv(\d+)_system_\w+|nanobind_system_\w+_v(\d+)\w*\x00", modules[0].read_bytes())
     if found is None:
         sys.exit(f"no nanobind ABI tag in {modules[0]}")

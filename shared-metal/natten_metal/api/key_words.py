@@ -8,7 +8,7 @@ _VALUES = (*(1 << bit for bit in range(MASK_BITS - 1)), -(1 << MASK_BITS - 1))
 
 
 def key_bools(xp: Operations, words: Tensor, length: int) -> Tensor:
-    """What :func:`key_words` made ``words`` of. length: of its last axis."""
+    """The bools that :func:`key_words` made ``words`` from. length: of their last axis."""
     bits = words[..., None] >> xp.integers(tuple(range(MASK_BITS)), xp.int32, words)
     return (bits & 1).flatten(words.ndim - 1)[..., :length] == 1
 

@@ -27,7 +27,7 @@ UNREADABLE = (
 
 
 def broken(path: Any, why: object) -> ValueError:
-    """Names the file and the fault; ``why``: in words, or the exception of the file's reader."""
+    """The error that names the file and the fault; ``why``: in words, or the exception of the file's reader."""
     path = Path(path)
     reason = f"{type(why).__name__}: {why}".split("\n")[0][:200] if isinstance(why, Exception) else str(why)
-    return ValueError(f"load_weights: {path.name} is no {path.suffix} file, or not all of it is there ({reason})")
+    return ValueError(f"load_weights: {path.name} is not a {path.suffix} file, or is incomplete ({reason})")

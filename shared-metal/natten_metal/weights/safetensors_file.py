@@ -3,9 +3,9 @@
 Source of the format: the safetensors library's description of it. Nothing in a file is trusted. These are the rules,
 and a file that breaks one is a ValueError that names the file and the rule:
 
-- the header is there in full, UTF-8 and JSON: one table, no name twice, text alone in ``__metadata__``;
+- the header is complete, UTF-8 and JSON: one table, no name twice, only strings in ``__metadata__``;
 - each array has a dtype that numpy can hold, a shape of sizes and two offsets that enclose exactly its bytes;
-- arrays lie one behind another: no byte belongs to two of them, or to none.
+- arrays are contiguous: no byte belongs to two of them, or to none.
 
 Where the safetensors library is installed, it must accept the file too. It does not read the arrays: it has
 no bfloat16 for numpy, and makes a copy, where the mapped file serves as the arrays' memory.
@@ -90,20 +90,20 @@ def _ask_library(path: Path) -> None:
 
 
 def _entries(path: Path, text: bytes, room: int) -> dict[str, Any]:
-    """The header's entries by name, each checked by itself and all of them for the places where they lie."""
+    """The header's entries by name, each checked by itself, and all of them for gaps and overlaps."""
     try:
         header = json.loads(text.decode(), object_pairs_hook=_table, parse_int=_size, parse_constant=_no_json)
     except (ValueError, RecursionError) as error:
         raise broken(path, error) from error
     if not isinstance(header, dict):
-        raise broken(path, "its header is no table of arrays")
+        raise broken(path, "its header is not a table of arrays")
     metadata = header.pop(METADATA, None)
     table = {} if metadata is None else metadata
     if not isinstance(table, dict) or not all(isinstance(value, str) for value in table.values()):
-        raise broken(path, f"{METADATA} is no table of texts")
-    places = sorted((*_place(path, name, entry, room), name) for name, entry in header.items())
+        raise broken(path, f"{METADATA} is not a table of strings")
+    extents = sorted((*_extent(path, name, entry, room), name) for name, entry in header.items())
     covered = 0
-    for start, end, name in places:
+    for start, end, name in extents:
         if start != covered:
             fault = "overlaps the array before it" if start < covered else "leaves a gap before it"
             raise broken(path, f"{name} at {start} to {end} {fault}, which should end there and ends at {covered}")
@@ -129,7 +129,7 @@ def _no_json(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
 
 
-def _place(path: Path, name: str, entry: Any, room: int) -> tuple[int, int]:
+def _extent(path: Path, name: str, entry: Any, room: int) -> tuple[int, int]:
     """Where an array begins and ends in the data."""
     import numpy
 

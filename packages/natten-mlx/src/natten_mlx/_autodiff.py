@@ -109,10 +109,10 @@ class _Custom:
             return self.compute(arrays) if _plain.get() else self.launch_custom_function(arrays)
 
     def unpacked(self, arrays: Arrays) -> Arrays:
-        """The same arrays, but a mask of keys in bools: a primitive gives its derivatives the words that it read."""
+        """The same arrays, with the key mask as bools: a primitive passes its derivatives the words that it read."""
         if KEY_MASK.name not in self.names or all(array.dtype != mx.int32 for array in arrays):
             return arrays
-        # With it come the kernels as data, which a CPU never needs.
+        # Imported here, because it imports what describes the Metal kernels, which a CPU never needs.
         from . import _operations
         from ._metal.api.key_words import key_bools
 

@@ -30,7 +30,7 @@ Tensors = tuple[Tensor, ...]
 
 
 def specs(tensors: Mapping[str, mx.array]) -> Tensors:
-    """What the extension gets to know of tensors before it gets them."""
+    """The specifications of tensors, by which the extension makes a plan before it gets the tensors."""
     return tuple((name, tensor.shape, tensor.dtype) for name, tensor in tensors.items())
 
 

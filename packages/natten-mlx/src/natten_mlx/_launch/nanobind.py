@@ -37,7 +37,7 @@ def run(call: Call, tensors: Mapping[str, mx.array], host: ExtensionHost) -> dic
 
 def _readable(program: Program, tensors: Mapping[str, mx.array], stream: mx.Stream) -> dict[str, mx.array]:
     """Tensors as the kernels read them: any strides, or contiguous; rpb and cotangents in the dtype that they need, a
-    mask in bits for a GPU. Those of derivatives may have come here before.
+    mask in bits for a GPU. The tensors of a derivative may have been converted already.
     """
     problem, given = program.problem, dict(tensors)
     # MLX lets a cotangent have another dtype than its output.

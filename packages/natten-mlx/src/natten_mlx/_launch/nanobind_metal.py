@@ -34,7 +34,7 @@ struct Params {{
 
 
 def packed(key_mask: mx.array, stream: mx.Stream) -> mx.array:
-    """A mask as the kernels read it. Derivatives are given the words that the primitive was given."""
+    """A key mask as the kernels read it. Derivatives get the words that the primitive got."""
     with mx.stream(stream):
         return key_words(_operations, key_mask) if key_mask.dtype == mx.bool_ else key_mask
 

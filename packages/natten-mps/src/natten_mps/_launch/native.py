@@ -26,7 +26,7 @@ DTYPES = {
 }
 
 CPU = torch.device("cpu")
-# What the kernels read contiguous. They read all other tensors as they are.
+# What the kernels read only if it is contiguous. All other tensors may have any strides.
 FLAT = frozenset({RPB.name, KEY_MASK.name})
 
 
