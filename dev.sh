@@ -32,10 +32,13 @@ usage: ./dev.sh COMMAND
   upstream signatures          read every release's parameters anew, and compare with the committed table
   torch VERSION [pytest args]  the tests whose answers depend on torch, on a release of it (VERSION as in 2.9.0;
                                `newest` is what the index has)
+  mlx VERSION [pytest args]    doctor, and the tests whose answers depend on MLX, on a release of it with natten-mlx built
+                               for it (VERSION as in 0.31.2, `oldest` or `newest`)
 
 Each command first sets up what it needs: uv (into .tools/ unless it is installed), the workspace in .venv/ (for
-`clients`, .venv-clients/ and two more; for `torch`, .venv-torch-VERSION/; for wheels, .venv-wheels/), and on Linux a
-CPU build of torch. `upstream` keeps what it fetches in .upstream/. Where no CPU build of a VERSION can be had, `torch` takes the
+`clients`, .venv-clients/ and two more; for `torch` and `mlx`, .venv-torch-VERSION/ and .venv-mlx-VERSION/; for wheels,
+.venv-wheels/), and on Linux a CPU build of torch.
+`upstream` keeps what it fetches in .upstream/. Where no CPU build of a VERSION can be had, `torch` takes the
 index's own, with several GB of CUDA.
 Nothing outside this folder is touched, except that the Metal emulator's tests need clang-19, which
 `test` installs with apt-get where that is possible.
@@ -79,10 +82,10 @@ install_requirements() {           # arguments: FILE...
     --build-constraints requirements/build.txt "${files[@]/%/.txt}"
 }
 
-# Both packages from the sources here. What is compiled is compiled again where a source has changed.
+# Packages from the sources here, both unless named. What is compiled is compiled again where a source has changed.
 install_packages() {
-  "$UV" pip install --quiet --python "$PY" --no-deps --build-constraints requirements/build.txt \
-    -e packages/natten-mps -e packages/natten-mlx
+  [ $# -gt 0 ] || set -- natten-mps natten-mlx
+  "$UV" pip install --quiet --python "$PY" --no-deps --build-constraints requirements/build.txt "${@/#/-epackages/}"
 }
 
 # The environment of the tools for wheels. The packages themselves are not in it.
@@ -289,6 +292,46 @@ run_torch() {
   OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" "$PY" -m pytest -n 2 --dist loadgroup "${suites[@]}" "$@"
 }
 
+# A release of MLX in place of the pinned one, and natten-mlx built for it, with the nanobind that goes with it.
+install_mlx_release() {
+  local wanted="mlx[cpu]==$1" options=(--quiet --no-config --python "$PY" --upgrade-package mlx)
+  case $1 in
+    newest) wanted="mlx[cpu]" ;;
+    oldest) wanted="mlx[cpu]$("$PY" -c '
+import tomllib
+project = tomllib.load(open("packages/natten-mlx/pyproject.toml", "rb"))["project"]
+print(next(line.removeprefix("mlx") for line in project["dependencies"] if line.startswith("mlx>=")))')"
+      options+=(--resolution lowest-direct) ;;
+  esac
+  say "installing $wanted into $VENV/"
+  "$UV" pip install "${options[@]}" "$wanted"
+  "$UV" pip install --quiet --no-config --python "$PY" \
+    "nanobind==$("$PY" packages/natten-mlx/cmake/mlx_release.py --nanobind)"
+  "$UV" pip install --quiet --no-deps --no-build-isolation --python "$PY" --reinstall-package natten-mlx \
+    --config-settings "build-dir=build/mlx-$1" -e packages/natten-mlx
+}
+
+# The tests whose answers depend on MLX's release.
+MLX_SUITES=(answers/lazy_tensors answers/layouts api/models_mlx api/modules api/varlen metal/mlx_host
+  metal/nanobind_launches plan/nanobind plan/nanobind_ends plan/nanobind_guards tools/doctor transforms/compile
+  transforms/export_mlx transforms/shapeless_mlx transforms/streams_mlx transforms/transforms_mlx)
+
+run_mlx() {
+  local version=${1:-} suite suites=()
+  [[ $version =~ ^([0-9]+\.[0-9]+\.[0-9]+|oldest|newest)$ ]] || die "which release of MLX? ./dev.sh mlx 0.31.2"
+  shift
+  VENV=.venv-mlx-$version
+  PY=$VENV/bin/python
+  install_requirements dev build
+  install_packages natten-mps
+  add_torch
+  install_mlx_release "$version"
+  say "MLX $("$PY" -c 'import mlx.core; print(mlx.core.__version__)')"
+  "$VENV/bin/natten-mlx" doctor
+  for suite in "${MLX_SUITES[@]}"; do suites+=("tests-parity/${suite%/*}/test_${suite##*/}.py"); done
+  OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" "$PY" -m pytest -n 2 --dist loadgroup "${suites[@]}" "$@"
+}
+
 run_training() {
   local out=demo-output package
   mkdir -p "$out"
@@ -318,6 +361,7 @@ case "${1:-}" in
     shift; set_up dev
     if [ "${1:-}" = signatures ]; then compare_signatures; else run_upstream "$@"; fi ;;
   torch) shift; run_torch "$@" ;;
+  mlx) shift; run_mlx "$@" ;;
   -h | --help | help) usage ;;
   *) usage >&2; exit 2 ;;
 esac

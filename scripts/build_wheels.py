@@ -16,6 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import mlx_releases
 from registry import ROOT, uv
 
 PACKAGES = ("natten-mps", "natten-mlx")
@@ -26,7 +27,9 @@ PINS = ("--build-constraints", ROOT / "requirements" / "build.txt", "--require-h
 
 def settings(package: str) -> dict[str, str]:
     """What the environment tells the build."""
-    if sys.platform != "linux" or package != "natten-mps":
+    if package == "natten-mlx":
+        return {"NATTEN_MLX_RELEASES": str(mlx_releases.lay_out(every="CI" in os.environ))}
+    if sys.platform != "linux":
         return {}
     # A clang that comes with the symbols of old releases of glibc, and links its C++ library into the wheel's own: one
     # wheel for every Linux since 2014. natten-mlx needs the C++ library that libmlx.so uses, and so a newer Linux.

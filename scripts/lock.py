@@ -23,7 +23,7 @@ PACKAGES = ("natten-mps", "natten-mlx")
 # One release for all versions of Python and both systems.
 OPTIONS = ("--universal", "--python-version", "3.11", "--fork-strategy", "fewest", "--generate-hashes", "--quiet")
 HEADER = "# By ./dev.sh lock, from the dependency group `{}` of pyproject.toml.\n"
-# Every other group takes the releases of dev's.
+# Every other group takes the releases of dev's, except that each release of MLX has a group of its own.
 FIRST = "dev"
 
 
@@ -49,7 +49,7 @@ def export(group: str, out: Path, *options: str) -> str:
     file.write_text("\n".join(pins))
     left_out = [word for name in PACKAGES for word in ("--no-emit-package", name)]
     command = ["pip", "compile", *OPTIONS, "--no-header", "--no-annotate", *left_out, "--group", group, "-o", file]
-    if group != FIRST:
+    if group != FIRST and not group.startswith("mlx-"):
         command += ["--constraints", out / f"{FIRST}.txt"]
     if group == "build":
         (out / "build.in").write_text(build_requires())

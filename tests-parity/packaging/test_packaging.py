@@ -26,7 +26,7 @@ SHARED = ROOT / "shared-metal" / "natten_metal"
 FRAMEWORK = {"natten-mps": "torch", "natten-mlx": "mlx"}
 REQUIREMENTS = {
     "natten-mps": {"torch>=2.9"},
-    "natten-mlx": {"mlx>=0.32.4,<0.33", "nanobind-backend>=1.0,<2"},
+    "natten-mlx": {"mlx>=0.31", "nanobind-backend>=1.0,<2"},
 }
 COMPILED = (".so", ".dylib", ".pyd", ".a", ".o", ".metallib", ".pyc")
 # What the build adds to a wheel if there is a compiler, and the wheel's tag: every Python, one platform.

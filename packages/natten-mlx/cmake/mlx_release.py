@@ -6,6 +6,7 @@ Fails unless nanobind's internals are those inside MLX's own wheel: only then ca
 objects, here mx.array; otherwise every call would be a TypeError.
 
 usage: mlx_release.py [FOLDER]     (a folder with both; default: the packages that this Python imports)
+       mlx_release.py --nanobind   the release of nanobind that goes with the MLX that this Python imports
 """
 
 import argparse
@@ -13,6 +14,9 @@ import importlib.util
 import re
 import sys
 from pathlib import Path
+
+# The last release of nanobind with internals of each version.
+NANOBIND = {"17": "2.10.2", "18": "2.11.0", "19": "2.12.0", "20": "2.14.0", "21": "2.15.0", "22": "3.1.0"}
 
 
 def folder_of(package: str, inside: Path | None) -> Path:
@@ -56,16 +60,29 @@ def internals_of(nanobind: Path) -> str:
     return found[1]
 
 
+def goes_with(internals: str) -> str:
+    """The release of nanobind to build with; SystemExit if none is known."""
+    if internals not in NANOBIND:
+        sys.exit(f"MLX was built with a nanobind whose internals, v{internals}, are newer than {__file__} knows")
+    return NANOBIND[internals]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?")
-    folder = parser.parse_args().folder
-    mlx, nanobind = folder_of("mlx", folder), folder_of("nanobind", folder)
-    theirs, ours = internals_inside(mlx), internals_of(nanobind)
+    parser.add_argument("--nanobind", action="store_true")
+    arguments = parser.parse_args()
+    mlx = folder_of("mlx", arguments.folder)
+    theirs = internals_inside(mlx)
+    if arguments.nanobind:
+        print(goes_with(theirs))
+        return
+    nanobind = folder_of("nanobind", arguments.folder)
+    ours = internals_of(nanobind)
     if ours != theirs:
         sys.exit(
             f"this nanobind has internals v{ours}, the MLX wheel was built with v{theirs}: "
-            "build with the nanobind release that MLX used"
+            f"build with nanobind=={goes_with(theirs)}"
         )
     print(version_of(mlx), ours, mlx, nanobind, sep=";")
 

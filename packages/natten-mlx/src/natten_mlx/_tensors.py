@@ -51,7 +51,8 @@ def constant(tensor: mx.array) -> mx.array:
 
     While MLX traces, an evaluated array may keep its graph, and a graph belongs to the stream of one thread.
     """
-    return mx.array(memoryview(tensor))  # type: ignore[arg-type]  # it has the buffer protocol
+    # MLX 0.31.0 reads contiguous buffers alone.
+    return mx.array(memoryview(mx.contiguous(tensor)))  # type: ignore[arg-type]  # it has the buffer protocol
 
 
 def fixed_shape(tensor: mx.array) -> mx.array:
