@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ast
+import fnmatch
 import re
 import sys
 from collections.abc import Iterator
@@ -342,9 +343,9 @@ def raised_errors(source: str) -> list[str]:
 
 
 def undescribed_files(folder: str, names: list[str], readme: str | None) -> list[str]:
-    """Files of a folder with many that its README does not name in backticks. readme: its text; None if it has none.
+    """Files of a folder with many that its README does not name in backticks, or by a pattern such as `mlx-*.txt`.
 
-    Stored answers (.npz) and package markers need no description.
+    readme: its text; None if it has none. Stored answers (.npz) and package markers need no description.
     """
     described = {"README.md", "__init__.py"}
     files = [name for name in names if name not in described and not name.endswith(".npz")]
@@ -352,4 +353,6 @@ def undescribed_files(folder: str, names: list[str], readme: str | None) -> list
         return []
     if readme is None:
         return [f"{folder}: {len(names)} files and no README.md"]
-    return [f"{folder}/README.md: does not name `{name}`" for name in files if f"`{name}`" not in readme]
+    patterns = [pattern for pattern in re.findall(r"`([^`\n]+)`", readme) if pattern.strip("*.")]
+    missing = [name for name in files if not any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
+    return [f"{folder}/README.md: does not name `{name}`" for name in missing]
