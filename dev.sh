@@ -17,7 +17,9 @@ usage: ./dev.sh COMMAND
   demo [IMAGE]                 run the demo of both packages into demo-output/ and compare the results
   demo train                   the same for the training demo: loss curves of both in one picture
   test [--all] [pytest args]   check, then every test suite; --all adds the long tests
-  check                        ruff check, ruff format --check, mypy; requirements/ against pyproject.toml; the site
+  check                        ruff check, ruff format --check, mypy; requirements/ against pyproject.toml; the site;
+                               check-files
+  check-files                  workflows, the other files that GitHub reads, and shell scripts
   lock [--upgrade]             export the dependency groups of pyproject.toml to requirements/ anew
   docs                         build the site into site/; every warning is an error
   build [PACKAGE]              into dist/: sdists, and wheels from them
@@ -141,6 +143,25 @@ check() {
   "$PY" -m mypy
   "$PY" scripts/lock.py --check
   docs
+  check_files
+}
+
+# Nothing is fetched: the schemas come with check-jsonschema.
+check_files() {
+  local bin=${PY%/*} entry
+  PATH="$PWD/$bin:$PATH" "$bin/actionlint"       # which gives the steps' scripts to shellcheck
+  "$bin/zizmor" --quiet --offline --no-progress --strict-collection .github
+  for entry in github-workflows:.github/workflows/*.yml github-issue-forms:.github/ISSUE_TEMPLATE/[!c]*.yml \
+    github-issue-config:.github/ISSUE_TEMPLATE/config.yml dependabot:.github/dependabot.yml \
+    citation-file-format:CITATION.cff; do
+    # shellcheck disable=SC2086 # patterns, on purpose
+    "$bin/check-jsonschema" --quiet --builtin-schema "vendor.${entry%%:*}" ${entry#*:}
+  done
+  if [ -x "$bin/shellcheck" ]; then
+    "$bin/shellcheck" dev.sh .ci/run
+  else
+    say "shell scripts are not checked: shellcheck has no build for this machine"
+  fi
 }
 
 # About five seconds. --quiet would hide warnings from --strict, too. The variable silences a note about mkdocs itself.
@@ -247,7 +268,7 @@ run_upstream() {
 compare_signatures() {
   local table=tests-parity/compat/upstream_signatures.tsv folders
   folders=$("$PY" scripts/fetch_sdists.py .upstream/sdists "$UV" tool run --quiet pip)
-  # shellcheck disable=SC2086 - one folder a line, without spaces
+  # shellcheck disable=SC2086 # one folder a line, without spaces
   "$PY" scripts/read_signatures.py $folders >.upstream/signatures.tsv
   diff "$table" .upstream/signatures.tsv || die "$table differs from the releases' source distributions"
   say "$table is what the source distributions say"
@@ -353,6 +374,7 @@ case "${1:-}" in
   build) shift; set_up_wheels; build_wheels "$@" ;;
   check-wheel) shift; set_up_wheels; check_wheels "$@" ;;
   gate) shift; run_gate "$@" ;;
+  check-files) set_up dev; check_files ;;
   lock) shift; find_uv; "$UV" run --quiet --no-project scripts/lock.py "$@" ;;
   docs) set_up dev; docs ;;
   bench) shift; set_up dev; exec "$PY" -m pytest benchmarks "$@" ;;
