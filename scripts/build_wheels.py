@@ -1,7 +1,9 @@
 """Builds what is published, into dist/: a package's sdist and, from that, as a stranger would, this machine's wheel.
 
 Of natten-mps also the wheel without compiled code, for machines that no other fits. Wheels for Linux get the manylinux
-tag that their symbols allow. On a Mac nothing is repaired: the libraries that a wheel needs are in it or in MLX's own
+tag that their symbols of glibc allow: to publish, natten-mps is built in manylinux's own image. (The clang of ziglang,
+which could build for an old glibc anywhere, will not do: its __builtin_cpu_supports answers no to every question, and
+the kernels would keep to SSE.) On a Mac nothing is repaired: the libraries that a wheel needs are in it or in MLX's own
 wheel, which it must find there (`delocate-wheel --exclude libmlx --ignore-missing-dependencies` changes no byte of it;
 without the second option it fails, as libmlx is not there to look at).
 
@@ -9,7 +11,6 @@ usage: build_wheels.py [natten-mps | natten-mlx]
 """
 
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -27,13 +28,9 @@ PINS = ("--build-constraints", ROOT / "requirements" / "build.txt", "--require-h
 
 def settings(package: str) -> dict[str, str]:
     """What the environment tells the build."""
-    if package == "natten-mlx":
-        return {"NATTEN_MLX_RELEASES": str(mlx_releases.lay_out(every="CI" in os.environ))}
-    if sys.platform != "linux":
+    if package == "natten-mps":
         return {}
-    # A clang that comes with the symbols of old releases of glibc, and links its C++ library into the wheel's own: one
-    # wheel for every Linux since 2014. natten-mlx needs the C++ library that libmlx.so uses, and so a newer Linux.
-    return {"CXX": f"{TOOLS / 'python-zig'} c++ -target {platform.machine()}-linux-gnu.2.17"}
+    return {"NATTEN_MLX_RELEASES": str(mlx_releases.lay_out(every="CI" in os.environ))}
 
 
 def build_wheel(sdist: Path, folder: Path, *options: str, **environment: str) -> Path:

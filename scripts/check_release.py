@@ -20,21 +20,15 @@ from set_repository import CITATION, OWNERS, PACKAGES, ROOT
 
 TAG = re.compile(rf"({'|'.join(PACKAGES)})-v(\d+\.\d+\.\d+(?:(?:a|b|rc)\d+)?)")
 HEADING = re.compile(r"^## \[(?P<version>[^\]]+)\] - (?P<date>.+)$", re.MULTILINE)
-VERSION = re.compile(r'^__version__ = "([^"]+)"$', re.MULTILINE)
 # What the names of a release's wheels say; natten-mps has one wheel more, for machines that none of the others fits.
 PLATFORMS = {"macOS arm64": r"macosx_\d+_\d+_arm64", "Linux x86-64": r"manylinux_\d+_\d+_x86_64"}
 PURE = "py3-none-any"
+# The newest glibc 2.x that a wheel for Linux may ask for; natten-mlx's is that of MLX's own wheels.
+GLIBC = {"natten-mps": 28, "natten-mlx": 35}
 
 
 def project(root: Path, package: str) -> dict:
     return tomllib.loads((root / "packages" / package / "pyproject.toml").read_text())["project"]
-
-
-def version(root: Path, package: str) -> str:
-    """The package's own, from its metadata or, where these take it from there, its `__version__`."""
-    init = root / "packages" / package / "src" / package.replace("-", "_") / "__init__.py"
-    stated = VERSION.search(init.read_text())
-    return project(root, package).get("version") or (stated[1] if stated else "no version")
 
 
 def changes(root: Path, wanted: str) -> tuple[str, str]:
@@ -72,8 +66,8 @@ def complaints(root: Path, tag: str) -> list[str]:
         return [f"a tag is {' or '.join(f'{package}-vX.Y.Z' for package in PACKAGES)}; got {tag!r}"]
     package, wanted = parts.groups()
     said = unset(root)
-    if version(root, package) != wanted:
-        said.append(f"{package} is {version(root, package)}, and the tag {tag}")
+    if (stated := project(root, package)["version"]) != wanted:
+        said.append(f"{package} is {stated}, and the tag {tag}")
     date, text = changes(root, wanted)
     if not text:
         said.append(f"CHANGELOG.md says nothing about {wanted} under a heading `## [{wanted}] - YYYY-MM-DD`")
@@ -97,6 +91,12 @@ def wrong_files(tag: str, names: list[str]) -> list[str]:
         f"{wheel} is only for the machine that built it"
         for wheel in wheels
         if wheel.endswith(("-linux_x86_64", "-linux_aarch64"))
+    ]
+    asked = {wheel: max(map(int, re.findall(r"manylinux_2_(\d+)_", wheel)), default=0) for wheel in wheels}
+    said += [
+        f"{wheel} asks for glibc 2.{glibc}; {package} must run with 2.{GLIBC[package]}"
+        for wheel, glibc in asked.items()
+        if glibc > GLIBC[package]
     ]
     # A failed compiler leaves a wheel without compiled kernels; natten-mps publishes one on purpose.
     pure = [wheel for wheel in wheels if wheel.endswith(PURE)]

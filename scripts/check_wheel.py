@@ -30,8 +30,8 @@ TAG = {"natten_mps": "py3-none", "natten_mlx": "cp311-abi3"}
 COMPILED = (".so", ".dylib", ".pyd", ".a", ".o", ".metallib")
 JUNK = (".pyc", ".DS_Store", ".orig", ".rej")
 MACOS = (14, 0)
-# The newest glibc that a wheel may ask for; natten-mlx's is that of MLX's own wheels.
-GLIBC = {"natten_mps": (2, 28), "natten_mlx": (2, 35)}
+# The newest glibc that a wheel may ask for, which is what MLX's own wheels do.
+GLIBC = (2, 35)
 # What a compiled file may be linked to, beside libraries of the wheel; and where those and libmlx are looked for.
 SYSTEM = {
     "Linux": re.compile(r"lib(c|m|dl|rt|pthread|gcc_s|stdc\+\+)\.so\.\d|ld-linux-[\w-]+\.so\.\d"),
@@ -82,7 +82,7 @@ def open_wheel(path: Path) -> Wheel | None:
     others = []
     folders = (f"{name['module']}/", f"{name['module']}-{name['version']}.dist-info/")
     with zipfile.ZipFile(path) as archive:
-        for file in archive.namelist():
+        for file in filter(lambda name: not name.endswith("/"), archive.namelist()):
             for folder, part in zip(folders, parts, strict=True):
                 if file.startswith(folder):
                     part[file.removeprefix(folder)] = archive.read(file)
@@ -115,10 +115,10 @@ def wrong_tag(wheel: Wheel) -> list[str]:
     metadata = wheel.info.get("METADATA", b"").decode()
     if not wheel.version == version == (re.findall(r"^Version: (.+)$", metadata, re.MULTILINE) or [""])[0]:
         said.append(f"is not of version {version}, or its metadata is not")
-    return said + [line for platform in wheel.platforms for line in wrong_platform(wheel, platform)]
+    return said + [line for platform in wheel.platforms for line in wrong_platform(platform)]
 
 
-def wrong_platform(wheel: Wheel, platform: str) -> list[str]:
+def wrong_platform(platform: str) -> list[str]:
     if platform == "any":
         return []
     if platform == f"macosx_{MACOS[0]}_{MACOS[1]}_arm64":
@@ -130,9 +130,8 @@ def wrong_platform(wheel: Wheel, platform: str) -> list[str]:
     linux = re.fullmatch(r"manylinux_(\d+)_(\d+)_(x86_64|aarch64)", platform)
     if linux is None:
         return [f"is for {platform}, which no index takes"]
-    newest = GLIBC[wheel.module]
-    if (int(linux[1]), int(linux[2])) > newest:
-        return [f"is for {platform}; {wheel.module} must run with glibc {newest[0]}.{newest[1]}"]
+    if (int(linux[1]), int(linux[2])) > GLIBC:
+        return [f"is for {platform}; it must run with glibc {GLIBC[0]}.{GLIBC[1]}"]
     return []
 
 

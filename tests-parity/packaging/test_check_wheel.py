@@ -158,7 +158,7 @@ def test_names(case: str) -> None:
         ("macosx_15_0_arm64", "is for macosx_15_0_arm64; wheels for macOS are for macosx_14_0_arm64"),
         ("macosx_14_0_universal2", "is for macosx_14_0_universal2; wheels for macOS are for macosx_14_0_arm64"),
         ("linux_x86_64", "is for linux_x86_64, which no index takes"),
-        ("manylinux_2_36_x86_64", "is for manylinux_2_36_x86_64; natten_mps must run with glibc 2.28"),
+        ("manylinux_2_36_x86_64", "is for manylinux_2_36_x86_64; it must run with glibc 2.35"),
         ("win_amd64", "is for win_amd64, which no index takes"),
     ],
 )

@@ -27,11 +27,10 @@ CHANGELOG = "# Changelog\n\n## [9.1.0] - 2030-02-28\n\n- New.\n\n## [9.0.0] - 20
 def checkout(tmp_path: Path) -> Path:
     """A copy of what the rules read, with version 9.1.0 and everything set."""
     for package in set_repository.PACKAGES:
-        init = f"packages/{package}/src/{package.replace('-', '_')}/__init__.py"
-        for path in (f"packages/{package}/pyproject.toml", init):
-            (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-            text = re.sub(r'^(version|__version__) = ".*"$', r'\1 = "9.1.0"', (ROOT / path).read_text(), flags=re.M)
-            (tmp_path / path).write_text(text)
+        path = f"packages/{package}/pyproject.toml"
+        (tmp_path / path).parent.mkdir(parents=True)
+        text = re.sub(r'^version = ".*"$', 'version = "9.1.0"', (ROOT / path).read_text(), flags=re.M)
+        (tmp_path / path).write_text(text)
     for path in (set_repository.CITATION, set_repository.OWNERS):
         (tmp_path / path).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / path, tmp_path / path)
@@ -105,6 +104,12 @@ WRONG_FILES = [
     ("natten-mps-v9.1.0", FILES[:3], f"besides wheels there must be only {MPS}.tar.gz"),
     ("natten-mps-v9.1.0", [*FILES[:2], FILES[3]], "py3-none-any is missing"),
     ("natten-mps-v9.1.0", [*FILES, f"{MPS}-py3-none-linux_x86_64.whl"], "is only for the machine that built it"),
+    (
+        "natten-mps-v9.1.0",
+        [*FILES, FILES[1].replace("2_28", "2_35")],
+        "asks for glibc 2.35; natten-mps must run with 2.28",
+    ),
+    ("natten-mlx-v9.1.0", [*MLX_FILES, MLX_FILES[1].replace("2_28", "2_36")], "natten-mlx must run with 2.35"),
     ("natten-mps-v9.1.0", [MLX_FILES[0], *FILES], f"is not of {MPS}"),
     (
         "natten-mlx-v9.1.0",
@@ -124,7 +129,7 @@ def test_what_may_be_published(tag: str, names: list[str], reason: str) -> None:
 def test_this_checkout() -> None:
     """Its version has its changes under a heading; all that may be missing is what a maintainer fills in."""
     for package in set_repository.PACKAGES:
-        wanted = check_release.version(ROOT, package)
+        wanted = check_release.project(ROOT, package)["version"]
         assert check_release.changes(ROOT, wanted)[1].startswith("Compared with"), wanted
         said = check_release.complaints(ROOT, f"{package}-v{wanted}")
         to_fill_in = {*check_release.unset(ROOT), *(line for line in said if "write the day of the release" in line)}
