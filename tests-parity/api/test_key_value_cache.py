@@ -144,6 +144,25 @@ def test_windows_that_cannot_stream(framework: Framework, arguments: dict[str, A
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
+def test_an_empty_chunk_is_the_newest(framework: Framework) -> None:
+    """It holds no token that a query could be of, at the beginning and later; the tokens before stay."""
+    cache, arrays = framework.package.KeyValueCache(5), _tokens(7)
+    query, key, value = (framework.tensor(arrays[name], "float32") for name in ("query", "key", "value"))
+    for first, end in ((0, 3), (3, 7)):
+        cache.append(key[:, :0], value[:, :0])
+        assert cache.tokens == first
+        with pytest.raises(ValueError, match="query must hold tokens of the newest chunk, at most 0; got 3"):
+            cache.attend(query[:, :3])
+        with pytest.raises(ValueError) as caught:
+            cache.attend(query[:, :0])
+        assert str(caught.value) == "KeyValueCache.attend: query shape must not be zero; got (0,)"
+        cache.append(key[:, first:end], value[:, first:end])
+        out = framework.numpy(cache.attend(query[:, first:end]))
+    whole = framework.numpy(framework.face("na1d")(query, key, value, 5, is_causal=True))
+    np.testing.assert_allclose(out, whole[:, 3:], rtol=0, atol=3e-6)
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 def test_chunks_that_do_not_fit(framework: Framework) -> None:
     def tokens(*shape: int, dtype: str = "float32") -> Any:
         return framework.tensor(np.ones(shape), dtype)

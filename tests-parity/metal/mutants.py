@@ -152,11 +152,9 @@ RULES: dict[str, tuple[str, str, tuple[str, ...]]] = {
 # Mutants that change no result, by file, rule and number of the match; and why.
 _UNUSED = "a brick that is not used is seen by no row"
 _NO_WEIGHT = "their weight is 0 already; the check keeps NaN from rows that do not see it"
-_NO_COLUMNS = "boxes without columns exist in rank 1 only, where no other axis has an extent"
 HARMLESS: dict[tuple[str, str, int], str] = {
     ("walk.h", "no simdgroup barrier", 0): "mem_none: it keeps the compiler from loading ahead, and orders no memory",
     ("coord.h", "patches begin past the end", 0): "only idle ones do, and their rows are clamped to the last one",
-    ("walk.h", "boxes have negative extents", 0): _NO_COLUMNS,
     ("walk.h", "rows have a negative number of bricks", 0): "a loop up to it never runs, as one up to 0 never does",
     ("walk.h", "bricks end after their last column", 0): "it is compared with columns 0 to 7 only",
     ("walk.h", "a loop runs once more", 2): "a group without bricks: everything in it is unused",

@@ -32,6 +32,7 @@ from .verify import attention_of, check_launch, sample_of
 # Problems on which a mutant is tried: compiled as in the other tests, and unoptimised.
 PROBLEMS = {True: 14, False: 7}
 LARGE = 4  # the problem with large logits
+UNSEEN = 5  # the problem of rank 3 that has keys beyond all that its queries see, on two axes at once
 # Processor time that a mutant may take: a multiple of that of the unchanged text, and at least so many seconds; and the
 # limit of the unchanged text.
 TIMES, MIN_SECONDS, MAX_SECONDS = 10, 60, 1200
@@ -90,6 +91,7 @@ TRIED_ON: dict[str, dict[str, tuple[str, ...]]] = {
         "img-staged-bias": ("na_rpb",),
         "seq-staged": ("na_sum",),
         "img-bias": ("na_rpb",),
+        "img-masked-bias": ("na_rpb",),
     },
     "walk.h": COMMON | {"seq-small-chunk": ("na_qk", "na_av_t"), "seq-direct-bias": ("na_fwd",)},
 }
@@ -142,8 +144,10 @@ def _found(number: int, name: str, instances: dict[str, Instance], built: Librar
     kit, rng = next(kit for kit in (*KITS, *LONG_KITS) if kit.name == name), random.Random(f"{name}/{number}")
     attending = name == "seq-staged" and number % 2 and set(instances) <= {*FUSED, "na_delta"}
     # With large logits, the largest may belong to a column that a row does not see.
-    large = {"scale": 60.0} if number == LARGE else {}
-    sample = attention_of(kit, rng, number) if attending else sample_of(kit, rng, number, **large)
+    changed: dict[str, Any] = {"scale": 60.0} if number == LARGE else {}
+    if number == UNSEEN and kit.rank == 3:
+        changed = case_of_unseen_keys()
+    sample = attention_of(kit, rng, number) if attending else sample_of(kit, rng, number, **changed)
     for instance in instances.values():
         try:
             check_launch(sample, instance, built.kernel(instance.name), rng, SCHEDULES[number % 3])
@@ -152,6 +156,16 @@ def _found(number: int, name: str, instances: dict[str, Instance], built: Librar
         except AssertionError as wrong:
             return next((kind for words, kind in WORDS.items() if words in str(wrong)), "values")
     return ""
+
+
+def case_of_unseen_keys() -> dict[str, Any]:
+    """Fields of a case: a piece whose queries are the first of two axes. Tiles of other keys have boxes of no columns,
+    whose ends are apart by less than nothing on both axes.
+    """
+    length, ones = 12, (1, 1, 1)
+    window = {"kernel_size": (1, 1, 3), "stride": ones, "dilation": ones, "is_causal": (False,) * 3}
+    piece = ((0, 1), (0, 1), (0, length)), ((0, 4), (0, 4), (0, length))
+    return {"shape": (4, 4, length), "piece": piece} | window
 
 
 def isolated(mutant: Mutant, seconds: int) -> tuple[Outcome, float]:

@@ -79,7 +79,7 @@ class KeyValueCache:
         specs = [fw.spec(face, name, tensor) for name, tensor in (("key", key), ("value", value))]
         before = None if self._key is None else [fw.spec(face, n, t) for n, t in self._buffers()]
         self._window, self._reach = rules.check_chunk(face, self._given, specs, before)
-        new = key.shape[1]
+        self._newest = new = key.shape[1]
         if new == 0:
             return
         self._make_room(key, value, new)
@@ -88,7 +88,6 @@ class KeyValueCache:
         self._value = _write(xp, self._value, self._end, value)
         self._end += new
         self._tokens += new
-        self._newest = new
 
     def _buffers(self) -> tuple[tuple[str, Tensor], tuple[str, Tensor]]:
         return ("key", self._key), ("value", self._value)

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 from ..problem import RANKS, TensorSpec
 from . import window as windows
 from .arguments import shown
-from .tensors import same, tensor_rank
+from .tensors import no_zero, same, tensor_rank
 
 
 class Window(NamedTuple):
@@ -68,6 +68,7 @@ def check_chunk(
 def check_query(face: str, query: TensorSpec, newest: int) -> int:
     """How many of the newest tokens the query holds; ValueError if it has more tokens than the newest chunk."""
     tensor_rank(face, "query", query, None)
+    no_zero(face, {"query shape": query.shape[1:-2]})
     length = query.shape[1]
     if length > newest:
         raise ValueError(
