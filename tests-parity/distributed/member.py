@@ -96,6 +96,7 @@ def rejected(fw: Any) -> None:
     ask("no tensor", [None, *shapes(6)[1:]] if last else shapes(6))
     ask("no tokens", shapes(0 if last else 6))
     ask("axis", shapes(6), axis=1)
+    ask("a mask", shapes(6), key_mask=tensor(np.ones((1, 6))))
     ask("legal", shapes(6))
 
 
@@ -133,7 +134,24 @@ def stopped(fw: Any) -> None:
         os._exit(3)
 
 
+def compiled(fw: Any) -> None:
+    """torch.compile breaks its graph at a call, which is computed as without it."""
+    from torch._dynamo.testing import CompileCounter
+
+    inputs, counter = [own(fw.tensor(each), SHARD, fw.index) for each in SHARD.inputs.values()], CompileCounter()
+
+    def call(query: Any, key: Any, value: Any) -> Any:
+        place = fw.place(SHARD)
+        return (fw.shared.na1d(query.sin(), key, value, kernel_size=5, backend="pure", **place).cos(),)
+
+    traced = fw.torch.compile(call, backend=counter)
+    cotangents = [fw.torch.ones_like(inputs[2])]
+    found, wanted = (fw.vjp(each, inputs, cotangents) for each in (traced, call))
+    pairs = zip((*found[0], *found[1]), (*wanted[0], *wanted[1]), strict=True)
+    report(graphs=counter.frame_count, errors=[error(fw.numpy(a), fw.numpy(b)) for a, b in pairs])
+
+
 if __name__ == "__main__":
     process = member(sys.argv[1])
-    {each.__name__: each for each in (agree, rejected, killed, stopped)}[sys.argv[2]](process)
+    {each.__name__: each for each in (agree, rejected, killed, stopped, compiled)}[sys.argv[2]](process)
     process.end()

@@ -117,6 +117,9 @@ def drawn(random: Random, count: int, seed: int) -> ShardCase:
 
 WRAPPED = ShardCase(((0, 2, 7, 12),), (0,), per_axis(1, kernel_size=5, stride=2, dilation=2), 5, wrap=(True,))
 NAMED = {
+    1: [
+        ShardCase(((0, 9), (0, 11)), (1,), per_axis(2, kernel_size=(3, 5), dilation=(2, 1)), 4, rpb=True, additional=2)
+    ],
     2: [ShardCase(((0, 3, 20),), (0,), per_axis(1, kernel_size=4, is_causal=True), 1, dtype="bfloat16")],
     3: [ShardCase(((0, 1, 2, 19),), (0,), per_axis(1, kernel_size=9, dilation=2), 2), WRAPPED],
     4: [ShardCase(((0, 4, 9), (0, 2, 11)), (1, 0), per_axis(2, kernel_size=(3, 5)), 3)],

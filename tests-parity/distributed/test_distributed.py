@@ -9,7 +9,7 @@ FRAMEWORKS = ("torch", "mlx")
 
 
 @pytest.mark.parametrize("drawn", [8, pytest.param(60, marks=pytest.mark.all)])
-@pytest.mark.parametrize("count", [2, 3, 4])
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_results_gradients_and_bytes(framework: str, count: int, drawn: int) -> None:
     ended = run(framework, "agree", count, drawn)
@@ -20,7 +20,7 @@ def test_results_gradients_and_bytes(framework: str, count: int, drawn: int) -> 
             for name, error in report["errors"].items():
                 assert error <= report["tolerance"], (process, name, error, report["what"])
             assert report["sent"] == report["due"], (process, report)
-    assert sum(report["sent"] for each in ended for report in each.reports) > 0
+    assert (sum(report["sent"] for each in ended for report in each.reports) > 0) == (count > 1)
 
 
 ASKED = "query (1, :, {h}, 4) {t}, key (1, :, {h}, 4) {t}, value (1, :, {h}, 4) {t}, kernel_size=({w},), stride=(1,), "
@@ -61,6 +61,7 @@ def test_what_one_process_rejects_all_raise(framework: str) -> None:
         ("no tensor", "ValueError", f"na1d: process 2 could not take part: TypeError: {no_tensor}"),
         ("no tokens", "ValueError", "na1d: every process must hold tokens; process 2 has 0 along axis 0"),
         ("axis", "ValueError", "na1d: axis must be one or two different axes of 0..0; got 1"),
+        ("a mask", "TypeError", "na1d: got an unexpected keyword argument 'key_mask'"),
         ("legal", "", ""),
     ]
     ended = run(framework, "rejected", 3)
@@ -71,6 +72,15 @@ def test_what_one_process_rejects_all_raise(framework: str) -> None:
             ("no tensor", "TypeError", no_tensor) if call == "no tensor" else (call, *rest) for call, *rest in expected
         ]
         assert found == (own if process == 2 else expected)
+
+
+@pytest.mark.all
+def test_torch_compiles_what_is_around_a_call() -> None:
+    ended = run("torch", "compiled", 3)
+    assert [each.status for each in ended] == [0] * 3, "\n".join(each.errors[-3000:] for each in ended)
+    for each in ended:
+        (report,) = each.reports
+        assert report["graphs"] == 2 and len(report["errors"]) == 4 and max(report["errors"]) < 1e-12
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)

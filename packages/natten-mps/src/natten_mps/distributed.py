@@ -158,8 +158,15 @@ def na3d(
     return _shared("na3d", tensors, window, scale, group, axis, wrap, return_lse, backend, upstream)
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator, unused-ignore]
-def _shared(
+def _shared(*asked: Any, **more: Any) -> Any:
+    """A call of a face or a module; torch.compile breaks its graph here, and traces nothing of it."""
+    # As a decorator, ``disable`` would import torch's compiler with this module, which takes seconds.
+    if torch.compiler.is_compiling():
+        return torch.compiler.disable(_in_eager)(*asked, **more)
+    return _in_eager(*asked, **more)
+
+
+def _in_eager(
     face: str,
     tensors: tuple[Any, ...],
     window: tuple[Any, ...],
