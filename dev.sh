@@ -28,12 +28,13 @@ usage: ./dev.sh COMMAND
                                build and check wheels, unless some are given, and run every suite on them in an
                                environment that cannot see the packages' sources
   bench [pytest args]          the benchmarks
+  metal probe|doctors|suites   on a Mac: whether Metal runs at all, both doctors, every suite on Metal itself
   clients [pytest args]        real packages that call NATTEN or 0.3, unmodified, on ours
   upstream [VERSION...] [pytest args]
                                NATTEN's own tests of its releases, unmodified, on natten-mps and a CPU (long)
   upstream signatures          read every release's parameters anew, and compare with the committed table
   torch VERSION [pytest args]  the tests whose answers depend on torch, on a release of it (VERSION as in 2.9.0;
-                               `newest` is what the index has)
+                               `newest` is what the index has, `nightly` what TORCH_NIGHTLY_INDEX has)
   mlx VERSION [pytest args]    doctor, and the tests whose answers depend on MLX, on a release of it with natten-mlx built
                                for it (VERSION as in 0.31.2, `oldest` or `newest`)
 
@@ -279,10 +280,14 @@ install_torch_release() {
   local wanted=torch pip options
   local is_it='import sys, importlib.metadata as m; sys.exit(m.version("torch").split("+")[0] != sys.argv[1])'
   ! "$PY" -c "$is_it" "$1" 2>/dev/null || return 0
-  [ "$1" = newest ] || wanted="torch==$1"
+  [[ $1 == n* ]] || wanted="torch==$1"
   say "installing $wanted into $VENV/"
   # --no-config: the workspace's override would leave torch out.
   options=(--no-config --quiet --python "$PY" --upgrade-package torch)
+  if [ "$1" = nightly ]; then
+    "$UV" pip install "${options[@]}" --prerelease allow --index "$TORCH_NIGHTLY_INDEX" "$wanted"
+    return
+  fi
   # In this order: a wheel in a folder that this machine's pip is set up with; PyTorch's own CPU builds; the index's.
   for pip in .tools/bin/python python3; do
     [ "$1" != newest ] || break
@@ -301,7 +306,8 @@ TORCH_SUITES=(answers/gradcheck answers/lazy_tensors answers/split_derivatives a
 
 run_torch() {
   local version=${1:-} suite suites=()
-  [[ $version =~ ^([0-9]+\.[0-9]+\.[0-9]+|newest)$ ]] || die "which release of torch? ./dev.sh torch 2.9.0"
+  [[ $version =~ ^([0-9]+\.[0-9]+\.[0-9]+|newest|nightly)$ ]] || die "which release of torch? ./dev.sh torch 2.9.0"
+  [ "$version" != nightly ] || [ -n "${TORCH_NIGHTLY_INDEX:-}" ] || die "TORCH_NIGHTLY_INDEX names no package index"
   shift
   VENV=.venv-torch-$version
   PY=$VENV/bin/python
@@ -378,6 +384,7 @@ case "${1:-}" in
   lock) shift; find_uv; "$UV" run --quiet --no-project scripts/lock.py "$@" ;;
   docs) set_up dev; docs ;;
   bench) shift; set_up dev; exec "$PY" -m pytest benchmarks "$@" ;;
+  metal) shift; set_up dev; exec "$PY" tests-parity/on_metal.py "$@" ;;
   clients) shift; run_clients "$@" ;;
   upstream)
     shift; set_up dev
