@@ -1,4 +1,4 @@
-"""natten-mps's pure backend beside dense attention with a mask, in one run, interleaved.
+"""natten-mps's pure backend, compared with dense attention with a mask in one run, in turns.
 
     python benchmarks/against_dense.py            # float32, two threads, medians
 
@@ -34,8 +34,8 @@ def contenders(problem: Timed, inputs: list[Tensor], backend: str) -> dict[str, 
     """The two forwards, each from heads-last tensors to heads-last output."""
     options = {"kernel_size": problem.window, "dilation": problem.dilation, "is_causal": problem.causal}
     specs = [spec("bench", name, t) for name, t in zip(("query", "key", "value"), inputs, strict=True)]
-    posed = fused("neighborhood_attention", *specs, stride=1, scale=None, **options)
-    mask = neighborhood_mask(posed, TorchTables(inputs[0].device))
+    checked = fused("neighborhood_attention", *specs, stride=1, scale=None, **options)
+    mask = neighborhood_mask(checked, TorchTables(inputs[0].device))
 
     def ours() -> Tensor:
         return natten_mps.neighborhood_attention(*inputs, **options, backend=backend)

@@ -1,4 +1,4 @@
-"""The CPU kernels beside compiled flex_attention and dense attention with a mask, in one run.
+"""The CPU kernels, compared with compiled flex_attention and with dense attention with a mask in one run.
 
     python benchmarks/cpu.py                      # every row; about 15 minutes on two cores
     python benchmarks/cpu.py --rows K13 --seconds 1
@@ -13,7 +13,7 @@ benchmarks/results/cpu-<instruction set>.tsv (--out):
     flex, dense            torch's compiled flex_attention with a block mask; scaled_dot_product_attention with
                            the neighborhood as a boolean mask. Heads-first tensors, masks made beforehand
     floor                  reading query, key and value and writing out at the speed at which this machine copies large
-                           tensors; the rows' own may stay in its caches
+                           tensors; those of a row may fit its caches, and so be faster
     GFLOP/s                useful work of the forward: two products per (query, key) pair
 """
 
@@ -107,18 +107,18 @@ ROWS = (
 
 
 def loaded(path: Path, isa: str | None) -> CpuLibrary:
-    """The library with its choice of instruction set made; it reads the variable once."""
+    """The library, held to an instruction set if one is given; it reads the variable once."""
     if isa:
         os.environ["NATTEN_CPU_ISA"] = isa
     library = CpuLibrary(path)
     found = library.instruction_set
     os.environ.pop("NATTEN_CPU_ISA", None)
-    assert isa in (None, found), f"asked for {isa}, got {found}"
+    assert isa in (None, found), f"requested {isa}, got {found}"
     return library
 
 
 def ours(library: CpuLibrary, row: Row) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
-    """Forward and backward on heads-last tensors; the same seeded values as :func:`tensors`."""
+    """Forward and backward on the heads-last tensors of :func:`tensors`."""
     problem, rows = row.problem, (1, *row.shape, row.heads)
     given = dict(zip(("query", "key", "value", "out_grad"), tensors(row), strict=True))
     made = {"out": torch.empty_like(given["query"]), "lse": torch.empty(rows)}

@@ -1,9 +1,9 @@
-"""What importing a package costs, its framework aside: ``import natten_mps`` or ``natten_mlx``, and its ``na2d``.
+"""What importing a package costs without its framework: ``import natten_mps`` or ``natten_mlx``, and its ``na2d``.
 
-Each import is a new process, which has imported the framework and numpy and turned the garbage collector off. Bytecode
-is cached, as pip leaves it, whatever PYTHONDONTWRITEBYTECODE says. Trees are taken by turns. Prints the smallest and
-the median time of each in milliseconds, and how many modules were imported. A tree is a checkout of this repository, so
-that a second worktree compares two commits:
+Each import is timed in a new process, which has imported the framework and numpy and turned the garbage collector off.
+Bytecode is cached, as after an installation by pip, whatever PYTHONDONTWRITEBYTECODE says. Trees are timed in turns.
+Prints the smallest and the median time of each in milliseconds, and how many modules were imported. A tree is a
+checkout of this repository, so that a second worktree compares two commits:
 
     git worktree add --detach ../before COMMIT
     python benchmarks/import_time.py . ../before

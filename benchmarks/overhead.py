@@ -1,8 +1,8 @@
-"""What one call costs beside its work: na2d on 8x8 tokens against the framework's own fused attention.
+"""What one call costs in addition to its work: na2d on 8x8 tokens, compared with the framework's own fused attention.
 
 In both packages, on the CPU and one thread: forward alone, and forward with gradients. All are called in short turns,
-so that whatever else the machine does strikes all alike. Prints the median of the turns in microseconds, the smallest
-one, and the ratio to the framework's own.
+so that other work on the machine affects all alike. Prints the median of the turns in microseconds, the smallest one,
+and the ratio to the framework's own.
 
 usage: python benchmarks/overhead.py [mps] [mlx] [--turns N] [--calls N]
 """
@@ -18,7 +18,7 @@ SHAPE, WINDOW, DIM = (1, 8, 8, 2, 16), 3, 16
 
 
 def torch_calls() -> tuple[str, dict[str, tuple[Call, Call]]]:
-    """The framework, and own and its own call by what they do. Torch's attention wants heads before tokens."""
+    """A title, and pairs of this package's call and the framework's. Torch's attention has heads before tokens."""
     import torch
 
     import natten_mps
@@ -38,7 +38,7 @@ def torch_calls() -> tuple[str, dict[str, tuple[Call, Call]]]:
 
 
 def mlx_calls() -> tuple[str, dict[str, tuple[Call, Call]]]:
-    """As :func:`torch_calls`; building the graph alone is what a call of MLX is."""
+    """As :func:`torch_calls`. A call in MLX only builds the graph, which is timed alone and evaluated."""
     import mlx.core as mx
 
     import natten_mlx
@@ -64,13 +64,13 @@ def mlx_calls() -> tuple[str, dict[str, tuple[Call, Call]]]:
 
 
 def backend_of(package: Any, tensors: list[Any]) -> str:
-    """The backend that the package takes."""
+    """The backend that the package plans."""
     text: str = package.explain("na2d", *tensors[:3], kernel_size=WINDOW)
     return text.partition("backend: ")[2].partition(" ")[0]
 
 
 def microseconds(call: Call, count: int) -> float:
-    """Of one call, on average over ``count``."""
+    """The time of one call, the mean of ``count``."""
     began = time.perf_counter()
     for _ in range(count):
         call()

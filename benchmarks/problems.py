@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Timed:
-    """One neighborhood attention problem to time; float32, batch 1 and 4 heads unless said."""
+    """One neighborhood attention problem to time: float32, by default batch 1 and 4 heads."""
 
     shape: tuple[int, ...]
     window: int
@@ -23,7 +23,7 @@ class Timed:
         return " ".join(parts + (["causal"] if self.causal else []))
 
 
-# Small and large windows of every rank; where dense attention with a mask is the natural alternative.
+# Small and large windows of every rank, at sizes where dense attention with a mask is the natural alternative.
 CPU_TABLE = (
     Timed((256,), 7),
     Timed((1024,), 7),

@@ -50,7 +50,7 @@ def one_process(repeats: int) -> None:
 
 
 def measure(repeats: int, rounds: int) -> None:
-    """1, 2 and 4 processes by turns, one thread each; the least of the medians."""
+    """1, 2 and 4 processes in turns, one thread each; the smallest of the medians."""
     best: dict[int, float] = {}
     for turn in range(rounds):
         for count in (1, 2, 4):
@@ -66,8 +66,8 @@ def measure(repeats: int, rounds: int) -> None:
                 )
                 for index in range(count)
             ]
-            said, *_ = [each.communicate()[0].split() for each in started]
-            best[count] = min(best.get(count, math.inf), float(said[1]))
+            printed, *_ = [each.communicate()[0].split() for each in started]
+            best[count] = min(best.get(count, math.inf), float(printed[1]))
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {MEASURED}")
     for count, milliseconds in best.items():
         print(f"{count} processes: {milliseconds:.1f} ms, {best[1] / milliseconds:.2f} x")
@@ -97,8 +97,8 @@ def cut(count: int, axes: int) -> Shards:
 
 def busiest(shards_of: Shards) -> tuple[int, int, float, float]:
     """Of a device in the middle: bytes sent in all and over its busiest link, seconds of interior and of border."""
-    places = [len(bounds) // 2 for bounds in shards_of.bounds]
-    middle = shards_of.process_at([min(at, len(b) - 2) for at, b in zip(places, shards_of.bounds, strict=True)])
+    center = [len(bounds) // 2 for bounds in shards_of.bounds]
+    middle = shards_of.process_at([min(at, len(b) - 2) for at, b in zip(center, shards_of.bounds, strict=True)])
     links: dict[int, int] = {}
     for each in shards_of.messages():
         if each.source == middle:

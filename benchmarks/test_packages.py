@@ -1,7 +1,7 @@
-"""Both packages side by side, one table a problem and direction: `./dev.sh bench`.
+"""Both packages side by side, one table for each problem and direction: `./dev.sh bench`.
 
-A call is timed until its result is there. The `path` in the saved data (--benchmark-json FILE) tells which
-path ran. Arguments of pytest-benchmark apply.
+A call is timed until its result is computed. The `plan` in the saved data (--benchmark-json FILE) says which backend
+ran, and how. Arguments of pytest-benchmark apply.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def in_mlx(problem: Timed, backward: bool) -> Prepared:
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward+backward"])
 @pytest.mark.parametrize("problem", CPU_TABLE, ids=lambda problem: problem.name)
 def test_time(benchmark: Any, problem: Timed, backward: bool, prepare: Callable[..., Prepared]) -> None:
-    call, path = prepare(problem, backward)
+    call, plan = prepare(problem, backward)
     benchmark.group = f"{problem.name}, {'forward and backward' if backward else 'forward'}"
-    benchmark.extra_info["path"] = path
+    benchmark.extra_info["plan"] = plan
     benchmark.pedantic(call, rounds=5, warmup_rounds=1)

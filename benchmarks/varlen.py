@@ -1,9 +1,9 @@
-"""Batches of items of different sizes beside a loop over the items, forward and backward, in both packages.
+"""Batches of items of different sizes, compared with a loop over the items, forward and backward, in both packages.
 
     python benchmarks/varlen.py [--rounds N]
 
-Each row is a process of its own, so that its peak of resident memory is its own. Padded batches are held against a
-loop that cuts each item out and pads its result; lists against a loop over the same list; packed sequences against a
+Each row is measured in a process of its own, which has its own peak of resident memory. Padded batches are compared
+with a loop that cuts each item out and pads its result; lists with a loop over the same list; packed sequences with a
 loop over a split. Times are the smallest of a few rounds.
 """
 
@@ -32,8 +32,8 @@ def torch_case(form: str, lengths: list[int], own: bool) -> tuple[Callable[[], A
 
     import natten_mps as na
 
-    most = max(lengths)
-    shape = {"padded": (len(lengths), most), "packed": (1, sum(lengths)), "listed": (sum(lengths),)}[form]
+    longest = max(lengths)
+    shape = {"padded": (len(lengths), longest), "packed": (1, sum(lengths)), "listed": (sum(lengths),)}[form]
     whole = [torch.randn(*shape, HEADS, DIM) for _ in range(3)]
 
     def call(q: Any, k: Any, v: Any) -> Any:
@@ -49,7 +49,7 @@ def torch_case(form: str, lengths: list[int], own: bool) -> tuple[Callable[[], A
         if own:
             return na.na1d_varlen(q, k, v, lengths, WINDOW)
         items = [na.na1d(*(t[i : i + 1, :n] for t in (q, k, v)), WINDOW) for i, n in enumerate(lengths)]
-        return torch.cat([pad(item, (0, 0, 0, 0, 0, most - item.shape[1])) for item in items])
+        return torch.cat([pad(item, (0, 0, 0, 0, 0, longest - item.shape[1])) for item in items])
 
     def leaves(learns: bool) -> list[Any]:
         if form == "listed":
@@ -73,9 +73,9 @@ def mlx_case(form: str, lengths: list[int], own: bool) -> tuple[Callable[[], Any
     import natten_mlx as na
 
     mx.set_default_device(mx.cpu)
-    most = max(lengths)
+    longest = max(lengths)
     ends = [sum(lengths[: i + 1]) for i in range(len(lengths) - 1)]
-    shape = {"padded": (len(lengths), most), "packed": (1, sum(lengths)), "listed": (sum(lengths),)}[form]
+    shape = {"padded": (len(lengths), longest), "packed": (1, sum(lengths)), "listed": (sum(lengths),)}[form]
     whole = [mx.random.normal((*shape, HEADS, DIM)) for _ in range(3)]
     given = [mx.split(t, ends) for t in whole] if form == "listed" else whole
     mx.eval(given)
@@ -94,7 +94,7 @@ def mlx_case(form: str, lengths: list[int], own: bool) -> tuple[Callable[[], Any
         if own:
             return na.na1d_varlen(q, k, v, lengths, WINDOW)
         items = [na.na1d(*(t[i : i + 1, :n] for t in (q, k, v)), WINDOW) for i, n in enumerate(lengths)]
-        return mx.concatenate([mx.pad(o, [(0, 0), (0, most - o.shape[1]), (0, 0), (0, 0)]) for o in items])
+        return mx.concatenate([mx.pad(o, [(0, 0), (0, longest - o.shape[1]), (0, 0), (0, 0)]) for o in items])
 
     gradient = mx.value_and_grad(lambda given: call(*given).sum())
     return lambda: mx.eval(call(*given)), lambda: mx.eval(gradient(given))

@@ -41,7 +41,7 @@ class Client:
     """One client at one size.
 
     build: its model, random weights. forward: named outputs of the model on ``given``. shapes: of each input.
-    home: the object whose attributes the client calls. dense: those attributes for the reference.
+    home: the object whose attributes the client calls. dense: their replacements for the reference.
     must_learn: parts of the names of parameters that get a gradient only through the attention.
     exact: the relative error allowed in float64.
     """
@@ -84,7 +84,7 @@ def run(client: Client, dtype: torch.dtype, draw: int = 0) -> tuple[Results, set
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name, parameter in parameters.items():
-            # Added to the client's own values: many start at zero, and would hide everything behind them.
+            # Added to the client's own values: many start at zero, and would hide everything before them.
             parameter += 0.2 * noise(f"{name} {draw}", parameter.shape)
     model.to(dtype)
     inputs = {f"input {i}": shape for i, shape in enumerate(client.shapes)}

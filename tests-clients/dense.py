@@ -28,10 +28,10 @@ def _window(length: int, size: int, dilation: int, query: int, stride: int = 1, 
     members up to the last of those queries, cut off after the query itself.
     """
     group = list(range(query % dilation, length, dilation))
-    place = group.index(query)
-    together = range(len(group))[place - place % stride :][:stride]
+    position = group.index(query)
+    together = range(len(group))[position - position % stride :][:stride]
     if causal:
-        return group[max(together[-1] - size + 1, 0) : place + 1]
+        return group[max(together[-1] - size + 1, 0) : position + 1]
     middle = min(together[0] + stride // 2, len(group) - 1)
     start = min(max(middle - size // 2, 0), len(group) - size)
     return group[start : start + size]

@@ -1,4 +1,4 @@
-"""Modules that clients import at load time but never call on the way to their attention layers.
+"""Modules that clients import but that their networks never call.
 
 They require compilers, audio codecs or a CUDA build, and one of them does not install on any recent Python.
 """
@@ -45,7 +45,7 @@ WEATHER = frozenset(
         "zarr",
     }
 )
-# cosmos-predict2: CUDA's layers, pictures, configurations and machines.
+# cosmos-predict2: CUDA's layers, images, configurations, and what describes the machine.
 COSMOS = frozenset(
     {
         "PIL",

@@ -5,11 +5,11 @@ from __future__ import annotations
 import fnmatch
 
 CUDA_ONLY = "calls one CUDA kernel by its private name"
-NON_DETERMINISTIC = "wants an error, or another result, of kernels that are not deterministic; here all are"
+NON_DETERMINISTIC = "expects an error, or another result, from kernels that are not deterministic; here all are"
 OWN_LOG = "is about NATTEN's own log lines"
 FP8 = "8-bit floats: no op here takes them"
-EXPECTED = "is expected to fail, for NATTEN's own "
-OWN_SWITCHES = "wants switches refused where NATTEN's kernels cannot do both; here they change nothing"
+EXPECTED = "is expected to fail, because NATTEN's own "
+OWN_SWITCHES = "expects switches to be refused where NATTEN's kernels cannot do both; here they change nothing"
 
 # For every release, or for those that start with the key.
 LEFT_OUT: dict[str, dict[str, str]] = {
@@ -22,13 +22,13 @@ LEFT_OUT: dict[str, dict[str, str]] = {
         "*determinism*": NON_DETERMINISTIC,
         "*non_deterministic*": NON_DETERMINISTIC,
         "*test_varlen_recompile*": "counts CUDA kernels by their names in a profile",
-        "*permute_kernel_cuda*": "holds a CUDA kernel against the very function that runs here",
+        "*permute_kernel_cuda*": "compares a CUDA kernel with the function that runs here",
     },
     "0.17": {
         "*test_context.py*test_fail*": OWN_SWITCHES,
         "*test_context.py*test_warn_skip*": OWN_SWITCHES,
         "*test_torch_flops_unfused*": EXPECTED + "unfused ops are not counted",
-        "*test_torch_compile_[012]": EXPECTED + "ops do not compile but for the experimental ones",
+        "*test_torch_compile_[012]": EXPECTED + "ops do not compile, except the experimental ones",
     },
 }
 

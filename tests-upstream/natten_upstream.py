@@ -187,7 +187,7 @@ def add_module(name: str, contents: dict[str, Any]) -> None:
 
 
 def install() -> None:
-    """``natten`` of the release, and what its tests import besides."""
+    """``natten`` of the release, and the other modules that its tests import."""
     translate_devices()
     compat.install(VERSION)
     if "natten.utils" in sys.modules:
@@ -217,8 +217,8 @@ LIMITS = ("recompile_limit", "accumulated_recompile_limit", "fail_on_recompile_l
 
 
 @pytest.fixture(autouse=True)
-def as_it_was() -> Iterator[None]:
-    """Reset what a test switched on in torch, including limits of recompilation."""
+def torch_settings() -> Iterator[None]:
+    """Reset what a test changed in torch, including limits of recompilation."""
     config = torch._dynamo.config
     limits = {name: getattr(config, name) for name in LIMITS}
     yield

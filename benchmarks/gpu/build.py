@@ -27,8 +27,8 @@ SHUFFLE = re.compile(r"^\s*shfl\.sync\.\w+\.b32\s+(%r\d+), [^;]*;\n", re.MULTILI
 def without_dead_shuffles(ptx: str) -> str:
     """The PTX without shuffles whose results are never read.
 
-    The emulated 8x8 product passes on both floats of a lane where one is used. No compiler removes the other shuffle:
-    ptxas leaves a branch in its place, 16 of them per product, which fragment the code.
+    The emulated 8x8 product shuffles both floats of a lane where only one is used. No compiler removes the other
+    shuffle: ptxas leaves a branch in its place, 16 of them per product, which fragment the code.
     """
     uses = Counter(re.findall(r"%r\d+\b", ptx))
     return SHUFFLE.sub(lambda shuffle: "" if uses[shuffle[1]] == 1 else shuffle[0], ptx)

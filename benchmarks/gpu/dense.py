@@ -58,7 +58,7 @@ def dense(problem: Problem, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def small(job: Job, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """What the job's launches should make, by name, from the numpy reference."""
-    p = job.posed
+    p = job.problem_in_dtype
     given = {name: t.double().cpu().numpy() for name, t in tensors.items()}
     optional = {name: given.get(name) for name in ("additional_keys", "additional_values", "rpb")}
     if p.op == "qk":

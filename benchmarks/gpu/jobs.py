@@ -12,7 +12,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "shared-metal"))
 
-from natten_metal.metal import op_launches as programs  # noqa: E402
+from natten_metal.metal import op_launches  # noqa: E402
 from natten_metal.metal.op_launches import Launch, fills_words  # noqa: E402
 from natten_metal.metal.source import ITEM_SIZES, Instance  # noqa: E402
 from natten_metal.problem.problem import Problem  # noqa: E402
@@ -45,7 +45,7 @@ TIMED = {
 
 
 def _small() -> dict[str, Problem]:
-    """Small problems that between them launch every template, also under the memory and race checkers."""
+    """Small problems that together launch every template; small enough for the memory and race checkers."""
     base = attention((13, 11), (5, 7), 2, 2, 24)
     strided = replace(base, stride=(2, 3), is_causal=(False, True), heads=4, scale=0.3)
     flat = replace(
@@ -86,33 +86,33 @@ class Job:
     variant: str = "plan"
 
     @property
-    def posed(self) -> Problem:
+    def problem_in_dtype(self) -> Problem:
         """The problem in the job's dtype."""
         return replace((TIMED | SMALL)[self.problem], dtype=self.dtype)
 
     @property
     def has_lse_grad(self) -> bool:
         """Whether the backward gets a gradient of lse; only the small fused problems do."""
-        return self.problem in SMALL and self.posed.op == "na"
+        return self.problem in SMALL and self.problem_in_dtype.op == "na"
 
     @property
-    def steps(self) -> tuple[Launch, ...]:
+    def launches(self) -> tuple[Launch, ...]:
         """The planner's launches on contiguous tensors, the variant applied to those that walk."""
-        p = self.posed
-        made = programs.forward(p) if self.direction == "forward" else programs.backward(p, self.has_lse_grad)
-        return tuple(_changed(step, p, self.variant) for step in made)
+        p = self.problem_in_dtype
+        made = op_launches.forward(p) if self.direction == "forward" else op_launches.backward(p, self.has_lse_grad)
+        return tuple(_changed(launch, p, self.variant) for launch in made)
 
 
-def _changed(step: Launch, problem: Problem, variant: str) -> Launch:
-    instance = step.instance
+def _changed(launch: Launch, problem: Problem, variant: str) -> Launch:
+    instance = launch.instance
     if not instance.record.walks:
-        return step
+        return launch
     # Staging copies 16 bytes at a time where head dims are full and every token starts at a 16-byte boundary. That
     # holds for fresh contiguous tensors with full head dims, but not always for rows of window slots.
-    slotted = any(name in ("attn", "logits_grad") for _, name in step.inputs)
+    slotted = any(name in ("attn", "logits_grad") for _, name in launch.inputs)
     odd = slotted and problem.slots * ITEM_SIZES[problem.dtype] % 16 != 0
-    instance = replace(instance, wide=fills_words(step) and not odd)
-    return replace(step, instance=replace(instance, **CHANGES[variant](instance)))
+    instance = replace(instance, wide=fills_words(launch) and not odd)
+    return replace(launch, instance=replace(instance, **CHANGES[variant](instance)))
 
 
 def chosen(problems: list[str], variants: list[str]) -> list[Job]:
@@ -128,4 +128,4 @@ def chosen(problems: list[str], variants: list[str]) -> list[Job]:
 
 def instances(of: list[Job]) -> list[Instance]:
     """Every kernel that the jobs launch, each once."""
-    return list(dict.fromkeys(step.instance for job in of for step in job.steps))
+    return list(dict.fromkeys(launch.instance for job in of for launch in job.launches))

@@ -1,8 +1,8 @@
 """natten_mps.distributed over NCCL, one process for each NVIDIA GPU, against one process with the whole problem.
 
 CUDA tensors run on the backend ``pure``. Each process computes the whole problem by itself, then its own shard with the
-others; results and all gradients of the shard must agree with their slices of the whole one's up to rounding, in
-float64 and in float32. Prints a line a case, and ends with an error if one differs.
+others; results and all gradients of the shard must equal slices of the whole problem's up to rounding, in float64 and
+in float32. Prints a line for each case, and ends with an error if one differs.
 
     PYTHONPATH=packages/natten-mps/src python benchmarks/gpu/nccl.py            # needs two GPUs or more
 """
@@ -50,8 +50,8 @@ def compare(name: str, rank: int, processes: int, dtype: torch.dtype) -> float:
     """The largest difference of a result or gradient, relative to the largest number of its tensor."""
     import natten_mps
 
-    shape, window, _, _, _, most = CASES[name]
-    first, last = rank * most, shape[0] if rank == processes - 1 else (rank + 1) * most
+    shape, window, _, _, _, length = CASES[name]
+    first, last = rank * length, shape[0] if rank == processes - 1 else (rank + 1) * length
     whole = inputs(name, dtype, torch.device("cuda", rank))
     face = f"na{len(shape)}d"
     out = getattr(natten_mps, face)(**whole, **window, backend="pure")

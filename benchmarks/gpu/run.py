@@ -77,39 +77,39 @@ class Driver:
         self.check(self.cuda.cuModuleGetFunction(ctypes.byref(function), module, entry_name(name).encode()))
         self.functions[name, cap] = function
 
-    def launcher(self, step: Launch, cap: int, buffers: list[Tensor]) -> Callable[[], None]:
+    def launcher(self, launch: Launch, cap: int, buffers: list[Tensor]) -> Callable[[], None]:
         arguments = Arguments()
-        for place, tensor in enumerate(buffers):
-            arguments.buffers[place] = tensor.data_ptr()
+        for index, tensor in enumerate(buffers):
+            arguments.buffers[index] = tensor.data_ptr()
         pointer = (ctypes.c_void_p * 1)(ctypes.addressof(arguments))
-        function = self.functions[step.instance.name, cap]
+        function = self.functions[launch.instance.name, cap]
 
-        def launch(kept: tuple[object, ...] = (arguments, buffers)) -> None:
+        def run(kept: tuple[object, ...] = (arguments, buffers)) -> None:
             stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
-            self.check(self.cuda.cuLaunchKernel(function, *step.grid, step.threads, 1, 1, 0, stream, pointer, None))
+            self.check(self.cuda.cuLaunchKernel(function, *launch.grid, launch.threads, 1, 1, 0, stream, pointer, None))
 
-        return launch
+        return run
 
 
-def buffers_of(step: Launch, known: dict[str, Tensor]) -> list[Tensor]:
+def buffers_of(launch: Launch, known: dict[str, Tensor]) -> list[Tensor]:
     """Binds a launch's tensors, allocates its outputs filled with NaN, and fills in strides, as a host does."""
-    bound = {argument: known[name] for argument, name in step.inputs}
-    for output in step.outputs:
+    bound = {argument: known[name] for argument, name in launch.inputs}
+    for output in launch.outputs:
         made = torch.full(output.shape, math.nan, dtype=DTYPES[output.dtype], device="cuda")
         bound[output.argument] = known[output.name] = made
-    params = list(step.params)
-    for argument, block in step.stride_params.items():
+    params = list(launch.params)
+    for argument, block in launch.stride_params.items():
         if argument in bound:
             strides = tuple(bound[argument].stride())
-            if step.instance.of_additional and argument in ("key_grad", "value_grad"):
+            if launch.instance.of_additional and argument in ("key_grad", "value_grad"):
                 strides = strides[1:]  # the parts are the outermost dimension
             values = stride_block(strides, channels=argument != "lse")
             params[PARAMS[block][0] : PARAMS[block][0] + len(values)] = values
     bound["prm"] = torch.tensor(params, dtype=torch.int64, device="cuda")
-    return [bound[argument.name] for argument in step.instance.arguments]
+    return [bound[argument.name] for argument in launch.instance.arguments]
 
 
-def seconds(launch: Callable[[], None]) -> float:
+def seconds(run: Callable[[], None]) -> float:
     """Median time of one launch, from replays of a graph of many."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
 
@@ -120,14 +120,14 @@ def seconds(launch: Callable[[], None]) -> float:
         torch.cuda.synchronize()
         return start.elapsed_time(end) * 1e-3
 
-    launch()
-    once = timed(launch)
+    run()
+    once = timed(run)
     many = int(max(1, min(200, LAUNCH_SECONDS / once)))
     stream = torch.cuda.Stream()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=stream):
         for _ in range(many):
-            launch()
+            run()
     graph.replay()
     replays = sorted(timed(graph.replay) / many for _ in range(int(max(5, min(31, REPLAY_SECONDS / (many * once))))))
     return replays[len(replays) // 2]
@@ -137,7 +137,7 @@ def inputs_of(job: Job) -> dict[str, Tensor]:
     """Seeded contiguous tensors, by their names in the program. All values are exact in half precision, so every dtype
     shares one reference.
     """
-    p = job.posed
+    p = job.problem_in_dtype
     rows, keys = (p.batch, *p.query_shape, p.heads), (p.batch, *p.key_shape, p.kv_heads)
     extra = (p.batch, p.additional, p.kv_heads)
     shapes: dict[str, tuple[int, ...]] = {"query": (*rows, p.head_dim), "key": (*keys, p.head_dim)}
@@ -170,19 +170,21 @@ def error_of(made: Tensor, wanted: Tensor) -> float:
 def run(
     job: Job, cap: int, driver: Driver, known: dict[str, Tensor], wanted: dict[str, Tensor]
 ) -> list[dict[str, Any]]:
-    """Launch the job's steps in order, adding their results to ``known``; one row a step."""
+    """Run the job's launches in order, adding their results to ``known``; one row for each."""
     rows = []
-    for step in job.steps:
-        launch = driver.launcher(step, cap, buffers_of(step, known))
-        launch()
+    for launch in job.launches:
+        start = driver.launcher(launch, cap, buffers_of(launch, known))
+        start()
         torch.cuda.synchronize()
-        errors = [error_of(known[output.name], wanted[output.name]) for output in step.outputs if output.name in wanted]
+        errors = [
+            error_of(known[output.name], wanted[output.name]) for output in launch.outputs if output.name in wanted
+        ]
         row = dict(zip(COLUMNS, (job.problem, job.dtype, job.direction, job.variant, cap), strict=False))
-        row |= {"template": step.instance.template, "kernel": step.instance.name, "bricks": step.bricks}
+        row |= {"template": launch.instance.template, "kernel": launch.instance.name, "bricks": launch.bricks}
         row |= {"error": max(errors, default=0.0)}
         if job.problem in TIMED:
-            row["microseconds"] = seconds(launch) * 1e6
-            row["ns_per_brick"] = row["microseconds"] * 1e3 / step.bricks if step.bricks else 0.0
+            row["microseconds"] = seconds(start) * 1e6
+            row["ns_per_brick"] = row["microseconds"] * 1e3 / launch.bricks if launch.bricks else 0.0
         rows.append(row)
     return rows
 
@@ -219,20 +221,20 @@ def main() -> None:
     print(f"{len(cubins)} kernels assembled, {time.time() - began:.0f} s", flush=True)
     rows: list[dict[str, Any]] = []
     wanted: dict[str, Tensor] = {}
-    place: object = None
+    referenced: str | None = None  # the problem whose reference `wanted` holds
     for job in sorted(jobs, key=lambda job: (list(TIMED | SMALL).index(job.problem), job.dtype, job.variant != "plan")):
         inputs = inputs_of(job)
         # Timed problems share one reference for all dtypes, because their inputs are the same numbers.
-        if job.problem in SMALL or place != job.problem:
-            plain = job.problem in TIMED and job.posed.op == "na"
-            wanted = dense(job.posed, inputs) if plain else small(job, inputs)
-        place = job.problem
+        if job.problem in SMALL or referenced != job.problem:
+            plain = job.problem in TIMED and job.problem_in_dtype.op == "na"
+            wanted = dense(job.problem_in_dtype, inputs) if plain else small(job, inputs)
+        referenced = job.problem
         for cap in caps if job.problem in TIMED else (0,):
             known = dict(inputs)
-            if job.direction == "backward" and job.posed.op == "na":
+            if job.direction == "backward" and job.problem_in_dtype.op == "na":
                 forward = Job(job.problem, job.dtype, "forward", job.variant)
-                for step in forward.steps:
-                    driver.launcher(step, cap, buffers_of(step, known))()
+                for launch in forward.launches:
+                    driver.launcher(launch, cap, buffers_of(launch, known))()
             for row in run(job, cap, driver, known, wanted):
                 cubin = cubins[row["kernel"], cap]
                 row |= {name: getattr(cubin, name) for name in COLUMNS if hasattr(cubin, name)}

@@ -2,8 +2,8 @@
 
     python benchmarks/gpu/summary.py RESULT.tsv
 
-Each kernel counts with the better of its register limits. Rows whose variant is not one of jobs.CHANGES are other
-kernels for the same problem, timed in the same run; the fastest of them counts.
+Of a kernel's register limits the better one counts. Rows whose variant is not one of jobs.CHANGES are other kernels for
+the same problem, timed in the same run; the fastest of them counts.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from jobs import CHANGES
 
-Best = dict[str, float]  # microseconds by template; of other kernels under "other"
+Best = dict[str, float]  # microseconds by template; those of other kernels under "other"
 
 
 def best(rows: list[dict[str, str]]) -> dict[tuple[str, str], Best]:

@@ -50,7 +50,7 @@ def test_model(client: Client, backend: str, measured: dict[str, float]) -> None
 
 
 def test_its_own_attention_in_torch_agrees() -> None:
-    """The client's fallback without NATTEN agrees with :mod:`dense`: both mean the same by the same arguments."""
+    """The client's fallback without NATTEN agrees with :mod:`dense`: both give the arguments the same meaning."""
     for client in CLIENTS:
         with replaced(client.home, {name: getattr(neighborhood_attention, name) for name in NAMES}):
             found, ran = run(client, torch.float64)

@@ -1,4 +1,4 @@
-"""``all-in-one-mps``: the all-in-one music model as written for natten-mps 0.3, without a module ``natten``."""
+"""``all-in-one-mps``: the all-in-one music model as written for natten-mps 0.3. It does not import ``natten``."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def client(name: str, frames: int) -> Client:
 CLIENTS = (client("all-in-one-mps", 48), client("all-in-one-mps, shorter than its window", 21))
 
 
-def test_it_found_what_0_3_had() -> None:
-    """Not NATTEN's call forms, which this suite installs for the other clients."""
+def test_it_uses_the_module_of_0_3() -> None:
+    """And not NATTEN's call forms, which this suite installs for the other clients."""
     assert dinat._prefer_mps and dinat._natf is sys.modules["natten_mps.extras.allin1.functional"]
 
 

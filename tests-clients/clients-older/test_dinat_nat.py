@@ -1,4 +1,4 @@
-"""Hugging Face ``transformers``: Dinat in the last release whose attention layer works, and Nat, retired there."""
+"""Hugging Face ``transformers``: Dinat in the last release whose attention layer works, and Nat, deprecated in it."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def client(name: str, frames: int, **options: object) -> Client:
 CLIENTS = (
     client("allin1", 48),
     client("allin1, shorter than its window", 21),  # 21 frames, padded to 40 by the client
-    client("allin1, one attention, over time alone", 27, double_attention=False, instrument_attention=False),
+    client("allin1, one attention, over time only", 27, double_attention=False, instrument_attention=False),
 )
 
 

@@ -97,8 +97,8 @@ def test_a_wrong_token_shows() -> None:
         assert_notices(each)
 
 
-def test_as_things_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On other devices the client raises by itself, before it calls NATTEN."""
+def test_unmodified_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On other devices the client raises its own error, before it calls NATTEN."""
     monkeypatch.undo()
     assert neighborhood_attn.HAS_NATTEN
     model = text2image_dit.Attention(

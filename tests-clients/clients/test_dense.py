@@ -1,4 +1,4 @@
-"""The dense reference against the packages' float64 one, and what clients query before they import natten."""
+"""The dense reference against the packages' float64 reference, and what clients query before they import natten."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def fused(case: Case, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     ids=lambda each: getattr(each, "__name__", None) or str(each),
 )
 def test_dense(case: Case, function: Callable[..., Tensor], biased: bool) -> None:
-    """Fused, and as split ops (only those take a bias): results and gradients of the float64 reference."""
+    """Fused, and as split ops (only those take an rpb): the results and gradients are the float64 reference's."""
     case = replace(case, rpb=biased)
     shape = (case.batch, *case.shape, case.heads, case.head_dim)
     given = {name: noise(name, shape).double().requires_grad_() for name in ("query", "key", "value")}
@@ -72,7 +72,7 @@ def test_dense(case: Case, function: Callable[..., Tensor], biased: bool) -> Non
         np.testing.assert_allclose(found.numpy(), gradients[name], rtol=0, atol=1e-12)
 
 
-def test_natten_is_there() -> None:
+def test_natten_can_be_found() -> None:
     assert importlib.util.find_spec("natten") is not None
     assert importlib.metadata.version("natten") == natten.__version__
     assert natten.na2d is natten.functional.na2d

@@ -125,7 +125,7 @@ def test_a_wrong_token_shows(client: Client) -> None:
 
 
 @pytest.mark.parametrize("fused", [True, False])
-def test_generation_of_its_time(fused: bool) -> None:
+def test_the_call_forms_of_its_time(fused: bool) -> None:
     v017 = compat.for_version("0.17.1")
     with replaced(natten, {"has_fused_na": v017.has_fused_na if fused else lambda: False}):
         check(BLOCK if fused else SPLIT_BLOCK, BACKENDS[0], {name: getattr(v017, name) for name in DENSE})

@@ -77,7 +77,7 @@ def test_a_wrong_token_shows() -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_as_the_clients_own_processor(backend: str) -> None:
-    """Forward, the client's other processor, flex_attention, is a second reference. (It has no backward on a CPU.)"""
+    """A second reference: the client's other processor, flex_attention, which has no backward on a CPU."""
     torch.manual_seed(0)
     model = decoder().eval()
     given = [noise(f"input {i}", shape) for i, shape in enumerate(SHAPES)]
@@ -94,7 +94,7 @@ def test_as_the_clients_own_processor(backend: str) -> None:
 
 
 def test_without_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What happens on a Mac today: no package of kernels, and an error that names it."""
+    """What happens on a Mac today: the package ``kernels`` is missing, and the error names it."""
     monkeypatch.setattr(ltx2, "is_kernels_available", lambda: False)
     with pytest.raises(ImportError, match="fetches NATTEN from the Hub with the `kernels` package"):
         ltx2.LTX2VideoVaeNeighborhoodNattenProcessor()

@@ -54,7 +54,7 @@ def forward(model: nn.Module, hidden: Tensor) -> dict[str, Tensor]:
     return {"out": out, "attention": attn}
 
 
-# Only where the width equals the number of heads does the layer run at all.
+# The layer runs only where the width equals the number of heads.
 LAYER = Client(
     "dinat, layer",
     layer,
@@ -77,7 +77,7 @@ def test_every_column_is_seen() -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_layer_alone(backend: str, measured: dict[str, float]) -> None:
-    """Right or wrong, the layer computes what the reference computes for the same calls."""
+    """Whatever the layer means to compute, its result is the same over the reference's functions."""
     measured |= check(LAYER, backend)
 
 

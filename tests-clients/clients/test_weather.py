@@ -37,7 +37,7 @@ class Dense(nn.Module):
 
 
 def transformer(attention: str, **options: Any) -> nn.Module:
-    """physicsnemo's diffusion transformer, blocks and patches; a window of 3 by 3, dilated."""
+    """physicsnemo's diffusion transformer on patches, with a dilated window of 3 by 3."""
     return DiT(
         (10, 14),
         in_channels=3,
@@ -61,7 +61,7 @@ def one(model: nn.Module, *given: Tensor) -> dict[str, Tensor]:
 
 
 def levels() -> nn.Module:
-    """Its transformer over three axes: the last of three blocks is dilated; names a backend of another device."""
+    """Its transformer over three axes. The last of three blocks is dilated; the backend is one of another device."""
     return StrataTransformer3D(
         in_channels=2,
         input_shape=(4, 12, 10),

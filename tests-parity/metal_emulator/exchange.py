@@ -36,8 +36,8 @@ class BufferIn(ctypes.Structure):
     ]
 
 
-class SlotIn(ctypes.Structure):
-    """A [[buffer(n)]] slot: a byte offset into one of the arrays, or -1 if unbound."""
+class PointerIn(ctypes.Structure):
+    """A [[buffer(n)]] pointer: one of the arrays and a byte offset; buffer -1 if it is unbound."""
 
     _fields_ = [("buffer", ctypes.c_int64), ("offset", ctypes.c_uint64)]
 
@@ -92,10 +92,10 @@ class Result(ctypes.Structure):
 
 @dataclass
 class Memory:
-    """One array, however many slots refer to it, and what happened to it."""
+    """One array, however many pointers refer to it, and what happened to it."""
 
     array: np.ndarray
-    slots: list[int]
+    indices: list[int]
     read_only: bool
     initialised: bool
     checked: bool
@@ -128,7 +128,7 @@ class Memory:
             cell_shift=self.cell_bytes().bit_length() - 1,
             read_only=self.read_only,
             initialised=self.initialised,
-            label=self.slots[0],
+            label=self.indices[0],
             in_place=self.in_place,
             read_counts=self.reads.ctypes.data if self.checked else None,
             write_counts=self.writes.ctypes.data if self.checked else None,
@@ -139,7 +139,7 @@ class Memory:
 def runtime() -> ctypes.CDLL:
     """The runtime library, checked to lay out its structures as this module does."""
     library = ctypes.CDLL(str(runtime_library()))
-    here = [ctypes.sizeof(structure) for structure in (BufferIn, SlotIn, Options, FaultOut, EventOut, Result)]
+    here = [ctypes.sizeof(structure) for structure in (BufferIn, PointerIn, Options, FaultOut, EventOut, Result)]
     there = (ctypes.c_uint32 * len(here))()
     library.metal_emulator_structure_bytes(there)
     if list(there) != here:
@@ -150,7 +150,7 @@ def runtime() -> ctypes.CDLL:
 def dispatch(
     entry: int,
     memories: Sequence[Memory],
-    slots: Mapping[int, tuple[int, int]],
+    pointers: Mapping[int, tuple[int, int]],
     argument_bytes: Sequence[int],
     threads: tuple[int, int, int],
     threadgroup: tuple[int, int, int],
@@ -158,10 +158,12 @@ def dispatch(
 ) -> tuple[Result, float]:
     """Run one launch; counters go to `memories` and the result, which includes the seconds it took.
 
-    slots: for each buffer slot its memory's number and byte offset. argument_bytes: of each [[threadgroup(n)]].
+    pointers: for each buffer index its memory's number and byte offset. argument_bytes: of each [[threadgroup(n)]].
     """
-    slot_count = max(slots, default=-1) + 1
-    slot_array = (SlotIn * slot_count)(*[SlotIn(*slots.get(index, (-1, 0))) for index in range(slot_count)])
+    pointer_count = max(pointers, default=-1) + 1
+    pointer_array = (PointerIn * pointer_count)(
+        *[PointerIn(*pointers.get(index, (-1, 0))) for index in range(pointer_count)]
+    )
     buffer_array = (BufferIn * len(memories))(*[memory.to_runtime() for memory in memories])
     result = Result()
     with _one_at_a_time:
@@ -170,8 +172,8 @@ def dispatch(
             ctypes.c_void_p(entry),
             buffer_array,
             ctypes.c_uint32(len(memories)),
-            slot_array,
-            ctypes.c_uint32(slot_count),
+            pointer_array,
+            ctypes.c_uint32(pointer_count),
             (ctypes.c_uint64 * len(argument_bytes))(*argument_bytes),
             ctypes.c_uint32(len(argument_bytes)),
             (ctypes.c_uint32 * 3)(*threads),

@@ -24,7 +24,7 @@ class Buffer:
 
     initialised=False: the contents count as never written, and start as 0xFF bytes (NaN). in_place: the kernel gets the
     array itself, for arrays too large to copy; they are not watched, so only libraries compiled with checked=False
-    accept them. Slots that share memory must be given the same array object's memory, with offsets.
+    accept them. Buffers that share memory must be given as the same array, with offsets.
     """
 
     array: np.ndarray
@@ -81,7 +81,7 @@ class Kernel:
     ) -> Report:
         """Run the kernel over `threads` threads in groups of `threadgroup`, as dispatchThreads does.
 
-        buffers: by slot, or in order from slot 0. Arrays that the kernel may write are changed in place. Groups at the
+        buffers: by index, or in order from 0. Arrays that the kernel may write are changed in place. Groups at the
         far edges are smaller where the sizes do not divide. threadgroup_memory: bytes of each [[threadgroup(n)]]
         argument. early_return=True allows threads to return before a barrier that others reach. Raises EmulatorFault
         if anything was found, unless raise_on_fault is False: then look at the report's `faults`.
@@ -101,9 +101,11 @@ class Kernel:
             variant.fast_math,
             variant.sanitizer == "address",
         )
-        memories, slots = self._bind(buffers)
+        memories, pointers = self._bind(buffers)
         argument_bytes = self._argument_bytes(threadgroup_memory or {})
-        report = self._report(memories, *dispatch(self._entry, memories, slots, argument_bytes, size, group, options))
+        report = self._report(
+            memories, *dispatch(self._entry, memories, pointers, argument_bytes, size, group, options)
+        )
         if raise_on_fault and not report.ok:
             raise EmulatorFault(report)
         return report
@@ -123,19 +125,19 @@ class Kernel:
     def _bind(
         self, buffers: Mapping[int, Bindable] | Sequence[Bindable]
     ) -> tuple[list[Memory], dict[int, tuple[int, int]]]:
-        """Memories, and for each slot its memory and byte offset."""
+        """The memories, and for each buffer index its memory's number and byte offset."""
         given = dict(buffers if isinstance(buffers, Mapping) else enumerate(buffers))
         declared = {binding.index: binding for binding in self.bindings if binding.source == BUFFER}
         if set(given) != set(declared):
             raise ValueError(f"kernel {self.name} has buffers {sorted(declared)}, but was given {sorted(given)}")
         memories: list[Memory] = []
-        slots = {}
+        pointers = {}
         for index in sorted(given):
             buffer = _as_buffer(given[index])
             read_only = declared[index].read_only
             self._check_buffer(index, buffer, read_only)
-            slots[index] = (self._find_memory(memories, index, buffer, read_only), buffer.offset)
-        return memories, slots
+            pointers[index] = (self._find_memory(memories, index, buffer, read_only), buffer.offset)
+        return memories, pointers
 
     def _check_buffer(self, index: int, buffer: Buffer, read_only: bool) -> None:
         if buffer.in_place and self._variant.checked:
@@ -155,10 +157,10 @@ class Kernel:
                 continue
             if (memory.array.ctypes.data, memory.array.nbytes) != (buffer.array.ctypes.data, buffer.array.nbytes):
                 raise ValueError(
-                    f"kernel {self.name}: buffer({memory.slots[0]}) and buffer({index}) overlap; bind one array "
+                    f"kernel {self.name}: buffer({memory.indices[0]}) and buffer({index}) overlap; bind one array "
                     f"with offsets"
                 )
-            memory.slots.append(index)
+            memory.indices.append(index)
             memory.read_only = memory.read_only and read_only
             memory.initialised = memory.initialised and buffer.initialised
             return number
@@ -176,7 +178,7 @@ class Kernel:
         if result.events_lost:
             raise ValueError(f"kernel {self.name} counts more than {MAX_EVENTS} different events")
         checked = self._variant.checked
-        by_slot = {slot: memory for memory in memories for slot in memory.slots}
+        by_index = {index: memory for memory in memories for index in memory.indices}
         return Report(
             kernel=self.name,
             faults=tuple(self._fault(fault) for fault in result.faults[: result.fault_count]),
@@ -187,13 +189,13 @@ class Kernel:
             barriers=result.barriers,
             simdgroup_barriers=result.simdgroup_barriers,
             threadgroup_bytes=result.threadgroup_bytes,
-            bytes_read={slot: memory.bytes_read for slot, memory in by_slot.items()} if checked else None,
-            bytes_written={slot: memory.bytes_written for slot, memory in by_slot.items()} if checked else None,
+            bytes_read={index: memory.bytes_read for index, memory in by_index.items()} if checked else None,
+            bytes_written={index: memory.bytes_written for index, memory in by_index.items()} if checked else None,
             threadgroup_bytes_read=result.threadgroup_bytes_read if checked else None,
             threadgroup_bytes_written=result.threadgroup_bytes_written if checked else None,
             seconds=seconds,
-            read_counts={slot: m.per_element(m.reads) for slot, m in by_slot.items()} if checked else None,
-            write_counts={slot: m.per_element(m.writes) for slot, m in by_slot.items()} if checked else None,
+            read_counts={index: m.per_element(m.reads) for index, m in by_index.items()} if checked else None,
+            write_counts={index: m.per_element(m.writes) for index, m in by_index.items()} if checked else None,
             event_lanes={event.name.decode(): tuple(event.count) for event in result.events[: result.event_count]},
         )
 

@@ -248,7 +248,7 @@ class Scan:
 
     @staticmethod
     def function_name(head: list[str]) -> str:
-        """The word before the parameter list; attributes are stepped over."""
+        """The word before the parameter list; attributes are skipped."""
         depth = 0
         for i, token in enumerate(head):
             depth += {"[[": 1, "]]": -1}.get(token, 0)

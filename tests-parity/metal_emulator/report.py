@@ -43,8 +43,8 @@ class Fault:
 class Report:
     """Findings and counters of one launch.
 
-    Byte counts and element counts are None for libraries compiled with checked=False. Dictionaries go by buffer index;
-    slots that share an array share its counts.
+    Byte counts and element counts are None for libraries compiled with checked=False. The dictionaries' keys are buffer
+    indices; those that share an array share its counts.
     """
 
     kernel: str
@@ -55,7 +55,7 @@ class Report:
     simdgroup_operations: int  # shuffles, reductions, votes, prefix sums
     barriers: int  # threadgroup barriers, summed over the groups
     simdgroup_barriers: int
-    threadgroup_bytes: int  # most that one group held
+    threadgroup_bytes: int  # the most that one group had
     bytes_read: dict[int, int] | None  # requested by the kernel
     bytes_written: dict[int, int] | None
     threadgroup_bytes_read: int | None

@@ -27,7 +27,7 @@ MAX_BUFFERS = 31
 
 @dataclass(frozen=True)
 class Binding:
-    """One kernel parameter: a buffer slot, a [[threadgroup(n)]] slot, or a position value."""
+    """One kernel parameter: a buffer, a [[threadgroup(n)]] pointer, or a position value."""
 
     source: int
     index: int
@@ -53,15 +53,15 @@ def parse_parameter(kernel: str, text: str, next_buffer: int) -> Binding:
     declaration = re.sub(r"\[\[.*?\]\]", "", text, flags=re.DOTALL)
     if "function_constant" in attributes:
         raise ValueError(f"{kernel}: function constants are not supported: {text.strip()}")
-    threadgroup_slot = re.search(r"\bthreadgroup\s*\(\s*(\d+)", attributes)
-    if threadgroup_slot:
-        return Binding(THREADGROUP_MEMORY, int(threadgroup_slot[1]))
+    threadgroup_index = re.search(r"\bthreadgroup\s*\(\s*(\d+)", attributes)
+    if threadgroup_index:
+        return Binding(THREADGROUP_MEMORY, int(threadgroup_index[1]))
     for word in re.findall(r"\w+", attributes):
         if word in POSITIONS:
             return Binding(POSITION, POSITIONS[word])
     if re.search(r"\bdevice\b|\bconstant\b", declaration) and re.search(r"[*&]", declaration):
-        slot = re.search(r"\bbuffer\s*\(\s*(\d+)", attributes)
-        index = int(slot[1]) if slot else next_buffer
+        given = re.search(r"\bbuffer\s*\(\s*(\d+)", attributes)
+        index = int(given[1]) if given else next_buffer
         if index >= MAX_BUFFERS:
             raise ValueError(f"{kernel}: buffer({index}) is past the last one, buffer({MAX_BUFFERS - 1})")
         return Binding(BUFFER, index, read_only=bool(re.search(r"\bconst\b|\bconstant\b", declaration)))

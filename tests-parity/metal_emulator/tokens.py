@@ -72,7 +72,7 @@ def after_match(tokens: list[str], start: int) -> int:
 
 
 def statement_end(tokens: list[str], start: int) -> int:
-    """Index of the `;` that ends the statement at `start`; brackets are stepped over."""
+    """Index of the `;` that ends the statement at `start`; what stands in brackets is skipped."""
     i = start
     while tokens[i] != ";":
         i = after_match(tokens, i) if tokens[i] in OPENING else i + 1

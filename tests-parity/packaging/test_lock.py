@@ -46,10 +46,10 @@ def test_a_difference_is_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     monkeypatch.setattr(lock, "export_all", lambda *options: changed)
     with pytest.raises(SystemExit, match="1"):
         lock.check()
-    said = capsys.readouterr().out
-    assert said.startswith("lock: requirements/ is not what pyproject.toml asks for; run ./dev.sh lock\n")
-    assert f"-{release[0]}" in said
-    assert "+ruff==999" in said
+    printed = capsys.readouterr().out
+    assert printed.startswith("lock: requirements/ is not what pyproject.toml asks for; run ./dev.sh lock\n")
+    assert f"-{release[0]}" in printed
+    assert "+ruff==999" in printed
 
 
 def test_a_file_without_a_group_is_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def fetched() -> Iterator[None]:
 def test_it_compiles_links_and_finds_its_symbols(fetched: None) -> None:
     verdict = check_macos_build.check()
     assert verdict.startswith("the extension compiles and links for aarch64-macos.14.0; libmlx exports all "), verdict
-    # What metal.cpp is written for.
+    # What metal.cpp calls.
     imported, _, theirs = check_macos_build.symbols(check_macos_build.CACHE / "_ext.abi3.so")
     for name in ("get_command_encoder", "get_library", "get_kernel", "dispatch_threadgroups", "set_input_array"):
         assert any(name in symbol for symbol in imported & theirs), name
@@ -55,15 +55,15 @@ def test_a_symbol_that_libmlx_lacks_is_noticed() -> None:
 
 def test_an_unreachable_registry_is_no_failure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Nothing else is excused: a version that the registry does not have is an error."""
-    said = {
+    errors = {
         "unreachable": "error: Failed to fetch: `...`\n  Caused by: dns error",
         "wrong": "no version of mlx==9",
         "gone": "error: Failed to fetch: `...`\n  Caused by: HTTP status client error (404 Not Found)",
     }
-    for kind in said:
+    for kind in errors:
         raised = check_macos_build.UnreachableRegistry if kind == "unreachable" else SystemExit
         uv = tmp_path / f"uv-{kind}"
-        uv.write_text(f"#!/bin/sh\ncat >&2 <<'TEXT'\n{said[kind]}\nTEXT\nexit 2\n")
+        uv.write_text(f"#!/bin/sh\ncat >&2 <<'TEXT'\n{errors[kind]}\nTEXT\nexit 2\n")
         uv.chmod(0o755)
         monkeypatch.setenv("UV", str(uv))
         monkeypatch.setattr(check_macos_build, "CACHE", tmp_path / kind)

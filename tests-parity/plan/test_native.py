@@ -53,15 +53,15 @@ def test_it_is_the_default_on_the_cpu() -> None:
     assert "backend: native (" in natten_mps.explain("na2d", *tensors(1), kernel_size=5)
 
 
-def test_what_the_library_says_of_itself() -> None:
+def test_instruction_set_and_threads_of_the_library() -> None:
     library = machine().native.library
     assert library.instruction_set in ("avx512", "avx2", "sse", "neon")
     assert 1 <= library.threads <= 4096
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
-def test_views_are_read_where_they_lie(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fused projection, heads first, every other token, strided channels, one item for the whole batch: no copies."""
+def test_views_are_read_without_copies(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fused projection, heads first, every other token, strided channels, one item for the whole batch."""
     fused = torch.randn(2, 9, 8, 3, 2, 16, dtype=dtype)
     heads_first = torch.randn(2, 2, 9, 8, 16, dtype=dtype).movedim(1, 3)
     apart = torch.randn(2, 16, 9, 16, 2, dtype=dtype).permute(0, 2, 3, 4, 1)[:, :, ::2]
@@ -164,7 +164,7 @@ def without_library() -> Iterator[Machine]:
 
 
 def test_without_the_library(without_library: Machine) -> None:
-    """The pure backend runs, the plan says why, and asking for the kernel is an error with the same words."""
+    """The pure backend runs, the plan gives the reason, and requesting the kernels is an error with that reason."""
     reason = "this install of natten-mps has no compiled CPU kernel for "
     with MPS.watch() as ran:
         with_gradients(tensors(1))
@@ -178,7 +178,7 @@ def test_without_the_library(without_library: Machine) -> None:
 
 
 @pytest.mark.usefixtures("without_library")
-def test_the_slow_path_is_told_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_slow_backend_is_logged_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """Only where a call under 'auto' falls back to it, and not where it was requested."""
     natten_mps._metal.plan.backends.logged.clear()
     with_gradients(tensors(1), backend="pure")
@@ -215,15 +215,15 @@ def test_other_devices_are_not_for_the_cpu_kernel() -> None:
 
 
 def test_the_library_and_the_ops_agree() -> None:
-    """The interface that the library tells, made of the header's tables, and the records of the ops."""
+    """The interface that the library reports is made from the header's tables; the ops have their own records."""
     header = (Path(__file__).parents[2] / "shared-metal" / "cpu" / "natten_cpu.h").read_text()
     assert f"#define NATTEN_CPU_ABI {cpu_library.ABI}\n" in header
-    told = machine().native.library.interface
-    assert told.dtypes == DTYPES
-    assert set(told.functions) == {name for op in OPS.values() for name in (op.forward, op.backward)}
-    assert all(f"int natten_{name}(" in header for name in told.functions)
+    interface = machine().native.library.interface
+    assert interface.dtypes == DTYPES
+    assert set(interface.functions) == {name for op in OPS.values() for name in (op.forward, op.backward)}
+    assert all(f"int natten_{name}(" in header for name in interface.functions)
     operands = {operand for op in OPS.values() for operand in op.inputs + op.outputs}
     flat = {operand for operand in operands if not operand.batched or not operand.differentiable}  # a mask has no heads
     layouts = {o.name: "FLAT" if o in flat else "CHANNELS" if o.channels else "ROWS" for o in operands}
-    assert told.layouts == layouts | {f"{name}_grad": layout for name, layout in layouts.items()}
-    assert all(hasattr(Problem, name) for name in told.fields.keys() - {"dtype", "threads"})
+    assert interface.layouts == layouts | {f"{name}_grad": layout for name, layout in layouts.items()}
+    assert all(hasattr(Problem, name) for name in interface.fields.keys() - {"dtype", "threads"})

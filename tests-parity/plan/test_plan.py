@@ -1,4 +1,4 @@
-"""Plans are data; backends are chosen in a fixed order; whatever is claimed to run does run."""
+"""Plans are data; backends are chosen in a fixed order; what the support matrix claims does run."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def plain(value: Any) -> bool:
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_a_step_fits_its_memory(case: Any) -> None:
+def test_a_chunk_fits_its_memory(case: Any) -> None:
     """The logits computed at once stay within the budget, or belong to a single tile."""
     problem = case.problem("float32")
     made = plan.plan(problem, CPU, "pure", ("pure",))
@@ -100,7 +100,7 @@ def test_plans_are_bounded_for_huge_problems() -> None:
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
-def test_a_forced_backend_that_cannot_says_why(framework: Framework) -> None:
+def test_a_requested_backend_that_cannot_run_gives_its_reason(framework: Framework) -> None:
     found = reasons(framework)
     assert found["pure"] is found["dense"] is None and any(found.values())
     for backend, reason in found.items():
@@ -171,7 +171,7 @@ def test_explain(framework: Framework) -> None:
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 def test_auto_runs_what_explain_announces(framework: Framework) -> None:
-    """And it says why, for each backend that it passed over."""
+    """It also gives the reason for each backend that was passed over."""
     given, path = tensors(framework), automatic(framework)
     before = itertools.takewhile(lambda found: found[1] is not None, reasons(framework).items())
     passed = [f"{backend}: {reason}" for backend, reason in before]
@@ -222,7 +222,7 @@ def runs(path: Path, face: str, given: list[Any]) -> None:
 
 
 @pytest.mark.parametrize("path", PATHS, ids=str)
-def test_varlen_uses_the_backend_that_is_asked_for(path: Path) -> None:
+def test_varlen_uses_the_requested_backend(path: Path) -> None:
     with path.framework.watch() as ran:
         found = path.framework.face("na1d_varlen")(*tensors(path.framework), [9], 3, backend=path.backend)
         path.framework.evaluate(found)
@@ -273,7 +273,7 @@ def ran_by(framework: Framework, **arguments: Any) -> set[str]:
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
-def test_use_backend_is_of_this_thread_only(framework: Framework) -> None:
+def test_use_backend_affects_this_thread_only(framework: Framework) -> None:
     seen: list[str] = []
     with framework.package.use_backend("dense"):
         thread = threading.Thread(target=lambda: seen.append(framework.package.get_backend()))

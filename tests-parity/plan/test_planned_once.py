@@ -16,16 +16,16 @@ BACKENDS = ("auto", "pure", "dense")
 
 @contextmanager
 def planned(framework: Framework) -> Iterator[list[str]]:
-    """The ops that the machine is asked to plan, one entry for each time; nothing is known to it before."""
-    device, asked = framework.module("_device"), []
+    """The op of every plan that is made, by a machine that has none yet."""
+    device, planned_ops = framework.module("_device"), []
 
     class Counted(device.Machine):  # type: ignore[misc, name-defined]
         def plan(self, problem: Any, where: Any, backend: str) -> Any:
-            asked.append(problem.op)
+            planned_ops.append(problem.op)
             return super().plan(problem, where, backend)
 
     with device.on_machine(Counted()):
-        yield asked
+        yield planned_ops
 
 
 def tensors(framework: Framework, count: int = 3) -> list[Any]:
@@ -37,9 +37,9 @@ def tensors(framework: Framework, count: int = 3) -> list[Any]:
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 def test_forward(framework: Framework, backend: str) -> None:
     query, key, value = tensors(framework)
-    with planned(framework) as asked:
+    with planned(framework) as planned_ops:
         framework.evaluate(framework.face("na2d")(query, key, value, 3, backend=backend))
-    assert asked == ["na"]
+    assert planned_ops == ["na"]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -51,15 +51,15 @@ def test_forward_and_gradient(framework: Framework, op: str, backend: str) -> No
     face = framework.face("na2d" if op == "na" else f"na2d_{op}")
     given = {"na": [query, key, value], "qk": [query, key], "av": [logits, value]}[op]
     cotangent = logits if op == "qk" else value
-    with planned(framework) as asked:
+    with planned(framework) as planned_ops:
         _, gradients = framework.vjp(lambda *arrays: (face(*arrays, 3, backend=backend),), given, [cotangent])
         framework.evaluate(*gradients)
-    assert asked == [op]
+    assert planned_ops == [op]
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 def test_the_dense_backend_runs_the_program_of_its_plan(framework: Framework) -> None:
-    """Seen by a machine whose plans hold another program: one that takes the logits times 0."""
+    """Shown by a machine whose plans hold another program, with a scale of 0."""
     query, key, value = tensors(framework)
     device, face = framework.module("_device"), framework.face("na2d")
 
@@ -80,14 +80,14 @@ def mlx_calls() -> dict[str, tuple[Callable[..., Any], int]]:
     import mlx.core as mx
 
     def loss(query: Any, key: Any, value: Any) -> Any:
-        # The extension would remember a call like an earlier one, and not plan at all.
+        # The extension would remember an earlier call like this one, and not plan at all.
         return MLX.face("na2d")(query, key, value, 3, backend="pure").square().sum()
 
     return {
         "value_and_grad": (mx.value_and_grad(loss), 1),
         "compile": (mx.compile(mx.grad(loss)), 1),
         "checkpoint": (mx.grad(mx.checkpoint(loss)), 2),  # the forward is computed twice
-        # The problem as it is traced, and the larger one of all mapped ones, forward and gradient.
+        # The traced problem, and then the one that has the mapped axis as its batch, forward and gradient.
         "vmap": (lambda *arrays: mx.vmap(mx.grad(loss))(*(mx.stack([a, a]) for a in arrays)), 3),
     }
 
@@ -96,21 +96,21 @@ def mlx_calls() -> dict[str, tuple[Callable[..., Any], int]]:
 def test_transformed_by_mlx(name: str) -> None:
     given = tensors(MLX)
     function, wanted = mlx_calls()[name]
-    with planned(MLX) as asked:
+    with planned(MLX) as planned_ops:
         MLX.evaluate(function(*given))
-    assert asked == ["na"] * wanted
+    assert planned_ops == ["na"] * wanted
 
 
 def test_transformed_by_torch() -> None:
-    """There the custom ops plan, once each: they are given sizes, and no plan."""
+    """Here each custom op plans once: it is given sizes, not a plan."""
     import torch
 
     def loss(query: Any, key: Any, value: Any) -> Any:
         return MPS.face("na2d")(query, key, value, 3).square().sum()
 
     given = tensors(MPS)
-    with planned(MPS) as asked:
+    with planned(MPS) as planned_ops:
         torch.func.grad(loss)(*given)
-        assert asked == ["na"] * 2
+        assert planned_ops == ["na"] * 2
         torch.vmap(torch.func.grad(loss))(*(torch.stack([t, t]) for t in given))
-    assert asked == ["na"] * 4
+    assert planned_ops == ["na"] * 4

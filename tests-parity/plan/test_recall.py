@@ -1,4 +1,4 @@
-"""A call like an earlier one skips its checks; one that only looks like it does not."""
+"""A repeated call skips its checks; a call that only looks like an earlier one does not."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def tensor(framework: Framework, dtype: str = "float32") -> Any:
 def test_equal_is_not_the_same(
     framework: Framework, backend: str, legal: dict[str, Any], wrong: dict[str, Any]
 ) -> None:
-    """A checked call vouches only for arguments of its own types."""
+    """Arguments that are equal but of another type are checked again."""
     x, half, call = tensor(framework), tensor(framework, "float16"), framework.face("na1d")
     for _ in range(2):
         call(x, x, x, **legal, backend=backend)
@@ -53,7 +53,7 @@ def test_a_list_that_changes(framework: Framework) -> None:
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 def test_memory_is_bounded(framework: Framework, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Repeated calls are found; of many kinds only some are kept."""
+    """Distinct calls beyond the limit are not kept."""
     checked = framework.module("_metal.api.attention").checked
     monkeypatch.setattr(checked, "max_size", 4)
     checked.clear()

@@ -1,4 +1,4 @@
-"""The support matrix for devices that need not exist here; test_plan.py runs what it claims for this one."""
+"""The support matrix of devices that this machine need not have; test_plan.py runs what it claims for this one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FAMILIES = ("fused", "additional_keys", "rpb", "key_mask", "attention", "split",
 
 
 def test_the_support_matrix_of_a_gpu() -> None:
-    """The planner is asked, which needs no GPU."""
+    """It is made by the planner, which needs no GPU."""
     gpu = Device("gpu", "some gpu", (("native", "it runs on the CPU"),), float64=False, smallest=8)
     backends = ("metal", "fast_metal", "nanobind", "native", "pure", "dense")
     matrix = support.support_matrix(gpu, backends)
@@ -52,10 +52,10 @@ def test_the_support_matrix_of_a_gpu() -> None:
 
 
 def test_the_limits_are_true() -> None:
-    """For each limit: the last problem that is accepted, and the first one refused, with the words of the matrix."""
+    """For each limit: the last problem that is accepted, and the first that is refused, with the matrix' own text."""
     gpu = Device("gpu", "some gpu", smallest=8)
-    told = support.support_matrix(gpu, ("metal", "fast_metal"))
-    assert told["metal"]["limits"]["float64"] == "Metal has no float64"
+    matrix = support.support_matrix(gpu, ("metal", "fast_metal"))
+    assert matrix["metal"]["limits"]["float64"] == "Metal has no float64"
     problem = BY_NAME["seq"].problem("float32")
     sized = {"query_shape": (2100,), "key_shape": (2100,), "dilation": (1,), "stride": (1,)}
     little = {"query_shape": (7,), "key_shape": (7,), "kernel_size": (3,), "dilation": (1,), "batch": 1, "heads": 1}
@@ -71,12 +71,12 @@ def test_the_limits_are_true() -> None:
             *(little | {"kv_heads": 1, "head_dim": dim, "head_dim_v": 9} for dim in (2, 1)),
         ),
     }
-    assert {"vmap", *borders} == set(told["fast_metal"]["limits"])
+    assert {"vmap", *borders} == set(matrix["fast_metal"]["limits"])
     for name, (backend, last, first) in borders.items():
         assert plan.refusal(dataclasses.replace(problem, **last), gpu, backend) is None, name
         refusal = plan.refusal(dataclasses.replace(problem, **first), gpu, backend)
-        assert refusal is not None and refusal.startswith(told[backend]["limits"][name]), name
-    with pytest.raises(NotImplementedError, match=re.escape(told["fast_metal"]["limits"]["vmap"])):
+        assert refusal is not None and refusal.startswith(matrix[backend]["limits"][name]), name
+    with pytest.raises(NotImplementedError, match=re.escape(matrix["fast_metal"]["limits"]["vmap"])):
         checks.reject_vmap("na1d")
 
 

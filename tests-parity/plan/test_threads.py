@@ -1,4 +1,4 @@
-"""Several threads at once, which share everything that the packages keep from call to call."""
+"""Several threads at once, which share everything that the packages cache."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ THREADS = 8
 
 
 @pytest.fixture
-def hurry() -> Iterator[None]:
-    """Threads that switch after a few operations each."""
+def switching_often() -> Iterator[None]:
+    """The interpreter switches threads after a few operations."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     yield
@@ -53,7 +53,7 @@ def together(work: Any) -> None:
         raise failures[0]
 
 
-# Many problems of one walk (with different heads), and many walks: more than any cache keeps.
+# Many problems with one walk (they differ in their heads), and many walks: more than any cache keeps.
 CALLS = [(length, heads, causal) for length in (9, 10, 31) for heads in range(1, 21) for causal in (False, True)]
 
 
@@ -69,7 +69,7 @@ def call(path: Path, length: int, heads: int, causal: bool) -> Any:
 
 
 @pytest.mark.parametrize("path", PATHS, ids=str)
-def test_threads_do_not_disturb_each_other(path: Path, hurry: None) -> None:
+def test_threads_do_not_disturb_each_other(path: Path, switching_often: None) -> None:
     """Each thread calls the problems in its own order; each result equals that of a single thread."""
     with path.framework.watch() as ran:
         alone = {arguments: call(path, *arguments) for arguments in CALLS}
@@ -95,8 +95,8 @@ class Name:
         return hash(self.number)
 
 
-def test_what_a_chunk_keeps_is_shared_and_bounded(hurry: None) -> None:
-    """Threads cache more values than are kept: each gets its own, whoever made it."""
+def test_what_a_chunk_caches_is_shared_and_bounded(switching_often: None) -> None:
+    """Threads cache more values than are kept: each gets the value of its own key, whichever thread made it."""
     problem = Problem("na", 1, (64,), (64,), 1, 1, 4, 4, (5,), (1,), (1,), (False,), 1.0, "float32")
     walk = plan.plan(problem, Device("cpu", "cpu"), "pure", ("pure",)).forward.queries
     assert walk is not None

@@ -1,4 +1,4 @@
-"""How problems are cut: every query once, the widest slab found without looking at all, never more than fits."""
+"""How problems are cut: each query is in one slab, the widest slab is found without visiting all, and slabs fit."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def axes(longest: int) -> list[Axis]:
 
 
 def test_the_widest_slab_is_found() -> None:
-    """As many keys as the slab has that needs the most."""
+    """It needs as many keys as any slab does."""
     seen = fewer = 0
     for axis in axes(18):
         for length in range(1, axis.full + 1):
@@ -69,7 +69,7 @@ BUDGETS = (20_000, 100_000, 1_000_000, 30_000_000)
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 @pytest.mark.parametrize("backend", ["pure", "dense"])
 def test_slabs_fit_and_longer_ones_do_not(framework: Framework, backend: str) -> None:
-    """As few slabs as fit."""
+    """There are as few slabs as the budget allows."""
     own, problems = framework.module("_metal.slabs.cut"), framework.module("_metal.problem.problem")
     adapter, parted, refused = adapter_of(framework), 0, 0
     for shape, window, stride, dilation in (((5000,), 63, 2, 3), ((90, 70), 7, 3, 1), ((20, 30, 9), 3, 1, 2)):
@@ -85,13 +85,13 @@ def test_slabs_fit_and_longer_ones_do_not(framework: Framework, backend: str) ->
             lengths = own.cut("tiled", problem, budget, backend, adapter)
             assert own.slab_bytes(problem, lengths, backend, adapter) <= budget
             parted += lengths != size
-            for place, length in enumerate(lengths):
-                if length == size[place]:
+            for axis, length in enumerate(lengths):
+                if length == size[axis]:
                     continue
-                # Parts of one axis are of one size and as few as possible: with one part less they do not fit.
+                # An axis has as few parts of equal size as possible: with one part less they do not fit.
                 longer = list(lengths)
-                longer[place] = -(-size[place] // (-(-size[place] // length) - 1))
-                if longer[place] <= 2 * length:
+                longer[axis] = -(-size[axis] // (-(-size[axis] // length) - 1))
+                if longer[axis] <= 2 * length:
                     assert own.slab_bytes(problem, tuple(longer), backend, adapter) > budget, (lengths, budget)
                     refused += 1
     assert parted >= 4 and refused >= 4

@@ -53,7 +53,7 @@ def computed(framework: Framework) -> Iterator[list[tuple[int, ...]]]:
 
 @contextlib.contextmanager
 def interrupted(framework: Framework, number: int, error: BaseException) -> Iterator[None]:
-    """Within, ``error`` comes while the slab of this number is written: half of it is in the file."""
+    """Within, ``error`` is raised while the slab of this number is written: half of it is in the file."""
     store = framework.module("_metal.slabs.stores").Store
     original, writes = store.write, []
 
@@ -135,7 +135,7 @@ print(json.dumps(states))
 
 @both
 def test_goes_on_after_it_was_killed(framework: Framework, tmp_path: Path, wanted: dict[Framework, Any]) -> None:
-    """Again and again, at different times: each time that it asks the disk for something is one."""
+    """Again and again, each time at another of its calls of fsync."""
     save(tmp_path)
     paths = [str(Path(__file__).parents[1]), *filter(None, sys.path)]
     code = KILLED.format(paths=paths, framework=framework.name.upper(), folder=str(tmp_path))
@@ -145,7 +145,7 @@ def test_goes_on_after_it_was_killed(framework: Framework, tmp_path: Path, wante
     states = json.loads(ended.stdout)
     assert [end for end, _ in states] == ["signal 9"] * (len(states) - 1) + ["exit 0"]
     done = [number for _, number in states]
-    assert done[0] is None and done[-1] is None, "no journal before the first file is there, nor after the last slab"
+    assert done[0] is None and done[-1] is None, "there is no journal before the first file, nor after the last slab"
     assert done[1:-1] == sorted(done[1:-1]) and len(set(done)) > 3, done
     assert np.array_equal(np.load(tmp_path / "out.npy"), wanted[framework])
 
@@ -176,7 +176,7 @@ def test_a_full_disk(framework: Framework, tmp_path: Path, wanted: dict[Framewor
 
 
 @both
-def test_arrays_in_memory_are_known_by_content(framework: Framework, tmp_path: Path) -> None:
+def test_arrays_in_memory_are_recognised_by_content(framework: Framework, tmp_path: Path) -> None:
     save(tmp_path)
     arrays = image()
     with interrupted(framework, 4, KeyboardInterrupt()), pytest.raises(KeyboardInterrupt):
@@ -258,12 +258,12 @@ def test_a_journal_of_other_files(framework: Framework, begun: Path) -> None:
 
 @both
 def test_a_journal_whose_slabs_do_not_fit(framework: Framework, begun: Path) -> None:
-    said = refused(framework, begun, memory=30_000)
+    message = refused(framework, begun, memory=30_000)
     assert re.fullmatch(
         r"tiled: memory must hold the slabs that 'out\.npy\.journal' was begun with, which take \d{6,7} bytes; got "
         r"30000\. Allow that much, or delete the journal to start over",
-        said,
-    ), said
+        message,
+    ), message
     (begun / "out.npy.journal").unlink()
     with computed(framework) as starts:
         tiled(framework, begun)
@@ -281,5 +281,5 @@ def test_a_journal_whose_slabs_do_not_fit(framework: Framework, begun: Path) -> 
 )
 def test_a_file_that_is_no_journal(framework: Framework, begun: Path, text: str, why: str) -> None:
     (begun / "out.npy.journal").write_text(text)
-    said = f"tiled: 'out.npy.journal' is not a journal of this function ({why}); delete it to start over"
-    assert refused(framework, begun) == said
+    message = f"tiled: 'out.npy.journal' is not a journal of this function ({why}); delete it to start over"
+    assert refused(framework, begun) == message

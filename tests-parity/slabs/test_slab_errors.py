@@ -70,7 +70,7 @@ def call(framework: Framework, **changed: Any) -> Any:
 @both
 @pytest.mark.parametrize(("changed", "kind", "words"), BAD)
 def test_an_illegal_call(framework: Framework, changed: dict[str, Any], kind: type[Exception], words: str) -> None:
-    if words is None:  # as the op that computes it says it
+    if words is None:  # the text is that of the op that computes it
         with pytest.raises(kind) as error:
             arrays = [framework.tensor(ONES, "float32")] * 3
             framework.package.neighborhood_attention(*arrays, **changed)
@@ -81,7 +81,7 @@ def test_an_illegal_call(framework: Framework, changed: dict[str, Any], kind: ty
 
 
 @both
-def test_files_that_are_in_the_way(framework: Framework, tmp_path: Path) -> None:
+def test_one_file_for_two_arrays(framework: Framework, tmp_path: Path) -> None:
     for name in ("query", "out"):
         np.save(tmp_path / f"{name}.npy", ONES)
     written = (tmp_path / "query.npy").read_bytes()
@@ -98,7 +98,7 @@ def test_files_that_are_in_the_way(framework: Framework, tmp_path: Path) -> None
 
 @both
 def test_a_file_that_was_cut_short(framework: Framework, tmp_path: Path) -> None:
-    """Also after it was mapped: what reads it through a map would end the process."""
+    """Also after it was mapped, where reading the missing part would end the process."""
     np.save(tmp_path / "query.npy", ONES)
     query = np.load(tmp_path / "query.npy", mmap_mode="r")
     with (tmp_path / "query.npy").open("r+b") as file:

@@ -23,7 +23,7 @@ IMAGES = {
 
 
 def block(side: int, heads: int, channels: int, dtype: str, seed: int) -> Any:
-    """Rows of an image that repeats."""
+    """The rows that an image repeats."""
     random = np.random.default_rng(seed)
     return random.standard_normal((ROWS, side, heads, channels), dtype=np.float32).astype(dtype)
 
@@ -51,7 +51,7 @@ def measure(package: str, image: str, folder: str) -> dict[str, Any]:
     given = [np.load(Path(folder) / f"{name}.npy", mmap_mode="r") for name in ("query", "key", "value")]
     small = [np.ones((1, 16, 16, heads, channels), dtype) for _ in range(4)]
     where = on_cpu(framework, tiled=True)
-    framework.package.tiled(*small[:3], window, out=small[3], **where)  # code and tables of the first call
+    framework.package.tiled(*small[:3], window, out=small[3], **where)  # the first call loads code and makes tables
     del rows, small
     before, began = memory(), time.monotonic()
     with framework.watch() as ran:
@@ -72,7 +72,8 @@ def test_an_image_larger_than_memory(framework: Framework, image: str, tmp_path:
         assert found["size"] > (1e9 if image == "of a gigabyte" else 4e8)
         assert found["ran"], "nothing was computed"
         assert 0 < found["peak"] < LIMIT, found
-        # Rows repeat, so that three blocks of them have all values but those at the other end.
+        # Rows repeat, so that three blocks of them have every result: those of the first block, of the last block and
+        # of any block in between.
         query, key, value = (block(side, heads, channels, dtype, seed) for seed in range(3))
         where = {} if framework.name == "mps" else on_cpu(framework)
         few = (framework.tensor(np.concatenate([each] * 3)[None], dtype) for each in (query, key, value))

@@ -1,4 +1,4 @@
-"""``tiled`` gives what one call gives, however the problem is cut and wherever its arrays lie."""
+"""``tiled`` gives what one call gives, however the problem is cut and wherever its arrays are."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ both = pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 
 @contextlib.contextmanager
 def cut_into(framework: Framework, lengths: tuple[int, ...] | None) -> Iterator[list[tuple[int, ...]]]:
-    """Within, problems are cut into slabs of ``lengths``, whatever the memory; None: by it. The lengths in use."""
+    """Within, problems are cut into slabs of ``lengths`` (None: as memory allows). Yields the lengths in use."""
     module, used = framework.module("_metal.slabs.cut"), []
     original = module.cut
 
@@ -53,7 +53,7 @@ def on_cpu(framework: Framework, tiled: bool = False) -> dict[str, Any]:
 
 
 def assert_alike(found: Array, wanted: Array, bound: float = 1e-12) -> None:
-    """In float64, sums in another order."""
+    """Equal except for the order of sums, in float64."""
     assert found.shape == wanted.shape
     if wanted.size:
         assert np.abs(np.float64(found) - wanted).max() <= bound * np.abs(wanted).max()
@@ -105,7 +105,7 @@ def image(dtype: Any = "float32", seed: int = 0) -> dict[str, Array]:
     ],
 )
 def test_memory_decides_how_it_is_cut(framework: Framework, memory: int | str, cut: Any) -> None:
-    """Items first, then axis 0, then axis 1."""
+    """Items are separated first, then axis 0 is cut, then axis 1."""
     arrays = image()
     out = np.zeros((*SHAPE[:-1], 6), np.float32)
     with framework.watch() as ran, cut_into(framework, None) as used:
@@ -137,7 +137,7 @@ def laid_out(kind: str, folder: Path, name: str, array: Array, framework: Framew
     if kind == "fortran":
         np.save(folder / f"{name}.npy", np.asfortranarray(array))
         return np.load(folder / f"{name}.npy", mmap_mode="r")
-    if kind == "changed map":  # the file does not have what the map has
+    if kind == "changed map":  # the file does not have the changes made in the map
         np.save(folder / f"{name}.npy", np.zeros_like(array))
         found = np.load(folder / f"{name}.npy", mmap_mode="c")
         found[...] = array
@@ -170,7 +170,7 @@ def test_arrays_of_every_kind(framework: Framework, kind: str, tmp_path: Path) -
 
 @both
 def test_results_of_every_kind(framework: Framework, tmp_path: Path) -> None:
-    """A path, a map of a file at an offset, an array that is not contiguous; a tensor, where tensors are writable."""
+    """A path, a map at an offset into a file, an array that is not contiguous; a tensor, where tensors are writable."""
     arrays, shape = image(), (*SHAPE[:-1], 6)
     (wanted, wanted_lse) = whole(Backend(framework, "pure"), arrays, "float32", {"kernel_size": 3})
     results: list[tuple[Any, Any]] = [
@@ -188,7 +188,7 @@ def test_results_of_every_kind(framework: Framework, tmp_path: Path) -> None:
 
 
 def test_a_tensor_of_bfloat16() -> None:
-    """Which numpy does not have: from tensors, into one."""
+    """numpy has no bfloat16: inputs and the result are tensors."""
     import torch
 
     arrays = image()
@@ -225,7 +225,7 @@ def test_an_array_of_bfloat16(framework: Framework, tmp_path: Path) -> None:
 
 
 def test_an_array_of_bfloat16_from_mlx() -> None:
-    """MLX's arrays are read only, so that the result needs another place, which numpy does not have."""
+    """MLX's arrays are read-only, so the result needs an array of another kind, and numpy has no bfloat16."""
     given = [MLX.tensor(array, "bfloat16") for array in image().values()]
     with pytest.raises(TypeError) as error:
         MLX.package.tiled(*given, 3, out="out.npy")
@@ -258,7 +258,7 @@ def test_a_progress_bar(framework: Framework, capsys: pytest.CaptureFixture[str]
 def test_the_example_of_the_documentation(
     framework: Framework, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """And its budget is one: there are several slabs."""
+    """Its budget is tight enough for several slabs."""
     text = (Path(__file__).parents[2] / "docs" / "larger-than-memory.md").read_text()
     (example,) = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""How commands end when something outside of them fails: a message and an exit status, never a traceback."""
+"""How commands end when something outside them fails: a message and an exit status, never a traceback."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def ended(package: str, folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own, by ``python -m``."""
+    """The command, run by ``python -m`` in a process of its own."""
     done = subprocess.run(
         [sys.executable, "-m", package, *arguments],
         cwd=folder,
@@ -76,7 +76,7 @@ def test_a_full_disk(package: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_a_terminal_of_few_characters(package: str, folder: Path) -> None:
+def test_a_terminal_without_unicode(package: str, folder: Path) -> None:
     (folder / "photo.png").rename(folder / "Blüte.png")
     done = ended(package, folder, "demo", "Blüte.png", "--window", "3", PYTHONIOENCODING="ascii", PYTHONUTF8="0")
     assert done.returncode == 0 and r"Bl\xfcte.png, 32 x 24" in done.stdout
@@ -120,18 +120,18 @@ def test_an_interrupt(package: str, folder: Path) -> None:
 def test_a_file_is_not_written_over_what_is_read(folder: Path) -> None:
     photo, before = folder / "photo.png", (folder / "photo.png").read_bytes()
     (folder / "link.png").symlink_to(photo)
-    for place in ("photo.png", "./photo.png", "link.png"):
+    for name in ("photo.png", "./photo.png", "link.png"):
         for option in ("--out", "--array"):
-            done = ended("natten_mps", folder, *DEMO, option, place)
+            done = ended("natten_mps", folder, *DEMO, option, name)
             assert done.returncode == 1
-            shown = Path(place)
+            shown = Path(name)
             assert done.stderr == f"natten-mps demo: {shown}: is the file that is read; choose another name\n"
     done = ended("natten_mps", folder, *DEMO, "--out", "same", "--array", "same")
     assert done.returncode == 1 and done.stderr == "natten-mps demo: same: is named twice; choose another name\n"
     assert photo.read_bytes() == before
 
 
-def test_what_cannot_be_written_is_told_before_the_work(folder: Path) -> None:
+def test_what_cannot_be_written_is_an_error_before_the_work_begins(folder: Path) -> None:
     done = ended("natten_mps", folder, *DEMO, "--out", "x" * 300 + ".png")
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.endswith(".png: cannot be written: File name too long\n")

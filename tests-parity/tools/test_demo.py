@@ -28,7 +28,7 @@ def start_of(i: int, n: int, w: int) -> int:
 
 
 def attend(query: np.ndarray, key: np.ndarray, value: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:
-    """Attention at scale 1 straight from its definition, a query at a time."""
+    """Attention with scale 1, from its definition, one query at a time."""
     _, height, width, _, _ = query.shape
     out = np.empty_like(value)
     lse = np.empty_like(query[..., 0])
@@ -203,7 +203,7 @@ def test_demo_denoises(
         assert written.size == (3 * 512 + 2 * 28 + 2 * 32, 32 + 46 + 384 + 28 + 234 + 32)
 
 
-def test_demo_is_quiet_where_nobody_looks_and_takes_a_backend(
+def test_without_a_terminal_there_is_no_progress_bar_and_a_backend_can_be_chosen(
     cli: ModuleType, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = (file, "--window", 4, "--backend", "pure", "--out", tmp_path / "out.png", "--max-side", 64)
@@ -228,8 +228,8 @@ def test_demo_reports_an_unusable_backend(file: Path, tmp_path: Path, capsys: py
         cli = importlib.import_module(f"{package}.cli")
         status, _, error = run(cli, capsys, file, "--backend", backend, "--out", tmp_path / "out.png")
         assert status == 1
-        said = f"{name_of(cli)} demo: na2d: backend='{backend}' cannot take this problem: "
-        assert error.startswith(said)
+        wanted = f"{name_of(cli)} demo: na2d: backend='{backend}' cannot take this problem: "
+        assert error.startswith(wanted)
         assert len(error.splitlines()) == 1
 
 

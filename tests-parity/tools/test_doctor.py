@@ -64,12 +64,12 @@ def test_a_kernel_that_does_not_run(package: str, capsys: pytest.CaptureFixture[
     verdicts = importlib.import_module(f"{package}._metal.plan.verdicts")
     op_launches = importlib.import_module(f"{package}._metal.metal.op_launches")
     source = importlib.import_module(f"{package}._metal.metal.source")
-    step = op_launches.Launch(source.Instance("na_fwd", "float32", 1, 32, 32), (1, 1, 1), 128, (), (), ())
+    launch = op_launches.Launch(source.Instance("na_fwd", "float32", 1, 32, 32), (1, 1, 1), 128, (), (), ())
 
     def run(case: doctor.Case, backend: str) -> dict[str, Any]:
         if case == broken and backend == "pure":
             words = "error: no such\nfunction: na\nthird line\nfourth line"
-            raise verdicts.KernelFailure(verdicts.Failure(step, "compile", words))
+            raise verdicts.KernelFailure(verdicts.Failure(launch, "compile", words))
         found = patient.run(case, backend)
         return found | {"output 0": found["output 0"] * 2} if case == wrong and backend == "pure" else found
 
@@ -78,16 +78,14 @@ def test_a_kernel_that_does_not_run(package: str, capsys: pytest.CaptureFixture[
     rows = [line for line in printed if line.startswith("pure  ")]
     assert [row[12:40].strip() for row in rows] == [case.name for case in FEW]
     words = "error: no such | function: na | third line"
-    assert rows[0].split(maxsplit=2)[2] == f"float32     FAILED: {step.instance.name} does not compile: {words}"
+    assert rows[0].split(maxsplit=2)[2] == f"float32     FAILED: {launch.instance.name} does not compile: {words}"
     assert rows[1].endswith("WRONG: output 0") and "FAILED" not in rows[2] and "WRONG" not in rows[2]
     assert printed[-1] == "1 of 3 within bounds; 1 WRONG, 1 FAILED: please report this table"
 
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_a_missing_backend(package: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """The reason is given under its own name and its alias; a name that the package does not have is reported
-    differently.
-    """
+    """The reason is given for the backend's name and for its alias; an unknown name is reported differently."""
     patient = patient_of(package)
     missing = list(patient.reasons())
     device = importlib.import_module(f"{package}._metal.plan.device")
@@ -95,8 +93,8 @@ def test_a_missing_backend(package: str, capsys: pytest.CaptureFixture[str]) -> 
     ill = dataclasses.replace(patient, device=lambda: away)
     for name in (*missing, *patient.backends.aliases):
         assert doctor.examine(ill, name, tuple(FEW)) == 2
-        said = f"nothing to examine: backend {name} is not available: the GPU is on holiday"
-        assert capsys.readouterr().out.splitlines()[-1] == said
+        wanted = f"nothing to examine: backend {name} is not available: the GPU is on holiday"
+        assert capsys.readouterr().out.splitlines()[-1] == wanted
     assert doctor.examine(patient, "nothing", tuple(FEW)) == 2
     known = ", ".join(["auto", *missing, *patient.backends.aliases])
     assert capsys.readouterr().out.splitlines()[-1] == f"unknown backend nothing; known: {known}"
@@ -105,7 +103,7 @@ def test_a_missing_backend(package: str, capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.mark.parametrize("package", PACKAGES)
 @pytest.mark.parametrize("backend", ["pure", "dense", "auto"])
-def test_backends_that_are_asked_for(package: str, backend: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_requested_backends(package: str, backend: str, capsys: pytest.CaptureFixture[str]) -> None:
     """All of them except dense, the reference, unless it is requested by name."""
     patient = patient_of(package)
     assert doctor.examine(patient, backend, tuple(FEW[:1])) == 0
@@ -152,7 +150,7 @@ def test_the_example_of_the_help(package: str, one_case: None, capsys: pytest.Ca
 def test_the_cases_cover_every_kernel() -> None:
     """The claim of the comment at CASES, for the planned launches."""
     launched = [(case, launch) for case in doctor.CASES for launch in launches_of(case)]
-    used = {(step.instance.template, step.instance.dtype) for _, step in launched}
+    used = {(launch.instance.template, launch.instance.dtype) for _, launch in launched}
     assert used == set(itertools.product(source.TEMPLATES, doctor.BOUNDS))
     assert {(i.dtype, i.fused) for i in instances(launched, "na_rpb")} >= {
         *itertools.product(doctor.BOUNDS, [True]),
@@ -161,11 +159,11 @@ def test_the_cases_cover_every_kernel() -> None:
     assert {i.dtype for i in instances(launched, "na_bwd_dkv") if i.of_additional} == set(doctor.BOUNDS)
     assert any(i.empty_zero for i in instances(launched, "na_qk"))
     for template in (name for name, record in TEMPLATES.items() if record.walks):
-        walks = [step for _, step in launched if step.instance.template == template]
-        assert {step.instance.stage for step in walks} == {True, False}, template
-        assert {fills_words(step) for step in walks} == {True, False}, template
-        assert {step.instance.rank for step in walks} == {1, 2, 3}, template
-        assert any(step.instance.heads > 1 for step in walks) == (not TEMPLATES[template].transposed), template
+        walks = [launch for _, launch in launched if launch.instance.template == template]
+        assert {launch.instance.stage for launch in walks} == {True, False}, template
+        assert {fills_words(launch) for launch in walks} == {True, False}, template
+        assert {launch.instance.rank for launch in walks} == {1, 2, 3}, template
+        assert any(launch.instance.heads > 1 for launch in walks) == (not TEMPLATES[template].transposed), template
     for template in ("na_fwd", "na_bwd_dq", "na_bwd_dkv"):
         staged = {(i.stage, i.rank > 1) for i in instances(launched, template)}
         assert staged == {(True, False), (True, True), (False, True)}, template
@@ -173,7 +171,7 @@ def test_the_cases_cover_every_kernel() -> None:
 
 
 def instances(launched: list[tuple[doctor.Case, Launch]], template: str) -> list[source.Instance]:
-    return [step.instance for _, step in launched if step.instance.template == template]
+    return [launch.instance for _, launch in launched if launch.instance.template == template]
 
 
 def test_the_cases_fit_the_table() -> None:
@@ -183,10 +181,10 @@ def test_the_cases_fit_the_table() -> None:
 
 
 @pytest.mark.parametrize(("seconds", "once"), [((0.5, 0.002), "498.0"), ((0.001, 0.002), "0.0")])
-def test_the_first_call_is_told_apart(
+def test_the_first_call_is_timed_separately(
     seconds: tuple[float, float], once: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """How much longer it took than the calls after it, never negative."""
+    """The row has how much longer it took than later calls, never a negative time."""
     now = 0.0
     turns = itertools.chain(seconds[:1], itertools.repeat(seconds[1]))
 

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.xdist_group("train")
 
 STEPS = 40
 # The loss starts at 2.5, where adjacent float32 numbers are 2.4e-7 apart. Before rounding errors have grown, two orders
-# of summation differ by a few of those; at the end of the short run backends may differ by 1e-5. Any other formula
+# of summation differ by a few of those steps; at the end of the short run backends may differ by 1e-5. Another formula
 # differs by more: test_the_bound_is_tight.
 AT_FIRST, FIRST = 2e-6, 5
 AT_LAST = 1e-5
@@ -52,7 +52,7 @@ def command(framework: Framework, *arguments: object) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """The output of a training: its record, the picture, and the record's text."""
+    """The output of a training run: its record, the picture, and the record's text."""
 
     record: train.Record
     picture: np.ndarray
@@ -60,7 +60,7 @@ class Run:
 
 
 def trained(backend: OnBackend, *arguments: object) -> Run:
-    """A training by the command, on the requested backend and no other."""
+    """A training run by the command, on the requested backend and no other."""
     with TemporaryDirectory() as folder:
         out, record = Path(folder) / "out.png", Path(folder) / "run.json"
         with backend.framework.watch() as ran:
@@ -259,15 +259,15 @@ def test_bad_arguments(cli: ModuleType, arguments: list[str], message: str, caps
 def test_errors(cli: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     nowhere = tmp_path / "nowhere" / "run.json"
     status = cli.main(["demo", "train", "--out", str(tmp_path / "out.png"), "--record", str(nowhere)])
-    said = f"{name_of(cli)} demo train: {nowhere}: there is no folder {nowhere.parent}\n"
-    assert (status, *capsys.readouterr()) == (1, "", said)
+    wanted = f"{name_of(cli)} demo train: {nowhere}: there is no folder {nowhere.parent}\n"
+    assert (status, *capsys.readouterr()) == (1, "", wanted)
 
 
 def test_an_unusable_backend(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for framework, backend in zip(FRAMEWORKS, ("metal", "fast_metal"), strict=True):
         assert command(framework, "--backend", backend, "--out", tmp_path / "out.png") == 1
-        said = f"natten-{framework} demo train: na2d: backend='{backend}' cannot take this problem: "
-        assert capsys.readouterr().err.startswith(said)
+        wanted = f"natten-{framework} demo train: na2d: backend='{backend}' cannot take this problem: "
+        assert capsys.readouterr().err.startswith(wanted)
 
 
 def test_an_image_called_train(cli: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
@@ -306,14 +306,14 @@ def shown(pixels: np.ndarray, colour: tuple[int, int, int], box: tuple[int, int,
     return (pixels[top : bottom + 1, left : right + 1] == colour).all(-1)
 
 
-def test_curves_stand_where_their_losses_are() -> None:
+def test_curves_are_drawn_at_their_losses() -> None:
     falling = [10.0 ** (-2 * step / 99) for step in range(100)]
     drawn = [curves.Curve("falls", tuple(falling)), curves.Curve("stays", (0.5,) * 100)]
-    place = curves.axes(drawn)
-    assert (place.steps, place.low, place.high) == (100, -2, 0)
+    plot = curves.axes(drawn)
+    assert (plot.steps, plot.low, plot.high) == (100, -2, 0)
     pixels = np.asarray(curves.draw_curves("header", drawn))
-    left, top, right, bottom = place.box
-    pale, bright = (shown(pixels, colour, place.box) for colour in (PALE, BRIGHT))
+    left, top, right, bottom = plot.box
+    pale, bright = (shown(pixels, colour, plot.box) for colour in (PALE, BRIGHT))
     for step in range(100):
         x = round(step / 99 * (right - left))
         rows = np.flatnonzero(pale[:, x])
@@ -341,10 +341,10 @@ def test_the_command_draws_one_curve() -> None:
 @pytest.fixture
 def records(tmp_path: Path) -> tuple[Path, Path]:
     """The records of the short training in both packages."""
-    places = tmp_path / "mps.json", tmp_path / "mlx.json"
-    for framework, place in zip(FRAMEWORKS, places, strict=True):
-        place.write_text(short(OnBackend(framework, "pure")).text)
-    return places
+    paths = tmp_path / "mps.json", tmp_path / "mlx.json"
+    for framework, path in zip(FRAMEWORKS, paths, strict=True):
+        path.write_text(short(OnBackend(framework, "pure")).text)
+    return paths
 
 
 def test_both_curves_are_drawn(records: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -362,11 +362,13 @@ def test_both_curves_are_drawn(records: tuple[Path, Path], tmp_path: Path, capsy
         assert shown(pixels, colour, box).any(0).mean() > 0.99
 
 
-def test_disagreement_is_said(records: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_disagreement_is_reported(
+    records: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     first, second = records
     run = json.loads(second.read_text())
     out = ["--out", str(tmp_path / "train.png")]
-    for changed, status, said in (
+    for changed, status, wanted in (
         ({"losses": [run["losses"][0] + 0.002, *run["losses"][1:]]}, 1, "DISAGREE"),
         ({"after": run["after"] - 0.011}, 1, "DISAGREE"),
         ({"seed": 1}, 2, "compare_training: different seed: 0 of natten-mps, 1 of natten-mlx\n"),
@@ -377,4 +379,4 @@ def test_disagreement_is_said(records: tuple[Path, Path], tmp_path: Path, capsys
         second.write_text(json.dumps(run | changed))
         assert compare_training.main([str(first), str(second), *out]) == status
         printed, error = capsys.readouterr()
-        assert said in (printed if status == 1 else error)
+        assert wanted in (printed if status == 1 else error)

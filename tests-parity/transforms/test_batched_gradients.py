@@ -47,7 +47,7 @@ def batched(out: Tensor, leaf: Tensor, cotangents: Tensor) -> Tensor:
 
 
 def refused(name: str, call: Callable[[], Tensor]) -> None:
-    """An error instead of a result, which names two alternatives."""
+    """An error that names two alternatives, instead of a result."""
     words = r"^\w+: .*is_grads_batched.*jacobian\(vectorize=True\).* use torch\.func\.jacrev, .* or backend=\"dense\"$"
     with pytest.raises(NotImplementedError, match=words) as caught:
         call()

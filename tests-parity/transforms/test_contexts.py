@@ -15,7 +15,7 @@ from processes import python
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 def test_tasks_that_take_turns(framework: Framework) -> None:
-    """Each keeps its own choice, whatever the others do meanwhile; a task inherits from where it was created."""
+    """Each keeps its own choice, whatever the others do meanwhile; a task inherits the choice at its creation."""
     package, seen = framework.package, []
 
     async def task(backend: str, turns: int) -> None:
@@ -29,7 +29,7 @@ def test_tasks_that_take_turns(framework: Framework) -> None:
     async def main() -> None:
         with package.use_backend("pure"):
             tasks = [asyncio.create_task(task(backend, turns)) for backend, turns in (("dense", 3), ("auto", 2))]
-        # They keep the choice in which they were created, even after it has ended here.
+        # They keep the choice that was in force at their creation, even after it has ended here.
         assert package.get_backend() == "auto"
         await asyncio.gather(*tasks)
         assert package.get_backend() == "auto"
@@ -42,7 +42,7 @@ def test_tasks_that_take_turns(framework: Framework) -> None:
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 @pytest.mark.parametrize("first", [0, 1])
 def test_generators_leave_nothing_behind(framework: Framework, first: int) -> None:
-    """In any order of ending, the remaining one has its choice."""
+    """Whichever ends first, the other keeps its choice."""
     package = framework.package
 
     def generator(backend: str) -> Iterator[str]:
@@ -60,7 +60,7 @@ def test_generators_leave_nothing_behind(framework: Framework, first: int) -> No
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 def test_a_generator_that_ends_in_another_context(framework: Framework) -> None:
-    """A choice also ends where it began."""
+    """Its choice also ends in the context in which it was made."""
     package = framework.package
 
     def generator() -> Iterator[None]:
@@ -109,18 +109,18 @@ def attend_purely(x):
         return attend(x)
 
 x, compiled = torch.ones(1, 9, 1, 4), torch.compile(attend, fullgraph=True, backend="eager")
-def path(function):
+def backend_of(function):
     with MPS.watch() as ran:
         assert torch.allclose(function(x), x)
     return "".join(ran)
 
-found = [path(compiled)]
+found = [backend_of(compiled)]
 for name in ("pure", "native", "pure"):
     with natten_mps.use_backend(name):
-        found.append(path(compiled))
-found.append(path(compiled))
-found.append(path(torch.compile(attend_purely, fullgraph=True, backend="eager")))
-found += [path(compiled), natten_mps.get_backend()]
+        found.append(backend_of(compiled))
+found.append(backend_of(compiled))
+found.append(backend_of(torch.compile(attend_purely, fullgraph=True, backend="eager")))
+found += [backend_of(compiled), natten_mps.get_backend()]
 
 def generator():
     with natten_mps.use_backend("pure"):
@@ -128,10 +128,10 @@ def generator():
 
 running = generator()
 next(running)
-found.append(path(compiled))
+found.append(backend_of(compiled))
 thread = threading.Thread(target=lambda: list(running))
 thread.start(); thread.join()  # its choice ends, though not in the context that it was made in
-print([*found, path(compiled)])
+print([*found, backend_of(compiled)])
 """.replace("TESTS", repr(str(Path(__file__).parents[1])))
     )
     wanted = ["native", "pure", "native", "pure", "native", "pure", "native", "auto", "pure", "native"]
@@ -140,7 +140,7 @@ print([*found, path(compiled)])
 
 
 def test_the_first_call_is_compiled_once() -> None:
-    """What the first call in a process finds out, and what a plain call records after it, causes no recompilation."""
+    """What the first call of a process determines, and what a plain call caches after it, causes no recompilation."""
     done = python(
         """
 import torch, natten_mps

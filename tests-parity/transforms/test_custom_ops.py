@@ -187,8 +187,8 @@ def test_private_names_of_torch() -> None:
 
 
 def test_what_private_names_do() -> None:
-    """Where an op is not differentiated any more, where a tangent is differentiated once more, what the dispatcher
-    would do with a call, who profiles, tensors without numbers, and zeros without memory.
+    """Running an op below autograd, forward mode, the keys by which the dispatcher would handle a call, profilers, fake
+    tensors, and zeros without memory.
     """
     call, private = MPS.module("_call"), MPS.module("_private")
     query = torch.randn(1, 9, 2, 4, requires_grad=True)
@@ -223,7 +223,7 @@ def test_what_private_names_do() -> None:
 
 @pytest.mark.usefixtures("torch_path")
 def test_results_are_not_views() -> None:
-    """They may be changed in place where torch's own may, because their gradients do not read them."""
+    """They may be changed in place, like results of torch's own ops whose gradients do not read them."""
     query, key = torch.randn(2, 1, 9, 2, 4)
     given = [query.clone().requires_grad_() for _ in range(2)]
     logits = [MPS.face("na1d_qk")(each, key, 3) for each in given]
@@ -234,7 +234,7 @@ def test_results_are_not_views() -> None:
 
 
 def test_meta_tensors_have_shapes() -> None:
-    """What tools that only need sizes use: forward, gradient, split ops, a module."""
+    """Tools that only need sizes use them: forward, gradient, split ops, a module."""
     query = torch.empty(2, 9, 2, 8, dtype=torch.bfloat16, device="meta", requires_grad=True)
     out, lse = MPS.package.na1d(query, query, query, 3, return_lse=True)
     (gradient,) = torch.autograd.grad((out, lse), query, (out, lse))

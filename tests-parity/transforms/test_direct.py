@@ -1,4 +1,4 @@
-"""Which calls go directly to the kernels, and which through the custom op, because something may intercept it."""
+"""Which calls go directly to the kernels, and which through the custom op, because something may intercept the op."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class Listing(TorchDispatchMode):
 
 @contextmanager
 def ways(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
-    """For each forward or backward whether it went directly."""
+    """Whether each forward or backward went directly."""
     module, seen = MPS.module("_autodiff"), []
-    asked = module.goes_directly
+    original = module.goes_directly
 
     def recorded(tensors: Any) -> bool:
-        seen.append(asked(tensors))
+        seen.append(original(tensors))
         return bool(seen[-1])
 
     monkeypatch.setattr(module, "goes_directly", recorded)
@@ -79,7 +79,7 @@ OTHER: dict[str, Callable[[Tensor], Tensor]] = {
 
 @pytest.mark.parametrize(("function", "wanted"), PLAIN.values(), ids=PLAIN)
 def test_plain_calls(function: Any, wanted: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Directly, with the same results as the op."""
+    """They go directly, with the same results as the op."""
     with ways(monkeypatch) as seen:
         found = function(X)
     assert seen == wanted
@@ -96,8 +96,8 @@ def test_other_calls(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(found, learn(X) if name == "grad" else attend(X), rtol=0, atol=1e-6)
 
 
-def test_whoever_watches_ops_sees_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Dispatch modes and profilers, in the forward and in the backward."""
+def test_dispatch_modes_and_profilers_see_the_ops(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the forward and in the backward."""
     with Listing() as listing:
         learn(X)
     assert [name for name in listing.names if name.startswith("natten_mps")] == [

@@ -34,7 +34,7 @@ def dynamic(rank: int) -> dict[int, Any]:
     return {0: Dim("batch")} | {axis + 1: Dim("xyz"[axis], min=3) for axis in range(rank)}
 
 
-def travelled(program: Any) -> Any:
+def saved_and_loaded(program: Any) -> Any:
     """The program, saved and loaded."""
     file = io.BytesIO()
     torch.export.save(program, file)
@@ -55,7 +55,7 @@ def test_faces(rank: int, strict: bool, follows: bool) -> None:
     shapes = dict.fromkeys(("query", "key", "value"), dynamic(rank)) if follows else None
     program = torch.export.export(module, tuple(given), strict=strict, dynamic_shapes=shapes)
     assert ops_of(program) == ["natten_mps.na_forward.default"]
-    loaded = travelled(program)
+    loaded = saved_and_loaded(program)
     for run in [shape, (3, *OTHERS[:rank], 2, 4)] if follows else [shape]:
         tensors = torch.randn(3, *run).unbind()
         for found, wanted in zip(loaded(*tensors), module(*tensors), strict=True):
@@ -64,13 +64,13 @@ def test_faces(rank: int, strict: bool, follows: bool) -> None:
 
 @pytest.mark.parametrize("strict", [False, True], ids=["traced", "strict"])
 @pytest.mark.parametrize("options", [{}, {"num_kv_heads": 1, "rel_pos_bias": True}], ids=["qkv", "gqa-rpb"])
-def test_modules_learn_after_export(options: dict[str, Any], strict: bool) -> None:
+def test_modules_can_be_trained_after_export(options: dict[str, Any], strict: bool) -> None:
     """One op in the graph, the same outputs for other sizes, and the same gradients of all weights."""
     torch.manual_seed(0)
     module = MPS.package.NeighborhoodAttention2D(8, 2, 3, **options)
     program = torch.export.export(module, (torch.randn(2, 6, 7, 8),), strict=strict, dynamic_shapes={"x": dynamic(2)})
     assert ops_of(program) == ["natten_mps.na_forward.default"]
-    loaded, x = travelled(program), torch.randn(3, 9, 4, 8)
+    loaded, x = saved_and_loaded(program), torch.randn(3, 9, 4, 8)
     out = loaded(x)
     assert torch.equal(out, module(x))
     out.sin().sum().backward()

@@ -1,4 +1,4 @@
-"""``export_function``: what MLX can write to a file, and read again without this package."""
+"""``export_function``: what MLX can write to a file and read again without this package."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_dense_is_kept(tmp_path: Path) -> None:
 
 
 def test_another_size_is_refused(tmp_path: Path) -> None:
-    """The same number of tokens too, which would fit every table."""
+    """Also one with as many tokens, which would fit every table."""
     query = mx.random.normal((1, 6, 4, 2, 4), stream=mx.cpu)
     call = lambda q: MLX.face("na2d")(q, q, q, 3)  # noqa: E731
     with pytest.raises(NotImplementedError, match=r"shapeless=True is not implemented.*export one function per size"):
@@ -151,8 +151,8 @@ def test_another_size_is_refused(tmp_path: Path) -> None:
         mx.eval(mx.compile(call, shapeless=True)(query))
 
 
-def test_what_mlx_itself_says(tmp_path: Path, backend: str) -> None:
-    """For its own function, and for a call that forces the C++ primitives: nothing is written instead."""
+def test_mlx_s_own_errors(tmp_path: Path, backend: str) -> None:
+    """Of its own function, and of calls that request the C++ primitives: no other backend takes their place."""
     arrays = given_to(BY_NAME["seq"], "float32")
     call = attend(BY_NAME["seq"], tuple(arrays), return_lse=True)
     named = {"pure": "CustomTransforms", "nanobind": "na1d"}
@@ -165,7 +165,7 @@ def test_what_mlx_itself_says(tmp_path: Path, backend: str) -> None:
             MLX.face("export_function")(str(tmp_path / "f.mlxfn"), forced, *arrays.values())
 
 
-def test_nothing_stays_as_it_was_for_the_export(tmp_path: Path, backend: str) -> None:
+def test_an_export_leaves_no_setting_behind(tmp_path: Path, backend: str) -> None:
     """Neither after an export nor after a failed one."""
 
     def failing(*_: mx.array) -> mx.array:

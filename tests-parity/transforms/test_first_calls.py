@@ -1,4 +1,4 @@
-"""The first call of a process works in every context of its framework: a tracer finds nothing that it cannot trace.
+"""The first call of a process works in every context of its framework: tracers meet nothing that they cannot trace.
 
 Each case has a process of its own (``first_calls``). Without --all: most contexts, with a few calls each.
 """
@@ -56,7 +56,7 @@ SHORT = {
     "compile of grad": ("NeighborhoodAttention2D",),
 }
 OTHERWISE = ("na2d",)
-# What a context rejects, and the words of its error.
+# What a context rejects, and the error's text.
 REFUSED = {
     (
         "meta tensors",
@@ -67,9 +67,9 @@ REFUSED = {
 
 def tried(framework: Framework, cases: list[Case]) -> None:
     found = first_calls.outcomes(f"first_calls_{framework.name}", cases, timeout=3000)
-    for (context, call, _), said in found.items():
+    for (context, call, _), error in found.items():
         words = REFUSED.get((context, call))
-        assert words in said if words else not said, f"{framework}, {context}, {call}\n{said}"
+        assert words in error if words else not error, f"{framework}, {context}, {call}\n{error}"
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
@@ -87,12 +87,12 @@ def test_every_first_call(framework: Framework, context: str) -> None:
     tried(framework, [(context, call, backend) for backend in BACKENDS[framework.name] for call in CALLS])
 
 
-# Public functions that compute none.
+# Public functions that do not compute tensors.
 NO_TENSORS = {"explain", "key_range", "query_range"}
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
-def test_no_face_is_left_out(framework: Framework) -> None:
+def test_every_face_is_tried(framework: Framework) -> None:
     """A new public function must be tried, too."""
     named = {word for call in CALLS for word in call.split()}
     homes = framework.package._NAMES.homes
@@ -107,7 +107,7 @@ def test_every_context_is_tried() -> None:
     assert found == CONTEXTS
 
 
-def test_a_failure_is_told() -> None:
+def test_a_failure_is_reported() -> None:
     """The checks above can fail."""
-    (said,) = first_calls.outcomes("first_calls_mps", [("grad", "na1d", "metal")], timeout=100).values()
-    assert "NotImplementedError: na1d: backend='metal' cannot take" in said, said
+    (error,) = first_calls.outcomes("first_calls_mps", [("grad", "na1d", "metal")], timeout=100).values()
+    assert "NotImplementedError: na1d: backend='metal' cannot take" in error, error

@@ -88,8 +88,8 @@ def operations(graph: Any) -> set[str]:
 
 @pytest.mark.parametrize("name", CALLS | MORE | ITEMS)
 def test_jit_trace(name: str) -> None:
-    """A trace contains only torch's operations, which converters understand, and is right for other numbers and
-    batches; outside of the mode, the error names the mode.
+    """A trace contains only torch's operations, which converters understand, and is right for other values and
+    batches; outside the mode, the error names the mode.
     """
     x, module = torch.randn(X), Module(name)
     other = torch.randn(X if name in ITEMS else (5, *X[1:]))
@@ -134,7 +134,7 @@ def test_torch_export(name: str, strict: bool) -> None:
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_dense_on_shapes_alone(name: str) -> None:
+def test_dense_on_tensors_without_data(name: str) -> None:
     """On meta and fake tensors: the shapes, dtypes and strides of the other backends."""
     wanted = CALLS[name](torch.randn(X))
     wanted = wanted if isinstance(wanted, tuple) else (wanted,)
@@ -158,7 +158,7 @@ def test_dense_compiles_in_full(name: str, dynamic: bool) -> None:
             close(compiled(x), CALLS[name](x))
 
 
-def test_dense_exports_with_sizes_as_they_come() -> None:
+def test_dense_exports_with_dynamic_sizes() -> None:
     shapes = {"x": {0: Dim("batch"), 1: Dim("x", min=3), 2: Dim("y", min=3)}}
     with MPS.package.export_mode():
         program = torch.export.export(Module("split"), (torch.randn(X),), dynamic_shapes=shapes)

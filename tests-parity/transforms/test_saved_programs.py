@@ -66,7 +66,7 @@ def test_a_saved_program(imports: str, program: Path) -> None:
 
 
 def test_importing_the_package_alone_imports_no_torch() -> None:
-    """It waits for torch, and no longer than until torch is there."""
+    """It waits for an import of torch, and stops waiting once torch is imported."""
     waiting = "print('torch' in sys.modules, [type(f).__name__ for f in sys.meta_path if 'with_torch' in repr(f)])"
     done = in_a_process(f"import sys, natten_mps\n{waiting}\nimport torch\n{waiting}")
     assert done.stdout == "False ['_Torch']\nTrue []\n", done.stderr
@@ -79,7 +79,7 @@ import sys, types, natten_mps
 sys.modules["torch._C"] = types.ModuleType("torch._C")  # has nothing that torch needs
 try:
     import torch
-except (AttributeError, ImportError):  # what torch says of it
+except (AttributeError, ImportError):  # torch's own error
     print("torch" in sys.modules, "natten_mps._ops" in sys.modules)
 for name in [name for name in sys.modules if name.partition(".")[0] == "torch"]:
     del sys.modules[name]
@@ -87,7 +87,7 @@ import torch
 print(torch.ops.natten_mps.na_forward.default)
 """
     )
-    # Torch 2.15 refuses to be imported again in the same process, whoever asks.
+    # Torch 2.15 refuses to be imported again in the same process.
     refused = "`torch` can only be initialized once per process" in done.stderr
     found = "" if refused else "natten_mps.na_forward.default\n"
     assert done.stdout == f"False False\n{found}", done.stderr

@@ -43,12 +43,12 @@ def listed(*xs: mx.array) -> Any:
     return MLX.face("na1d_varlen")(list(xs), list(xs), list(xs), None, 3, **LSE)
 
 
-def first_of(call: Callable[..., Any], *place: int) -> Callable[..., Any]:
-    """One of a call's results."""
+def result_at(call: Callable[..., Any], *indices: int) -> Callable[..., Any]:
+    """One of a call's results, by its index at each level."""
 
     def one(*xs: mx.array) -> Any:
         found = call(*xs)
-        for index in place:
+        for index in indices:
             found = found[index]
         return found
 
@@ -72,13 +72,13 @@ CALLS: dict[str, tuple[Callable[..., Any], Arrays, Arrays]] = {
     "varlen": (face("na1d_varlen", [9, 4], 3, **LSE), tokens(2, 9), tokens(2, 11)),
     "varlen of empty items": (face("na1d_varlen", [0, 0], 3, **LSE), tokens(2, 9), tokens(2, 11)),
     "out of empty items": (face("na2d_varlen", [[0, 5], [0, 0]], 3), grids(2, 9), grids(2, 11)),
-    "lse of empty items": (first_of(face("na1d_varlen", [0, 0], 3, **LSE), 1), tokens(2, 9), tokens(2, 11)),
+    "lse of empty items": (result_at(face("na1d_varlen", [0, 0], 3, **LSE), 1), tokens(2, 9), tokens(2, 11)),
     "varlen of no items": (face("na1d_varlen", [], 3, **LSE), tokens(0, 9), tokens(0, 11)),
     "a list": (listed, items(5, 6), items(5, 7)),
-    "a list's empty item": (first_of(listed, 0, 0), items(0, 5), [mx.zeros((0, 3, 4)), *items(5, 5)[1:]]),
+    "a list's empty item": (result_at(listed, 0, 0), items(0, 5), [mx.zeros((0, 3, 4)), *items(5, 5)[1:]]),
     "packed": (face("attention", seqlens_Q=[4, 5], seqlens_KV=[4, 5]), tokens(1, 9), tokens(1, 11)),
     "packed without tokens": (face("attention", **NOTHING, **LSE), tokens(1, 9), tokens(1, 11)),
-    "lse without tokens": (first_of(face("attention", **NOTHING, **LSE), 1), tokens(1, 9), tokens(1, 11)),
+    "lse without tokens": (result_at(face("attention", **NOTHING, **LSE), 1), tokens(1, 9), tokens(1, 11)),
     "packed without keys": (face("attention", **NO_KEYS), tokens(1, 9), tokens(1, 11)),
     "mapped": (mx.vmap(face("na1d", 3)), [mx.ones((2, 1, 9, 2, 4))], [mx.ones((2, 1, 11, 2, 4))]),
     "mapped nothing": (mx.vmap(face("na1d", 3)), [mx.ones((2, 0, 9, 2, 4))], [mx.ones((2, 0, 11, 2, 4))]),
@@ -111,14 +111,14 @@ def refuses(call: Callable[..., Any], traced: Arrays, given: Arrays) -> bool:
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_a_call_made_for_one_size_takes_no_other(name: str) -> None:
+def test_a_call_traced_for_one_size_refuses_others(name: str) -> None:
     call, traced, given = CALLS[name]
     assert refuses(call, traced, given)
 
 
 @pytest.mark.parametrize("name", ["fused", "empty batch", "qk", "av", "varlen of empty items", "packed without keys"])
-def test_nor_does_its_gradient(name: str) -> None:
-    """One that does not depend on the sizes may be right: zeros."""
+def test_its_gradient_is_right_or_refused(name: str) -> None:
+    """A gradient that does not depend on the sizes, such as zeros, may be right."""
     call, traced, given = CALLS[name]
     refuses(mx.grad(lambda *xs: sum(array.sum() for array in flat(call(*xs)))), traced, given)
 

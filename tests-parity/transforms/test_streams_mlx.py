@@ -27,7 +27,7 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 def arguments_of(op: str) -> tuple[Any, ...]:
-    """Small ones, always the same."""
+    """Small tensors, the same in every call."""
     rank = int(op[2]) if op.startswith("na") else 1
     shape = (6, 5, 4)[:rank]
     mx.random.seed(rank)
@@ -73,7 +73,7 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kind, "differentiate", differentiate)
 
 
-def test_the_ops_are_all_that_take_a_stream() -> None:
+def test_every_function_with_a_stream_is_tested() -> None:
     functions = [getattr(MLX.package, name) for name in MLX.package.__all__]
     faces = {f.__name__ for f in functions if inspect.isfunction(f) and "stream" in inspect.signature(f).parameters}
     assert faces == {*OPS, "tiled"}  # which evaluates each slab before it returns, in tests-parity/slabs
@@ -100,7 +100,7 @@ def test_all_of_an_op_runs_on_its_stream(op: str, backend: str) -> None:
     assert all(mx.array_equal(a, b) for a, b in zip(with_gradient, wanted, strict=True))
 
 
-def test_what_runs_elsewhere_is_seen() -> None:
+def test_what_runs_on_another_stream_is_noticed() -> None:
     """The check above can fail."""
     made: list[mx.array] = []
     thread = threading.Thread(target=lambda: made.append(mx.ones((2,)) + 1))

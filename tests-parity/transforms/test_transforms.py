@@ -278,7 +278,7 @@ def test_autocast(name: str, dtype: torch.dtype) -> None:
     assert all(torch.equal(g, w.float()) for g, w in zip(gradients, wanted, strict=True))
 
 
-def test_autocast_mends_mixed_dtypes_and_leaves_double_alone() -> None:
+def test_autocast_unifies_dtypes_and_leaves_float64_alone() -> None:
     query = torch.randn(1, 9, 2, 4)
     with torch.autocast("cpu", torch.bfloat16):
         mixed = MPS.face("na1d")(query, query.bfloat16(), query.half(), 3)
@@ -312,7 +312,7 @@ def test_gradients_of_some_inputs_and_of_none() -> None:
     leaves = [t.clone().requires_grad_() for t in tensors.values()]
     every = torch.autograd.grad(call(*leaves)[1].sum(), leaves, allow_unused=True, materialize_grads=True)
     for i, wanted in enumerate(every):
-        one = [t.clone().requires_grad_(place == i) for place, t in enumerate(tensors.values())]
+        one = [t.clone().requires_grad_(j == i) for j, t in enumerate(tensors.values())]
         (found,) = torch.autograd.grad(call(*one)[1].sum(), one[i])
         close(found, wanted)
     assert not every[2].any(), "lse does not depend on the values"

@@ -61,7 +61,7 @@ def close(found: Any, wanted: Any, limit: float = 1e-12) -> None:
 
 @pytest.fixture(autouse=True, params=["pure", "nanobind"])
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Each test of this module runs one backend, and no other; in every thread."""
+    """Each test of this module runs one backend and no other, in every thread."""
     MLX.package.set_backend(request.param)
     with MLX.watch() as ran:
         yield request.param

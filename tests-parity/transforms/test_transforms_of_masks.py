@@ -48,7 +48,7 @@ def close(found: Any, wanted: Any) -> None:
         np.testing.assert_allclose(np.asarray(one.tolist()), np.asarray(other.tolist()), rtol=1e-9, atol=1e-11)
 
 
-# Compilers are slow: the dense path by default, of which they see all.
+# Compilers are slow: by default only the dense backend, whose operations they see in full.
 @pytest.mark.parametrize("backend", ["dense", pytest.param("pure", marks=pytest.mark.all)])
 def test_torch_compiles(backend: str) -> None:
     """As one graph; results and gradients are eager's, with other masks too."""
@@ -131,7 +131,7 @@ def test_autocast_leaves_the_mask_alone(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_query_that_is_nan_reaches_no_masked_key(backend: str) -> None:
+def test_a_nan_query_does_not_affect_masked_keys(backend: str) -> None:
     """The gradients of masked keys and values are 0, not NaN."""
     call, (given, mask) = fused(MPS, backend), tensors(learn=False)
     given[0][:, 2, 3] = torch.nan

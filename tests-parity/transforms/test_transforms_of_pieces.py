@@ -31,7 +31,7 @@ def fused(framework: Any, backend: str) -> Call:
 
 
 def split(framework: Any, backend: str) -> Call:
-    """Both split ops, without a softmax between them: causal slots of -inf are put to 0."""
+    """Both split ops, without a softmax between them: causal slots of -inf are set to 0."""
     qk, av = framework.face("na2d_qk"), framework.face("na2d_av")
     where = torch.where if framework is MPS else mx.where
 
@@ -43,7 +43,7 @@ def split(framework: Any, backend: str) -> Call:
 
 
 MAKE = {"fused": fused, "split": split}
-# Compilers are slow: the whole graph of the dense path by default, where the piece's arithmetic is in it.
+# Compilers are slow: by default only the dense backend, whose graph contains the piece's arithmetic.
 COMPILED = pytest.mark.parametrize(
     ("name", "backend"),
     [
@@ -102,7 +102,7 @@ def test_torch_exports(name: str) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", MAKE)
 def test_torch_maps(name: str, backend: str) -> None:
-    """vmap over calls, and over gradients, as one call after another."""
+    """vmap over calls and over gradients equals one call after another."""
     call, given = MAKE[name](MPS, backend), tensors(learn=False)
     mapped = [torch.stack([t, -0.5 * t, 2 * t], 1) for t in given]
     found = torch.func.vmap(call, in_dims=1)(*mapped)

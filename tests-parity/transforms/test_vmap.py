@@ -68,10 +68,9 @@ def test_vmap_of_two_and_of_none(name: str, backend: str) -> None:
     with package.use_backend(backend):
         each = [[mx.array(numbers.standard_normal(shape)) for shape in shapes] for _ in range(2)]
         given = [
-            each[0][place] if axis is None else mx.stack([own[place] for own in each], axis)
-            for place, axis in enumerate(axes)
+            each[0][i] if axis is None else mx.stack([own[i] for own in each], axis) for i, axis in enumerate(axes)
         ]
-        own = [[each[0][place] if axis is None else one[place] for place, axis in enumerate(axes)] for one in each]
+        own = [[each[0][i] if axis is None else one[i] for i, axis in enumerate(axes)] for one in each]
         with MLX.watch() as ran:
             mapped = listed(mx.vmap(call, in_axes=axes)(*given))
             mx.eval(mapped)

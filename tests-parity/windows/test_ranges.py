@@ -1,6 +1,6 @@
-"""Pieces of axes: which keys queries need, which queries keys reach, and masks, slots and walks of what is at hand.
+"""Pieces of axes: which keys queries need, which queries keys reach, and the masks, slots and walks of pieces.
 
-Exhaustive over small axes; the whole axis' mask is the truth.
+Exhaustive over small axes; the reference is the mask of the whole axis.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def pieces_of(axis: Axis) -> Iterator[Axis]:
 
 
 def test_every_piece_of_small_axes() -> None:
-    """Mask, pairs, slots, entries of rpb and the picture are those of the whole axis, cut to what is at hand."""
+    """Mask, pairs, slots, entries of rpb and the picture are those of the whole axis, cut to the piece."""
     count = 0
     for axis in axes(8):
         whole = Problem(
@@ -131,7 +131,7 @@ def random_piece(rank: int, random_: random.Random) -> Problem:
 @pytest.mark.parametrize("rank", [1, 2, 3])
 @pytest.mark.parametrize("transposed", [False, True], ids=["queries", "keys"])
 def test_walks_of_pieces_visit_every_pair_once(rank: int, transposed: bool) -> None:
-    """Those of queries, and those of keys with inverse windows cut to the queries at hand."""
+    """Walks over queries, and walks over keys, whose inverse windows are cut to the piece's queries."""
     random_ = random.Random(rank + 10 * transposed)
     for _ in range(80):
         problem = random_piece(rank, random_)
@@ -143,7 +143,7 @@ def test_walks_of_pieces_visit_every_pair_once(rank: int, transposed: bool) -> N
 
 @pytest.mark.parametrize("transposed", [False, True], ids=["queries", "keys"])
 def test_boxes_of_pieces_are_as_small_as_can_be(transposed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """box_size is the widest span of a tile; the bound that long axes have is never below it, and close."""
+    """box_size is the widest span of a tile; the bound used for long axes is never below it, and close to it."""
     random_ = random.Random(5)
     for _ in range(300):
         (axis,) = random_piece(1, random_).axes

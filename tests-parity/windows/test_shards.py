@@ -98,7 +98,7 @@ def test_rounds_of_a_ring_deliver_every_message(seed: int, back: bool) -> None:
 
 @pytest.mark.parametrize("seed", range(50))
 def test_closed_form_of_bytes(seed: int) -> None:
-    """What all send is what all receive, on the way there and back."""
+    """The bytes that all processes send are those of all messages, forward and backward."""
     cut = random_shards(Random(3000 + seed))
     there = sum(shards.bytes_sent(cut, process, 8) for process in range(cut.count))
     back = sum(shards.bytes_returned(cut, process, 8) for process in range(cut.count))

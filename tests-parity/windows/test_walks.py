@@ -84,7 +84,9 @@ def walks(problem: Problem) -> list[blocks.Blocks]:
 
 
 def assert_within_budget(problem: Problem, walk: blocks.Blocks) -> None:
-    """The logits computed at once, and what is gathered for them, or a single tile: a small one, or one of one row."""
+    """The logits computed at once, and what is gathered for them, are within the budgets, or belong to a single tile,
+    which is small or has one row.
+    """
     transposed = walk.axes[0].transposed
     size = 8 if problem.dtype == "float64" else 4
     rows, columns = walk.tile_rows, walk.box_columns
@@ -98,10 +100,10 @@ def assert_within_budget(problem: Problem, walk: blocks.Blocks) -> None:
     assert columns <= math.prod(axis.columns for axis in walk.axes)
 
 
-def axis_of(walk: blocks.Blocks, place: int) -> tuple[blocks.AxisBlocks, Any]:
+def axis_of(walk: blocks.Blocks, number: int) -> tuple[blocks.AxisBlocks, Any]:
     """One axis of a walk, and its tables for some tiles: the first, the last, and some in between."""
-    axis = walk.axes[place]
-    random = np.random.default_rng(place)
+    axis = walk.axes[number]
+    random = np.random.default_rng(number)
     tiles = np.unique([0, 1, axis.tiles - 1, axis.tiles // 2, *random.integers(axis.tiles, size=5)])
     tiles = tiles[tiles < axis.tiles]
     # As many columns as a test can handle: boxes may have millions.
@@ -136,8 +138,8 @@ def test_an_extreme_problem_has_a_plan(name: str) -> None:
     for walk, tokens in zip(walks(problem), (problem.queries, problem.keys), strict=True):
         assert_within_budget(problem, walk)
         assert rows_of(walk) == tokens
-        for place in range(problem.rank):
-            assert_holds_windows(*axis_of(walk, place))
+        for number in range(problem.rank):
+            assert_holds_windows(*axis_of(walk, number))
 
 
 @st.composite
@@ -145,8 +147,8 @@ def long_problems(draw: st.DrawFn) -> Problem:
     """Legal problems with long axes: sizes spread over the orders of magnitude."""
     rank = draw(st.integers(1, 3))
 
-    def sized(most: int, least: int = 1) -> int:
-        return min(most, max(least, int(2 ** draw(st.floats(0, math.log2(max(most, 2)))))))
+    def sized(largest: int, smallest: int = 1) -> int:
+        return min(largest, max(smallest, int(2 ** draw(st.floats(0, math.log2(max(largest, 2)))))))
 
     longest = {1: 1 << 24, 2: 1 << 18, 3: 1 << 12}[rank]
     shape = tuple(sized(longest) for _ in range(rank))
@@ -174,21 +176,21 @@ def test_any_legal_problem_has_a_plan(problem: Problem) -> None:
     for walk, tokens in zip(walks(problem), (problem.queries, problem.keys), strict=True):
         assert_within_budget(problem, walk)
         assert rows_of(walk) == tokens
-        for place in range(problem.rank):
-            assert_holds_windows(*axis_of(walk, place))
+        for number in range(problem.rank):
+            assert_holds_windows(*axis_of(walk, number))
 
 
 def test_the_bound_of_long_axes_holds_and_is_close(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compared with the exact widest span, found by a pass over all tiles."""
     exact = {}
-    for most in (1 << 30, 0):
-        monkeypatch.setattr(boxes, "MAX_SPANS", most)
+    for max_spans in (1 << 30, 0):
+        monkeypatch.setattr(boxes, "MAX_SPANS", max_spans)
         for n, d, causal, transposed in itertools.product((1, 7, 24, 41), (1, 2, 5), (False, True), (False, True)):
             for w, tile in itertools.product(range(1, n // d + 1), (1, 2, 3, 5, 8, 30)):
                 for s in sorted({1, 2, 3, w // 2, w - 1, w} & set(range(1, w + 1))):
                     axis = Axis(n, n, w, s, d, causal)
                     found = boxes.box_size.__wrapped__(axis, transposed, tile)
-                    if most:
+                    if max_spans:
                         exact[axis, transposed, tile] = found
                     else:
                         wanted = exact[axis, transposed, tile]
@@ -215,9 +217,9 @@ def test_tables_of_single_tiles_are_those_of_all(transposed: bool, monkeypatch: 
 
 def assert_taken_in_turns(walk: blocks.Blocks) -> int:
     """Each tile has one turn, each column that a row sees counts as seen, and no turn has a column twice. Returns the
-    largest number of turns of a chunk.
+    largest number of turns that a chunk has.
     """
-    most = 0
+    longest = 0
     for chunk in blocks.Tables(walk, mask.NumpyTables()).chunks():
         assert ((chunk.mask & chunk.held[..., None]).any(1) <= chunk.seen).all()
         found = turns.turns(walk, chunk.first, chunk.count)
@@ -226,8 +228,8 @@ def assert_taken_in_turns(walk: blocks.Blocks) -> int:
         for own in tiles:
             touched = chunk.columns[own][chunk.seen[own]]
             assert len(touched) == len(np.unique(touched))
-        most = max(most, len(found))
-    return most
+        longest = max(longest, len(found))
+    return longest
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -333,8 +335,8 @@ def measure(package: str) -> dict[str, Any]:
 @pytest.mark.all
 @pytest.mark.parametrize("package", ["mps", "mlx"])
 def test_wide_windows_run_in_bounded_memory(package: str) -> None:
-    """What is held for each pair of a query and a key computed at once, and no more: tiles of one row, whose columns,
-    masks and gathered rows are made for the chunk. For all tiles, the columns alone would take 8 GB.
+    """Tiles of one row, whose columns, masks and gathered rows are made chunk by chunk: memory is needed only for the
+    pairs of a query and a key that are computed at once. For all tiles, the columns alone would take 8 GB.
     """
     found = in_a_fresh_process("test_walks", f"measure({package!r})")
     print(package, found)

@@ -1,4 +1,4 @@
-"""The window against its definition, exhaustively over small axes, and everything that is built on it."""
+"""The window against its definition, exhaustively over small axes, and everything that is derived from it."""
 
 from __future__ import annotations
 
@@ -276,10 +276,10 @@ def check_walk(problem: Problem, tables: blocks.Tables, transposed: bool) -> Non
         rows.append(chunk.rows.reshape(-1))
     assert tiles == tables.blocks.tiles
     assert np.array_equal(visits, (wanted.T if transposed else wanted).astype(int))
-    # row_positions() finds each token's row, and each only once.
-    places = tables.row_positions()
-    assert len(set(places.tolist())) == len(places) == len(visits)
-    assert np.array_equal(np.concatenate(rows)[places], np.arange(len(visits)))
+    # row_positions() has each token's row, once.
+    positions = tables.row_positions()
+    assert len(set(positions.tolist())) == len(positions) == len(visits)
+    assert np.array_equal(np.concatenate(rows)[positions], np.arange(len(visits)))
 
 
 def check_columns_of_slots(chunk: blocks.Chunk, slot_key: Array, held_slot: Array) -> None:

@@ -10,10 +10,9 @@
 
 namespace runtime {
 
-// ---- device buffers
-// ------------------------------------------------------------------------------------------------------- Each buffer
-// gets a mapping of its own with unmapped memory around it; the data ends where the unmapped memory begins, as nearly
-// as an alignment of 16 bytes allows. Those that stay in place are only known by their name.
+// ---- device buffers ------------------------------------------------------------------------------------------------
+// Each buffer gets a mapping of its own with unmapped memory around it; its data ends as near to the end of the mapping
+// as an alignment of 16 bytes allows. A buffer bound in place is neither copied nor watched: only its name is known.
 static Region* new_buffer(const BufferIn& in) {
   if (in.in_place) {
     Region* r = new Region();
@@ -62,8 +61,7 @@ static void finish_buffer(Region* r, BufferIn& in) {
   delete r;
 }
 
-// ---- the grid
-// ---------------------------------------------------------------------------------------------------------------
+// ---- the grid ------------------------------------------------------------------------------------------------------
 struct Grid {
   uint32_t threads[3];
   uint32_t per_group[3];
@@ -119,8 +117,7 @@ static void run_grid(const Grid& grid) {
   }
 }
 
-// ---- the kernel library
-// -------------------------------------------------------------------------------------------------------
+// ---- the kernel library --------------------------------------------------------------------------------------------
 static int widen_code(dl_phdr_info* info, size_t, void* base) {
   if ((char*)info->dlpi_addr != base) return 0;
   g.code_begin = (char*)base;
@@ -156,20 +153,21 @@ static void begin(Entry entry, const Options* options, Result* result) {
 
 using namespace runtime;
 
-extern "C" void metal_emulator_dispatch(Entry entry, BufferIn* buffers, uint32_t buffer_count, const SlotIn* slots,
-                                        uint32_t slot_count, const uint64_t* argument_bytes, uint32_t argument_count,
+extern "C" void metal_emulator_dispatch(Entry entry, BufferIn* buffers, uint32_t buffer_count,
+                                        const PointerIn* pointers, uint32_t pointer_count,
+                                        const uint64_t* argument_bytes, uint32_t argument_count,
                                         const uint32_t* threads, const uint32_t* per_group, const Options* options,
                                         Result* result) {
   begin(entry, options, result);
   for (uint32_t i = 0; i < buffer_count; i++) g.buffers.push_back(new_buffer(buffers[i]));
-  std::vector<void*> pointers(slot_count, nullptr);
-  for (uint32_t i = 0; i < slot_count; i++) {
-    if (slots[i].buffer >= 0) pointers[i] = g.buffers[slots[i].buffer]->begin + slots[i].offset;
+  std::vector<void*> addresses(pointer_count, nullptr);
+  for (uint32_t i = 0; i < pointer_count; i++) {
+    if (pointers[i].buffer >= 0) addresses[i] = g.buffers[pointers[i].buffer]->begin + pointers[i].offset;
   }
   g.argument_bytes.assign(argument_bytes, argument_bytes + argument_count);
   g.argument_memory.assign(argument_count, nullptr);
   for (Fiber& f : g.fibers) {
-    f.arguments.buffers = pointers.data();
+    f.arguments.buffers = addresses.data();
     f.arguments.threadgroup_memory = g.argument_memory.data();
   }
   Grid grid;
@@ -192,8 +190,8 @@ extern "C" void metal_emulator_dispatch(Entry entry, BufferIn* buffers, uint32_t
 
 // For exchange.py to compare with its own
 extern "C" void metal_emulator_structure_bytes(uint32_t* bytes) {
-  const size_t sizes[] = {sizeof(BufferIn), sizeof(SlotIn),   sizeof(Options),
-                          sizeof(FaultOut), sizeof(EventOut), sizeof(Result)};
+  const size_t sizes[] = {sizeof(BufferIn), sizeof(PointerIn), sizeof(Options),
+                          sizeof(FaultOut), sizeof(EventOut),  sizeof(Result)};
   for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) bytes[i] = (uint32_t)sizes[i];
 }
 

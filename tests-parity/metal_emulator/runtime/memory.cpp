@@ -59,7 +59,7 @@ static Region* new_variable(const void* key, size_t bytes, size_t alignment, con
   r->name = name;
   r->cells.resize((bytes >> r->cell_shift) + 1);
   memset(r->begin, 0xFF, bytes);
-  // the last variable answers for the rest of the arena
+  // an access past the last variable is a fault of that variable, up to the arena's end
   for (Region* other : g.variables) other->reach_end = std::min(other->reach_end, r->reach_begin);
   r->reach_end = g.arena + kArenaBytes;
   g.variables.push_back(r);

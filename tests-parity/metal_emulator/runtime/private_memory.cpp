@@ -1,8 +1,8 @@
 // Bounds of private arrays and variables, and of constant arrays of the program: the build with sanitizer="address".
 //
-// clang surrounds each with red zones and marks them in a shadow of one byte for eight (0: all valid, 1..7: the first
-// so many, above: none). Fiber stacks lie in one mapping, so its shadow is small and placed where the compiled code
-// looks through __asan_shadow_memory_dynamic_address.
+// clang surrounds each with red zones and marks them in a shadow of one byte for eight (0: all are valid, 1 to 7:
+// the first 1 to 7, otherwise none). Fiber stacks lie in one mapping, so its shadow is small and placed where the
+// compiled code looks through __asan_shadow_memory_dynamic_address.
 #include <sys/mman.h>
 #include <cstring>
 #include <vector>

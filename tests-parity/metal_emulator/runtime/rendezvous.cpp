@@ -29,9 +29,8 @@ static void count_operation(uint32_t operation) {
   }
 }
 
-// ---- simdgroup
-// -------------------------------------------------------------------------------------------------------- All live
-// lanes wait: let them go on if they wait for the same thing
+// ---- simdgroup -----------------------------------------------------------------------------------------------------
+// All live lanes wait: let them go on if they wait for the same operation
 static void finish_simdgroup(uint32_t s) {
   Simdgroup& simd = g.simdgroups[s];
   uint32_t lanes[kLanes];
@@ -68,7 +67,7 @@ static void finish_simdgroup(uint32_t s) {
   release(lanes, n);
 }
 
-// Gives `value` to the other lanes and returns when all of them have given theirs
+// Hands `value` to the other lanes and returns when all of them have handed over theirs
 Exchange* meet(const void* value, unsigned bytes, Operation operation, uint32_t site, void* code) {
   Fiber& f = current_fiber();
   Simdgroup& simd = g.simdgroups[f.simdgroup];
@@ -82,8 +81,7 @@ Exchange* meet(const void* value, unsigned bytes, Operation operation, uint32_t 
   return e;
 }
 
-// ---- threadgroup
-// ------------------------------------------------------------------------------------------------------
+// ---- threadgroup ---------------------------------------------------------------------------------------------------
 static void finish_barrier() {
   static uint32_t waiting[kMaxThreads];
   uint32_t n = 0;

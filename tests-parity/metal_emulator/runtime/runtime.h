@@ -72,7 +72,7 @@ enum FiberState : uint8_t { READY, AT_BARRIER, AT_SIMDGROUP_OPERATION, RETURNED 
 
 enum Operation : uint32_t { SHUFFLE, REDUCE, PREFIX, BALLOT, SIMDGROUP_BARRIER, MATRIX_ACCESS, MATRIX_MULTIPLY };
 
-// Where a fiber waits: what it does, the place in the source and the place in the code
+// Where a fiber waits: the operation, and where it stands in the source and in the compiled code
 struct Waiting {
   uint32_t operation;
   uint32_t site;
@@ -149,8 +149,7 @@ struct Region {
   uint64_t bytes_written = 0;
 };
 
-// ---- exchange with exchange.py
-// ------------------------------------------------------------------------------------------
+// ---- exchange with exchange.py -------------------------------------------------------------------------------------
 struct BufferIn {
   void* data;
   uint64_t bytes;
@@ -165,7 +164,7 @@ struct BufferIn {
   uint64_t bytes_written;
 };
 
-struct SlotIn {  // a [[buffer(n)]] slot: an offset into one of the buffers; buffer -1 if unbound
+struct PointerIn {  // a [[buffer(n)]] pointer: into one of the buffers; buffer -1 if unbound
   int64_t buffer;
   uint64_t offset;
 };
@@ -201,7 +200,7 @@ struct Result {
   uint64_t simdgroup_operations;  // shuffles, reductions, votes
   uint64_t matrix_accesses;
   uint64_t matrix_multiplies;
-  uint64_t threadgroup_bytes;  // most that one group held
+  uint64_t threadgroup_bytes;  // the most that one group had
   uint64_t threadgroup_bytes_read;
   uint64_t threadgroup_bytes_written;
   uint32_t fault_count;
@@ -211,8 +210,7 @@ struct Result {
   EventOut events[kMaxEvents];
 };
 
-// ---- the dispatch
-// -------------------------------------------------------------------------------------------------------
+// ---- the dispatch --------------------------------------------------------------------------------------------------
 struct Dispatch {
   Entry entry;
   Options options;

@@ -44,7 +44,7 @@ extern "C" void metal_emulator_reduce(void* value, unsigned bytes, metal_emulato
   memcpy(value, e->result[0], bytes);
 }
 
-// Exclusive: lanes before this one; the first lane's value is left as it came
+// Over the lanes before this one, inclusive: and this one. An exclusive one leaves the first lane's value unchanged.
 extern "C" void metal_emulator_prefix(void* value, unsigned bytes, metal_emulator_combine combine, bool inclusive,
                                       unsigned site) {
   Exchange* e = meet(value, bytes, PREFIX, site, __builtin_return_address(0));
@@ -81,8 +81,7 @@ extern "C" void metal_emulator_matrix_access(unsigned site) {
   meet(&nothing, 1, MATRIX_ACCESS, site, __builtin_return_address(0));
 }
 
-// ---- 8x8 matrices: the layout of shim/simdgroup_matrix.h
-// ------------------------------------------------------------------
+// ---- 8x8 matrices: the layout of shim/simdgroup_matrix.h -----------------------------------------------------------
 struct LaneValues {
   float a[2];
   float b[2];

@@ -39,8 +39,8 @@
 #define METAL_EMULATOR_UNCHECKED
 #endif
 
-// Where a barrier or simdgroup operation stands in the source. As a default argument it is the place of the call, so
-// two operations stay apart even if the optimiser merges their code.
+// Where a barrier or simdgroup operation stands in the source. As a default argument it is the position of the call,
+// so two operations stay apart even if the optimiser merges their code.
 typedef unsigned metal_emulator_site;
 #define METAL_EMULATOR_SITE metal_emulator_site site = __builtin_LINE() * 1024u + __builtin_COLUMN() % 1024u
 

@@ -15,7 +15,7 @@ struct swizzle;
 
 namespace metal_emulator {
 
-// The type without the address space of the place it lies in
+// The type without its address space
 template <class A>
 struct without_space {
   using type = A;
@@ -82,7 +82,7 @@ struct value_type<A, 0> {
 template <class A>
 using value = typename value_type<A, width<A>>::type;
 
-// Two operands of which at least one is a vector and both fit together, and the vector they give
+// Whether two operands fit together, at least one of them a vector, and the vector that they give
 template <class A, class B>
 constexpr bool fit =
     (is_vector<A> || is_vector<B>) &&

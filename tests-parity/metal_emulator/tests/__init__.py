@@ -1,1 +1,1 @@
-"""The emulator's own tests: every planted fault is caught as the kind it is, and clean kernels give numpy's numbers."""
+"""The emulator's own tests: every planted fault is reported as its kind, and clean kernels give numpy's numbers."""

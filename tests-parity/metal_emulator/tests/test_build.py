@@ -30,7 +30,7 @@ def empty_cache(tmp_path, monkeypatch):
     return tmp_path / "cache"
 
 
-def test_kernels_go_by_host_name():
+def test_kernels_are_found_by_host_name():
     library = metal_emulator.compile_source(TEMPLATE)
     assert library.names == ("plain", "scale_float_3", "scale_half_5")
     x = np.arange(4, dtype=np.float32)
@@ -42,7 +42,7 @@ def test_kernels_go_by_host_name():
     assert h.tolist() == [0, 5, 10, 15]
 
 
-def test_only_what_is_asked_for_is_compiled():
+def test_only_what_is_requested_is_compiled():
     library = metal_emulator.compile_source(TEMPLATE, kernels=["scale_half_5"])
     assert library.names == ("scale_half_5",)
     with pytest.raises(
@@ -126,7 +126,7 @@ def test_a_compile_error_points_into_the_source():
         metal_emulator.compile_source(source)
 
 
-def test_a_kernel_without_parameters_is_none():
+def test_a_kernel_needs_parameters():
     with pytest.raises(ValueError, match=r"no kernel .*in the source; it has none"):
         metal_emulator.compile_source(HEADER + "kernel void k;")
 

@@ -49,7 +49,7 @@ def test_elements_written_and_read(library):
     assert partly.write_counts[1].sum() == 64
 
 
-def test_counts_go_by_element_for_every_size():
+def test_elements_of_every_size_are_counted():
     source = (
         HEADER
         + """

@@ -54,7 +54,7 @@ PLANTED = {
     ),
     "barrier_for_threadgroup_memory": (f"y[g] = x[g]; {BARRIER} s[i] = y[g ^ 1];", FaultKind.DATA_RACE),
     "simdgroup_barrier_for_threadgroup_memory": (f"y[g] = x[g]; {SIMD_BARRIER} s[i] = y[g ^ 1];", FaultKind.DATA_RACE),
-    "groups_write_the_same_place": ("y[i] = x[g];", FaultKind.DATA_RACE),
+    "groups_write_the_same_element": ("y[i] = x[g];", FaultKind.DATA_RACE),
     "plain_sum": (f"if (i == 0) s[0] = 0; {BARRIER} s[0] += x[g]; {BARRIER} y[g] = s[0];", FaultKind.DATA_RACE),
     "atomic_beside_plain": (
         (
@@ -153,7 +153,7 @@ def test_clean_kernel_gives_no_report(library, name, schedule):
     assert report.faults == ()
 
 
-def test_a_fault_raises_with_place_and_words(library):
+def test_the_error_names_kind_place_and_thread(library):
     with pytest.raises(
         EmulatorFault,
         match=(
@@ -202,7 +202,7 @@ def test_unchecked_build_still_sees_crashes_and_divergence():
 
 
 @pytest.mark.parametrize("optimised", [True, False])
-def test_an_unoptimised_build_keeps_loads_whose_value_goes_nowhere(optimised):
+def test_an_unoptimised_build_keeps_loads_whose_value_is_not_used(optimised):
     library = library_of({"selected_away": "float z = x[g + 1]; y[g] = g + 1 < 128 ? z : 0.0f;"}, optimised=optimised)
     _, report = run(library, "selected_away", raise_on_fault=False)
     assert report.kinds() == (set() if optimised else {FaultKind.OUT_OF_BOUNDS})

@@ -268,7 +268,7 @@ def test_offsets_scalars_and_threadgroup_arguments(hosts):
     assert report.threadgroup_bytes == 32
 
 
-def test_slots_can_share_an_array(hosts):
+def test_buffers_can_share_an_array(hosts):
     shared = np.arange(32, dtype=np.float32)
     hosts.kernel("add").launch(
         {0: shared, 1: Buffer(shared, offset=64), 3: np.float32(1)}, 16, 16, threadgroup_memory={0: 64}

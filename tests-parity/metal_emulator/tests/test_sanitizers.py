@@ -72,7 +72,7 @@ def test_undefined(libraries, name, schedule):
     assert report.kinds() == (set() if expected is None else {expected})
 
 
-def test_a_stopped_launch_leaves_no_marks(libraries):
+def test_a_stopped_launch_does_not_affect_the_next(libraries):
     for _ in range(3):
         _, bad = run(libraries["address"], "private_array_read", raise_on_fault=False)
         assert not bad.ok

@@ -59,7 +59,7 @@ def test_an_error_is_a_compile_error():
 
 
 @pytest.mark.skipif(shutil.which("ptxas") is None, reason="ptxas is not on the PATH")
-def test_ptxas_takes_it():
+def test_ptxas_accepts_it():
     cubin = assemble(to_ptx(SOURCE), max_registers=64)
     assert 0 < cubin.registers <= 64
     assert cubin.shared_bytes >= 256
