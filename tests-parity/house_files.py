@@ -31,7 +31,7 @@ def shipped(*suffixes: str) -> list[str]:
 def complaints(paths: Iterable[str], rule: Callable[[str, str], list[str]]) -> list[str]:
     paths = list(paths)
     assert paths, "the rule was applied to nothing"
-    return [f"{path}: {said}" for path in paths for said in rule((ROOT / path).read_text(), path)]
+    return [f"{path}: {found}" for path in paths for found in rule((ROOT / path).read_text(), path)]
 
 
 def assert_none(found: list[str]) -> None:

@@ -104,8 +104,8 @@ def test_torch_waits_for_a_silent_process_until_the_group_times_out() -> None:
 def test_mlx_ends_with_a_message_if_a_process_is_silent() -> None:
     """MLX's ring has no time limit, and only the end of the process stops its waiting."""
     ended = run("mlx", "stopped", 3)
-    said = [
+    messages = [
         f"na1d: process {process} of 3 waited 8 s for the others to make the same call, and ends" for process in (0, 2)
     ]
-    assert any(line in each.errors for line, each in zip(said, (ended[0], ended[2]), strict=True))
+    assert any(line in each.errors for line, each in zip(messages, (ended[0], ended[2]), strict=True))
     assert all(each.status in (1, 3) for each in (ended[0], ended[2]))

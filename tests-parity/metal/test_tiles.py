@@ -114,16 +114,16 @@ def check_limits(problem: Problem, launch: Launch) -> None:
     assert p.group_heads % i.heads == 0
 
 
-@pytest.mark.parametrize("most", [1, 4, 8])
-def test_plans(most: int) -> None:
-    rng, planned, seen = random.Random(most), 0, set()
+@pytest.mark.parametrize("max_simdgroups", [1, 4, 8])
+def test_plans(max_simdgroups: int) -> None:
+    rng, planned, seen = random.Random(max_simdgroups), 0, set()
     for _ in range(PROBLEMS):
         one = random_problem(rng)
         if metal_limit(one):
             continue
-        for launch in (*forward(one, most), *backward(one, True, most)):
+        for launch in (*forward(one, max_simdgroups), *backward(one, True, max_simdgroups)):
             check_limits(one, launch)
-            assert launch.instance.simdgroups <= most or launch.instance.template in ("na_delta", "na_sum")
+            assert launch.instance.simdgroups <= max_simdgroups or launch.instance.template in ("na_delta", "na_sum")
             planned += 1
             seen |= {(launch.instance.template, launch.instance.stage), launch.instance.patch, launch.instance.heads}
     assert planned > 2 * PROBLEMS

@@ -72,12 +72,12 @@ def test_numbers(library: EmulatedLibrary, given: Any, wanted: list[int]) -> Non
     assert words(library, given, len(wanted)) == wanted
 
 
-@pytest.mark.parametrize(("value", "most"), [(1, 512), (1.0, 1024)])
-def test_arguments_by_value_are_small(library: EmulatedLibrary, host: EmulatedHost, value: float, most: int) -> None:
+@pytest.mark.parametrize(("value", "count"), [(1, 512), (1.0, 1024)])
+def test_arguments_by_value_are_small(library: EmulatedLibrary, host: EmulatedHost, value: float, count: int) -> None:
     out = torch.empty(1, dtype=torch.int32)
-    library.word(out, [value] * most, 0)
+    library.word(out, [value] * count, 0)
     with pytest.raises(ValueError, match=r"bytes by value; at most 4096"):
-        library.word(out, [value] * (most + 1), 0)
+        library.word(out, [value] * (count + 1), 0)
     assert len(host.launches) == 1
 
 
