@@ -211,7 +211,9 @@ def test_a_file_cut_anywhere(ending: str, tmp_path: Path) -> None:
     whole, random = path.read_bytes(), np.random.default_rng(0)
     for end in sorted({0, 1, 7, 8, 9, *random.integers(0, len(whole), 25).tolist()}):
         path.write_bytes(whole[:end])
-        with pytest.raises(ValueError, match=rf"^load_weights: weights{ending} is no {ending} file, or not all"):
+        with pytest.raises(
+            ValueError, match=rf"^load_weights: weights{ending} is not a {ending} file, or is incomplete"
+        ):
             MPS.package.load_weights(module, path)
     fitted = 0
     for at in random.integers(0, len(whole), 60).tolist():

@@ -209,8 +209,8 @@ def test_safetensors_files(tmp_path: Path) -> None:
     found = weight_files.read(path)
     assert list(found) == ["x"] and np.array_equal(found["x"], np.array(brain.astype(mx.float32)))
     path.write_bytes(path.read_bytes()[:-2])
-    with pytest.raises(ValueError, match=r"written.safetensors is no .* \(x of shape \[3\] in BF16 needs 6 bytes"):
+    with pytest.raises(ValueError, match=r"written.safetensors is not a .* \(x of shape \[3\] in BF16 needs 6 bytes"):
         weight_files.read(path)
     path.write_bytes(b"\xff" * 8)
-    with pytest.raises(ValueError, match=r"is no .safetensors file"):
+    with pytest.raises(ValueError, match=r"is not a .safetensors file"):
         weight_files.read(path)
