@@ -66,7 +66,7 @@ def test_links_lead_somewhere(name: str) -> None:
             assert anchor in anchors(reached), f"{name}: {target}"
 
 
-@pytest.mark.parametrize("name", [name for name in DOCUMENTS if name.startswith("packages/") and name.count("/") == 2])
+@pytest.mark.parametrize("name", [name for name in DOCUMENTS if re.fullmatch(r"packages/[\w-]+/README.md", name)])
 def test_links_of_an_index_page_are_absolute(name: str) -> None:
     """A package's README is shown where no file of the repository is."""
     targets = [found[1] or found[2] for found in LINK.finditer((ROOT / name).read_text())]
@@ -97,7 +97,10 @@ def exists(words: list[str]) -> bool:
         return bool(files) and all((ROOT / file).exists() for file in files)
     if program == "pip":
         ours = re.compile(r"(\./packages/)?natten-(mps|mlx)(\[(demo|cpu|cpu,demo)\])?(==[\d.]+)?")
-        return rest[0] == "install" and all(ours.fullmatch(word) for word in rest[1:])
+        pinned = "\n".join(file.read_text() for file in (ROOT / "requirements").glob("*.txt"))
+        tools = set(re.findall(r"^([\w.-]+)==", pinned, re.MULTILINE))
+        words = [word for word in rest[1:] if not word.startswith("--")]
+        return rest[0] == "install" and all(ours.fullmatch(word) or word.split("==")[0] in tools for word in words)
     return program in ("cd", "git")
 
 

@@ -1,0 +1,68 @@
+"""The reference pages of the documents are complete: public names, environment variables, supported versions."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from test_docstrings import public
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+PACKAGES = ("natten_mps", "natten_mlx")
+ENTRY = re.compile(r"^::: (both|natten_mps|natten_mlx)\.(\S+)$", re.MULTILINE)
+# Reads of the environment: getenv("NAME"), environ.get("NAME"), environ["NAME"]; what stands in place of the name.
+READ = re.compile(r"(?:\bgetenv|\benviron(?:\.get)?)\s*[(\[]\s*([^,)\]\s]+)")
+SHARED = ROOT / "shared-metal"
+
+
+def entries(package: str) -> list[str]:
+    """The names that the API pages document, without the package."""
+    pages = "\n".join(page.read_text() for page in sorted((DOCS / "api").glob("*.md")))
+    return [name for where, name in ENTRY.findall(pages) if where in ("both", package)]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_public_name_has_its_entry(package: str) -> None:
+    documented = entries(package)
+    assert len(documented) == len(set(documented))
+    names = {name for name, _ in public(package)} | set(import_module(f"{package}.distributed").__all__)
+    assert names - {name.rpartition(".")[2] for name in documented} == set()
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_entry_is_a_name(package: str) -> None:
+    for name in entries(package):
+        home, _, last = f"{package}.{name}".rpartition(".")
+        assert hasattr(import_module(home), last), name
+
+
+def test_all_environment_variables_are_listed() -> None:
+    """What C++ and Python read, apart from a compat helper that reads what its caller names."""
+    sources = [path for folder in ("cpu", "natten_metal") for path in (SHARED / folder).rglob("*")]
+    sources += [path for package in (ROOT / "packages").iterdir() for path in package.rglob("*")]
+    texts = [path.read_text() for path in sources if path.suffix in (".py", ".h", ".cpp") and "build" not in path.parts]
+    read = {found for text in texts for found in READ.findall(text)}
+    assert {name for name in read if not name.startswith('"')} == {"self.variable", "env_var"}
+    backends = {import_module(f"{package}._backends").BACKENDS.variable for package in PACKAGES}
+    names = {name.strip('"') for name in read if name.startswith('"')} | backends
+    listed = re.findall(r"^\| `(\w+)` \|", (DOCS / "environment.md").read_text(), re.MULTILINE)
+    assert sorted(listed) == sorted(names)
+    assert "NATTEN_CPU_ISA" in names
+
+
+def test_versions_are_those_of_the_packages() -> None:
+    page = (DOCS / "versions.md").read_text()
+    projects = {}
+    for package in ("natten-mps", "natten-mlx"):
+        with open(ROOT / "packages" / package / "pyproject.toml", "rb") as file:
+            projects[package] = tomllib.load(file)["project"]
+    for project in projects.values():
+        assert project["requires-python"] == ">=3.11"
+    assert "| Python | 3.11 or newer | 3.11 or newer |" in page
+    asked = "\n".join(projects["natten-mps"]["dependencies"] + projects["natten-mlx"]["dependencies"])
+    lowest = dict(re.findall(r"^(torch|mlx)>=([\d.]+)", asked, re.MULTILINE))
+    assert f"| framework | PyTorch {lowest['torch']} or newer | MLX {lowest['mlx']} or newer" in page
