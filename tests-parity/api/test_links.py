@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -17,10 +18,21 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 import code_blocks  # noqa: E402
 
-# Every document that git knows.
-TRACKED = subprocess.run(["git", "ls-files", "*.md"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-DOCUMENTS = TRACKED.splitlines()
+# Folders that commands leave in a checkout; the gate's is not a clone, so that git cannot say.
+MADE = re.compile(r"\.(?!github)|(site|build|dist|wheels|demo-output)$")
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)|<(?:img|a|source)[^>]*(?:src|href|srcset)=\"([^\"]+)\"")
+
+
+def documents() -> list[str]:
+    """Every document of the checkout."""
+    found: list[str] = []
+    for folder, folders, names in os.walk(ROOT):
+        folders[:] = [name for name in folders if not MADE.match(name)]
+        found += [Path(folder, name).relative_to(ROOT).as_posix() for name in names if name.endswith(".md")]
+    return sorted(found)
+
+
+DOCUMENTS = documents()
 SHELL = [
     (block.document, block.line + place, line)
     for block in code_blocks.every_block()

@@ -16,7 +16,6 @@ PACKAGES = ("natten_mps", "natten_mlx")
 ENTRY = re.compile(r"^::: (both|natten_mps|natten_mlx)\.(\S+)$", re.MULTILINE)
 # Reads of the environment: getenv("NAME"), environ.get("NAME"), environ["NAME"]; what stands in place of the name.
 READ = re.compile(r"(?:\bgetenv|\benviron(?:\.get)?)\s*[(\[]\s*([^,)\]\s]+)")
-SHARED = ROOT / "shared-metal"
 
 
 def entries(package: str) -> list[str]:
@@ -42,9 +41,12 @@ def test_every_entry_is_a_name(package: str) -> None:
 
 def test_all_environment_variables_are_listed() -> None:
     """What C++ and Python read, apart from a compat helper that reads what its caller names."""
-    sources = [path for folder in ("cpu", "natten_metal") for path in (SHARED / folder).rglob("*")]
-    sources += [path for package in (ROOT / "packages").iterdir() for path in package.rglob("*")]
-    texts = [path.read_text() for path in sources if path.suffix in (".py", ".h", ".cpp") and "build" not in path.parts]
+    folders = [ROOT / "shared-metal" / "cpu", ROOT / "packages" / "natten-mlx" / "csrc"]
+    for package in PACKAGES:  # as installed
+        here = Path(str(import_module(package).__file__)).parent
+        folders += [here, here / "_metal"]
+    sources = [path for folder in folders for path in folder.rglob("*") if path.suffix in (".py", ".h", ".cpp")]
+    texts = [path.read_text() for path in sources]
     read = {found for text in texts for found in READ.findall(text)}
     assert {name for name in read if not name.startswith('"')} == {"self.variable", "env_var"}
     backends = {import_module(f"{package}._backends").BACKENDS.variable for package in PACKAGES}
