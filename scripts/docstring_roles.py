@@ -1,10 +1,15 @@
-"""For mkdocstrings: roles of docstrings, such as :func:`na2d`, become links where the API pages document the name."""
+"""For mkdocstrings: what it does not know about this project's docstrings.
+
+Roles such as :func:`na2d` become links where the API pages document the name. An entry that lists several arguments on
+more than one line gets them on one, because only the first line of an entry is searched for names.
+"""
 
 import re
 
 import griffe
 
 ROLE = re.compile(r":(?:func|class|meth|mod|attr|data):`~?([\w.]+)`")
+WRAPPED = re.compile(r"^( {4}(?:\*{0,2}\w+, ?)+)\n +(?=(?:\*{0,2}\w+,\s+)*\*{0,2}\w+:)", re.MULTILINE)
 HOMES = ("", "varlen.", "distributed.", "compat.", "extras.allin1.")
 
 
@@ -37,5 +42,8 @@ class Roles(griffe.Extension):
         while waiting:
             each = waiting.pop()
             if each.docstring:
-                each.docstring.value = ROLE.sub(link, each.docstring.value)
+                text, wrapped = each.docstring.value, 1
+                while wrapped:
+                    text, wrapped = WRAPPED.subn(lambda names: f"{names[1].rstrip()} ", text)
+                each.docstring.value = ROLE.sub(link, text)
             waiting += [member for member in each.members.values() if isinstance(member, griffe.Object)]

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import re
+import sys
 import tomllib
 from importlib import import_module
 from pathlib import Path
 
+import griffe
 import pytest
 from test_docstrings import public
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import docstring_roles  # noqa: E402
+
 DOCS = ROOT / "docs"
 PACKAGES = ("natten_mps", "natten_mlx")
 ENTRY = re.compile(r"^::: (both|natten_mps|natten_mlx)\.(\S+)$", re.MULTILINE)
@@ -37,6 +43,31 @@ def test_every_entry_is_a_name(package: str) -> None:
     for name in entries(package):
         home, _, last = f"{package}.{name}".rpartition(".")
         assert hasattr(import_module(home), last), name
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_argument_has_its_entry(package: str) -> None:
+    """As the site's generator reads the docstrings: nothing is lost on the way."""
+    sources = ROOT / "packages" / package.replace("_", "-") / "src"
+    if not (sources / package / "functional.py").exists():
+        pytest.skip("the packages' sources are not here: this is the gate, and the site is made from them")
+    read = griffe.load(package, search_paths=[sources], extensions=griffe.load_extensions(docstring_roles.Roles))
+    lost = {}
+    for name in entries(package):
+        value = read[name]
+        sections = value.docstring.parse("google", warnings=False)
+        listed = {
+            each.strip(" *")
+            for section in sections
+            if section.kind is griffe.DocstringSectionKind.parameters
+            for entry in section.value
+            # Of its own, or beside another: `kernel_size: keys per query; dilation: ...`, "and value ``[B, S]``".
+            for each in (*entry.name.split(","), *re.findall(r"\w+(?=:| ``)", entry.description))
+        }
+        if missing := {each.name for each in value.parameters} - listed - {"self"}:
+            lost[name] = missing
+    assert lost == {}
+    assert len(entries(package)) > 30
 
 
 def test_all_environment_variables_are_listed() -> None:
