@@ -24,6 +24,7 @@ usage: ./dev.sh COMMAND
   docs                         build the site into site/; every warning is an error
   build [PACKAGE]              into dist/: sdists, and wheels from them
   check-wheel FILE...          whether sdists and wheels may be published
+  macos-wheels [--twice]       on Linux, wheels for macOS: built and checked, not for publishing
   gate [WHEEL...] [pytest args]
                                build and check wheels, unless some are given, and run every suite on them in an
                                environment that cannot see the packages' sources
@@ -378,6 +379,7 @@ case "${1:-}" in
     run_tests "$@" ;;
   check) set_up dev; check ;;
   build) shift; set_up_wheels; build_wheels "$@" ;;
+  macos-wheels) shift; set_up_wheels; "$PY" scripts/build_macos_wheels.py "$@" ;;
   check-wheel) shift; set_up_wheels; check_wheels "$@" ;;
   gate) shift; run_gate "$@" ;;
   check-files) set_up dev; check_files ;;

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import lief
 
+lief.logging.disable()  # it warns of what ziglang's linker leaves empty
+
 # Absolute paths, other than of what every machine has.
 PATHS = re.compile(rb"(?<![\w./@$<])/(?:[\w.+-]+/)+[\w.+-]+")
 EVERYWHERE = re.compile(rb"/(usr/lib|System/Library|lib64|proc|sys|dev)/")
