@@ -157,7 +157,7 @@ check_files() {
     github-issue-config:.github/ISSUE_TEMPLATE/config.yml dependabot:.github/dependabot.yml \
     citation-file-format:CITATION.cff; do
     # shellcheck disable=SC2086 # patterns, on purpose
-    "$bin/check-jsonschema" --quiet --builtin-schema "vendor.${entry%%:*}" ${entry#*:}
+    "$bin/check-jsonschema" --builtin-schema "vendor.${entry%%:*}" ${entry#*:}
   done
   if [ -x "$bin/shellcheck" ]; then
     "$bin/shellcheck" dev.sh .ci/run
