@@ -2,9 +2,10 @@
 
 Prints `package=` and `version=` for the workflow. Exit status 1, and every reason, if a rule is broken.
 
-usage: check_release.py TAG [--notes FILE] [--files FILE...]
+usage: check_release.py TAG [--dry-run] [--notes FILE] [--files FILE...]
 
   TAG       natten-mps-vX.Y.Z or natten-mlx-vX.Y.Z
+  --dry-run what is unset or undated is a warning
   --notes   where the version's part of the changelog is written to
   --files   what will be published: only this package and version, one sdist, and a wheel for each platform
 """
@@ -60,19 +61,25 @@ def unset(root: Path) -> list[str]:
     return [f"{line}: run scripts/set_repository.py" for line in said]
 
 
+def undated(root: Path, wanted: str) -> list[str]:
+    """What the day of the release settles."""
+    date, text = changes(root, wanted)
+    if not text or _is_date(date):
+        return []
+    return [f"CHANGELOG.md dates {wanted} {date!r}: write the day of the release, YYYY-MM-DD"]
+
+
 def complaints(root: Path, tag: str) -> list[str]:
+    """What is wrong, besides what a maintainer still has to fill in."""
     parts = TAG.fullmatch(tag)
     if not parts:
         return [f"a tag is {' or '.join(f'{package}-vX.Y.Z' for package in PACKAGES)}; got {tag!r}"]
     package, wanted = parts.groups()
-    said = unset(root)
+    said = []
     if (stated := project(root, package)["version"]) != wanted:
         said.append(f"{package} is {stated}, and the tag {tag}")
-    date, text = changes(root, wanted)
-    if not text:
+    if not changes(root, wanted)[1]:
         said.append(f"CHANGELOG.md says nothing about {wanted} under a heading `## [{wanted}] - YYYY-MM-DD`")
-    elif not _is_date(date):
-        said.append(f"CHANGELOG.md dates {wanted} {date!r}: write the day of the release, YYYY-MM-DD")
     return said
 
 
@@ -105,18 +112,28 @@ def wrong_files(tag: str, names: list[str]) -> list[str]:
     return said
 
 
+def listed(said: list[str]) -> str:
+    return "".join(f"check_release: {line}\n" for line in said)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("tag")
+    parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("--notes", type=Path)
     parser.add_argument("--files", type=Path, nargs="+")
     given = parser.parse_args()
     said = complaints(ROOT, given.tag)
-    if given.files and TAG.fullmatch(given.tag):
+    if said:
+        sys.exit(listed(said))
+    package, wanted = TAG.fullmatch(given.tag).groups()
+    to_fill_in = unset(ROOT) + undated(ROOT, wanted)
+    said = [] if given.dry_run else to_fill_in
+    if given.files:
         said += wrong_files(given.tag, sorted(file.name for file in given.files))
     if said:
-        sys.exit("".join(f"check_release: {line}\n" for line in said))
-    package, wanted = TAG.fullmatch(given.tag).groups()
+        sys.exit(listed(said))
+    print(listed(to_fill_in), end="", file=sys.stderr)
     if given.notes:
         given.notes.write_text(changes(ROOT, wanted)[1] + "\n")
     print(f"package={package}\nversion={wanted}")
