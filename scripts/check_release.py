@@ -22,7 +22,11 @@ from set_repository import CITATION, OWNERS, PACKAGES, ROOT
 TAG = re.compile(rf"({'|'.join(PACKAGES)})-v(\d+\.\d+\.\d+(?:(?:a|b|rc)\d+)?)")
 HEADING = re.compile(r"^## \[(?P<version>[^\]]+)\] - (?P<date>.+)$", re.MULTILINE)
 # What the names of a release's wheels say; natten-mps has one wheel more, for machines that none of the others fits.
-PLATFORMS = {"macOS arm64": r"macosx_\d+_\d+_arm64", "Linux x86-64": r"manylinux_\d+_\d+_x86_64"}
+PLATFORMS = {
+    "macOS arm64": r"macosx_\d+_\d+_arm64",
+    "Linux x86-64": r"manylinux_\d+_\d+_x86_64",
+    "Linux arm64": r"manylinux_\d+_\d+_aarch64",
+}
 PURE = "py3-none-any"
 # The newest glibc 2.x that a wheel for Linux may ask for; natten-mlx's is that of MLX's own wheels.
 GLIBC = {"natten-mps": 28, "natten-mlx": 35}

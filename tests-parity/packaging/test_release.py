@@ -17,9 +17,9 @@ import set_repository
 
 ADDRESS = "https://code.example/somebody/natten"
 MPS, MLX = "natten_mps-9.1.0", "natten_mlx-9.1.0"
-MACOS, LINUX = "macosx_14_0_arm64", "manylinux_2_28_x86_64"
-FILES = [f"{MPS}-py3-none-{MACOS}.whl", f"{MPS}-py3-none-{LINUX}.whl", f"{MPS}-py3-none-any.whl", f"{MPS}.tar.gz"]
-MLX_FILES = [f"{MLX}-cp311-abi3-{MACOS}.whl", f"{MLX}-cp311-abi3-{LINUX}.whl", f"{MLX}.tar.gz"]
+MACOS, LINUX, ARM = "macosx_14_0_arm64", "manylinux_2_28_x86_64", "manylinux_2_28_aarch64"
+FILES = [*(f"{MPS}-py3-none-{tag}.whl" for tag in (MACOS, LINUX, ARM, "any")), f"{MPS}.tar.gz"]
+MLX_FILES = [*(f"{MLX}-cp311-abi3-{tag}.whl" for tag in (MACOS, LINUX, ARM)), f"{MLX}.tar.gz"]
 CHANGELOG = "# Changelog\n\n## [9.1.0] - 2030-02-28\n\n- New.\n\n## [9.0.0] - 2030-01-01\n\n- Old.\n"
 
 
@@ -107,8 +107,9 @@ FILES_OF = {"natten-mps-v9.1.0": FILES, "natten-mlx-v9.1.0": MLX_FILES}
 WRONG_FILES = [
     ("natten-mps-v9.1.0", FILES[1:], "no wheel for macOS arm64"),
     ("natten-mps-v9.1.0", [FILES[0], *FILES[2:]], "no wheel for Linux x86-64"),
-    ("natten-mps-v9.1.0", FILES[:3], f"besides wheels there must be only {MPS}.tar.gz"),
-    ("natten-mps-v9.1.0", [*FILES[:2], FILES[3]], "py3-none-any is missing"),
+    ("natten-mlx-v9.1.0", [*MLX_FILES[:2], MLX_FILES[3]], "no wheel for Linux arm64"),
+    ("natten-mps-v9.1.0", FILES[:4], f"besides wheels there must be only {MPS}.tar.gz"),
+    ("natten-mps-v9.1.0", [*FILES[:3], FILES[4]], "py3-none-any is missing"),
     ("natten-mps-v9.1.0", [*FILES, f"{MPS}-py3-none-linux_x86_64.whl"], "is only for the machine that built it"),
     (
         "natten-mps-v9.1.0",
@@ -119,7 +120,7 @@ WRONG_FILES = [
     ("natten-mps-v9.1.0", [MLX_FILES[0], *FILES], f"is not of {MPS}"),
     (
         "natten-mlx-v9.1.0",
-        [*MLX_FILES[:2], f"{MLX}-py3-none-any.whl", MLX_FILES[2]],
+        [*MLX_FILES[:3], f"{MLX}-py3-none-any.whl", MLX_FILES[3]],
         "a wheel without compiled kernels",
     ),
     ("natten-mlx-v9.1.0", [name.replace("9.1.0", "9.1.01") for name in MLX_FILES], f"is not of {MLX}"),
