@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
@@ -170,6 +171,23 @@ def test_instruction_sets(copies: Callable[[], CpuLibrary], monkeypatch: pytest.
     for name in named:
         monkeypatch.setenv("NATTEN_CPU_ISA", name)
         assert copies().instruction_set == name
+
+
+AVX2 = {"avx2", "fma", "f16c"}
+AVX512 = AVX2 | {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux lists what the processor has in a file")
+def test_the_best_instruction_set_is_chosen(copies: Callable[[], CpuLibrary], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of both packages: compilers answer the question for the processor's features, and some wrongly."""
+    monkeypatch.delenv("NATTEN_CPU_ISA", raising=False)
+    features = set(Path("/proc/cpuinfo").read_text().split())
+    best = "avx512" if features >= AVX512 else "avx2" if features >= AVX2 else "sse"
+    if platform.machine() in ("arm64", "aarch64"):
+        best = "neon"
+    assert copies().instruction_set == best
+    code = CALLS["mlx"] + "call()\nprint(json.dumps(natten_mlx._device.machine().nanobind.found.instruction_set()))"
+    assert lines_of(code, NATTEN_CPU_ISA="") == [best]
 
 
 def test_empty_variables_are_not_set(copies: Callable[[], CpuLibrary], monkeypatch: pytest.MonkeyPatch) -> None:
