@@ -24,6 +24,7 @@ usage: ./dev.sh COMMAND
   docs                         build the site into site/; every warning is an error
   build [PACKAGE]              into dist/: sdists, and wheels from them
   check-wheel FILE...          whether sdists and wheels may be published
+  mlx-wheel WHEEL              doctor on a wheel of natten-mlx with each release of MLX that it is for, and the oldest
   macos-wheels [--twice]       on Linux, wheels for macOS: built and checked, not for publishing
   gate [WHEEL...] [pytest args]
                                build and check wheels, unless some are given, and run every suite on them in an
@@ -379,6 +380,7 @@ case "${1:-}" in
     run_tests "$@" ;;
   check) set_up dev; check ;;
   build) shift; set_up_wheels; build_wheels "$@" ;;
+  mlx-wheel) shift; set_up_wheels; "$PY" scripts/check_mlx_releases.py "$@" ;;
   macos-wheels) shift; set_up_wheels; "$PY" scripts/build_macos_wheels.py "$@" ;;
   check-wheel) shift; set_up_wheels; check_wheels "$@" ;;
   gate) shift; run_gate "$@" ;;

@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
+import check_mlx_releases  # noqa: E402
 import mlx_releases  # noqa: E402
 
 
@@ -35,11 +36,10 @@ def test_each_release_is_pinned_for_both_systems() -> None:
         assert {pins[name] for name in pins.keys() - {"nanobind"}} == {release}
 
 
-def test_the_readme_names_them() -> None:
-    (said,) = re.findall(
-        r"extension for each of MLX ([\d., and]+)\.\s", (ROOT / "packages/natten-mlx/README.md").read_text()
-    )
-    assert sorted(re.findall(r"[\d.]+\d", said)) == sorted(mlx_releases.releases())
+def test_the_documents_name_them() -> None:
+    said = re.search(r"one for each of ([\d., and\n]+), and takes", (ROOT / "docs" / "versions.md").read_text())
+    assert said
+    assert sorted(re.findall(r"[\d.]+\d", said[1])) == sorted(mlx_releases.releases())
 
 
 @pytest.fixture
@@ -89,3 +89,26 @@ def test_headers_are_those_of_the_python_that_is_asked_for() -> None:
     assert suffix == sysconfig.get_config_var("SOABI")
     assert (folder / "Python.h").exists()
     assert mlx_releases.headers("3.99") is None
+
+
+REASON = "the C++ extensions here were built for MLX 2.1.0, 2.0.0 and cannot run with MLX 1.0.0; ..."
+WARNED = [(30, f"na1d: the pure backend runs: {REASON}")]
+TOLD = {
+    "its extension runs": (("2.1.0", None, [(20, "a note")]), "2.1.0", ""),
+    "the oldest, without": (("1.0.0", REASON, WARNED), None, ""),
+    "the oldest is listed": (("2.0.0", None, []), None, ""),
+    "another release": (("2.0.0", None, []), "2.1.0", "MLX 2.0.0 was installed in place of 2.1.0"),
+    "no extension": (("2.1.0", REASON, []), "2.1.0", REASON),
+    "a warning": (("2.1.0", None, [(30, "slow")]), "2.1.0", "slow"),
+    "one that does not fit": (("1.0.0", None, []), None, "an extension that was not built for MLX 1.0.0 runs"),
+    "silence": (("1.0.0", REASON, []), None, "one warning with the reason was due, and there were 0: []"),
+    "twice": (("1.0.0", REASON, WARNED * 2), None, "one warning with the reason was due, and there were 2: "),
+}
+
+
+@pytest.mark.parametrize("case", TOLD)
+def test_what_a_wheel_must_do_on_a_release(case: str) -> None:
+    told, wanted, complaint = TOLD[case]
+    said = check_mlx_releases.complaints(told, ["2.1.0", "2.0.0"], wanted)
+    assert len(said) == bool(complaint)
+    assert "".join(said).startswith(complaint)
