@@ -12,11 +12,13 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterable
 from typing import Any
 
 SIZES, HEADS, DIM = (5, 6, 5), 2, 4
+THREADS = 8
 WIDTH = HEADS * DIM
 Tensor = Any
 Call = Callable[[Tensor], Tensor]
@@ -122,6 +124,23 @@ def generation_module(package: Any, version: str, backend: str) -> Call:
     natten = package.compat.for_version(version)
     made: Call = natten.NeighborhoodAttention2D(WIDTH, HEADS, kernel_size=3)
     return made
+
+
+def at_once(work: Callable[[], Any]) -> list[Any]:
+    """The results of ``work`` in :data:`THREADS` threads that start at the same moment."""
+    gate, found = threading.Barrier(THREADS), []
+
+    def run() -> None:
+        gate.wait()
+        found.append(work())
+
+    threads = [threading.Thread(target=run) for _ in range(THREADS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == THREADS
+    return found
 
 
 def _shape(rank: int) -> tuple[int, ...]:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from first_calls import CALLS, Call
+from first_calls import CALLS, THREADS, Call, at_once
 
 PACKAGE = "natten_mlx"
-THREADS = 8
 
 
 def gradients(function: Call) -> Call:
@@ -24,23 +22,15 @@ def mapped(function: Call) -> Call:
 
 def in_threads(function: Call) -> Call:
     def call(x: Any) -> Any:
-        gate, found = threading.Barrier(THREADS), []
         # MLX evaluates lazy arrays in the thread that made them.
         mx.eval(x, function.parameters() if isinstance(function, nn.Module) else [])
 
-        def work() -> None:
-            gate.wait()
+        def work() -> Any:
             out = function(x)
             mx.eval(out)
-            found.append(np.array(out))
+            return np.array(out)
 
-        threads = [threading.Thread(target=work) for _ in range(THREADS)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert len(found) == THREADS
-        return mx.array(np.stack(found))
+        return mx.array(np.stack(at_once(work)))
 
     return call
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
-import threading
 from typing import Any
 
 import torch
 import torch._dynamo  # once for all processes that are forked from this one
-from first_calls import CALLS, Call
+from first_calls import CALLS, THREADS, Call, at_once
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 PACKAGE = "natten_mps"
-THREADS = 8
 
 
 class AsModule(nn.Module):
@@ -89,22 +87,7 @@ def with_other_weights(function: Call, x: Tensor) -> Call:
 
 
 def in_threads(function: Call, x: Tensor) -> Call:
-    def call(x: Tensor) -> Tensor:
-        gate, found = threading.Barrier(THREADS), []
-
-        def work() -> None:
-            gate.wait()
-            found.append(function(x))
-
-        threads = [threading.Thread(target=work) for _ in range(THREADS)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert len(found) == THREADS
-        return torch.stack(found)
-
-    return call
+    return lambda x: torch.stack(at_once(lambda: function(x)))
 
 
 def after_fork(function: Call, x: Tensor) -> Call:

@@ -53,9 +53,9 @@ def test_random_problems(kit: Kit, share: int, request: pytest.FixtureRequest) -
     met = set()
     for number in range(samples_of(kit)):
         sample = sample_of(kit, rng, number)
-        for number, instance in enumerate(kit.instances.values()):
+        for turn, instance in enumerate(kit.instances.values()):
             state = rng.getstate()
-            for schedule in schedules(number + number, every):
+            for schedule in schedules(number + turn, every):
                 rng.setstate(state)
                 check_launch(sample, instance, built[instance], rng, schedule)
                 met.add((instance, schedule))

@@ -51,8 +51,8 @@ def test_compiled_differently(kit: Kit, variant: str) -> None:
     rng, met = random.Random(f"{kit}/{variant}"), set()
     for number in range(math.ceil(LAUNCHES / len(kit.instances))):
         sample = sample_of(kit, rng, number)
-        for number, instance in enumerate(kit.instances.values()):
-            (schedule,) = schedules(number + number)
+        for turn, instance in enumerate(kit.instances.values()):
+            (schedule,) = schedules(number + turn)
             check_launch(sample, instance, built[instance], rng, schedule)
             met.add((instance, schedule))
     assert met == set(itertools.product(kit.instances.values(), SCHEDULES))

@@ -29,19 +29,9 @@ template <class A, class B,
           class = enable_if_t<metal_emulator::is_scalar<A> && metal_emulator::is_scalar<B> && !is_same_v<A, B>>>
 void min(A, B) = delete;
 
-#define METAL_EMULATOR_VECTOR_MINMAX(NAME)                                                  \
-  template <class A, class B, class = enable_if_t<metal_emulator::fit<A, B>>, class = void> \
-  METAL_FUNC metal_emulator::joined<A, B> NAME(const A& a, const B& b) {                    \
-    metal_emulator::joined<A, B> x = a;                                                     \
-    metal_emulator::joined<A, B> y = b;                                                     \
-    for (int i = 0; i < metal_emulator::width<metal_emulator::joined<A, B>>; i++) {         \
-      x.data[i] = NAME(x.data[i], y.data[i]);                                               \
-    }                                                                                       \
-    return x;                                                                               \
-  }
-METAL_EMULATOR_VECTOR_MINMAX(max)
-METAL_EMULATOR_VECTOR_MINMAX(min)
-#undef METAL_EMULATOR_VECTOR_MINMAX
+METAL_EMULATOR_ELEMENTWISE(max)
+METAL_EMULATOR_ELEMENTWISE(min)
+#undef METAL_EMULATOR_ELEMENTWISE
 
 template <class T>
 METAL_FUNC constexpr T max3(T a, T b, T c) {

@@ -25,13 +25,8 @@ constexpr bool promote = is_scalar<A> && is_scalar<B> && !(metal::is_same_v<A, h
     return x;                                                                         \
   }
 
-#define METAL_EMULATOR_BINARY(NAME, FUNCTION)                                               \
-  METAL_FUNC float NAME(float x, float y) { return FUNCTION(x, y); }                        \
-  METAL_FUNC half NAME(half x, half y) { return (half)FUNCTION((float)x, (float)y); }       \
-  template <class A, class B, class = enable_if_t<metal_emulator::promote<A, B>>>           \
-  METAL_FUNC float NAME(A x, B y) {                                                         \
-    return FUNCTION((float)x, (float)y);                                                    \
-  }                                                                                         \
+// A function of two numbers for vectors, element by element
+#define METAL_EMULATOR_ELEMENTWISE(NAME)                                                    \
   template <class A, class B, class = enable_if_t<metal_emulator::fit<A, B>>, class = void> \
   METAL_FUNC metal_emulator::joined<A, B> NAME(const A& a, const B& b) {                    \
     metal_emulator::joined<A, B> x = a;                                                     \
@@ -41,6 +36,15 @@ constexpr bool promote = is_scalar<A> && is_scalar<B> && !(metal::is_same_v<A, h
     }                                                                                       \
     return x;                                                                               \
   }
+
+#define METAL_EMULATOR_BINARY(NAME, FUNCTION)                                         \
+  METAL_FUNC float NAME(float x, float y) { return FUNCTION(x, y); }                  \
+  METAL_FUNC half NAME(half x, half y) { return (half)FUNCTION((float)x, (float)y); } \
+  template <class A, class B, class = enable_if_t<metal_emulator::promote<A, B>>>     \
+  METAL_FUNC float NAME(A x, B y) {                                                   \
+    return FUNCTION((float)x, (float)y);                                              \
+  }                                                                                   \
+  METAL_EMULATOR_ELEMENTWISE(NAME)
 
 #define METAL_EMULATOR_FMA                                                                                      \
   METAL_FUNC float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }                           \
