@@ -24,7 +24,6 @@ LANGUAGES = {"python", "sh", "text"}
 PROCESSES = {"torchrun --nproc-per-node 2": 2, "mlx.launch -n 2": 2}
 CLIENTS = {"allin1", "diffusers", "hdit", "transformers 4.53"}  # run by ./dev.sh clients
 LONG = {"onnx": "onnx", "coremltools": "coremltools", "torch.compile": "torch"}  # with --all, if the package is there
-ON_A_MAC = "On a Mac"  # compiled here, not run
 
 BLOCKS = code_blocks.every_block()
 PYTHON = [block for block in BLOCKS if block.language == "python"]
@@ -90,7 +89,7 @@ def test_blocks_that_take_long_run(block: Block, tmp_path: Path) -> None:
 
 def test_every_block_says_what_it_is() -> None:
     assert {block.language for block in BLOCKS} <= LANGUAGES
-    assert {block.title for block in PYTHON} <= {"", ON_A_MAC, *PROCESSES, *CLIENTS, *LONG}
+    assert {block.title for block in PYTHON} <= {"", *PROCESSES, *CLIENTS, *LONG}
     assert len(PYTHON) > 30
     assert sum(not block.title for block in PYTHON) > 0.7 * len(PYTHON)
     # Indented code would be none of these. What is indented without being code belongs to a list, a tab or a note.
