@@ -61,6 +61,11 @@ def autocast(x: Tensor) -> Tensor:
         return attend(x)
 
 
+def not_yet_negated(x: Tensor) -> Tensor:
+    """The numbers of ``x``, as a view of their negatives."""
+    return torch.complex(x, -x).conj().imag
+
+
 PLAIN: dict[str, tuple[Callable[[Tensor], Tensor], list[bool]]] = {
     "call": (attend, [True]),
     "gradient": (learn, [True, True]),
@@ -73,7 +78,7 @@ PLAIN: dict[str, tuple[Callable[[Tensor], Tensor], list[bool]]] = {
 OTHER: dict[str, Callable[[Tensor], Tensor]] = {
     "vmap": lambda x: torch.vmap(attend)(x[None])[0],
     "grad": lambda x: torch.func.grad(lambda t: attend(t).square().sum())(x),
-    "negative": lambda x: attend(torch.complex(x, -x).conj().imag),
+    "negative": lambda x: attend(not_yet_negated(x)),
 }
 
 
@@ -94,6 +99,15 @@ def test_other_calls(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         found = OTHER[name](X)
     assert seen and not seen[0]
     torch.testing.assert_close(found, learn(X) if name == "grad" else attend(X), rtol=0, atol=1e-6)
+
+
+def test_what_hooks_return_for_saved_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The backward looks at it: here the same numbers, not yet negated."""
+    wanted = learn(X)
+    with ways(monkeypatch) as seen, torch.autograd.graph.saved_tensors_hooks(lambda t: t, not_yet_negated):
+        found = learn(X)
+    assert seen == [True, False]
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0)
 
 
 def test_dispatch_modes_and_profilers_see_the_ops(monkeypatch: pytest.MonkeyPatch) -> None:

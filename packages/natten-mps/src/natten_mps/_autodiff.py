@@ -23,7 +23,7 @@ from ._metal.problem.bilinear import Split
 from ._metal.problem.mask import slot_keys
 from ._metal.problem.ops import KEY, RPB
 from ._metal.problem.problem import Problem
-from ._private import below_autograd, forward_mode, is_wrapped_fake
+from ._private import apply_to_plain, below_autograd, forward_mode, is_wrapped_fake
 from ._tensors import TorchTables
 
 # Dispatch keys at which a call is intercepted: plain autograd, and torch.func before it unwraps its first level. There
@@ -133,7 +133,7 @@ class DirectForward(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, plan: Plan, *inputs: Tensor | None) -> tuple[Tensor, ...]:
-        outputs = tuple(below_autograd(run_forward, plan, inputs))
+        outputs = tuple(run_forward(plan, inputs))
         Forward.setup_context(ctx, (plan, *inputs), outputs)
         return outputs
 
@@ -145,7 +145,7 @@ class DirectBackward(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, plan: Plan, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-        gradients = tuple(below_autograd(_run_backward, plan, tensors))
+        gradients = tuple(_run_backward(plan, tensors))
         Backward.setup_context(ctx, (plan, *tensors), gradients)
         return gradients
 
@@ -158,6 +158,8 @@ def planned_forward(problem: Problem, backend: str, inputs: tuple[Tensor | None,
     """
     if not goes_directly(inputs):
         return cast(tuple[Tensor, ...], Forward.apply(call_of(problem, backend), *inputs))
+    while inputs[-1] is None:  # autograd would take them along
+        inputs = inputs[:-1]
     second = inputs[1]
     assert second is not None
     return _directly(DirectForward, run_forward, machine().plan_on(second.device, problem, backend), inputs)
@@ -168,8 +170,8 @@ def _directly(
 ) -> tuple[Tensor, ...]:
     """``function``, or, where nothing is differentiated, what it runs."""
     if differentiated(tensors):
-        return cast(tuple[Tensor, ...], function.apply(planned, *tensors))
-    return tuple(below_autograd(run, planned, tensors))
+        return apply_to_plain(function, planned, *tensors)
+    return tuple(run(planned, tensors))
 
 
 def differentiable_forward(call: Call | Plan, *inputs: Tensor | None) -> tuple[Tensor, ...]:

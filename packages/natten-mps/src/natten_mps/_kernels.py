@@ -12,6 +12,7 @@ from ._launch import native, pure
 from ._metal.plan.plan import Plan
 from ._metal.plan.programs import Blank, CpuCall, MetalLaunches, Program, Walks, gradient_tensors
 from ._metal.problem.ops import LOGITS, LSE, OPS, VALUE
+from ._private import below_autograd
 
 Tensors = dict[str, Tensor]
 
@@ -68,9 +69,9 @@ def _launch(here: Machine, program: Program, tensors: Tensors, into: list[Tensor
             # Imported here, because it imports what describes the Metal kernels, which a CPU never needs.
             from ._launch import metal
 
-            return metal.run(program, tensors, here.metal)
+            return below_autograd(metal.run, program, tensors, here.metal)
         assert isinstance(program, Walks), program
-        return pure.run(program, tensors)
+        return below_autograd(pure.run, program, tensors)
 
 
 def fake_forward(call: Any, tensors: list[Any]) -> list[Tensor]:

@@ -11,11 +11,13 @@ import inspect
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+
+T = TypeVar("T")
 
 # What the dispatcher would do with a call, as bits: the keys of a tensor, and those that a thread adds.
 dispatch_keys: Callable[[Tensor], Any] = torch._C._dispatch_keys
@@ -58,14 +60,21 @@ def is_lazy_zero(tensor: Tensor) -> bool:
     return bool(tensor._is_zerotensor())
 
 
-def below_autograd(op: Any, *arguments: Any) -> list[Tensor]:
-    """Run ``op`` below autograd, from inside the autograd.Function that the custom op's autograd kernel calls.
+def below_autograd(run: Callable[..., T], *arguments: Any) -> T:
+    """``run(*arguments)`` below autograd, where nothing is differentiated and nothing noted as a view.
 
-    With ``torch.library.register_autograd`` this would not be needed, but it fails under torch.func.
+    This is how a custom op runs inside the autograd.Function that its autograd kernel calls. With
+    ``torch.library.register_autograd`` that would not be needed, but it fails under torch.func. What the pure backend
+    returns is a slice of what it has computed, and torch would not let users change a view from within a Function.
     """
     with torch._C._AutoDispatchBelowADInplaceOrView():
-        found: list[Tensor] = op(*arguments)
-    return found
+        return run(*arguments)
+
+
+def apply_to_plain(function: type[torch.autograd.Function], *arguments: Any) -> tuple[Tensor, ...]:
+    """``function.apply(*arguments)`` where torch.func has wrapped none of them: ``apply`` looks at each for that."""
+    applied: tuple[Tensor, ...] = super(torch.autograd.Function, function).apply(*arguments)  # type: ignore[misc]
+    return applied
 
 
 def forward_mode() -> AbstractContextManager[None]:

@@ -19,8 +19,8 @@ def recording(face: str) -> bool:
 
     NotImplementedError under a tracer that only knows torch's own operations.
     """
-    recorded = torch.compiler.is_compiling() or torch.compiler.is_exporting()
+    exporting = torch.compiler.is_exporting()
     by_name = torch.jit.is_tracing()  # type: ignore[attr-defined]  # public, but not exported
-    if by_name or (torch.compiler.is_exporting() and _for_onnx()):
+    if by_name or (exporting and _for_onnx()):
         checks.reject_recorder(face)
-    return recorded
+    return exporting or torch.compiler.is_compiling()

@@ -27,7 +27,7 @@ DTYPES = {
 
 CPU = torch.device("cpu")
 # What the kernels read only if it is contiguous. All other tensors may have any strides.
-FLAT = frozenset({RPB.name, KEY_MASK.name})
+FLAT = RPB.name, KEY_MASK.name
 
 
 class NativeHost:
@@ -71,10 +71,11 @@ def run(
     """Call the program's function; its outputs by name. into: where to write the first of them, of any strides."""
     made = {output.name: tensor for output, tensor in zip(program.outputs, into or (), strict=False)}
     for output in program.outputs[len(made) :]:
-        made[output.name] = torch.empty(output.shape, dtype=DTYPES[output.dtype], device=CPU)
+        made[output.name] = torch.empty(*output.shape, dtype=DTYPES[output.dtype], device=CPU)
     passed = tensors | made
-    for name in FLAT & tensors.keys():
-        passed[name] = _contiguous(program.problem, name, tensors[name])
+    for name in FLAT:
+        if name in tensors:
+            passed[name] = _contiguous(program.problem, name, tensors[name])
     addresses = {}
     for name, tensor in passed.items():
         address = tensor.data_ptr()
