@@ -88,9 +88,9 @@ int launch(const Body& body, int64_t units, int64_t work, int dim_a, int dim_b, 
   if (units == 0) return NATTEN_OK;
   const int workers = work < kSmall ? 1 : pool_workers(threads, units);
   const int64_t bytes = (Scratch<C>::bytes(dim_a, dim_b) + 127) / 128 * 128;
-  const Memory memory(workers * bytes);
-  if (!memory.data()) return NATTEN_NO_MEMORY;
-  Job job = {&body, memory.data(), bytes, dim_a, dim_b};
+  char* const memory = static_cast<char*>(scratch_memory(workers * bytes));
+  if (!memory) return NATTEN_NO_MEMORY;
+  Job job = {&body, memory, bytes, dim_a, dim_b};
   pool_run(units, workers, Job::run, &job);
   return NATTEN_OK;
 }

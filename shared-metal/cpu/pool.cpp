@@ -23,6 +23,8 @@ namespace natten {
 namespace {
 
 constexpr int kMaxThreads = 256;
+// Scratch memory that a thread keeps although its next call needs less
+constexpr int64_t kMaxKept = int64_t(16) << 20;
 // How long an idle thread looks for work before it sleeps: waking it takes about as long.
 constexpr std::chrono::microseconds kSpin(30);
 
@@ -257,5 +259,20 @@ void* allocate(int64_t bytes) {
 }
 
 void release(void* memory) { free(memory); }
+
+void* scratch_memory(int64_t bytes) {
+  struct Kept {
+    void* memory = nullptr;
+    int64_t bytes = 0;
+    ~Kept() { release(memory); }
+  };
+  static thread_local Kept kept;
+  if (bytes > kept.bytes || kept.bytes > kMaxKept) {
+    release(kept.memory);
+    kept.memory = allocate(bytes);
+    kept.bytes = kept.memory ? bytes : 0;
+  }
+  return kept.memory;
+}
 
 }  // namespace natten

@@ -33,4 +33,8 @@ void pool_run(int64_t units, int workers, PoolJob job, void* context);
 void* allocate(int64_t bytes);
 void release(void* memory);
 
+// The same, but the calling thread's own until it asks again or ends: malloc takes long for a block of this size, and
+// for what comes after it is given back
+void* scratch_memory(int64_t bytes);
+
 }  // namespace natten
