@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,14 @@ FILES = sorted((ROOT / "requirements").glob("*.txt"))
 def test_each_group_has_its_file() -> None:
     assert {path.name for path in FILES} == {f"{group}.txt" for group in lock.groups()}
     assert {"dev.txt", "build.txt"} <= {path.name for path in FILES}
+
+
+def test_releases_of_mlx_conflict_with_each_other() -> None:
+    """Otherwise uv, which resolves all groups together, could set up no environment from pyproject.toml."""
+    conflicts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["uv"]["conflicts"]
+    releases = {group for group in lock.groups() if group.startswith("mlx-")}
+    assert len(releases) >= 3
+    assert releases in [{entry["group"] for entry in conflict} for conflict in conflicts]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
