@@ -139,10 +139,10 @@ def compiled(fw: Any) -> None:
     from torch._dynamo.testing import CompileCounter
 
     inputs, counter = [own(fw.tensor(each), SHARD, fw.index) for each in SHARD.inputs.values()], CompileCounter()
+    cut = fw.cut(SHARD)
 
     def call(query: Any, key: Any, value: Any) -> Any:
-        place = fw.place(SHARD)
-        return (fw.shared.na1d(query.sin(), key, value, kernel_size=5, backend="pure", **place).cos(),)
+        return (fw.shared.na1d(query.sin(), key, value, kernel_size=5, backend="pure", **cut).cos(),)
 
     traced = fw.torch.compile(call, backend=counter)
     cotangents = [fw.torch.ones_like(inputs[2])]
@@ -151,7 +151,50 @@ def compiled(fw: Any) -> None:
     report(graphs=counter.frame_count, errors=[error(fw.numpy(a), fw.numpy(b)) for a, b in pairs])
 
 
+def placed(fw: Any) -> None:
+    """DTensors in, DTensors out, gradients too; uneven shards, as torch cuts them. And placements that do not fit."""
+    from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor, init_device_mesh
+
+    on_line = init_device_mesh("cpu", (fw.count,))
+    window, heads = per_axis(2, kernel_size=(3, 4), dilation=(2, 1)), {"heads": 4, "kv_heads": 2, "additional": 2}
+    case = ShardCase(((0, 7), (0, 11)), (1,), window, 6, rpb=True, **heads)
+    ways = [(on_line, [Shard(2)])] + ([] if fw.mesh is None else [(fw.mesh, [Shard(2), Shard(1)])])
+    names, given = list(case.inputs), [fw.tensor(each) for each in case.inputs.values()]
+    cotangents = [fw.tensor(each) for each in case.cotangents]
+    options = window | {"return_lse": True, "backend": "pure"}
+    for mesh, placements in ways:
+        everywhere = [Replicate()] * mesh.ndim
+
+        def call(module: Any, *tensors: Any) -> Any:
+            return module.na2d(*tensors[:3], **dict(zip(names[3:], tensors[3:], strict=True)), **options)
+
+        def put(tensor: Any, at: Any) -> Any:
+            return distribute_tensor(tensor, mesh, at)  # noqa: B023
+
+        shards = [put(each, placements if at < 3 else everywhere) for at, each in enumerate(given)]
+        found = fw.vjp(lambda *each: call(fw.shared, *each), shards, [put(each, placements) for each in cotangents])
+        wanted = fw.vjp(lambda *each: call(fw.whole, *each), given, cotangents)
+        assert all(isinstance(each, DTensor) for part in found for each in part)
+        assert all(list(each.placements) == placements for each in (*found[0], *found[1][:3]))
+        pairs = zip((*found[0], *found[1]), (*wanted[0], *wanted[1]), strict=True)
+        report(errors=[error(fw.numpy(own.full_tensor()), fw.numpy(whole)) for own, whole in pairs])
+    shards = [distribute_tensor(each, on_line, [Shard(2)]) for each in given[:3]]
+    by_heads = [distribute_tensor(each, on_line, [Shard(3)]) for each in given[:3]]
+    more = distribute_tensor(given[3], on_line, [Shard(1)])
+    for tensors, extra in (
+        ([shards[0], *given[1:3]], {}),
+        ([*shards[:2], by_heads[2]], {}),
+        (by_heads, {}),
+        (shards, {"additional_keys": more, "additional_values": given[4]}),
+        (shards, {"group": fw.torch.distributed.group.WORLD}),
+    ):
+        try:
+            fw.shared.na2d(*tensors, 3, **extra)
+        except ValueError as raised:
+            report(text=str(raised))
+
+
 if __name__ == "__main__":
     process = member(sys.argv[1])
-    {each.__name__: each for each in (agree, rejected, killed, stopped, compiled)}[sys.argv[2]](process)
+    {each.__name__: each for each in (agree, rejected, killed, stopped, compiled, placed)}[sys.argv[2]](process)
     process.end()

@@ -74,6 +74,26 @@ def test_what_one_process_rejects_all_raise(framework: str) -> None:
         assert found == (own if process == 2 else expected)
 
 
+PLACEMENTS = [
+    "query, key and value must all be DTensors, or none of them",
+    "they must be placed alike; got (Shard(dim=2),) and (Shard(dim=3),)",
+    "each placement must shard one of the dimensions 1..2; got (Shard(dim=3),)",
+    "additional keys and values, and rpb, must be replicated",
+    "their mesh is the group; leave group out",
+]
+
+
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.all)])
+def test_distributed_tensors(count: int) -> None:
+    """Results and gradients of DTensors are DTensors placed alike, with the values of the whole problem."""
+    ended = run("torch", "placed", count)
+    assert [each.status for each in ended] == [0] * count, "\n".join(each.errors[-3000:] for each in ended)
+    for each in ended:
+        ways = 2 if count == 4 else 1
+        assert all(len(report["errors"]) == 8 and max(report["errors"]) < 1e-12 for report in each.reports[:ways])
+        assert [report["text"] for report in each.reports[ways:]] == [f"na2d: {text}" for text in PLACEMENTS]
+
+
 @pytest.mark.all
 def test_torch_compiles_what_is_around_a_call() -> None:
     ended = run("torch", "compiled", 3)

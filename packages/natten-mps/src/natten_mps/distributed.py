@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from . import _framework, _shards
+from ._dtensors import any_dtensor, on_mesh
 from ._metal.api import modules as module_bodies
 from ._metal.api import shards as bodies
 from ._processes import Processes
@@ -55,7 +56,8 @@ def na1d(
         additional_keys, additional_values, rpb: as there, the same in every process; each gets the whole gradient, the
             sum over the processes.
         group: a ProcessGroup, or a DeviceMesh with one dimension for each axis that is cut; None: all processes.
-        axis: the axis that is cut, or two of them, one for each dimension of the mesh.
+        axis: the axis that is cut, or two of them, one for each dimension of the mesh. Where query, key and value are
+            DTensors, their mesh and placements say both, and the results are DTensors placed alike.
         return_lse, backend, **upstream: as in :func:`natten_mps.na1d`.
 
     Returns:
@@ -179,6 +181,12 @@ def _in_eager(
     upstream: dict[str, Any],
     rpb_of_module: bool = False,
 ) -> Any:
+    if any_dtensor(tensors):
+
+        def call(own: tuple[Any, ...], mesh: Any, cut: Any) -> Any:
+            return _in_eager(face, own, window, scale, mesh, cut, wrap, return_lse, backend, upstream, rpb_of_module)
+
+        return on_mesh(face, call, tensors, group)
     wanted = [torch.is_grad_enabled() and isinstance(each, Tensor) and each.requires_grad for each in tensors]
     about = f", requires_grad={wanted}"  # or some would wait for gradients that others do not send
     given = (tensors, window, scale, axis, wrap, return_lse, backend, upstream)

@@ -35,6 +35,11 @@ def reject_group(face: str, group: Any, wanted: str) -> NoReturn:
     reject_type(face, "group", group, wanted)
 
 
+def reject_placements(face: str, rule: str) -> NoReturn:
+    """ValueError: the shards of distributed tensors are not those of one problem."""
+    raise ValueError(f"{face}: {rule}")
+
+
 def no_group(face: str, how: str) -> NoReturn:
     raise ValueError(f"{face}: there are no processes to share the problem with; {how}")
 
