@@ -138,6 +138,7 @@ RULES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "values of masked keys are read": (r"if \(C::MASKED && !b\.allows\(j, fr\)\) [^;]*;", "", HEADERS),
     "columns outside a brick's box are allowed": (r"x \+ lane < end && ", "", HEADERS),
     "one mask for all batch items": (r"key_mask \+ batch \* words", "key_mask", HEADERS),
+    "the first item's mask for all": (r"(key_mask_of<R>\(key_mask, prm, )[\w.]*batch\)", r"\g<1>0)", HEADERS),
     "lines of a mask have no padding": (
         r"\(prm\[kKeyShape \+ RANK - 1\] \+ 31\) / 32",
         "prm[kKeyShape + RANK - 1] / 32",
