@@ -86,7 +86,9 @@ struct Lanes {
     for (int lane = 0; lane < N; ++lane) out[lane] = base;
     for (int a = 0; a < 3; ++a) {
       if (tensor.axis[a] == 0) continue;
-      for (int lane = 0; lane < N; ++lane) out[lane] += (int64_t(row[a][lane]) * step[a] + row_origin[a]) * tensor.axis[a];
+      for (int lane = 0; lane < N; ++lane) {
+        out[lane] += (int64_t(row[a][lane]) * step[a] + row_origin[a]) * tensor.axis[a];
+      }
     }
   }
 

@@ -140,7 +140,8 @@ bool sound(const natten_problem* p) {
   if (!p || p->dtype < NATTEN_FLOAT16 || p->dtype > NATTEN_FLOAT64 || p->rank < 1 || p->rank > 3) return false;
   if (!counts(p->batch, 0) || !counts(p->heads, 1) || !counts(p->kv_heads, 1) || p->heads % p->kv_heads) return false;
   if (!counts(p->additional, 0) || p->threads < 0) return false;
-  // Elements of the largest tensor without window slots, rpb included: offsets and sizes in bytes stay far from overflow
+  // Elements of the largest tensor without window slots, rpb included: offsets and sizes in bytes stay far from
+  // overflow
   double elements = double(p->batch + 1) * double(p->heads) * double(p->additional + 1);
   for (int a = 0; a < p->rank; ++a) {
     if (!sound_axis(*p, a)) return false;

@@ -1,4 +1,5 @@
-// The Python module `natten_mlx._ext_VERSION`: plans in, lazy arrays out. Its only user is natten_mlx/_launch/nanobind.py.
+// The Python module `natten_mlx._ext_VERSION`: plans in, lazy arrays out.
+// Its users are nanobind.py and nanobind_metal.py in natten_mlx/_launch.
 #include <algorithm>
 #include <memory>
 #include <optional>
