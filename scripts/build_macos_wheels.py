@@ -4,7 +4,8 @@ As on a Mac, each is built from its sdist by its own CMakeLists.txt, natten-mlx 
 MLX's wheels for macOS; only the compiler and the linker are ziglang's (macos_clang.py), and what they know of macOS's
 own libraries is what MLX's wheels import from them. The wheels can be installed, but are not for publishing: Macs build
 those. Checked are all rules of check_wheel.py; that each symbol is looked for in one library, which has it; that uv
-would install the wheels on a Mac; and, with --twice, that a second build gives the same bytes.
+would install the wheels on a Mac; and, with --twice, that a second build gives the same bytes (natten-mlx may not:
+ziglang's linker leaves entries of the table of indirect symbols unset, which nothing reads when a file is loaded).
 
 Exit status 1 if something does not hold. Where the package registry cannot be reached it says so, and exits with 0.
 

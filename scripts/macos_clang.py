@@ -27,8 +27,6 @@ def translated(arguments: list[str]) -> Iterator[str]:
             next(words)
         elif word.startswith("-mmacosx-version-min="):
             version = word.partition("=")[2]
-        elif word == "-Wl,-x":
-            pass  # its linker would then leave entries of the table of indirect symbols unset, whatever was in memory
         elif word in ("-bundle", "-dynamiclib"):
             yield "-shared"  # its linker makes no bundles, which are loaded like a library
         else:
