@@ -102,7 +102,7 @@ def mlx_text(instance: Instance) -> tuple[str, str]:
     host = EmulatedMlxHost()
     kernel = _launch_fast._kernel(host, instance)
     launch, shapes = smallest_launch(instance)
-    kinds = {a.name: instance.dtype if a.kind == "T" else "float32" for a in instance.arguments}
+    kinds = {a.name: instance.dtype_of(a) for a in instance.arguments}
     given = {name: mx.zeros(shape, _launch_fast.DTYPES[kinds[name]]) for name, shape in shapes.items()}
     _launch_fast._launch(host, kernel, launch, given)  # recorded, never evaluated
     (text,) = kernel.sources.values()
