@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from frameworks import MLX, MPS, PATHS, Path
+from mlx_abilities import needs_mapped_padding
 from varlen_items import BATCHES, Items
 
 Array = Any
@@ -155,6 +156,7 @@ def test_traced_sizes_in_mlx() -> None:
     assert lists.shape == (1, 9, 2, 4)
 
 
+@needs_mapped_padding
 def test_vmap_of_mlx() -> None:
     """mx.vmap of the op and of its gradient, over all or some arrays."""
     import mlx.core as mx

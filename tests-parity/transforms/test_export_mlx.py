@@ -152,13 +152,18 @@ def test_another_size_is_refused(tmp_path: Path) -> None:
 
 
 def test_mlx_s_own_errors(tmp_path: Path, backend: str) -> None:
-    """Of its own function, and of calls that request the C++ primitives: no other backend takes their place."""
+    """Of its own function."""
     arrays = given_to(BY_NAME["seq"], "float32")
     call = attend(BY_NAME["seq"], tuple(arrays), return_lse=True)
     named = {"pure": "CustomTransforms", "nanobind": "na1d"}
     for function in (call, gradient_of(call, len(arrays))):
         with pytest.raises(ValueError, match=f"Unable to serialize primitive {named[backend]}"):
             mx.export_function(str(tmp_path / "f.mlxfn"), function, *arrays.values())
+
+
+def test_no_backend_takes_the_place_of_nanobind(tmp_path: Path) -> None:
+    """Where a call requests the C++ primitives, MLX's own error is raised."""
+    arrays = given_to(BY_NAME["seq"], "float32")
     forced = attend(BY_NAME["seq"], tuple(arrays), return_lse=True, backend="nanobind")
     for _ in range(2):  # the second time the plan is recalled
         with pytest.raises(ValueError, match="Unable to serialize primitive na1d"):

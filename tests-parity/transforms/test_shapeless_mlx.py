@@ -8,6 +8,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 from frameworks import MLX
+from mlx_abilities import needs_mapped_padding
 
 Arrays = list[mx.array]
 LSE = {"return_lse": True}
@@ -80,8 +81,10 @@ CALLS: dict[str, tuple[Callable[..., Any], Arrays, Arrays]] = {
     "packed without tokens": (face("attention", **NOTHING, **LSE), tokens(1, 9), tokens(1, 11)),
     "lse without tokens": (result_at(face("attention", **NOTHING, **LSE), 1), tokens(1, 9), tokens(1, 11)),
     "packed without keys": (face("attention", **NO_KEYS), tokens(1, 9), tokens(1, 11)),
-    "mapped": (mx.vmap(face("na1d", 3)), [mx.ones((2, 1, 9, 2, 4))], [mx.ones((2, 1, 11, 2, 4))]),
-    "mapped nothing": (mx.vmap(face("na1d", 3)), [mx.ones((2, 0, 9, 2, 4))], [mx.ones((2, 0, 11, 2, 4))]),
+}
+MAPPED = {
+    "tokens": (mx.vmap(face("na1d", 3)), [mx.ones((2, 1, 9, 2, 4))], [mx.ones((2, 1, 11, 2, 4))]),
+    "nothing": (mx.vmap(face("na1d", 3)), [mx.ones((2, 0, 9, 2, 4))], [mx.ones((2, 0, 11, 2, 4))]),
 }
 
 
@@ -102,7 +105,8 @@ def refuses(call: Callable[..., Any], traced: Arrays, given: Arrays) -> bool:
         compiled(*traced)
         found = compiled(*given)
     except ValueError as error:
-        assert "infer" in str(error)
+        # Before 0.32.2, MLX takes no maximum of nothing, and dense meets that first.
+        assert "infer" in str(error) or "zero size array" in str(error)
         return True
     wanted = flat(call(*given))
     assert [array.shape for array in found] == [array.shape for array in wanted]
@@ -114,6 +118,12 @@ def refuses(call: Callable[..., Any], traced: Arrays, given: Arrays) -> bool:
 def test_a_call_traced_for_one_size_refuses_others(name: str) -> None:
     call, traced, given = CALLS[name]
     assert refuses(call, traced, given)
+
+
+@needs_mapped_padding
+@pytest.mark.parametrize("name", MAPPED)
+def test_a_mapped_call_traced_for_one_size_refuses_others(name: str) -> None:
+    assert refuses(*MAPPED[name])
 
 
 @pytest.mark.parametrize("name", ["fused", "empty batch", "qk", "av", "varlen of empty items", "packed without keys"])

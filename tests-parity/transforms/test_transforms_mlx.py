@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from cases import BY_NAME, INPUTS, Case, inputs
 from frameworks import MLX
+from mlx_abilities import needs_mapped_padding
 
 NAMES = ("seq-causal-dilated-stride", "img-rpb-everything", "vol-gqa-additional")
 Attend = Callable[..., Any]
@@ -128,6 +129,7 @@ def test_nested_vmap(name: str) -> None:
     close(found, mx.stack(wanted))
 
 
+@needs_mapped_padding
 @pytest.mark.parametrize("name", [*NAMES, "seq-rpb"])
 def test_gradients_per_sample(name: str) -> None:
     """vmap of grad: rpb shared by all samples has a gradient of its own in each."""

@@ -6,7 +6,8 @@ Fails unless nanobind's internals are those inside MLX's own wheel: only then ca
 objects, here mx.array; otherwise every call would be a TypeError.
 
 usage: mlx_release.py [FOLDER]     (a folder with both; default: the packages that this Python imports)
-       mlx_release.py --nanobind   the release of nanobind that goes with the MLX that this Python imports
+       mlx_release.py --nanobind   the release of nanobind that goes with the MLX that this Python imports; nothing
+                                   if there can be no extension for that one
 """
 
 import argparse
@@ -15,6 +16,9 @@ import re
 import sys
 from pathlib import Path
 
+# The oldest release of MLX that the extension's tests pass on. In 0.31.0, a problem that a kernel refuses while it
+# computes ends the process.
+OLDEST = (0, 32, 2)
 # The last release of nanobind with internals of each version.
 NANOBIND = {"17": "2.10.2", "18": "2.11.0", "19": "2.12.0", "20": "2.14.0", "21": "2.15.0", "22": "3.1.0"}
 
@@ -73,6 +77,10 @@ def main() -> None:
     parser.add_argument("--nanobind", action="store_true")
     arguments = parser.parse_args()
     mlx = folder_of("mlx", arguments.folder)
+    version = version_of(mlx)
+    if tuple(int(part) for part in version.split(".")) < OLDEST:
+        said = f"natten-mlx's C++ extension needs MLX {'.'.join(map(str, OLDEST))} or newer, not {version}"
+        sys.exit(print(said, file=sys.stderr) if arguments.nanobind else said)
     theirs = internals_inside(mlx)
     if arguments.nanobind:
         print(goes_with(theirs))
@@ -84,7 +92,7 @@ def main() -> None:
             f"this nanobind has internals v{ours}, the MLX wheel was built with v{theirs}: "
             f"build with nanobind=={goes_with(theirs)}"
         )
-    print(version_of(mlx), ours, mlx, nanobind, sep=";")
+    print(version, ours, mlx, nanobind, sep=";")
 
 
 if __name__ == "__main__":
