@@ -107,8 +107,8 @@ SITUATIONS = {
                 raise AssertionError("no error")
             mx.eval(outputs(1))
     """,
-    # The child has none of its parent's threads and computes nothing; it only has to exit. Nothing is computed meanwhile:
-    # a child that is made while a thread holds the mutex of MLX's allocator would wait for it forever.
+    # The child has none of its parent's threads and computes nothing; it only has to exit. The parent computes nothing
+    # meanwhile: a child that is made while a thread holds the mutex of MLX's allocator waits for it forever.
     "forked": """
         import warnings
         warnings.simplefilter("ignore", DeprecationWarning)  # of threads in a process that forks
