@@ -60,7 +60,7 @@ def picture() -> str:
     body = []
     for index, (title, caption, axis) in enumerate(PANELS):
         body += panel(title, caption, axis, 20 + index % 3 * step_x, TOP + index // 3 * step_y)
-    legend = "rows: queries   columns: keys   dark: the query's own position   light blue: the keys it attends to"
+    legend = "rows: queries; columns: keys; dark: the query's own position; light blue: the keys it attends to"
     return framed(body, legend, width, height)
 
 
@@ -127,7 +127,7 @@ def windows() -> str:
     body = []
     for index, (title, caption, query, options) in enumerate(WINDOWS):
         body += grid(title, caption, query, options, 20 + index % 4 * step_x, TOP + index // 4 * step_y)
-    legend = "a picture of 12 x 12 tokens   dark: a query   light blue: the keys it attends to   red: hidden keys"
+    legend = "a picture of 12 x 12 tokens; dark: a query; light blue: the keys it attends to; red: hidden keys"
     return framed(body, legend, 4 * step_x - 4, 2 * step_y + 44)
 
 
