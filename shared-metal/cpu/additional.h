@@ -75,8 +75,8 @@ int additional_gradients(const Operands& op) {
   const Problem& p = op.problem;
   const int dtype = sizeof(T) == 8 ? NATTEN_FLOAT64 : NATTEN_FLOAT32;
   AdditionalBody<C> body = {op, {}, {}, (p.additional + C::N - 1) / C::N, 1, 0, {}};
-  const int piece[3] = {1, 1, C::PIECE_LANES};
-  body.tokens = make_grid<C>(piece, 2);
+  const int panel[3] = {1, 1, C::PANEL_LANES};
+  body.tokens = make_grid<C>(panel, 2);
   while (body.axis < 2 && p.query_shape[body.axis] == 1) ++body.axis;
   const int64_t tiles = int64_t(p.batch) * p.kv_heads * body.patches;
   const int wanted = tiles ? int((63 + tiles) / tiles) : 1;

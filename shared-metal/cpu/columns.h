@@ -1,12 +1,12 @@
 // The columns that a patch reads: a walk over its box, in blocks of up to 64, each with its lanes' mask.
 //
-//   for each segment of the patch, the columns that the same pieces see (the picture is in geometry.h):
+//   for each segment of the patch, the columns that the same panels see (the picture is in geometry.h):
 //     for z, y in the segment:  for x in it, a run of columns at a time:
 //       append their rows (read in place, or converted into scratch memory), scalars, pair indices and masks
 //       when the block is full: body.take(block)
 //
 // Blocks of a segment have the same size, up to the length of a run. A block belongs to the vectors `on`, those of the
-// pieces that see the segment, and is `masked` unless all of their lanes see all of it.
+// panels that see the segment, and is `masked` unless all of their lanes see all of it.
 #pragma once
 
 #include "lanes.h"
@@ -125,16 +125,16 @@ struct Block {
   }
 };
 
-// Columns of a patch that the same pieces see
+// Columns of a patch that the same panels see
 struct Segment {
   Vectors on;
-  Span box[3], common[3];  // common: what all of these pieces' lanes see
+  Span box[3], common[3];  // common: what all of these panels' lanes see
 };
 
 inline Span both(Span a, Span b) { return {na::maximum(a.low, b.low), na::minimum(a.high, b.high)}; }
 
-// The segment that begins at position `low` of the axis along which pieces lie, where some piece sees something.
-// Windows never begin or end before those of earlier rows, so the pieces that see a column follow one another.
+// The segment that begins at position `low` of the axis along which panels lie, where some panel sees something.
+// Windows never begin or end before those of earlier rows, so the panels that see a column follow one another.
 template <typename C>
 Segment segment_at(const Lanes<C>& lanes, int low) {
   const int axis = lanes.split;
@@ -142,13 +142,13 @@ Segment segment_at(const Lanes<C>& lanes, int low) {
   for (int a = 0; a < 3; ++a) segment.box[a] = lanes.box[0][a], segment.common[a] = {INT_MIN, INT_MAX};
   segment.box[axis] = {low, INT_MAX};
   int& high = segment.box[axis].high;
-  for (int piece = C::PIECES - 1; piece >= 0; --piece) {
-    const Span own = lanes.box[piece][axis];
+  for (int panel = C::PANELS - 1; panel >= 0; --panel) {
+    const Span own = lanes.box[panel][axis];
     if (own.low > low) high = na::minimum(high, own.low);
     if (own.low > low || own.high <= low) continue;
     high = na::minimum(high, own.high);
-    segment.on = {piece * C::PIECE, segment.on.count + C::PIECE};
-    for (int a = 0; a < 3; ++a) segment.common[a] = both(segment.common[a], lanes.common[piece][a]);
+    segment.on = {panel * C::PANEL, segment.on.count + C::PANEL};
+    for (int a = 0; a < 3; ++a) segment.common[a] = both(segment.common[a], lanes.common[panel][a]);
   }
   return segment;
 }
@@ -167,7 +167,7 @@ class ColumnWalk {
 
   // The columns of the patch
   void patch(const Columns<C>& columns) {
-    const int end = lanes_.box[C::PIECES - 1][lanes_.split].high;
+    const int end = lanes_.box[C::PANELS - 1][lanes_.split].high;
     for (int low = lanes_.box[0][lanes_.split].low; low < end;) {
       const Segment segment = segment_at(lanes_, low);
       if (segment.on.count) take(segment, columns);

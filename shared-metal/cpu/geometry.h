@@ -2,16 +2,16 @@
 //
 // Every rank is computed on three axes; missing leading axes have length 1. A walk goes over ROWS (queries; keys where
 // transposed) and reads COLUMNS (the keys of their windows; the queries that see them). A patch is N rows of one
-// dilation group of one head, one per vector lane, in one piece or in several side by side. A piece sees a box of
+// dilation group of one head, one per vector lane, in one panel or in several side by side. A panel sees a box of
 // columns:
 //
-//        two pieces, r and s, of 4 x 4 = 16 lanes, window 5 x 5
+//        two panels, r and s, of 4 x 4 = 16 lanes, window 5 x 5
 //        +-----------------+
-//        | a a a a a a a a |     a  columns that only piece r sees      .  that both see: loaded once for both
-//        | a a a a a a a a |     b  columns that only piece s sees
+//        | a a a a a a a a |     a  columns that only panel r sees      .  that both see: loaded once for both
+//        | a a a a a a a a |     b  columns that only panel s sees
 //        | a a r r r r a a |
-//        | a a r r r r a a |     A piece has the shape that reads the fewest columns, of all shapes with as many lanes;
-//        | . . r r r r . . |     pieces lie along the axis on which they share the most.
+//        | a a r r r r a a |     A panel has the shape that reads the fewest columns, of all shapes with as many lanes;
+//        | . . r r r r . . |     panels lie along the axis on which they share the most.
 //        | . . r r r r . . |
 //        | . . s s s s . . |     A unit of work is (batch, dilation group, patch, head), head fastest. Each output
 //        | . . s s s s . . |     row belongs to one unit, and a unit sums in a fixed order: results do not depend on
@@ -109,12 +109,12 @@ inline Tensor contiguous_tensor(void* data, int dtype, const int* shape, int64_t
   return t;
 }
 
-// One axis of a walk, in tokens: how many rows and columns are at hand, and where they start, out of `full`; piece,
+// One axis of a walk, in tokens: how many rows and columns are at hand, and where they start, out of `full`; panel,
 // patch: the rows of one along the axis; patches: how many the longest dilation group has
 struct Axis {
   int rows, columns, row_start, column_start, full, w, s, d;
   bool causal;
-  int piece, patch, patches;
+  int panel, patch, patches;
 };
 
 // The positions of a dilation group among the tokens from `start` on
@@ -142,21 +142,21 @@ struct Grid {
   uint32_t before[3][kLanes + 1][kVectors];  // bit l: lane l of a vector has a lower coordinate
 };
 
-// Pieces of piece[0] x piece[1] x piece[2] lanes, along the axis `split`
+// Panels of panel[0] x panel[1] x panel[2] lanes, along the axis `split`
 template <typename C>
-Grid make_grid(const int* piece, int split) {
+Grid make_grid(const int* panel, int split) {
   static_assert(C::N <= Grid::kLanes && C::V <= Grid::kVectors, "patch too large");
   Grid grid = {};
   for (int lane = 0; lane < C::N; ++lane) {
-    int rest = lane % C::PIECE_LANES;
+    int rest = lane % C::PANEL_LANES;
     for (int a = 2; a >= 0; --a) {
-      const int c = (a == split ? lane / C::PIECE_LANES * piece[a] : 0) + rest % piece[a];
-      const int end = piece[a] * (a == split ? C::PIECES : 1);
+      const int c = (a == split ? lane / C::PANEL_LANES * panel[a] : 0) + rest % panel[a];
+      const int end = panel[a] * (a == split ? C::PANELS : 1);
       grid.coordinate[a][lane] = uint8_t(c);
       for (int higher = c + 1; higher <= end; ++higher) {
         grid.before[a][higher][lane / C::W] |= uint32_t(1) << lane % C::W;
       }
-      rest /= piece[a];
+      rest /= panel[a];
     }
   }
   return grid;
@@ -166,15 +166,15 @@ struct Walk {
   Axis axis[3];
   bool transposed;
   int batch, heads;
-  int split;                   // the axis along which the pieces of a patch lie
+  int split;                   // the axis along which the panels of a patch lie
   int64_t groups, patches;     // per batch item and head
   Grid grid;
 
   int64_t units() const { return batch * groups * patches * heads; }
 };
 
-// Pieces of `rows` rows in the longest dilation group at hand
-inline int pieces(const Axis& axis, int rows) { return (na::group_length(axis.rows, 0, axis.d) + rows - 1) / rows; }
+// Panels of `rows` rows in the longest dilation group at hand
+inline int panels(const Axis& axis, int rows) { return (na::group_length(axis.rows, 0, axis.d) + rows - 1) / rows; }
 
 // Columns that `rows` rows side by side see along one axis, from a multiple of `rows` on
 inline int64_t columns_seen(const Axis& axis, int rows) {
@@ -185,11 +185,11 @@ inline int64_t columns_seen(const Axis& axis, int rows) {
   return span < m ? span : m;
 }
 
-// Columns that all pieces of `rows` rows read along one axis
-inline int64_t columns_read(const Axis& axis, int rows) { return pieces(axis, rows) * columns_seen(axis, rows); }
+// Columns that all panels of `rows` rows read along one axis
+inline int64_t columns_read(const Axis& axis, int rows) { return panels(axis, rows) * columns_seen(axis, rows); }
 
-// Chooses the piece of `lanes` rows (a power of two), longest along x among equals
-inline void choose_piece(Walk& walk, int lanes) {
+// Chooses the panel of `lanes` rows (a power of two), longest along x among equals
+inline void choose_panel(Walk& walk, int lanes) {
   int64_t best = -1;
   for (int z = 1; z <= lanes; z *= 2) {
     for (int y = 1; y * z <= lanes; y *= 2) {
@@ -198,20 +198,20 @@ inline void choose_piece(Walk& walk, int lanes) {
       for (int a = 0; a < 3; ++a) columns *= columns_read(walk.axis[a], shape[a]);
       if (best >= 0 && columns >= best) continue;
       best = columns;
-      for (int a = 0; a < 3; ++a) walk.axis[a].piece = shape[a];
+      for (int a = 0; a < 3; ++a) walk.axis[a].panel = shape[a];
     }
   }
 }
 
-// The share of the columns that pieces read which two pieces side by side along an axis have in common
+// The share of the columns that panels read which two panels side by side along an axis have in common
 inline double shared_part(const Axis& axis) {
-  const int all = pieces(axis, axis.piece);
-  const double own = double(columns_seen(axis, axis.piece));
-  const double both = 2 * own - double(columns_seen(axis, 2 * axis.piece));
+  const int all = panels(axis, axis.panel);
+  const double own = double(columns_seen(axis, axis.panel));
+  const double both = 2 * own - double(columns_seen(axis, 2 * axis.panel));
   return both > 0 ? (all - all % 2) * both / (all * own) : 0;
 }
 
-// The axis along which pieces share the most. x only if it is strictly better, because columns come in runs along x.
+// The axis along which panels share the most. x only if it is strictly better, because columns come in runs along x.
 inline int choose_split(const Walk& walk) {
   double shared[3];
   for (int a = 0; a < 3; ++a) shared[a] = shared_part(walk.axis[a]);
@@ -229,14 +229,14 @@ inline void set_axes(Walk& walk, const Problem& p, bool transposed) {
   }
 }
 
-// The same for pieces of queries along the axis where they share the most; 0 if there are too few of them for a patch
+// The same for panels of queries along the axis where they share the most; 0 if there are too few of them for a patch
 template <typename C>
 double shared_part(const Problem& p) {
   Walk walk;
   set_axes(walk, p, false);
-  choose_piece(walk, C::PIECE_LANES);
+  choose_panel(walk, C::PANEL_LANES);
   const Axis& axis = walk.axis[choose_split(walk)];
-  return pieces(axis, axis.piece) < C::PIECES ? 0 : shared_part(axis);
+  return panels(axis, axis.panel) < C::PANELS ? 0 : shared_part(axis);
 }
 
 template <typename C>
@@ -244,18 +244,18 @@ Walk plan_walk(const Problem& p, bool transposed) {
   Walk walk;
   walk.transposed = transposed, walk.batch = p.batch, walk.heads = transposed ? p.kv_heads : p.heads;
   set_axes(walk, p, transposed);
-  choose_piece(walk, C::PIECE_LANES);
+  choose_panel(walk, C::PANEL_LANES);
   walk.split = choose_split(walk);
   walk.groups = walk.patches = 1;
   for (int a = 0; a < 3; ++a) {
     Axis& axis = walk.axis[a];
-    axis.patch = axis.piece * (a == walk.split ? C::PIECES : 1);
-    axis.patches = pieces(axis, axis.patch);
+    axis.patch = axis.panel * (a == walk.split ? C::PANELS : 1);
+    axis.patches = panels(axis, axis.patch);
     walk.groups *= axis.d;
     walk.patches *= axis.patches;
   }
-  const int piece[3] = {walk.axis[0].piece, walk.axis[1].piece, walk.axis[2].piece};
-  walk.grid = make_grid<C>(piece, walk.split);
+  const int panel[3] = {walk.axis[0].panel, walk.axis[1].panel, walk.axis[2].panel};
+  walk.grid = make_grid<C>(panel, walk.split);
   return walk;
 }
 

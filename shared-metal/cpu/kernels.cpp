@@ -31,9 +31,9 @@ Operands operands(const natten_problem* p, const natten_tensors* t) {
   return op;
 }
 
-// Wide patches visit the same pairs in more and smaller blocks, which is worth it if pieces share enough columns.
+// Wide patches visit the same pairs in more and smaller blocks, which is worth it if panels share enough columns.
 bool wide_pays(const Problem& p) {
-  return kWidePieces > 1 && shared_part<Wide<float>>(p) >= 0.5;
+  return kWidePanels > 1 && shared_part<Wide<float>>(p) >= 0.5;
 }
 
 // Calls the template for the dtype and the patch

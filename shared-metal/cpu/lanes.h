@@ -12,15 +12,15 @@ namespace NATTEN_ISA {
 template <typename C>
 struct Lanes {
   typedef typename C::T T;
-  static constexpr int W = C::W, V = C::V, N = C::N, PIECES = C::PIECES;
+  static constexpr int W = C::W, V = C::V, N = C::N, PANELS = C::PANELS;
 
   const Grid* grid;
   Span seen[3][N + 1];            // columns that the rows of a coordinate see; coordinates past the rows see nothing
   int row[3][N];                  // position inside the dilation group
   bool live[N];                   // the row exists; a dead lane repeats the last row and stores nothing
-  int split;                      // the axis along which pieces lie
-  Span box[PIECES][3];            // columns that any row of the piece sees
-  Span common[PIECES][3];         // columns that every lane of the piece sees
+  int split;                      // the axis along which panels lie
+  Span box[PANELS][3];            // columns that any row of the panel sees
+  Span common[PANELS][3];         // columns that every lane of the panel sees
   int step[3];                    // token at hand = position * step + origin: of rows, of columns
   int row_origin[3], column_origin[3];
 
@@ -42,11 +42,11 @@ struct Lanes {
       for (int c = 0; c < count; ++c) seen[a][c] = interval(unit.corner[a] + c, axis, n, walk.transposed);
       if (axis.columns < axis.full) keep_at_hand(a, axis, count);
       for (int c = count; c <= axis.patch; ++c) seen[a][c] = {INT_MAX, INT_MAX};
-      for (int piece = 0; piece < PIECES; ++piece) {
-        const int first = a == split ? piece * axis.piece : 0, last = first + axis.piece - 1;
+      for (int panel = 0; panel < PANELS; ++panel) {
+        const int first = a == split ? panel * axis.panel : 0, last = first + axis.panel - 1;
         const int end = seen[a][na::minimum(last, count - 1)].high;
-        box[piece][a] = {first < count ? seen[a][first].low : end, end};
-        common[piece][a] = last < count ? Span{seen[a][last].low, seen[a][first].high} : Span{0, 0};
+        box[panel][a] = {first < count ? seen[a][first].low : end, end};
+        common[panel][a] = last < count ? Span{seen[a][last].low, seen[a][first].high} : Span{0, 0};
       }
       for (int lane = 0; lane < N; ++lane) {
         const int c = grid->coordinate[a][lane];
@@ -61,10 +61,10 @@ struct Lanes {
     grid = &tokens, split = 2;
     for (int a = 0; a < 3; ++a) {
       for (int c = 0; c <= N; ++c) seen[a][c] = c < (a == split ? N : 1) ? all[a] : Span{INT_MAX, INT_MAX};
-      for (int piece = 0; piece < PIECES; ++piece) {
-        const bool dead = a == split && first + piece * C::PIECE_LANES >= count;
-        box[piece][a] = dead ? Span{all[a].high, all[a].high} : all[a];
-        common[piece][a] = dead ? Span{0, 0} : all[a];
+      for (int panel = 0; panel < PANELS; ++panel) {
+        const bool dead = a == split && first + panel * C::PANEL_LANES >= count;
+        box[panel][a] = dead ? Span{all[a].high, all[a].high} : all[a];
+        common[panel][a] = dead ? Span{0, 0} : all[a];
       }
       step[a] = 1, row_origin[a] = column_origin[a] = 0;
       for (int lane = 0; lane < N; ++lane) row[a][lane] = 0;

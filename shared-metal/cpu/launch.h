@@ -114,8 +114,8 @@ struct PatchUnits {
 template <typename C>
 int64_t walk_work(const Walk& walk, int additional, int64_t width) {
   double pairs = 1;
-  for (int a = 0; a < 3; ++a) pairs *= double(columns_read(walk.axis[a], walk.axis[a].piece)) * walk.axis[a].d;
-  pairs *= C::PIECE_LANES;
+  for (int a = 0; a < 3; ++a) pairs *= double(columns_read(walk.axis[a], walk.axis[a].panel)) * walk.axis[a].d;
+  pairs *= C::PANEL_LANES;
   pairs += double(walk.patches) * double(walk.groups) * C::N * additional;
   const double work = pairs * walk.batch * walk.heads * double(width);
   return work < 1e18 ? int64_t(work) : int64_t(1e18);

@@ -142,8 +142,8 @@ void dots(Vectors on, const VectorOf<C>* lanes, const typename C::T* const* rows
           int count, int64_t width, VectorOf<C>* out) {
   if (on.count == A) {
     dots_of<C, A>(lanes + on.first, rows, soon, count, width, out + on.first);
-  } else if constexpr (A > C::PIECE) {
-    dots<C, A - C::PIECE>(on, lanes, rows, soon, count, width, out);
+  } else if constexpr (A > C::PANEL) {
+    dots<C, A - C::PANEL>(on, lanes, rows, soon, count, width, out);
   }
 }
 

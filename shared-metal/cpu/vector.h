@@ -63,12 +63,12 @@ constexpr int kRegisters = 16;
 
 constexpr int smaller(int a, int b) { return a < b ? a : b; }
 
-// A patch: V vectors of lanes in pieces of PIECE vectors
-template <typename Number, int PIECE_VECTORS, int PIECES_>
+// A patch: V vectors of lanes in panels of PANEL vectors
+template <typename Number, int PANEL_VECTORS, int PANELS_>
 struct PatchOf {
   typedef Number T;
-  static constexpr int PIECES = PIECES_, V = PIECE_VECTORS * PIECES, W = Lane<T>::W, N = V * W;
-  static constexpr int PIECE = PIECE_VECTORS, PIECE_LANES = PIECE * W;
+  static constexpr int PANELS = PANELS_, V = PANEL_VECTORS * PANELS, W = Lane<T>::W, N = V * W;
+  static constexpr int PANEL = PANEL_VECTORS, PANEL_LANES = PANEL * W;
 };
 
 // Some vectors of a patch: `count` from `first` on
@@ -92,13 +92,13 @@ using Mask = typename Lane<T>::Mask;
 template <typename C>
 using VectorOf = Vector<typename C::T>;
 
-// A narrow patch is one piece of at least 8 lanes where the registers allow it. A wide one is several such pieces side
+// A narrow patch is one panel of at least 8 lanes where the registers allow it. A wide one is several such panels side
 // by side; a dot product uses each number of the columns that they share once for each of them. kernels.cpp chooses.
-constexpr int kWidePieces = NATTEN_VECTOR_BYTES == 64 ? 4 : (kRegisters == 32 || NATTEN_VECTOR_BYTES == 32 ? 2 : 1);
+constexpr int kWidePanels = NATTEN_VECTOR_BYTES == 64 ? 4 : (kRegisters == 32 || NATTEN_VECTOR_BYTES == 32 ? 2 : 1);
 template <typename T>
 using Narrow = PatchOf<T, NATTEN_VECTOR_BYTES == 16 || (NATTEN_VECTOR_BYTES == 32 && sizeof(T) == 8) ? 2 : 1, 1>;
 template <typename T>
-using Wide = PatchOf<T, Narrow<T>::PIECE, kWidePieces>;
+using Wide = PatchOf<T, Narrow<T>::PANEL, kWidePanels>;
 
 template <typename T>
 NATTEN_INLINE Vector<T> load(const T* from) {

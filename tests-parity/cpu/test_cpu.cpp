@@ -296,9 +296,9 @@ static void test_long(Random& random) {
   test_fused(random, p);
 }
 
-// Windows so large that patches of several pieces are worth it; lengths whose last pieces are full, partly filled and
+// Windows so large that patches of several panels are worth it; lengths whose last panels are full, partly filled and
 // empty; more additional keys than a block of columns or a patch of rows holds
-static void test_pieces(Random& random) {
+static void test_panels(Random& random) {
   const int64_t lengths[3][3] = {{75}, {21, 13}, {7, 17, 6}}, windows[3][3] = {{40}, {9, 7}, {3, 13, 4}};
   for (int rank = 1; rank <= 3; ++rank) {
     for (int stride = 1; stride <= 2; ++stride) {
@@ -363,7 +363,7 @@ int main(int argc, char** argv) {
   test_long(random);
   test_many(random, 7, 2300), test_many(random, 2300, 6), test_many_slots(random);
   for (int dtype = 0; dtype < 4; ++dtype) test_large_logits(random, dtype), test_dead_rows(random, dtype);
-  test_pieces(random), test_far(random);
+  test_panels(random), test_far(random);
   test_callers(random);
   if (forks) test_fork(random);
   test_nan(random);

@@ -107,14 +107,14 @@ def test_as_shipped(cxx: str, folder: Path) -> None:
         assert_clean(run(program, isa, "--problems", "400", "--seed", "7"), isa)
 
 
-# Faults are planted in the instruction set that builds fastest, except those that only patches of several pieces show.
+# Faults are planted in the instruction set that builds fastest, except those that only patches of several panels show.
 PLAIN = ISAS[0]
-OF_PIECES = ("columns.h", "lanes.h", "geometry.h", "micro.h")
+OF_PANELS = ("columns.h", "lanes.h", "geometry.h", "micro.h")
 # File, original text, faulty text: each fault must be found.
 FAULTS = (
     ("columns.h", "seen[lower.low].high <= x", "seen[lower.low].high < x"),
     ("columns.h", "if (own.low > low) high = na::minimum(high, own.low);", ""),
-    ("columns.h", "segment.on = {piece * C::PIECE, segment.on.count + C::PIECE};", "segment.on = {0, C::PIECE};"),
+    ("columns.h", "segment.on = {panel * C::PANEL, segment.on.count + C::PANEL};", "segment.on = {0, C::PANEL};"),
     ("columns.h", "{na::minimum(range.low, block_.count), ", "{block_.count, "),
     ("columns.h", "from[i * V] & row_sight_[v]", "from[i * V]"),
     ("lanes.h", "if (live[lane]) {", "{"),
@@ -187,7 +187,7 @@ def test_planted_faults_are_found(
         file = tmp_path / "cpu" / fault[0]
         assert fault[1] in file.read_text()
         file.write_text(file.read_text().replace(fault[1], fault[2], 1))
-    isa = [isa for isa in ISAS if cpu_runs(isa)][-1] if fault and fault[0] in OF_PIECES else PLAIN
+    isa = [isa for isa in ISAS if cpu_runs(isa)][-1] if fault and fault[0] in OF_PANELS else PLAIN
     made = build.compile_objects(cxx, ("-O1",), tmp_path, tmp_path / "objects", (isa,))
     others = [sound[name] for name in ISAS if name != isa]
     program = build.link(cxx, (), [*made, *others, driver], tmp_path / "test")
