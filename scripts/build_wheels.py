@@ -1,7 +1,7 @@
 """Builds what is published, into dist/: a package's sdist and, from that, as a stranger would, this machine's wheel.
 
 Of natten-mps also the wheel without compiled code, for machines that no other fits. Wheels for Linux get the manylinux
-tag that their symbols of glibc allow: to publish, natten-mps is built in manylinux's own image. (The clang of ziglang,
+tag that their symbols of glibc allow: to publish, natten-mps is built where glibc is 2.28. (The clang of ziglang,
 which could build for an old glibc anywhere, will not do: its __builtin_cpu_supports answers no to every question, and
 the kernels would keep to SSE.) On a Mac nothing is repaired: the libraries that a wheel needs are in it or in MLX's own
 wheel, which it must find there (`delocate-wheel --exclude libmlx --ignore-missing-dependencies` changes no byte of it;

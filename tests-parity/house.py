@@ -36,6 +36,7 @@ C_LEADER = re.compile(r"/\s*(\w+)\s*\)?\s*\*\s*\1\s*\+\s*\1\b")
 
 REGISTRY_HOST = re.compile(
     r"pypi\.org|pythonhosted\.org|registry\.npmjs|deb\.debian\.org|download\.pytorch\.org|static\.crates\.io"
+    r"|quay\.io|ghcr\.io"
 )
 MACHINE_PATH = re.compile(r"(?<![\w.])/(?:work|farm|root|tmp|opt|home|Users)/\w")
 

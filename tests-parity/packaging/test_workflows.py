@@ -14,7 +14,7 @@ FOLDER = ROOT / ".github" / "workflows"
 NAMES = {"bench", "ci", "metal", "newest", "release", "wheels"}
 PINNED = re.compile(r"uses: (?P<action>[\w.-]+/[\w./-]+)@(?P<commit>[0-9a-f]{40}) # (?P<version>v\d+\.\d+\.\d+)$")
 # Of scripts, what is no command of this project: it says something, or makes the release's page.
-OTHER = ('echo "::warning ', "cat notes.md >>", "gh release create ", "python3.12 -m venv ")
+OTHER = ('echo "::warning ', "cat notes.md >>", "gh release create ", "dnf install ", "python3.12 -m venv ")
 
 
 def load(name: str) -> dict[str, Any]:
