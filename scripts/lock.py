@@ -4,9 +4,9 @@ Releases in the files stay as they are while pyproject.toml allows them. Nothing
 With --check nothing is written; exit status 1 if a file differs from what would be. What uv has cached is enough for
 that; where it is not and the registry cannot be reached, --check says so, and exits with 0.
 
-usage: lock.py [--check] [options of `uv pip compile`: --upgrade, --upgrade-package NAME]
 """
 
+import argparse
 import difflib
 import re
 import subprocess
@@ -89,17 +89,26 @@ def check() -> None:
 
 
 def main() -> None:
-    arguments = sys.argv[1:]
+    parser = argparse.ArgumentParser(
+        prog="lock.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--check", action="store_true", help="write nothing; say what differs")
+    parser.add_argument("--upgrade", action="store_true", help="take the newest releases that pyproject.toml allows")
+    parser.add_argument("--upgrade-package", metavar="NAME", action="append", default=[], help="only of this package")
+    given = parser.parse_args()
+    options = ["--upgrade"] * given.upgrade + [f"--upgrade-package={name}" for name in given.upgrade_package]
+    if given.check and options:
+        parser.error("--check upgrades nothing")
     try:
-        if arguments == ["--check"]:
+        if given.check:
             check()
             return
-        for group, text in export_all(*arguments).items():
+        for group, text in export_all(*options).items():
             (FOLDER / f"{group}.txt").write_text(text)
     except subprocess.CalledProcessError as error:
         sys.exit(f"lock: {error.stderr.strip()}")
     except UnreachableRegistry as reason:
-        if arguments != ["--check"]:
+        if not given.check:
             sys.exit(f"lock: the package registry cannot be reached: {reason}")
         print(f"lock: SKIPPED, requirements/ not compared: the package registry cannot be reached: {reason}")
 

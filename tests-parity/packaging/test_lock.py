@@ -80,3 +80,13 @@ def test_only_an_unreachable_registry_skips_the_check(
     uv.write_text("#!/bin/sh\necho 'no version of ruff==999' >&2\nexit 1\n")
     with pytest.raises(SystemExit, match="no version of ruff==999"):
         lock.main()
+
+
+@pytest.mark.parametrize(("option", "status"), [("--help", 0), ("--uprade", 2), ("--check --upgrade", 2)])
+def test_what_is_no_export_writes_nothing(monkeypatch: pytest.MonkeyPatch, option: str, status: int) -> None:
+    """An option that lock.py does not know would otherwise become one of uv's, and its output a file."""
+    monkeypatch.setattr(sys, "argv", ["lock.py", *option.split()])
+    monkeypatch.setattr(lock, "uv", lambda *_: pytest.fail("uv was called"))
+    with pytest.raises(SystemExit) as ended:
+        lock.main()
+    assert ended.value.code == status
