@@ -68,7 +68,7 @@ def try_wheel(wheel: Path, release: str | None, listed: list[str]) -> list[str]:
 
 
 def main() -> None:
-    if len(sys.argv) != 2:
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
         sys.exit(__doc__)
     wheel, listed = Path(sys.argv[1]), mlx_releases.releases()
     try:

@@ -285,7 +285,7 @@ def stable_extensions(wheels: list[Path], folder: Path) -> list[Path]:
 
 def main() -> None:
     files = [Path(name) for name in sys.argv[1:]]
-    if not files:
+    if not files or any(name.startswith("-") for name in sys.argv[1:]):
         sys.exit(__doc__)
     sdists = [path for path in files if path.name.endswith(".tar.gz")]
     wheels = [path for path in files if path not in sdists]

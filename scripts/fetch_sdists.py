@@ -58,6 +58,8 @@ __legacy__ = SimpleNamespace(
 
 
 def main() -> None:
+    if len(sys.argv) < 3 or sys.argv[1].startswith("-"):
+        sys.exit(__doc__)
     folder, pip = Path(sys.argv[1]), sys.argv[2:]
     folder.mkdir(parents=True, exist_ok=True)
     options = ["--quiet", "--no-deps", "--no-binary", ":all:", "--no-build-isolation", "--use-pep517"]

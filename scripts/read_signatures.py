@@ -128,6 +128,8 @@ def public(module: str) -> bool:
 
 
 def main() -> None:
+    if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
+        sys.exit(__doc__)
     releases = defaultdict(list)
     packages = [Package(Path(folder)) for folder in sys.argv[1:]]
     for package in sorted(packages, key=lambda each: [int(part) for part in each.release.split(".")]):
