@@ -24,9 +24,10 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT / "shared-metal" / "natten_metal"
 FRAMEWORK = {"natten-mps": "torch", "natten-mlx": "mlx"}
+TOOLS = {"platformdirs>=4", "rich>=13.7"}
 REQUIREMENTS = {
-    "natten-mps": {"torch>=2.9"},
-    "natten-mlx": {"mlx>=0.31", "nanobind-backend>=1.0,<2"},
+    "natten-mps": {"torch>=2.9", *TOOLS},
+    "natten-mlx": {"mlx>=0.31", "nanobind-backend>=1.0,<2", *TOOLS},
 }
 COMPILED = (".so", ".dylib", ".pyd", ".a", ".o", ".metallib", ".pyc")
 # What the build adds to a wheel if there is a compiler, and the wheel's tag: every Python, one platform.
