@@ -246,7 +246,7 @@ def test_metadata(built: Built) -> None:
     required = {Requirement(r) for r in metadata.get_all("Requires-Dist", []) if "extra ==" not in r}
     # The workspace installs torch on macOS only; the published metadata requires it everywhere, without a marker.
     assert required == {Requirement(required) for required in REQUIREMENTS[built.name]}
-    extras = {"natten-mps": {"demo"}, "natten-mlx": {"cpu", "demo"}}[built.name]
+    extras = {"natten-mps": {"demo", "tools"}, "natten-mlx": {"cpu", "demo", "tools"}}[built.name]
     assert set(metadata.get_all("Provides-Extra", [])) == extras
 
 
