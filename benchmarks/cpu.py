@@ -40,6 +40,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from natten_mps._metal.cpu.library import FILE, CpuLibrary
+from natten_mps._metal.plan.chip import chip_name
 from natten_mps._metal.problem import mask
 from natten_mps._metal.problem.problem import Problem
 from natten_mps._tensors import TorchTables
@@ -232,15 +233,6 @@ def build(folder: Path) -> Path:
     return folder / FILE
 
 
-def cpu_name() -> str:
-    if sys.platform == "darwin":
-        return subprocess.run(
-            ["sysctl", "-n", "machdep.cpu.brand_string"], check=True, capture_output=True, text=True
-        ).stdout.strip()
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
 def table(found: dict[str, dict[str, float]], notes: list[str]) -> str:
     """Tab-separated text; geometric means of the multi-dimensional rows at the end."""
     lines = [f"# {note}" for note in notes] + ["\t".join(("problem", *COLUMNS, *RATIOS))]
@@ -286,7 +278,7 @@ def main() -> None:
                 found[row.name] = json.loads(done.stdout.splitlines()[-1])
                 loads.append(os.getloadavg()[0])
     notes = [
-        f"{cpu_name()}, {isa}, {arguments.threads} threads, torch {torch.__version__}",
+        f"{chip_name()}, {isa}, {arguments.threads} threads, torch {torch.__version__}",
         f"float32, batch 1, wall-clock medians in ms; load average during the run {min(loads):.1f} to {max(loads):.1f}",
     ]
     text = table(found, notes)
