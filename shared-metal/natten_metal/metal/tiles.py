@@ -37,6 +37,15 @@ class Bricks(NamedTuple):
     full: int
 
 
+class Span(NamedTuple):
+    """Columns on one axis: any row of a patch sees those in ``[low, high)``, all rows those between the other two."""
+
+    low: int
+    common_low: int
+    common_high: int
+    high: int
+
+
 class Tiling(NamedTuple):
     """The compile-time shape of a walk. patch: rows along (z, y, x); times heads it is 8."""
 
@@ -54,6 +63,17 @@ def padded_dim(dim: int) -> int:
     return next(size for size in DIMS if size >= dim)
 
 
+def span(axis: Axis, transposed: bool, rows: tuple[int, int], columns: tuple[int, int], n: int) -> Span:
+    """What the rows ``[first, last)`` of a dilation group of ``n`` see of the columns at hand, in positions."""
+    first, last = rows
+    lowest, highest = columns
+    low, common_high = row_interval(axis, transposed, first, n)
+    common_low, high = row_interval(axis, transposed, last - 1, n)
+    low, common_low = max(low, lowest), max(common_low, lowest)
+    # Keys that no query at hand sees have an empty span.
+    return Span(low, common_low, min(common_high, highest), max(min(high, highest), low))
+
+
 @cached("bricks of axes", 4096)
 def axis_bricks(axis: Axis, transposed: bool, extent: int, along_x: bool) -> tuple[tuple[int, int], ...]:
     """Per dilation group (steps, full steps) of all patches of ``extent`` rows on one axis.
@@ -63,16 +83,11 @@ def axis_bricks(axis: Axis, transposed: bool, extent: int, along_x: bool) -> tup
     counts = []
     for group in range(axis.dilation):
         sides = at_hand(axis, transposed)
-        (begin, end), (lowest, highest) = (positions(*side, group, axis.dilation) for side in sides)
+        (begin, end), columns = (positions(*side, group, axis.dilation) for side in sides)
         n = group_length(axis.full, group, axis.dilation)
         steps = full = 0
         for first in range(begin, end, extent):
-            last = min(first + extent, end) - 1
-            low, common_high = row_interval(axis, transposed, first, n)
-            common_low, high = row_interval(axis, transposed, last, n)
-            low, common_low = max(low, lowest), max(common_low, lowest)
-            # Keys that no query at hand sees have an empty span.
-            high, common_high = max(min(high, highest), low), min(common_high, highest)
+            low, common_low, common_high, high = span(axis, transposed, (first, min(first + extent, end)), columns, n)
             if not along_x:
                 steps += high - low
                 full += max(0, common_high - common_low)
