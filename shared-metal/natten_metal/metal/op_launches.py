@@ -7,10 +7,12 @@ and launches. The same programs serve every host.
 import itertools
 import math
 from dataclasses import replace
+from typing import NamedTuple
 
 from ..problem import ops
 from ..problem.ops import Operand, rows
 from ..problem.problem import Problem
+from .costs import UnitCosts
 from .launches import CONTIGUOUS as CONTIGUOUS
 from .launches import SIMD_WIDTH as SIMD_WIDTH
 from .launches import Launch as Launch
@@ -24,7 +26,8 @@ from .params import PARAMS as PARAMS
 from .sizes import DIMS, MAX_RPB
 from .source import Instance
 from .templates import AV, AV_TRANSPOSED, DELTA, FORWARD, KEY_VALUE_GRAD, QK, QUERY_GRAD, RPB_GRAD, STATS, SUM, Template
-from .tiles import COLUMNS, ROWS, SOFTMAX_BRICKS, Tiling, chunk_size, padded_dim, patch_count, tiling
+from .tiles import COLUMNS, ROWS, chunk_size, padded_dim, patch_count
+from .tiling import SOFTMAX_BRICKS, Tiling, tiling
 
 # The most threadgroups that share a sum over all queries or tiles.
 MAX_PARTS = 64
@@ -42,19 +45,26 @@ def cautious_simdgroups(problem: Problem) -> int:
     return CAUTIOUS_SIMDGROUPS if widest >= CAUTIOUS_DIM else MAX_SIMDGROUPS
 
 
+class Target(NamedTuple):
+    """What tilings are chosen for. max_simdgroups: that a threadgroup may have; costs: those measured, if any were."""
+
+    max_simdgroups: int
+    costs: UnitCosts | None
+
+
 def _walk(
     problem: Problem,
     template: Template,
     inputs: dict[str, str],
     outputs: tuple[Output, ...],
-    max_simdgroups: int,
+    target: Target,
     **options: object,
 ) -> Launch:
     """A launch of a walking template: its tiling, grid and parameters."""
     transposed = template.transposed
     dim = padded_dim(problem.head_dim) if template.reads_dim else 0
     dim_v = padded_dim(problem.head_dim_v) if template.reads_dim_v else 0
-    chosen: Tiling = tiling(problem, transposed, dim, dim_v, max_simdgroups)
+    chosen: Tiling = tiling(problem, template, dim, dim_v, target.max_simdgroups, costs=target.costs)
     instance = Instance(
         template.name,
         problem.dtype,
@@ -103,9 +113,11 @@ def _sum(problem: Problem, partial: str, name: str, shape: tuple[int, ...], part
     return Launch(instance, (-(-count // SUM.rows), 1, 1), SUM.rows, params, (("partial", partial),), (output,))
 
 
-def forward(problem: Problem, max_simdgroups: int = MAX_SIMDGROUPS) -> tuple[Launch, ...]:
-    """The launches of an op. max_simdgroups: simdgroups that a threadgroup may have."""
-    return _FORWARD[problem.op](problem, max_simdgroups)
+def forward(
+    problem: Problem, max_simdgroups: int = MAX_SIMDGROUPS, costs: UnitCosts | None = None
+) -> tuple[Launch, ...]:
+    """The launches of an op. max_simdgroups: of a threadgroup; costs: measured ones, for :func:`.tiling.tiling`."""
+    return _FORWARD[problem.op](problem, Target(max_simdgroups, costs))
 
 
 def _made(argument: str, operand: Operand, p: Problem) -> Output:
@@ -118,20 +130,20 @@ def _gradient(argument: str, operand: Operand, p: Problem) -> Output:
     return Output(argument, operand.gradient, operand.shape(p), p.dtype)
 
 
-def _qk_forward(p: Problem, max_simdgroups: int) -> tuple[Launch, ...]:
+def _qk_forward(p: Problem, target: Target) -> tuple[Launch, ...]:
     rpb = {"rpb": "rpb"} if p.has_rpb else {}
     outputs = (_made("logits", ops.LOGITS, p),)
-    return (_walk(p, QK, {"q": "query", "k": "key"} | rpb, outputs, max_simdgroups, rpb=p.has_rpb),)
+    return (_walk(p, QK, {"q": "query", "k": "key"} | rpb, outputs, target, rpb=p.has_rpb),)
 
 
-def _av_forward(p: Problem, max_simdgroups: int) -> tuple[Launch, ...]:
+def _av_forward(p: Problem, target: Target) -> tuple[Launch, ...]:
     outputs = (_made("out", ops.OUT, p),)
-    return (_walk(replace(p, scale=1.0), AV, {"attn": "attn", "v": "value"}, outputs, max_simdgroups),)
+    return (_walk(replace(p, scale=1.0), AV, {"attn": "attn", "v": "value"}, outputs, target),)
 
 
-def _fused_forward(p: Problem, max_simdgroups: int) -> tuple[Launch, ...]:
+def _fused_forward(p: Problem, target: Target) -> tuple[Launch, ...]:
     outputs = (_made("out", ops.OUT, p), _made("lse", ops.LSE, p))
-    return (_walk(p, FORWARD, _tensors(p), outputs, max_simdgroups, additional=p.additional > 0, **_options(p)),)
+    return (_walk(p, FORWARD, _tensors(p), outputs, target, additional=p.additional > 0, **_options(p)),)
 
 
 def _options(p: Problem) -> dict[str, bool]:
@@ -147,28 +159,30 @@ def _tensors(p: Problem) -> dict[str, str]:
     return inputs | {name: name for name, has in given.items() if has}
 
 
-def backward(problem: Problem, has_lse_grad: bool, max_simdgroups: int = MAX_SIMDGROUPS) -> tuple[Launch, ...]:
+def backward(
+    problem: Problem, has_lse_grad: bool, max_simdgroups: int = MAX_SIMDGROUPS, costs: UnitCosts | None = None
+) -> tuple[Launch, ...]:
     """The launches of an op's gradient, from the gradients of its outputs and what the forward saved."""
-    return _BACKWARD[problem.op](problem, has_lse_grad, max_simdgroups)
+    return _BACKWARD[problem.op](problem, has_lse_grad, Target(max_simdgroups, costs))
 
 
-def _fused_backward(p: Problem, has_lse_grad: bool, max_simdgroups: int) -> tuple[Launch, ...]:
+def _fused_backward(p: Problem, has_lse_grad: bool, target: Target) -> tuple[Launch, ...]:
     options = _options(p)
     read = _tensors(p) | {"out_grad": "out_grad", "lse": "lse", "delta": "delta"}
     stats = Output("stats", "stats", (*rows(p), STATS), "float32")
     made = (_gradient("query_grad", ops.QUERY, p), stats)
     launches = [
         _delta(p, has_lse_grad),
-        _walk(p, QUERY_GRAD, read, made, max_simdgroups, additional=p.additional > 0, **options),
+        _walk(p, QUERY_GRAD, read, made, target, additional=p.additional > 0, **options),
     ]
     saved = {"out_grad": "out_grad", "stats": "stats"}
     plain = {arg: name for arg, name in _tensors(p).items() if not arg.startswith("additional")}
     made = (_gradient("key_grad", ops.KEY, p), _gradient("value_grad", ops.VALUE, p))
-    launches.append(_walk(p, KEY_VALUE_GRAD, plain | saved, made, max_simdgroups, **options))
+    launches.append(_walk(p, KEY_VALUE_GRAD, plain | saved, made, target, **options))
     if p.additional:
-        launches += _additional_backward(p, saved, max_simdgroups)
+        launches += _additional_backward(p, saved, target)
     if p.has_rpb:
-        launches += _rpb_backward(p, plain | saved, slots=False, max_simdgroups=max_simdgroups)
+        launches += _rpb_backward(p, plain | saved, slots=False, target=target)
     return tuple(launches)
 
 
@@ -181,10 +195,10 @@ def _delta(p: Problem, has_lse_grad: bool) -> Launch:
     return Launch(instance, grid, SIMD_WIDTH * instance.simdgroups, parameters(p, {}), tuple(inputs.items()), outputs)
 
 
-def _additional_backward(p: Problem, saved: dict[str, str], max_simdgroups: int) -> list[Launch]:
+def _additional_backward(p: Problem, saved: dict[str, str], target: Target) -> list[Launch]:
     """dK and dV of additional keys: all queries contribute, in parts that are summed in order."""
     dim, dim_v = padded_dim(p.head_dim), padded_dim(p.head_dim_v)
-    base = tiling(p, True, dim, dim_v, max_simdgroups)
+    base = tiling(p, KEY_VALUE_GRAD, dim, dim_v, target.max_simdgroups, costs=target.costs)
     simdgroups = min(base.simdgroups, -(-p.additional // ROWS))
     tiles = -(-p.additional // (ROWS * simdgroups))
     parts = max(1, min(MAX_PARTS, p.query_shape[0], 256 // (tiles * p.batch * p.kv_heads) or 1))
@@ -236,13 +250,14 @@ def _additional_bricks(p: Problem, parts: int) -> tuple[int, int]:
     return times * sum(-(-n // COLUMNS) for n in lengths), times * sum(n // COLUMNS for n in lengths)
 
 
-def _rpb_backward(p: Problem, inputs: dict[str, str], slots: bool, max_simdgroups: int) -> list[Launch]:
+def _rpb_backward(p: Problem, inputs: dict[str, str], slots: bool, target: Target) -> list[Launch]:
     """The gradient of rpb: tables of sums, one per part, summed in order."""
     heads, *sizes = ops.RPB.shape(p)
     entries = math.prod(sizes)
     table = next(size for size in (64, 256, 1024, MAX_RPB) if size >= entries)
     dim, dim_v = (DIMS[0],) * 2 if slots else (padded_dim(p.head_dim), padded_dim(p.head_dim_v))
-    chosen = tiling(p, False, dim, dim_v, min(max_simdgroups, 8192 // table), in_rows=False)
+    room = min(target.max_simdgroups, 8192 // table)
+    chosen = tiling(p, RPB_GRAD, dim, dim_v, room, in_rows=False, costs=target.costs)
     instance = Instance(
         RPB_GRAD.name,
         p.dtype,
@@ -271,27 +286,25 @@ def _rpb_backward(p: Problem, inputs: dict[str, str], slots: bool, max_simdgroup
     ]
 
 
-def _qk_backward(p: Problem, has_lse_grad: bool, max_simdgroups: int) -> tuple[Launch, ...]:
+def _qk_backward(p: Problem, has_lse_grad: bool, target: Target) -> tuple[Launch, ...]:
     # Keys and queries are summed with weights, as values are in the op: their channels take the part of D_v.
     weigh = replace(p, head_dim_v=p.head_dim)
     query_grad, key_grad = _gradient("out", ops.QUERY, p), _gradient("out", ops.KEY, p)
     launches = [
-        _walk(weigh, AV, {"attn": "logits_grad", "v": "key"}, (query_grad,), max_simdgroups),
-        _walk(weigh, AV_TRANSPOSED, {"attn": "logits_grad", "x": "query"}, (key_grad,), max_simdgroups),
+        _walk(weigh, AV, {"attn": "logits_grad", "v": "key"}, (query_grad,), target),
+        _walk(weigh, AV_TRANSPOSED, {"attn": "logits_grad", "x": "query"}, (key_grad,), target),
     ]
     if p.has_rpb:
-        launches += _rpb_backward(
-            p, {"rpb": "rpb", "logits_grad": "logits_grad"}, slots=True, max_simdgroups=max_simdgroups
-        )
+        launches += _rpb_backward(p, {"rpb": "rpb", "logits_grad": "logits_grad"}, slots=True, target=target)
     return tuple(launches)
 
 
-def _av_backward(p: Problem, has_lse_grad: bool, max_simdgroups: int) -> tuple[Launch, ...]:
+def _av_backward(p: Problem, has_lse_grad: bool, target: Target) -> tuple[Launch, ...]:
     logits = replace(p, head_dim=p.head_dim_v, scale=1.0)
     attn_grad, value_grad = _gradient("logits", ops.ATTN, p), _gradient("out", ops.VALUE, p)
     return (
-        _walk(logits, QK, {"q": "out_grad", "k": "value"}, (attn_grad,), max_simdgroups, empty_zero=True),
-        _walk(replace(p, scale=1.0), AV_TRANSPOSED, {"attn": "attn", "x": "out_grad"}, (value_grad,), max_simdgroups),
+        _walk(logits, QK, {"q": "out_grad", "k": "value"}, (attn_grad,), target, empty_zero=True),
+        _walk(replace(p, scale=1.0), AV_TRANSPOSED, {"attn": "attn", "x": "out_grad"}, (value_grad,), target),
     )
 
 

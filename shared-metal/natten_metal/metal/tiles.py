@@ -19,15 +19,6 @@ from .source import ITEM_SIZES, THREADGROUP_BYTES
 
 ROWS, COLUMNS = 8, 8  # of a patch and of a brick: one 8x8 fragment
 MAX_CHUNK = 128
-# Bricks per softmax group. Two give independent chains of products, but twice the code and more registers: one was
-# faster on a GPU that ran the same kernels (benchmarks/gpu).
-SOFTMAX_BRICKS = 1
-# Measured there as well, beyond rank 1: windows shorter than the first are read directly, because staged ones have few
-# bricks between two barriers. Where a row has to be split, and in the key walk with its two sums in registers, staging
-# is faster only if windows are at least as long as the second.
-SHORT_WINDOW, LONG_WINDOW = 16, 56
-# Simdgroups of a threadgroup that reads directly: they share nothing, and small threadgroups fill the GPU more evenly.
-DIRECT_SIMDGROUPS = 4
 
 
 class Bricks(NamedTuple):
@@ -44,18 +35,6 @@ class Span(NamedTuple):
     common_low: int
     common_high: int
     high: int
-
-
-class Tiling(NamedTuple):
-    """The compile-time shape of a walk. patch: rows along (z, y, x); times heads it is 8."""
-
-    patch: tuple[int, int, int]
-    heads: int
-    simdgroups: int
-    chunk: int
-    stage: bool
-    tiles: tuple[int, ...]
-    bricks: Bricks
 
 
 def padded_dim(dim: int) -> int:
@@ -114,11 +93,12 @@ def count_bricks(problem: Problem, patch: tuple[int, int, int], heads: int, tran
     return Bricks(executed * repeat, full * repeat)
 
 
-def patch_count(problem: Problem, patch: tuple[int, int, int]) -> int:
-    """Patches of query rows with at least one row, for one batch item and block of heads."""
+def patch_count(problem: Problem, patch: tuple[int, int, int], transposed: bool = False) -> int:
+    """Patches with at least one row, for one batch item and block of heads."""
     count = 1
     for axis, extent in zip(problem.axes, patch[3 - problem.rank :], strict=True):
-        groups = (positions(axis.query_start, axis.queries, group, axis.dilation) for group in range(axis.dilation))
+        rows = at_hand(axis, transposed)[0]
+        groups = (positions(*rows, group, axis.dilation) for group in range(axis.dilation))
         count *= sum(-(-(last - first) // extent) for first, last in groups)
     return count
 
@@ -141,49 +121,3 @@ def chunk_size(dtype: str, dim: int, dim_v: int) -> int:
     """Columns of both staged tensors that fit threadgroup memory, a multiple of 8 (0: not even one brick)."""
     per_column = (dim + dim_v) * ITEM_SIZES[dtype] + 32
     return min(MAX_CHUNK, (THREADGROUP_BYTES // per_column - COLUMNS) // COLUMNS * COLUMNS)
-
-
-@cached("tilings", 1024)
-def tiling(
-    problem: Problem, transposed: bool, dim: int, dim_v: int, max_simdgroups: int, in_rows: bool = True
-) -> Tiling:
-    """The tiling of a walk: fewest executed bricks, then the widest patch; simdgroups that divide the axis.
-
-    in_rows: whether query heads of one key/value head may share a patch.
-    """
-    choices = [h for h in (1, 2, 4, 8) if problem.group_heads % h == 0] if in_rows and not transposed else [1]
-    shapes = [(patch, h) for h in choices for patch in patches(problem.rank, h)]
-    best = min(shapes, key=lambda s: (count_bricks(problem, s[0], s[1], transposed).executed, -s[0][-1], s[1]))
-    patch, heads = best
-    axis = problem.axes[-1]
-    length = group_length(axis.keys if transposed else axis.queries, 0, axis.dilation)
-    chunk = chunk_size(problem.dtype, dim, dim_v)
-    simdgroups = _simdgroups(length, patch[-1], chunk + 2 - axis.window, max_simdgroups)
-    cut = simdgroups * patch[-1] + axis.window - 1 > chunk + 1
-    short = LONG_WINDOW if transposed or cut else SHORT_WINDOW
-    direct = problem.rank > 1 and axis.window < short
-    stage = chunk >= COLUMNS and not direct
-    if not stage:
-        simdgroups = _simdgroups(length, patch[-1], DIRECT_SIMDGROUPS * ROWS, min(max_simdgroups, DIRECT_SIMDGROUPS))
-    extents = [*patch[3 - problem.rank : -1], patch[-1] * simdgroups]
-    tiles = tuple(
-        -(-group_length(a.keys if transposed else a.queries, 0, a.dilation) // extent)
-        for a, extent in zip(problem.axes, extents, strict=True)
-    )
-    bricks = count_bricks(problem, patch, heads, transposed)
-    return Tiling(patch, heads, simdgroups, max(chunk, COLUMNS), stage, tiles, bricks)
-
-
-def _simdgroups(length: int, extent: int, room: int, max_simdgroups: int) -> int:
-    """How many patches lie side by side: as few idle rows as possible, at most ``room`` rows unless more of them save a
-    fifth, and, if all else is equal, many patches.
-    """
-    whole = math.lcm(*range(1, max_simdgroups + 1))  # so that the costs, which are divided by the count, stay integers
-
-    def cost(count: int) -> tuple[int, int]:
-        covered = -(-length // (count * extent)) * count * extent
-        crowded = 5 if count * extent <= room else 6
-        # Each threadgroup reads its box once, so more patches share it: a slight preference for many.
-        return covered * crowded * (2 * count + 1) * (whole // count), -count
-
-    return min(range(1, max_simdgroups + 1), key=cost)

@@ -17,6 +17,7 @@ from . import limits
 from .backend import AUTO, BACKENDS, Backend, Work
 from .blocks import AxisBlocks, Blocks, tiles_per_group
 from .boxes import box_size
+from .costs import measured
 from .device import Device
 from .programs import Blank, CpuCall, DenseOperations, Made, MetalLaunches, Program, Refused, Walks
 from .verdicts import NOTHING_LEARNED, Failure, KernelFailure, Verdicts
@@ -126,7 +127,7 @@ def _forward(problem: Problem, device: Device, backend: Backend, verdicts: Verdi
         return Walks(*common, queries=walk(problem, transposed=False))
     if work is Work.CPU_KERNELS:
         return CpuCall(*common)
-    launches = _fitting(problem, backend, verdicts, None)
+    launches = _fitting(problem, device, backend, verdicts, None)
     return verdicts.failure_of(launches) or MetalLaunches(*common, launches=launches)
 
 
@@ -164,7 +165,7 @@ def _gradient_on(
         return Walks(*common, queries=walk(problem, transposed=False), keys=keys)
     if work is Work.CPU_KERNELS:
         return CpuCall(*common)
-    launches = _fitting(problem, backend, verdicts, has_lse_grad and len(record.outputs) > 1)
+    launches = _fitting(problem, device, backend, verdicts, has_lse_grad and len(record.outputs) > 1)
     return verdicts.failure_of(launches) or MetalLaunches(*common, launches=launches)
 
 
@@ -195,17 +196,20 @@ def _missing_kernels(program: Program, device: Device, order: Iterable[str]) -> 
     return next((reason for reason in reasons if reason is not None), "")
 
 
-def _fitting(problem: Problem, backend: Backend, verdicts: Verdicts, lse_grad: bool | None) -> "tuple[Launch, ...]":
+def _fitting(
+    problem: Problem, device: Device, backend: Backend, verdicts: Verdicts, lse_grad: bool | None
+) -> "tuple[Launch, ...]":
     """The launches of an op (lse_grad None) or of its gradient, with threadgroups as large as their kernels allow."""
     # What describes the Metal kernels is imported with the first of them: a CPU never needs it.
     from ..metal import op_launches
 
+    costs = measured(device)
     max_simdgroups = op_launches.MAX_SIMDGROUPS if backend.tells_limits else op_launches.cautious_simdgroups(problem)
     while True:
         made = (
-            op_launches.forward(problem, max_simdgroups)
+            op_launches.forward(problem, max_simdgroups, costs)
             if lse_grad is None
-            else op_launches.backward(problem, lse_grad, max_simdgroups)
+            else op_launches.backward(problem, lse_grad, max_simdgroups, costs)
         )
         room = verdicts.room(made)
         if room is None or max_simdgroups == 1:

@@ -1,0 +1,166 @@
+"""The tiling of a walk: which patch, how many simdgroups, staged or direct. It changes speed and never results.
+
+Two ways to choose. On a device whose unit costs were measured (``tune``), every candidate is counted exactly
+(:mod:`.counts`) and the one with the smallest predicted time wins. Elsewhere a plain rule decides: fewest executed
+bricks first, then thresholds that were measured on a GPU of another maker (benchmarks/gpu). Predicted unit costs of a
+chip are not used for choices, because nothing has been measured on that chip.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from ..caches import cached
+from ..problem.problem import Problem
+from ..problem.window import group_length
+from .costs import UnitCosts, microseconds
+from .counts import walked
+from .source import Instance
+from .templates import Template
+from .tiles import COLUMNS, ROWS, Bricks, chunk_size, count_bricks, patches
+
+# Bricks per softmax group. Two give independent chains of products, but twice the code and more registers: one was
+# faster on a GPU that ran the same kernels (benchmarks/gpu).
+SOFTMAX_BRICKS = 1
+# Measured there as well, beyond rank 1: windows shorter than the first are read directly, because staged ones have few
+# bricks between two barriers. Where a row has to be split, and in the key walk with its two sums in registers, staging
+# is faster only if windows are at least as long as the second.
+SHORT_WINDOW, LONG_WINDOW = 16, 56
+# Simdgroups of a threadgroup that reads directly: they share nothing, and small threadgroups fill the GPU more evenly.
+DIRECT_SIMDGROUPS = 4
+# Among measured costs, patches that execute at most this many times the fewest bricks are candidates: the others cannot
+# win back what they waste.
+WASTE = 1.5
+
+
+class Tiling(NamedTuple):
+    """The compile-time shape of a walk. patch: rows along (z, y, x); times heads it is 8."""
+
+    patch: tuple[int, int, int]
+    heads: int
+    simdgroups: int
+    chunk: int
+    stage: bool
+    tiles: tuple[int, ...]
+    bricks: Bricks
+
+
+class Candidate(NamedTuple):
+    """What a tiling is chosen by: everything that one problem leaves open."""
+
+    patch: tuple[int, int, int]
+    heads: int
+    simdgroups: int
+    stage: bool
+
+
+@cached("tilings", 1024)
+def tiling(
+    problem: Problem,
+    template: Template,
+    dim: int,
+    dim_v: int,
+    max_simdgroups: int,
+    in_rows: bool = True,
+    costs: UnitCosts | None = None,
+) -> Tiling:
+    """The tiling of a walk of ``template``.
+
+    in_rows: whether query heads of one key/value head may share a patch. costs: measured unit costs of the device; None
+    where nothing was measured.
+    """
+    chunk = chunk_size(problem.dtype, dim, dim_v)
+    in_rows = in_rows and not template.transposed
+    if costs is None:
+        chosen = by_rule(problem, template.transposed, chunk, max_simdgroups, in_rows)
+    else:
+        made = Instance(template.name, problem.dtype, problem.rank, dim, dim_v, chunk=max(chunk, COLUMNS))
+        chosen = min(
+            candidates(problem, template.transposed, chunk, max_simdgroups, in_rows),
+            key=lambda candidate: (predicted(problem, made, candidate, costs), candidate),
+        )
+    transposed, patch = template.transposed, chosen.patch
+    extents = [*patch[3 - problem.rank : -1], patch[-1] * chosen.simdgroups]
+    tiles = tuple(
+        -(-group_length(a.keys if transposed else a.queries, 0, a.dilation) // extent)
+        for a, extent in zip(problem.axes, extents, strict=True)
+    )
+    bricks = count_bricks(problem, patch, chosen.heads, transposed)
+    return Tiling(patch, chosen.heads, chosen.simdgroups, max(chunk, COLUMNS), chosen.stage, tiles, bricks)
+
+
+def _patches(problem: Problem, transposed: bool, in_rows: bool) -> list[tuple[int, tuple[int, int, int], int]]:
+    """(executed bricks, patch, heads) of every patch, best first: fewest bricks, then the widest."""
+    choices = [h for h in (1, 2, 4, 8) if problem.group_heads % h == 0] if in_rows else [1]
+    shapes = [(patch, h) for h in choices for patch in patches(problem.rank, h)]
+    counted = [(count_bricks(problem, patch, h, transposed).executed, patch, h) for patch, h in shapes]
+    return sorted(counted, key=lambda shape: (shape[0], -shape[1][-1], shape[2]))
+
+
+def by_rule(problem: Problem, transposed: bool, chunk: int, max_simdgroups: int, in_rows: bool) -> Candidate:
+    """What the rule chooses: fewest executed bricks, then the widest patch; simdgroups that divide the axis."""
+    _, patch, heads = _patches(problem, transposed, in_rows)[0]
+    axis = problem.axes[-1]
+    length = group_length(axis.keys if transposed else axis.queries, 0, axis.dilation)
+    simdgroups = _simdgroups(length, patch[-1], chunk + 2 - axis.window, max_simdgroups)
+    cut = simdgroups * patch[-1] + axis.window - 1 > chunk + 1
+    short = LONG_WINDOW if transposed or cut else SHORT_WINDOW
+    direct = problem.rank > 1 and axis.window < short
+    stage = chunk >= COLUMNS and not direct
+    if not stage:
+        simdgroups = _simdgroups(length, patch[-1], DIRECT_SIMDGROUPS * ROWS, min(max_simdgroups, DIRECT_SIMDGROUPS))
+    return Candidate(patch, heads, simdgroups, stage)
+
+
+def candidates(
+    problem: Problem, transposed: bool, chunk: int, max_simdgroups: int, in_rows: bool
+) -> Iterator[Candidate]:
+    """All tilings worth counting, each once; the rule's own is among them."""
+    shapes = _patches(problem, transposed, in_rows)
+    rule = by_rule(problem, transposed, chunk, max_simdgroups, in_rows).simdgroups
+    numbers = sorted({count for count in (1, 2, 4, 8, rule) if count <= max_simdgroups})
+    for executed, patch, heads in shapes:
+        if executed > WASTE * shapes[0][0]:
+            return
+        for simdgroups in numbers:
+            for stage in (False, True) if chunk >= COLUMNS else (False,):
+                yield Candidate(patch, heads, simdgroups, stage)
+
+
+def predicted(problem: Problem, made: Instance, candidate: Candidate, costs: UnitCosts) -> float:
+    """Microseconds of a walk, predicted. made: the kernel, its tiling left open."""
+    instance = candidate_instance(made, problem, candidate)
+    return microseconds(instance, walked(problem, instance), costs)
+
+
+def candidate_instance(made: Instance, problem: Problem, candidate: Candidate) -> Instance:
+    """The kernel of a candidate, as far as its work is concerned."""
+    return Instance(
+        made.template,
+        made.dtype,
+        made.rank,
+        made.dim,
+        made.dim_v,
+        candidate.patch,
+        candidate.heads,
+        candidate.simdgroups,
+        made.chunk,
+        SOFTMAX_BRICKS,
+        candidate.stage,
+        additional=problem.additional > 0 and not made.record.transposed,
+    )
+
+
+def _simdgroups(length: int, extent: int, room: int, max_simdgroups: int) -> int:
+    """How many patches lie side by side: as few idle rows as possible, at most ``room`` rows unless more of them save a
+    fifth, and, if all else is equal, many patches.
+    """
+    whole = math.lcm(*range(1, max_simdgroups + 1))  # so that the costs, which are divided by the count, stay integers
+
+    def cost(count: int) -> tuple[int, int]:
+        covered = -(-length // (count * extent)) * count * extent
+        crowded = 5 if count * extent <= room else 6
+        # Each threadgroup reads its box once, so more patches share it: a slight preference for many.
+        return covered * crowded * (2 * count + 1) * (whole // count), -count
+
+    return min(range(1, max_simdgroups + 1), key=cost)

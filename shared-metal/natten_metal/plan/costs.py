@@ -1,0 +1,108 @@
+"""What a plan will take: unit costs of a device, and the predicted time of a program on it.
+
+    unit_costs(device) -> UnitCosts            those that tune measured here, else predicted ones of the chip
+    predict(program, unit_costs) -> us         None where there is no model
+    launch_counts(program) -> exact counts, launch by launch
+
+The model and its counts: :mod:`..metal.costs`, :mod:`..metal.counts`, docs/planning.md.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..caches import cached
+from .chip import chip_name, gpu_cores
+from .device import Device
+from .programs import MetalLaunches, Program
+
+if TYPE_CHECKING:
+    from ..metal.costs import UnitCosts
+    from ..metal.counts import Counts
+
+TABLE = Path(__file__).parent / "devices.toml"
+# Of memory's nominal rate, what a kernel that only copies reaches.
+REACHED = 0.8
+# Counts of one threadgroup, which the cores do not share.
+SERIAL = "serial_"
+
+
+def measured(device: Device) -> "UnitCosts | None":
+    """The unit costs that ``tune`` measured on this machine's ``device``; None if it did not."""
+    return None
+
+
+def unit_costs(device: Device) -> "UnitCosts":
+    """The unit costs of ``device``: measured ones if there are any, else predicted ones of its chip.
+
+    A device that has the name of a chip in the table ('Apple M4 Max') stands for that chip; any other for this
+    machine's.
+    """
+    found = measured(device)
+    if found is not None:
+        return found
+    return predicted(device.name) if device.name in chips() else predicted(chip_name(), gpu_cores())
+
+
+# --- predicted figures of chips -------------------------------------------------------------------
+
+
+@cached("table of chips", 1)
+def table() -> dict[str, Any]:
+    """``devices.toml``."""
+    import tomllib  # only predictions need it
+
+    return tomllib.loads(TABLE.read_text(encoding="utf-8"))
+
+
+def chips() -> tuple[str, ...]:
+    """The names of the chips that figures exist for."""
+    return tuple(table()["chips"])
+
+
+def clocks(family: str) -> dict[str, float]:
+    """The clocks of one core for one of each count, in a family of GPUs."""
+    own: dict[str, Any] = dict(table()["families"][family])
+    like = own.pop("like", None)
+    return own if like is None else clocks(like) | own
+
+
+@cached("predicted unit costs", 64)
+def predicted(chip: str, cores: int | None = None) -> "UnitCosts":
+    """The predicted unit costs of a chip; of one that is not in the table, those of its default.
+
+    cores: of its GPU, if they are known to be other than the table's.
+    """
+    from ..metal.costs import UnitCosts
+
+    known = table()["chips"]
+    one = known.get(chip) or known[table()["default"]]
+    shared = one["ghz"] * (cores or one["cores"])
+    prices = {
+        name: count / (one["ghz"] if name.startswith(SERIAL) else shared)
+        for name, count in clocks(one["family"]).items()
+    }
+    prices |= {"launch": 1e3 * table()["launch_microseconds"], "byte": 1 / (REACHED * one["gbps"])}
+    return UnitCosts(chip, False, prices, table()["error"])
+
+
+# --- the model of a program -----------------------------------------------------------------------
+
+
+def launch_counts(program: Program) -> "tuple[Counts, ...]":
+    """The exact work of each of a program's launches."""
+    from ..metal.counts import counts_of
+
+    return tuple(counts_of(program.problem, launch) for launch in program.launches)
+
+
+def launch_times(program: Program, costs: "UnitCosts") -> tuple[float, ...]:
+    """Microseconds of each of a program's launches."""
+    from ..metal.costs import microseconds
+
+    counted = zip(program.launches, launch_counts(program), strict=True)
+    return tuple(microseconds(launch.instance, counts, costs) for launch, counts in counted)
+
+
+def predict(program: Program, costs: "UnitCosts") -> float | None:
+    """Microseconds of a program; None where there is no model: of what the framework's own operations take."""
+    return sum(launch_times(program, costs)) if isinstance(program, MetalLaunches) else None

@@ -1,0 +1,101 @@
+"""Counts of a launch against the definition: the simulated walks of work.py, which follow every tile."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from dataclasses import replace
+
+import pytest
+
+from natten_mps._metal.metal.counts import counts_of, walked
+from natten_mps._metal.metal.op_launches import backward, forward
+from natten_mps._metal.metal.source import Instance
+from natten_mps._metal.metal.tiles import patches
+from natten_mps._metal.plan.costs import chips, clocks, launch_times, predict, predicted, table
+from natten_mps._metal.plan.device import Device
+from natten_mps._metal.plan.limits import metal_limit
+from natten_mps._metal.plan.plan import plan
+
+from .test_tiles import random_problem, small_problem
+from .work import AdditionalWork, work_of
+from .work_table import NAMED
+
+
+def test_walks_are_counted_exactly() -> None:
+    """Every patch of small problems, any number of simdgroups, chunks short and long, staged and direct."""
+    rng, chunks, idle = random.Random(5), 0, 0
+    for _ in range(150):
+        one = replace(small_problem(rng), batch=rng.randint(1, 2), additional=rng.choice((0, 0, 5, 50)))
+        for transposed, heads in itertools.product((False, True), (1, 2, 4, 8)):
+            if one.heads % heads or (transposed and heads > 1):
+                continue
+            for patch in patches(one.rank, heads):
+                template = "na_bwd_dkv" if transposed else "na_fwd"
+                found = Instance(template, "float32", one.rank, 16, 16, patch, heads, rng.randint(1, 5))
+                found = replace(
+                    found, chunk=rng.choice((8, 16, 32)), additional=bool(one.additional and not transposed)
+                )
+                for instance in (replace(found, stage=stage) for stage in (False, True)):
+                    counts, work = walked(one, instance), work_of(one, instance)
+                    assert (counts.bricks, counts.full, counts.patches) == (*work.bricks, work.patches)
+                    assert counts.chunks == work.chunks and counts.barriers == 2 * work.chunks
+                    tiles = math.prod(len(axis.boxes) for axis in work.axes)
+                    groups = one.batch * (1 if transposed else one.heads // heads)
+                    assert (
+                        counts.threadgroups == tiles * groups and counts.boxes == tiles * one.batch * one.heads // heads
+                    )
+                    assert counts.idle == counts.threadgroups * instance.simdgroups - counts.patches
+                    copied = work.read(1).sum() + (work.read_additional(1).sum() if instance.additional else 0)
+                    # A key walk reads each query head by itself; else all heads read those of their one key/value head.
+                    copied *= one.batch * (one.heads if transposed else 1)
+                    assert counts.staged == (copied if instance.stage else 0)
+                    chunks, idle = chunks + counts.chunks, idle + counts.idle
+    assert chunks > 10_000 and idle > 1000
+
+
+def test_launches_are_counted_exactly() -> None:
+    """The planner's own launches of every template, those of additional keys among them."""
+    rng, seen = random.Random(6), set()
+    for _ in range(150):
+        one = random_problem(rng)
+        if metal_limit(one) or math.prod(one.query_shape) > 2000:
+            continue
+        for launch in (*forward(one), *backward(one, True)):
+            i, counts = launch.instance, counts_of(one, launch)
+            assert (counts.bricks, counts.full, counts.products) == (launch.bricks, launch.full, launch.products)
+            assert counts.threadgroups == math.prod(launch.grid)
+            assert counts.tensor_bytes >= sum(math.prod(o.shape) for o in launch.outputs) > 0
+            if i.of_additional:
+                work = AdditionalWork(one, i, launch.outputs[0].shape[0])
+                assert counts.chunks == work.chunks
+                assert counts.staged == (work.read(1).sum() * one.batch * one.heads if i.stage else 0)
+            elif i.record.walks:
+                assert counts.chunks == work_of(one, i).chunks
+            seen.add((i.template, i.of_additional))
+    assert seen >= {("na_fwd", False), ("na_bwd_dq", False), ("na_bwd_dkv", True), ("na_rpb", False), ("na_sum", False)}
+
+
+def test_predictions_follow_the_chip() -> None:
+    """Every chip of the table has a prediction for every named problem; more cores of a family take less time."""
+    for name, one in NAMED.items():
+        planned = plan(one, Device("gpu", "some gpu", float64=False), "metal", ("metal",))
+        for program in (planned.forward, planned.backward):
+            times = {chip: predict(program, predicted(chip)) for chip in chips()}
+            assert all(time > 0 for time in times.values()), name
+            assert times["Apple M4 Max"] < times["Apple M4"] and times["Apple M2 Ultra"] < times["Apple M2"]
+            assert times["Apple M1"] == pytest.approx(sum(launch_times(program, predicted("Apple M1"))))
+            assert predict(program, predicted("no such chip")) == times[table()["default"]]
+
+
+def test_no_model_of_the_frameworks_own_operations() -> None:
+    one = NAMED["16x16x16 K3"]
+    planned = plan(one, Device("cpu", "cpu"), "pure", ("pure",))
+    assert predict(planned.forward, predicted("Apple M1")) is None
+
+
+def test_predicted_unit_costs_are_marked() -> None:
+    assert not predicted("Apple M3").measured and predicted("Apple M3").device == "Apple M3"
+    assert predicted("Apple M4 Max", 20).prices["brick"] == 2 * predicted("Apple M4 Max").prices["brick"]
+    assert clocks("Apple10")["product_single_direct"] == 5.0 and clocks("Apple8") == clocks("Apple7")
