@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 
 import hypothesis
 import pytest
+
+# Plans must not depend on what somebody measured on this machine.
+os.environ["NATTEN_TUNING"] = "off"
 
 # The default run must be reproducible; with --all, examples are random. A slow machine is no reason to fail.
 hypothesis.settings.register_profile("gate", derandomize=True, deadline=None)

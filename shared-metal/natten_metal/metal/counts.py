@@ -196,20 +196,22 @@ def counts_of(problem: Problem, launch: Launch) -> Counts:
     return found._replace(tensor_bytes=tensor_bytes(problem, launch))
 
 
-def tensor_bytes(problem: Problem, launch: Launch) -> int:
-    """Bytes of all tensors of a launch, each once, as if they were contiguous."""
+def inputs_of(problem: Problem, launch: Launch) -> dict[str, tuple[tuple[int, ...], str]]:
+    """(shape, dtype) of the tensors that a launch reads, by argument."""
     p, i = problem, launch.instance
-    made = sum(math.prod(output.shape) * _item_size(output.dtype) for output in launch.outputs)
     if i.template == SUM.name:
-        return made + 4 * _param(launch, "kParts") * _param(launch, "kRowCount")
+        return {"partial": ((_param(launch, "kParts"), _param(launch, "kRowCount")), "float32")}
     additional = (p.batch, p.additional, p.kv_heads)
     keys = additional if i.of_additional else (p.batch, *p.key_shape, p.kv_heads)
     table = tuple(2 * window - 1 for window in p.kernel_size)
     dims = _param(launch, "kDim"), _param(launch, "kDimV")
     sizes = Sizes((p.batch, *p.query_shape, p.heads), keys, additional, *dims, p.slots, table)
     read = (a for a in i.arguments if not a.output and a.kind != "long")
-    return made + sum(math.prod(a.shape(sizes)) * _item_size(i.dtype_of(a)) for a in read)
+    return {a.name: (a.shape(sizes), i.dtype_of(a)) for a in read}
 
 
-def _item_size(dtype: str) -> int:
-    return ITEM_SIZES.get(dtype, 4)
+def tensor_bytes(problem: Problem, launch: Launch) -> int:
+    """Bytes of all tensors of a launch, each once, as if they were contiguous."""
+    read = inputs_of(problem, launch).values()
+    made = [(output.shape, output.dtype) for output in launch.outputs]
+    return sum(math.prod(shape) * ITEM_SIZES.get(dtype, 4) for shape, dtype in (*read, *made))

@@ -7,7 +7,6 @@ and launches. The same programs serve every host.
 import itertools
 import math
 from dataclasses import replace
-from typing import NamedTuple
 
 from ..problem import ops
 from ..problem.ops import Operand, rows
@@ -27,7 +26,7 @@ from .sizes import DIMS, MAX_RPB
 from .source import Instance
 from .templates import AV, AV_TRANSPOSED, DELTA, FORWARD, KEY_VALUE_GRAD, QK, QUERY_GRAD, RPB_GRAD, STATS, SUM, Template
 from .tiles import COLUMNS, ROWS, chunk_size, padded_dim, patch_count
-from .tiling import SOFTMAX_BRICKS, Tiling, tiling
+from .tiling import SOFTMAX_BRICKS, Candidate, Target, Tiling, tiling
 
 # The most threadgroups that share a sum over all queries or tiles.
 MAX_PARTS = 64
@@ -45,13 +44,6 @@ def cautious_simdgroups(problem: Problem) -> int:
     return CAUTIOUS_SIMDGROUPS if widest >= CAUTIOUS_DIM else MAX_SIMDGROUPS
 
 
-class Target(NamedTuple):
-    """What tilings are chosen for. max_simdgroups: that a threadgroup may have; costs: those measured, if any were."""
-
-    max_simdgroups: int
-    costs: UnitCosts | None
-
-
 def _walk(
     problem: Problem,
     template: Template,
@@ -64,7 +56,7 @@ def _walk(
     transposed = template.transposed
     dim = padded_dim(problem.head_dim) if template.reads_dim else 0
     dim_v = padded_dim(problem.head_dim_v) if template.reads_dim_v else 0
-    chosen: Tiling = tiling(problem, template, dim, dim_v, target.max_simdgroups, costs=target.costs)
+    chosen: Tiling = tiling(problem, template, dim, dim_v, target)
     instance = Instance(
         template.name,
         problem.dtype,
@@ -114,10 +106,13 @@ def _sum(problem: Problem, partial: str, name: str, shape: tuple[int, ...], part
 
 
 def forward(
-    problem: Problem, max_simdgroups: int = MAX_SIMDGROUPS, costs: UnitCosts | None = None
+    problem: Problem,
+    max_simdgroups: int = MAX_SIMDGROUPS,
+    costs: UnitCosts | None = None,
+    candidate: Candidate | None = None,
 ) -> tuple[Launch, ...]:
-    """The launches of an op. max_simdgroups: of a threadgroup; costs: measured ones, for :func:`.tiling.tiling`."""
-    return _FORWARD[problem.op](problem, Target(max_simdgroups, costs))
+    """The launches of an op. max_simdgroups, costs, candidate: what tilings are chosen for (see ``Target``)."""
+    return _FORWARD[problem.op](problem, Target(max_simdgroups, costs, candidate))
 
 
 def _made(argument: str, operand: Operand, p: Problem) -> Output:
@@ -160,10 +155,16 @@ def _tensors(p: Problem) -> dict[str, str]:
 
 
 def backward(
-    problem: Problem, has_lse_grad: bool, max_simdgroups: int = MAX_SIMDGROUPS, costs: UnitCosts | None = None
+    problem: Problem,
+    has_lse_grad: bool,
+    max_simdgroups: int = MAX_SIMDGROUPS,
+    costs: UnitCosts | None = None,
+    candidate: Candidate | None = None,
 ) -> tuple[Launch, ...]:
-    """The launches of an op's gradient, from the gradients of its outputs and what the forward saved."""
-    return _BACKWARD[problem.op](problem, has_lse_grad, Target(max_simdgroups, costs))
+    """The launches of an op's gradient, from the gradients of its outputs and what the forward saved; the rest as in
+    :func:`forward`.
+    """
+    return _BACKWARD[problem.op](problem, has_lse_grad, Target(max_simdgroups, costs, candidate))
 
 
 def _fused_backward(p: Problem, has_lse_grad: bool, target: Target) -> tuple[Launch, ...]:
@@ -198,7 +199,7 @@ def _delta(p: Problem, has_lse_grad: bool) -> Launch:
 def _additional_backward(p: Problem, saved: dict[str, str], target: Target) -> list[Launch]:
     """dK and dV of additional keys: all queries contribute, in parts that are summed in order."""
     dim, dim_v = padded_dim(p.head_dim), padded_dim(p.head_dim_v)
-    base = tiling(p, KEY_VALUE_GRAD, dim, dim_v, target.max_simdgroups, costs=target.costs)
+    base = tiling(p, KEY_VALUE_GRAD, dim, dim_v, target)
     simdgroups = min(base.simdgroups, -(-p.additional // ROWS))
     tiles = -(-p.additional // (ROWS * simdgroups))
     parts = max(1, min(MAX_PARTS, p.query_shape[0], 256 // (tiles * p.batch * p.kv_heads) or 1))
@@ -256,8 +257,9 @@ def _rpb_backward(p: Problem, inputs: dict[str, str], slots: bool, target: Targe
     entries = math.prod(sizes)
     table = next(size for size in (64, 256, 1024, MAX_RPB) if size >= entries)
     dim, dim_v = (DIMS[0],) * 2 if slots else (padded_dim(p.head_dim), padded_dim(p.head_dim_v))
-    room = min(target.max_simdgroups, 8192 // table)
-    chosen = tiling(p, RPB_GRAD, dim, dim_v, room, in_rows=False, costs=target.costs)
+    # A candidate is for walks; here it could have more simdgroups than the tables leave room for.
+    room = target._replace(max_simdgroups=min(target.max_simdgroups, 8192 // table), candidate=None)
+    chosen = tiling(p, RPB_GRAD, dim, dim_v, room, in_rows=False)
     instance = Instance(
         RPB_GRAD.name,
         p.dtype,

@@ -30,7 +30,7 @@ SHORT_WINDOW, LONG_WINDOW = 16, 56
 DIRECT_SIMDGROUPS = 4
 # Among measured costs, patches that execute at most this many times the fewest bricks are candidates: the others cannot
 # win back what they waste.
-WASTE = 1.5
+WASTE = 1.25
 
 
 class Tiling(NamedTuple):
@@ -54,31 +54,23 @@ class Candidate(NamedTuple):
     stage: bool
 
 
-@cached("tilings", 1024)
-def tiling(
-    problem: Problem,
-    template: Template,
-    dim: int,
-    dim_v: int,
-    max_simdgroups: int,
-    in_rows: bool = True,
-    costs: UnitCosts | None = None,
-) -> Tiling:
-    """The tiling of a walk of ``template``.
+class Target(NamedTuple):
+    """What a tiling is chosen for.
 
-    in_rows: whether query heads of one key/value head may share a patch. costs: measured unit costs of the device; None
-    where nothing was measured.
+    max_simdgroups: that a threadgroup may have. costs: measured unit costs of the device; None where nothing was
+    measured. candidate: one that was chosen already, to be timed or compared with the choice.
     """
+
+    max_simdgroups: int
+    costs: UnitCosts | None = None
+    candidate: Candidate | None = None
+
+
+@cached("tilings", 1024)
+def tiling(problem: Problem, template: Template, dim: int, dim_v: int, target: Target, in_rows: bool = True) -> Tiling:
+    """The tiling of a walk of ``template``. in_rows: whether query heads of a key/value head may share a patch."""
     chunk = chunk_size(problem.dtype, dim, dim_v)
-    in_rows = in_rows and not template.transposed
-    if costs is None:
-        chosen = by_rule(problem, template.transposed, chunk, max_simdgroups, in_rows)
-    else:
-        made = Instance(template.name, problem.dtype, problem.rank, dim, dim_v, chunk=max(chunk, COLUMNS))
-        chosen = min(
-            candidates(problem, template.transposed, chunk, max_simdgroups, in_rows),
-            key=lambda candidate: (predicted(problem, made, candidate, costs), candidate),
-        )
+    chosen = target.candidate or _chosen(problem, template, dim, dim_v, target, in_rows and not template.transposed)
     transposed, patch = template.transposed, chosen.patch
     extents = [*patch[3 - problem.rank : -1], patch[-1] * chosen.simdgroups]
     tiles = tuple(
@@ -89,6 +81,18 @@ def tiling(
     return Tiling(patch, chosen.heads, chosen.simdgroups, max(chunk, COLUMNS), chosen.stage, tiles, bricks)
 
 
+def _chosen(problem: Problem, template: Template, dim: int, dim_v: int, target: Target, in_rows: bool) -> Candidate:
+    """The smallest predicted time among measured costs, or the rule's."""
+    if target.costs is None:
+        return by_rule(problem, template, dim, dim_v, target.max_simdgroups, in_rows)
+    costs = target.costs
+    made = Instance(template.name, problem.dtype, problem.rank, dim, dim_v)
+    return min(
+        candidates(problem, template, dim, dim_v, target.max_simdgroups, in_rows),
+        key=lambda candidate: (predicted(problem, made, candidate, costs), candidate),
+    )
+
+
 def _patches(problem: Problem, transposed: bool, in_rows: bool) -> list[tuple[int, tuple[int, int, int], int]]:
     """(executed bricks, patch, heads) of every patch, best first: fewest bricks, then the widest."""
     choices = [h for h in (1, 2, 4, 8) if problem.group_heads % h == 0] if in_rows else [1]
@@ -97,8 +101,11 @@ def _patches(problem: Problem, transposed: bool, in_rows: bool) -> list[tuple[in
     return sorted(counted, key=lambda shape: (shape[0], -shape[1][-1], shape[2]))
 
 
-def by_rule(problem: Problem, transposed: bool, chunk: int, max_simdgroups: int, in_rows: bool) -> Candidate:
+def by_rule(
+    problem: Problem, template: Template, dim: int, dim_v: int, max_simdgroups: int, in_rows: bool
+) -> Candidate:
     """What the rule chooses: fewest executed bricks, then the widest patch; simdgroups that divide the axis."""
+    transposed, chunk = template.transposed, chunk_size(problem.dtype, dim, dim_v)
     _, patch, heads = _patches(problem, transposed, in_rows)[0]
     axis = problem.axes[-1]
     length = group_length(axis.keys if transposed else axis.queries, 0, axis.dilation)
@@ -113,18 +120,17 @@ def by_rule(problem: Problem, transposed: bool, chunk: int, max_simdgroups: int,
 
 
 def candidates(
-    problem: Problem, transposed: bool, chunk: int, max_simdgroups: int, in_rows: bool
+    problem: Problem, template: Template, dim: int, dim_v: int, max_simdgroups: int, in_rows: bool
 ) -> Iterator[Candidate]:
     """All tilings worth counting, each once; the rule's own is among them."""
-    shapes = _patches(problem, transposed, in_rows)
-    rule = by_rule(problem, transposed, chunk, max_simdgroups, in_rows).simdgroups
+    shapes = _patches(problem, template.transposed, in_rows)
+    rule = by_rule(problem, template, dim, dim_v, max_simdgroups, in_rows).simdgroups
     numbers = sorted({count for count in (1, 2, 4, 8, rule) if count <= max_simdgroups})
+    ways = (False, True) if chunk_size(problem.dtype, dim, dim_v) >= COLUMNS else (False,)
     for executed, patch, heads in shapes:
         if executed > WASTE * shapes[0][0]:
             return
-        for simdgroups in numbers:
-            for stage in (False, True) if chunk >= COLUMNS else (False,):
-                yield Candidate(patch, heads, simdgroups, stage)
+        yield from (Candidate(patch, heads, count, stage) for count in numbers for stage in ways)
 
 
 def predicted(problem: Problem, made: Instance, candidate: Candidate, costs: UnitCosts) -> float:
@@ -144,7 +150,7 @@ def candidate_instance(made: Instance, problem: Problem, candidate: Candidate) -
         candidate.patch,
         candidate.heads,
         candidate.simdgroups,
-        made.chunk,
+        max(chunk_size(made.dtype, made.dim, made.dim_v), COLUMNS),
         SOFTMAX_BRICKS,
         candidate.stage,
         additional=problem.additional > 0 and not made.record.transposed,

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..caches import cached
-from .chip import chip_name, gpu_cores
 from .device import Device
 from .programs import MetalLaunches, Program
 
@@ -28,7 +27,13 @@ SERIAL = "serial_"
 
 def measured(device: Device) -> "UnitCosts | None":
     """The unit costs that ``tune`` measured on this machine's ``device``; None if it did not."""
-    return None
+    from .tuning import measured_costs
+
+    if device.kind == "cpu":
+        return None
+    found = measured_costs()
+    # A device by the name of a chip is that chip, which need not be this machine's.
+    return found if found is None or device.name not in chips() else None
 
 
 def unit_costs(device: Device) -> "UnitCosts":
@@ -37,6 +42,8 @@ def unit_costs(device: Device) -> "UnitCosts":
     A device that has the name of a chip in the table ('Apple M4 Max') stands for that chip; any other for this
     machine's.
     """
+    from .chip import chip_name, gpu_cores
+
     found = measured(device)
     if found is not None:
         return found

@@ -17,7 +17,6 @@ from . import limits
 from .backend import AUTO, BACKENDS, Backend, Work
 from .blocks import AxisBlocks, Blocks, tiles_per_group
 from .boxes import box_size
-from .costs import measured
 from .device import Device
 from .programs import Blank, CpuCall, DenseOperations, Made, MetalLaunches, Program, Refused, Walks
 from .verdicts import NOTHING_LEARNED, Failure, KernelFailure, Verdicts
@@ -202,6 +201,7 @@ def _fitting(
     """The launches of an op (lse_grad None) or of its gradient, with threadgroups as large as their kernels allow."""
     # What describes the Metal kernels is imported with the first of them: a CPU never needs it.
     from ..metal import op_launches
+    from .costs import measured
 
     costs = measured(device)
     max_simdgroups = op_launches.MAX_SIMDGROUPS if backend.tells_limits else op_launches.cautious_simdgroups(problem)
