@@ -120,9 +120,9 @@ def doctors() -> int:
     """The status of the one that fails, after both have run."""
     status = 0
     for package in ("natten-mps", "natten-mlx"):
-        ran = subprocess.run(
-            [pathlib.Path(sys.executable).with_name(package), "doctor"], stdout=subprocess.PIPE, text=True
-        )
+        command = [pathlib.Path(sys.executable).with_name(package), "doctor"]
+        command += ["--json", RESULTS / f"{package}-doctor.json"]
+        ran = subprocess.run(command, stdout=subprocess.PIPE, text=True)
         (RESULTS / f"{package}-doctor.txt").write_text(ran.stdout)
         print(ran.stdout)
         status = status or ran.returncode

@@ -35,6 +35,8 @@ def examine(package: str, index: int, backend: str, monkeypatch: pytest.MonkeyPa
     own: Any = importlib.import_module(f"{package}._metal.tools.doctor")
     monkeypatch.setattr(own, "REPEATS", TURNS - 1)
     patient = importlib.import_module(f"{package}._tools.doctor").PATIENT
+    case, name = own.CASES[index], patient.backends.aliases.get(backend, backend)
+    assert set(patient.templates(case, name)) == {launch.instance.template for launch in launches_of(case)}
     status: int = own.examine(patient, backend, own.CASES[index : index + 1])
     return status
 

@@ -3,7 +3,10 @@
 import dataclasses
 import importlib
 import itertools
+import json
+import math
 import re
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +19,7 @@ from natten_mps._metal.metal.sizes import DIMS
 from natten_mps._metal.metal.templates import TEMPLATES
 from natten_mps._metal.tools import doctor
 
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "doctor.md"
 PACKAGES = ("natten_mps", "natten_mlx")
 FEW = [case for case in doctor.CASES if case.name in ("1-D", "2-D position bias", "split 1-D half, causal")]
 
@@ -116,7 +120,7 @@ def test_requested_backends(package: str, backend: str, capsys: pytest.CaptureFi
 def one_case(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Command lines examine the first case only."""
     shared = importlib.import_module(f"{package}._metal.tools.doctor")
-    monkeypatch.setattr(shared.examine, "__defaults__", (None, tuple(shared.CASES[:1])))
+    monkeypatch.setattr(shared, "CASES", shared.CASES[:1])
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -145,6 +149,64 @@ def test_the_example_of_the_help(package: str, one_case: None, capsys: pytest.Ca
     reason = patient.reasons()[backend]
     missing = f"nothing to examine: backend metal is not available: {reason}"
     assert (status, last) == ((0, "1 of 1 within bounds") if reason is None else (2, missing))
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_the_file(package: str, one_case: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """docs/doctor.md lists its fields; on stdout it is alone, and the table is on stderr."""
+    cli = importlib.import_module(f"{package}.cli")
+    target = tmp_path / "doctor.json"
+    assert cli.main(["doctor", "--backend", "pure", "--json", str(target)]) == 0
+    table, found = capsys.readouterr().out, json.loads(target.read_text())
+    fields = re.findall(r"^\| `(\w+)` \|", DOCUMENT.read_text().partition("Its fields:")[2], re.MULTILINE)
+    assert fields == list(found)
+    assert (found["schema"], found["kind"], found["status"]) == (doctor.SCHEMA, "doctor", 0)
+    (row,) = found["rows"]
+    assert row["problem"] == "1-D" and row["verdict"] == "good" and 0 < row["error"] <= row["bound"] and row["ms"] > 0
+    assert found["backends"] == patient_of(package).reasons() and found["findings"] == []
+    assert found["package"] == package.replace("_", "-") and found["versions"][found["package"]]
+    assert {name: each["verdict"] for name, each in found["templates"].items()} == dict.fromkeys(TEMPLATES, "not run")
+    assert table.startswith(f"{found['package']} doctor\n  {found['machine']['chip']}, ")
+    assert cli.main(["doctor", "--backend", "pure", "--json"]) == 0
+    printed = capsys.readouterr()
+    again = json.loads(printed.out)
+    assert list(again) == fields and again["rows"][0]["verdict"] == "good"
+    assert printed.err.splitlines()[-1] == "1 of 1 within bounds"
+    assert cli.main(["doctor", "--json", str(tmp_path / "nowhere" / "doctor.json")]) == 1
+    assert "there is no folder" in capsys.readouterr().err
+
+
+def test_numbers_that_json_lacks() -> None:
+    for wrong in (math.nan, math.inf):
+        row = doctor.Row("pure", "1-D", "float32", doctor.WRONG, worst="output 0", error=wrong)
+        assert row.as_json()["error"] is None and row.as_json()["verdict"] == "wrong"
+
+
+def test_templates_take_the_worst_verdict() -> None:
+    """A wrong row counts against all of its kernels; a failed one names the kernel that failed."""
+    rows = [
+        doctor.Row("metal", "a", "float32", templates=["na_fwd", "na_delta"]),
+        doctor.Row("metal", "b", "float32", doctor.WRONG, "out", 1.0, templates=["na_fwd", "na_qk"]),
+        doctor.Row("metal", "c", "float32", doctor.FAILED, words="no such function", templates=["na_qk"]),
+    ]
+    found = doctor.template_verdicts(rows)
+    assert list(found) == list(TEMPLATES)
+    verdicts = {name: each["verdict"] for name, each in found.items() if each["rows"]}
+    assert verdicts == {"na_fwd": "wrong", "na_delta": "good", "na_qk": "failed"}
+    assert found["na_qk"]["bad"] == [str(rows[1]), str(rows[2])] and found["na_av"]["verdict"] == "not run"
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_setting_that_the_kernels_cannot_use(package: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def refuse() -> Any:
+        raise ValueError("the environment variable NATTEN_CPU_ISA is 'garbage'")
+
+    framework = importlib.import_module(f"{package}.cli").FRAMEWORK
+    ill = dataclasses.replace(patient_of(package), device=refuse)
+    record = doctor.DoctorPackage(package.replace("_", "-"), framework, lambda: ill)
+    status, found = doctor.consult(record, None)
+    assert status == found["status"] == 1 and found["findings"][0]["fatal"]
+    assert "NATTEN_CPU_ISA is 'garbage'\n    to do: unset or correct" in capsys.readouterr().out
 
 
 def test_the_cases_cover_every_kernel() -> None:

@@ -10,7 +10,8 @@ from typing import Any
 
 from ..plan.backend import DENSE
 from .demo import DemoPackage, add_demo
-from .doctor import Patient, add_doctor
+from .doctor import DoctorPackage, Patient, add_doctor
+from .installation import Framework
 from .train import Trainer, TrainPackage, add_train, join_train
 
 
@@ -18,12 +19,12 @@ from .train import Trainer, TrainPackage, add_train, join_train
 class CommandLine:
     """The command line of one package, which imports its framework only when a command needs it.
 
-    package: 'natten-mps'. framework: its name in words. backends: those that can run the demo.
+    package: 'natten-mps'. framework: as installers know it. backends: those that can run the demo.
     tensors(arrays, backend): arrays of numpy as tensors where the backend runs; numpy(tensor): the reverse.
     """
 
     package: str
-    framework: str
+    framework: Framework
     backends: tuple[str, ...]
     tensors: Callable[[Sequence[Any], str | None], Sequence[Any]]
     numpy: Callable[[Any], Any]
@@ -65,7 +66,7 @@ class CommandLine:
         """
         package = self.package
         parser = argparse.ArgumentParser(
-            package, description=f"Neighborhood attention for {self.framework} on Apple GPUs and on any CPU."
+            package, description=f"Neighborhood attention for {self.framework.name} on Apple GPUs and on any CPU."
         )
         parser.add_argument("--version", action="version", version=f"{package} {self._module().__version__}")
         commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -73,6 +74,13 @@ class CommandLine:
         # Dense attention has enough memory for the few tokens of a digit.
         train_backends = (*self.backends, DENSE.name)
         add_train(commands, TrainPackage(package, train_backends, self._get_backend, self._trainer, self._use_backend))
-        add_doctor(commands, package, self._patient)
+        add_doctor(commands, DoctorPackage(package, self.framework, self._patient))
         arguments = parser.parse_args(join_train(sys.argv[1:] if argv is None else list(argv)))
-        return int(arguments.run(arguments))
+        try:
+            return int(arguments.run(arguments))
+        except ImportError as error:
+            if self.framework.module in sys.modules:  # then it is not the framework that cannot be imported
+                raise
+            said = f"{self.framework.name} cannot be imported: {error}"
+            print(f"{package}: {said}; `{package} doctor` says what to do", file=sys.stderr)
+            return 1

@@ -3,17 +3,21 @@
 A command never ends in a traceback for what a user, a full disk or a closed pipe did.
 """
 
+import argparse
 import errno
+import json
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from ..plan.verdicts import KernelFailure
 
 # Exit statuses that a shell reports for a process ended by a signal.
 INTERRUPTED, PIPE_CLOSED = 128 + 2, 128 + 13
+# What --json without a file means.
+STDOUT = Path("-")
 
 
 class CommandError(Exception):
@@ -111,3 +115,22 @@ def _fill(path: Path, target: Path, fill: Callable[[BinaryIO], object]) -> None:
             fill(file)
     except OSError as error:
         raise CommandError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+# --- JSON ------------------------------------------------------------------------------------------
+
+
+def add_json(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add ``--json [FILE]``: None if it is not given, :data:`STDOUT` without a file. what: that it writes."""
+    parser.add_argument(
+        "--json", nargs="?", const=STDOUT, type=Path, metavar="FILE", help=f"{what} (JSON; without a FILE: to stdout)"
+    )
+
+
+def write_json(document: dict[str, Any], path: Path) -> None:
+    """Write a document where ``--json`` said. ValueError for a number that JSON does not have."""
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    if path == STDOUT:
+        sys.stdout.write(text)
+    else:
+        write(path, lambda file: file.write(text.encode()))

@@ -5,6 +5,9 @@ from typing import Any
 
 from ._metal.plan.backend import AUTO, METAL, NATIVE, PURE
 from ._metal.tools.cli import CommandLine
+from ._metal.tools.installation import Framework
+
+FRAMEWORK = Framework("PyTorch", "torch", "torch", install={"": "pip install torch"}, parts={})
 
 
 def _tensors(arrays: Sequence[Any], backend: str | None) -> Sequence[Any]:
@@ -19,4 +22,4 @@ def _numpy(tensor: Any) -> Any:
     return tensor.cpu().numpy()
 
 
-main = CommandLine("natten-mps", "PyTorch", (AUTO, METAL.name, NATIVE.name, PURE.name), _tensors, _numpy).main
+main = CommandLine("natten-mps", FRAMEWORK, (AUTO, METAL.name, NATIVE.name, PURE.name), _tensors, _numpy).main

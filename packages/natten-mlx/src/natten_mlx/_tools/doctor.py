@@ -1,20 +1,22 @@
 """natten-mlx on the doctor's table: MLX arrays on the default device."""
 
-from importlib.metadata import version
 from typing import Any
 
 import mlx.core as mx
 
 from .. import _operations, functional
 from .._backends import BACKENDS
-from .._device import device_of
-from .._metal.tools.doctor import Case, Patient, machine, outputs
+from .._device import device_of, machine
+from .._metal.tools.doctor import Case, Patient, outputs
 from .._tensors import stream_of
 
 
-def _machine() -> str:
-    device = f"{mx.default_device()}" + ("" if mx.metal.is_available() else ": MLX finds no Apple GPU")
-    return machine(f"mlx {version('mlx')}", device)
+def _place() -> str:
+    return f"{mx.default_device()}" + ("" if mx.metal.is_available() else ": MLX finds no Apple GPU")
+
+
+def _stream() -> mx.Stream:
+    return stream_of("doctor", None)
 
 
 def _run(case: Case, backend: str) -> dict[str, mx.array]:
@@ -47,4 +49,11 @@ def _error(found: mx.array, wanted: mx.array) -> float:
     return float(ratio)
 
 
-PATIENT = Patient(BACKENDS, _machine, lambda: device_of(stream_of("doctor", None)), _run, _error)
+PATIENT = Patient(
+    BACKENDS,
+    _place,
+    lambda: device_of(_stream()),
+    lambda problem, backend: machine().plan_on(_stream(), problem, backend),
+    _run,
+    _error,
+)

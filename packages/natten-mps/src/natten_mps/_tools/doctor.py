@@ -5,17 +5,16 @@ from torch import Tensor
 
 from .. import _operations, functional
 from .._backends import BACKENDS
-from .._device import device_of
-from .._metal.tools.doctor import Case, Patient, machine, outputs
+from .._device import device_of, machine
+from .._metal.tools.doctor import Case, Patient, outputs
 
 
 def _device() -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def _machine() -> str:
-    device = "device mps" if _device().type == "mps" else "device cpu: torch finds no Apple GPU"
-    return machine(f"torch {torch.__version__}", device)
+def _place() -> str:
+    return "mps" if _device().type == "mps" else "cpu: torch finds no Apple GPU"
 
 
 def _run(case: Case, backend: str) -> dict[str, Tensor]:
@@ -37,4 +36,11 @@ def _error(found: Tensor, wanted: Tensor) -> float:
     return float((found - wanted).abs().max() / wanted.abs().max().clamp(min=1e-6))
 
 
-PATIENT = Patient(BACKENDS, _machine, lambda: device_of(_device()), _run, _error)
+PATIENT = Patient(
+    BACKENDS,
+    _place,
+    lambda: device_of(_device()),
+    lambda problem, backend: machine().plan_on(_device(), problem, backend),
+    _run,
+    _error,
+)
