@@ -124,9 +124,12 @@ def pyright(folder: Path) -> str:
     return complaints(folder, "pyright", "--pythonpath", sys.executable)
 
 
+# One worker: mypy ends in an internal error where another mypy writes to its cache meanwhile.
+one_worker = pytest.mark.xdist_group("type checkers")
 CHECKERS = [pytest.param(mypy, id="mypy"), pytest.param(pyright, id="pyright", marks=pytest.mark.all)]
 
 
+@one_worker
 @pytest.mark.parametrize("checker", CHECKERS)
 def test_examples_and_calls_pass(checker: typing.Callable[[Path], str], folder: Path) -> None:
     names = {path.name for path in folder.glob("*.py")}
@@ -134,6 +137,7 @@ def test_examples_and_calls_pass(checker: typing.Callable[[Path], str], folder: 
     assert checker(folder) == ""
 
 
+@one_worker
 @pytest.mark.parametrize("checker", CHECKERS)
 def test_a_wrong_type_is_noticed(checker: typing.Callable[[Path], str], tmp_path: Path) -> None:
     """Errors in the return type of a face, in the name of a face, in an example."""
