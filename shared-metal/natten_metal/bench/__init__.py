@@ -1,0 +1,1 @@
+"""How long neighborhood attention takes on this machine, beside what one would use instead."""

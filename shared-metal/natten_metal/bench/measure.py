@@ -1,0 +1,214 @@
+"""The measuring: everything that is compared takes turns, in the same run, after it has been warmed up."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from ..plan.verdicts import quoted
+from ..problem import mask
+from ..problem.problem import Problem
+from . import results
+from .problems import FACE, Named
+from .results import Entry, Peak, Row
+from .subject import Call, Subject
+from .ways import ITEM_BYTES, Inputs, Way, ways
+
+Clock = Callable[[], float]
+# Rounds of one row: at least, at most.
+FEWEST, MOST = 5, 200
+# A sample lasts this long, or is of this many calls, which are waited for together.
+SAMPLE_SECONDS, SAMPLE_CALLS = 0.003, 64
+# A call shorter than this is made once untimed in each turn: OpenMP's threads spin for some milliseconds after a call
+# of theirs, and would slow down the next way that has threads of its own.
+SETTLING_SECONDS = 0.1
+# How a way may fail that is no part of this project: it is then a row without times, with the reason.
+FAILURES = (RuntimeError, MemoryError, ValueError, TypeError, ImportError, AttributeError, AssertionError, OSError)
+# The largest difference from the package's output, over the largest output, that rounding explains.
+BOUNDS = {"float16": 2e-2, "bfloat16": 1e-1, "float32": 1e-3}
+# The sides of the products among which the framework's peak is looked for, and how long the largest may take.
+SIDES, PRODUCT_SECONDS = (512, 1024, 2048, 4096), 0.25
+COPIED = 1 << 24
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """seconds: for each way of a row, at least. longest: a call that takes longer is not timed. bytes: of memory."""
+
+    seconds: float
+    longest: float
+    bytes: int
+
+
+def interleaved(
+    calls: Mapping[str, Call],
+    wait: Callable[[list[object]], None],
+    seconds: float,
+    estimates: Mapping[str, float],
+    clock: Clock = time.perf_counter,
+) -> dict[str, tuple[float, ...]]:
+    """Seconds of one call of each, a sample a round, in turns, until ``seconds`` for each have gone by.
+
+    estimates: about how long a call takes. Of short ones a sample is a few calls, waited for together.
+    """
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    counts = {name: max(1, min(SAMPLE_CALLS, round(SAMPLE_SECONDS / max(estimates[name], 1e-9)))) for name in calls}
+    began, rounds = clock(), 0
+    while rounds < FEWEST or (rounds < MOST and clock() - began < seconds * len(calls)):
+        for name, call in calls.items():
+            if estimates[name] < SETTLING_SECONDS:
+                wait([call()])
+            start = clock()
+            wait([call() for _ in range(counts[name])])
+            times[name].append((clock() - start) / counts[name])
+        rounds += 1
+    return {name: tuple(taken) for name, taken in times.items()}
+
+
+def once(call: Call, wait: Callable[[list[object]], None], clock: Clock = time.perf_counter) -> float:
+    """Seconds of one call."""
+    start = clock()
+    wait([call()])
+    return clock() - start
+
+
+def peak(subject: Subject, dtype: str) -> Peak:
+    """The most that the framework's own product and copy reach here, each the best of a few."""
+    best = 0.0
+    for side in SIDES:
+        call = subject.product(side, dtype)
+        taken = min(once(call, subject.wait) for _ in range(FEWEST))
+        best = max(best, 2 * side**3 / taken / 1e9)
+        if 8 * taken > PRODUCT_SECONDS:
+            break
+    copy = subject.copy(COPIED)
+    taken = min(once(copy, subject.wait) for _ in range(FEWEST))
+    return Peak(best, 2 * 4 * COPIED / taken / 1e9)
+
+
+@dataclass(slots=True)
+class _Ready:
+    """A way that can be timed."""
+
+    call: Call
+    estimate: float
+    peak_bytes: int | None
+    difference: float | None
+
+
+class Rows:
+    """Measures one problem after another on one subject. against: the names of what is compared; None: all there is.
+
+    watch: told what is being measured.
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        backend: str,
+        limits: Limits,
+        against: Sequence[str] | None = None,
+        watch: Callable[[str], None] = lambda what: None,
+    ) -> None:
+        self.subject, self.backend, self.limits = subject, backend, limits
+        self.against, self.watch = against, watch
+
+    def row(self, named: Named, quick: bool, dtype: str, direction: str, best: Peak) -> Row:
+        """One row. NotImplementedError if the backend cannot take the problem."""
+        problem, subject = named.problem(dtype), self.subject
+        inputs = Inputs.of(named, dtype, subject)
+        stream = subject.framework.stream_of(FACE, None)
+        plan = subject.framework.plan_on(inputs.heads_last[0], stream, problem, self.backend)
+        entries = self._entries(named, problem, inputs, direction, best)
+        items = ITEM_BYTES[dtype]
+        tokens = problem.batch * problem.queries * problem.head_dim * items
+        once_each = tokens * (2 * problem.heads + 2 * problem.kv_heads)
+        return Row(
+            problem=named.name,
+            quick=quick,
+            dtype=dtype,
+            direction=direction,
+            shape=problem.query_shape,
+            kernel_size=problem.kernel_size,
+            stride=problem.stride,
+            dilation=problem.dilation,
+            is_causal=problem.is_causal,
+            batch=problem.batch,
+            heads=problem.heads,
+            kv_heads=problem.kv_heads,
+            head_dim=problem.head_dim,
+            pairs=mask.pairs(problem),
+            flops=mask.flops(problem) * results.PRODUCTS[direction] // 2,
+            # The gradients read all of this again with one more output, and write as much as the inputs.
+            least_bytes=once_each * (1 if direction == results.FORWARD else 3),
+            backend=plan.backend,
+            plan=plan.why,
+            predicted_us=None,
+            entries=entries,
+        )
+
+    def _entries(
+        self, named: Named, problem: Problem, inputs: Inputs, direction: str, best: Peak
+    ) -> tuple[Entry, ...]:
+        """The ways that can be timed, timed in turns; the others with their reasons."""
+        ready: dict[str, _Ready] = {}
+        reasons: dict[str, str] = {}
+        wanted: list[object] = []
+        for way in self._chosen(ways(named, problem, self.subject, self.backend)):
+            self.watch(f"{named.name}: {way.name}")
+            found = self._too_much(way, direction, best) or self._prepared(way, inputs, direction, wanted)
+            if isinstance(found, str):
+                reasons[way.name] = found
+            else:
+                ready[way.name], reasons[way.name] = found, ""
+        self.watch(f"{named.name}: {len(ready)} in turns")
+        calls = {name: each.call for name, each in ready.items()}
+        estimates = {name: each.estimate for name, each in ready.items()}
+        times = interleaved(calls, self.subject.wait, self.limits.seconds, estimates) if calls else {}
+        return tuple(
+            Entry(
+                name,
+                tuple(round(1e6 * each, 2) for each in times.get(name, ())),
+                ready[name].peak_bytes if name in ready else None,
+                ready[name].difference if name in ready else None,
+                reason,
+            )
+            for name, reason in reasons.items()
+        )
+
+    def _chosen(self, all_ways: list[Way]) -> list[Way]:
+        if self.against is None:
+            return all_ways
+        return [way for at, way in enumerate(all_ways) if not at or way.name in self.against]
+
+    def _too_much(self, way: Way, direction: str, best: Peak) -> str:
+        """Why a way is not even tried; '' if it is."""
+        if way.least_bytes > self.limits.bytes:
+            return f"needs at least {way.least_bytes / 1e9:.3g} GB, and there is room for {self.limits.bytes / 1e9:.3g}"
+        seconds = way.flops * results.PRODUCTS[direction] / 2 / best.gflops / 1e9
+        if seconds > self.limits.longest:
+            return f"takes at least {seconds:.0f} s at the peak; the limit is {self.limits.longest:g} (--limit)"
+        return ""
+
+    def _prepared(self, way: Way, inputs: Inputs, direction: str, wanted: list[object]) -> _Ready | str:
+        """A way after its first calls, or why it cannot be timed. wanted: the first way's output, once there is one."""
+        subject = self.subject
+        try:
+            forward = way.make(inputs.heads_first if way.heads_first else inputs.heads_last)
+            output = inputs.output(way, forward)
+            subject.wait([output])
+            if not wanted:
+                wanted.append(output)
+            difference = subject.difference(output, wanted[0]) if way.comparable else None
+            if difference is not None and not difference <= BOUNDS[str(self._dtype(inputs))]:
+                return f"its output differs by {difference:.2g} of the largest number: not the same problem"
+            call = inputs.call(way, forward, subject, direction == results.TRAINING)
+            once(call, subject.wait)
+            estimate = once(call, subject.wait)
+            if estimate > self.limits.longest:
+                return f"a call took {estimate:.3g} s; the limit is {self.limits.longest:g} (--limit)"
+            return _Ready(call, estimate, subject.peak_bytes(call), difference)
+        except FAILURES as failure:
+            return quoted(failure) or type(failure).__name__
+
+    def _dtype(self, inputs: Inputs) -> str:
+        return self.subject.framework.spec(FACE, "query", inputs.heads_last[0]).dtype

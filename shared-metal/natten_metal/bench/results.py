@@ -1,0 +1,187 @@
+"""What ``bench`` measured, as data, and as the JSON that it writes and ``report`` reads.
+
+The fields of these classes are the format: docs/bench-format.md describes each, and a test holds it to them. A file
+says the name of the format and its version; a field that is added leaves the version as it is, one that changes or
+goes raises it.
+"""
+
+import json
+import statistics
+import types
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+FORMAT, VERSION = "natten-bench", 1
+
+T = TypeVar("T")
+# What a row's 'direction' may be. Training is the forward and all gradients, as one step of it computes them.
+FORWARD, TRAINING = "forward", "training"
+# Products of two matrices over the window's pairs that each needs: logits and output; and for the gradients the logits
+# again, and one each for the weights, queries, keys and values, as FlashAttention counts them.
+PRODUCTS = {FORWARD: 2, TRAINING: 2 + 5}
+
+
+class Unreadable(Exception):
+    """A file that is not what ``bench`` writes; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Where it was measured. device: what computed; load: the load average before and after, empty where unknown."""
+
+    platform: str
+    processor: str
+    device: str
+    cores: int
+    threads: int
+    memory_bytes: int
+    load: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Peak:
+    """The most that the framework reached in the same run: a product of square matrices, and a copy."""
+
+    gflops: float
+    gigabytes_per_second: float
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One way to compute a row's problem.
+
+    name: 'natten-mps', 'dense', ... times_us: microseconds of a call, one for each round; empty if it was not timed,
+    and then reason says why. peak_bytes: memory beyond the inputs, None where it cannot be known. difference: the
+    largest one of its outputs from the first entry's, over the largest output; None if they are not comparable.
+    """
+
+    name: str
+    times_us: tuple[float, ...]
+    peak_bytes: int | None
+    difference: float | None
+    reason: str
+
+    @property
+    def median_us(self) -> float | None:
+        """The median time; None if it was not timed."""
+        return statistics.median(self.times_us) if self.times_us else None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One problem in one dtype and direction; the first entry is the package's own.
+
+    quick: whether it is the small form. pairs: of a query and a key of its window, of one head of one batch item.
+    flops: useful operations of a call. least_bytes: what must be read and written once. predicted_us: the planner's
+    time, None if it has none for this device.
+    """
+
+    problem: str
+    quick: bool
+    dtype: str
+    direction: str
+    shape: tuple[int, ...]
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    is_causal: tuple[bool, ...]
+    batch: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    pairs: int
+    flops: int
+    least_bytes: int
+    backend: str
+    plan: str
+    predicted_us: float | None
+    entries: tuple[Entry, ...]
+
+    @property
+    def own(self) -> Entry:
+        """The package's entry."""
+        return self.entries[0]
+
+    @property
+    def density(self) -> float:
+        """The share of all pairs of a query and a key that the windows hold."""
+        tokens = 1
+        for size in self.shape:
+            tokens *= size
+        return self.pairs / tokens**2
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """One run of ``bench``. peaks: by dtype. settings: the command's options that change what is measured."""
+
+    format: str
+    version: int
+    package: str
+    package_version: str
+    framework: str
+    python: str
+    began: str
+    machine: Machine
+    settings: dict[str, str]
+    peaks: dict[str, Peak]
+    rows: tuple[Row, ...]
+
+
+def to_json(results: Results) -> bytes:
+    """The file's content."""
+    return (json.dumps(asdict(results), indent=1) + "\n").encode()
+
+
+def from_json(text: bytes, name: str) -> Results:
+    """The results in a file's content; :class:`Unreadable` if it is another format, another version, or damaged."""
+    try:
+        given = json.loads(text)
+    except ValueError as error:
+        raise Unreadable(f"{name}: not JSON: {error}") from None
+    if not isinstance(given, dict) or given.get("format") != FORMAT:
+        raise Unreadable(f"{name}: not a file of `bench --json`: its format is not '{FORMAT}'")
+    if given.get("version") != VERSION:
+        raise Unreadable(f"{name}: version {given.get('version')} of the format; this package reads version {VERSION}")
+    return _read(Results, given, name)
+
+
+def load(path: Path) -> Results:
+    """:func:`from_json` of a file; :class:`Unreadable` also if it cannot be read."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise Unreadable(f"{path}: cannot be read: {error.strerror}") from None
+    return from_json(content, str(path))
+
+
+def _read(kind: Any, given: Any, where: str) -> Any:
+    """``given``, as JSON has it, as a value of the annotated type ``kind``."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if is_dataclass(kind) and isinstance(kind, type):
+        return _read_object(kind, given, where)
+    if origin in (Union, types.UnionType):
+        return None if given is None else _read(arguments[0], given, where)
+    if origin is tuple and isinstance(given, list):
+        return tuple(_read(arguments[0], each, f"{where}[{at}]") for at, each in enumerate(given))
+    if origin is dict and isinstance(given, dict):
+        return {key: _read(arguments[1], each, f"{where}.{key}") for key, each in given.items()}
+    if kind is float and type(given) is int:
+        return float(given)
+    if origin is None and type(given) is kind:
+        return given
+    wanted = getattr(origin or kind, "__name__", str(kind))
+    raise Unreadable(f"{where}: must be {wanted}; got {type(given).__name__}")
+
+
+def _read_object(kind: type[T], given: Any, where: str) -> T:
+    """A dataclass from an object; fields of later packages are left out."""
+    if not isinstance(given, dict):
+        raise Unreadable(f"{where}: must be an object; got {type(given).__name__}")
+    hints = get_type_hints(kind)
+    names = [each.name for each in fields(kind)]  # type: ignore[arg-type]
+    missing = [name for name in names if name not in given]
+    if missing:
+        raise Unreadable(f"{where}: lacks {', '.join(missing)}")
+    return kind(**{name: _read(hints[name], given[name], f"{where}.{name}") for name in names})

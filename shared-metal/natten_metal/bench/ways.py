@@ -1,0 +1,121 @@
+"""The ways to compute a problem that are compared: the package's own, and what one would use instead of it."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..problem import mask
+from ..problem.problem import Problem
+from .problems import Named
+from .subject import Call, Forward, Subject, Tensor
+
+ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+DENSE, MASKED, GATHERED = "dense", "dense, masked", "gathered"
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One way. heads_first: the layout of its tensors. comparable: whether its output must equal the package's.
+
+    flops, least_bytes: of its forward, what it cannot do without: floating-point operations, and memory beyond inputs.
+    make(inputs) -> its forward.
+    """
+
+    name: str
+    heads_first: bool
+    comparable: bool
+    flops: int
+    least_bytes: int
+    make: Callable[[Sequence[Tensor]], Forward]
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """The tensors of a problem in both layouts: query, key, value; and the gradient that flows into the output."""
+
+    heads_last: Sequence[Tensor]
+    heads_first: Sequence[Tensor]
+
+    @classmethod
+    def of(cls, named: Named, dtype: str, subject: Subject) -> "Inputs":
+        """Seeded ones."""
+        last = subject.tensors((*named.shapes, named.shapes[0]), dtype)
+        return cls(last, [subject.heads_first(each) for each in last])
+
+    def call(self, way: Way, forward: Forward, subject: Subject, training: bool) -> Call:
+        """The call that is timed."""
+        *inputs, flow = self.heads_first if way.heads_first else self.heads_last
+        if training:
+            return subject.training(forward, inputs, flow)
+        return lambda: forward(*inputs)
+
+    def output(self, way: Way, forward: Forward) -> Tensor:
+        """The forward's output, heads-last."""
+        if not way.heads_first:
+            return forward(*self.heads_last[:3])
+        out = forward(*self.heads_first[:3])
+        return out.swapaxes(1, 2).reshape(self.heads_last[0].shape)
+
+
+def ways(named: Named, problem: Problem, subject: Subject, backend: str) -> list[Way]:
+    """All ways, the package's own first."""
+    xp = subject.framework.operations
+    tokens, heads = problem.queries, named.batch * named.heads
+    logits = heads * tokens**2 * ITEM_BYTES[problem.dtype] if subject.stores_logits else 0
+    dense_flops = 4 * heads * tokens**2 * named.dim
+
+    def seen(inputs: Sequence[Tensor]) -> Tensor:
+        return mask.neighborhood_mask(problem, xp.tables(xp.device(inputs[0])))
+
+    def own(inputs: Sequence[Tensor]) -> Forward:
+        return lambda *given: subject.attend(*given, named.window, backend)
+
+    def dense(inputs: Sequence[Tensor]) -> Forward:
+        return lambda *given: subject.dense(*given, None)
+
+    def masked(inputs: Sequence[Tensor]) -> Forward:
+        found = seen(inputs)
+        subject.wait([found])
+        return lambda *given: subject.dense(*given, found)
+
+    def gathered(inputs: Sequence[Tensor]) -> Forward:
+        return gather(named, problem, subject, inputs)
+
+    slots = math.prod(named.kernel_size)
+    copies = 2 * heads * tokens * slots * named.dim * ITEM_BYTES[problem.dtype]
+    useful = mask.flops(problem)
+    found = [
+        Way(subject.package, False, True, useful, 0, own),
+        Way(DENSE, True, slots == tokens, dense_flops, logits, dense),
+        Way(MASKED, True, True, dense_flops, logits + tokens**2, masked),
+        Way(GATHERED, True, True, useful, copies, gathered),
+    ]
+    for name, make in subject.others(named).items():
+        found.append(Way(name, True, True, useful, tokens**2, _with_mask(make, seen)))
+    return found
+
+
+def _with_mask(make: Any, seen: Callable[[Sequence[Tensor]], Tensor]) -> Callable[[Sequence[Tensor]], Forward]:
+    def made(inputs: Sequence[Tensor]) -> Forward:
+        forward: Forward = make(inputs, lambda: seen(inputs))
+        return forward
+
+    return made
+
+
+def gather(named: Named, problem: Problem, subject: Subject, inputs: Sequence[Tensor]) -> Forward:
+    """Every query's keys and values copied side by side (what ``unfold`` gives), then two small products."""
+    xp = subject.framework.operations
+    key, held = mask.slot_keys(problem, xp.tables(xp.device(inputs[0])))
+    subject.wait([key, held])
+    causal, times = any(problem.is_causal), problem.group_heads
+
+    def forward(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        keys, values = (xp.repeat_heads(each, times) if times > 1 else each for each in (keys, values))
+        logits = xp.einsum("bhnd,bhnwd->bhnw", query * problem.scale, xp.take(keys, key, 2))
+        if causal:
+            logits = xp.where(held, logits, -math.inf)
+        return xp.einsum("bhnw,bhnwd->bhnd", xp.softmax(logits), xp.take(values, key, 2))
+
+    return forward
