@@ -1,7 +1,7 @@
 """The measuring: everything that is compared takes turns, in the same run, after it has been warmed up."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from ..plan.verdicts import quoted
@@ -9,7 +9,7 @@ from ..problem import mask
 from ..problem.problem import Problem
 from . import results
 from .problems import FACE, Named
-from .results import Entry, Peak, Row
+from .results import FAILED, LEFT_OUT, TIMED, WRONG, Entry, Peak, Row
 from .subject import Call, Subject
 from .ways import ITEM_BYTES, Inputs, Way, ways
 
@@ -64,39 +64,49 @@ def interleaved(
     return {name: tuple(taken) for name, taken in times.items()}
 
 
-def once(call: Call, wait: Callable[[list[object]], None], clock: Clock = time.perf_counter) -> float:
-    """Seconds of one call."""
+def timed(call: Call, wait: Callable[[list[object]], None], clock: Clock = time.perf_counter) -> tuple[object, float]:
+    """What a call returns, computed, and the seconds that it took."""
     start = clock()
-    wait([call()])
-    return clock() - start
+    found = call()
+    wait([found])
+    return found, clock() - start
+
+
+def product(subject: Subject, sizes: tuple[int, int, int], dtype: str) -> Call:
+    """The framework's product of ``[m, k]`` and ``[k, n]``, by sizes m, k, n."""
+    m, k, n = sizes
+    a, b = subject.tensors([(m, k), (k, n)], dtype)
+    return lambda: a @ b
 
 
 def peak(subject: Subject, dtype: str) -> Peak:
     """The most that the framework's own product and copy reach here, each the best of a few."""
     best = 0.0
     for side in SIDES:
-        call = subject.product(side, dtype)
-        taken = min(once(call, subject.wait) for _ in range(FEWEST))
+        call = product(subject, (side, side, side), dtype)
+        taken = min(timed(call, subject.wait)[1] for _ in range(FEWEST))
         best = max(best, 2 * side**3 / taken / 1e9)
         if 8 * taken > PRODUCT_SECONDS:
             break
     copy = subject.copy(COPIED)
-    taken = min(once(copy, subject.wait) for _ in range(FEWEST))
+    taken = min(timed(copy, subject.wait)[1] for _ in range(FEWEST))
     return Peak(best, 2 * 4 * COPIED / taken / 1e9)
 
 
-@dataclass(slots=True)
-class _Ready:
-    """A way that can be timed."""
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A way that was tried. call: what is timed; None unless the state is 'timed'."""
 
-    call: Call
-    estimate: float
-    peak_bytes: int | None
-    difference: float | None
+    state: str
+    reason: str
+    call: Call | None = None
+    estimate: float = 0.0
+    peak_bytes: int | None = None
+    difference: float | None = None
 
 
 class Rows:
-    """Measures one problem after another on one subject. against: the names of what is compared; None: all there is.
+    """Measures one problem after another on one subject. against(name): whether a way is compared with the package's.
 
     watch: told what is being measured.
     """
@@ -106,7 +116,7 @@ class Rows:
         subject: Subject,
         backend: str,
         limits: Limits,
-        against: Sequence[str] | None = None,
+        against: Callable[[str], bool] = lambda name: True,
         watch: Callable[[str], None] = lambda what: None,
     ) -> None:
         self.subject, self.backend, self.limits = subject, backend, limits
@@ -146,39 +156,35 @@ class Rows:
             entries=entries,
         )
 
-    def _entries(
-        self, named: Named, problem: Problem, inputs: Inputs, direction: str, best: Peak
-    ) -> tuple[Entry, ...]:
+    def _entries(self, named: Named, problem: Problem, inputs: Inputs, direction: str, best: Peak) -> tuple[Entry, ...]:
         """The ways that can be timed, timed in turns; the others with their reasons."""
-        ready: dict[str, _Ready] = {}
-        reasons: dict[str, str] = {}
+        prepared: dict[str, _Prepared] = {}
         wanted: list[object] = []
-        for way in self._chosen(ways(named, problem, self.subject, self.backend)):
+        for way in self._compared(ways(named, problem, self.subject, self.backend)):
             self.watch(f"{named.name}: {way.name}")
-            found = self._too_much(way, direction, best) or self._prepared(way, inputs, direction, wanted)
-            if isinstance(found, str):
-                reasons[way.name] = found
-            else:
-                ready[way.name], reasons[way.name] = found, ""
+            reason = self._too_much(way, direction, best)
+            prepared[way.name] = (
+                _Prepared(LEFT_OUT, reason) if reason else self._prepared(way, inputs, direction, wanted)
+            )
+        ready = {name: each for name, each in prepared.items() if each.call is not None}
         self.watch(f"{named.name}: {len(ready)} in turns")
-        calls = {name: each.call for name, each in ready.items()}
+        calls = {name: each.call for name, each in ready.items() if each.call is not None}
         estimates = {name: each.estimate for name, each in ready.items()}
         times = interleaved(calls, self.subject.wait, self.limits.seconds, estimates) if calls else {}
         return tuple(
             Entry(
                 name,
-                tuple(round(1e6 * each, 2) for each in times.get(name, ())),
-                ready[name].peak_bytes if name in ready else None,
-                ready[name].difference if name in ready else None,
-                reason,
+                each.state,
+                tuple(round(1e6 * taken, 2) for taken in times.get(name, ())),
+                each.peak_bytes,
+                each.difference,
+                each.reason,
             )
-            for name, reason in reasons.items()
+            for name, each in prepared.items()
         )
 
-    def _chosen(self, all_ways: list[Way]) -> list[Way]:
-        if self.against is None:
-            return all_ways
-        return [way for at, way in enumerate(all_ways) if not at or way.name in self.against]
+    def _compared(self, all_ways: list[Way]) -> list[Way]:
+        return [way for at, way in enumerate(all_ways) if not at or self.against(way.name)]
 
     def _too_much(self, way: Way, direction: str, best: Peak) -> str:
         """Why a way is not even tried; '' if it is."""
@@ -189,26 +195,30 @@ class Rows:
             return f"takes at least {seconds:.0f} s at the peak; the limit is {self.limits.longest:g} (--limit)"
         return ""
 
-    def _prepared(self, way: Way, inputs: Inputs, direction: str, wanted: list[object]) -> _Ready | str:
-        """A way after its first calls, or why it cannot be timed. wanted: the first way's output, once there is one."""
+    def _prepared(self, way: Way, inputs: Inputs, direction: str, wanted: list[object]) -> _Prepared:
+        """A way after its first calls. wanted: the output that others must equal, once there is one."""
         subject = self.subject
         try:
             forward = way.make(inputs.heads_first if way.heads_first else inputs.heads_last)
-            output = inputs.output(way, forward)
-            subject.wait([output])
-            if not wanted:
-                wanted.append(output)
-            difference = subject.difference(output, wanted[0]) if way.comparable else None
-            if difference is not None and not difference <= BOUNDS[str(self._dtype(inputs))]:
-                return f"its output differs by {difference:.2g} of the largest number: not the same problem"
+            output, first = timed(lambda: inputs.output(way, forward), subject.wait)
+            # A first call may compile, but not for this long.
+            if first > 2 * self.limits.longest:
+                return self._slow(first)
+            difference = None
+            if way.comparable:
+                wanted[:] = wanted or [output]
+                difference = subject.difference(output, wanted[0])
+                if not difference <= BOUNDS[inputs.dtype]:
+                    return _Prepared(WRONG, f"its output differs by {difference:.2g} of the largest number")
             call = inputs.call(way, forward, subject, direction == results.TRAINING)
-            once(call, subject.wait)
-            estimate = once(call, subject.wait)
+            estimate = timed(call, subject.wait)[1]
+            if estimate < self.limits.longest:
+                estimate = timed(call, subject.wait)[1]
             if estimate > self.limits.longest:
-                return f"a call took {estimate:.3g} s; the limit is {self.limits.longest:g} (--limit)"
-            return _Ready(call, estimate, subject.peak_bytes(call), difference)
+                return self._slow(estimate)
+            return _Prepared(TIMED, "", call, estimate, subject.peak_bytes(call), difference)
         except FAILURES as failure:
-            return quoted(failure) or type(failure).__name__
+            return _Prepared(FAILED, quoted(failure) or type(failure).__name__)
 
-    def _dtype(self, inputs: Inputs) -> str:
-        return self.subject.framework.spec(FACE, "query", inputs.heads_last[0]).dtype
+    def _slow(self, seconds: float) -> _Prepared:
+        return _Prepared(LEFT_OUT, f"a call took {seconds:.3g} s; the limit is {self.limits.longest:g} (--limit)")

@@ -57,7 +57,8 @@ class Named:
 
     def problem(self, dtype: str) -> Problem:
         """What the planner is asked; raises the errors of the public functions if it is not legal."""
-        return faces.fused(FACE, *(TensorSpec(shape, dtype) for shape in self.shapes), scale=None, **self.window)
+        query, key, value = (TensorSpec(shape, dtype) for shape in self.shapes)
+        return faces.fused(FACE, query, key, value, scale=None, **self.window)
 
 
 NAT, DINAT = "NAT, arXiv 2204.07143", "DiNAT, arXiv 2209.15001"

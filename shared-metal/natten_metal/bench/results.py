@@ -17,6 +17,9 @@ FORMAT, VERSION = "natten-bench", 1
 T = TypeVar("T")
 # What a row's 'direction' may be. Training is the forward and all gradients, as one step of it computes them.
 FORWARD, TRAINING = "forward", "training"
+# What an entry's 'state' may be: its times are known; a limit of the command kept it from being timed; it raised an
+# error; its output is not the package's.
+TIMED, LEFT_OUT, FAILED, WRONG = "timed", "left out", "failed", "wrong"
 # Products of two matrices over the window's pairs that each needs: logits and output; and for the gradients the logits
 # again, and one each for the weights, queries, keys and values, as FlashAttention counts them.
 PRODUCTS = {FORWARD: 2, TRAINING: 2 + 5}
@@ -28,10 +31,17 @@ class Unreadable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Where it was measured. device: what computed; load: the load average before and after, empty where unknown."""
+    """Where it was measured.
+
+    chip: the CPU's name, or the whole chip's on a Mac; gpu_cores: None without an Apple GPU.
+
+    device: what computed. threads: of the framework on a CPU. load: the load average before and after; empty where
+    unknown.
+    """
 
     platform: str
-    processor: str
+    chip: str
+    gpu_cores: int | None
     device: str
     cores: int
     threads: int
@@ -51,12 +61,14 @@ class Peak:
 class Entry:
     """One way to compute a row's problem.
 
-    name: 'natten-mps', 'dense', ... times_us: microseconds of a call, one for each round; empty if it was not timed,
-    and then reason says why. peak_bytes: memory beyond the inputs, None where it cannot be known. difference: the
-    largest one of its outputs from the first entry's, over the largest output; None if they are not comparable.
+    name: 'natten-mps', 'dense', ... state: 'timed', 'left out', 'failed' or 'wrong'; unless it is the first, there are
+    no times, and reason says why. times_us: microseconds of a call, one for each round. peak_bytes: memory beyond the
+    inputs, None where it cannot be known. difference: the largest one of its outputs from the package's, over the
+    largest output; None if it computes something else.
     """
 
     name: str
+    state: str
     times_us: tuple[float, ...]
     peak_bytes: int | None
     difference: float | None

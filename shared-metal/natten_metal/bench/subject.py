@@ -51,9 +51,9 @@ class Subject(Protocol):
         """A call that computes ``forward(*inputs)``, and the gradients of all inputs from ``flow``, its own one."""
 
     def others(self, named: Named) -> dict[str, Callable[[Sequence[Tensor], Call], Forward]]:
-        """Further ways to compute a problem, by name: from heads-first inputs, and a call that makes the mask, to a forward on them.
+        """Further ways to compute a problem, by name.
 
-        Making one raises what the framework raises where it does not run.
+        From heads-first inputs, and a call that makes the mask, to a forward on them.
         """
 
     def peak_bytes(self, call: Call) -> int | None:
@@ -61,12 +61,6 @@ class Subject(Protocol):
 
     def difference(self, found: Tensor, wanted: Tensor) -> float:
         """The largest difference over the largest wanted number."""
-
-    def product(self, side: int, dtype: str) -> Call:
-        """A product of two square matrices."""
-
-    def product_of(self, rows: int, dtype: str) -> Call:
-        """A product of ``[rows, 256]`` and ``[256, 256]``."""
 
     def copy(self, elements: int) -> Call:
         """A copy of float32 numbers."""

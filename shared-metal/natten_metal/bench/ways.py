@@ -34,6 +34,7 @@ class Way:
 class Inputs:
     """The tensors of a problem in both layouts: query, key, value; and the gradient that flows into the output."""
 
+    dtype: str
     heads_last: Sequence[Tensor]
     heads_first: Sequence[Tensor]
 
@@ -41,7 +42,7 @@ class Inputs:
     def of(cls, named: Named, dtype: str, subject: Subject) -> "Inputs":
         """Seeded ones."""
         last = subject.tensors((*named.shapes, named.shapes[0]), dtype)
-        return cls(last, [subject.heads_first(each) for each in last])
+        return cls(dtype, last, [subject.heads_first(each) for each in last])
 
     def call(self, way: Way, forward: Forward, subject: Subject, training: bool) -> Call:
         """The call that is timed."""
@@ -69,15 +70,15 @@ def ways(named: Named, problem: Problem, subject: Subject, backend: str) -> list
         return mask.neighborhood_mask(problem, xp.tables(xp.device(inputs[0])))
 
     def own(inputs: Sequence[Tensor]) -> Forward:
-        return lambda *given: subject.attend(*given, named.window, backend)
+        return lambda q, k, v: subject.attend(q, k, v, named.window, backend)
 
     def dense(inputs: Sequence[Tensor]) -> Forward:
-        return lambda *given: subject.dense(*given, None)
+        return lambda q, k, v: subject.dense(q, k, v, None)
 
     def masked(inputs: Sequence[Tensor]) -> Forward:
         found = seen(inputs)
         subject.wait([found])
-        return lambda *given: subject.dense(*given, found)
+        return lambda q, k, v: subject.dense(q, k, v, found)
 
     def gathered(inputs: Sequence[Tensor]) -> Forward:
         return gather(named, problem, subject, inputs)

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import Any
 
 from ..plan.backend import DENSE
+from .bench import add_bench
 from .demo import DemoPackage, add_demo
 from .doctor import DoctorPackage, Patient, add_doctor
 from .installation import Framework
@@ -59,6 +60,9 @@ class CommandLine:
         patient: Patient = self._module("._tools.doctor").PATIENT
         return patient
 
+    def _subject(self, on_cpu: bool) -> Any:
+        return self._module("._tools.bench").subject(on_cpu)
+
     def main(self, argv: Sequence[str] | None = None) -> int:
         """Run the command line ``argv`` (default: the process's own) and return the exit status.
 
@@ -75,6 +79,7 @@ class CommandLine:
         train_backends = (*self.backends, DENSE.name)
         add_train(commands, TrainPackage(package, train_backends, self._get_backend, self._trainer, self._use_backend))
         add_doctor(commands, DoctorPackage(package, self.framework, self._patient))
+        add_bench(commands, package, (*self.backends, DENSE.name), self._subject)
         arguments = parser.parse_args(join_train(sys.argv[1:] if argv is None else list(argv)))
         try:
             return int(arguments.run(arguments))

@@ -1,0 +1,73 @@
+"""Results as the table that ``bench`` prints."""
+
+from typing import TYPE_CHECKING, TextIO
+
+from . import figures
+from .results import Machine, Results
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+# Of what is no terminal, which tells no width.
+WIDTH = 128
+COLUMNS = ("ms", "spread", "longer", "GFLOP/s", "of peak", "predicted", "MiB")
+LEGEND = (
+    "ms: the median; spread: between the 10th and the 90th percentile; longer: than the package takes, in the same",
+    "rounds; GFLOP/s: useful ones alone; peak: the framework's own product of matrices here; MiB: beyond the inputs.",
+)
+
+
+def console(file: TextIO) -> "Console":
+    """Where tables go: as wide as the terminal, and wide enough elsewhere."""
+    from rich.console import Console
+
+    return Console(file=file, width=None if file.isatty() else WIDTH, highlight=False, markup=False, emoji=False)
+
+
+def machine_line(machine: Machine) -> str:
+    """The machine in one line."""
+    cores = f"{machine.cores} cores" + (f", {machine.gpu_cores} of the GPU" if machine.gpu_cores else "")
+    load = f", load {' to '.join(f'{each:.1f}' for each in machine.load)}" if machine.load else ""
+    memory = f"{machine.memory_bytes / 2**30:.0f} GiB"
+    return f"{machine.chip}, {cores}, {memory}, {machine.platform}; on {machine.device}{load}"
+
+
+def show(found: Results, to: "Console") -> None:
+    """Print the table, its notes, and the means over its rows."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    notes = figures.Notes()
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("")
+    for column in COLUMNS:
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in found.rows:
+        table.add_row(f"{row.problem}, {row.dtype}, {row.direction}", style="bold")
+        table.add_row(figures.title(row), style="dim")
+        for entry in row.entries:
+            each = figures.words(found, row, entry)
+            name = f"  {each.name}" + (f" ({row.backend})" if entry is row.own else "")
+            numbers = (each.time, each.spread, each.ratio, each.rate, each.of_peak, each.predicted, each.memory)
+            table.add_row(name + notes.mark(each.note), *numbers)
+        table.add_section()
+    to.print(table)
+    for line in (*LEGEND, *notes.lines()):
+        to.print(line, soft_wrap=True)
+    for line in means(found):
+        to.print(line, soft_wrap=True)
+
+
+def means(found: Results) -> list[str]:
+    """For each direction and other way the geometric mean of the ratios that may be told."""
+    lines = []
+    for direction in dict.fromkeys(row.direction for row in found.rows):
+        rows = [row for row in found.rows if row.direction == direction]
+        for name in dict.fromkeys(entry.name for row in rows for entry in row.entries[1:]):
+            ratios = figures.told(rows, lambda other, name=name: other == name)  # type: ignore[misc]
+            mean = figures.geometric_mean(ratios)
+            if mean is not None:
+                lines.append(
+                    f"{direction}: {name} takes {mean:.3g} times as long, geometric mean of {len(ratios)} rows"
+                )
+    return lines

@@ -1,0 +1,190 @@
+"""The ``bench`` and ``report`` commands of both packages: how long named problems take here, beside what else there is.
+
+The measuring is in the room :mod:`..bench`; the framework comes as its :class:`Subject`.
+"""
+
+import argparse
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .command_line import CommandError, check_outputs, end, write
+
+if TYPE_CHECKING:
+    from ..bench.results import Machine, Peak, Results, Row
+    from ..bench.subject import Subject
+
+DTYPES = ("float16", "bfloat16", "float32")
+# What has to be compiled for each problem, which --quick leaves out unless it is asked for by name.
+COMPILED = "flex_attention"
+# Seconds for each way of a row, and the longest call that is timed; quick or not.
+SECONDS, LONGEST = {True: 0.3, False: 1.0}, {True: 3.0, False: 10.0}
+
+
+def add_bench(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    package: str,
+    backends: tuple[str, ...],
+    subject: "Callable[[bool], Subject]",
+) -> None:
+    """Add the ``bench`` command to a command line; ``subject(on_cpu)`` is called only when the command runs."""
+    parser = commands.add_parser(
+        "bench",
+        help="time named problems on this machine, beside dense attention and other ways",
+        description="""Time attention layers of published models in turns with what one would use instead: the
+            framework's dense attention without and with a mask, gathered neighbors, and, in PyTorch, compiled
+            flex_attention and an installed NATTEN. Prints medians, spreads, ratios, useful GFLOP/s as a share of the
+            framework's own matrix product, and memory. A ratio whose spread is larger than itself is not told.""",
+        epilog=f"""examples: {package} bench --quick; {package} bench --problem hdit flux --dtype float16 --backward
+            --json mac.json. Problems: {_names()}.""",
+    )
+    add = parser.add_argument
+    add("--quick", action="store_true", help="small forms of the problems, for about a minute, and nothing compiled")
+    add("--problem", nargs="+", default=[], metavar="NAME", help="problems or groups of them (default: models)")
+    add("--dtype", nargs="+", choices=DTYPES, help="(default: float16 on a GPU, float32 on a CPU)")
+    add("--backward", action="store_true", help="also time the forward with the gradients of all inputs")
+    add("--backend", choices=backends, default=backends[0], help="of the package (default: %(default)s)")
+    add("--cpu", action="store_true", help="measure the CPU, even if there is a GPU")
+    add("--against", nargs="*", metavar="WAY", help="compare only with these ways (default: all; without a WAY none)")
+    add("--seconds", type=_positive, metavar="S", help="for each way of a row (default: 1; with --quick 0.3)")
+    add("--limit", type=_positive, metavar="S", help="leave out calls that take longer (default: 10; with --quick 3)")
+    add("--json", type=Path, metavar="FILE", help="also write all times to FILE, for `report`")
+    add("--progress", action="store_true", help="show the progress bar even if stderr is not a terminal")
+    parser.set_defaults(run=lambda arguments: end(f"{package} bench", lambda: _bench(arguments, package, subject)))
+
+
+def _names() -> str:
+    from ..bench.problems import BY_NAME, GROUPS
+
+    named = [name for name in BY_NAME if not name.startswith(("windows-", "tokens-"))]
+    return f"{', '.join(named)}; groups: {', '.join(GROUPS)}"
+
+
+def _positive(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number") from None
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be positive; got {text}")
+    return number
+
+
+def machine(subject: "Subject", load: tuple[float, ...]) -> "Machine":
+    """This machine. load: the load averages before and after."""
+    from ..bench.memory import machine_bytes
+    from ..bench.results import Machine
+    from ..plan.chip import chip_name, gpu_cores
+
+    cores = os.cpu_count() or 1
+    return Machine(
+        platform.platform(), chip_name(), gpu_cores(), subject.device, cores, subject.threads, machine_bytes(), load
+    )
+
+
+def load_average() -> tuple[float, ...]:
+    """How many processes have been waiting in the last minute; empty where the system does not say."""
+    return (round(os.getloadavg()[0], 2),) if hasattr(os, "getloadavg") else ()
+
+
+def _bench(args: argparse.Namespace, package: str, make_subject: "Callable[[bool], Subject]") -> int:
+    from ..bench import measure, results, table
+    from ..bench.memory import machine_bytes
+    from ..bench.problems import BY_NAME, GROUPS, chosen
+
+    unknown = [name for name in args.problem if name not in BY_NAME and name not in GROUPS]
+    if unknown:
+        raise CommandError(f"there is no problem {unknown[0]}; there are {_names()}")
+    check_outputs([args.json])
+    subject, named = make_subject(args.cpu), chosen(args.problem)
+    dtypes = args.dtype or ["float32" if subject.device == "cpu" else "float16"]
+    directions = [results.FORWARD] + [results.TRAINING] * args.backward
+    work = [(each, dtype, direction) for each in named for dtype in dtypes for direction in directions]
+    seconds, longest = args.seconds or SECONDS[args.quick], args.limit or LONGEST[args.quick]
+    limits = measure.Limits(seconds, longest, machine_bytes() // 2)
+    began, before = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), load_average()
+    rows, peaks = [], {}
+    with subject.on_device(), _progress(len(work), args.progress) as advance:
+        for dtype in dtypes:
+            advance(f"peak of {dtype}", 0)
+            peaks[dtype] = measure.peak(subject, dtype)
+        measured = measure.Rows(subject, args.backend, limits, _against(args), lambda what: advance(what, 0))
+        for each, dtype, direction in work:
+            try:
+                rows.append(measured.row(each.form(args.quick), args.quick, dtype, direction, peaks[dtype]))
+            except NotImplementedError as error:
+                raise CommandError(str(error)) from None
+            advance(each.name, 1)
+    settings = {"quick": str(args.quick), "seconds": f"{seconds:g}", "limit": f"{longest:g}", "backend": args.backend}
+    found = _results(package, subject, began, machine(subject, before + load_average()), settings, peaks, rows)
+    to = table.console(sys.stdout)
+    to.print(
+        f"{package} {found.package_version}, {found.framework}: {table.machine_line(found.machine)}", soft_wrap=True
+    )
+    for dtype, best in peaks.items():
+        to.print(f"peak of {dtype}: {best.gflops:.4g} GFLOP/s; copies: {best.gigabytes_per_second:.3g} GB/s")
+    table.show(found, to)
+    if args.json is not None:
+        write(args.json, lambda file: file.write(results.to_json(found)))
+        print(f"wrote {args.json}")
+    bad = {results.FAILED, results.WRONG}
+    return 1 if any(row.own.state in bad or results.WRONG in {e.state for e in row.entries} for row in rows) else 0
+
+
+def _against(args: argparse.Namespace) -> Callable[[str], bool]:
+    """Whether a way is compared."""
+    if args.against is None:
+        return lambda name: not (args.quick and name == COMPILED)
+    return lambda name: any(name == wanted or name.split()[0] == wanted for wanted in args.against)
+
+
+def _results(
+    package: str,
+    subject: "Subject",
+    began: str,
+    where: "Machine",
+    settings: dict[str, str],
+    peaks: "dict[str, Peak]",
+    rows: "list[Row]",
+) -> "Results":
+    from importlib.metadata import version
+
+    from ..bench.results import FORMAT, VERSION, Results
+
+    return Results(
+        FORMAT,
+        VERSION,
+        package,
+        version(package),
+        subject.title,
+        platform.python_version(),
+        began,
+        where,
+        settings,
+        peaks,
+        tuple(rows),
+    )
+
+
+@contextmanager
+def _progress(total: int, wanted: bool) -> "Iterator[Callable[[str, int], None]]":
+    """A bar of rows on stderr; yields advance(what is measured, rows done)."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(file=sys.stderr, force_terminal=True if wanted else None)
+    columns = (
+        TextColumn("bench"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda what, done: bar.update(task, description=what, advance=done)
