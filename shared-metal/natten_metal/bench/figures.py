@@ -92,7 +92,7 @@ def title(row: Row) -> str:
         parts.append(f"dilation {sizes(row.dilation)}")
     if any(row.is_causal):
         parts.append("causal")
-    heads = f"{row.heads} heads" + (f" on {row.kv_heads}" if row.kv_heads != row.heads else "")
+    heads = f"{row.heads} head{'s' * (row.heads > 1)}" + (f" on {row.kv_heads}" if row.kv_heads != row.heads else "")
     parts.append(f"{heads} of {row.head_dim}")
     return ", ".join(parts + ([f"batch {row.batch}"] if row.batch > 1 else []))
 

@@ -4,6 +4,8 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from ..plan import costs
+from ..plan.plan import Plan
 from ..plan.verdicts import quoted
 from ..problem import mask
 from ..problem.problem import Problem
@@ -79,17 +81,20 @@ def product(subject: Subject, sizes: tuple[int, int, int], dtype: str) -> Call:
     return lambda: a @ b
 
 
-def peak(subject: Subject, dtype: str) -> Peak:
-    """The most that the framework's own product and copy reach here, each the best of a few."""
+def fastest(call: Call, wait: Callable[[list[object]], None], seconds: float) -> float:
+    """Seconds of the fastest call among those of some ``seconds``."""
+    return min(interleaved({"": call}, wait, seconds, {"": SETTLING_SECONDS})[""])
+
+
+def peak(subject: Subject, dtype: str, seconds: float) -> Peak:
+    """The most that the framework's own product and copy reach here. seconds: for each size."""
     best = 0.0
     for side in SIDES:
-        call = product(subject, (side, side, side), dtype)
-        taken = min(timed(call, subject.wait)[1] for _ in range(FEWEST))
+        taken = fastest(product(subject, (side, side, side), dtype), subject.wait, seconds)
         best = max(best, 2 * side**3 / taken / 1e9)
         if 8 * taken > PRODUCT_SECONDS:
             break
-    copy = subject.copy(COPIED)
-    taken = min(timed(copy, subject.wait)[1] for _ in range(FEWEST))
+    taken = fastest(subject.copy(COPIED), subject.wait, seconds)
     return Peak(best, 2 * 4 * COPIED / taken / 1e9)
 
 
@@ -103,6 +108,14 @@ class _Prepared:
     estimate: float = 0.0
     peak_bytes: int | None = None
     difference: float | None = None
+
+
+def _predicted(plan: Plan, direction: str) -> float | None:
+    """Microseconds that the planner expects on this device; None where it has no model."""
+    unit_costs = costs.unit_costs(plan.device)
+    programs = [plan.forward] + [plan.gradient(False)] * (direction == results.TRAINING)
+    found = [costs.predict(program, unit_costs) for program in programs]
+    return None if None in found else round(sum(each for each in found if each is not None), 2)
 
 
 class Rows:
@@ -152,7 +165,7 @@ class Rows:
             least_bytes=once_each * (1 if direction == results.FORWARD else 3),
             backend=plan.backend,
             plan=plan.why,
-            predicted_us=None,
+            predicted_us=_predicted(plan, direction),
             entries=entries,
         )
 
@@ -212,7 +225,7 @@ class Rows:
                     return _Prepared(WRONG, f"its output differs by {difference:.2g} of the largest number")
             call = inputs.call(way, forward, subject, direction == results.TRAINING)
             estimate = timed(call, subject.wait)[1]
-            if estimate < self.limits.longest:
+            if estimate < 2 * self.limits.longest:
                 estimate = timed(call, subject.wait)[1]
             if estimate > self.limits.longest:
                 return self._slow(estimate)

@@ -56,6 +56,10 @@ class Peak:
     gflops: float
     gigabytes_per_second: float
 
+    def best(self, other: "Peak") -> "Peak":
+        """The better of both."""
+        return Peak(max(self.gflops, other.gflops), max(self.gigabytes_per_second, other.gigabytes_per_second))
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:

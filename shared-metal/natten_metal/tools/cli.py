@@ -13,6 +13,7 @@ from .bench import add_bench
 from .demo import DemoPackage, add_demo
 from .doctor import DoctorPackage, Patient, add_doctor
 from .installation import Framework
+from .report import add_report
 from .train import Trainer, TrainPackage, add_train, join_train
 
 
@@ -80,6 +81,7 @@ class CommandLine:
         add_train(commands, TrainPackage(package, train_backends, self._get_backend, self._trainer, self._use_backend))
         add_doctor(commands, DoctorPackage(package, self.framework, self._patient))
         add_bench(commands, package, (*self.backends, DENSE.name), self._subject)
+        add_report(commands, package)
         arguments = parser.parse_args(join_train(sys.argv[1:] if argv is None else list(argv)))
         try:
             return int(arguments.run(arguments))
