@@ -138,9 +138,9 @@ class Rows:
     def row(self, named: Named, quick: bool, dtype: str, direction: str, best: Peak) -> Row:
         """One row. NotImplementedError if the backend cannot take the problem."""
         problem, subject = named.problem(dtype), self.subject
-        inputs = Inputs.of(named, dtype, subject)
+        inputs, (somewhere,) = Inputs(named, dtype, subject), subject.tensors([(1,)], dtype)
         stream = subject.framework.stream_of(FACE, None)
-        plan = subject.framework.plan_on(inputs.heads_last[0], stream, problem, self.backend)
+        plan = subject.framework.plan_on(somewhere, stream, problem, self.backend)
         entries = self._entries(named, problem, inputs, direction, best)
         items = ITEM_BYTES[dtype]
         tokens = problem.batch * problem.queries * problem.head_dim * items
@@ -175,7 +175,7 @@ class Rows:
         wanted: list[object] = []
         for way in self._compared(ways(named, problem, self.subject, self.backend)):
             self.watch(f"{named.name}: {way.name}")
-            reason = self._too_much(way, direction, best)
+            reason = self._too_much(way, inputs, direction, best)
             prepared[way.name] = (
                 _Prepared(LEFT_OUT, reason) if reason else self._prepared(way, inputs, direction, wanted)
             )
@@ -199,20 +199,21 @@ class Rows:
     def _compared(self, all_ways: list[Way]) -> list[Way]:
         return [way for at, way in enumerate(all_ways) if not at or self.against(way.name)]
 
-    def _too_much(self, way: Way, direction: str, best: Peak) -> str:
+    def _too_much(self, way: Way, inputs: Inputs, direction: str, best: Peak) -> str:
         """Why a way is not even tried; '' if it is."""
-        if way.least_bytes > self.limits.bytes:
-            return f"needs at least {way.least_bytes / 1e9:.3g} GB, and there is room for {self.limits.bytes / 1e9:.3g}"
+        least = way.least_bytes + inputs.bytes(way)
+        if least > self.limits.bytes:
+            return f"needs at least {least / 1e9:.3g} GB, and there is room for {self.limits.bytes / 1e9:.3g}"
         seconds = way.flops * results.PRODUCTS[direction] / 2 / best.gflops / 1e9
         if seconds > self.limits.longest:
-            return f"takes at least {seconds:.0f} s at the peak; the limit is {self.limits.longest:g} (--limit)"
+            return f"takes at least {seconds:.2g} s at the peak; the limit is {self.limits.longest:g} (--limit)"
         return ""
 
     def _prepared(self, way: Way, inputs: Inputs, direction: str, wanted: list[object]) -> _Prepared:
         """A way after its first calls. wanted: the output that others must equal, once there is one."""
         subject = self.subject
         try:
-            forward = way.make(inputs.heads_first if way.heads_first else inputs.heads_last)
+            forward = way.make(inputs.of(way))
             output, first = timed(lambda: inputs.output(way, forward), subject.wait)
             # A first call may compile, but not for this long.
             if first > 2 * self.limits.longest:
@@ -224,9 +225,8 @@ class Rows:
                 if not difference <= BOUNDS[inputs.dtype]:
                     return _Prepared(WRONG, f"its output differs by {difference:.2g} of the largest number")
             call = inputs.call(way, forward, subject, direction == results.TRAINING)
+            timed(call, subject.wait)  # the first step of training imports and compiles, too
             estimate = timed(call, subject.wait)[1]
-            if estimate < 2 * self.limits.longest:
-                estimate = timed(call, subject.wait)[1]
             if estimate > self.limits.longest:
                 return self._slow(estimate)
             return _Prepared(TIMED, "", call, estimate, subject.peak_bytes(call), difference)

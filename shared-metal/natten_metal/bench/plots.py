@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from . import figures
 from .results import Entry, Results, Row
-from .ways import DENSE, GATHERED, MASKED
+from .ways import GATHERED, MASKED, SDPA
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # A color for each way; the package's own is the first. Others get the remaining ones in turn.
 OWN, INK, FAINT = "#1f4e8c", "#24292f", "#d7dde5"
-COLORS = {DENSE: "#9aa4b2", MASKED: "#57606a", GATHERED: "#8a5a9e", "flex_attention": "#d98c3f"}
+COLORS = {SDPA: "#9aa4b2", MASKED: "#57606a", GATHERED: "#8a5a9e", "flex_attention": "#d98c3f"}
 FURTHER = ("#2f8f5b", "#b3402e", "#b59f00")
 MARKERS = "osD^v<>P"
 NAMED = "windows-", "tokens-"
@@ -128,7 +128,7 @@ def _sparsity(names: Sequence[str], found: Sequence[Results]) -> "Figure | None"
     """How much longer dense attention takes, against the share of pairs that the windows hold."""
 
     def value(results: Results, row: Row) -> tuple[float, float] | None:
-        entry = next((each for each in row.entries[1:] if each.name == DENSE), None)
+        entry = next((each for each in row.entries[1:] if each.name == SDPA), None)
         ratio = None if entry is None else figures.faster(row, entry)
         return None if ratio is None or ratio.reason else (row.density, ratio.value)
 
@@ -139,12 +139,12 @@ def _sparsity(names: Sequence[str], found: Sequence[Results]) -> "Figure | None"
     figure, (axis,) = _figure(1, 7.2, 4.8)
     low = min(x for x, _, _ in everything) / 1.5
     axis.plot(
-        [low, 1], [1 / low, 1], color=INK, linewidth=1, linestyle="--", label="no pair too many, at dense's speed"
+        [low, 1], [1 / low, 1], color=INK, linewidth=1, linestyle="--", label="no pair too many, at the same speed"
     )
     axis.axhline(1, color=FAINT, linewidth=1.5)
     _scatter(axis, by_run)
     axis.set(xscale="log", yscale="log", xlabel="share of all pairs that the windows hold")
-    axis.set_ylabel("dense attention takes ... times as long")
+    axis.set_ylabel("attention over all pairs takes ... times as long")
     _plain(axis.xaxis)
     _plain(axis.yaxis)
     axis.legend(frameon=False, fontsize=9)
@@ -191,7 +191,8 @@ def _memory(names: Sequence[str], found: Sequence[Results]) -> "Figure | None":
     if not panels:
         return None
     bars = max(sum(1 for row in rows for entry in row.entries if _bytes(entry)) for _, rows in panels)
-    figure, axes = _figure(len(panels), 6.0, 1.2 + 0.16 * bars + 0.12 * max(len(rows) for _, rows in panels), False)
+    height = 1.2 + 0.16 * bars + 0.12 * max(len(rows) for _, rows in panels)
+    figure, axes = _figure(len(panels), 6.0, max(3.0, height), False)
     for axis, (name, rows) in zip(axes, panels, strict=True):
         place, ticks, labels = 0.0, [], []
         for row in rows:
@@ -241,7 +242,7 @@ PICTURES = {
         "Time against the window", _series("windows-", "window along each axis", lambda row: row.kernel_size[0])
     ),
     "tokens.png": Picture("Time against the tokens", _series("tokens-", "tokens", lambda row: math.prod(row.shape))),
-    "sparsity.png": Picture("Speed against dense attention, by how sparse the windows are", _sparsity),
+    "sparsity.png": Picture("Speed against attention over all pairs, by how sparse the windows are", _sparsity),
     "roofline.png": Picture("Speed against what the machine can do", _roofline),
     "memory.png": Picture("Memory", _memory),
 }

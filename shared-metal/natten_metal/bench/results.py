@@ -1,6 +1,6 @@
 """What ``bench`` measured, as data, and as the JSON that it writes and ``report`` reads.
 
-The fields of these classes are the format: docs/bench-format.md describes each, and a test holds it to them. A file
+The fields of these classes are the format: docs/bench.md describes each, and a test holds it to them. A file
 says the name of the format and its version; a field that is added leaves the version as it is, one that changes or
 goes raises it.
 """
@@ -39,11 +39,12 @@ class Machine:
     unknown.
     """
 
-    platform: str
+    os: str
+    architecture: str
     chip: str
     gpu_cores: int | None
     device: str
-    cores: int
+    cpus: int
     threads: int
     memory_bytes: int
     load: tuple[float, ...]
@@ -65,7 +66,7 @@ class Peak:
 class Entry:
     """One way to compute a row's problem.
 
-    name: 'natten-mps', 'dense', ... state: 'timed', 'left out', 'failed' or 'wrong'; unless it is the first, there are
+    name: 'natten-mps', 'sdpa', ... state: 'timed', 'left out', 'failed' or 'wrong'; unless it is the first, there are
     no times, and reason says why. times_us: microseconds of a call, one for each round. peak_bytes: memory beyond the
     inputs, None where it cannot be known. difference: the largest one of its outputs from the package's, over the
     largest output; None if it computes something else.

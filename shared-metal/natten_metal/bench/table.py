@@ -26,10 +26,11 @@ def console(file: TextIO) -> "Console":
 
 def machine_line(machine: Machine) -> str:
     """The machine in one line."""
-    cores = f"{machine.cores} cores" + (f", {machine.gpu_cores} of the GPU" if machine.gpu_cores else "")
+    gpu = f", {machine.gpu_cores} GPU cores" if machine.gpu_cores else ""
     load = f", load {' to '.join(f'{each:.1f}' for each in machine.load)}" if machine.load else ""
     memory = f"{machine.memory_bytes / 2**30:.0f} GiB"
-    return f"{machine.chip}, {cores}, {memory}, {machine.platform}; on {machine.device}{load}"
+    where = f"{machine.chip}{gpu}, {machine.cpus} CPUs, {memory}, {machine.os}, {machine.architecture}"
+    return f"{where}; on {machine.device}, {machine.threads} threads{load}"
 
 
 def show(found: Results, to: "Console") -> None:
@@ -37,6 +38,11 @@ def show(found: Results, to: "Console") -> None:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
+    to.print(
+        f"{found.package} {found.package_version}, {found.framework}: {machine_line(found.machine)}", soft_wrap=True
+    )
+    for dtype, best in found.peaks.items():
+        to.print(f"peak of {dtype}: {best.gflops:.4g} GFLOP/s; copies: {best.gigabytes_per_second:.3g} GB/s")
     notes = figures.Notes()
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("")

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from ..problem import mask
@@ -11,7 +12,8 @@ from .problems import Named
 from .subject import Call, Forward, Subject, Tensor
 
 ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
-DENSE, MASKED, GATHERED = "dense", "dense, masked", "gathered"
+# The framework's own scaled dot-product attention, over all pairs; and with the neighborhood as a mask.
+SDPA, MASKED, GATHERED = "sdpa", "sdpa-masked", "gathered"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,33 +32,42 @@ class Way:
     make: Callable[[Sequence[Tensor]], Forward]
 
 
-@dataclass(frozen=True, slots=True)
 class Inputs:
-    """The tensors of a problem in both layouts: query, key, value; and the gradient that flows into the output."""
+    """The tensors of a problem, made when first used: query, key, value, and the gradient of its output."""
 
-    dtype: str
-    heads_last: Sequence[Tensor]
-    heads_first: Sequence[Tensor]
+    def __init__(self, named: Named, dtype: str, subject: Subject) -> None:
+        self.dtype, self._shapes, self._subject = dtype, (*named.shapes, named.shapes[0]), subject
 
-    @classmethod
-    def of(cls, named: Named, dtype: str, subject: Subject) -> "Inputs":
-        """Seeded ones."""
-        last = subject.tensors((*named.shapes, named.shapes[0]), dtype)
-        return cls(dtype, last, [subject.heads_first(each) for each in last])
+    @cached_property
+    def heads_last(self) -> Sequence[Tensor]:
+        """The package's layout, ``[B, *shape, H, D]``."""
+        return self._subject.tensors(self._shapes, self.dtype)
+
+    @cached_property
+    def heads_first(self) -> Sequence[Tensor]:
+        """The same numbers as ``[B, H, tokens, D]``."""
+        return [self._subject.heads_first(each) for each in self.heads_last]
+
+    def bytes(self, way: Way) -> int:
+        """What the inputs of a way take."""
+        one_layout = sum(math.prod(shape) for shape in self._shapes) * ITEM_BYTES[self.dtype]
+        return one_layout * (2 if way.heads_first else 1)
+
+    def of(self, way: Way) -> Sequence[Tensor]:
+        """The inputs in a way's layout."""
+        return self.heads_first if way.heads_first else self.heads_last
 
     def call(self, way: Way, forward: Forward, subject: Subject, training: bool) -> Call:
         """The call that is timed."""
-        *inputs, flow = self.heads_first if way.heads_first else self.heads_last
+        *inputs, flow = self.of(way)
         if training:
             return subject.training(forward, inputs, flow)
         return lambda: forward(*inputs)
 
     def output(self, way: Way, forward: Forward) -> Tensor:
         """The forward's output, heads-last."""
-        if not way.heads_first:
-            return forward(*self.heads_last[:3])
-        out = forward(*self.heads_first[:3])
-        return out.swapaxes(1, 2).reshape(self.heads_last[0].shape)
+        out = forward(*self.of(way)[:3])
+        return out.swapaxes(1, 2).reshape(self._shapes[0]) if way.heads_first else out
 
 
 def ways(named: Named, problem: Problem, subject: Subject, backend: str) -> list[Way]:
@@ -88,7 +99,7 @@ def ways(named: Named, problem: Problem, subject: Subject, backend: str) -> list
     useful = mask.flops(problem)
     found = [
         Way(subject.package, False, True, useful, 0, own),
-        Way(DENSE, True, slots == tokens, dense_flops, logits, dense),
+        Way(SDPA, True, slots == tokens, dense_flops, logits, dense),
         Way(MASKED, True, True, dense_flops, logits + tokens**2, masked),
         Way(GATHERED, True, True, useful, copies, gathered),
     ]

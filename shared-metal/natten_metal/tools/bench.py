@@ -10,13 +10,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .command_line import CommandError, check_outputs, end, write
 
 if TYPE_CHECKING:
-    from ..bench.results import Machine, Peak, Results, Row
+    from ..bench.results import Machine
     from ..bench.subject import Subject
 
 DTYPES = ("float16", "bfloat16", "float32")
@@ -75,19 +76,7 @@ def _positive(text: str) -> float:
     return number
 
 
-def machine(subject: "Subject", load: tuple[float, ...]) -> "Machine":
-    """This machine. load: the load averages before and after."""
-    from ..bench.memory import machine_bytes
-    from ..bench.results import Machine
-    from ..plan.chip import chip_name, gpu_cores
-
-    cores = os.cpu_count() or 1
-    return Machine(
-        platform.platform(), chip_name(), gpu_cores(), subject.device, cores, subject.threads, machine_bytes(), load
-    )
-
-
-def load_average() -> tuple[float, ...]:
+def _load() -> tuple[float, ...]:
     """How many processes have been waiting in the last minute; empty where the system does not say."""
     return (round(os.getloadavg()[0], 2),) if hasattr(os, "getloadavg") else ()
 
@@ -107,7 +96,7 @@ def _bench(args: argparse.Namespace, package: str, make_subject: "Callable[[bool
     work = [(each, dtype, direction) for each in named for dtype in dtypes for direction in directions]
     seconds, longest = args.seconds or SECONDS[args.quick], args.limit or LONGEST[args.quick]
     limits = measure.Limits(seconds, longest, machine_bytes() // 2)
-    began, before = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), load_average()
+    began, before = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), _load()
     rows, peaks = [], {}
     with subject.on_device(), _progress(len(work), args.progress) as advance:
         for dtype in dtypes:
@@ -122,15 +111,20 @@ def _bench(args: argparse.Namespace, package: str, make_subject: "Callable[[bool
             advance(each.name, 1)
         # Again: other work on the machine may have slowed down what came first.
         peaks = {dtype: best.best(measure.peak(subject, dtype, seconds / 3)) for dtype, best in peaks.items()}
-    settings = {"quick": str(args.quick), "seconds": f"{seconds:g}", "limit": f"{longest:g}", "backend": args.backend}
-    found = _results(package, subject, began, machine(subject, before + load_average()), settings, peaks, rows)
-    to = table.console(sys.stdout)
-    to.print(
-        f"{package} {found.package_version}, {found.framework}: {table.machine_line(found.machine)}", soft_wrap=True
+    found = results.Results(
+        results.FORMAT,
+        results.VERSION,
+        package,
+        version(package),
+        subject.title,
+        platform.python_version(),
+        began,
+        _machine(subject, before + _load()),
+        {"quick": str(args.quick), "seconds": f"{seconds:g}", "limit": f"{longest:g}", "backend": args.backend},
+        peaks,
+        tuple(rows),
     )
-    for dtype, best in peaks.items():
-        to.print(f"peak of {dtype}: {best.gflops:.4g} GFLOP/s; copies: {best.gigabytes_per_second:.3g} GB/s")
-    table.show(found, to)
+    table.show(found, table.console(sys.stdout))
     if args.json is not None:
         write(args.json, lambda file: file.write(results.to_json(found)))
         print(f"wrote {args.json}")
@@ -145,31 +139,22 @@ def _against(args: argparse.Namespace) -> Callable[[str], bool]:
     return lambda name: any(name == wanted or name.split()[0] == wanted for wanted in args.against)
 
 
-def _results(
-    package: str,
-    subject: "Subject",
-    began: str,
-    where: "Machine",
-    settings: dict[str, str],
-    peaks: "dict[str, Peak]",
-    rows: "list[Row]",
-) -> "Results":
-    from importlib.metadata import version
+def _machine(subject: "Subject", load: tuple[float, ...]) -> "Machine":
+    from ..bench.memory import machine_bytes
+    from ..bench.results import Machine
+    from .installation import machine
 
-    from ..bench.results import FORMAT, VERSION, Results
-
-    return Results(
-        FORMAT,
-        VERSION,
-        package,
-        version(package),
-        subject.title,
-        platform.python_version(),
-        began,
-        where,
-        settings,
-        peaks,
-        tuple(rows),
+    found = machine()
+    return Machine(
+        os=found.os,
+        architecture=found.architecture,
+        chip=found.chip,
+        gpu_cores=found.gpu_cores,
+        device=subject.device,
+        cpus=found.cpus or 1,
+        threads=subject.threads,
+        memory_bytes=machine_bytes(),
+        load=load,
     )
 
 

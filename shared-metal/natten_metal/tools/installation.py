@@ -114,7 +114,7 @@ def here(package: str, framework: Framework) -> Installation:
     pythons = [line.split(" :: ")[-1] for line in own.get_all("Classifier") or () if "Python :: 3." in line]
     return Installation(
         package,
-        _machine(),
+        machine(),
         platform.python_version(),
         {name: _version(name) for name in {package: None, framework.distribution: None} | parts | named | EXTRAS},
         tuple(required),
@@ -127,7 +127,8 @@ def here(package: str, framework: Framework) -> Installation:
 EXTRAS = dict.fromkeys(("numpy",))
 
 
-def _machine() -> Machine:
+def machine() -> Machine:
+    """This machine."""
     mac = platform.mac_ver()[0]
     pages = [os.sysconf(name) if name in os.sysconf_names else 0 for name in ("SC_PHYS_PAGES", "SC_PAGE_SIZE")]
     return Machine(

@@ -1,0 +1,222 @@
+"""``natten-mps bench``, ``natten-mlx bench`` and ``report``: small runs from end to end, and how they end."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bench_runs import RESULTS
+
+from natten_mps._metal.bench import results
+from natten_mps._metal.tools import command_line
+
+PACKAGES = ("natten_mps", "natten_mlx")
+# The smallest problem, for as short as can be.
+SMALL = ("--quick", "--problem", "tokens-16", "--cpu", "--seconds", "0.01")
+
+
+@pytest.fixture(autouse=True)
+def small_peaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The framework's peak is looked for among small products: MLX's take long on a CPU."""
+    for package in PACKAGES:
+        measure = importlib.import_module(f"{package}._metal.bench.measure")
+        monkeypatch.setattr(measure, "SIDES", (64, 128))
+        monkeypatch.setattr(measure, "COPIED", 1 << 16)
+
+
+def run(package: str, *arguments: str) -> int:
+    status: int = importlib.import_module(f"{package}.cli").main(["bench", *arguments])
+    return status
+
+
+def report(package: str, *arguments: str) -> int:
+    status: int = importlib.import_module(f"{package}.cli").main(["report", *arguments])
+    return status
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_run_from_end_to_end(package: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, name = tmp_path / "times.json", package.replace("_", "-")
+    assert run(package, *SMALL, "--backward", "--json", str(path)) == 0
+    printed = capsys.readouterr().out
+    found = results.load(path)
+    assert (found.package, found.machine.device, list(found.peaks)) == (name, "cpu", ["float32"])
+    assert [row.direction for row in found.rows] == [results.FORWARD, results.TRAINING]
+    for row in found.rows:
+        assert (row.problem, row.shape, row.quick, row.backend) == ("tokens-16", (16, 16), True, row.backend)
+        assert row.backend == {"natten_mps": "native", "natten_mlx": "nanobind"}[package]
+        assert [entry.name for entry in row.entries] == [name, "sdpa", "sdpa-masked", "gathered"]
+        assert {entry.state for entry in row.entries} == {results.TIMED}
+        rounds = {len(entry.times_us) for entry in row.entries}
+        assert len(rounds) == 1 and min(rounds) >= 5
+        assert all(entry.difference is not None and entry.difference < 1e-4 for entry in row.entries[2:])
+        assert row.entries[1].difference is None, "dense attention computes something else"
+        assert row.own.peak_bytes is not None and row.own.peak_bytes < row.entries[3].peak_bytes
+        assert row.predicted_us is None, "CPU kernels have no model"
+    assert found.rows[1].flops == found.rows[0].flops * 7 // 2
+    assert f"  {name} ({found.rows[0].backend})" in printed and "tokens-16, float32, training" in printed
+    assert report(package, str(path)) == 0
+    assert f"## {name} on" in capsys.readouterr().out
+
+
+def test_the_metal_kernels_have_a_prediction() -> None:
+    from natten_mps._metal.bench import measure
+    from natten_mps._metal.bench.problems import BY_NAME
+    from natten_mps._metal.plan.device import Device
+    from natten_mps._metal.plan.plan import plan
+
+    planned = plan(BY_NAME["hdit"].problem("float16"), Device("gpu", "Apple M4 Max"), "auto", ("metal",))
+    forward, training = (measure._predicted(planned, each) for each in (results.FORWARD, results.TRAINING))
+    assert forward is not None and training is not None and 10 < forward < training < 1e5
+
+
+def subject_class(package: str) -> Any:
+    return getattr(
+        importlib.import_module(f"{package}._tools.bench"),
+        {"natten_mps": "Torch", "natten_mlx": "Mlx"}[package] + "Subject",
+    )
+
+
+@pytest.fixture(params=PACKAGES)
+def package(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+def failing(error: BaseException) -> Callable[..., Any]:
+    def call(*given: Any) -> Any:
+        raise error
+
+    return call
+
+
+def entries(path: Path) -> dict[str, results.Entry]:
+    return {entry.name: entry for entry in results.load(path).rows[0].entries}
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("out of memory:\ntried to allocate 9 TB")])
+def test_an_alternative_that_fails_is_a_row(
+    package: str, error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "times.json"
+    monkeypatch.setattr(subject_class(package), "dense", failing(error))
+    assert run(package, *SMALL, "--against", "sdpa", "gathered", "--json", str(path)) == 0
+    found = entries(path)
+    assert (found["sdpa"].state, found["sdpa"].times_us) == (results.FAILED, ())
+    assert found["sdpa"].reason == str(error).replace("\n", " | ") or found["sdpa"].reason == "MemoryError"
+    assert found["gathered"].state == results.TIMED
+
+
+def test_an_alternative_that_computes_something_else(
+    package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, kind = tmp_path / "times.json", subject_class(package)
+    dense = kind.dense
+    monkeypatch.setattr(kind, "dense", lambda *given: dense(*given) * 1.5)
+    assert run(package, *SMALL, "--against", "sdpa-masked", "--json", str(path)) == 1
+    wrong = entries(path)["sdpa-masked"]
+    assert (wrong.state, wrong.times_us) == (results.WRONG, ())
+    assert wrong.reason == "its output differs by 0.5 of the largest number"
+
+
+def test_the_package_itself_fails(package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "times.json"
+    monkeypatch.setattr(subject_class(package), "attend", failing(RuntimeError("no such kernel")))
+    assert run(package, *SMALL, "--against", "sdpa", "--json", str(path)) == 1
+    found = entries(path)
+    assert found[package.replace("_", "-")].reason == "no such kernel" and found["sdpa"].state == results.TIMED
+
+
+def test_limits(package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A way that is too slow or too large is left out, before it is tried where that can be known."""
+    path = tmp_path / "times.json"
+    assert run(package, *SMALL, "--against", "--limit", "1e-9", "--json", str(path)) == 0
+    own = entries(path)[package.replace("_", "-")]
+    assert own.state == results.LEFT_OUT and own.reason.startswith("takes at least")
+    memory = importlib.import_module(f"{package}._metal.bench.memory")
+    monkeypatch.setattr(memory, "machine_bytes", lambda: 8 << 20)
+    assert run(package, *SMALL, "--against", "gathered", "--json", str(path)) == 0
+    found = entries(path)["gathered"]
+    assert found.state == results.LEFT_OUT and found.reason == "needs at least 0.0223 GB, and there is room for 0.00419"
+
+
+def test_an_interrupt(
+    package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(subject_class(package), "attend", failing(KeyboardInterrupt()))
+    assert run(package, *SMALL, "--json", str(tmp_path / "times.json")) == command_line.INTERRUPTED
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", f"{package.replace('_', '-')} bench: interrupted\n")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--problem", "no-such"), "there is no problem no-such; there are nat, dinat, hdit, "),
+        (("--json", "missing/times.json"), "missing/times.json: there is no folder missing"),
+        (("--backend", "metal", *SMALL), "Metal kernels run on mps tensors"),
+    ],
+)
+def test_what_cannot_be_done_is_said_at_once(
+    arguments: Sequence[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("natten_mps", *arguments) == 1
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.startswith("natten-mps bench: ") and message in captured.err
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="only Linux has a device that is always full")
+def test_a_full_disk(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("natten_mps", *SMALL, "--against", "--json", "/dev/full") == 1
+    assert capsys.readouterr().err == "natten-mps bench: /dev/full: cannot be written: No space left on device\n"
+
+
+# --- report ---------------------------------------------------------------------------------------------
+
+
+def test_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every picture that the results have something for, each a PNG of a size that shows something."""
+    from PIL import Image
+
+    path, out = tmp_path / "times.json", tmp_path / "out"
+    path.write_bytes(results.to_json(RESULTS))
+    assert report("natten_mps", str(path), str(path), "--out", str(out)) == 0
+    drawn = {"window.png", "sparsity.png", "roofline.png", "memory.png"}
+    assert set(os.listdir(out)) == drawn | {"report.md"}, "there is no series of tokens to draw"
+    text = (out / "report.md").read_text()
+    for name in drawn:
+        assert f"]({name})" in text
+        picture = Image.open(out / name).convert("RGB")
+        colors = picture.getcolors(1 << 20)
+        assert min(picture.size) > 300 and colors is not None and len(colors) > 20
+        assert any(color == (0x1F, 0x4E, 0x8C) for _, color in colors), "the package's own color"
+    assert capsys.readouterr().out.startswith(f"wrote {out / 'report.md'}, with ")
+
+
+def test_report_without_matplotlib(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "times.json"
+    path.write_bytes(results.to_json(RESULTS))
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
+    assert report("natten_mlx", str(path)) == 0
+    assert "# Times of neighborhood attention" in capsys.readouterr().out
+    assert report("natten_mlx", str(path), "--out", str(tmp_path / "out")) == 1
+    said = "pictures need matplotlib, which is not installed: pip install 'natten-mlx[tools]'"
+    assert capsys.readouterr().err == f"natten-mlx report: {said}\n" and not (tmp_path / "out").exists()
+
+
+def test_a_file_that_is_not_a_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "other.json").write_text("{}")
+    assert report("natten_mps", str(tmp_path / "other.json")) == 1
+    assert "not a file of `bench --json`" in capsys.readouterr().err
+    assert report("natten_mps", str(tmp_path / "missing.json")) == 1
+    assert capsys.readouterr().err.endswith("missing.json: cannot be read: No such file or directory\n")
+    (tmp_path / "times.json").write_bytes(results.to_json(RESULTS))
+    assert report("natten_mps", str(tmp_path / "times.json"), "--out", str(tmp_path / "a" / "b")) == 1
+    assert "cannot be made: No such file or directory" in capsys.readouterr().err

@@ -1,0 +1,233 @@
+"""What ``bench`` measures and says, without measuring: problems, statistics of times, the file, the report."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+from dataclasses import fields, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from bench_runs import MISSING, NOISY, OWN, RESULTS, ROW, SDPA
+
+from natten_mps._metal.bench import figures, measure, problems, report, results, table, times
+from natten_mps._metal.problem import mask
+from natten_mps._metal.tools import bench
+
+DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "bench.md").read_text()
+NAMED = list(problems.BY_NAME.values())
+
+
+# --- problems -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("package", ["natten_mps", "natten_mlx"])
+@pytest.mark.parametrize("quick", [False, True], ids=["whole", "quick"])
+def test_every_problem_is_legal_and_has_a_plan(package: str, quick: bool) -> None:
+    """On an Apple GPU as the planner sees it: by Metal kernels alone, forward and backward."""
+    metal, plan, device = (
+        importlib.import_module(f"{package}._metal.plan.{name}") for name in ("backend", "plan", "device")
+    )
+    own = importlib.import_module(f"{package}._metal.bench.problems")
+    order = importlib.import_module(f"{package}._backends").ORDER
+    gpu = device.Device("gpu", "Apple M1")
+    for named in own.BY_NAME.values():
+        for dtype in bench.DTYPES:
+            planned = plan.plan(named.form(quick).problem(dtype), gpu, "auto", order)
+            assert planned.backend == order[0] and planned.forward.launches and planned.backward.launches
+    assert order[0] in (metal.METAL.name, metal.NANOBIND.name)
+
+
+def test_quick_forms_are_small_and_of_the_same_kind() -> None:
+    for named in NAMED:
+        whole, quick = (named.form(each).problem("float32") for each in (False, True))
+        assert mask.flops(quick) <= mask.flops(whole)
+        if not named.name.startswith("tokens-"):
+            assert quick.queries <= 6000 and mask.flops(quick) < 1e10
+        assert (quick.rank, quick.is_causal, quick.head_dim) == (whole.rank, whole.is_causal, whole.head_dim)
+        for number in ("stride", "dilation"):
+            assert (max(getattr(quick, number)) > 1) == (max(getattr(whole, number)) > 1)
+        assert (quick.group_heads > 1) == (whole.group_heads > 1)
+
+
+def test_problems_are_chosen_by_name_and_group() -> None:
+    assert [named.name for named in problems.chosen([])] == [named.name for named in problems.MODELS]
+    both = problems.chosen(["hdit", "windows", "hdit"])
+    assert [named.name for named in both] == ["hdit", *(named.name for named in problems.WINDOWS)]
+    with pytest.raises(KeyError):
+        problems.chosen(["no such"])
+    assert {1, 2, 3} == {len(named.shape) for named in problems.MODELS}
+    assert all(named.source and named.layer for named in NAMED)
+
+
+def test_the_document_lists_every_problem() -> None:
+    for named in problems.MODELS:
+        shape, window = "x".join(map(str, named.shape)), "x".join(map(str, named.kernel_size))
+        window += ", causal" if named.is_causal else ""
+        for word in ("stride", "dilation"):
+            value = getattr(named, word)
+            window += f", {word} {value if isinstance(value, int) else 'x'.join(map(str, value))}" if value != 1 else ""
+        assert f"| `{named.name}` | {named.layer} | {shape} | {window} |" in DOCUMENT
+
+
+# --- times ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.0, 1.0), (0.1, 1.4), (0.5, 3.0), (0.9, 4.6), (1.0, 5.0)])
+def test_quantiles(share: float, expected: float) -> None:
+    assert times.quantile([5.0, 1.0, 4.0, 2.0, 3.0], share) == pytest.approx(expected)
+    assert times.quantile([7.0], share) == 7.0
+
+
+def test_a_ratio_is_of_medians() -> None:
+    found = times.ratio([200.0, 210.0, 190.0, 200.0], [100.0, 100.0, 100.0, 100.0])
+    assert (found.value, found.reason, str(found)) == (2.0, "", "2x")
+    assert 1.9 < found.low < 2.0 < found.high < 2.1
+
+
+def test_noise_that_both_share_leaves_a_ratio_alone() -> None:
+    """Rounds that take ten times as long for both, because of other work, have the same ratio as the others."""
+    base = [1.0, 10.0, 1.0, 10.0, 1.0]
+    found = times.ratio([3 * each for each in base], base)
+    assert (found.value, found.low, found.high, found.reason) == (3.0, 3.0, 3.0, "")
+
+
+@pytest.mark.parametrize("swing", [0.5, 0.9, 1.1, 2.0])
+def test_a_ratio_whose_spread_is_larger_than_itself_is_not_told(swing: float) -> None:
+    """Rounds alternate between ratios whose distance is ``swing`` times their middle."""
+    ratios = [4.0 * (1 + swing / 2 * sign) for sign in (-1, 1)] * 20
+    found = times.ratio(ratios, [1.0] * 40)
+    assert found.high - found.low == pytest.approx(4.0 * swing)
+    assert bool(found.reason) == (str(found) == "?") == (swing > 1)
+
+
+def test_too_few_rounds_have_no_spread() -> None:
+    assert times.ratio([2.0, 2.0], [1.0, 1.0]).reason.startswith("fewer than 3 rounds")
+    with pytest.raises(AssertionError, match="not from the same rounds"):
+        times.ratio([2.0], [1.0, 1.0])
+
+
+class Clockwork:
+    """A clock that calls move."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.made: list[str] = []
+
+    def call(self, name: str, seconds: float) -> Any:
+        def run() -> str:
+            self.made.append(name)
+            self.now += seconds
+            return name
+
+        return run
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_ways_take_turns() -> None:
+    clock, waited = Clockwork(), []
+    calls = {name: clock.call(name, seconds) for name, seconds in (("fast", 0.01), ("slow", 0.5))}
+    found = measure.interleaved(calls, waited.extend, 1.0, {"fast": 0.01, "slow": 0.5}, clock)
+    assert set(found) == {"fast", "slow"} and len(found["fast"]) == len(found["slow"]) == measure.FEWEST
+    assert found["fast"] == pytest.approx([0.01] * measure.FEWEST) and found["slow"] == pytest.approx([0.5] * 5)
+    # The fast one settles the machine first, in each round.
+    assert clock.made == ["fast", "fast", "slow"] * measure.FEWEST and waited == clock.made
+
+
+def test_short_calls_are_timed_together() -> None:
+    clock = Clockwork()
+    calls = {"tiny": clock.call("tiny", 1e-4), "own": clock.call("own", 1e-9)}
+    found = measure.interleaved(calls, lambda _: None, 0.1, {"tiny": 1e-4, "own": 1e-9}, clock)
+    assert found["tiny"] == pytest.approx([1e-4] * len(found["tiny"]))
+    rounds = len(found["own"])
+    assert measure.FEWEST < rounds <= measure.MOST
+    assert clock.made.count("tiny") == rounds * (1 + 30) and clock.made.count("own") == rounds * (1 + 64)
+
+
+# --- the file -------------------------------------------------------------------------------------------
+
+
+def test_results_survive_their_file() -> None:
+    assert results.from_json(results.to_json(RESULTS), "f") == RESULTS
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: text[: len(text) // 2], "f: not JSON: "),
+        (lambda text: b"[]", "f: not a file of `bench --json`: its format is not 'natten-bench'"),
+        (lambda text: text.replace(b'"natten-bench"', b'"other"'), "f: not a file of `bench --json`"),
+        (lambda text: text.replace(b'"version": 1', b'"version": 2'), "f: version 2 of the format; this package reads"),
+        (lambda text: text.replace(b'"pairs"', b'"pears"'), "f.rows[0]: lacks pairs"),
+        (
+            lambda text: text.replace(b'"times_us": [', b'"times_us": ["x", ', 1),
+            "f.rows[0].entries[0].times_us[0]: must",
+        ),
+        (lambda text: text.replace(b'"load": [', b'"load": 3, "was": ['), "f.machine.load: must be tuple; got int"),
+    ],
+)
+def test_a_damaged_file(change: Any, message: str) -> None:
+    with pytest.raises(results.Unreadable, match=re.escape(message)):
+        results.from_json(change(results.to_json(RESULTS)), "f")
+
+
+def test_fields_of_a_later_package_are_left_out() -> None:
+    given = json.loads(results.to_json(RESULTS))
+    given["more"], given["rows"][0]["more"] = 1, 2
+    assert results.from_json(json.dumps(given).encode(), "f") == RESULTS
+
+
+def test_the_document_describes_every_field() -> None:
+    described = set(re.findall(r"`(\w+)`", DOCUMENT.partition("## The file")[2]))
+    for kind in (results.Results, results.Machine, results.Peak, results.Row, results.Entry):
+        assert {each.name for each in fields(kind)} <= described, kind.__name__
+    assert f"`{results.FORMAT}`, {results.VERSION}" in DOCUMENT
+
+
+# --- words ----------------------------------------------------------------------------------------------
+
+
+def test_figures() -> None:
+    own, dense, noisy, missing = (figures.words(RESULTS, ROW, entry) for entry in ROW.entries)
+    assert (own.time, own.ratio, own.predicted, own.memory) == ("0.1", "", "0.08", "1")
+    # 39.3 million operations in 100 microseconds, of 10 TFLOP/s
+    assert (own.rate, own.of_peak) == ("393", "4%")
+    assert (dense.ratio, dense.note, dense.rate) == ("4x", "", "98.3")
+    assert noisy.ratio == "?" and noisy.note.startswith("the ratio's spread is larger than the ratio")
+    assert (missing.time, missing.ratio, missing.note) == ("-", "-", MISSING.reason)
+    assert figures.told([ROW], lambda name: True) == [4.0]
+    assert table.means(replace(RESULTS, rows=(ROW,))) == [
+        "forward: sdpa takes 4 times as long, geometric mean of 1 rows"
+    ]
+
+
+def test_a_package_that_was_not_timed_has_no_ratios() -> None:
+    failed = replace(OWN, state=results.FAILED, times_us=(), reason="a kernel failed")
+    row = replace(ROW, entries=(failed, SDPA, NOISY))
+    told = [figures.words(replace(RESULTS, rows=(row,)), row, entry) for entry in row.entries]
+    assert [each.ratio for each in told] == ["-", "-", "-"] and told[0].note == "a kernel failed"
+
+
+def test_the_table_and_the_report_say_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    import sys
+
+    table.show(RESULTS, table.console(sys.stdout))
+    printed, text = capsys.readouterr().out, report.markdown(report.runs([RESULTS]), ())
+    for said in ("Apple M4 Max, 40 GPU cores, 16 CPUs, 64 GiB, macOS 26.3", "4x", "?", MISSING.reason, "0.08"):
+        assert said in printed and said in text
+    assert printed.count("[1]") == 2 and text.count("[1]") == 2
+    both = report.markdown(report.runs([RESULTS, replace(RESULTS, package="natten-mlx")]), ())
+    assert "## A: natten-mps on Apple M4 Max (mps)" in both and "| nat, quick, float16, forward | 0.1 | 0.1 |" in both
+
+
+def test_settings_of_ways() -> None:
+    ask = bench._against
+    assert ask(SimpleNamespace(against=None, quick=False))("flex_attention")
+    assert not ask(SimpleNamespace(against=None, quick=True))("flex_attention")
+    only = ask(SimpleNamespace(against=["natten", "sdpa"], quick=True))
+    assert only("natten 0.21.6") and only("sdpa") and not only("sdpa-masked") and not only("gathered")
