@@ -33,6 +33,7 @@ RANKED_IDENTIFIER = re.compile(r"\b[A-Za-z_]\w*(?<!\d)[123][dD]\w*")
 # Words for window arithmetic, in addition to the names that window.py defines.
 WINDOW_WORDS = frozenset({"leader", "inverse", "window"})
 C_LEADER = re.compile(r"/\s*(\w+)\s*\)?\s*\*\s*\1\s*\+\s*\1\b")
+JS_LEADER = re.compile(r"(?:,|/)\s*([\w.]+)\s*\)\s*\*\s*\1\s*\+\s*(?:div\()?\1\b")
 
 REGISTRY_HOST = re.compile(
     r"pypi\.org|pythonhosted\.org|registry\.npmjs|deb\.debian\.org|download\.pytorch\.org|static\.crates\.io"
@@ -219,6 +220,21 @@ def window_arithmetic_in_c(source: str, names: frozenset[str]) -> list[str]:
     patterns = ((defines, "defines a window function"), (C_LEADER, "works out the leader again"))
     return [
         f"line {_line_of(code, found.start())}: {what}: window arithmetic belongs to window.h"
+        for pattern, what in patterns
+        for found in pattern.finditer(code)
+    ]
+
+
+def window_arithmetic_in_javascript(source: str, names: frozenset[str]) -> list[str]:
+    """The same for JavaScript, where it belongs to window.js."""
+    code = _without_c_comments(source)
+    alternatives = "|".join(sorted(names))
+    defines = re.compile(
+        rf"\bfunction\*?\s+(?:{alternatives})\b|\b(?:const|let)\s+(?:{alternatives})\s*=\s*\(?[\w, ]*\)?\s*=>"
+    )
+    patterns = ((defines, "defines a window function"), (JS_LEADER, "works out the leader again"))
+    return [
+        f"line {_line_of(code, found.start())}: {what}: window arithmetic belongs to window.js"
         for pattern, what in patterns
         for found in pattern.finditer(code)
     ]

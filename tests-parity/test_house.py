@@ -14,7 +14,9 @@ from house_files import ROOT, assert_none, complaints, git, project_files, shipp
 
 WINDOW = "shared-metal/natten_metal/problem/window.py"
 WINDOW_HEADER = "shared-metal/kernels/window.h"
+WINDOW_SCRIPT = "shared-metal/natten_metal/viz/window.js"
 C_SUFFIXES = (".h", ".cpp", ".metal")
+PAGE_SUFFIXES = (".js", ".html", ".css")
 SYMLINKS = {
     "packages/natten-mps/src/natten_mps/_metal": "../../../../shared-metal/natten_metal",
     "packages/natten-mlx/src/natten_mlx/_metal": "../../../../shared-metal/natten_metal",
@@ -46,7 +48,7 @@ def test_shared_metal_is_free_of_frameworks() -> None:
 
 
 def test_files_are_short() -> None:
-    paths = [p for p in project_files() if p.endswith((".py", ".sh", *C_SUFFIXES))]
+    paths = [p for p in project_files() if p.endswith((".py", ".sh", *C_SUFFIXES, *PAGE_SUFFIXES))]
     assert_none(complaints(paths, lambda source, _: house.long_file(source)))
 
 
@@ -72,6 +74,8 @@ def test_window_arithmetic_is_written_once_per_language() -> None:
     headers = [p for p in shipped(*C_SUFFIXES) if p != WINDOW_HEADER]
     if headers:
         assert_none(complaints(headers, lambda source, _: house.window_arithmetic_in_c(source, NAMES)))
+    scripts = [p for p in shipped(".js") if p != WINDOW_SCRIPT]
+    assert_none(complaints(scripts, lambda source, _: house.window_arithmetic_in_javascript(source, NAMES)))
 
 
 def test_no_blind_except() -> None:
@@ -175,6 +179,10 @@ def windows_c(source: str) -> list[str]:
     return house.window_arithmetic_in_c(source, NAMES)
 
 
+def windows_javascript(source: str) -> list[str]:
+    return house.window_arithmetic_in_javascript(source, NAMES)
+
+
 def readme_of_six(readme: str) -> list[str]:
     return house.undescribed_files("f", ["a.py", "b.py", "c.py", "d.h", "e.npz", "__init__.py"], readme or None)
 
@@ -219,6 +227,10 @@ PLANTED: list[tuple[Rule, str, str]] = [
     (windows_python, "i = p // a.s * a.s + a.s - 1", "i = n // b * b"),
     (windows_c, "inline int leader(int p) { return p; }", "// int leader(int p) {\nint x = leader(p);"),
     (windows_c, "i = (p / s) * s + s / 2;", "i = p / s * t + s;"),
+    (windows_javascript, "function window(p, n) { return p; }", "// function window(p, n) {\nx = window(p, n);"),
+    (windows_javascript, "const inverse = (j, n) => j;", "const inversed = inverse(j, n);"),
+    (windows_javascript, "x = Math.floor(p / s) * s + s - 1;", "x = div(p, s) * t + s;"),
+    (windows_javascript, "x = div(p, a.s) * a.s + div(a.s, 2);", "x = p - (p % s);"),
     (house.blind_excepts, "try: f()\nexcept: pass", "try: f()\nexcept OSError: pass"),
     (house.blind_excepts, "try: f()\nexcept (OSError, BaseException): pass", "raise Exception"),
     (house.blind_excepts, "try: f()\nexcept builtins.Exception: pass", "x = Exception"),

@@ -12,7 +12,7 @@ from house_files import ROOT, assert_none, project_files, shipped
 # Trees of modules, and the rooms of the shared one in their order: each imports from those before it alone.
 TREES = ("shared-metal/natten_metal", "packages/natten-mps/src/natten_mps", "packages/natten-mlx/src/natten_mlx")
 ROOMS = {"caches": 0, "problem": 1, "metal": 2, "plan": 3, "api": 4}
-ROOMS |= dict.fromkeys(("cpu", "compat", "slabs", "weights", "tuning", "bench"), 5) | {"tools": 6}
+ROOMS |= dict.fromkeys(("cpu", "compat", "slabs", "weights", "tuning", "bench", "viz"), 5) | {"tools": 6}
 # The modules of each package form three layers (see `layer_of`): private ones compute, public ones hold what a user
 # calls, and those around them, named here, may import both.
 LAYERS = {"private": 0, "public": 1, "around": 2}

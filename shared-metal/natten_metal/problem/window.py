@@ -12,7 +12,8 @@ An axis of length ``L`` with dilation ``d`` falls into ``d`` groups; group ``g``
                  start  = max(leader - w + 1, 0)
                  end    = p + 1
 
-``kernels/window.h`` states the same lines for C++ and Metal; nothing else in the project does.
+``kernels/window.h`` states the same lines for C++ and Metal, and ``viz/window.js`` for a page that runs in browsers;
+nothing else in the project does.
 Start and end never decrease with ``p``, so the windows of the positions ``p0..p1`` lie in
 ``[start(p0), end(p1))`` and share ``[start(p1), end(p0))``.
 

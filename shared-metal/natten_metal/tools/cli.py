@@ -15,6 +15,7 @@ from .doctor import DoctorPackage, Patient, add_doctor
 from .installation import Framework
 from .report import add_report
 from .train import Trainer, TrainPackage, add_train, join_train
+from .viz import add_viz
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,7 @@ class CommandLine:
         add_doctor(commands, DoctorPackage(package, self.framework, self._patient))
         add_bench(commands, package, (*self.backends, DENSE.name), self._subject)
         add_report(commands, package)
+        add_viz(commands, package)
         arguments = parser.parse_args(join_train(sys.argv[1:] if argv is None else list(argv)))
         try:
             return int(arguments.run(arguments))

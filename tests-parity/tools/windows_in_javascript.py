@@ -1,0 +1,168 @@
+"""Random windows, and what Python says of them: the answers that the page's JavaScript must give."""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+import numpy as np
+
+from natten_mps._metal.metal.tiles import count_bricks, patches
+from natten_mps._metal.problem import mask
+from natten_mps._metal.problem.window import group_length, inverse, window
+from natten_mps._metal.viz.axes import Shown, brick_of, shown
+
+Settings = dict[str, list[Any]]
+MOST_TOKENS = {1: 40, 2: 90, 3: 120}  # of a random problem, by rank
+
+
+def random_axis(rng: random.Random, longest: int) -> dict[str, Any]:
+    """One entry of each argument; half of the axes that can wrap do."""
+    length = rng.randint(1, longest)
+    dilation = rng.choice((1, 1, 2, 3))
+    dilation = min(dilation, length)
+    kernel_size = rng.randint(1, length // dilation)
+    stride = rng.choice((1, 1, rng.randint(1, kernel_size)))
+    causal = rng.random() < 0.3
+    wrap = not causal and length % (stride * dilation) == 0 and rng.random() < 0.5
+    sizes = {"shape": length, "kernel_size": kernel_size, "stride": stride, "dilation": dilation}
+    return sizes | {"is_causal": causal, "wrap": wrap}
+
+
+def random_settings(rng: random.Random) -> Settings:
+    """A legal problem of any rank with few tokens."""
+    rank = rng.choice((1, 2, 3))
+    longest = round(MOST_TOKENS[rank] ** (1 / rank))
+    axes = [random_axis(rng, longest) for _ in range(rank)]
+    return {name: [axis[name] for axis in axes] for name in axes[0]}
+
+
+def problem_of(settings: Settings) -> Shown:
+    """The problem in Python; raises what ``na{1,2,3}d`` would."""
+    return shown(**{name: tuple(values) for name, values in settings.items()})
+
+
+def mask_of(settings: Settings) -> str:
+    """The mask over all pairs, a digit each, queries first: by ``neighborhood_mask``, wrapped keys put back."""
+    problem = problem_of(settings)
+    found = mask.neighborhood_mask(problem.problem).reshape(problem.shape + problem.problem.key_shape)
+    for place, (axis, wraps) in enumerate(zip(problem.problem.axes, settings["wrap"], strict=True), len(problem.shape)):
+        if wraps:
+            own = (np.arange(axis.keys) + axis.key_start - axis.query_start) % axis.queries
+            found = np.stack([found.compress(own == key, place).any(place) for key in range(axis.queries)], place)
+    return "".join(found.astype(int).astype(str).ravel())
+
+
+def answers(settings: Settings, patch: tuple[int, ...], token: tuple[int, ...]) -> dict[str, Any]:
+    """What :data:`ANSWERS` gives in JavaScript, by the Python of the packages."""
+    problem = problem_of(settings)
+    own = problem.problem
+    three = (1,) * (3 - own.rank) + patch
+    found: dict[str, Any] = {"mask": mask_of(settings), "pairs": str(mask.pairs(own)), "leaders": [], "bricks": []}
+    tokens = own.queries
+    found["sparsity"] = 1 - mask.pairs(own) / tokens**2
+    for axis, each in zip(problem.axes, token, strict=True):
+        mates, leader = axis.stride_group(each)
+        found["leaders"].append([leader, *mates])
+    for transposed in (False, True):
+        bricks = count_bricks(own, three, 1, transposed)
+        boxes = [
+            axis.box(transposed, extent, each) for axis, extent, each in zip(problem.axes, patch, token, strict=True)
+        ]
+        counted = min(patches(own.rank, 1), key=lambda p: (count_bricks(own, p, 1, transposed).executed, -p[-1]))
+        found["bricks"].append(
+            {
+                "counts": [str(bricks.executed), str(bricks.full)],
+                "ratio": bricks.executed * 64 / mask.pairs(own),
+                "best": list(counted[3 - own.rank :]),
+                "boxes": [[list(box.rows), list(box.columns), list(box.common)] for box in boxes],
+                "full": [brick_of(boxes, [box.columns[-1] for box in boxes])] if all(b.columns for b in boxes) else [],
+            }
+        )
+    return found
+
+
+# The same in JavaScript, from the functions that the page uses; `natten` holds them.
+ANSWERS = """
+(settings, patch, token) => {
+  const axes = natten.axes_of(settings);
+  const longer = (tokens, n) => tokens.flatMap((token) => [...Array(n).keys()].map((last) => [...token, last]));
+  const tokens = settings.shape.reduce(longer, [[]]);
+  const rows = tokens.map((query) => {
+    const sights = natten.sight(settings, false, query, patch);
+    return tokens.map((key) => Number(natten.sees(sights, key))).join("");
+  });
+  const numbers = natten.work(settings, patch, false);
+  const groups = axes.map((axis, a) => natten.stride_group(axis, token[a]));
+  const leaders = groups.map(({ mates, leader }) => [leader, ...mates]);
+  const bricks = [false, true].map((transposed) => {
+    const { executed, full } = natten.count_bricks(settings, patch, transposed);
+    const sights = natten.sight(settings, transposed, token, patch);
+    const boxes = sights.map(({ box }) => [box.rows, box.columns, box.common]);
+    const corner = sights.map(({ box }) => box.columns.at(-1));
+    return {
+      counts: [String(executed), String(full)],
+      ratio: natten.work(settings, patch, transposed).ratio,
+      best: natten.best_patch(settings, transposed),
+      boxes,
+      full: corner.includes(undefined) ? [] : [natten.brick_of(sights, corner) === "full"],
+    };
+  });
+  return { mask: rows.join(""), pairs: String(numbers.pairs), leaders, bricks, sparsity: numbers.sparsity };
+}
+"""
+
+
+def window_answers(rng: random.Random, count: int) -> tuple[list[list[Any]], list[list[Any]]]:
+    """Arguments ``[p, n, w, s, causal, length, group, dilation]``, and window, inverse and group_length of them."""
+    given, wanted = [], []
+    for _ in range(count):
+        n = rng.choice((rng.randint(1, 30), rng.randint(1, 10**6)))
+        w = rng.randint(1, n)
+        s, p, causal = rng.randint(1, w), rng.randrange(n), rng.random() < 0.5
+        length, dilation = rng.randint(1, 10**6), rng.randint(1, 9)
+        group = rng.randrange(dilation)
+        given.append([p, n, w, s, causal, length, group, dilation])
+        wanted.append(
+            [list(window(p, n, w, s, causal)), list(inverse(p, n, w, s, causal)), group_length(length, group, dilation)]
+        )
+    return given, wanted
+
+
+WINDOW_ANSWERS = """
+([p, n, w, s, causal, length, group, dilation]) => [
+  natten.window(p, n, w, s, causal), natten.inverse(p, n, w, s, causal), natten.group_length(length, group, dilation),
+]
+"""
+
+
+def broken_settings(rng: random.Random) -> tuple[Settings, str]:
+    """Settings that break a rule, and the error in Python."""
+    while True:
+        settings = random_settings(rng)
+        axis = rng.randrange(len(settings["shape"]))
+        name = rng.choice(("kernel_size", "stride", "dilation", "is_causal", "wrap"))
+        flag = name in ("is_causal", "wrap")
+        settings[name][axis] = not settings[name][axis] if flag else rng.randint(0, 2 * settings["shape"][axis] + 2)
+        try:
+            problem_of(settings)
+        except ValueError as error:
+            return settings, str(error)
+
+
+def cases(seed: int, count: int) -> list[tuple[Settings, tuple[int, ...], tuple[int, ...]]]:
+    """Random settings, each with a patch and a token."""
+    rng = random.Random(seed)
+    found = []
+    for _ in range(count):
+        settings = random_settings(rng)
+        rank = len(settings["shape"])
+        patch = rng.choice(patches(rank, 1))[3 - rank :]
+        found.append((settings, patch, tuple(rng.randrange(length) for length in settings["shape"])))
+    return found
+
+
+def script(function: str, calls: list[Any]) -> str:
+    """An expression: the JSON of what a function gives for each list of arguments."""
+    return f"JSON.stringify({json.dumps(calls)}.map((call) => ({function})(...call)))"
