@@ -44,8 +44,8 @@ Each command first sets up what it needs: uv (into .tools/ unless it is installe
 `clients`, .venv-clients/ and two more; for `torch` and `mlx`, .venv-torch-VERSION/ and .venv-mlx-VERSION/; for wheels,
 .venv-wheels/), and on Linux a CPU build of torch. `upstream` keeps what it fetches in .upstream/. Where no CPU build of
 a VERSION can be had, `torch` takes the index's own, with several GB of CUDA.
-Nothing outside this folder is touched, except that the Metal emulator's tests need clang-19, which
-`test` installs with apt-get where that is possible.
+Nothing outside this folder is touched, except that the Metal emulator's tests need clang-19, and those of the HTML page
+(--all) chromium, which `test` installs with apt-get where that is possible.
 TEXT
 }
 
@@ -122,21 +122,6 @@ add_torch() {
   "$UV" pip install --no-config --quiet --python "$PY" --torch-backend cpu --no-deps "$torch"
 }
 
-# The compiler and its sanitizers, for the Metal emulator's tests alone, which only x86-64 Linux runs.
-need_clang_19() {
-  # clang prints a path if it has the file, and the bare name otherwise
-  [ ! -e "$(clang-19 -print-file-name=libclang_rt.asan-x86_64.a 2>/dev/null)" ] || return 0
-  local as_root=""
-  [ "$(id -u)" = 0 ] || as_root="sudo -n"
-  if command -v apt-get >/dev/null 2>&1 && $as_root true 2>/dev/null; then
-    say "installing clang-19"
-    $as_root apt-get update -qq
-    $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq clang-19 libclang-rt-19-dev >/dev/null
-  else
-    say "the Metal emulator's tests need clang-19 and libclang-rt-19-dev, which only root can install with apt-get"
-  fi
-}
-
 # --- commands ----------------------------------------------------------------------------------------
 
 check() {
@@ -160,7 +145,7 @@ check_files() {
     "$bin/check-jsonschema" --builtin-schema "vendor.${entry%%:*}" ${entry#*:}
   done
   if [ -x "$bin/shellcheck" ]; then
-    "$bin/shellcheck" dev.sh .ci/run
+    "$bin/shellcheck" dev.sh .ci/run scripts/*.sh
   else
     say "shell scripts are not checked: shellcheck has no build for this machine"
   fi
@@ -175,7 +160,9 @@ run_tests() {
 }
 
 run_suites() {
-  if [ "$(uname -sm)" = "Linux x86_64" ] && [ -d tests-parity/metal_emulator ]; then need_clang_19; fi
+  # The Metal emulator's tests, which only x86-64 Linux runs; the page in a browser.
+  if [ "$(uname -sm)" = "Linux x86_64" ] && [ -d tests-parity/metal_emulator ]; then scripts/install_tools.sh clang-19; fi
+  case " $* " in *" --all "*) scripts/install_tools.sh chromium ;; esac
   # Two workers of one thread each: the suites are many small problems.
   OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" "$PY" -m pytest -n 2 --dist loadgroup --durations 10 "$@"
 }

@@ -14,6 +14,7 @@ from natten_mps._metal.problem.window import group_length, inverse, window
 from natten_mps._metal.viz.axes import Shown, brick_of, shown
 
 Settings = dict[str, list[Any]]
+Case = tuple[Settings, tuple[int, ...], tuple[int, ...]]  # settings, a patch, a token
 MOST_TOKENS = {1: 40, 2: 90, 3: 120}  # of a random problem, by rank
 
 
@@ -114,6 +115,20 @@ ANSWERS = """
 """
 
 
+def assert_equal(cases: list[Case], found: list[dict[str, Any]]) -> None:
+    """What JavaScript found is what Python says: counts, masks and boxes exactly, ratios up to rounding."""
+    for case, got in zip(cases, found, strict=True):
+        want = answers(*case)
+        ratios = [(one.pop(name), other.pop(name)) for one, other, name in _with_ratios(got, want)]
+        assert all(abs(one - other) <= 1e-9 * abs(other) + 1e-11 for one, other in ratios), (case, ratios)
+        assert got == want, case
+
+
+def _with_ratios(got: dict[str, Any], want: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any], str]]:
+    bricks = zip(got["bricks"], want["bricks"], strict=True)
+    return [(got, want, "sparsity"), *((one, other, "ratio") for one, other in bricks)]
+
+
 def window_answers(rng: random.Random, count: int) -> tuple[list[list[Any]], list[list[Any]]]:
     """Arguments ``[p, n, w, s, causal, length, group, dilation]``, and window, inverse and group_length of them."""
     given, wanted = [], []
@@ -151,7 +166,7 @@ def broken_settings(rng: random.Random) -> tuple[Settings, str]:
             return settings, str(error)
 
 
-def cases(seed: int, count: int) -> list[tuple[Settings, tuple[int, ...], tuple[int, ...]]]:
+def cases(seed: int, count: int) -> list[Case]:
     """Random settings, each with a patch and a token."""
     rng = random.Random(seed)
     found = []

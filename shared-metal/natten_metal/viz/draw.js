@@ -15,7 +15,8 @@ function shown(length, token, most) {
   return [first, first + count];
 }
 
-// Where things are: {panels: [{plane, left, top, rows, columns}], cell, width, height}; rows and columns: [first, last).
+// Where things are: {panels: [{plane, left, top, rows, columns}], cell, width, height}; rows and columns are
+// [first, last).
 function layout(shape, token, width, least) {
   const [height_of, width_of] = shape.length === 1 ? [shape[0], shape[0]] : shape.slice(-2);
   const centers = shape.length === 1 ? [token[0], token[0]] : token.slice(-2);

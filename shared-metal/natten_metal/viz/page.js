@@ -83,7 +83,7 @@ function make_controls() {
     return row;
   });
   element("axes").replaceChildren(...rows);
-  const options = PATCHES[rank].map((patch) => new Option(`${patch.join(" × ")} rows`, patch.join(",")));
+  const options = PATCHES[rank].map((patch) => new Option(`${patch.join(" x ")} rows`, patch.join(",")));
   element("patch").replaceChildren(new Option("with the fewest bricks", ""), ...options);
   if (!options.some((option) => option.value === state.patch)) state.patch = "";
   element("patch").value = state.patch;
@@ -102,7 +102,7 @@ function listed(tokens, step) {
     else runs.push([token, token]);
   }
   const every = step > 1 ? ` by ${step}` : "";
-  return runs.map(([first, last]) => (first === last ? `${first}` : `${first}–${last}${every}`)).join(", ");
+  return runs.map(([first, last]) => (first === last ? `${first}` : `${first}-${last}${every}`)).join(", ");
 }
 
 // A token in words: a number on a single axis.
@@ -135,11 +135,11 @@ function sentence_of_kernels(settings, transposed, token, patch) {
   const bricks = product([...sizes.slice(0, -1), across]);
   const full = full_bricks(sights.map(({ box }) => box));
   const [rows, columns] = transposed ? ["keys", "queries"] : ["queries", "keys"];
-  const held = sights.map(({ box }) => box.rows.length).join(" × ");
-  const said = `Its patch of ${held} ${rows} reads a box of ${sizes.join(" × ")} ${columns}: ${grouped(bricks)} bricks, `;
+  const held = sights.map(({ box }) => box.rows.length).join(" x ");
+  const read = `a box of ${sizes.join(" x ")} ${columns}: ${grouped(bricks)} bricks`;
   const twice = transposed && settings.wrap.some(Boolean);
   const note = twice ? " A key near an end that wraps is in two patches; this is one of them." : "";
-  return `${said}${grouped(full)} of them without a mask.${note}`;
+  return `Its patch of ${held} ${rows} reads ${read}, ${full ? grouped(full) : "none"} of them without a mask.${note}`;
 }
 
 const grouped = (count) => count.toLocaleString("en-US");
@@ -163,12 +163,12 @@ function write_numbers(settings, patch) {
     tokens: grouped(found.tokens),
     keys: settings.is_causal.some(Boolean) ? `${rounded(mean)} on average` : grouped(Math.round(mean)),
     sparsity: `${(100 * found.sparsity).toFixed(2)} %`,
-    ideal: `${rounded(found.ideal)} ×`,
-    rows: `${patch.join(" × ")} ${state.transposed ? "keys" : "queries"}`,
+    ideal: `${rounded(found.ideal)}x`,
+    rows: `${patch.join(" x ")} ${state.transposed ? "keys" : "queries"}`,
     bricks: grouped(found.executed),
     full: `${grouped(found.full)} (${((100 * Number(found.full)) / Number(found.executed)).toFixed(0)} %)`,
     ratio: found.ratio.toFixed(2),
-    speed: `${rounded(found.with_bricks)} ×`,
+    speed: `${rounded(found.with_bricks)}x`,
   };
   for (const [name, text] of Object.entries(texts)) element(`number-${name}`).textContent = text;
 }

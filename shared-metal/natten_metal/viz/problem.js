@@ -36,7 +36,8 @@ function broken_rule(settings) {
   for (const axis of axes) {
     const [w, s] = [kernel_size[axis], stride[axis]];
     if (s > w) {
-      return broken(axis, ["kernel_size", "stride"], `stride must not exceed kernel_size; axis ${axis} has ${s} > ${w}`);
+      const names = ["kernel_size", "stride"];
+      return broken(axis, names, `stride must not exceed kernel_size; axis ${axis} has ${s} > ${w}`);
     }
   }
   for (const axis of axes) {
@@ -76,7 +77,8 @@ function axes_of(settings) {
     const names = [settings.kernel_size[a], settings.stride[a], settings.dilation[a]];
     const [w, stride, dilation] = names;
     const axis = { length, window: w, stride, dilation, causal: settings.is_causal[a] };
-    if (!settings.wrap[a]) return { ...axis, queries: length, keys: length, full: length, query_start: 0, key_start: 0 };
+    const whole = { queries: length, keys: length, full: length, query_start: 0, key_start: 0 };
+    if (!settings.wrap[a]) return { ...axis, ...whole };
     const { full, start, before, after } = unroll(length, ...names);
     const keys = length + before + after;
     return { ...axis, queries: length, keys, full, query_start: start, key_start: start - before };
