@@ -171,6 +171,7 @@ def test_private_names_of_torch() -> None:
     assert {name: found for name, found in private.items() if found} == {
         "_private.py": {
             "torch._C._dispatch_keys",
+            "torch._C._dynamo.eval_frame.get_eval_frame_callback",
             "torch._C._dispatch_tls_local_include_set",
             "torch._C.DispatchKeySet",
             "torch._C.DispatchKey.BackendSelect",
@@ -196,6 +197,9 @@ def test_what_private_names_do() -> None:
     assert call.forward_op(how, [query] * 3)[0].requires_grad
     assert not private.below_autograd(call.forward_op, how, [query] * 3)[0].requires_grad
     assert not private.in_forward_mode()
+    assert not private.frames_are_compiled()
+    asked = torch.compiler.disable(lambda: private.frames_are_compiled(), recursive=False)
+    assert torch.compile(lambda x: (x + 1, asked()), backend="eager")(query)[1]
     with torch.autograd.forward_ad.dual_level():
         assert private.in_forward_mode()
         dual = torch.autograd.forward_ad.make_dual(query.detach(), query.detach())

@@ -287,5 +287,5 @@ def explain(
     tensors = (("query", query), ("key", key), ("value", value))
     known = [optional_spec(fw, face, name, tensor) for name, tensor in tensors]
     given = {n: optional_spec(fw, face, n, a) if n in faces.TENSOR_ARGUMENTS else a for n, a in arguments.items()}
-    problem = faces.explained(op, known, given)
+    problem = faces.explained(face, op, known, given)
     return planning.explain(fw.plan_on(query, where, problem, chosen))

@@ -25,6 +25,7 @@ HOMES: dict[str, tuple[str, ...]] = {
         "key_range",
         "query_range",
     ),
+    "counting": ("flops",),
     "key_value_cache": ("KeyValueCache",),
     "varlen": ("na1d_varlen", "na2d_varlen", "na3d_varlen", "generate_varlen_parameters"),
     "slabs": ("tiled",),

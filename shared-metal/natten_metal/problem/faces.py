@@ -123,16 +123,16 @@ _OP_OF = {face: op for op in OPS.values() for face in op.faces if face}
 FACES = tuple(sorted(_OP_OF, key=lambda face: rank_of(face) or 0))
 
 
-def explained(face: str, specs: list[Spec | None], arguments: dict[str, Any]) -> Problem:
-    """The problem that ``explain`` is asked about; tensors among ``arguments`` are specs already."""
-    checks.check_explained(face, FACES)
+def explained(asked: str, face: str, specs: list[Spec | None], arguments: dict[str, Any]) -> Problem:
+    """The problem that ``asked`` ('explain', ...) is asked about; tensors among ``arguments`` are specs already."""
+    checks.check_explained(asked, face, FACES)
     op = _OP_OF[face]
     known = _ARGUMENTS[op]
     if not op.bilinear:  # what runs does not depend on whether lse is returned
-        checks.flag("explain", "return_lse", arguments.pop("return_lse", False))
+        checks.flag(asked, "return_lse", arguments.pop("return_lse", False))
     tensors = specs[:2] if op.bilinear else specs
     window = {"kernel_size"} if op.has_window else set()
-    checks.check_explained_arguments(face, set(arguments), set(known) | window, op.has_window, tensors)
+    checks.check_explained_arguments(asked, face, set(arguments), set(known) | window, op.has_window, tensors)
     call = known | arguments
     if op.has_window:
         tensors = _on_one_grid(op, face, list(tensors), call)

@@ -6,6 +6,7 @@ Written over an array namespace like :mod:`.window`, so that numpy, torch and ML
 import math
 from typing import Any
 
+from ..caches import cached
 from .checks.window import check_drawable
 from .interval import TableNamespace, positions
 from .problem import Axis, Problem
@@ -90,6 +91,7 @@ def bias_offsets(problem: Problem, xp: TableNamespace | None = None) -> Any:
     return total.reshape(problem.queries, problem.keys)
 
 
+@cached("pairs of axes", 1024)
 def axis_pairs(axis: Axis) -> int:
     """(query, key) pairs of one axis in closed form: no array, any length."""
     pairs = 0
@@ -112,15 +114,17 @@ def pairs(problem: Problem) -> int:
 
 
 def flops(problem: Problem, backward: bool = False) -> int:
-    """Useful floating-point operations: two products forward, seven backward without atomics.
+    """Useful floating-point operations of the op, or of its gradient alone: its matrix products over :func:`pairs`.
 
-    A multiply-accumulate counts as two. The backward recomputes the logits in each of its two passes:
-    S, dP, dQ in the one, S, dP, dK, dV in the other.
+    A multiply-accumulate counts as two; softmax, scale, bias and additions count nothing. Forward: logits (over D) and
+    outputs (over D_v); a split op has one of them. Backward: of a split op the gradients of both its inputs; of the
+    others those of query and key (over D), of value and of the weights (over D_v), and the logits again (over D).
     """
     d, d_v = problem.head_dim, problem.head_dim_v
-    # Products over D: S (twice), dQ, dK; over D_v: dP (twice), dV.
-    width = 2 * (4 * d + 3 * d_v) if backward else 2 * (d + d_v)
-    return problem.batch * problem.heads * pairs(problem) * width
+    width = d + d_v
+    if backward:
+        width = 2 * width if problem.record.bilinear else 3 * d + 2 * d_v
+    return 2 * problem.batch * problem.heads * pairs(problem) * width
 
 
 def picture(axis: Axis, limit: int = 64) -> str:

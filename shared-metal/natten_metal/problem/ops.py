@@ -110,8 +110,7 @@ class Op:
     in a trace. inputs: in this order wherever tensors are listed; such a list ends before the key mask if there is
     none. forward, backward: the functions that compute the op and its gradient, in the C interface and on the pure and
     dense backends. bilinear: whether the op is linear in each of its first two inputs (and in rpb), so that its
-    gradient has derivatives and reads no output. has_window: whether a query sees a window of keys, or all. products:
-    matrix products of the op and of its gradient, for counting floating-point operations.
+    gradient has derivatives and reads no output. has_window: whether a query sees a window of keys, or all.
     """
 
     name: str
@@ -122,7 +121,6 @@ class Op:
     outputs: tuple[Operand, ...]
     bilinear: bool
     has_window: bool
-    products: tuple[int, int]
     input_names: tuple[str, ...] = field(init=False)
     output_names: tuple[str, ...] = field(init=False)
 
@@ -159,7 +157,6 @@ FUSED = Op(
     (OUT, LSE),
     bilinear=False,
     has_window=True,
-    products=(2, 5),
 )
 # The inputs of a fused call without a key mask, which is the last one.
 UNMASKED_INPUTS = tuple(operand for operand in FUSED.inputs if operand is not KEY_MASK)
@@ -172,7 +169,6 @@ FULL = Op(
     (OUT, LSE),
     bilinear=False,
     has_window=False,
-    products=(2, 5),
 )
 QK = Op(
     "qk",
@@ -183,7 +179,6 @@ QK = Op(
     (LOGITS,),
     bilinear=True,
     has_window=True,
-    products=(1, 2),
 )
 AV = Op(
     "av",
@@ -194,7 +189,6 @@ AV = Op(
     (OUT,),
     bilinear=True,
     has_window=True,
-    products=(1, 2),
 )
 OPS = {op.name: op for op in (FUSED, FULL, QK, AV)}
 

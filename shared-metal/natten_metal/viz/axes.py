@@ -122,7 +122,7 @@ def shown(
     keys = tuple(shape if key_shape is None else key_shape)
     query = TensorSpec((1, *shape, heads[0], dims[0]), dtype)
     key, value = (TensorSpec((1, *keys, heads[1], dim), dtype) for dim in dims)
-    problem = explained(f"na{len(shape)}d", [query, key, value], {"wrap": tuple(wrap), **window_arguments})
+    problem = explained("viz", f"na{len(shape)}d", [query, key, value], {"wrap": tuple(wrap), **window_arguments})
     return Shown(problem, tuple(ShownAxis(axis, wraps) for axis, wraps in zip(problem.axes, wrap, strict=True)))
 
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ._config import set_backend as set_backend
     from ._config import use_backend as use_backend
     from ._export import export_function as export_function
+    from .counting import flops as flops
     from .functional import attention as attention
     from .functional import explain as explain
     from .functional import key_range as key_range

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ._metal.caches import cached
-from ._private import HARMLESS_KEYS, dispatch_keys, in_forward_mode, profiled, thread_keys
+from ._private import HARMLESS_KEYS, dispatch_keys, frames_are_compiled, in_forward_mode, profiled, thread_keys
 
 
 @cached("keys of plain tensors", 32)
@@ -25,8 +25,10 @@ def _plain(device: str) -> int:
 
 
 def goes_directly(tensors: Iterable[Tensor | None]) -> bool:
-    """Whether the custom op can be skipped. A profiler lists ops by name, so it gets the op too."""
-    if torch.compiler.is_compiling() or profiled():
+    """Whether the custom op can be skipped. A profiler lists ops by name, so it gets the op too, and so does
+    torch.compile, which cannot compile what the direct way calls.
+    """
+    if torch.compiler.is_compiling() or profiled() or frames_are_compiled():
         return False
     if thread_keys().raw_repr() & ~HARMLESS_KEYS:
         return False

@@ -22,6 +22,7 @@ T = TypeVar("T")
 # What the dispatcher would do with a call, as bits: the keys of a tensor, and those that a thread adds.
 dispatch_keys: Callable[[Tensor], Any] = torch._C._dispatch_keys
 thread_keys: Callable[[], Any] = torch._C._dispatch_tls_local_include_set
+_frame_callback: Callable[[], Any] = torch._C._dynamo.eval_frame.get_eval_frame_callback
 # Keys of a thread that change nothing here.
 HARMLESS_KEYS: int = (
     torch._C.DispatchKeySet(torch._C.DispatchKey.BackendSelect)
@@ -35,6 +36,15 @@ def profiled() -> bool:
     ``_is_profiler_enabled``: torch has no public question for it, and a direct call would be missing from the list.
     """
     return bool(torch.autograd.profiler._is_profiler_enabled)
+
+
+def frames_are_compiled() -> bool:
+    """Whether torch.compile looks at every Python function that this thread calls now, to compile it on its own.
+
+    That is so inside of a compiled function that torch has given up compiling as a whole, as it does where it is first
+    called under a mode such as a counter of operations. The public questions only say whether it is compiling.
+    """
+    return _frame_callback() not in (None, False)
 
 
 def in_forward_mode() -> bool:

@@ -33,20 +33,23 @@ def no_backend(name: str, reasons: Mapping[str, object]) -> NotImplementedError:
     return NotImplementedError(f"{name}: no backend takes this problem: " + "; ".join(map(str, reasons.values())))
 
 
-def check_explained(face: Any, faces: tuple[str, ...]) -> None:
-    """The op that ``explain`` is asked about."""
+def check_explained(asked: str, face: Any, faces: tuple[str, ...]) -> None:
+    """The op that ``asked``, 'explain' or another function of this kind, is asked about."""
     if not isinstance(face, str):
-        reject_type("explain", "op", face, "the name of an op")
+        reject_type(asked, "op", face, "the name of an op")
     if face not in faces:
-        raise ValueError(f"explain: unknown op {face!r}; it explains {', '.join(faces)}")
+        verb = {"explain": "explains", "flops": "counts", "plan": "plans", "viz": "shows"}[asked]
+        raise ValueError(f"{asked}: unknown op {face!r}; it {verb} {', '.join(faces)}")
 
 
-def check_explained_arguments(face: str, given: set[str], known: set[str], needs_window: bool, tensors: Any) -> None:
+def check_explained_arguments(
+    asked: str, face: str, given: set[str], known: set[str], needs_window: bool, tensors: Any
+) -> None:
     """The arguments of :func:`check_explained`'s op. known: all that it takes, kernel_size included."""
     unknown = sorted(given - known)
     if unknown:
-        raise TypeError(f"explain: {face} has no argument '{unknown[0]}'")
+        raise TypeError(f"{asked}: {face} has no argument '{unknown[0]}'")
     if needs_window and "kernel_size" not in given:
-        raise TypeError(f"explain: {face} needs kernel_size")
+        raise TypeError(f"{asked}: {face} needs kernel_size")
     if None in tensors:
-        raise TypeError(f"explain: {face} needs query, key and value")
+        raise TypeError(f"{asked}: {face} needs query, key and value")

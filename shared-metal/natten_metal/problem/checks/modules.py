@@ -1,6 +1,6 @@
 """The rules of the modules' constructors and inputs, in the words of the ops that they call."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from ..problem import TensorSpec
 from . import arguments
@@ -121,3 +121,8 @@ def check_cache_window(face: str, own: Window, wrap: Any, window: Window, cache_
     for name, mine, its in zip(names, (*own, wrap or False), (*window, cache_wrap or False), strict=True):
         if mine != its:
             raise ValueError(f"{face}: cache must have the module's {name}, {mine}; got one with {its}")
+
+
+def reject_counted(asked: str) -> NoReturn:
+    """``flops`` of a module is given more than the module's input."""
+    raise TypeError(f"{asked}: of a module only its input is needed")

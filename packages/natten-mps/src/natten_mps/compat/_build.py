@@ -7,7 +7,6 @@ from .._config import has_mps
 from .._metal.compat.build import Generations
 from .._metal.compat.inner import FUNCTIONS
 from .._metal.compat.modules import Parts
-from . import _flops as _flops  # torch's counter knows the ops from here on
 from . import _helpers
 from ._functions import function_class
 from ._nested import over_nested

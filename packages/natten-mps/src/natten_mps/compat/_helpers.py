@@ -13,6 +13,7 @@ from .._metal.compat.flops import COUNTS, HANDLES
 from .._metal.compat.inner import FUNCTIONS
 from .._metal.compat.tensors import named
 from .._metal.problem.ops import QK
+from ._flops import WHOLE_WINDOWS
 
 HELPERS = tensor_helpers(_framework, varlen.generate_varlen_parameters)
 
@@ -136,10 +137,11 @@ def add_natten_handle(flop_ctr: Any) -> Any:
 def get_flops(model: Any, input: Any, disable_warnings: bool = False) -> int:  # noqa: A002 - upstream's name
     """Multiply-accumulates of a model on an input (several in a tuple): matrix products, convolutions and attention.
 
-    Counted by torch's own counter in one forward pass, not by fvcore, which cannot look into custom ops.
+    Counted by torch's own counter in one forward pass, not by fvcore, which cannot look into custom ops. As upstream
+    counts, a causal axis is one like any other.
     """
     given = input if isinstance(input, tuple) else (input,)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=WHOLE_WINDOWS) as counter:
         model(*given)
     return int(counter.get_total_flops()) // 2
 
