@@ -1,9 +1,10 @@
-"""Draw the keys that a query attends to: docs/semantics.svg, masks of one axis; docs/windows.svg, in a picture.
+"""Draw what queries attend to, and what kernels read: the pictures of docs/semantics.md and docs/viz.md.
 
     python scripts/draw_semantics.py
 
-Every cell comes from the package itself, from its mask or from the gradient of a call, so the pictures cannot disagree
-with the code.
+semantics.svg: masks of one axis. windows.svg: windows in a picture, from gradients of calls. bricks.svg: what a patch
+and a tile of the Metal kernels read. Every cell comes from the package itself, so the pictures cannot disagree with the
+code.
 """
 
 from pathlib import Path
@@ -13,10 +14,13 @@ import torch
 
 import natten_mps
 from natten_mps._metal.problem.problem import Axis
-from natten_mps._metal.problem.window import group_length, window
+from natten_mps._metal.viz import words
+from natten_mps._metal.viz.axes import ShownAxis, shown
+from natten_mps._metal.viz.drawing import INK, Drawing, Square, Words, svg
+from natten_mps._metal.viz.pictures import CELL, MARGIN, Sight, Token, grid, mask, tokens
 
-CELL, GAP, TOP, LENGTH = 14, 72, 58, 16
-SEEN, OWN, EMPTY, INK = "#7aa6d6", "#1f4e8c", "#eef1f5", "#24292f"
+DOCS = Path(__file__).parents[1] / "docs"
+TOP, LENGTH = 58, 16
 PANELS = (
     ("kernel_size=5", "shifted at borders, never shrunk", Axis(LENGTH, LENGTH, 5, 1, 1, False)),
     ("kernel_size=4", "even: two to the left, one to the right", Axis(LENGTH, LENGTH, 4, 1, 1, False)),
@@ -27,58 +31,21 @@ PANELS = (
 )
 
 
-def seen_by(axis: Axis, query: int) -> set[int]:
-    """The key tokens that ``query`` attends to."""
-    group = query % axis.dilation
-    length = group_length(axis.keys, group, axis.dilation)
-    start, end = window(query // axis.dilation, length, axis.window, axis.stride, axis.causal)
-    return {position * axis.dilation + group for position in range(start, end)}
-
-
-def panel(title: str, caption: str, axis: Axis, left: int, top: int) -> list[str]:
-    """One mask with its title: a row per query, a column per key."""
-    drawn = [
-        f'<text x="{left}" y="{top - 24}" class="title">{title}</text>',
-        f'<text x="{left}" y="{top - 9}" class="caption">{caption}</text>',
-    ]
-    for query in range(axis.queries):
-        seen = seen_by(axis, query)
-        for key in range(axis.keys):
-            color = (OWN if key == query else SEEN) if key in seen else EMPTY
-            x, y = left + key * CELL, top + query * CELL
-            outline = f' stroke="{OWN}" stroke-width="1.5"' if key == query else ""
-            drawn.append(
-                f'<rect x="{x}" y="{y}" width="{CELL - 2}" height="{CELL - 2}" rx="2" fill="{color}"{outline}/>'
-            )
-    return drawn
-
-
-def picture() -> str:
-    """The whole SVG: two rows of three panels and a legend."""
-    step_x, step_y = LENGTH * CELL + GAP, LENGTH * CELL + TOP + 14
-    width, height = 3 * step_x - GAP + 40, 2 * step_y + 44
-    body = []
+def masks() -> Drawing:
+    """Two rows of three masks."""
+    step_x, step_y = LENGTH * CELL + 72, LENGTH * CELL + TOP + 14
+    drawing = Drawing(3 * step_x - 72 + 2 * MARGIN, 2 * step_y + 44)
     for index, (title, caption, axis) in enumerate(PANELS):
-        body += panel(title, caption, axis, 20 + index % 3 * step_x, TOP + index // 3 * step_y)
-    legend = "rows: queries; columns: keys; dark: the query's own position; light blue: the keys it attends to"
-    return framed(body, legend, width, height)
-
-
-def framed(body: list[str], legend: str, width: int, height: int) -> str:
-    """An SVG with what is drawn, and a legend below it."""
-    style = (
-        f".title{{font:600 13px ui-monospace,Menlo,monospace;fill:{INK}}}"
-        ".caption{font:12px -apple-system,Helvetica,Arial,sans-serif;fill:#57606a}"
-    )
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}">'
-    below = f'<text x="20" y="{height - 14}" class="caption">{legend}</text>'
-    white = '<rect width="100%" height="100%" fill="white"/>'
-    return "\n".join([head, f"<style>{style}</style>", white, *body, below, "</svg>"])
+        place = MARGIN + index % 3 * step_x, TOP + index // 3 * step_y
+        drawing.shapes += mask(title, caption, ShownAxis(axis), place)
+    legend = "rows: queries; columns: keys; orange: the query's own position; blue: the keys that it attends to"
+    drawing.shapes.append(Words(MARGIN, drawing.height - 14, legend, "caption"))
+    return drawing
 
 
 # --- windows in a picture ----------------------------------------------------------------------------------------
 
-SIDE, HIDDEN = 12, "#f3d3c6"
+SIDE = 12
 KEY_MASK = torch.tensor([[(x - 3) ** 2 + (y - 9) ** 2 >= 5 for y in range(SIDE)] for x in range(SIDE)])
 WINDOWS: tuple[tuple[str, str, tuple[int, int], dict[str, Any]], ...] = (
     ("kernel_size=5", "the query is in the middle", (6, 6), {}),
@@ -100,42 +67,39 @@ def attended(query: tuple[int, int], options: dict[str, Any], finer: int) -> tor
     return torch.autograd.grad(out[0, query[0], query[1]].sum(), value)[0][0, :, :, 0, 0] != 0
 
 
-def grid(title: str, caption: str, query: tuple[int, int], options: dict[str, Any], left: int, top: int) -> list[str]:
-    """The tokens of a picture: those that one query attends to, and the query."""
-    finer = 2 if title == "a finer grid" else 1
-    drawn = [
-        f'<text x="{left}" y="{top - 24}" class="title">{title}</text>',
-        f'<text x="{left}" y="{top - 9}" class="caption">{caption}</text>',
-    ]
-    seen = attended(query, options, finer)
-    for x in range(SIDE):
-        for y in range(SIDE):
-            color = SEEN if seen[x, y] else EMPTY
-            if "key_mask" in options and not KEY_MASK[x, y]:
-                color = HIDDEN
-            place = f'x="{left + y * CELL}" y="{top + x * CELL}"'
-            drawn.append(f'<rect {place} width="{CELL - 2}" height="{CELL - 2}" rx="2" fill="{color}"/>')
-    size = CELL // finer
-    place = f'x="{left + query[1] * CELL / finer}" y="{top + query[0] * CELL / finer}"'
-    drawn.append(f'<rect {place} width="{size - 2 / finer}" height="{size - 2 / finer}" rx="1" fill="{OWN}"/>')
-    return drawn
-
-
-def windows() -> str:
-    """The SVG of docs/windows.svg: two rows of four pictures."""
+def windows() -> Drawing:
+    """Two rows of four pictures."""
     step_x, step_y = SIDE * CELL + 44, SIDE * CELL + TOP + 14
-    body = []
+    drawing = Drawing(4 * step_x - 4, 2 * step_y + 44)
     for index, (title, caption, query, options) in enumerate(WINDOWS):
-        body += grid(title, caption, query, options, 20 + index % 4 * step_x, TOP + index // 4 * step_y)
-    legend = "a picture of 12 x 12 tokens; dark: a query; light blue: the keys it attends to; red: hidden keys"
-    return framed(body, legend, 4 * step_x - 4, 2 * step_y + 44)
+        finer = 2 if title == "a finer grid" else 1
+        seen = attended(query, options, finer)
+        hidden = ~options.get("key_mask", torch.ones(1, SIDE, SIDE, dtype=torch.bool))[0]
+
+        def token(row: int, column: int, seen: Any = seen, hidden: Any = hidden) -> Token:
+            return Token(bool(seen[row, column]), hidden=bool(hidden[row, column]))
+
+        left, top = MARGIN + index % 4 * step_x, TOP + index // 4 * step_y
+        drawing.shapes += grid(title, caption, range(SIDE), range(SIDE), token, (left, top), numbered=False)
+        side = (CELL - 2) / finer
+        place = left + query[1] * CELL / finer, top + query[0] * CELL / finer
+        drawing.shapes.append(Square(*place, side, side, INK["query"], round=2 / finer))
+    legend = "a picture of 12 x 12 tokens; orange: a query; blue: the keys that it attends to; pink: hidden keys"
+    drawing.shapes.append(Words(MARGIN, drawing.height - 14, legend, "caption"))
+    return drawing
+
+
+def bricks() -> Drawing:
+    """What a patch and a tile read: `viz --view work` of one problem, with a given patch."""
+    problem = shown((20, 40), kernel_size=(7, 17), wrap=(False, False))
+    sight = Sight(problem, (10, 20), patch=(1, 8), tile=(1, 40))
+    return tokens(sight, [words.call(problem)], [*words.about(sight), *words.about_kernels(sight)])
 
 
 def main() -> None:
-    docs = Path(__file__).parents[1] / "docs"
-    for name, drawn in (("semantics.svg", picture()), ("windows.svg", windows())):
-        (docs / name).write_text(drawn + "\n")
-        print(f"wrote {docs / name}")
+    for name, drawing in (("semantics.svg", masks()), ("windows.svg", windows()), ("bricks.svg", bricks())):
+        (DOCS / name).write_text(svg(drawing))
+        print(f"wrote {DOCS / name}")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,29 @@
-"""Hooks of mkdocs: links that leave docs/, what griffe cannot read, and that the site loads nothing from elsewhere."""
+"""Hooks of mkdocs: links that leave docs/, what griffe cannot read, the page of `viz`, and that nothing is loaded from
+elsewhere.
+"""
 
 import logging
 import posixpath
 import re
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
 
+from mkdocs.structure.files import File
+
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "shared-metal"))
+
+from natten_metal.viz.page import page as viz_page  # noqa: E402
+
+# Where docs/viz.md shows the page, and the file that the site has it in; nothing of it is committed.
+PAGE_HERE, PAGE_FILE = "<!-- the page -->", "windows.html"
+SHOWN = f"""
+[Open it on its own]({PAGE_FILE}){{ .md-button }}
+
+<iframe src="../{PAGE_FILE}" title="The page of viz" style="width: 100%; height: 1100px; border: 0"></iframe>
+"""
 LINK = re.compile(r"\[([^\]]+)\]\(((?:\.\./)+[^)#\s]*)([^)]*)\)")
 BOTH = re.compile(r"^::: both\.(\S+)$", re.MULTILINE)
 ELSEWHERE = r"[\"']?(?:https?:)?//"
@@ -44,6 +60,12 @@ def on_config(config: Any) -> Any:
     return config
 
 
+def on_files(files: Any, config: Any) -> Any:
+    """The page of ``natten-mps viz --page`` is a file of the site."""
+    files.append(File.generated(config, PAGE_FILE, content=viz_page()))
+    return files
+
+
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Links to files outside docs/ lead to the repository; mkdocs checks those inside."""
     here = posixpath.dirname(f"docs/{page.file.src_uri}")
@@ -57,7 +79,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         address = repository()
         return f"[{link[1]}]({address}/blob/main/{path}{link[3]})" if address else link[1]
 
-    return BOTH.sub(side_by_side, LINK.sub(outside, markdown))
+    return BOTH.sub(side_by_side, LINK.sub(outside, markdown.replace(PAGE_HERE, SHOWN)))
 
 
 def on_post_page(output: str, page: Any, **_: Any) -> str:

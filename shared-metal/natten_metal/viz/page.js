@@ -139,7 +139,8 @@ function sentence_of_kernels(settings, transposed, token, patch) {
   const read = `a box of ${sizes.join(" x ")} ${columns}: ${grouped(bricks)} bricks`;
   const twice = transposed && settings.wrap.some(Boolean);
   const note = twice ? " A key near an end that wraps is in two patches; this is one of them." : "";
-  return `Its patch of ${held} ${rows} reads ${read}, ${full ? grouped(full) : "none"} of them without a mask.${note}`;
+  const unmasked = full === bricks ? "all" : full ? grouped(full) : "none";
+  return `Its patch of ${held} ${rows} reads ${read}, ${unmasked} of them without a mask.${note}`;
 }
 
 const grouped = (count) => count.toLocaleString("en-US");

@@ -37,22 +37,20 @@ def square(token: Token, x: float, y: float) -> list[Square | Line | Words]:
     def inner(color: str, inset: float) -> Square:
         return Square(x + inset, y + inset, SPACE - 2 * inset, SPACE - 2 * inset, INK[color], round=1)
 
-    ground = "hidden" if token.hidden else "empty" if token.given else "panel"
-    shapes: list[Square | Line | Words] = [Square(x, y, SPACE, SPACE, INK[ground], round=2)]
+    shapes: list[Square | Line | Words] = [Square(x, y, SPACE, SPACE, INK[_ground(token)], round=2)]
     if not token.given:
         shapes.append(Square(x, y, SPACE, SPACE, "", INK["line"], 1, 2))
-    if token.brick is not None:
-        shapes.append(Square(x, y, SPACE, SPACE, INK["full" if token.brick else "masked"], round=2))
-        if not token.brick:
-            shapes.append(Line(x + 1, y + SPACE - 1, x + SPACE - 1, y + 1, INK["hatch"], 1))
-    if token.seen:
-        shapes.append(inner("seen", 0 if token.brick is None else 2.5))
-    elif token.same_group and token.brick is None:
-        shapes.append(inner("group", 4))
+    if token.brick is False:
+        shapes.append(Line(x + 1, y + SPACE - 1, x + SPACE - 1, y + 1, INK["hatch"], 1))
+    if token.seen and token.brick is not None:
+        shapes.append(inner("query" if token.own else "seen", 0 if token.own else 2.5))
+    if not token.seen:
+        if token.own:
+            shapes.append(inner("query", 3))
+        elif token.same_group and token.brick is None:
+            shapes.append(inner("group", 4))
     if token.mate and not token.own:
         shapes.append(inner("query", 4))
-    if token.own:
-        shapes.append(inner("query", 0 if token.seen else 3))
     if token.in_tile and not token.in_patch:
         shapes.append(Square(x, y, SPACE, SPACE, "", INK["muted"], 1, 2))
     if token.in_patch:
@@ -60,6 +58,14 @@ def square(token: Token, x: float, y: float) -> list[Square | Line | Words]:
     if token.leader and not token.own:
         shapes.append(Square(x + 1, y + 1, SPACE - 2, SPACE - 2, "", INK["query"], 2, 1))
     return shapes
+
+
+def _ground(token: Token) -> str:
+    if token.brick is not None:
+        return "full" if token.brick else "masked"
+    if token.seen:
+        return "query" if token.own else "seen"
+    return "hidden" if token.hidden else "empty" if token.given else "panel"
 
 
 def grid(
