@@ -17,8 +17,8 @@ sys.path.insert(0, str(ROOT / "shared-metal"))
 
 from natten_metal.viz.page import page as viz_page  # noqa: E402
 
-# Where docs/viz.md shows the page, and the file that the site has it in; nothing of it is committed.
-PAGE_HERE, PAGE_FILE = "<!-- the page -->", "windows.html"
+# The screenshot in docs/viz.md, in whose place the site shows the page itself, and its file there.
+SCREENSHOT, PAGE_FILE = re.compile(r"^!\[The page: .*\]\(viz\.png\)$", re.MULTILINE), "windows.html"
 SHOWN = f"""
 [Open it on its own]({PAGE_FILE}){{ .md-button }}
 
@@ -79,7 +79,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         address = repository()
         return f"[{link[1]}]({address}/blob/main/{path}{link[3]})" if address else link[1]
 
-    return BOTH.sub(side_by_side, LINK.sub(outside, markdown.replace(PAGE_HERE, SHOWN)))
+    return BOTH.sub(side_by_side, LINK.sub(outside, SCREENSHOT.sub(SHOWN, markdown)))
 
 
 def on_post_page(output: str, page: Any, **_: Any) -> str:

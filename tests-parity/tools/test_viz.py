@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
+import os
 import random
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
@@ -175,14 +177,38 @@ def test_png_is_the_same_picture(viz: Viz, tmp_path: Path) -> None:
 
 
 def test_only_a_png_needs_matplotlib(monkeypatch: pytest.MonkeyPatch, viz: Viz, tmp_path: Path) -> None:
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else find(name))
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     said = viz(f"--shape 9 --kernel-size 3 --output {tmp_path / 'a.png'}", status=1)
     assert said == (
         "natten-x viz: a PNG needs matplotlib, which is not installed: pip install 'natten-x[tools]'; an SVG does not\n"
     )
     viz(f"--shape 9 --kernel-size 3 --output {tmp_path / 'a.svg'}")
     assert [path.name for path in tmp_path.iterdir()] == ["a.svg"]
+
+
+@pytest.mark.all
+@pytest.mark.parametrize("home", ["home", "no folder"])
+def test_nothing_is_written_beside_the_cache_folder(home: str, tmp_path: Path) -> None:
+    """matplotlib keeps a list of fonts; without a home folder, in one for temporary files that is removed."""
+    folders = {name: tmp_path / name for name in ("home", "temporary", "work")}
+    for folder in folders.values():
+        folder.mkdir()
+    (tmp_path / "no folder").touch()
+    unset = ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "MPLCONFIGDIR")
+    environment = {name: value for name, value in os.environ.items() if name not in unset}
+    done = subprocess.run(
+        [sys.executable, "-m", "natten_mps", "viz", "--shape", "9", "--kernel-size", "3", "--output", "a.png"],
+        cwd=folders["work"],
+        env=environment | {"HOME": str(tmp_path / home), "TMPDIR": str(folders["temporary"])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "wrote a.png\n", "")
+    assert [path.name for path in folders["work"].iterdir()] == ["a.png"] and not list(folders["temporary"].iterdir())
+    written = [path for path in folders["home"].rglob("*") if path.is_file()]
+    assert all("natten-mps" in path.parts or "natten-x" in path.parts for path in written), written
+    assert bool(written) == (home == "home")
 
 
 def test_the_page_begins_with_the_settings(viz: Viz, tmp_path: Path) -> None:

@@ -4,14 +4,19 @@ A command never ends in a traceback for what a user, a full disk or a closed pip
 """
 
 import argparse
+import atexit
 import errno
+import importlib.util
 import json
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from ..plan.tuning import default_path
 from ..plan.verdicts import KernelFailure
 
 # Exit statuses that a shell reports for a process ended by a signal.
@@ -60,6 +65,29 @@ def backend_in_force(get_backend: Callable[[], str], usable: tuple[str, ...]) ->
             f"the backend in force is '{chosen}', which this command does not take; "
             f"choose with --backend: {', '.join(usable)}"
         )
+
+
+def need_matplotlib(package: str, what: str, instead: str = "") -> None:
+    """:class:`CommandError` unless matplotlib is installed. Its list of fonts goes to the package's cache folder.
+
+    what: 'pictures need', what cannot be had without it; instead: what can.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise CommandError(
+            f"{what} matplotlib, which is not installed: pip install '{package}[tools]'" + (instead and f"; {instead}")
+        )
+    if "matplotlib" in sys.modules or "MPLCONFIGDIR" in os.environ:
+        return
+    folder = default_path().parent / "matplotlib"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        usable = os.access(folder, os.W_OK)
+    except OSError:
+        usable = False
+    if not usable:  # a home folder that cannot be written to
+        folder = Path(tempfile.mkdtemp())
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    os.environ["MPLCONFIGDIR"] = str(folder)
 
 
 # --- files -----------------------------------------------------------------------------------------

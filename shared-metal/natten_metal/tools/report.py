@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .command_line import CommandError, check_outputs, end, write
+from .command_line import CommandError, check_outputs, end, need_matplotlib, write
 
 if TYPE_CHECKING:
     from ..bench.report import Run
@@ -49,14 +49,7 @@ def _pictures(found: "list[Run]", folder: Path, package: str) -> list[str]:
     """Draw what the results have, into a folder; the names of the files."""
     from ..bench.plots import PICTURES
 
-    try:
-        import matplotlib  # noqa: F401
-    except ModuleNotFoundError as error:
-        if error.name != "matplotlib":
-            raise
-        raise CommandError(
-            f"pictures need matplotlib, which is not installed: pip install '{package}[tools]'"
-        ) from None
+    need_matplotlib(package, "pictures need")
     try:
         folder.mkdir(exist_ok=True)
     except OSError as error:

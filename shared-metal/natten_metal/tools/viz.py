@@ -1,7 +1,6 @@
 """The ``viz`` command of both packages: what a query sees and what kernels read for it, as text, picture or page."""
 
 import argparse
-import importlib.util
 import textwrap
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from ..viz.axes import Shown, shown
 from ..viz.drawing import Drawing, png, svg
 from ..viz.page import page
 from ..viz.pictures import Sight, masks, tokens
-from .command_line import CommandError, check_outputs, end, write
+from .command_line import CommandError, check_outputs, end, need_matplotlib, write
 from .problem_arguments import add_shape, add_window, shape_of, window_of
 
 FORMATS = (".svg", ".png", ".txt")
@@ -111,10 +110,8 @@ def _check(arguments: argparse.Namespace, package: str) -> None:
             raise CommandError("--output needs --shape and --kernel-size")
         if arguments.output.suffix not in FORMATS:
             raise CommandError(f"{arguments.output}: the name must end in {', '.join(FORMATS)}")
-        if arguments.output.suffix == ".png" and importlib.util.find_spec("matplotlib") is None:
-            raise CommandError(
-                f"a PNG needs matplotlib, which is not installed: pip install '{package}[tools]'; an SVG does not"
-            )
+        if arguments.output.suffix == ".png":
+            need_matplotlib(package, "a PNG needs", "an SVG does not")
     check_outputs([arguments.output, arguments.page])
 
 
