@@ -13,6 +13,7 @@ from .bench import add_bench
 from .demo import DemoPackage, add_demo
 from .doctor import DoctorPackage, Patient, add_doctor
 from .installation import Framework
+from .plan import Target, add_plan
 from .report import add_report
 from .train import Trainer, TrainPackage, add_train, join_train
 from .viz import add_viz
@@ -62,6 +63,10 @@ class CommandLine:
         patient: Patient = self._module("._tools.doctor").PATIENT
         return patient
 
+    def _target(self) -> Target:
+        target: Target = self._module("._tools.plan").TARGET
+        return target
+
     def _subject(self, on_cpu: bool) -> Any:
         return self._module("._tools.bench").subject(on_cpu)
 
@@ -81,6 +86,7 @@ class CommandLine:
         train_backends = (*self.backends, DENSE.name)
         add_train(commands, TrainPackage(package, train_backends, self._get_backend, self._trainer, self._use_backend))
         add_doctor(commands, DoctorPackage(package, self.framework, self._patient))
+        add_plan(commands, package, self._target)
         add_bench(commands, package, (*self.backends, DENSE.name), self._subject)
         add_report(commands, package)
         add_viz(commands, package)

@@ -1,0 +1,183 @@
+"""What a plan will execute and how long that is predicted to take, as data that JSON has: launches, exact counts, dense
+attention beside it, and what could run instead.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from ..plan import costs as cost_model
+from ..plan.backend import BACKENDS
+from ..plan.plan import Plan, refusal
+from ..plan.programs import MetalLaunches, Program
+from ..plan.verdicts import KernelFailure, Verdicts
+from ..problem import mask
+from ..problem.ops import FULL
+from ..problem.problem import Problem
+
+if TYPE_CHECKING:
+    from ..metal.costs import UnitCosts
+    from ..metal.launches import Launch
+
+Planned = Callable[[Problem, str], Plan]
+# What is listed of a launch's exact work (:class:`..metal.counts.Counts`).
+COUNTS = (
+    "patches",
+    "bricks",
+    "full",
+    "masked",
+    "products",
+    "chunks",
+    "staged_bytes",
+    "fragment_bytes",
+    "tensor_bytes",
+)
+# Floating-point operations of an 8x8 product of depth 8.
+PRODUCT = 2 * 8**3
+
+
+def directions(plan: Plan) -> dict[str, Program]:
+    """The program of the op, and of its gradient where none flows into lse."""
+    return {"forward": plan.forward, "backward": plan.backward_without_lse}
+
+
+def forecast(plan: Plan, costs: "UnitCosts", planned: Planned) -> dict[str, Any]:
+    """The plan's programs, by direction, and dense attention's time. planned(problem, backend): another plan there."""
+    found: dict[str, Any] = {}
+    for direction, program in directions(plan).items():
+        useful = mask.flops(plan.problem, direction == "backward")
+        found[direction] = _of_program(program, costs) | {"useful_flops": useful}
+        executed = found[direction]["executed_flops"]
+        found[direction]["executed_over_useful"] = executed / useful if executed and useful else None
+    return found | {"all_keys": _all_keys(plan, costs, planned)}
+
+
+def _of_program(program: Program, costs: "UnitCosts") -> dict[str, Any]:
+    launches = [
+        _of_launch(launch, counts, time)
+        for launch, counts, time in zip(
+            program.launches,
+            cost_model.launch_counts(program),
+            cost_model.launch_times(program, costs),
+            strict=True,
+        )
+    ]
+    executed = sum(launch["counts"]["products"] for launch in launches) * PRODUCT
+    return {
+        "backend": program.backend,
+        "launches": launches,
+        "predicted_us": cost_model.predict(program, costs),
+        "executed_flops": executed if isinstance(program, MetalLaunches) else None,
+    }
+
+
+def _of_launch(launch: "Launch", counts: Any, time: float) -> dict[str, Any]:
+    instance = launch.instance
+    return {
+        "kernel": instance.name,
+        "template": instance.template,
+        "tiling": _tiling(instance) if instance.record.walks else None,
+        "threadgroups": list(launch.grid),
+        "threads": launch.threads,
+        "threadgroup_bytes": instance.threadgroup_bytes,
+        "counts": {name: getattr(counts, name) for name in COUNTS},
+        "predicted_us": time,
+    }
+
+
+def _tiling(instance: Any) -> dict[str, Any]:
+    """What the planner chose of a walk, or could choose."""
+    names = ("patch", "heads", "simdgroups", "stage")
+    return {n: list(v) if isinstance(v := getattr(instance, n), tuple) else v for n in names}
+
+
+def _all_keys(plan: Plan, costs: "UnitCosts", planned: Planned) -> dict[str, Any] | None:
+    """Attention of the same tokens to all keys, by the same kernels and the same model; None where there is neither."""
+    p = plan.problem
+    if p.record.bilinear or not isinstance(plan.forward, MetalLaunches):
+        return None
+    everything = Problem(
+        FULL.name,
+        p.batch,
+        (p.queries,),
+        (p.keys + p.additional,),
+        p.heads,
+        p.kv_heads,
+        p.head_dim,
+        p.head_dim_v,
+        (max(p.queries, p.keys + p.additional),),
+        (1,),
+        (1,),
+        (False,),
+        p.scale,
+        p.dtype,
+    )
+    try:
+        found = planned(everything, plan.backend)
+    except (NotImplementedError, KernelFailure):
+        return None
+    times = {direction: cost_model.predict(program, costs) for direction, program in directions(found).items()}
+    return {
+        "problem": f"attention of {p.queries} queries to {p.keys + p.additional} keys",
+        **{f"{direction}_us": time for direction, time in times.items()},
+    }
+
+
+# --- alternatives -----------------------------------------------------------------------------------------
+
+
+def backends(
+    plan: Plan, order: tuple[str, ...], verdicts: Verdicts, costs: "UnitCosts", planned: Planned
+) -> list[dict[str, Any]]:
+    """Every backend of the package: why it cannot take the problem, or the times that it is predicted to take."""
+    found = []
+    for name in order:
+        work = BACKENDS[name].on(plan.device.kind)
+        entry: dict[str, Any] = {
+            "backend": name,
+            "chosen": name == plan.backend,
+            "computes_with": None if work is None else work.value,
+            "reason": refusal(plan.problem, plan.device, name, verdicts),
+            "forward_us": None,
+            "backward_us": None,
+        }
+        if entry["reason"] is None:
+            for direction, program in directions(planned(plan.problem, name)).items():
+                entry[f"{direction}_us"] = cost_model.predict(program, costs)
+        found.append(entry)
+    return found
+
+
+def tilings(plan: Plan, costs: "UnitCosts") -> list[dict[str, Any]]:
+    """For every walk of the plan all tilings that the planner could choose, the cheapest predicted first."""
+    found = []
+    for direction, program in directions(plan).items():
+        for launch in program.launches:
+            instance = launch.instance
+            if instance.record.walks and not instance.of_additional:
+                others = sorted(_candidates(plan.problem, launch, costs), key=lambda each: float(each["predicted_us"]))
+                found.append({"direction": direction, "template": instance.template, "candidates": others})
+    return found
+
+
+def _candidates(problem: Problem, launch: "Launch", costs: "UnitCosts") -> Iterator[dict[str, Any]]:
+    from ..metal.costs import microseconds
+    from ..metal.counts import counts_of, walked
+    from ..metal.op_launches import MAX_SIMDGROUPS
+    from ..metal.templates import RPB_GRAD
+    from ..metal.tiling import candidate_instance, candidates
+
+    own = launch.instance
+    tensors = counts_of(problem, launch).tensor_bytes
+    in_rows = not own.record.transposed and own.template != RPB_GRAD.name
+    for candidate in candidates(problem, own.record, own.dim, own.dim_v, MAX_SIMDGROUPS, in_rows):
+        instance = candidate_instance(replace(own, stage=False), problem, candidate)
+        counts = walked(problem, instance)._replace(tensor_bytes=tensors)
+        yield {
+            **_tiling(instance),
+            "chosen": _tiling(instance) == _tiling(own),
+            "bricks": counts.bricks,
+            "full": counts.full,
+            "staged_bytes": counts.staged_bytes,
+            "predicted_us": microseconds(instance, counts, costs),
+        }
