@@ -17,6 +17,7 @@ from natten_mps._metal.metal import source
 from natten_mps._metal.metal.op_launches import Launch, fills_words
 from natten_mps._metal.metal.sizes import DIMS
 from natten_mps._metal.metal.templates import TEMPLATES
+from natten_mps._metal.plan import costs, tuning
 from natten_mps._metal.tools import doctor
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "doctor.md"
@@ -174,6 +175,23 @@ def test_the_file(package: str, one_case: None, tmp_path: Path, capsys: pytest.C
     assert printed.err.splitlines()[-1] == "1 of 1 within bounds"
     assert cli.main(["doctor", "--json", str(tmp_path / "nowhere" / "doctor.json")]) == 1
     assert "there is no folder" in capsys.readouterr().err
+
+
+def test_what_tune_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No file, one of this machine, one that is broken or cannot be read, and none wanted."""
+    target = tmp_path / "tuning.json"
+    monkeypatch.setenv("NATTEN_TUNING", str(target))
+    assert doctor.tuning_state() == {"state": "none", "reason": None, "error": None}
+    predicted = costs.predicted("Apple M1")
+    tuning.write(target, tuning.content_of(predicted))
+    assert doctor.tuning_state() == {"state": "in force", "reason": None, "error": predicted.error}
+    target.write_text("{}")
+    found = doctor.tuning_state()
+    assert found["state"] == "ignored" and found["reason"].startswith("its version is None")
+    monkeypatch.setenv("NATTEN_TUNING", str(tmp_path))
+    assert doctor.tuning_state()["state"] == "ignored"
+    monkeypatch.setenv("NATTEN_TUNING", "off")
+    assert doctor.tuning_state()["state"] == "off"
 
 
 def test_numbers_that_json_lacks() -> None:

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from ..plan import tuning
 from ..plan.backend import AUTO, BACKENDS, DENSE, PURE, Work
 from ..plan.backends import Backends
 from ..plan.device import Device
@@ -159,6 +160,8 @@ def consult(record: DoctorPackage, only: str | None) -> tuple[int, dict[str, Any
             place, reasons = patient.place(), patient.reasons()
         except ValueError as error:  # a variable that the kernels read is set to something that they cannot use
             found.append(Finding(str(error), "unset or correct the variable"))
+    tuned = tuning_state()
+    print(f"  tuning: {tuned['state']}" + (f", {tuned['reason']}" if tuned["reason"] else ""))
     for finding in found:
         print(f"  {'problem' if finding.fatal else 'note'}: {finding.problem}\n    to do: {finding.remedy}")
     if reasons:
@@ -174,12 +177,30 @@ def consult(record: DoctorPackage, only: str | None) -> tuple[int, dict[str, Any
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         **here.as_json(),
         "findings": [finding._asdict() for finding in found],
+        "tuning": tuned,
         "device": place,
         "backends": reasons,
         "rows": [row.as_json() for row in rows or ()],
         "templates": template_verdicts(rows or ()),
         "status": status,
     }
+
+
+def tuning_state() -> dict[str, Any]:
+    """Whether plans stand on what ``tune`` measured here: 'in force' (with the model's error), 'none' (it has not run),
+    'off', or 'ignored' (with the reason)."""
+    path = tuning.path_in_force()
+    found: dict[str, Any] = {"state": "off", "reason": None, "error": None}
+    if path is None:
+        return found
+    try:
+        return found | {"state": "in force", "error": tuning.read(path).error}
+    except FileNotFoundError:
+        return found | {"state": "none"}
+    except OSError as error:
+        return found | {"state": "ignored", "reason": f"it cannot be read: {error.strerror or error}"}
+    except tuning.Broken as error:
+        return found | {"state": "ignored", "reason": str(error)}
 
 
 # --- kernels ------------------------------------------------------------------------------------------
