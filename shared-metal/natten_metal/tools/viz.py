@@ -14,6 +14,7 @@ from ..viz.drawing import Drawing, png, svg
 from ..viz.page import page
 from ..viz.pictures import Sight, masks, tokens
 from .command_line import CommandError, check_outputs, end, need_matplotlib, write
+from .demo import whole
 from .problem_arguments import add_shape, add_window, shape_of, window_of
 
 FORMATS = (".svg", ".png", ".txt")
@@ -64,14 +65,17 @@ def add_viz(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", pac
     ):
         piece.add_argument(name, type=int, nargs="+", metavar="N", help=text)
     kernels = parser.add_argument_group("for --view work")
-    for name, default, text in (
-        ("--heads", 1, "heads of queries"),
-        ("--kv-heads", 1, "heads of keys and values"),
-        ("--head-dim", 64, "channels of a head"),
-    ):
-        kernels.add_argument(name, type=int, default=default, metavar="N", help=f"{text} (default: %(default)s)")
+    kernels.add_argument(
+        "--heads", type=_positive, default=1, metavar="N", help="heads of queries (default: %(default)s)"
+    )
+    kernels.add_argument("--kv-heads", type=_positive, metavar="N", help="heads of keys and values (default: --heads)")
+    kernels.add_argument("--head-dim", type=_positive, default=64, metavar="D", help="channels (default: %(default)s)")
     kernels.add_argument("--dtype", choices=DTYPES[:3], default=DTYPES[0], help="(default: %(default)s)")
     parser.set_defaults(run=lambda arguments: end(f"{package} viz", lambda: run(arguments, package)))
+
+
+def _positive(text: str) -> int:
+    return whole(text, 1)
 
 
 def run(arguments: argparse.Namespace, package: str) -> int:
@@ -121,7 +125,8 @@ def _shown(arguments: argparse.Namespace) -> Shown:
     rank = len(shape)
     piece = {name: getattr(arguments, name) for name in ("full_shape", "query_start", "key_start")}
     key_shape = shape if arguments.key_shape is None else tuple(arguments.key_shape)
-    heads, dims = (arguments.heads, arguments.kv_heads), (arguments.head_dim,) * 2
+    heads = arguments.heads, arguments.heads if arguments.kv_heads is None else arguments.kv_heads
+    dims = (arguments.head_dim,) * 2
     window = window_of(arguments, rank)
     given = {name: tuple(value) for name, value in piece.items() if value is not None}
     try:
