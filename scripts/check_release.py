@@ -55,14 +55,14 @@ def _is_date(text: str) -> bool:
 
 def unset(root: Path) -> list[str]:
     """What a maintainer has to fill in once."""
-    said = []
+    faults = []
     addresses = {package: project(root, package).get("urls", {}).get("Repository") for package in PACKAGES}
     cited = re.search(r'^repository-code: "(.+)"$', (root / CITATION).read_text(), re.MULTILINE)
     if None in addresses.values() or len({*addresses.values(), cited and cited[1]}) > 1:
-        said.append(f"the project's address is not set, or not the same in both packages and {CITATION}")
+        faults.append(f"the project's address is not set, or not the same in both packages and {CITATION}")
     if not re.search(r"^\*\s+@\w", (root / OWNERS).read_text(), re.MULTILINE):
-        said.append(f"{OWNERS} names no maintainer")
-    return [f"{line}: run scripts/set_repository.py" for line in said]
+        faults.append(f"{OWNERS} names no maintainer")
+    return [f"{line}: run scripts/set_repository.py" for line in faults]
 
 
 def undated(root: Path, wanted: str) -> list[str]:
@@ -79,12 +79,12 @@ def complaints(root: Path, tag: str) -> list[str]:
     if not parts:
         return [f"a tag is {' or '.join(f'{package}-vX.Y.Z' for package in PACKAGES)}; got {tag!r}"]
     package, wanted = parts.groups()
-    said = []
+    faults = []
     if (stated := project(root, package)["version"]) != wanted:
-        said.append(f"{package} is {stated}, and the tag {tag}")
+        faults.append(f"{package} is {stated}, and the tag {tag}")
     if not changes(root, wanted)[1]:
-        said.append(f"CHANGELOG.md says nothing about {wanted} under a heading `## [{wanted}] - YYYY-MM-DD`")
-    return said
+        faults.append(f"CHANGELOG.md says nothing about {wanted} under a heading `## [{wanted}] - YYYY-MM-DD`")
+    return faults
 
 
 def wrong_files(tag: str, names: list[str]) -> list[str]:
@@ -92,19 +92,19 @@ def wrong_files(tag: str, names: list[str]) -> list[str]:
     package, wanted = TAG.fullmatch(tag).groups()
     stem = f"{package.replace('-', '_')}-{wanted}"
     wheels = [name.removesuffix(".whl") for name in names if name.endswith(".whl")]
-    said = [f"{name} is not of {stem}" for name in names if not name.startswith((f"{stem}-", f"{stem}.tar.gz"))]
+    faults = [f"{name} is not of {stem}" for name in names if not name.startswith((f"{stem}-", f"{stem}.tar.gz"))]
     if [name for name in names if not name.endswith(".whl")] != [f"{stem}.tar.gz"]:
-        said.append(f"besides wheels there must be only {stem}.tar.gz")
+        faults.append(f"besides wheels there must be only {stem}.tar.gz")
     for platform, pattern in PLATFORMS.items():
         if not any(re.search(pattern, wheel) for wheel in wheels):
-            said.append(f"no wheel for {platform}")
-    said += [
+            faults.append(f"no wheel for {platform}")
+    faults += [
         f"{wheel} is only for the machine that built it"
         for wheel in wheels
         if wheel.endswith(("-linux_x86_64", "-linux_aarch64"))
     ]
     asked = {wheel: max(map(int, re.findall(r"manylinux_2_(\d+)_", wheel)), default=0) for wheel in wheels}
-    said += [
+    faults += [
         f"{wheel} asks for glibc 2.{glibc}; {package} must run with 2.{GLIBC[package]}"
         for wheel, glibc in asked.items()
         if glibc > GLIBC[package]
@@ -112,12 +112,12 @@ def wrong_files(tag: str, names: list[str]) -> list[str]:
     # A failed compiler leaves a wheel without compiled kernels; natten-mps publishes one on purpose.
     pure = [wheel for wheel in wheels if wheel.endswith(PURE)]
     if bool(pure) != (package == "natten-mps"):
-        said.append(f"{PURE} is {'missing' if not pure else 'a wheel without compiled kernels'}")
-    return said
+        faults.append(f"{PURE} is {'missing' if not pure else 'a wheel without compiled kernels'}")
+    return faults
 
 
-def listed(said: list[str]) -> str:
-    return "".join(f"check_release: {line}\n" for line in said)
+def listed(faults: list[str]) -> str:
+    return "".join(f"check_release: {line}\n" for line in faults)
 
 
 def main() -> None:
@@ -127,16 +127,16 @@ def main() -> None:
     parser.add_argument("--notes", type=Path)
     parser.add_argument("--files", type=Path, nargs="+")
     given = parser.parse_args()
-    said = complaints(ROOT, given.tag)
-    if said:
-        sys.exit(listed(said))
+    faults = complaints(ROOT, given.tag)
+    if faults:
+        sys.exit(listed(faults))
     package, wanted = TAG.fullmatch(given.tag).groups()
     to_fill_in = unset(ROOT) + undated(ROOT, wanted)
-    said = [] if given.dry_run else to_fill_in
+    faults = [] if given.dry_run else to_fill_in
     if given.files:
-        said += wrong_files(given.tag, sorted(file.name for file in given.files))
-    if said:
-        sys.exit(listed(said))
+        faults += wrong_files(given.tag, sorted(file.name for file in given.files))
+    if faults:
+        sys.exit(listed(faults))
     print(listed(to_fill_in), end="", file=sys.stderr)
     if given.notes:
         given.notes.write_text(changes(ROOT, wanted)[1] + "\n")

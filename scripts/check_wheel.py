@@ -96,26 +96,26 @@ def open_wheel(path: Path) -> Wheel | None:
 
 
 def wrong_tag(wheel: Wheel) -> list[str]:
-    said = []
+    faults = []
     tag = wheel.path.stem.split("-", 2)[2]
     if wheel.pure:
         if tag != PURE:
-            said.append(f"is tagged {tag}; without a platform it is {PURE}")
+            faults.append(f"is tagged {tag}; without a platform it is {PURE}")
         if wheel.module == "natten_mlx":
-            said.append("holds no compiled code: where it was built, the compiler failed")
+            faults.append("holds no compiled code: where it was built, the compiler failed")
     elif tag != f"{TAG[wheel.module]}-{'.'.join(wheel.platforms)}":
-        said.append(f"is tagged {tag}; a platform's wheel is {TAG[wheel.module]}")
+        faults.append(f"is tagged {tag}; a platform's wheel is {TAG[wheel.module]}")
     stated = wheel.info.get("WHEEL", b"").decode()
     python = tag.removesuffix("-".join(("", ".".join(wheel.platforms))))
     if {f"{python}-{platform}" for platform in wheel.platforms} != set(
         re.findall(r"^Tag: (.+)$", stated, re.MULTILINE)
     ):
-        said.append("has a name and a file WHEEL that state different tags")
+        faults.append("has a name and a file WHEEL that state different tags")
     version = tomllib.loads((wheel.package / "pyproject.toml").read_text())["project"]["version"]
     metadata = wheel.info.get("METADATA", b"").decode()
     if not wheel.version == version == (re.findall(r"^Version: (.+)$", metadata, re.MULTILINE) or [""])[0]:
-        said.append(f"is not of version {version}, or its metadata is not")
-    return said + [line for platform in wheel.platforms for line in wrong_platform(platform)]
+        faults.append(f"is not of version {version}, or its metadata is not")
+    return faults + [line for platform in wheel.platforms for line in wrong_platform(platform)]
 
 
 def wrong_platform(platform: str) -> list[str]:
@@ -136,7 +136,7 @@ def wrong_platform(platform: str) -> list[str]:
 
 
 def wrong_contents(wheel: Wheel) -> list[str]:
-    said = [f"holds {name}" for name in wheel.others]
+    faults = [f"holds {name}" for name in wheel.others]
     source = wheel.package / "src" / wheel.module
     wanted = {
         path.relative_to(source).as_posix(): path
@@ -146,13 +146,13 @@ def wrong_contents(wheel: Wheel) -> list[str]:
     }
     for name, path in wanted.items():
         if wheel.files.get(name) != path.read_bytes():
-            said.append(f"{'has another' if name in wheel.files else 'lacks'} {name}")
+            faults.append(f"{'has another' if name in wheel.files else 'lacks'} {name}")
     made = {"_build_info.py"} if wheel.module == "natten_mlx" and not wheel.pure else set()
     left = wheel.files.keys() - wanted.keys() - made - wheel.compiled.keys()
-    said += [f"holds {wheel.module}/{name}" for name in sorted(left)]
+    faults += [f"holds {wheel.module}/{name}" for name in sorted(left)]
     if wheel.info.get("licenses/LICENSE") != (ROOT / "LICENSE").read_bytes():
-        said.append("lacks the licence")
-    return said
+        faults.append("lacks the licence")
+    return faults
 
 
 def wrong_selection(wheel: Wheel) -> list[str]:
@@ -178,48 +178,48 @@ def library(wheel: Wheel) -> str:
 
 
 def wrong_binaries(wheel: Wheel) -> list[str]:
-    said = []
+    faults = []
     with tempfile.TemporaryDirectory() as folder:
         for name, content in wheel.compiled.items():
             file = Path(folder, PurePosixPath(name).name)
             file.write_bytes(content)
-            said += [f"{name} {line}" for line in wrong_binary(wheel, name, binaries.read(file))]
-    return said
+            faults += [f"{name} {line}" for line in wrong_binary(wheel, name, binaries.read(file))]
+    return faults
 
 
 def wrong_binary(wheel: Wheel, name: str, binary: binaries.Binary) -> list[str]:
-    said = []
+    faults = []
     tagged = {re.sub(r"^(manylinux\w*?|macosx)(_\d+_\d+)?_(?=x86|aarch|arm)", "", p) for p in wheel.platforms}
     if binary.system != wheel.system or set(binary.machines) != tagged or len(binary.machines) != 1:
-        said.append(
+        faults.append(
             f"is for {binary.system} on {', '.join(binary.machines)}, its wheel for {', '.join(wheel.platforms)}"
         )
-        return said
+        return faults
     oldest = ".".join(map(str, binary.oldest))
     if wheel.system == "macOS" and binary.oldest != MACOS:
-        said.append(f"asks for macOS {oldest}, its wheel for {MACOS[0]}.{MACOS[1]}")
+        faults.append(f"asks for macOS {oldest}, its wheel for {MACOS[0]}.{MACOS[1]}")
     promised = [tuple(map(int, found)) for found in re.findall(r"manylinux_(\d+)_(\d+)_", ".".join(wheel.platforms))]
     if wheel.system == "Linux" and promised and binary.oldest > min(promised):
-        said.append(f"asks for glibc {oldest}, its wheel for {min(promised)[0]}.{min(promised)[1]}")
+        faults.append(f"asks for glibc {oldest}, its wheel for {min(promised)[0]}.{min(promised)[1]}")
     extension = name.startswith("_ext_")
     prefix = "@rpath/" if wheel.system == "macOS" else ""
     own, mlx = (f"{prefix}{stem}{SUFFIX[wheel.system]}" for stem in (library(wheel), "libmlx"))
     if not extension and binary.name != own:
-        said.append(f"has the name {binary.name!r} for those that link to it; it must be {own!r}")
+        faults.append(f"has the name {binary.name!r} for those that link to it; it must be {own!r}")
     origin = ORIGIN[wheel.system]
     search = (f"{origin}/_native", f"{origin}/../mlx/lib") if extension else ()
     if binary.search != search:
-        said.append(f"looks for libraries in {binary.search}; it must be {search}")
+        faults.append(f"looks for libraries in {binary.search}; it must be {search}")
     needs = {need for need in binary.needs if not SYSTEM[wheel.system].fullmatch(need)}
     if needs != ({own, mlx} if extension else set()):
-        said.append(
+        faults.append(
             f"is linked to {sorted(needs)}; of others' libraries an extension needs {[own, mlx]}, the library none"
         )
     if binary.signature:
-        said.append(binary.signature)
+        faults.append(binary.signature)
     if binary.paths:
-        said.append(f"holds paths of the machine it was built on: {', '.join(binary.paths[:5])}")
-    return said
+        faults.append(f"holds paths of the machine it was built on: {', '.join(binary.paths[:5])}")
+    return faults
 
 
 RULES = (wrong_tag, wrong_contents, wrong_selection, wrong_binaries)
@@ -227,29 +227,29 @@ RULES = (wrong_tag, wrong_contents, wrong_selection, wrong_binaries)
 
 def complaints(paths: list[Path]) -> list[str]:
     """Every rule that a wheel breaks, in words."""
-    said = []
+    faults = []
     wheels = {path: open_wheel(path) for path in paths}
     platforms = {wheel.module for wheel in wheels.values() if wheel and not wheel.pure}
     for path, wheel in wheels.items():
         if wheel is None:
-            said.append(f"{path.name}: is no name of a wheel of this project")
+            faults.append(f"{path.name}: is no name of a wheel of this project")
             continue
         if wheel.pure and wheel.module == "natten_mps" and wheel.module not in platforms:
-            said.append(
+            faults.append(
                 f"{path.name}: holds no compiled code, and no wheel for a platform is beside it: a compiler failed"
             )
-        said += [f"{path.name}: {line}" for rule in RULES for line in rule(wheel)]
-    return said
+        faults += [f"{path.name}: {line}" for rule in RULES for line in rule(wheel)]
+    return faults
 
 
 def wrong_sdist(path: Path) -> list[str]:
     with tarfile.open(path) as archive:
         members = archive.getmembers()
     names = {member.name.partition("/")[2] for member in members}
-    said = [f"{path.name}: holds the link {member.name}" for member in members if member.issym() or member.islnk()]
-    said += [f"{path.name}: holds {name}" for name in sorted(names) if name.endswith((*COMPILED, *JUNK))]
+    faults = [f"{path.name}: holds the link {member.name}" for member in members if member.issym() or member.islnk()]
+    faults += [f"{path.name}: holds {name}" for name in sorted(names) if name.endswith((*COMPILED, *JUNK))]
     wanted = {"PKG-INFO", "LICENSE", "README.md", "pyproject.toml", "CMakeLists.txt", "csrc/cpu/kernels.cpp"}
-    return said + [f"{path.name}: lacks {name}" for name in sorted(wanted - names)]
+    return faults + [f"{path.name}: lacks {name}" for name in sorted(wanted - names)]
 
 
 # --- tools -----------------------------------------------------------------------------------------------
@@ -258,7 +258,7 @@ def wrong_sdist(path: Path) -> list[str]:
 def run_tools(wheels: list[Path], sdists: list[Path]) -> list[str]:
     """What the usual programs that check wheels print, if they fail."""
     programs = Path(sys.executable).parent
-    said = []
+    faults = []
     with tempfile.TemporaryDirectory() as folder:
         stable = stable_extensions(wheels, Path(folder))
         commands = [
@@ -269,8 +269,8 @@ def run_tools(wheels: list[Path], sdists: list[Path]) -> list[str]:
         for program, *arguments in filter(None, commands):
             done = subprocess.run([programs / program, *arguments], capture_output=True, text=True, check=False)
             if done.returncode:
-                said.append(f"{program}: {done.stdout}{done.stderr}".strip())
-    return said
+                faults.append(f"{program}: {done.stdout}{done.stderr}".strip())
+    return faults
 
 
 def stable_extensions(wheels: list[Path], folder: Path) -> list[Path]:
@@ -289,10 +289,10 @@ def main() -> None:
         sys.exit(__doc__)
     sdists = [path for path in files if path.name.endswith(".tar.gz")]
     wheels = [path for path in files if path not in sdists]
-    said = complaints(wheels) + [line for path in sdists for line in wrong_sdist(path)]
-    said += run_tools(wheels, sdists)
-    if said:
-        sys.exit("\n".join(f"check_wheel: {line}" for line in said))
+    faults = complaints(wheels) + [line for path in sdists for line in wrong_sdist(path)]
+    faults += run_tools(wheels, sdists)
+    if faults:
+        sys.exit("\n".join(f"check_wheel: {line}" for line in faults))
     print(f"check_wheel: {len(files)} files may be published: {', '.join(path.name for path in files)}")
 
 

@@ -18,7 +18,7 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
-#include "host.h"
+#include "callbacks.h"
 #include "operation.h"
 
 namespace nb = nanobind;
@@ -106,7 +106,7 @@ NAMED_MODULE(NATTEN_MODULE, m) {
   // With another version of nanobind's internals the domain is empty, and every call would be a TypeError.
   if (!nb::type<mx::array>().is_valid())
     throw nb::import_error("mlx.core.array is not visible: MLX was built with another nanobind ABI than v" NATTEN_NANOBIND_INTERNALS);
-  host::register_errors();
+  callbacks::register_errors();
   m.attr("kernels_digest") = NATTEN_KERNELS_DIGEST;
   m.attr("sources_digest") = NATTEN_SOURCES_DIGEST;
   m.def("instruction_set", [] { return std::string(natten_cpu_isa()); },

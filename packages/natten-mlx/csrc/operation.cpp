@@ -9,7 +9,7 @@
 #include <mlx/allocator.h>
 #include <mlx/backend/cpu/encoder.h>
 
-#include "host.h"
+#include "callbacks.h"
 
 namespace natten_mlx {
 namespace {
@@ -80,7 +80,7 @@ void Operation::eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::a
 
 std::vector<mx::array> Operation::vjp(const std::vector<mx::array>& primals, const std::vector<mx::array>& cotangents,
                                       const std::vector<int>& argnums, const std::vector<mx::array>& outputs) {
-  const auto gradients = host::vjp(plan_->call, stream(), primals, cotangents, outputs);
+  const auto gradients = callbacks::vjp(plan_->call, stream(), primals, cotangents, outputs);
   std::vector<mx::array> wanted;
   for (int argument : argnums) wanted.push_back(gradients.at(argument));
   return wanted;
@@ -88,12 +88,12 @@ std::vector<mx::array> Operation::vjp(const std::vector<mx::array>& primals, con
 
 std::vector<mx::array> Operation::jvp(const std::vector<mx::array>& primals, const std::vector<mx::array>& tangents,
                                       const std::vector<int>& argnums) {
-  return host::jvp(plan_->call, stream(), primals, tangents, argnums);
+  return callbacks::jvp(plan_->call, stream(), primals, tangents, argnums);
 }
 
 std::pair<std::vector<mx::array>, std::vector<int>> Operation::vmap(const std::vector<mx::array>& inputs,
                                                                     const std::vector<int>& axes) {
-  auto outputs = host::vmap(plan_->call, stream(), inputs, axes);
+  auto outputs = callbacks::vmap(plan_->call, stream(), inputs, axes);
   std::vector<int> first(outputs.size(), 0);
   return {std::move(outputs), std::move(first)};
 }

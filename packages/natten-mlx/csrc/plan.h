@@ -74,7 +74,7 @@ struct Plan : std::enable_shared_from_this<Plan> {
   natten_problem problem;
   std::vector<Tensor> inputs, outputs, scratch;
   std::vector<Launch> launches;  // on a GPU
-  std::string call;              // by which Python finds the call: host.h
+  std::string call;              // by which Python finds the call: callbacks.h
 };
 
 // The function of that name; std::invalid_argument if there is none.

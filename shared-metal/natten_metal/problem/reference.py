@@ -97,8 +97,8 @@ def _all_values(problem: Problem, value: Array, additional_values: Array) -> Arr
 
 def backward(
     problem: Problem,
-    d_out: Array,
-    d_lse: Array,
+    out_grad: Array,
+    lse_grad: Array,
     query: Array,
     key: Array,
     value: Array,
@@ -109,44 +109,44 @@ def backward(
 ) -> dict[str, Array]:
     """Gradients by name (query, key, value, additional_keys, additional_values, rpb), float64.
 
-    d_lse may be None. With weights P: dS = P * (dO V^T - rowsum(P * dO V^T) + dLSE).
+    lse_grad may be None. With weights P: dS = P * (dO V^T - rowsum(P * dO V^T) + dLSE).
     """
     import numpy as np
 
     groups, keys = problem.group_heads, problem.keys
     key, value = (_visible(tensor, key_mask) for tensor in (key, value))
     weights, _ = _weights(problem, query, key, additional_keys, rpb, key_mask)
-    d_rows = _heads_first(d_out)
-    d_weights = d_rows @ _all_values(problem, value, additional_values).swapaxes(-1, -2)
-    d_logits = weights * (d_weights - (weights * d_weights).sum(-1, keepdims=True))
-    if d_lse is not None:
-        d_logits += weights * _heads_first(np.asarray(d_lse, dtype=np.float64)[..., None])
-    d_values = weights.swapaxes(-1, -2) @ d_rows
-    d_keys = problem.scale * d_logits.swapaxes(-1, -2) @ _heads_first(query)
-    query_grad = problem.scale * d_logits[..., :keys] @ _heads_first(key, groups)
+    rows_grad = _heads_first(out_grad)
+    weights_grad = rows_grad @ _all_values(problem, value, additional_values).swapaxes(-1, -2)
+    logits_grad = weights * (weights_grad - (weights * weights_grad).sum(-1, keepdims=True))
+    if lse_grad is not None:
+        logits_grad += weights * _heads_first(np.asarray(lse_grad, dtype=np.float64)[..., None])
+    values_grad = weights.swapaxes(-1, -2) @ rows_grad
+    keys_grad = problem.scale * logits_grad.swapaxes(-1, -2) @ _heads_first(query)
+    query_grad = problem.scale * logits_grad[..., :keys] @ _heads_first(key, groups)
     gradients = {
-        "key": _heads_last(d_keys[:, :, :keys], problem.key_shape, groups),
-        "value": _heads_last(d_values[:, :, :keys], problem.key_shape, groups),
+        "key": _heads_last(keys_grad[:, :, :keys], problem.key_shape, groups),
+        "value": _heads_last(values_grad[:, :, :keys], problem.key_shape, groups),
     }
     if additional_keys is not None:
-        query_grad += problem.scale * d_logits[..., keys:] @ _heads_first(additional_keys, groups)
+        query_grad += problem.scale * logits_grad[..., keys:] @ _heads_first(additional_keys, groups)
         count = (problem.additional,)
-        gradients["additional_keys"] = _heads_last(d_keys[:, :, keys:], count, groups)
-        gradients["additional_values"] = _heads_last(d_values[:, :, keys:], count, groups)
+        gradients["additional_keys"] = _heads_last(keys_grad[:, :, keys:], count, groups)
+        gradients["additional_values"] = _heads_last(values_grad[:, :, keys:], count, groups)
     gradients["query"] = _heads_last(query_grad, problem.query_shape)
     if rpb is not None:
-        gradients["rpb"] = _rpb_gradient(problem, d_logits[..., :keys])
+        gradients["rpb"] = _rpb_gradient(problem, logits_grad[..., :keys])
     return gradients
 
 
-def _rpb_gradient(problem: Problem, d_logits: Array) -> Array:
+def _rpb_gradient(problem: Problem, logits_grad: Array) -> Array:
     import numpy as np
 
     sizes = [2 * w - 1 for w in problem.kernel_size]
     rpb_grad = np.zeros((problem.heads, int(np.prod(sizes))))
     mask, offsets = neighborhood_mask(problem), bias_offsets(problem)
     for head in range(problem.heads):
-        np.add.at(rpb_grad[head], offsets[mask], d_logits[:, head].sum(0)[mask])
+        np.add.at(rpb_grad[head], offsets[mask], logits_grad[:, head].sum(0)[mask])
     return rpb_grad.reshape(problem.heads, *sizes)
 
 
@@ -177,9 +177,9 @@ def _dense_weights(problem: Problem, slots: Array) -> Array:
     return dense
 
 
-def qk_backward(problem: Problem, d_logits: Array, query: Array, key: Array, rpb: Array = None) -> dict[str, Array]:
+def qk_backward(problem: Problem, logits_grad: Array, query: Array, key: Array, rpb: Array = None) -> dict[str, Array]:
     """Gradients of query, key and rpb by name."""
-    groups, dense = problem.group_heads, _dense_weights(problem, d_logits)
+    groups, dense = problem.group_heads, _dense_weights(problem, logits_grad)
     key_grad = problem.scale * dense.swapaxes(-1, -2) @ _heads_first(query)
     gradients = {
         "query": _heads_last(problem.scale * dense @ _heads_first(key, groups), problem.query_shape),
@@ -190,16 +190,16 @@ def qk_backward(problem: Problem, d_logits: Array, query: Array, key: Array, rpb
     return gradients
 
 
-def av_backward(problem: Problem, d_out: Array, attn: Array, value: Array) -> dict[str, Array]:
+def av_backward(problem: Problem, out_grad: Array, attn: Array, value: Array) -> dict[str, Array]:
     """Gradients of attn and value by name."""
     import numpy as np
 
     keys, held = slot_keys(problem)
-    groups, d_rows = problem.group_heads, _heads_first(d_out)
-    d_dense = d_rows @ _heads_first(value, groups).swapaxes(-1, -2)
-    d_slots = np.take_along_axis(d_dense, np.broadcast_to(keys, (*d_dense.shape[:2], *keys.shape)), axis=-1)
-    value_grad = _dense_weights(problem, attn).swapaxes(-1, -2) @ d_rows
+    groups, rows_grad = problem.group_heads, _heads_first(out_grad)
+    dense_grad = rows_grad @ _heads_first(value, groups).swapaxes(-1, -2)
+    slots_grad = np.take_along_axis(dense_grad, np.broadcast_to(keys, (*dense_grad.shape[:2], *keys.shape)), axis=-1)
+    value_grad = _dense_weights(problem, attn).swapaxes(-1, -2) @ rows_grad
     return {
-        "attn": _heads_last(np.where(held, d_slots, 0.0), problem.query_shape),
+        "attn": _heads_last(np.where(held, slots_grad, 0.0), problem.query_shape),
         "value": _heads_last(value_grad, problem.key_shape, groups),
     }

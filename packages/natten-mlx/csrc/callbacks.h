@@ -7,7 +7,7 @@
 #include <mlx/array.h>
 #include <mlx/stream.h>
 
-namespace natten_mlx::host {
+namespace natten_mlx::callbacks {
 
 namespace mx = mlx::core;
 using Arrays = std::vector<mx::array>;
@@ -23,4 +23,4 @@ Arrays jvp(const std::string& call, const mx::Stream& stream, const Arrays& prim
 // Registers how Python errors that passed through MLX are raised again.
 void register_errors();
 
-}  // namespace natten_mlx::host
+}  // namespace natten_mlx::callbacks

@@ -1,4 +1,4 @@
-#include "host.h"
+#include "callbacks.h"
 
 #include <exception>
 #include <memory>
@@ -9,7 +9,7 @@
 
 namespace nb = nanobind;
 
-namespace natten_mlx::host {
+namespace natten_mlx::callbacks {
 namespace {
 
 // An error that Python raised. It has a type of its own, because MLX's copy of nanobind may not recognise this
@@ -57,4 +57,4 @@ void register_errors() {
   });
 }
 
-}  // namespace natten_mlx::host
+}  // namespace natten_mlx::callbacks
