@@ -194,7 +194,24 @@ def placed(fw: Any) -> None:
             report(text=str(raised))
 
 
+def summed(fw: Any) -> None:
+    """Parameters that only some processes' losses depend on, or none; and modules that differ."""
+    nn = fw.torch.nn
+    module = nn.ModuleDict({name: nn.Linear(1, 1, bias=False) for name in ("all", "last", "none")})
+    last = fw.index == fw.count - 1
+    used = ["all", "last"] if last else ["all"]
+    for name in used:
+        (module[name].weight * (fw.index + 1)).sum().backward()
+    fw.shared.sum_gradients(module)
+    grads = [module[name].weight.grad for name in module]
+    report(sums=[None if grad is None else grad.item() for grad in grads])
+    try:
+        fw.shared.sum_gradients(nn.Linear(2 if last else 1, 1))
+    except ValueError as raised:
+        report(text=str(raised))
+
+
 if __name__ == "__main__":
     process = member(sys.argv[1])
-    {each.__name__: each for each in (agree, rejected, killed, stopped, compiled, placed)}[sys.argv[2]](process)
+    {each.__name__: each for each in (agree, rejected, killed, stopped, compiled, placed, summed)}[sys.argv[2]](process)
     process.end()

@@ -94,6 +94,15 @@ def test_distributed_tensors(count: int) -> None:
         assert [report["text"] for report in each.reports[ways:]] == [f"na2d: {text}" for text in PLACEMENTS]
 
 
+def test_gradients_that_some_processes_lack() -> None:
+    """They count as zeros, and stay None where all lack them; modules that differ are an error in every process."""
+    ended = run("torch", "summed", 2)
+    assert [each.status for each in ended] == [0] * 2, "\n".join(each.errors[-3000:] for each in ended)
+    text = "sum_gradients: every process must pass the same module; process 0 has 2 parameters with 2 numbers, "
+    for each in ended:
+        assert each.reports == [{"sums": [3.0, 2.0, None]}, {"text": text + "process 1 has 2 with 3"}]
+
+
 @pytest.mark.all
 def test_torch_compiles_what_is_around_a_call() -> None:
     ended = run("torch", "compiled", 3)

@@ -18,6 +18,7 @@ from . import _framework, _shards
 from ._dtensors import any_dtensor, on_mesh
 from ._metal.api import modules as module_bodies
 from ._metal.api import shards as bodies
+from ._metal.problem.checks import shards as rules
 from ._processes import Processes
 from ._signatures import Bools, Ints, Result
 
@@ -226,13 +227,18 @@ def sum_gradients(module: nn.Module, group: Any = None) -> None:
     whole problem, for a mean).
 
     Args:
-        module: each parameter that has a gradient must have one in every process.
+        module: the same in every process. A gradient that some processes lack, because the losses of their shards do
+            not depend on the parameter, counts as zeros there; where all lack it, it stays None.
         group: as in :func:`na1d`.
 
     Raises:
-        TypeError, ValueError, RuntimeError: as :func:`na1d`.
+        TypeError, ValueError, RuntimeError: as :func:`na1d`; ValueError too if the modules differ.
     """
-    parameters = [each for each in module.parameters() if each.grad is not None]
-    sums = Processes("sum_gradients", group).total(tuple(each.grad for each in parameters if each.grad is not None))
-    for each, total in zip(parameters, sums, strict=True):
+    face, parameters = "sum_gradients", list(module.parameters())
+    processes = Processes(face, group)
+    rules.same_parameters(face, processes.gather([len(parameters), sum(each.numel() for each in parameters)]))
+    given = processes.gather([each.grad is not None for each in parameters])
+    summed = [each for each, held in zip(parameters, zip(*given, strict=True), strict=True) if any(held)]
+    sums = processes.total(tuple(torch.zeros_like(each) if each.grad is None else each.grad for each in summed))
+    for each, total in zip(summed, sums, strict=True):
         each.grad = total

@@ -53,6 +53,16 @@ def same_call(face: str, texts: Sequence[str]) -> NoReturn:
     )
 
 
+def same_parameters(face: str, counts: Sequence[Sequence[int]]) -> None:
+    """ValueError: the modules of the processes differ. counts: parameters and their numbers in all, of each process."""
+    for process, (parameters, numbers) in enumerate(counts):
+        if [parameters, numbers] != list(counts[0]):
+            raise ValueError(
+                f"{face}: every process must pass the same module; process 0 has {counts[0][0]} parameters with "
+                f"{counts[0][1]} numbers, process {process} has {parameters} with {numbers}"
+            )
+
+
 def failed_elsewhere(face: str, process: int, text: str) -> NoReturn:
     """ValueError: another process rejected its arguments."""
     raise ValueError(f"{face}: process {process} could not take part: {text}")
