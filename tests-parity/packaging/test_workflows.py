@@ -11,7 +11,7 @@ from house_files import ROOT
 from ruamel.yaml import YAML
 
 FOLDER = ROOT / ".github" / "workflows"
-NAMES = {"bench", "ci", "metal", "newest", "release", "wheels"}
+NAMES = {"bench", "ci", "metal", "newest", "pages", "release", "wheels"}
 PINNED = re.compile(r"uses: (?P<action>[\w.-]+/[\w./-]+)@(?P<commit>[0-9a-f]{40}) # (?P<version>v\d+\.\d+\.\d+)$")
 # Of scripts, what is no command of this project: it says something, or makes the release's page.
 OTHER = ('echo "::warning ', "cat notes.md >>", "gh release create ", "dnf install ", "python3.12 -m venv ")
@@ -82,7 +82,15 @@ def test_nobody_may_do_more_than_needed() -> None:
     assert {job: what for job, what in writing.items() if what} == {
         ("release", "publish"): {"id-token", "attestations"},
         ("release", "notes"): {"contents"},
+        ("pages", "deploy"): {"id-token", "pages"},
     }
+
+
+def test_the_site_is_published_from_main_alone() -> None:
+    pages = load("pages")
+    build, deploy = pages["jobs"]["build"], pages["jobs"]["deploy"]
+    assert deploy["needs"] == "build" and deploy["if"] == "github.ref == 'refs/heads/main'"
+    assert {"run": "./dev.sh docs"} in build["steps"] and build["steps"][-1]["with"] == {"path": "site"}
 
 
 def test_a_release_is_checked_before_it_leaves() -> None:
