@@ -87,8 +87,10 @@ def _of_launch(launch: "Launch", counts: Any, time: float) -> dict[str, Any]:
 
 def _tiling(instance: Any) -> dict[str, Any]:
     """What the planner chose of a walk, or could choose."""
-    names = ("patch", "heads", "simdgroups", "stage")
-    return {n: list(v) if isinstance(v := getattr(instance, n), tuple) else v for n in names}
+    from ..metal.tiling import Candidate
+
+    chosen = ((name, getattr(instance, name)) for name in Candidate._fields)
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in chosen}
 
 
 def _all_keys(plan: Plan, costs: "UnitCosts", planned: Planned) -> dict[str, Any] | None:

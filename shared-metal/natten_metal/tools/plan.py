@@ -218,7 +218,10 @@ def _table(title: str, *columns: str, words: tuple[str, ...] = ()) -> Any:
 
 
 def _patch(tiling: dict[str, Any]) -> str:
-    return "x".join(map(str, tiling["patch"])) + ("" if tiling["heads"] == 1 else f", {tiling['heads']} heads")
+    """The rows of a patch, and what else is unlike the simplest tiling; where columns come from is told apart."""
+    heads = [f"{tiling['heads']} heads"] if tiling["heads"] > 1 else []
+    flags = [name for name, value in tiling.items() if value is True and name not in ("stage", "chosen")]
+    return ", ".join(["x".join(map(str, tiling["patch"])), *heads, *flags])
 
 
 def _launches(direction: str, found: dict[str, Any]) -> Any:
@@ -238,7 +241,9 @@ def _launches(direction: str, found: dict[str, Any]) -> Any:
 
 
 def _in_words(direction: str, found: dict[str, Any]) -> str:
-    useful = f"{direction}: {found['useful_flops'] / 1e9:.4g} useful GFLOP"
+    count = found["useful_flops"]
+    amount = f"{count / 1e9:.4g} useful GFLOP" if count >= 1e8 else f"{count / 1e6:.4g} useful MFLOP"
+    useful = f"{direction}: {amount}"
     if found["executed_over_useful"] is not None:
         useful += f", {found['executed_over_useful']:.2f} times as much executed"
     return f"{useful}, on {found['backend']}"
