@@ -13,14 +13,30 @@ from natten_mps._metal.metal.counts import counts_of, walked
 from natten_mps._metal.metal.op_launches import backward, forward
 from natten_mps._metal.metal.source import Instance
 from natten_mps._metal.metal.tiles import patches
-from natten_mps._metal.plan.costs import chips, clocks, launch_times, predict, predicted, table
+from natten_mps._metal.plan.costs import chips, family, launch_times, predict, predicted, table
 from natten_mps._metal.plan.device import Device
 from natten_mps._metal.plan.limits import metal_limit
 from natten_mps._metal.plan.plan import plan
+from natten_mps._metal.problem.problem import Problem
 
 from .test_tiles import random_problem, small_problem
-from .work import AdditionalWork, work_of
+from .work import AdditionalWork, groups, patch_steps, seen_by, work_of
 from .work_table import NAMED
+
+
+def longest_patch(one: Problem, instance: Instance) -> int:
+    """Bricks of the patch that has the most, patch by patch and from the masks of each axis."""
+    most = []
+    for number, axis in enumerate(one.axes):
+        extent, seen = instance.patch[3 - one.rank + number], seen_by(axis, instance.record.transposed)
+        steps = [
+            patch_steps(seen[rows, columns][first : first + extent], number == one.rank - 1)[0]
+            for rows, columns in groups(axis, instance.record.transposed)
+            for first in range(0, len(seen[rows]), extent)
+        ]
+        most.append(max(steps))
+    times = one.group_heads if instance.record.transposed else 1
+    return (math.prod(most) + (-(-one.additional // 8) if instance.additional else 0)) * times
 
 
 def test_walks_are_counted_exactly() -> None:
@@ -50,7 +66,13 @@ def test_walks_are_counted_exactly() -> None:
                     copied = work.read(1).sum() + (work.read_additional(1).sum() if instance.additional else 0)
                     # A key walk reads each query head by itself; else all heads read those of their one key/value head.
                     copied *= one.batch * (one.heads if transposed else 1)
-                    assert counts.staged == (copied if instance.stage else 0)
+                    assert counts.staged.columns == (copied if instance.stage else 0)
+                    assert counts.longest_bricks == longest_patch(one, instance)
+                    assert (
+                        counts.longest_staged.chunks
+                        <= counts.chunks
+                        <= counts.longest_staged.chunks * counts.threadgroups
+                    )
                     chunks, idle = chunks + counts.chunks, idle + counts.idle
     assert chunks > 10_000 and idle > 1000
 
@@ -70,7 +92,7 @@ def test_launches_are_counted_exactly() -> None:
             if i.of_additional:
                 work = AdditionalWork(one, i, launch.outputs[0].shape[0])
                 assert counts.chunks == work.chunks
-                assert counts.staged == (work.read(1).sum() * one.batch * one.heads if i.stage else 0)
+                assert counts.staged.columns == (work.read(1).sum() * one.batch * one.heads if i.stage else 0)
             elif i.record.walks:
                 assert counts.chunks == work_of(one, i).chunks
             seen.add((i.template, i.of_additional))
@@ -97,5 +119,5 @@ def test_no_model_of_the_frameworks_own_operations() -> None:
 
 def test_predicted_unit_costs_are_marked() -> None:
     assert not predicted("Apple M3").measured and predicted("Apple M3").device == "Apple M3"
-    assert predicted("Apple M4 Max", 20).prices["brick"] == 2 * predicted("Apple M4 Max").prices["brick"]
-    assert clocks("Apple10")["product_single_direct"] == 5.0 and clocks("Apple8") == clocks("Apple7")
+    assert predicted("Apple M4 Max", 20).prices["mask"] == 2 * predicted("Apple M4 Max").prices["mask"]
+    assert family("Apple10")["product_single_direct"] == 5.0 and family("Apple8") == family("Apple7")

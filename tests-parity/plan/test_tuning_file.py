@@ -13,16 +13,17 @@ from typing import Any
 import pytest
 
 from natten_mps._metal.caches import clear_all
-from natten_mps._metal.metal.costs import PRICES, UnitCosts
+from natten_mps._metal.metal.costs import PRICES, Cores, UnitCosts
 from natten_mps._metal.plan import tuning
 from natten_mps._metal.plan.costs import measured, predicted, unit_costs
 from natten_mps._metal.plan.device import Device
 
 GPU = Device("gpu", "mps", float64=False)
+KINDS = {"na_fwd half staged": 1.1, "na_fwd half staged 2-D": 0.9}
 
 
 def costs(price: float = 2.0) -> UnitCosts:
-    return UnitCosts("some GPU", True, dict.fromkeys(PRICES, price), 0.05)
+    return UnitCosts("some GPU", True, Cores(10, 24, 1 << 16), dict.fromkeys(PRICES, price), 0.05, KINDS)
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +74,8 @@ def test_what_was_written_is_read(path: Path, said: list[str]) -> None:
     tuning.write(path, tuning.content_of(costs(), measured="today", trials=12))
     found = asked()
     assert found is not None and found.measured and found.error == 0.05
-    assert dict(found.prices) == dict.fromkeys(PRICES, 2.0)
+    assert dict(found.prices) == dict.fromkeys(PRICES, 2.0) and dict(found.kinds) == KINDS
+    assert found.cores == Cores(10, 24, 1 << 16)
     assert found is unit_costs(GPU) and not said
     assert path.stat().st_mode & 0o077 == 0 or sys.platform == "win32"  # mkstemp's: nobody else's business
 
@@ -110,7 +112,7 @@ def test_the_variable_names_another_file_or_none(
         monkeypatch.setenv("NATTEN_TUNING", value)
         clear_all()
         found = asked()
-        assert (found and found.prices["brick"]) == price
+        assert (found and found.prices["mask"]) == price
     assert not said
 
 
@@ -136,13 +138,18 @@ UNUSABLE = {
     changed(prices={}): "its prices are not those of this package's model",
     changed(prices=[1]): "its prices are not those of this package's model",
     changed(prices=PRICE | {"new": 1}): "its prices are not those of this package's model",
-    changed(prices=PRICE | {"brick": -1}): "one of its prices is not a number, or below zero",
-    changed(prices=PRICE | {"brick": "1"}): "one of its prices is not a number, or below zero",
-    changed(prices=PRICE | {"brick": True}): "one of its prices is not a number, or below zero",
-    changed(prices=PRICE | {"brick": float("nan")}): "one of its prices is not a number, or below zero",
-    changed(prices=PRICE | {"brick": float("inf")}): "one of its prices is not a number, or below zero",
-    changed(error=None): "one of its prices is not a number, or below zero",
-    changed(prices=dict.fromkeys(PRICES, 0)): "all its prices are zero",
+    changed(prices=PRICE | {"mask": -1}): "one of its figures is not a number, or below zero",
+    changed(prices=PRICE | {"mask": "1"}): "one of its figures is not a number, or below zero",
+    changed(prices=PRICE | {"mask": True}): "one of its figures is not a number, or below zero",
+    changed(prices=PRICE | {"mask": float("nan")}): "one of its figures is not a number, or below zero",
+    changed(prices=PRICE | {"mask": float("inf")}): "one of its figures is not a number, or below zero",
+    changed(error=None): "one of its figures is not a number, or below zero",
+    changed(prices=dict.fromkeys(PRICES, 0)): "its prices, a kind or its cores are zero",
+    changed(kinds={"na_fwd half staged": 0}): "its prices, a kind or its cores are zero",
+    changed(kinds={"na_fwd half staged": None}): "one of its figures is not a number, or below zero",
+    changed(kinds=None): "it lacks the kinds of kernels, or the cores",
+    changed(cores={"count": 10}): "it lacks the kinds of kernels, or the cores",
+    changed(cores={"count": 0, "slots": 24, "memory": 1}): "its prices, a kind or its cores are zero",
 }
 
 

@@ -1,34 +1,50 @@
 """What the work of a launch costs on a device: exact counts times unit costs.
 
-The model is linear (docs/planning.md): every count of :class:`.counts.Counts` that takes time has a price, and the
-predicted time is the sum. It says what a launch takes once its kernel is compiled and while nothing else runs.
+The model (docs/planning.md) adds two kinds of time. What all cores share: counts of the whole launch, as the busiest
+core has them. And what a core cannot hide: the chains of work that one threadgroup does after another, because only so
+many threadgroups fit a core at once. Every price is linear, so that prices can be fitted to times; which of a kernel's
+choices changed its code beyond what can be counted (registers, above all) is one factor for each kind of kernel.
 """
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from types import MappingProxyType
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from .counts import Counts
 from .source import ITEM_SIZES, Instance
 
+WIDTHS, READS = ("half", "single"), ("direct", "staged")
 # What has a price, in nanoseconds for one. Those of the first group are of the whole device: its cores share the work.
-# Those of the second are of one threadgroup: what it does one after another, which no other core can take over.
-PRICES = {
-    "launch": "a launch",
+SHARED = {
     "threadgroup": "a threadgroup that starts and ends",
-    "patch": "a patch: its rows are loaded and its results written",
-    "brick": "a brick: its address, and its softmax apart from exponentials of masks",
+    "patch": "a patch: its rows are loaded, its results written",
     "mask": "a brick that needs a mask, besides",
-    "product_half_direct": "an 8x8 product in 16 bits whose columns come from device memory",
-    "product_half_staged": "the same, from threadgroup memory",
-    "product_single_direct": "an 8x8 product in float32 whose columns come from device memory",
-    "product_single_staged": "the same, from threadgroup memory",
-    "chunk": "a chunk: two barriers",
+    "chunk": "a simdgroup that passes the two barriers of a chunk",
     "staged_byte": "a byte that is copied to threadgroup memory",
-    "byte": "a byte of a tensor, each counted once",
-    "serial_brick": "a brick in the longest chain: those of one patch",
-    "serial_chunk": "a chunk in the longest chain: those of one threadgroup",
+    **{f"brick_{w}_{r}": f"a brick apart from its products: {w}, {r}" for w in WIDTHS for r in READS},
+    **{f"product_{w}_{r}": f"an 8x8 product: {w}, {r}" for w in WIDTHS for r in READS},
 }
+# Those of the second are of one threadgroup: what it does one after another.
+SERIAL = {
+    "serial_product": "a product in the chain of one patch",
+    "serial_chunk": "a chunk of one threadgroup",
+    "serial_row": "a row of a box that one threadgroup copies",
+    "serial_word": "16 bytes that each thread copies",
+}
+PRICES = {"launch": "a launch", "byte": "a byte of a tensor, each counted once"} | SHARED | SERIAL
+# Bytes that the threads of a simdgroup copy at once.
+SIMDGROUP_BYTES = 512
+
+
+class Cores(NamedTuple):
+    """What runs at once. count: cores of the GPU. slots: simdgroups that a core holds; memory: bytes of threadgroup
+    memory that it has for them.
+    """
+
+    count: int
+    slots: int
+    memory: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,34 +52,63 @@ class UnitCosts:
     """Nanoseconds for one of each of :data:`PRICES` on one device. Compared by identity, so that it is a cheap key.
 
     device: its name. measured: whether ``tune`` measured them there; if not, they are predicted. error: the model's
-    typical relative error on problems that it was not fitted to (measured), or a guess (predicted).
+    typical relative error on problems that it was not fitted to (measured), or a guess (predicted). kinds: by the
+    names of :func:`kinds`, the factor between what such kernels take and what the prices say; 1 where none is known.
     """
 
     device: str
     measured: bool
+    cores: Cores
     prices: Mapping[str, float]
     error: float
+    kinds: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         assert set(self.prices) == set(PRICES), set(self.prices) ^ set(PRICES)
-        object.__setattr__(self, "prices", MappingProxyType(dict(self.prices)))
 
 
-def features(instance: Instance, counts: Counts) -> dict[str, float]:
+def kinds(instance: Instance) -> tuple[str, ...]:
+    """The kinds of kernels that an instance belongs to. Rank and head dims change a kernel's code and registers;
+    simdgroups change how many threadgroups a core has room for, which registers decide too.
+    """
+    i = instance
+    first = f"{i.template} {WIDTHS[ITEM_SIZES[i.dtype] // 4]} {READS[i.stage]}"
+    ranked = f"{first} {i.rank}-D"
+    return first, ranked, f"{ranked} {max(i.dim, i.dim_v)}", f"{first} x{i.simdgroups}"
+
+
+def features(instance: Instance, counts: Counts, cores: Cores) -> dict[str, float]:
     """How often a launch pays each of :data:`PRICES`; those that it never pays are left out."""
     c, i = counts, instance
-    found: dict[str, float] = {"launch": 1, "threadgroup": c.threadgroups, "byte": c.tensor_bytes}
+    # The busiest core has a whole number of threadgroups.
+    each = c.threadgroups / cores.count
+    busiest = math.ceil(each) / each
+    found: dict[str, float] = {"launch": 1, "byte": c.tensor_bytes, "threadgroup": c.threadgroups * busiest}
     if not c.bricks:
         return found
-    width = "single" if ITEM_SIZES[i.dtype] == 4 else "half"
-    reads = "staged" if i.stage else "direct"
-    found |= {"patch": c.patches, "brick": c.bricks, "mask": c.masked, f"product_{width}_{reads}": c.products}
-    found |= {"chunk": c.chunks, "staged_byte": c.staged_bytes}
-    found |= {"serial_brick": c.bricks / max(c.patches, 1), "serial_chunk": c.chunks / max(c.boxes, 1)}
+    shape = f"{WIDTHS[ITEM_SIZES[i.dtype] // 4]}_{READS[i.stage]}"
+    shared = {"patch": c.patches, "mask": c.masked, f"brick_{shape}": c.bricks, f"product_{shape}": c.products}
+    shared |= {"chunk": c.staged.chunks * i.simdgroups, "staged_byte": c.staged_bytes}
+    found |= {name: number * busiest for name, number in shared.items()}
+    # Threadgroups that a core holds at once, and how many of them follow one another: the last may be the longest.
+    held = max(1, min(cores.slots // i.simdgroups, cores.memory // max(1, i.threadgroup_bytes), math.ceil(each)))
+    before = max(1.0, math.ceil(each) / held) - 1
+    chains = min(c.patches, c.threadgroups * i.simdgroups)
+    found["serial_product"] = (before * c.bricks / chains + c.longest_bricks) * i.products
+    if i.stage:
+        chunks, rows, columns = (
+            before * number / c.boxes + longest for number, longest in zip(c.staged, c.longest_staged, strict=True)
+        )
+        words = columns * (i.dim + i.dim_v) * ITEM_SIZES[i.dtype] / (SIMDGROUP_BYTES * i.simdgroups)
+        found |= {"serial_chunk": chunks, "serial_row": rows, "serial_word": words}
     return found
 
 
 def microseconds(instance: Instance, counts: Counts, costs: UnitCosts) -> float:
     """The predicted time of a launch."""
     prices = costs.prices
-    return sum(number * prices[name] for name, number in features(instance, counts).items()) / 1e3
+    paid = features(instance, counts, costs.cores)
+    launch = paid.pop("launch") * prices["launch"]
+    own = sum(number * prices[name] for name, number in paid.items())
+    factor = math.prod(costs.kinds.get(kind, 1.0) for kind in kinds(instance))
+    return (launch + own * factor) / 1e3

@@ -24,16 +24,27 @@ from .tiles import COLUMNS, ROWS, count_bricks, patch_count, span
 FRAGMENT = ROWS * COLUMNS
 
 
+class Staged(NamedTuple):
+    """What is copied to threadgroup memory: chunks, rows of boxes or pieces of them, columns."""
+
+    chunks: int = 0
+    rows: int = 0
+    columns: int = 0
+
+    def __mul__(self, times: int) -> "Staged":  # type: ignore[override]
+        return Staged(self.chunks * times, self.rows * times, self.columns * times)
+
+
 class Counts(NamedTuple):
     """The exact work of one launch.
 
     threadgroups: of the grid; those of dilation groups shorter than others end at once. boxes: that they walk, one for
     each of their query heads. patches: simdgroups with rows; idle: those past the end of the axis. bricks, full:
     executed, and those of them without a mask; each is a softmax group of its own unless the instance says otherwise.
-    products: 8x8 products. chunks: staged pieces of boxes, two barriers each. staged: columns copied to threadgroup
-    memory. staged_bytes: of those copies, both tensors. fragment_bytes: what the products read of columns, from
-    threadgroup memory if staged, else from device memory. tensor_bytes: every tensor that the launch reads or writes,
-    once.
+    products: 8x8 products. staged: of all boxes; every chunk has two barriers. staged_bytes: of those copies, both
+    tensors. fragment_bytes: what the products read of columns, from threadgroup memory if staged, else from device
+    memory. tensor_bytes: every tensor that the launch reads or writes, once. longest_bricks: of the patch that has the
+    most; longest_staged: of the threadgroup that has the largest box.
     """
 
     threadgroups: int
@@ -43,16 +54,22 @@ class Counts(NamedTuple):
     bricks: int = 0
     full: int = 0
     products: int = 0
-    chunks: int = 0
-    staged: int = 0
+    staged: Staged = Staged()
     staged_bytes: int = 0
     fragment_bytes: int = 0
     tensor_bytes: int = 0
+    longest_bricks: int = 0
+    longest_staged: Staged = Staged()
 
     @property
     def masked(self) -> int:
         """Bricks that need a mask."""
         return self.bricks - self.full
+
+    @property
+    def chunks(self) -> int:
+        """Staged pieces of boxes."""
+        return self.staged.chunks
 
     @property
     def barriers(self) -> int:
@@ -74,30 +91,37 @@ def axis_boxes(axis: Axis, transposed: bool, extent: int) -> tuple[tuple[int, in
     return tuple(found.items())
 
 
-def pieces(length: int, chunk: int) -> tuple[int, int]:
-    """(chunks, columns) of a row of ``length`` columns that does not fit a chunk: 7 columns belong to two of them."""
-    starts = range(0, length, chunk)
-    return len(starts), sum(min(chunk + 7, length - start) for start in starts)
-
-
-def staging(rows: int, length: int, chunk: int) -> tuple[int, int]:
-    """(chunks, columns) of a box of ``rows`` rows: whole rows, evenly spread, or pieces of one row."""
+def staging(rows: int, length: int, chunk: int) -> Staged:
+    """How a box of ``rows`` rows is staged: whole rows, evenly spread, or pieces of one row, where 7 columns belong to
+    two of them.
+    """
     if not rows or not length:
-        return 0, 0
+        return Staged()
     if length > chunk + 1:
-        chunks, columns = pieces(length, chunk)
-        return rows * chunks, rows * columns
+        starts = range(0, length, chunk)
+        return Staged(len(starts), len(starts), sum(min(chunk + 7, length - start) for start in starts)) * rows
     fewest = -(-rows // ((chunk + 1) // length))
-    return -(-rows // -(-rows // fewest)), rows * length
+    return Staged(-(-rows // -(-rows // fewest)), rows, rows * length)
 
 
-def _staged(boxes: Iterable[tuple[int, int, int]], chunk: int) -> tuple[int, int]:
-    """(chunks, columns) of boxes given as (how many, rows, columns of a row)."""
-    chunks = columns = 0
-    for times, rows, length in boxes:
-        own, copied = staging(rows, length, chunk)
-        chunks, columns = chunks + times * own, columns + times * copied
-    return chunks, columns
+def _staged(boxes: Iterable[tuple[int, int, int]], chunk: int) -> Staged:
+    """What is staged of boxes given as (how many, rows, columns of a row)."""
+    each = [staging(rows, length, chunk) * times for times, rows, length in boxes]
+    return Staged(*map(sum, zip(*each, strict=True)))
+
+
+def _longest(problem: Problem, instance: Instance) -> tuple[int, int, int]:
+    """The most bricks of a patch, and the rows and columns of the largest box of a tile."""
+    i, transposed = instance, instance.record.transposed
+    *extents, along_x = i.patch[3 - problem.rank :]
+    *axes, x = problem.axes
+    rows = math.prod(_most(axis, transposed, extent) for axis, extent in zip(axes, extents, strict=True))
+    bricks = rows * -(-_most(x, transposed, along_x) // COLUMNS)
+    return bricks, rows, _most(x, transposed, along_x * i.simdgroups)
+
+
+def _most(axis: Axis, transposed: bool, extent: int) -> int:
+    return max(length for length, _ in axis_boxes(axis, transposed, extent))
 
 
 def _boxes(problem: Problem, instance: Instance) -> list[tuple[int, int, int]]:
@@ -117,39 +141,43 @@ def walked(problem: Problem, instance: Instance) -> Counts:
     i, transposed = instance, instance.record.transposed
     boxes = _boxes(problem, i)
     number = sum(times for times, _, _ in boxes)
-    chunks, staged = _staged(boxes, i.chunk) if i.stage else (0, 0)
+    longest, *largest = _longest(problem, i)
+    staged, most = (_staged(boxes, i.chunk), staging(*largest, i.chunk)) if i.stage else (Staged(), Staged())
     # Where rows are keys, a threadgroup walks its box for each query head; else each block of heads has its own.
-    walks = problem.group_heads // i.heads
-    groups = problem.batch * problem.kv_heads * (1 if transposed else walks)
+    own, walks = problem.batch * problem.kv_heads, problem.group_heads // i.heads
+    groups, times = (own, walks) if transposed else (own * walks, 1)
     patches = patch_count(problem, i.patch, transposed) * groups
     per_item = count_bricks(problem, i.patch, i.heads, transposed)
-    own = problem.batch * problem.kv_heads
     bricks, full = per_item.executed * own, per_item.full * own
     if i.additional:
-        bricks += patches * -(-problem.additional // COLUMNS)
-        full += patches * (problem.additional // COLUMNS)
+        more = -(-problem.additional // COLUMNS)
+        bricks, full = bricks + patches * more, full + patches * (problem.additional // COLUMNS)
+        longest += more
         if i.stage:
-            more, columns = staging(1, problem.additional, i.chunk)
-            chunks, staged = chunks + more * number, staged + columns * number
-    return _with_bytes(
-        i,
-        Counts(
-            threadgroups=number * groups,
-            boxes=number * own * walks,
-            patches=patches,
-            idle=number * groups * i.simdgroups - patches,
-            bricks=bricks,
-            full=full,
-            chunks=chunks * own * walks,
-            staged=staged * own * walks,
-        ),
+            extra = staging(1, problem.additional, i.chunk)
+            staged, most = _sum(staged, extra * number), _sum(most, extra)
+    counts = Counts(
+        threadgroups=number * groups,
+        boxes=number * own * walks,
+        patches=patches,
+        idle=number * groups * i.simdgroups - patches,
+        bricks=bricks,
+        full=full,
+        staged=staged * (own * walks),
+        longest_bricks=longest * times,
+        longest_staged=most * times,
     )
+    return _with_bytes(i, counts)
+
+
+def _sum(one: Staged, other: Staged) -> Staged:
+    return Staged(*(a + b for a, b in zip(one, other, strict=True)))
 
 
 def _with_bytes(instance: Instance, counts: Counts) -> Counts:
     """Counts with what follows from the sizes of the instance."""
     size, products = ITEM_SIZES[instance.dtype], counts.bricks * instance.products
-    staged_bytes = counts.staged * (instance.dim + instance.dim_v) * size
+    staged_bytes = counts.staged.columns * (instance.dim + instance.dim_v) * size
     return counts._replace(products=products, staged_bytes=staged_bytes, fragment_bytes=products * FRAGMENT * size)
 
 
@@ -162,23 +190,22 @@ def _of_additional(problem: Problem, launch: Launch) -> Counts:
     i, parts, shape = launch.instance, _param(launch, "kParts"), problem.query_shape
     cuts = [shape[0] * (part + 1) // parts - shape[0] * part // parts for part in range(parts)]
     boxes = [(1, cut * math.prod(shape[1:-1]), shape[-1]) if len(shape) > 1 else (1, 1, cut) for cut in cuts]
-    rows = -(-problem.additional // ROWS)
-    tiles, walks = -(-rows // i.simdgroups), problem.batch * problem.heads
+    patches = -(-problem.additional // ROWS)
+    tiles, walks = -(-patches // i.simdgroups), problem.batch * problem.heads
     groups = parts * problem.batch * problem.kv_heads
-    chunks, staged = _staged(boxes, i.chunk) if i.stage else (0, 0)
-    return _with_bytes(
-        i,
-        Counts(
-            threadgroups=math.prod(launch.grid),
-            boxes=tiles * parts * walks,
-            patches=rows * groups,
-            idle=(tiles * i.simdgroups - rows) * groups,
-            bricks=launch.bricks,
-            full=launch.full,
-            chunks=chunks * tiles * walks,
-            staged=staged * tiles * walks,
-        ),
+    each = [staging(rows, length, i.chunk) for _, rows, length in boxes] if i.stage else [Staged()]
+    counts = Counts(
+        threadgroups=math.prod(launch.grid),
+        boxes=tiles * parts * walks,
+        patches=patches * groups,
+        idle=(tiles * i.simdgroups - patches) * groups,
+        bricks=launch.bricks,
+        full=launch.full,
+        staged=Staged(*map(sum, zip(*each, strict=True))) * (tiles * walks),
+        longest_bricks=max(rows * -(-length // COLUMNS) for _, rows, length in boxes) * problem.group_heads,
+        longest_staged=max(each) * problem.group_heads,
     )
+    return _with_bytes(i, counts)
 
 
 def counts_of(problem: Problem, launch: Launch) -> Counts:
@@ -190,7 +217,10 @@ def counts_of(problem: Problem, launch: Launch) -> Counts:
         found = walked(problem, i)._replace(threadgroups=math.prod(launch.grid))
     elif i.record.tables:
         patches = patch_count(problem, i.patch, False) * problem.batch * problem.heads
-        found = _with_bytes(i, Counts(math.prod(launch.grid), patches=patches, bricks=launch.bricks, full=launch.full))
+        # Its threadgroups take one tile after another.
+        chain = -(-launch.bricks // (math.prod(launch.grid) * i.simdgroups))
+        counts = Counts(math.prod(launch.grid), 0, patches, 0, launch.bricks, launch.full, longest_bricks=chain)
+        found = _with_bytes(i, counts)
     else:
         found = Counts(math.prod(launch.grid))
     return found._replace(tensor_bytes=tensor_bytes(problem, launch))

@@ -6,6 +6,7 @@ bricks first, then thresholds that were measured on a GPU of another maker (benc
 chip are not used for choices, because nothing has been measured on that chip.
 """
 
+import itertools
 import math
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -124,13 +125,16 @@ def candidates(
 ) -> Iterator[Candidate]:
     """All tilings worth counting, each once; the rule's own is among them."""
     shapes = _patches(problem, template.transposed, in_rows)
-    rule = by_rule(problem, template, dim, dim_v, max_simdgroups, in_rows).simdgroups
-    numbers = sorted({count for count in (1, 2, 4, 8, rule) if count <= max_simdgroups})
+    rule = by_rule(problem, template, dim, dim_v, max_simdgroups, in_rows)
+    numbers = sorted({count for count in (1, 2, 4, 8, rule.simdgroups) if count <= max_simdgroups})
     ways = (False, True) if chunk_size(problem.dtype, dim, dim_v) >= COLUMNS else (False,)
     for executed, patch, heads in shapes:
         if executed > WASTE * shapes[0][0]:
             return
-        yield from (Candidate(patch, heads, count, stage) for count in numbers for stage in ways)
+        for count, stage in itertools.product(numbers, ways):
+            # A copy that no other simdgroup shares costs more than it saves, unless there can be no other.
+            if not stage or count > 1 or rule.simdgroups == 1:
+                yield Candidate(patch, heads, count, stage)
 
 
 def predicted(problem: Problem, made: Instance, candidate: Candidate, costs: UnitCosts) -> float:

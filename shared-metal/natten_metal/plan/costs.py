@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 TABLE = Path(__file__).parent / "devices.toml"
 # Of memory's nominal rate, what a kernel that only copies reaches.
 REACHED = 0.8
-# Counts of one threadgroup, which the cores do not share.
-SERIAL = "serial_"
 
 
 def measured(device: Device) -> "UnitCosts | None":
@@ -66,11 +64,11 @@ def chips() -> tuple[str, ...]:
     return tuple(table()["chips"])
 
 
-def clocks(family: str) -> dict[str, float]:
-    """The clocks of one core for one of each count, in a family of GPUs."""
-    own: dict[str, Any] = dict(table()["families"][family])
+def family(name: str) -> dict[str, float]:
+    """What the table says of a family of GPUs: clocks of one core for one of each count, and what a core holds."""
+    own: dict[str, Any] = dict(table()["families"][name])
     like = own.pop("like", None)
-    return own if like is None else clocks(like) | own
+    return own if like is None else family(like) | own
 
 
 @cached("predicted unit costs", 64)
@@ -79,17 +77,16 @@ def predicted(chip: str, cores: int | None = None) -> "UnitCosts":
 
     cores: of its GPU, if they are known to be other than the table's.
     """
-    from ..metal.costs import UnitCosts
+    from ..metal.costs import SERIAL, SHARED, Cores, UnitCosts
 
     known = table()["chips"]
     one = known.get(chip) or known[table()["default"]]
-    shared = one["ghz"] * (cores or one["cores"])
-    prices = {
-        name: count / (one["ghz"] if name.startswith(SERIAL) else shared)
-        for name, count in clocks(one["family"]).items()
-    }
-    prices |= {"launch": 1e3 * table()["launch_microseconds"], "byte": 1 / (REACHED * one["gbps"])}
-    return UnitCosts(chip, False, prices, table()["error"])
+    own, count = family(one["family"]), cores or int(one["cores"])
+    prices = {"launch": 1e3 * table()["launch_microseconds"], "byte": 1 / (REACHED * one["gbps"])}
+    prices |= {name: own[name] / (one["ghz"] * count) for name in SHARED}
+    prices |= {name: own[name] / one["ghz"] for name in SERIAL}
+    held = Cores(count, int(own["slots"]), int(own["memory_kibibytes"]) << 10)
+    return UnitCosts(chip, False, held, prices, table()["error"])
 
 
 # --- the model of a program -----------------------------------------------------------------------

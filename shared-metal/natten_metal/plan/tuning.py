@@ -104,7 +104,7 @@ def _find() -> Read:
 
 def read(path: Path) -> "UnitCosts":
     """The unit costs in a tuning file. :class:`Broken` if it is none, or not of this machine; OSError."""
-    from ..metal.costs import PRICES, UnitCosts
+    from ..metal.costs import PRICES, Cores, UnitCosts
 
     with path.open("rb") as file:
         text = file.read(MOST_BYTES + 1)
@@ -117,12 +117,16 @@ def read(path: Path) -> "UnitCosts":
     prices = content.get("prices")
     if not isinstance(prices, dict) or set(prices) != set(PRICES):
         raise Broken("its prices are not those of this package's model")
-    numbers = [*prices.values(), content.get("error")]
+    kinds, cores = content.get("kinds"), content.get("cores")
+    if not isinstance(kinds, dict) or not isinstance(cores, dict) or set(cores) != set(Cores._fields):
+        raise Broken("it lacks the kinds of kernels, or the cores")
+    numbers = [*prices.values(), *kinds.values(), *cores.values(), content.get("error")]
     if not all(isinstance(n, int | float) and not isinstance(n, bool) and 0 <= n < math.inf for n in numbers):
-        raise Broken("one of its prices is not a number, or below zero")
-    if not any(prices.values()):
-        raise Broken("all its prices are zero")
-    return UnitCosts(str(content["chip"]), True, {name: float(price) for name, price in prices.items()}, numbers[-1])
+        raise Broken("one of its figures is not a number, or below zero")
+    if not any(prices.values()) or min(*kinds.values(), *cores.values(), 1) <= 0:
+        raise Broken("its prices, a kind or its cores are zero")
+    held = Cores(**{name: max(1, int(number)) for name, number in cores.items()})
+    return UnitCosts(str(content["chip"]), True, held, prices, numbers[-1], kinds)
 
 
 def _parsed(text: bytes) -> dict[str, Any]:
@@ -139,7 +143,16 @@ def _parsed(text: bytes) -> dict[str, Any]:
 
 def content_of(costs: "UnitCosts", **more: Any) -> dict[str, Any]:
     """What a tuning file of these costs holds. more: for people to read; nothing here depends on it."""
-    return {"version": VERSION, **identity(), "error": costs.error, "prices": dict(costs.prices), **more}
+    figures = {"cores": costs.cores._asdict(), "prices": dict(costs.prices), "kinds": dict(costs.kinds)}
+    return {"version": VERSION, **identity(), "error": costs.error, **figures, **more}
+
+
+def try_folder(path: Path) -> None:
+    """OSError if no file can be made where ``path`` is to be; makes its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    Path(name).unlink()
 
 
 def write(path: Path, content: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import Any
 
 from ..plan.backend import DENSE
+from ..tuning.measure import Timer
 from .bench import add_bench
 from .demo import DemoPackage, add_demo
 from .doctor import DoctorPackage, Patient, add_doctor
@@ -16,6 +17,7 @@ from .installation import Framework
 from .plan import Target, add_plan
 from .report import add_report
 from .train import Trainer, TrainPackage, add_train, join_train
+from .tune import add_tune
 from .viz import add_viz
 
 
@@ -70,6 +72,10 @@ class CommandLine:
     def _subject(self, on_cpu: bool) -> Any:
         return self._module("._tools.bench").subject(on_cpu)
 
+    def _timer(self) -> Timer:
+        timer: Timer = self._module("._tools.tune").TIMER
+        return timer
+
     def main(self, argv: Sequence[str] | None = None) -> int:
         """Run the command line ``argv`` (default: the process's own) and return the exit status.
 
@@ -85,6 +91,7 @@ class CommandLine:
         # Dense attention has enough memory for the few tokens of a digit.
         train_backends = (*self.backends, DENSE.name)
         add_train(commands, TrainPackage(package, train_backends, self._get_backend, self._trainer, self._use_backend))
+        add_tune(commands, package, self._timer)
         add_doctor(commands, DoctorPackage(package, self.framework, self._patient))
         add_plan(commands, package, self._target)
         add_bench(commands, package, (*self.backends, DENSE.name), self._subject)

@@ -1,18 +1,19 @@
 """The kernels that ``tune`` times: a designed set of problems and tilings, not the whole grid.
 
-Between them, the trials vary every count that has a price by at least a factor of ten, and not all together: short and
-long windows, small and large grids, masks and none, every rank, two head dims, 16 and 32 bits, and for each problem the
-rule's tiling with one choice changed at a time. The problems that a fit is judged by are others (:data:`HELD_OUT`).
+Between them, the trials vary the share of every price, and not all together: short and long windows, small and large
+grids, masks and none, every rank, two head dims, 16 and 32 bits, and for each problem the rule's tiling with one choice
+changed at a time. The problems that a fit is judged by are others (:data:`HELD_OUT`).
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ..metal.launches import Launch
-from ..metal.op_launches import MAX_SIMDGROUPS, backward, forward
+from ..metal.op_launches import MAX_SIMDGROUPS, backward, cautious_simdgroups, forward
 from ..metal.templates import FORWARD, KEY_VALUE_GRAD, QUERY_GRAD, Template
 from ..metal.tiles import padded_dim
 from ..metal.tiling import Candidate, by_rule, candidates
+from ..plan.backend import Backend
 from ..problem.ops import FUSED
 from ..problem.problem import Problem
 
@@ -57,6 +58,14 @@ FITTED = (
     problem((8, 24, 24), (5, 7, 7), 32, HALF),
     problem((12, 16, 24), (6, 12, 12), 32, HALF, heads=2),
 )
+# What a fit is judged by on a user's machine: windows, shapes and dilations that no price was fitted to.
+HELD_OUT = (
+    problem((80, 112), 9, 64, HALF),
+    problem((72, 104), 21, 64, HALF, heads=2),
+    problem((96, 64), 11, 32, SINGLE, dilation=2),
+    problem((10000,), 65, 64, HALF),
+    problem((12, 20, 28), (3, 5, 7), 32, HALF),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +75,16 @@ class Trial:
     problem: Problem
     template: Template
     candidate: Candidate
+
+    @property
+    def words(self) -> str:
+        """The problem in one line."""
+        p = self.problem
+        shape, dilated = "x".join(map(str, p.query_shape)), f" d{p.dilation[0]}" if max(p.dilation) > 1 else ""
+        same = len(set(p.kernel_size)) == 1
+        window = p.kernel_size[0] if same else ",".join(map(str, p.kernel_size))
+        causal = " causal" if any(p.is_causal) else ""
+        return f"{p.rank}-D {shape} K{window}{dilated}{causal} D{p.head_dim} B{p.batch} H{p.heads} {p.dtype}"
 
     @property
     def launch(self) -> Launch:
@@ -92,13 +111,12 @@ def designed_candidates(one: Problem, template: Template, max_simdgroups: int = 
     dims = padded_dim(one.head_dim), padded_dim(one.head_dim_v)
     rule = by_rule(one, template, *dims, max_simdgroups, not template.transposed)
     found = all_candidates(one, template, max_simdgroups)
-    numbers = sorted({c.simdgroups for c in found})
     shapes = list(dict.fromkeys((c.patch, c.heads) for c in found))
-    flipped = rule._replace(stage=not rule.stage)
+    flipped, middle, last = rule._replace(stage=not rule.stage), shapes[len(shapes) // 2], shapes[-1]
     wanted = [rule, flipped]
-    wanted += [own._replace(simdgroups=n) for own in (rule, flipped) for n in (numbers[0], numbers[-1])]
-    wanted += [rule._replace(patch=patch, heads=heads) for patch, heads in (shapes[-1], shapes[len(shapes) // 2])]
-    wanted += [flipped._replace(patch=shapes[-1][0], heads=shapes[-1][1], simdgroups=numbers[len(numbers) // 2])]
+    wanted += [rule._replace(stage=stage, simdgroups=n) for stage in (False, True) for n in (1, 2, 4, 8)]
+    wanted += [rule._replace(patch=patch, heads=heads) for patch, heads in (middle, last)]
+    wanted += [flipped._replace(patch=last[0], heads=last[1], simdgroups=4)]
     return [candidate for candidate in dict.fromkeys(wanted) if candidate in found]
 
 
@@ -110,7 +128,7 @@ def trials(problems: Iterable[Problem], every: bool = False, max_simdgroups: int
             yield from (Trial(one, template, candidate) for candidate in chosen(one, template, max_simdgroups))
 
 
-def half_as_large(one: Problem) -> Problem:
-    """The same problem with half the heads: for devices that would take too long."""
-    heads = max(1, one.heads // 2)
-    return replace(one, heads=heads, kv_heads=heads)
+def largest_threadgroups(backend: Backend) -> int:
+    """Simdgroups that a threadgroup may have on a backend, whatever the kernel: as the planner takes it."""
+    widest = max(FITTED, key=lambda one: one.head_dim)
+    return MAX_SIMDGROUPS if backend.tells_limits else cautious_simdgroups(widest)

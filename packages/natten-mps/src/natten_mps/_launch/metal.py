@@ -5,7 +5,9 @@ are launched. Kernels are compiled when first used and kept; nothing of the user
 channels are not contiguous.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,6 +31,14 @@ def run(program: MetalLaunches, tensors: dict[str, Tensor], host: MetalHost) -> 
     Learned, before anything is launched, if a kernel does not compile, or allows fewer threads than its launch has.
     """
     known = {name: _readable(name, tensor) for name, tensor in tensors.items()}
+    launches, kernels = _compiled(program, known, host)
+    for launch, kernel in zip(launches, kernels, strict=True):
+        _launch(host, kernel, launch, known)
+    return {output.name: known[output.name] for output in program.outputs}
+
+
+def _compiled(program: MetalLaunches, known: dict[str, Tensor], host: MetalHost) -> tuple[list[Launch], list[Any]]:
+    """The launches and their kernels. Learned, if a kernel does not compile or has room for too few threads."""
     launches = [_with_copies(launch, known) for launch in program.launches]
     kernels = [_kernel(host, launch) for launch in launches]
     rooms = [int(kernel.max_threads_per_threadgroup) // SIMD_WIDTH for kernel in kernels]
@@ -40,9 +50,13 @@ def run(program: MetalLaunches, tensors: dict[str, Tensor], host: MetalHost) -> 
     ]
     if limits:
         raise Learned(*limits)
-    for launch, kernel in zip(launches, kernels, strict=True):
-        _launch(host, kernel, launch, known)
-    return {output.name: known[output.name] for output in program.outputs}
+    return launches, kernels
+
+
+def repeatable(program: MetalLaunches, tensors: dict[str, Tensor], host: MetalHost) -> Callable[[], None]:
+    """A call that launches a program of one launch again and again, into the same memory: for timing it."""
+    launches, kernels = _compiled(program, tensors, host)
+    return partial(_call, kernels[0], launches[0], _arguments(host, launches[0], dict(tensors)))
 
 
 def _kernel(host: MetalHost, launch: Launch) -> Any:
@@ -78,13 +92,21 @@ def _with_copies(launch: Launch, known: dict[str, Tensor]) -> Launch:
 
 
 def _launch(host: MetalHost, kernel: Any, launch: Launch, known: dict[str, Tensor]) -> None:
+    _call(kernel, launch, _arguments(host, launch, known))
+
+
+def _arguments(host: MetalHost, launch: Launch, known: dict[str, Tensor]) -> list[Tensor]:
+    """What a kernel is called with; the outputs are new, and become known."""
     device = next(iter(known.values())).device
     bound = {argument: known[name] for argument, name in launch.inputs}
     for output in launch.outputs:
         bound[output.argument] = torch.empty(output.shape, dtype=DTYPES[output.dtype], device=device)
         known[output.name] = bound[output.argument]
     bound["prm"] = _params_tensor(host, launch, bound, device)
-    arguments = [bound[argument.name] for argument in launch.instance.arguments]
+    return [bound[argument.name] for argument in launch.instance.arguments]
+
+
+def _call(kernel: Any, launch: Launch, arguments: list[Tensor]) -> None:
     threads = (launch.grid[0] * launch.threads, launch.grid[1], launch.grid[2])
     try:
         kernel(*arguments, threads=threads, group_size=(launch.threads, 1, 1))

@@ -1,0 +1,99 @@
+"""The fit of unit costs: it recovers known costs from synthetic times, with noise and without."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from natten_mps._metal.metal.costs import PRICES, SERIAL, SHARED, Cores, UnitCosts, features, kinds, microseconds
+from natten_mps._metal.metal.counts import counts_of
+from natten_mps._metal.plan.costs import predicted
+from natten_mps._metal.tuning.design import FITTED, HELD_OUT, trials
+from natten_mps._metal.tuning.fit import Sample, fit, fit_with, quantile
+
+CORES = Cores(10, 24, 64 << 10)
+
+
+def truth(kind_factors: bool = False) -> UnitCosts:
+    """Made-up costs of a made-up GPU, no two prices of one size."""
+    rng = random.Random(3)
+    prices = dict(predicted("Apple M3").prices)
+    prices = {name: price * rng.uniform(0.5, 2) for name, price in prices.items()}
+    costs = UnitCosts("made up", True, CORES, prices, 0.0)
+    if kind_factors:
+        named = {kinds(sample.instance)[1] for sample in samples(costs)}
+        costs = replace(costs, kinds={name: rng.uniform(0.8, 1.25) for name in sorted(named)})
+    return costs
+
+
+def samples(costs: UnitCosts, noise: float = 0.0, problems: tuple = FITTED) -> list[Sample]:
+    """The times that a device of these costs would take for the designed trials."""
+    rng, found = np.random.default_rng(1), []
+    for trial in trials(problems):
+        launch = trial.launch
+        counts = counts_of(trial.problem, launch)
+        exact = microseconds(launch.instance, counts, costs)
+        found.append(Sample(launch.instance, counts, exact * float(rng.lognormal(0, noise))))
+    return found
+
+
+def test_the_design_pays_every_price_and_varies_it() -> None:
+    """Each price is paid by many trials, in shares of the whole time that differ fourfold."""
+    costs, found = truth(), samples(truth())
+    for name in PRICES:
+        shares = [
+            features(s.instance, s.counts, CORES).get(name, 0) * costs.prices[name] / s.microseconds for s in found
+        ]
+        paid = [share for share in shares if share > 0]
+        assert len(paid) >= 40, name
+        assert max(paid) >= 4 * min(paid), name
+
+
+def test_exact_times_give_the_exact_costs() -> None:
+    costs = truth()
+    found = fit_with("made up", samples(costs), CORES)
+    for name in PRICES:
+        assert found.costs.prices[name] == pytest.approx(costs.prices[name], rel=1e-4), name
+    assert max(map(abs, found.errors)) < 1e-6
+    assert all(factor == pytest.approx(1, abs=1e-6) for factor in found.costs.kinds.values())
+
+
+@pytest.mark.parametrize("cores", [CORES.count, None])
+def test_noise_does_not_lead_far_away(cores: int | None) -> None:
+    """3 % of noise in every time. The sizes of a core are found, products within a tenth, their latency within 30 %, and
+    problems that were not fitted are predicted as well as the noise allows.
+    """
+    costs = truth()
+    found = fit("made up", samples(costs, noise=0.03), cores)
+    assert found.costs.cores == CORES
+    assert 0.01 < found.costs.error < 0.03
+    new = samples(costs, problems=HELD_OUT)
+    errors = [abs(microseconds(s.instance, s.counts, found.costs) / s.microseconds - 1) for s in new]
+    assert quantile(errors, 0.9) < 0.03
+    for name in (*(n for n in SHARED if n.startswith("product")), "serial_product"):
+        bound = 0.3 if name in SERIAL else 0.1
+        assert found.costs.prices[name] == pytest.approx(costs.prices[name], rel=bound), name
+    assert set(found.costs.prices) == {"launch", "byte", *SHARED, *SERIAL}
+
+
+def test_kinds_of_kernels_have_factors_of_their_own() -> None:
+    """Kernels whose code differs by more than what is counted: their factors are found, and kept apart from prices."""
+    costs = truth(kind_factors=True)
+    with_factors = fit_with("made up", samples(costs, noise=0.01), CORES)
+    new = samples(costs, problems=HELD_OUT)
+    errors = [abs(microseconds(s.instance, s.counts, with_factors.costs) / s.microseconds - 1) for s in new]
+    assert quantile(errors, 0.9) < 0.06
+    without = replace(with_factors.costs, kinds={})
+    worse = [abs(microseconds(s.instance, s.counts, without) / s.microseconds - 1) for s in new]
+    assert quantile(worse, 0.9) > 0.1
+
+
+def test_prices_are_never_negative() -> None:
+    """Times that contradict the model, such as these random ones, still give prices that mean something."""
+    rng = random.Random(5)
+    found = fit_with("nonsense", [s._replace(microseconds=rng.uniform(1, 1000)) for s in samples(truth())], CORES)
+    assert all(price >= 0 for price in found.costs.prices.values()) and any(found.costs.prices.values())
+    assert found.costs.error > 0.3
