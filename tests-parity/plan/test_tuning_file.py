@@ -148,8 +148,8 @@ UNUSABLE = {
     changed(kinds={"na_fwd half staged": 0}): "its prices, a kind or its cores are zero",
     changed(kinds={"na_fwd half staged": None}): "one of its figures is not a number, or below zero",
     changed(kinds=None): "it lacks the kinds of kernels, or the cores",
-    changed(cores={"count": 10}): "it lacks the kinds of kernels, or the cores",
-    changed(cores={"count": 0, "slots": 24, "memory": 1}): "its prices, a kind or its cores are zero",
+    changed(cores={"number": 10}): "it lacks the kinds of kernels, or the cores",
+    changed(cores={"number": 0, "slots": 24, "memory": 1}): "its prices, a kind or its cores are zero",
 }
 
 

@@ -61,9 +61,9 @@ def test_exact_times_give_the_exact_costs() -> None:
     assert all(factor == pytest.approx(1, abs=1e-6) for factor in found.costs.kinds.values())
 
 
-@pytest.mark.parametrize("cores", [CORES.count, None])
+@pytest.mark.parametrize("cores", [CORES.number, None])
 def test_noise_does_not_lead_far_away(cores: int | None) -> None:
-    """3 % of noise in every time. The sizes of a core are found, products within a tenth, their latency within 30 %, and
+    """3 % of noise in every time. What a core holds is found, products within a tenth, their latency within 30 %, and
     problems that were not fitted are predicted as well as the noise allows.
     """
     costs = truth()

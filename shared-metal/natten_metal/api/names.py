@@ -29,6 +29,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "key_value_cache": ("KeyValueCache",),
     "varlen": ("na1d_varlen", "na2d_varlen", "na3d_varlen", "generate_varlen_parameters"),
     "slabs": ("tiled",),
+    "tuning": ("tune",),
     "modules": ("NeighborhoodAttention1D", "NeighborhoodAttention2D", "NeighborhoodAttention3D"),
     "weights": ("load_weights", "save_weights"),
     "version": ("__version__",),

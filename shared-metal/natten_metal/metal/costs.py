@@ -38,11 +38,11 @@ SIMDGROUP_BYTES = 512
 
 
 class Cores(NamedTuple):
-    """What runs at once. count: cores of the GPU. slots: simdgroups that a core holds; memory: bytes of threadgroup
+    """What runs at once. number: cores of the GPU. slots: simdgroups that a core holds; memory: bytes of threadgroup
     memory that it has for them.
     """
 
-    count: int
+    number: int
     slots: int
     memory: int
 
@@ -81,7 +81,7 @@ def features(instance: Instance, counts: Counts, cores: Cores) -> dict[str, floa
     """How often a launch pays each of :data:`PRICES`; those that it never pays are left out."""
     c, i = counts, instance
     # The busiest core has a whole number of threadgroups.
-    each = c.threadgroups / cores.count
+    each = c.threadgroups / cores.number
     busiest = math.ceil(each) / each
     found: dict[str, float] = {"launch": 1, "byte": c.tensor_bytes, "threadgroup": c.threadgroups * busiest}
     if not c.bricks:

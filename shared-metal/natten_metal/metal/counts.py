@@ -31,7 +31,8 @@ class Staged(NamedTuple):
     rows: int = 0
     columns: int = 0
 
-    def __mul__(self, times: int) -> "Staged":  # type: ignore[override]
+    def times(self, times: int) -> "Staged":
+        """As much, so often."""
         return Staged(self.chunks * times, self.rows * times, self.columns * times)
 
 
@@ -99,14 +100,14 @@ def staging(rows: int, length: int, chunk: int) -> Staged:
         return Staged()
     if length > chunk + 1:
         starts = range(0, length, chunk)
-        return Staged(len(starts), len(starts), sum(min(chunk + 7, length - start) for start in starts)) * rows
+        return Staged(len(starts), len(starts), sum(min(chunk + 7, length - start) for start in starts)).times(rows)
     fewest = -(-rows // ((chunk + 1) // length))
     return Staged(-(-rows // -(-rows // fewest)), rows, rows * length)
 
 
 def _staged(boxes: Iterable[tuple[int, int, int]], chunk: int) -> Staged:
     """What is staged of boxes given as (how many, rows, columns of a row)."""
-    each = [staging(rows, length, chunk) * times for times, rows, length in boxes]
+    each = [staging(rows, length, chunk).times(times) for times, rows, length in boxes]
     return Staged(*map(sum, zip(*each, strict=True)))
 
 
@@ -141,8 +142,8 @@ def walked(problem: Problem, instance: Instance) -> Counts:
     i, transposed = instance, instance.record.transposed
     boxes = _boxes(problem, i)
     number = sum(times for times, _, _ in boxes)
-    longest, *largest = _longest(problem, i)
-    staged, most = (_staged(boxes, i.chunk), staging(*largest, i.chunk)) if i.stage else (Staged(), Staged())
+    longest, rows, columns = _longest(problem, i)
+    staged, most = (_staged(boxes, i.chunk), staging(rows, columns, i.chunk)) if i.stage else (Staged(), Staged())
     # Where rows are keys, a threadgroup walks its box for each query head; else each block of heads has its own.
     own, walks = problem.batch * problem.kv_heads, problem.group_heads // i.heads
     groups, times = (own, walks) if transposed else (own * walks, 1)
@@ -155,7 +156,7 @@ def walked(problem: Problem, instance: Instance) -> Counts:
         longest += more
         if i.stage:
             extra = staging(1, problem.additional, i.chunk)
-            staged, most = _sum(staged, extra * number), _sum(most, extra)
+            staged, most = _sum(staged, extra.times(number)), _sum(most, extra)
     counts = Counts(
         threadgroups=number * groups,
         boxes=number * own * walks,
@@ -163,9 +164,9 @@ def walked(problem: Problem, instance: Instance) -> Counts:
         idle=number * groups * i.simdgroups - patches,
         bricks=bricks,
         full=full,
-        staged=staged * (own * walks),
+        staged=staged.times(own * walks),
         longest_bricks=longest * times,
-        longest_staged=most * times,
+        longest_staged=most.times(times),
     )
     return _with_bytes(i, counts)
 
@@ -201,9 +202,9 @@ def _of_additional(problem: Problem, launch: Launch) -> Counts:
         idle=(tiles * i.simdgroups - patches) * groups,
         bricks=launch.bricks,
         full=launch.full,
-        staged=Staged(*map(sum, zip(*each, strict=True))) * (tiles * walks),
+        staged=Staged(*map(sum, zip(*each, strict=True))).times(tiles * walks),
         longest_bricks=max(rows * -(-length // COLUMNS) for _, rows, length in boxes) * problem.group_heads,
-        longest_staged=max(each) * problem.group_heads,
+        longest_staged=max(each).times(problem.group_heads),
     )
     return _with_bytes(i, counts)
 

@@ -9,7 +9,6 @@ from importlib import import_module
 from typing import Any
 
 from ..plan.backend import DENSE
-from ..tuning.measure import Timer
 from .bench import add_bench
 from .demo import DemoPackage, add_demo
 from .doctor import DoctorPackage, Patient, add_doctor
@@ -72,9 +71,8 @@ class CommandLine:
     def _subject(self, on_cpu: bool) -> Any:
         return self._module("._tools.bench").subject(on_cpu)
 
-    def _timer(self) -> Timer:
-        timer: Timer = self._module("._tools.tune").TIMER
-        return timer
+    def _timer(self) -> Any:
+        return self._module("._timer").TIMER
 
     def main(self, argv: Sequence[str] | None = None) -> int:
         """Run the command line ``argv`` (default: the process's own) and return the exit status.

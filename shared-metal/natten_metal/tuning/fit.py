@@ -47,9 +47,9 @@ def fit(device: str, samples: Sequence[Sample], cores: int | None) -> Fit:
     """The unit costs that explain the samples best. cores: of the GPU, if it is known how many it has."""
     held = Cores(cores or COUNTS[len(COUNTS) // 2], SLOTS[2], MEMORIES[1])
     for _ in range(1 if cores else ROUNDS):
-        counts = [held._replace(count=count) for count in ((cores,) if cores else COUNTS)]
+        counts = [held._replace(number=number) for number in ((cores,) if cores else COUNTS)]
         held = _best(device, samples, counts)
-        held = _best(device, samples, [Cores(held.count, *sizes) for sizes in itertools.product(SLOTS, MEMORIES)])
+        held = _best(device, samples, [Cores(held.number, *sizes) for sizes in itertools.product(SLOTS, MEMORIES)])
     return fit_with(device, samples, held)
 
 

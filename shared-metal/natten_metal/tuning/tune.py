@@ -5,6 +5,7 @@ fitted, and keeps them where the planner finds them.
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from ..plan.backend import BACKENDS
 from ..plan.chip import gpu_cores
 from .design import FITTED, HELD_OUT, Trial, largest_threadgroups, trials
 from .fit import Fit, Sample, fit, quantile, typical
-from .measure import Timer, Progress, Timed, time_all
+from .measure import Progress, Timed, Timer, time_all
 
 
 class CannotTune(RuntimeError):
@@ -94,6 +95,11 @@ def tune(timer: Timer, quick: bool, progress: Progress, path: Path | None) -> Tu
     if path is not None:
         tuning.write(path, tuning.content_of(found.costs, **summary_of(found)))
     return found
+
+
+def tuned_here(timer: Timer, quick: bool, path: "str | PathLike[str] | None") -> dict[str, Any]:
+    """The public function ``tune``: measure, write and tell. path: None is where this package reads it by default."""
+    return as_data(tune(timer, quick, lambda *_: None, tuning.default_path() if path is None else Path(path)))
 
 
 def _time(timed: Timed) -> float:

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from .modules import NeighborhoodAttention2D as NeighborhoodAttention2D
     from .modules import NeighborhoodAttention3D as NeighborhoodAttention3D
     from .slabs import tiled as tiled
+    from .tuning import tune as tune
     from .varlen import generate_varlen_parameters as generate_varlen_parameters
     from .varlen import na1d_varlen as na1d_varlen
     from .varlen import na2d_varlen as na2d_varlen

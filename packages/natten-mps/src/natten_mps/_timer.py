@@ -2,14 +2,14 @@
 
 import torch
 
-from .._device import device_of, machine
-from .._launch import metal
-from .._metal.metal.counts import inputs_of
-from .._metal.metal.launches import Launch
-from .._metal.plan.backend import METAL
-from .._metal.plan.device import Device
-from .._metal.problem.problem import Problem
-from .._metal.tuning.measure import Timer, Run, program_of
+from ._device import device_of, machine
+from ._launch import metal
+from ._metal.metal.counts import inputs_of
+from ._metal.metal.launches import Launch
+from ._metal.plan.backend import METAL
+from ._metal.plan.device import Device
+from ._metal.problem.problem import Problem
+from ._metal.tuning.measure import Run, Timer, program_of
 
 
 def _torch_device() -> torch.device:

@@ -2,15 +2,15 @@
 
 import mlx.core as mx
 
-from .._device import device_of, machine
-from .._launch import fast_metal
-from .._metal.metal.counts import inputs_of
-from .._metal.metal.launches import Launch
-from .._metal.plan.backend import FAST_METAL
-from .._metal.plan.device import Device
-from .._metal.problem.problem import Problem
-from .._metal.tuning.measure import Timer, Run, program_of
-from .._tensors import stream_of
+from ._device import device_of, machine
+from ._launch import fast_metal
+from ._metal.metal.counts import inputs_of
+from ._metal.metal.launches import Launch
+from ._metal.plan.backend import FAST_METAL
+from ._metal.plan.device import Device
+from ._metal.problem.problem import Problem
+from ._metal.tuning.measure import Run, Timer, program_of
+from ._tensors import stream_of
 
 
 def _device() -> Device:
