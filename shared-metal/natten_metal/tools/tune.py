@@ -140,8 +140,8 @@ def _summary(found: "Tuning") -> list[str]:
         lines.append(f"problems that were not fitted: off by {choices['median error']:.1%} in the median")
         for name in ("tuned", "rule"):
             good, worst = choices[f"{name} within 5 %"], choices[f"{name} worst"]
-            said = f"within 5 % of the fastest tiling in {good} of {choices['kernels']} kernels, at worst {worst:.0%} slower"
-            lines.append(f"{name}: {said}")
+            kernels = f"{good} of {choices['kernels']} kernels"
+            lines.append(f"{name}: within 5 % of the fastest tiling in {kernels}, at worst {worst:.0%} slower")
     if found.failed:
         lines.append(f"{len(found.failed)} launches did not run here; the first: {found.failed[0].reason}")
     return [*lines, f"written to {found.path}; new processes of this package read it"]

@@ -1,0 +1,186 @@
+"""Tunes an NVIDIA GPU as `tune` tunes a Mac, and compares what the tuned planner then chooses with every alternative.
+
+    python benchmarks/gpu/tuned.py build KERNELS.zip             # clang 19; no GPU
+    python benchmarks/gpu/tuned.py time KERNELS.zip TIMES.tsv    # torch with CUDA, ptxas
+    python benchmarks/gpu/judge.py TIMES.tsv                     # scipy; fits, chooses and reports
+
+Of the problems that no cost is fitted to, every tiling that the planner considers is timed.
+"""
+
+import argparse
+import math
+import os
+import random
+import sys
+import time
+import zipfile
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from jobs import ROOT
+
+from natten_metal.metal.counts import inputs_of
+from natten_metal.metal.launches import Launch, fills_words
+from natten_metal.metal.source import Instance, library
+from natten_metal.problem.mask import pairs
+from natten_metal.problem.problem import Problem
+from natten_metal.tuning.design import FITTED, HALF, SINGLE, Trial, problem, trials
+
+sys.path.insert(0, str(ROOT / "tests-parity"))
+
+# Problems that the kernels are compared on elsewhere, here with heads and head dims that take little time to build.
+KNOWN = (
+    problem((96, 96), 21, 64, HALF, heads=8),
+    problem((96, 96), 11, 64, HALF, heads=8),
+    problem((96, 96), 9, 64, HALF, heads=8),
+    problem((128, 128), 5, 64, HALF, heads=8),
+    problem((128, 128), 3, 32, SINGLE, heads=8),
+    problem((32, 32, 32), 3, 32, HALF),
+    problem((65536,), 64, 64, HALF),
+)
+# (rank, head dim, dtype) of the random ones, the seed, and how many pairs of a query and a key they may have.
+KINDS = [(2, 64, HALF)] * 5 + [(2, 32, SINGLE)] * 4 + [(1, 64, HALF)] * 2 + [(3, 32, HALF)] * 2
+SEEDS, PAIRS = {"development": (2026, 4051), "held out": (31337,)}, (3e6, 1.2e8)
+# Registers per thread that ptxas may use: one limit for all kernels, so that as many simdgroups of each are resident.
+REGISTERS = 128
+ROUNDS = 2
+
+
+def drawn(rng: random.Random, rank: int, dim: int, dtype: str) -> Problem:
+    """A random problem."""
+    low, high, widest = {1: (2048, 32768, 600), 2: (32, 144, 40), 3: (8, 28, 11)}[rank]
+    while True:
+        dilation = rng.choice((1, 1, 2, 4)) if rank < 3 else 1
+        length = rng.randint(low, high) // 8 * 8
+        cube = rng.random() < 0.5
+        shape = (length,) * rank if cube else tuple(rng.randint(low, high) // 8 * 8 for _ in range(rank))
+        if rank == 3:
+            window: Any = tuple(min(rng.randint(3, widest), n) for n in shape)
+        else:
+            window = min(rng.randint(3, widest), min(shape) // dilation)
+        options = rng.choice((1, 2)), rng.choice((2, 4, 8)), dilation, rank == 1 and rng.random() < 0.4
+        one = problem(shape, window, dim, dtype, *options)
+        if PAIRS[0] < pairs(one) * one.batch * one.heads < PAIRS[1]:
+            return one
+
+
+def drawn_for(purpose: str) -> tuple[Problem, ...]:
+    """The problems of 'development', which were looked at while the terms of the model were chosen, or those 'held
+    out', which were drawn after that.
+    """
+    found = list(KNOWN if purpose == "development" else ())
+    for rng in map(random.Random, SEEDS[purpose]):
+        found += [drawn(rng, *kind) for kind in KINDS]
+    return tuple(found)
+
+
+def wide(launch: Launch) -> Launch:
+    """The launch with 16-byte staging copies, which fresh contiguous tensors with full head dims allow."""
+    return replace(launch, instance=replace(launch.instance, wide=fills_words(launch)))
+
+
+def chosen() -> list[tuple[str, Trial]]:
+    """All trials, and whether they are 'fitted', 'development' or 'held out'."""
+    found = [("fitted", trial) for trial in trials(FITTED)]
+    for purpose in SEEDS:
+        found += [(purpose, trial) for trial in trials(drawn_for(purpose), every=True)]
+    return found
+
+
+def instances(of: Iterable[Trial]) -> list[Instance]:
+    """Every kernel, each once."""
+    return list(dict.fromkeys(wide(trial.launch).instance for trial in of))
+
+
+def build(target: Path) -> None:
+    """Compile every kernel to PTX."""
+    from build import without_dead_shuffles
+    from metal_emulator.to_ptx import to_ptx
+
+    todo = instances(trial for _, trial in chosen())
+    with ThreadPoolExecutor(2) as pool, zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as kernels:
+        texts = pool.map(lambda instance: without_dead_shuffles(to_ptx(library((instance,)))), todo)
+        for instance, text in zip(todo, texts, strict=True):
+            kernels.writestr(f"{instance.name}.ptx", text)
+    print(len(todo), "kernels")
+
+
+def measure(source: Path, target: Path) -> None:
+    """Time every trial: the fastest of two rounds, each the median of replays; and compare results with the rule's."""
+    import run as runner
+    import torch
+    from metal_emulator.to_ptx import assemble
+    from run import DTYPES, Driver, buffers_of, seconds
+
+    runner.REPLAY_SECONDS, runner.LAUNCH_SECONDS = 0.02, 0.002  # of each trial and round
+
+    cores = torch.cuda.get_device_properties(0).multi_processor_count
+    began, driver, kernels = time.time(), Driver(), zipfile.ZipFile(source)
+    todo = instances(trial for _, trial in chosen())
+    texts = {i.name: kernels.read(f"{i.name}.ptx").decode() for i in todo}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        cubins = list(pool.map(lambda i: assemble(texts[i.name], max_registers=REGISTERS), todo))
+    figures = {i.name: cubin for i, cubin in zip(todo, cubins, strict=True)}
+    for name, cubin in figures.items():
+        driver.load(name, REGISTERS, cubin.code)
+    print(f"{len(todo)} kernels assembled, {time.time() - began:.0f} s", flush=True)
+    times: dict[int, float] = {}
+    apart: dict[int, float] = {}
+    everything = chosen()
+    for _ in range(ROUNDS):
+        made: dict[tuple[Problem, str], dict[str, Any]] = {}
+        for number, (_, trial) in enumerate(everything):
+            launch, key = wide(trial.launch), (trial.problem, trial.template.name)
+            first = key not in made
+            if first:
+                torch.manual_seed(0)
+                given = inputs_of(trial.problem, launch)
+                names = dict(launch.inputs)
+                made = {
+                    key: {names[a]: (0.3 * torch.randn(s, device="cuda")).to(DTYPES[d]) for a, (s, d) in given.items()}
+                }
+            known = dict(made[key])
+            run = driver.launcher(launch, REGISTERS, buffers_of(launch, known))
+            times[number] = min(seconds(run) * 1e6, times.get(number, math.inf))
+            found = {output.name: known[output.name] for output in launch.outputs}
+            if first:
+                made[key]["="] = found
+            apart[number] = max(distance(found[name], made[key]["="][name]) for name in found)
+        print(f"{time.time() - began:.0f} s", flush=True)
+    rows = [
+        "# " + f"{torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}, {cores} cores"
+    ]
+    rows.append("\t".join(("set", "problem", "template", "candidate", "us", "apart", "registers", "spill_bytes")))
+    for number, (kind, trial) in enumerate(everything):
+        cubin = figures[wide(trial.launch).instance.name]
+        own = (kind, trial.words, trial.template.name, written(trial), f"{times[number]:.5g}")
+        rows.append("\t".join((*own, f"{apart[number]:.2g}", str(cubin.registers), str(cubin.spill_bytes))))
+    target.write_text("\n".join(rows) + "\n")
+    print(f"{len(everything)} trials, the largest difference of a result from the rule's: {max(apart.values()):.2g}")
+
+
+def distance(found: Any, wanted: Any) -> float:
+    """Largest difference relative to the largest value."""
+    return float((found.double() - wanted.double()).abs().max() / wanted.double().abs().max())
+
+
+def written(trial: Trial) -> str:
+    """The tiling in one word: patch, heads, simdgroups, staged or direct."""
+    c = trial.candidate
+    patch = "x".join(map(str, c.patch[3 - trial.problem.rank :]))
+    return f"{patch}h{c.heads}g{c.simdgroups}{'s' if c.stage else 'd'}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=("build", "time"))
+    parser.add_argument("files", type=Path, nargs="+")
+    options = parser.parse_args()
+    {"build": build, "time": measure}[options.what](*options.files)
+
+
+if __name__ == "__main__":
+    main()
