@@ -4,10 +4,8 @@ Tiles, boxes and chunks are those of ``kernels/walk.h``. As with bricks, each ax
 are multiplied; only chunks depend on two axes at once, so boxes of equal size are counted together.
 """
 
-import itertools
 import math
 from collections import Counter
-from collections.abc import Iterable
 from typing import NamedTuple
 
 from ..caches import cached
@@ -101,14 +99,44 @@ def staging(rows: int, length: int, chunk: int) -> Staged:
     if length > chunk + 1:
         starts = range(0, length, chunk)
         return Staged(len(starts), len(starts), sum(min(chunk + 7, length - start) for start in starts)).times(rows)
-    fewest = -(-rows // ((chunk + 1) // length))
-    return Staged(-(-rows // -(-rows // fewest)), rows, rows * length)
+    return Staged(evenly(rows, (chunk + 1) // length), rows, rows * length)
 
 
-def _staged(boxes: Iterable[tuple[int, int, int]], chunk: int) -> Staged:
-    """What is staged of boxes given as (how many, rows, columns of a row)."""
-    each = [staging(rows, length, chunk).times(times) for times, rows, length in boxes]
-    return Staged(*map(sum, zip(*each, strict=True)))
+@cached("rows of boxes", 1024)
+def _rows(axes: tuple[Axis, ...], transposed: bool, extents: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    """(rows, how many boxes have so many) over all axes but x."""
+    found = Counter({1: 1})
+    for axis, extent in zip(axes, extents, strict=True):
+        more: Counter[int] = Counter()
+        for length, times in axis_boxes(axis, transposed, extent):
+            for rows, so_far in found.items():
+                more[rows * length] += so_far * times
+        found = more
+    return tuple(found.items())
+
+
+def _staged(problem: Problem, instance: Instance) -> Staged:
+    """What is staged of the boxes of one batch item and block of heads."""
+    i, transposed = instance, instance.record.transposed
+    *extents, along_x = i.patch[3 - problem.rank :]
+    *axes, x = problem.axes
+    boxes = _rows(tuple(axes), transposed, tuple(extents))
+    whole = sum(rows * times for rows, times in boxes)
+    chunks = rows_staged = columns = 0
+    for length, tiles in axis_boxes(x, transposed, along_x * i.simdgroups):
+        one = staging(1, length, i.chunk)
+        rows_staged, columns = rows_staged + tiles * whole * one.rows, columns + tiles * whole * one.columns
+        if length > i.chunk + 1:
+            chunks += tiles * whole * one.chunks
+        elif length:
+            fit = (i.chunk + 1) // length
+            chunks += tiles * sum(times * evenly(rows, fit) for rows, times in boxes if rows)
+    return Staged(chunks, rows_staged, columns)
+
+
+def evenly(rows: int, fit: int) -> int:
+    """Chunks of ``rows`` rows, of which ``fit`` fit one, evenly spread."""
+    return -(-rows // -(-rows // -(-rows // fit)))
 
 
 def _longest(problem: Problem, instance: Instance) -> tuple[int, int, int]:
@@ -125,25 +153,21 @@ def _most(axis: Axis, transposed: bool, extent: int) -> int:
     return max(length for length, _ in axis_boxes(axis, transposed, extent))
 
 
-def _boxes(problem: Problem, instance: Instance) -> list[tuple[int, int, int]]:
-    """The boxes of one batch item and block of heads, as (how many, rows, columns of a row)."""
+def _tiles(problem: Problem, instance: Instance) -> int:
+    """Tiles with rows, of one batch item and block of heads."""
     extents = list(instance.patch[3 - problem.rank :])
     extents[-1] *= instance.simdgroups
     transposed = instance.record.transposed
-    axes = [axis_boxes(axis, transposed, extent) for axis, extent in zip(problem.axes, extents, strict=True)]
-    return [
-        (math.prod(times for _, times in box), math.prod(length for length, _ in box[:-1]), box[-1][0])
-        for box in itertools.product(*axes)
-    ]
+    axes = (axis_boxes(axis, transposed, extent) for axis, extent in zip(problem.axes, extents, strict=True))
+    return math.prod(sum(times for _, times in boxes) for boxes in axes)
 
 
 def walked(problem: Problem, instance: Instance) -> Counts:
     """The work of a walk of ``instance``'s tiles over ``problem``, apart from the tensors' own bytes."""
     i, transposed = instance, instance.record.transposed
-    boxes = _boxes(problem, i)
-    number = sum(times for times, _, _ in boxes)
+    number = _tiles(problem, i)
     longest, rows, columns = _longest(problem, i)
-    staged, most = (_staged(boxes, i.chunk), staging(rows, columns, i.chunk)) if i.stage else (Staged(), Staged())
+    staged, most = (_staged(problem, i), staging(rows, columns, i.chunk)) if i.stage else (Staged(), Staged())
     # Where rows are keys, a threadgroup walks its box for each query head; else each block of heads has its own.
     own, walks = problem.batch * problem.kv_heads, problem.group_heads // i.heads
     groups, times = (own, walks) if transposed else (own * walks, 1)
