@@ -38,10 +38,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("target", type=Path)
     parser.add_argument("--variant", action="append", default=[], help="a key of jobs.CHANGES; default: plan")
-    parser.add_argument("--problem", action="append", default=[], help="a name of jobs.py; default: all")
+    parser.add_argument("--problem", action="append", default=[], help="of jobs.py, or one of its SETS")
+    parser.add_argument("--dtype", action="append", default=[], help="of timed problems; default: jobs.DTYPES")
     parser.add_argument("--arch", default="sm_90")
     options = parser.parse_args()
-    todo = instances(chosen(options.problem, options.variant))
+    todo = instances(chosen(options.problem, options.variant, options.dtype))
 
     def compiled(instance: Instance) -> str:
         return without_dead_shuffles(to_ptx(library((instance,)), arch=options.arch))

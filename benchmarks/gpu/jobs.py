@@ -3,8 +3,10 @@
 Both sides import this: build.py where clang is, run.py where the GPU is. It imports no framework.
 """
 
+import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "shared-metal"))
 
-from natten_metal.metal import op_launches  # noqa: E402
+from natten_metal.caches import clear_all  # noqa: E402
+from natten_metal.metal import op_launches, tiling  # noqa: E402
 from natten_metal.metal.op_launches import Launch, fills_words  # noqa: E402
 from natten_metal.metal.source import ITEM_SIZES, Instance  # noqa: E402
 from natten_metal.problem.problem import Problem  # noqa: E402
@@ -42,6 +45,30 @@ TIMED = {
     "2-D 48x48 K7 D32 qk": replace(attention((48, 48), (7, 7), 1, 8, 32), op="qk", head_dim_v=0),
     "2-D 48x48 K7 D32 av": replace(attention((48, 48), (7, 7), 1, 8, 32), op="av", head_dim=0),
 }
+# Timed to compare bricks in rows of their own with flat ones. What the first half shows may decide thresholds; the
+# second was held out.
+CHOSEN_ON = {
+    "3-D 16x24x24 K7,9,9 D64": TIMED["3-D 16x24x24 K7,9,9 D64"],
+    "2-D 128x128 K41 D64": TIMED["2-D 128x128 K41 D64"],
+    "2-D 64x64 K7 D32": TIMED["2-D 64x64 K7 D32"],
+    "2-D 96x96 K9 D64": attention((96, 96), (9, 9), 1, 8, 64),
+    "3-D 32x32x32 K3 D32": attention((32, 32, 32), (3, 3, 3), 1, 4, 32),
+    "3-D 8x48x96 K2,12,6 D64": attention((8, 48, 96), (2, 12, 6), 1, 4, 64),
+    "2-D 128x128 K3 D32": attention((128, 128), (3, 3), 4, 8, 32),
+    "3-D 24x24x24 K5 D64": attention((24, 24, 24), (5, 5, 5), 1, 4, 64),
+}
+HELD_OUT = {
+    "2-D 64x64 K13 D64": TIMED["2-D 64x64 K13 D64"],
+    "2-D 56x56 K7 D32 B32": TIMED["2-D 56x56 K7 D32 B32"],
+    "2-D 128x128 K7 D64": TIMED["2-D 128x128 K7 D64"],
+    "2-D 128x128 K5 D64": attention((128, 128), (5, 5), 4, 8, 64),
+    "2-D 96x96 K11 D64": attention((96, 96), (11, 11), 1, 8, 64),
+    "2-D 96x96 K21 D64": attention((96, 96), (21, 21), 1, 8, 64),
+    "2-D 64x64 K7 D128": attention((64, 64), (7, 7), 4, 8, 128),
+    "3-D 16x32x32 K3,5,5 D32": attention((16, 32, 32), (3, 5, 5), 1, 4, 32),
+    "3-D 12x40x40 K4,7,7 D64": attention((12, 40, 40), (4, 7, 7), 1, 4, 64),
+}
+WAYS = CHOSEN_ON | HELD_OUT
 
 
 def _small() -> dict[str, Problem]:
@@ -65,15 +92,35 @@ def _small() -> dict[str, Problem]:
 
 
 SMALL = _small()
+PROBLEMS = TIMED | WAYS | SMALL
+SETS = {"TIMED": TIMED, "SMALL": SMALL, "CHOSEN_ON": CHOSEN_ON, "HELD_OUT": HELD_OUT}
+SMALL_VARIANTS = ("plan", "flip", "run", "flat")
 
 
 # What a variant changes in every kernel that walks a box.
 CHANGES: dict[str, Callable[[Instance], dict[str, Any]]] = {
     "plan": lambda i: {},
-    "flip": lambda i: {"stage": not i.stage},
+    "flip": lambda i: {"stage": not i.stage, "flat": False},
     "bricks": lambda i: {"bricks": 3 - i.bricks},
-    "flip-bricks": lambda i: {"stage": not i.stage, "bricks": 3 - i.bricks},
+    "flip-bricks": lambda i: {"stage": not i.stage, "flat": False, "bricks": 3 - i.bricks},
+    "run": lambda i: {},
+    "flat": lambda i: {},
 }
+# What flat bricks have to save before the planner takes them, in variants that decide it beforehand.
+GAINS = {"run": math.inf, "flat": 0.0}
+
+
+@contextmanager
+def gain(variant: str) -> Iterator[None]:
+    """The planner's threshold for flat bricks, changed for a while if the variant says so."""
+    kept = tiling.FLAT_GAIN
+    tiling.FLAT_GAIN = GAINS.get(variant, kept)
+    clear_all()
+    try:
+        yield
+    finally:
+        tiling.FLAT_GAIN = kept
+        clear_all()
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +135,7 @@ class Job:
     @property
     def problem_in_dtype(self) -> Problem:
         """The problem in the job's dtype."""
-        return replace((TIMED | SMALL)[self.problem], dtype=self.dtype)
+        return replace(PROBLEMS[self.problem], dtype=self.dtype)
 
     @property
     def has_lse_grad(self) -> bool:
@@ -99,7 +146,9 @@ class Job:
     def launches(self) -> tuple[Launch, ...]:
         """The planner's launches on contiguous tensors, the variant applied to those that walk."""
         p = self.problem_in_dtype
-        made = op_launches.forward(p) if self.direction == "forward" else op_launches.backward(p, self.has_lse_grad)
+        with gain(self.variant):
+            forward = self.direction == "forward"
+            made = op_launches.forward(p) if forward else op_launches.backward(p, self.has_lse_grad)
         return tuple(_changed(launch, p, self.variant) for launch in made)
 
 
@@ -115,13 +164,16 @@ def _changed(launch: Launch, problem: Problem, variant: str) -> Launch:
     return replace(launch, instance=replace(instance, **CHANGES[variant](instance)))
 
 
-def chosen(problems: list[str], variants: list[str]) -> list[Job]:
-    """The jobs of some problems (none: all): timed ones in each variant (none: as planned), small ones both ways."""
+def chosen(problems: list[str], variants: list[str], dtypes: list[str]) -> list[Job]:
+    """The jobs of some problems (none: all of TIMED and SMALL), and of all that a name of a set stands for.
+
+    Timed ones in each variant (none: as planned) and dtype (none: DTYPES), small ones in every way.
+    """
     found = []
-    for name in problems or [*TIMED, *SMALL]:
-        timed = name in TIMED
-        for dtype in DTYPES if timed else SMALL_DTYPES:
-            for variant in (variants or ["plan"]) if timed else ["plan", "flip"]:
+    for name in [one for given in problems or ["TIMED", "SMALL"] for one in SETS.get(given, (given,))]:
+        small = name in SMALL
+        for dtype in SMALL_DTYPES if small else dtypes or DTYPES:
+            for variant in SMALL_VARIANTS if small else variants or ["plan"]:
                 found += [Job(name, dtype, direction, variant) for direction in ("forward", "backward")]
     return found
 

@@ -21,6 +21,7 @@ namespace na {
 template <typename C>
 struct KeyGradient {
   typedef typename C::T T;
+  static constexpr constant int READ = kAcrossA | kAlongA | kAcrossB | kAlongB;
   Pair<T> key[C::DA / 8];
   Pair<T> value[C::DB / 8];
   Sums<C::DA / 8, C::PART> key_sum;
@@ -67,8 +68,8 @@ struct KeyGradient {
     return sides;
   }
 
-  template <typename At, typename A, typename B>
-  METAL_FUNC void take(const thread Bricks<C::NB, At>& b, int count, const thread A& queries, const thread B& out_grads,
+  template <typename Bricks, typename A, typename B>
+  METAL_FUNC void take(const thread Bricks& b, int count, const thread A& queries, const thread B& out_grads,
                        Span seen) thread {
     Pair<float> s[C::NB];
     Pair<float> g[C::NB];
@@ -80,12 +81,12 @@ struct KeyGradient {
         Pair<float> p;
         Pair<float> ds;
         NA_UNROLL for (int e = 0; e < 2; ++e) {
-          const long at = b.scalar[j] + (fc + e) * scalar_step;  // read only where the row sees the column
-          const bool sees = b.full[j] || b.sees(j, b.x[j] + fc + e, seen);
+          const long at = b.scalar_at(j, fc, e, scalar_step);  // read only where the row sees the column
+          const bool sees = b.sees(j, fc, e, seen);
           Stats query = Stats(1.0f);  // any value would do: an unseen column is masked
           if (sees) query = *(const device Stats*)(stats + at);
           float entry = 0.0f;
-          if (C::RPB && sees) entry = rpb[b.bias[j] - fc - e];
+          if (C::RPB && sees) entry = rpb[b.bias_at(j, fc, e)];
           p[e] = sees ? weight_of<C::RPB>(s[j][e], scale, entry, query[0]) * query[1] : 0.0f;
           ds[e] = sees ? p[e] * (g[j][e] - query[2]) : 0.0f;
         }

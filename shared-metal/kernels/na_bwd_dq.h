@@ -24,6 +24,7 @@ typedef vec<float, 4> Stats;
 template <typename C>
 struct QueryGradient {
   typedef typename C::T T;
+  static constexpr constant int READ = kAcrossA | kAlongA | kAcrossB;
   Pair<T> query[C::DA / 8];
   Pair<T> out_grad[C::DB / 8];
   Sums<C::DA / 8, C::PART> sum;
@@ -57,8 +58,8 @@ struct QueryGradient {
   }
 
   // dS of a group of bricks, not yet divided by the sum of W; 0 where the row does not see the column
-  template <typename At, typename A, typename B>
-  METAL_FUNC void logit_gradients(thread Pair<float>* ds, const thread Bricks<C::NB, At>& b, int count,
+  template <typename Bricks, typename A, typename B>
+  METAL_FUNC void logit_gradients(thread Pair<float>* ds, const thread Bricks& b, int count,
                                   const thread A& keys, const thread B& values, Span seen) thread {
     Pair<float> s[C::NB];
     Pair<float> g[C::NB];
@@ -67,10 +68,10 @@ struct QueryGradient {
     multiply_across<T, C::DB, C::NB>(g, out_grad, b.b, b.last, count, values, fr, fc);
     NA_UNROLL for (int j = 0; j < C::NB; ++j) {
       NA_UNROLL for (int e = 0; e < 2; ++e) {
-        bool sees = b.full[j] || b.sees(j, b.x[j] + fc + e, seen);
+        bool sees = b.sees(j, fc, e, seen);
         if (C::MASKED) sees = sees && b.allows(j, fc + e);
         float entry = 0.0f;
-        if (C::RPB && biased && sees) entry = rpb[b.bias[j] + fc + e];
+        if (C::RPB && biased && sees) entry = rpb[b.bias_at(j, fc, e)];
         const float weight = sees ? weight_of<C::RPB>(s[j][e], scale, entry, lse) * factor : 0.0f;
         weights += weight;
         ds[j][e] = sees ? weight * (g[j][e] - delta) : 0.0f;
@@ -78,8 +79,8 @@ struct QueryGradient {
     }
   }
 
-  template <typename At, typename A, typename B>
-  METAL_FUNC void take(const thread Bricks<C::NB, At>& b, int count, const thread A& keys, const thread B& values,
+  template <typename Bricks, typename A, typename B>
+  METAL_FUNC void take(const thread Bricks& b, int count, const thread A& keys, const thread B& values,
                        Span seen) thread {
     Pair<float> ds[C::NB];
     logit_gradients(ds, b, count, keys, values, seen);

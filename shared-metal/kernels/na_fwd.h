@@ -26,6 +26,7 @@ namespace na {
 template <typename C>
 struct Forward {
   typedef typename C::T T;
+  static constexpr constant int READ = kAcrossA | kAlongB;
   Pair<T> query[C::DA / 8];
   Sums<C::DB / 8, C::PART> out;
   float m;
@@ -40,8 +41,8 @@ struct Forward {
   int fr;
   int fc;
 
-  template <typename At, typename A, typename B>
-  METAL_FUNC void take(const thread Bricks<C::NB, At>& b, int count, const thread A& keys, const thread B& values,
+  template <typename Bricks, typename A, typename B>
+  METAL_FUNC void take(const thread Bricks& b, int count, const thread A& keys, const thread B& values,
                        Span seen) thread {
     Pair<float> s[C::NB];
     NA_UNROLL for (int j = 0; j < C::NB; ++j) s[j] = Pair<float>(0.0f);
@@ -50,10 +51,10 @@ struct Forward {
     float top = m;
     NA_UNROLL for (int j = 0; j < C::NB; ++j) {
       NA_UNROLL for (int e = 0; e < 2; ++e) {
-        bool sees = b.full[j] || b.sees(j, b.x[j] + fc + e, seen);
+        bool sees = b.sees(j, fc, e, seen);
         if (C::MASKED) sees = sees && b.allows(j, fc + e);
         entry[j][e] = 0.0f;
-        if (C::RPB && biased && sees) entry[j][e] = rpb[b.bias[j] + fc + e];
+        if (C::RPB && biased && sees) entry[j][e] = rpb[b.bias_at(j, fc, e)];
         const float logit = C::RPB ? fma(s[j][e], scale, entry[j][e] * kLog2E) : s[j][e];
         top = max(top, sees ? logit : kMasked);
       }
@@ -67,7 +68,7 @@ struct Forward {
       if (j < count) {
         Pair<T> p;
         NA_UNROLL for (int e = 0; e < 2; ++e) {
-          bool sees = b.full[j] || b.sees(j, b.x[j] + fc + e, seen);
+          bool sees = b.sees(j, fc, e, seen);
           if (C::MASKED) sees = sees && b.allows(j, fc + e);
           const float own = C::RPB ? weight_of<true>(s[j][e], scale, entry[j][e], m) : exp2((s[j][e] - m) * scale);
           const float weight = sees ? own : 0.0f;

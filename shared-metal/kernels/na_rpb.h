@@ -16,6 +16,7 @@ namespace na {
 template <typename C>
 struct RpbGradient {
   typedef typename C::T T;
+  static constexpr constant int READ = C::SLOTS ? 0 : kAcrossA | kAcrossB;
   QueryGradient<C> rows;        // logits and their gradients, as for dQ; its sum stays unused
   const device T* logits_grad;  // of the lane's row (SLOTS)
   long channel;                 // elements between two of its slots
@@ -24,15 +25,15 @@ struct RpbGradient {
   int fr;
   int fc;
 
-  template <typename At, typename A, typename B>
-  METAL_FUNC void take(const thread Bricks<C::NB, At>& b, int count, const thread A& keys, const thread B& values,
+  template <typename Bricks, typename A, typename B>
+  METAL_FUNC void take(const thread Bricks& b, int count, const thread A& keys, const thread B& values,
                        Span seen) thread {
     Pair<float> ds[C::NB];
     if (C::SLOTS) {
       NA_UNROLL for (int j = 0; j < C::NB; ++j) {
         NA_UNROLL for (int e = 0; e < 2; ++e) {
-          const bool sees = j < count && (b.full[j] || b.sees(j, b.x[j] + fc + e, seen));
-          ds[j][e] = sees ? float(logits_grad[(b.slot[j] + fc + e) * channel]) : 0.0f;
+          const bool sees = j < count && b.sees(j, fc, e, seen);
+          ds[j][e] = sees ? float(logits_grad[(b.slot_at(j, fc, e)) * channel]) : 0.0f;
         }
       }
     } else {
@@ -42,8 +43,8 @@ struct RpbGradient {
       if (j < count) {  // uniform
         for (int r = 0; r < 8; ++r) {
           NA_UNROLL for (int e = 0; e < 2; ++e) {
-            const bool sees = b.full[j] || b.sees(j, b.x[j] + fc + e, seen);
-            if (r == fr && store && sees) sums[b.bias[j] + fc + e] += ds[j][e];
+            const bool sees = b.sees(j, fc, e, seen);
+            if (r == fr && store && sees) sums[b.bias_at(j, fc, e)] += ds[j][e];
           }
           simdgroup_barrier(mem_flags::mem_threadgroup);
         }

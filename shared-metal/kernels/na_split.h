@@ -19,6 +19,7 @@ namespace na {
 template <typename C>
 struct Logits {
   typedef typename C::T T;
+  static constexpr constant int READ = kAcrossA;
   Pair<T> query[C::DA / 8];
   device T* logits;  // of the lane's row
   float scale;       // natural base
@@ -27,17 +28,17 @@ struct Logits {
   int fr;
   int fc;
 
-  template <typename At, typename A, typename B>
-  METAL_FUNC void take(const thread Bricks<C::NB, At>& b, int count, const thread A& keys, const thread B& unused,
+  template <typename Bricks, typename A, typename B>
+  METAL_FUNC void take(const thread Bricks& b, int count, const thread A& keys, const thread B& unused,
                        Span seen) thread {
     Pair<float> s[C::NB];
     NA_UNROLL for (int j = 0; j < C::NB; ++j) s[j] = Pair<float>(0.0f);
     multiply_across<T, C::DA, C::NB>(s, query, b.a, b.last, count, keys, fr, fc);
     NA_UNROLL for (int j = 0; j < C::NB; ++j) {
       NA_UNROLL for (int e = 0; e < 2; ++e) {
-        if (j < count && store && (b.full[j] || b.sees(j, b.x[j] + fc + e, seen))) {
-          const float bias = C::RPB ? rpb[b.bias[j] + fc + e] : 0.0f;
-          logits[b.slot[j] + fc + e] = T(s[j][e] * scale + bias);
+        if (j < count && store && b.sees(j, fc, e, seen)) {
+          const float bias = C::RPB ? rpb[b.bias_at(j, fc, e)] : 0.0f;
+          logits[b.slot_at(j, fc, e)] = T(s[j][e] * scale + bias);
         }
       }
     }
@@ -106,6 +107,7 @@ METAL_FUNC void na_qk(const device typename C::T* q, const device typename C::T*
 template <typename C>
 struct WeighKeys {
   typedef typename C::T T;
+  static constexpr constant int READ = kAlongB;
   Sums<C::DB / 8, C::PART> sum;
   Parts<C::PART> parts;
   const device T* weights;  // of the lane's row
@@ -113,15 +115,15 @@ struct WeighKeys {
   int fr;
   int fc;
 
-  template <typename At, typename A, typename B>
-  METAL_FUNC void take(const thread Bricks<C::NB, At>& b, int count, const thread A& unused, const thread B& values,
+  template <typename Bricks, typename A, typename B>
+  METAL_FUNC void take(const thread Bricks& b, int count, const thread A& unused, const thread B& values,
                        Span seen) thread {
     NA_UNROLL for (int j = 0; j < C::NB; ++j) {
       if (j < count) {
         Pair<T> p;
         NA_UNROLL for (int e = 0; e < 2; ++e) {
-          const bool sees = b.full[j] || b.sees(j, b.x[j] + fc + e, seen);
-          p[e] = sees ? weights[(b.slot[j] + fc + e) * channel] : T(0);
+          const bool sees = b.sees(j, fc, e, seen);
+          p[e] = sees ? weights[(b.slot_at(j, fc, e)) * channel] : T(0);
         }
         NA_UNROLL for (int d = 0; d < C::DB; d += 8) {
           mma<T>(sum.part[d / 8], p, values.along(b.b[j], fr, d + fc, b.last[j]));
@@ -169,6 +171,7 @@ METAL_FUNC void na_av(const device typename C::T* attn, const device typename C:
 template <typename C>
 struct WeighQueries {
   typedef typename C::T T;
+  static constexpr constant int READ = kAlongB;
   Sums<C::DB / 8, C::PART> sum;
   Parts<C::PART> parts;
   const device T* weights;  // of the box's first query
@@ -179,17 +182,16 @@ struct WeighQueries {
   int fr;
   int fc;
 
-  template <typename At, typename A, typename B>
-  METAL_FUNC void take(const thread Bricks<C::NB, At>& b, int count, const thread A& unused, const thread B& tokens,
+  template <typename Bricks, typename A, typename B>
+  METAL_FUNC void take(const thread Bricks& b, int count, const thread A& unused, const thread B& tokens,
                        Span seen) thread {
     NA_UNROLL for (int j = 0; j < C::NB; ++j) {
       if (j < count) {
         Pair<T> p;
         NA_UNROLL for (int e = 0; e < 2; ++e) {
-          const int column = b.x[j] + fc + e;
-          const bool sees = b.full[j] || b.sees(j, column, seen);
-          const int slot = row_x - window(column, x.n, x.w, x.s, x.causal).low;
-          p[e] = sees ? weights[b.scalar[j] + (fc + e) * scalar_step + (b.slot[j] + slot) * channel] : T(0);
+          const bool sees = b.sees(j, fc, e, seen);
+          const long at = b.scalar_at(j, fc, e, scalar_step) + b.slot_in(j, fc, e, x, row_x) * channel;
+          p[e] = sees ? weights[at] : T(0);
         }
         NA_UNROLL for (int d = 0; d < C::DB; d += 8) {
           mma<T>(sum.part[d / 8], p, tokens.along(b.b[j], fr, d + fc, b.last[j]));

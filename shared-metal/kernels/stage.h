@@ -98,6 +98,19 @@ METAL_FUNC KeyMask<RANK> key_mask_of(const device int* key_mask, const thread Pa
   return mask;
 }
 
+// The column side of a walk
+template <typename C, int RANK>
+struct Sides {
+  Columns<typename C::T, RANK> a;
+  Columns<typename C::T, RANK> b;
+  KeyMask<RANK> mask;
+  long scalar_step[RANK];
+  threadgroup typename C::T* staged_a;
+  threadgroup typename C::T* staged_b;
+  int dim_a;
+  int dim_b;
+};
+
 // Pitch of one staged token: 16 bytes of padding against bank conflicts
 template <typename T, int DP>
 METAL_FUNC constexpr int pitch() {
@@ -137,6 +150,34 @@ METAL_FUNC void stage(threadgroup T* dst, const thread Columns<T, RANK>& src, co
   }
 }
 
+// The type of element offsets inside a source: device memory needs 64 bits, threadgroup memory does not
+template <bool STAGE>
+struct Offset {
+  typedef int type;
+};
+template <>
+struct Offset<false> {
+  typedef long type;
+};
+
+// A chunk of a walk: rows [row0, row0 + n_rows) of the tile's box, columns from x0 on. Its bricks begin in `seg` columns,
+// and `length` columns of each row are staged. rel: the patch's first column, from the box's.
+struct Chunk {
+  int row0;
+  int n_rows;
+  int x0;
+  int seg;
+  int length;
+  int rel;
+};
+
+// Offsets of three columns, those of a lane's fragments: across (first, second) and along (own)
+struct Scattered {
+  long first;
+  long second;
+  long own;
+};
+
 // Fragments of staged tokens; `at` is the offset of the brick's first token. Tokens start at 16-byte boundaries and
 // `along` has an even d, so its two channels are one load; likewise below where WIDE.
 template <typename T, int DP>
@@ -164,9 +205,45 @@ struct Direct {
     return Pair<T>(tokens[at + min(c, last) * step], tokens[at + min(c + 1, last) * step]);
   }
   METAL_FUNC Pair<T> along(long at, int r, int d, int last) const thread {
-    const long i = at + min(r, last) * step + d * channel;
+    return channels(at + min(r, last) * step + d * channel, d);
+  }
+  // Channels d and d + 1, of which the first is at i
+  METAL_FUNC Pair<T> channels(long i, int d) const thread {
     if (WIDE) return *(const device Pair<T>*)(tokens + i);
     return Pair<T>(d < dim ? tokens[i] : T(0), d + 1 < dim ? tokens[i + channel] : T(0));
+  }
+  METAL_FUNC Pair<T> across(Scattered at, int c, int d, int last) const thread {
+    if (!WIDE && d >= dim) return Pair<T>(T(0));
+    return Pair<T>(tokens[at.first + d * channel], tokens[at.second + d * channel]);
+  }
+  METAL_FUNC Pair<T> along(Scattered at, int r, int d, int last) const thread {
+    return channels(at.own + d * channel, d);
+  }
+};
+
+// Where the walk reads its two sides
+template <typename C, bool STAGE = C::STAGE>
+struct Sources {
+  typedef typename C::T T;
+  template <int RANK>
+  static METAL_FUNC Staged<T, C::DA> a(const thread Sides<C, RANK>& sides) {
+    return {sides.staged_a};
+  }
+  template <int RANK>
+  static METAL_FUNC Staged<T, C::DB> b(const thread Sides<C, RANK>& sides) {
+    return {sides.staged_b};
+  }
+};
+template <typename C>
+struct Sources<C, false> {
+  typedef Direct<typename C::T, C::WIDE> Source;
+  template <int RANK>
+  static METAL_FUNC Source a(const thread Sides<C, RANK>& sides) {
+    return {sides.a.box, sides.a.step[RANK - 1], sides.a.channel, sides.dim_a};
+  }
+  template <int RANK>
+  static METAL_FUNC Source b(const thread Sides<C, RANK>& sides) {
+    return {sides.b.box, sides.b.step[RANK - 1], sides.b.channel, sides.dim_b};
   }
 };
 

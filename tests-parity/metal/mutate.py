@@ -94,6 +94,12 @@ TRIED_ON: dict[str, dict[str, tuple[str, ...]]] = {
         "img-masked-bias": ("na_rpb",),
     },
     "walk.h": COMMON | {"seq-small-chunk": ("na_qk", "na_av_t"), "seq-direct-bias": ("na_fwd",)},
+    "run.h": COMMON | {"seq-small-chunk": ("na_qk", "na_av_t"), "seq-direct-bias": ("na_fwd",)},
+    "flat.h": {
+        "img-flat-bias": ("na_fwd", "na_bwd_dkv", "slots"),
+        "vol-flat": ("na_fwd", "na_av_t"),
+        "vol-flat-masked": ("na_bwd_dq", "na_bwd_dkv"),
+    },
 }
 
 

@@ -21,7 +21,7 @@ FUSED = ("na_fwd", "na_bwd_dq", "na_bwd_dkv")
 SPLIT = ("na_qk", "na_av", "na_av_t")
 # Instances whose options differ from the kit's: name -> template and changes.
 SPECIAL: dict[str, tuple[str, dict[str, Any]]] = {
-    "of_additional": ("na_bwd_dkv", {"of_additional": True, "rpb": False, "masked": False}),
+    "of_additional": ("na_bwd_dkv", {"of_additional": True, "rpb": False, "masked": False, "flat": False}),
     "slots": ("na_rpb", {"slots": True, "masked": False, "rpb": True, "stage": False, "dim": 16, "dim_v": 16}),
     "na_rpb": ("na_rpb", {"rpb": True, "stage": False}),
     "zero": ("na_qk", {"empty_zero": True, "rpb": False}),
@@ -74,6 +74,7 @@ class Kit:
     rpb: bool = False
     additional: bool = False
     masked: bool = False
+    flat: bool = False
 
     def __str__(self) -> str:
         return self.name
@@ -98,6 +99,7 @@ class Kit:
             "masked": self.masked and template in MASKABLE,
             "additional": self.additional and template in ("na_fwd", "na_bwd_dq"),
             "table": TABLE if template == "na_rpb" else 0,
+            "flat": self.flat and (TEMPLATES[template].walks or template == "na_rpb"),
         }
         return Instance(template, self.dtype, **(options | changed))
 
@@ -255,6 +257,37 @@ KITS = (
     ),
     Kit("vol-masked", 3, "bfloat16", (16, 16), (1, 2, 4), CUBE, FUSED, chunk=16, part=2, masked=True),
     Kit("vol-staged", 3, "bfloat16", (16, 16), (2, 1, 4), CUBE, (*FUSED, "na_delta", "na_qk", "na_av"), part=2),
+    Kit(
+        "img-flat-bias",
+        2,
+        "float32",
+        (16, 16),
+        (1, 2, 2),
+        TALL,
+        (*FUSED, "na_rpb", "slots", "na_qk"),
+        2,
+        3,
+        bricks=2,
+        reads="direct",
+        rpb=True,
+        flat=True,
+    ),
+    Kit("img-flat", 2, "float16", (32, 16), FLAT, LINE, (*FUSED, *SPLIT), part=2, reads="direct", flat=True),
+    Kit("vol-flat", 3, "float16", (16, 16), CUBE, FLAT, (*FUSED, *SPLIT), bricks=3, reads="direct wide", flat=True),
+    Kit(
+        "vol-flat-masked",
+        3,
+        "bfloat16",
+        (16, 16),
+        (1, 2, 2),
+        (1, 4, 2),
+        (*FUSED, "of_additional"),
+        2,
+        reads="direct",
+        additional=True,
+        masked=True,
+        flat=True,
+    ),
 )
 # Head dims of large models, with few launches of each, because these are slow.
 LONG_KITS = (

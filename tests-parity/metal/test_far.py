@@ -25,9 +25,11 @@ STRIDED = {
     "na_av": ("attn", "v"),
     "na_av_t": ("attn", "x"),
 }
-# Kits that read columns directly and staged, in rank 2.
-DIRECT, STAGED = "img-direct", "img-staged-bias"
+# Kits that read columns directly, staged, and in flat bricks, in rank 2.
+DIRECT, STAGED, FLAT = "img-direct", "img-staged-bias", "img-flat"
 BEYOND = 1 << 32
+# Templates of flat bricks that always run: the one that moves every kind of offset between lanes.
+FLAT_ALWAYS = ("na_bwd_dkv",)
 
 
 def cases() -> list[Any]:
@@ -37,9 +39,9 @@ def cases() -> list[Any]:
             kits[name].instances[template],
             axis,
             id=f"{name}-{template}-{what}",
-            marks=[pytest.mark.all] if name == STAGED else [],
+            marks=[pytest.mark.all] if name == STAGED or (name == FLAT and template not in FLAT_ALWAYS) else [],
         )
-        for name in (DIRECT, STAGED)
+        for name in (DIRECT, STAGED, FLAT)
         for template in STRIDED
         if template in kits[name].instances
         for axis, what in ((1, "rows"), (2, "columns"), (3, "heads"))
@@ -49,7 +51,7 @@ def cases() -> list[Any]:
 @pytest.mark.parametrize(("instance", "axis"), cases())
 def test_far_strides(instance: Instance, axis: int) -> None:
     """Tensors with huge strides on one axis give the bits of packed tensors."""
-    name = DIRECT if not instance.stage else STAGED
+    name = FLAT if instance.flat else STAGED if instance.stage else DIRECT
     kit = next(kit for kit in KITS if kit.name == name)
     rng = random.Random(f"far/{instance.name}/{axis}")
     sample = sample_of(kit, rng, 0)

@@ -75,9 +75,9 @@ def test_full_attention(kit: Kit) -> None:
 
 
 def test_the_pool_is_wide() -> None:
-    """At most 72 instances, and every option in more than one of them."""
+    """At most 93 instances, and every option in more than one of them."""
     pool = [instance for kit in KITS for instance in kit.instances.values()]
-    assert len(set(pool)) <= 72
+    assert len(set(pool)) <= 93
     walks = [instance for instance in pool if instance.record.walks]
     for option in (
         {"rank": 1},
@@ -95,6 +95,9 @@ def test_the_pool_is_wide() -> None:
         {"heads": 8},
         {"rpb": True},
         {"masked": True},
+        {"flat": True},
+        {"flat": True, "rank": 2},
+        {"flat": True, "rank": 3, "masked": True},
         {"additional": True},
         {"of_additional": True},
         {"bricks": 1},

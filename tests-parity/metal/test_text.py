@@ -46,7 +46,7 @@ Array = Any
 MAX_LINES = 400
 # Sources are checked with this many instances at a time.
 TOGETHER = 70
-OPTIONS = ("stage", "wide", "rpb", "additional", "of_additional", "lse_grad", "slots", "empty_zero")
+OPTIONS = ("stage", "wide", "rpb", "additional", "of_additional", "lse_grad", "slots", "empty_zero", "flat")
 INCLUDES = Path(mx.__file__).parent / "include"
 
 

@@ -13,10 +13,12 @@ import pytest
 import tolerances
 from cases import Case, inputs, lse_dtype
 
+from natten_mps._metal.metal.flat import LONGEST_BOX, bricks_of, fits
 from natten_mps._metal.metal.op_launches import PARAMS, Launch, backward, forward
 from natten_mps._metal.metal.source import THREADGROUP_BYTES, Instance
 from natten_mps._metal.metal.templates import TEMPLATES
 from natten_mps._metal.metal.tiles import count_bricks, patches
+from natten_mps._metal.metal.tiling import FLAT_GAIN
 from natten_mps._metal.plan.device import Device
 from natten_mps._metal.plan.limits import metal_limit
 from natten_mps._metal.problem.problem import Piece, Problem
@@ -162,6 +164,38 @@ def test_bricks_are_counted_exactly() -> None:
     assert full_ones > 1000
 
 
+def test_flat_bricks_are_counted_exactly() -> None:
+    """For all patches of small problems: sums over axes are the boxes of all patches, counted one by one."""
+    rng, run_on = random.Random(2), 0
+    for _ in range(150):
+        one = small_problem(rng)
+        if one.rank == 1:
+            continue
+        for transposed in (False, True):
+            for heads in (h for h in (1, 2, 4, 8) if one.heads % h == 0 and (h == 1 or not transposed)):
+                for patch in patches(one.rank, heads):
+                    found = bricks_of(one, patch, heads, transposed, flat=True)
+                    template = "na_bwd_dkv" if transposed else "na_fwd"
+                    kernel = Instance(
+                        template, "float32", one.rank, 16, 16, patch, heads, rng.randint(1, 3), stage=False, flat=True
+                    )
+                    assert found == work_of(one, kernel).bricks, (one, patch, heads, transposed)
+                    run_on += found.executed < count_bricks(one, patch, heads, transposed).executed
+                    assert found.executed <= count_bricks(one, patch, heads, transposed).executed
+    assert run_on > 500
+
+
+@pytest.mark.parametrize("rank", [2, 3])
+def test_positions_of_flat_bricks_fit_their_fields(rank: int) -> None:
+    """The longest box that kernels/flat.h can number, and one that is a column longer."""
+    longest, patch = LONGEST_BOX[rank], (1, 1, 8)
+    for window, fitting in ((longest - 7, True), (longest - 6, False)):
+        shape = (*(2,) * (rank - 1), 2 * longest)
+        one = problem(shape, (*(1,) * (rank - 1), window), 8, 1)
+        assert fits(one, patch, False) == fitting
+    assert not fits(problem((50,), 7, 8, 1), patch, False)
+
+
 def test_bricks_of_full_attention() -> None:
     """Queries and keys differ in number; if causal, with more keys than queries, no query sees some of the keys."""
     for queries, keys, causal in itertools.product((1, 9, 24, 61), (1, 8, 33, 60), (False, True)):
@@ -174,7 +208,8 @@ def test_bricks_of_full_attention() -> None:
 
 
 def test_the_planned_patch_executes_the_fewest_bricks() -> None:
-    rng = random.Random(1)
+    """In rows of their own, or flat where that saves enough of them and columns are read directly."""
+    rng, met = random.Random(1), set()
     for _ in range(300):
         one = small_problem(rng)
         for launch in (*forward(one), *backward(one, False)):
@@ -187,8 +222,14 @@ def test_the_planned_patch_executes_the_fewest_bricks() -> None:
                 if one.heads % h == 0
                 for patch in patches(one.rank, h)
             ]
-            executed = [count_bricks(one, patch, h, transposed).executed for patch, h in choices]
-            assert launch.bricks == min(executed) * one.batch * one.kv_heads
+            run, flat = (
+                min(bricks_of(one, patch, h, transposed, way).executed for patch, h in choices) for way in (False, True)
+            )
+            runs_on = not i.stage and one.rank > 1 and flat * FLAT_GAIN <= run
+            assert i.flat == runs_on and launch.bricks == (flat if runs_on else run) * one.batch * one.kv_heads
+            assert not i.flat or launch.full == 0
+            met.add((i.template, i.flat))
+    assert met == set(itertools.product(("na_fwd", "na_bwd_dq", "na_bwd_dkv"), (False, True)))
 
 
 # --- known problems ----------------------------------------------------------------------------------

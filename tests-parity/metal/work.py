@@ -19,6 +19,8 @@ from natten_mps._metal.problem.interval import at_hand, positions
 from natten_mps._metal.problem.mask import NumpyTables, axis_mask
 from natten_mps._metal.problem.problem import Axis, Problem
 
+from .flat_work import flat_bricks, flat_reads
+
 Array = Any
 
 
@@ -152,6 +154,9 @@ class Work:
     def bricks(self) -> tuple[int, int]:
         """Executed bricks and full ones of the launch, those of additional keys included."""
         additional = self.problem.additional if self.instance.additional else 0
+        if self.instance.flat:
+            own = flat_bricks(self.problem, self.instance) * self.repeat  # always masked
+            return own + self.patches * -(-additional // 8), self.patches * (additional // 8)
         steps = math.prod(axis.steps for axis in self.axes) * self.repeat + self.patches * -(-additional // 8)
         full = math.prod(axis.full for axis in self.axes) * self.repeat + self.patches * (additional // 8)
         return steps, full
@@ -174,6 +179,8 @@ class Work:
         """``[tokens..]``: how often each column of one head is read, if ``products`` products of a brick read it."""
         # Rows of different heads read the columns of their key/value head separately.
         times = 1 if self.instance.record.transposed else self.problem.group_heads // self.instance.heads
+        if self.instance.flat:
+            return flat_reads(self.problem, self.instance) * times * products
         return self.outer("staged") * times if self.instance.stage else self.outer("direct") * times * products
 
     @property

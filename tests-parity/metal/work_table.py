@@ -1,8 +1,8 @@
 """The work of well-known problems, as a committed table: ``python -m metal.work_table --write`` rebuilds it.
 
 Run it in ``tests-parity``. executed counts the bricks of 8x8 pairs of one launch, useful is pairs / 64, and ratio is
-their quotient, 1 for a kernel that computes only what the windows hold. flat is the ratio of bricks that would continue
-from one row of a patch's box into the next, which no kernel does: it shows the possible gain.
+their quotient, 1 for a kernel that computes only what the windows hold. run and flat are the ratios of the two ways to
+cut a box into bricks, in its rows or across them, each with the best patch for it; bricks says which the launch has.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ from natten_mps._metal.problem.problem import Axis, Problem
 from natten_mps._metal.problem.window import group_length
 
 TABLE = Path(__file__).parent / "work.tsv"
-COLUMNS = ("problem", "kernel", "patch", "heads", "simdgroups", "reads", "executed", "full", "useful", "ratio", "flat")
+COLUMNS = (
+    *("problem", "kernel", "patch", "heads", "simdgroups", "reads", "bricks"),
+    *("executed", "full", "useful", "ratio", "run", "flat"),
+)
 
 
 def problem(shape: tuple[int, ...], window: Any, dim: int, heads: int, **given: Any) -> Problem:
@@ -52,6 +55,9 @@ NAMED = {
     "All-in-one 8192 K5": problem((8192,), 5, 32, 4),
     "LLM 32768 K1024 causal": problem((32768,), 1024, 128, 32, causal=True),
     "LLM 32768 K1024 causal, 8 kv heads": problem((32768,), 1024, 128, 32, causal=True, kv_heads=8),
+    "16x24x24 K7x9x9": problem((16, 24, 24), (7, 9, 9), 64, 4),
+    "128x128 K41": problem((128, 128), 41, 64, 4),
+    "32x32x32 K3": problem((32, 32, 32), 3, 32, 4),
     "16x16x16 K3": problem((16, 16, 16), 3, 32, 4),
     "NAT-T 56x56 K7, 8 heads on 1": problem((56, 56), 7, 32, 8, kv_heads=1),
 }
@@ -75,15 +81,18 @@ def box_lengths(axis: Axis, transposed: bool, extent: int) -> Counter[int]:
     return found
 
 
-def flat_bricks(one: Problem, transposed: bool) -> int:
-    """Bricks of 8 consecutive columns of a patch's box, across its rows; with the best patch for that."""
+def best_bricks(one: Problem, transposed: bool, flat: bool) -> int:
+    """Bricks of 8 columns of a patch's box, in its rows or across them; with the best patch for that."""
     choices = []
     for heads in (1,) if transposed else [h for h in (1, 2, 4, 8) if one.group_heads % h == 0]:
         for patch in patches(one.rank, heads):
             extents = patch[3 - one.rank :]
             lengths = [box_lengths(a, transposed, e).items() for a, e in zip(one.axes, extents, strict=True)]
             boxes = [list(zip(*box, strict=True)) for box in itertools.product(*lengths)]
-            count = sum(math.prod(times) * -(-math.prod(size) // 8) for size, times in boxes)
+            count = sum(
+                math.prod(times) * (-(-math.prod(size) // 8) if flat else math.prod(size[:-1]) * -(-size[-1] // 8))
+                for size, times in boxes
+            )
             choices.append(count * one.group_heads // heads)
     return min(choices) * one.batch * one.kv_heads
 
@@ -96,7 +105,7 @@ def rows() -> list[tuple[str, ...]]:
         for launch in launches:
             i = launch.instance
             patch, reads = "x".join(map(str, i.patch[3 - one.rank :])), "staged" if i.stage else "direct"
-            ratio = launch.bricks / useful(one)
+            counts = [launch.bricks, *(best_bricks(one, i.record.transposed, flat) for flat in (False, True))]
             found.append(
                 (
                     name,
@@ -105,11 +114,11 @@ def rows() -> list[tuple[str, ...]]:
                     str(i.heads),
                     str(i.simdgroups),
                     reads,
+                    "flat" if i.flat else "run",
                     str(launch.bricks),
                     str(launch.full),
                     f"{useful(one):g}",
-                    f"{ratio:.4f}",
-                    f"{flat_bricks(one, i.record.transposed) / useful(one):.4f}",
+                    *(f"{count / useful(one):.4f}" for count in counts),
                 )
             )
     return found

@@ -72,7 +72,7 @@ def kinds(instance: Instance) -> tuple[str, ...]:
     simdgroups change how many threadgroups a core has room for, which registers decide too.
     """
     i = instance
-    first = f"{i.template} {WIDTHS[ITEM_SIZES[i.dtype] // 4]} {READS[i.stage]}"
+    first = f"{i.template} {WIDTHS[ITEM_SIZES[i.dtype] // 4]} {'flat' if i.flat else READS[i.stage]}"
     ranked = f"{first} {i.rank}-D"
     return first, ranked, f"{ranked} {max(i.dim, i.dim_v)}", f"{first} x{i.simdgroups}"
 

@@ -12,11 +12,12 @@ from ..caches import cached
 from ..problem.interval import at_hand, positions
 from ..problem.problem import Axis, Problem
 from ..problem.window import group_length
+from .flat import bricks_of
 from .launches import Launch
 from .params import PARAMS
 from .source import ITEM_SIZES, Instance
 from .templates import SUM, Sizes
-from .tiles import COLUMNS, ROWS, count_bricks, patch_count, span
+from .tiles import COLUMNS, ROWS, patch_count, span
 
 # Elements of the fragment of columns that one 8x8 product reads.
 FRAGMENT = ROWS * COLUMNS
@@ -145,7 +146,8 @@ def _longest(problem: Problem, instance: Instance) -> tuple[int, int, int]:
     *extents, along_x = i.patch[3 - problem.rank :]
     *axes, x = problem.axes
     rows = math.prod(_most(axis, transposed, extent) for axis, extent in zip(axes, extents, strict=True))
-    bricks = rows * -(-_most(x, transposed, along_x) // COLUMNS)
+    wide = _most(x, transposed, along_x)
+    bricks = -(-rows * wide // COLUMNS) if i.flat else rows * -(-wide // COLUMNS)
     return bricks, rows, _most(x, transposed, along_x * i.simdgroups)
 
 
@@ -172,7 +174,7 @@ def walked(problem: Problem, instance: Instance) -> Counts:
     own, walks = problem.batch * problem.kv_heads, problem.group_heads // i.heads
     groups, times = (own, walks) if transposed else (own * walks, 1)
     patches = patch_count(problem, i.patch, transposed) * groups
-    per_item = count_bricks(problem, i.patch, i.heads, transposed)
+    per_item = bricks_of(problem, i.patch, i.heads, transposed, i.flat)
     bricks, full = per_item.executed * own, per_item.full * own
     if i.additional:
         more = -(-problem.additional // COLUMNS)

@@ -70,6 +70,7 @@ def _walk(
         SOFTMAX_BRICKS,
         chosen.stage,
         part=_part(problem.dtype, terms(problem, transposed)),
+        flat=chosen.flat,
         **options,  # type: ignore[arg-type]
     )
     heads = problem.kv_heads if transposed else problem.heads // chosen.heads
@@ -275,6 +276,7 @@ def _rpb_backward(p: Problem, inputs: dict[str, str], slots: bool, target: Targe
         masked=p.has_key_mask,
         slots=slots,
         table=table,
+        flat=chosen.flat,
     )
     parts = max(1, min(MAX_PARTS, math.prod(chosen.tiles) * math.prod(p.dilation) * p.batch))
     params = parameters(p, {"kTiles": chosen.tiles, "kParts": parts})

@@ -21,6 +21,8 @@ HEADERS = (
     "sums.h",
     "coord.h",
     "stage.h",
+    "run.h",
+    "flat.h",
     "walk.h",
     "slice.h",
     "na_fwd.h",
@@ -44,7 +46,8 @@ class Instance:
     simdgroups: patches per threadgroup. chunk: staged columns. bricks: bricks per softmax group. wide: 16-byte copies
     (the tensors' alignment allows them). masked: the keys have a mask. of_additional: na_bwd_dkv of additional keys.
     slots: na_rpb of logits_grad instead of the fused op. empty_zero: na_qk leaves 0 where a slot has no key. table:
-    entries that na_rpb's tables hold. part: bricks whose terms are summed before they join the total (0: all).
+    entries that na_rpb's tables hold. part: bricks whose terms are summed before they join the total (0: all). flat:
+    bricks run on from one row of a box into the next.
     """
 
     template: str
@@ -68,6 +71,7 @@ class Instance:
     empty_zero: bool = False
     table: int = 0
     part: int = 0
+    flat: bool = False
 
     @property
     def record(self) -> Template:
@@ -92,6 +96,7 @@ class Instance:
             "l": self.lse_grad,
             "i": self.slots,
             "z": self.empty_zero,
+            "f": self.flat,
         }
         flags = "".join(letter for letter, on in options.items() if on)
         patch = "".join(map(str, self.patch))
@@ -193,6 +198,7 @@ def config(instance: Instance) -> str:
         "TRANSPOSED": i.record.transposed,
         "EMPTY_ZERO": i.empty_zero,
         "SLOTS": i.record.slotted or i.slots,
+        "FLAT": i.flat,
     }
     result = "float" if i.of_additional else METAL_TYPES[i.dtype]
     members = [f"typedef {METAL_TYPES[i.dtype]} T;", f"typedef {result} R;"]

@@ -16,9 +16,10 @@ from ..problem.problem import Problem
 from ..problem.window import group_length
 from .costs import UnitCosts, microseconds
 from .counts import walked
+from .flat import bricks_of, fits
 from .source import Instance
 from .templates import Template
-from .tiles import COLUMNS, ROWS, Bricks, chunk_size, count_bricks, patches
+from .tiles import COLUMNS, ROWS, Bricks, chunk_size, patches
 
 # Bricks per softmax group. Two give independent chains of products, but twice the code and more registers: one was
 # faster on a GPU that ran the same kernels (benchmarks/gpu).
@@ -32,6 +33,9 @@ DIRECT_SIMDGROUPS = 4
 # Among measured costs, patches that execute at most this many times the fewest bricks are candidates: the others cannot
 # win back what they waste.
 WASTE = 1.25
+# What flat bricks, which run on from row to row, have to save before the rule chooses them: bricks in rows of their own
+# over flat ones. On the GPU that ran both, saving so much always paid (benchmarks/gpu).
+FLAT_GAIN = 1.1
 
 
 class Tiling(NamedTuple):
@@ -42,6 +46,7 @@ class Tiling(NamedTuple):
     simdgroups: int
     chunk: int
     stage: bool
+    flat: bool
     tiles: tuple[int, ...]
     bricks: Bricks
 
@@ -53,6 +58,7 @@ class Candidate(NamedTuple):
     heads: int
     simdgroups: int
     stage: bool
+    flat: bool = False
 
 
 class Target(NamedTuple):
@@ -78,8 +84,9 @@ def tiling(problem: Problem, template: Template, dim: int, dim_v: int, target: T
         -(-group_length(a.keys if transposed else a.queries, 0, a.dilation) // extent)
         for a, extent in zip(problem.axes, extents, strict=True)
     )
-    bricks = count_bricks(problem, patch, chosen.heads, transposed)
-    return Tiling(patch, chosen.heads, chosen.simdgroups, max(chunk, COLUMNS), chosen.stage, tiles, bricks)
+    bricks = bricks_of(problem, patch, chosen.heads, transposed, chosen.flat)
+    chunk = max(chunk, COLUMNS)
+    return Tiling(patch, chosen.heads, chosen.simdgroups, chunk, chosen.stage, chosen.flat, tiles, bricks)
 
 
 def _chosen(problem: Problem, template: Template, dim: int, dim_v: int, target: Target, in_rows: bool) -> Candidate:
@@ -94,30 +101,46 @@ def _chosen(problem: Problem, template: Template, dim: int, dim_v: int, target: 
     )
 
 
-def _patches(problem: Problem, transposed: bool, in_rows: bool) -> list[tuple[int, tuple[int, int, int], int]]:
-    """(executed bricks, patch, heads) of every patch, best first: fewest bricks, then the widest."""
+Shape = tuple[int, tuple[int, int, int], int]
+
+
+def _patches(problem: Problem, transposed: bool, in_rows: bool, flat: bool = False) -> list[Shape]:
+    """(executed bricks, patch, heads) of every patch, best first: fewest bricks, then the widest. flat: they run on."""
     choices = [h for h in (1, 2, 4, 8) if problem.group_heads % h == 0] if in_rows else [1]
     shapes = [(patch, h) for h in choices for patch in patches(problem.rank, h)]
-    counted = [(count_bricks(problem, patch, h, transposed).executed, patch, h) for patch, h in shapes]
+    counted = [(bricks_of(problem, patch, h, transposed, flat).executed, patch, h) for patch, h in shapes]
     return sorted(counted, key=lambda shape: (shape[0], -shape[1][-1], shape[2]))
 
 
 def by_rule(
     problem: Problem, template: Template, dim: int, dim_v: int, max_simdgroups: int, in_rows: bool
 ) -> Candidate:
-    """What the rule chooses: fewest executed bricks, then the widest patch; simdgroups that divide the axis."""
+    """What the rule chooses: fewest executed bricks, then the widest patch; simdgroups that divide the axis.
+
+    Where columns are read directly, bricks run on if that saves enough of them.
+    """
     transposed, chunk = template.transposed, chunk_size(problem.dtype, dim, dim_v)
-    _, patch, heads = _patches(problem, transposed, in_rows)[0]
+    executed, patch, heads = _patches(problem, transposed, in_rows)[0]
     axis = problem.axes[-1]
     length = group_length(axis.keys if transposed else axis.queries, 0, axis.dilation)
     simdgroups = _simdgroups(length, patch[-1], chunk + 2 - axis.window, max_simdgroups)
     cut = simdgroups * patch[-1] + axis.window - 1 > chunk + 1
     short = LONG_WINDOW if transposed or cut else SHORT_WINDOW
     direct = problem.rank > 1 and axis.window < short
-    stage = chunk >= COLUMNS and not direct
-    if not stage:
-        simdgroups = _simdgroups(length, patch[-1], DIRECT_SIMDGROUPS * ROWS, min(max_simdgroups, DIRECT_SIMDGROUPS))
-    return Candidate(patch, heads, simdgroups, stage)
+    if chunk >= COLUMNS and not direct:
+        return Candidate(patch, heads, simdgroups, True)
+    saving = _saving(problem, transposed, in_rows, executed)
+    if saving:
+        _, patch, heads = saving[0]
+    simdgroups = _simdgroups(length, patch[-1], DIRECT_SIMDGROUPS * ROWS, min(max_simdgroups, DIRECT_SIMDGROUPS))
+    return Candidate(patch, heads, simdgroups, False, bool(saving))
+
+
+def _saving(problem: Problem, transposed: bool, in_rows: bool, executed: int) -> list[Shape]:
+    """The patches whose bricks may run on, best first, if the best of them saves enough of ``executed`` bricks."""
+    shapes = _patches(problem, transposed, in_rows, flat=True) if problem.rank > 1 else []
+    shapes = [shape for shape in shapes if fits(problem, shape[1], transposed)]
+    return shapes if shapes and shapes[0][0] * FLAT_GAIN <= executed else []
 
 
 def candidates(
@@ -128,13 +151,18 @@ def candidates(
     rule = by_rule(problem, template, dim, dim_v, max_simdgroups, in_rows)
     numbers = sorted({count for count in (1, 2, 4, 8, rule.simdgroups) if count <= max_simdgroups})
     ways = (False, True) if chunk_size(problem.dtype, dim, dim_v) >= COLUMNS else (False,)
-    for executed, patch, heads in shapes:
-        if executed > WASTE * shapes[0][0]:
-            return
+    for _, patch, heads in _near(shapes):
         for count, stage in itertools.product(numbers, ways):
             # A copy that no other simdgroup shares costs more than it saves, unless there can be no other.
             if not stage or count > 1 or rule.simdgroups == 1:
                 yield Candidate(patch, heads, count, stage)
+    for _, patch, heads in _near(_saving(problem, template.transposed, in_rows, shapes[0][0])):
+        yield from (Candidate(patch, heads, count, False, flat=True) for count in numbers)
+
+
+def _near(shapes: list[Shape]) -> list[Shape]:
+    """Those that waste little beside the first, which is the best."""
+    return [shape for shape in shapes if shape[0] <= WASTE * shapes[0][0]]
 
 
 def predicted(problem: Problem, made: Instance, candidate: Candidate, costs: UnitCosts) -> float:
@@ -157,6 +185,7 @@ def candidate_instance(made: Instance, problem: Problem, candidate: Candidate) -
         max(chunk_size(made.dtype, made.dim, made.dim_v), COLUMNS),
         SOFTMAX_BRICKS,
         candidate.stage,
+        flat=candidate.flat,
         additional=problem.additional > 0 and not made.record.transposed,
     )
 
