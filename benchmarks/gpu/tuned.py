@@ -168,10 +168,10 @@ def distance(found: Any, wanted: Any) -> float:
 
 
 def written(trial: Trial) -> str:
-    """The tiling in one word: patch, heads, simdgroups, staged or direct."""
+    """The tiling in one word: patch, heads, simdgroups, staged, flat or direct."""
     c = trial.candidate
     patch = "x".join(map(str, c.patch[3 - trial.problem.rank :]))
-    return f"{patch}h{c.heads}g{c.simdgroups}{'s' if c.stage else 'd'}"
+    return f"{patch}h{c.heads}g{c.simdgroups}{'s' if c.stage else 'f' if c.flat else 'd'}"
 
 
 def main() -> None:

@@ -113,11 +113,17 @@ def _patches(problem: Problem, transposed: bool, in_rows: bool, flat: bool = Fal
 
 
 def by_rule(
-    problem: Problem, template: Template, dim: int, dim_v: int, max_simdgroups: int, in_rows: bool
+    problem: Problem,
+    template: Template,
+    dim: int,
+    dim_v: int,
+    max_simdgroups: int,
+    in_rows: bool,
+    may_run_on: bool = True,
 ) -> Candidate:
     """What the rule chooses: fewest executed bricks, then the widest patch; simdgroups that divide the axis.
 
-    Where columns are read directly, bricks run on if that saves enough of them.
+    Where columns are read directly, bricks run on if they may and if that saves enough of them.
     """
     transposed, chunk = template.transposed, chunk_size(problem.dtype, dim, dim_v)
     executed, patch, heads = _patches(problem, transposed, in_rows)[0]
@@ -129,7 +135,7 @@ def by_rule(
     direct = problem.rank > 1 and axis.window < short
     if chunk >= COLUMNS and not direct:
         return Candidate(patch, heads, simdgroups, True)
-    saving = _saving(problem, transposed, in_rows, executed)
+    saving = _saving(problem, transposed, in_rows, executed) if may_run_on else []
     if saving:
         _, patch, heads = saving[0]
     simdgroups = _simdgroups(length, patch[-1], DIRECT_SIMDGROUPS * ROWS, min(max_simdgroups, DIRECT_SIMDGROUPS))
@@ -148,13 +154,13 @@ def candidates(
 ) -> Iterator[Candidate]:
     """All tilings worth counting, each once; the rule's own is among them."""
     shapes = _patches(problem, template.transposed, in_rows)
-    rule = by_rule(problem, template, dim, dim_v, max_simdgroups, in_rows)
-    numbers = sorted({count for count in (1, 2, 4, 8, rule.simdgroups) if count <= max_simdgroups})
+    rule, run = (by_rule(problem, template, dim, dim_v, max_simdgroups, in_rows, way) for way in (True, False))
+    numbers = sorted({n for n in (1, 2, 4, 8, rule.simdgroups, run.simdgroups) if n <= max_simdgroups})
     ways = (False, True) if chunk_size(problem.dtype, dim, dim_v) >= COLUMNS else (False,)
     for _, patch, heads in _near(shapes):
         for count, stage in itertools.product(numbers, ways):
             # A copy that no other simdgroup shares costs more than it saves, unless there can be no other.
-            if not stage or count > 1 or rule.simdgroups == 1:
+            if not stage or count > 1 or run.simdgroups == 1:
                 yield Candidate(patch, heads, count, stage)
     for _, patch, heads in _near(_saving(problem, template.transposed, in_rows, shapes[0][0])):
         yield from (Candidate(patch, heads, count, False, flat=True) for count in numbers)

@@ -107,16 +107,23 @@ def all_candidates(one: Problem, template: Template, max_simdgroups: int = MAX_S
 
 
 def designed_candidates(one: Problem, template: Template, max_simdgroups: int = MAX_SIMDGROUPS) -> list[Candidate]:
-    """The rule's tiling, and those that change it in one way: staged or direct, simdgroups, the patch."""
+    """The rule's tiling, and those that change it in one way: staged, direct or flat, simdgroups, the patch."""
     dims = padded_dim(one.head_dim), padded_dim(one.head_dim_v)
-    rule = by_rule(one, template, *dims, max_simdgroups, not template.transposed)
+    of_all, rule = (by_rule(one, template, *dims, max_simdgroups, not template.transposed, w) for w in (True, False))
     found = all_candidates(one, template, max_simdgroups)
-    shapes = list(dict.fromkeys((c.patch, c.heads) for c in found))
+    shapes = list(dict.fromkeys((c.patch, c.heads) for c in found if not c.flat))
     flipped, middle, last = rule._replace(stage=not rule.stage), shapes[len(shapes) // 2], shapes[-1]
     wanted = [rule, flipped]
     wanted += [rule._replace(stage=stage, simdgroups=n) for stage in (False, True) for n in (1, 2, 4, 8)]
     wanted += [rule._replace(patch=patch, heads=heads) for patch, heads in (middle, last)]
     wanted += [flipped._replace(patch=last[0], heads=last[1], simdgroups=4)]
+    if of_all.flat:
+        wanted += [
+            of_all,
+            of_all._replace(simdgroups=1),
+            of_all._replace(simdgroups=8),
+            [c for c in found if c.flat][-1],
+        ]
     return [candidate for candidate in dict.fromkeys(wanted) if candidate in found]
 
 
