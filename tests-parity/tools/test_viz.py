@@ -133,7 +133,8 @@ def test_work_agrees_with_the_plan(viz: Viz) -> None:
         text = viz(f"--shape 24 40 --kernel-size 5 7 --view work {option}")
         rows = " x ".join(map(str, launch.instance.patch[1:]))
         assert f"patch of {rows} {'keys' if transposed else 'queries'}" in text
-        assert f"the problem: {launch.bricks:,} bricks, {launch.full / launch.bricks:.0%} without a mask" in text
+        kind = "flat bricks" if launch.instance.flat else "bricks"
+        assert f"the problem: {launch.bricks:,} {kind}, {launch.full / launch.bricks:.0%} without a mask" in text
 
 
 # --- files --------------------------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 import random
 import re
 from collections.abc import Callable, Iterator
@@ -46,27 +45,30 @@ def test_masks_leaders_pairs_and_bricks(run: Run) -> None:
 def test_sums_over_patches_are_the_counted_bricks(run: Run) -> None:
     """The picture of a patch shows the bricks that are counted: summed over all patches, they are the count."""
     function = """
-    (settings, patch, transposed) => {
-      const { executed, full } = natten.count_bricks(settings, patch, transposed);
-      return [String(executed), String(full)];
+    (settings, patch, transposed, flat, corners) => {
+      const totals = corners.map((token) => {
+        const boxes = natten.sight(settings, transposed, token, patch).map(({ box }) => box);
+        return natten.patch_bricks(boxes, flat);
+      });
+      const { executed, full } = natten.bricks_of(settings, patch, transposed, flat);
+      const sum = (name) => totals.reduce((found, each) => found + each[name], 0n);
+      return [sum("executed") === executed, sum("full") === full, String(executed)];
     }"""
-    for settings, patch, _ in javascript.cases(3, 40):
+    counted = 0
+    for settings, patch, _ in javascript.cases(3, 60):
         problem = javascript.problem_of(settings)
         if any(settings["wrap"]):
             continue  # there, a key may lie in two patches
-        for transposed in (False, True):
-            totals = [0, 0]
-            firsts = {
-                tuple(box.rows[0] for box in boxes): boxes
-                for token in itertools.product(*map(range, problem.shape))
-                if (boxes := [a.box(transposed, e, t) for a, e, t in zip(problem.axes, patch, token, strict=True)])
-            }
-            for boxes in firsts.values():
-                lines = math.prod(len(box.columns) for box in boxes[:-1])
-                totals[0] += lines * -(-len(boxes[-1].columns) // 8)
-                corners = [box.columns for box in boxes[:-1]] + [boxes[-1].columns[::8]]
-                totals[1] += sum(javascript.brick_of(boxes, corner) is True for corner in itertools.product(*corners))
-            assert run(function, [[settings, patch, transposed]]) == [[str(total) for total in totals]]
+        for transposed, flat in itertools.product((False, True), repeat=2):
+            firsts = [
+                sorted({axis.box(transposed, extent, token).rows[0] for token in range(axis.length)})
+                for axis, extent in zip(problem.axes, patch, strict=True)
+            ]
+            corners = list(itertools.product(*firsts))
+            ((executed, full, count),) = run(function, [[settings, patch, transposed, flat, corners]])
+            assert executed and full, (settings, patch, transposed, flat)
+            counted += int(count)
+    assert counted > 1000
 
 
 def test_rules_have_the_words_of_python(run: Run) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import re
@@ -14,7 +15,7 @@ import pytest
 import windows_in_javascript as javascript
 from PIL import Image
 
-from natten_mps._metal.metal.tiles import count_bricks
+from natten_mps._metal.metal.flat import bricks_of
 from natten_mps._metal.problem.mask import pairs
 from natten_mps._metal.viz import page
 from natten_mps._metal.viz.drawing import PALETTE
@@ -72,26 +73,28 @@ class Page:
         problem = javascript.problem_of(self.settings).problem
         transposed = self.fragment.get("view") == "queries"
         patch = tuple(map(int, re.findall(r"\d+", self.text("number-rows"))))
-        bricks = count_bricks(problem, (1,) * (3 - problem.rank) + patch, 1, transposed)
+        flat = self.text("number-bricks").endswith(", flat")
+        bricks = bricks_of(problem, (1,) * (3 - problem.rank) + patch, 1, transposed, flat)
         sparsity = 1 - pairs(problem) / problem.queries**2
         assert self.text("number-tokens") == f"{problem.queries:,}"
         assert self.text("number-sparsity") == f"{100 * sparsity:.2f} %"
-        assert self.text("number-bricks") == f"{bricks.executed:,}"
+        assert self.text("number-bricks") == f"{bricks.executed:,}" + ", flat" * flat
         assert self.text("number-full").startswith(f"{bricks.full:,} (")
         assert float(self.text("number-ratio")) == pytest.approx(64 * bricks.executed / pairs(problem), abs=0.0051)
         ideal = float(self.text("number-ideal").removesuffix("x").replace(",", ""))
         assert ideal == pytest.approx(1 / (1 - sparsity), rel=0.006)
 
-    def picture(self) -> Image.Image:
-        return Image.open(io.BytesIO(self.find("picture").screenshot_as_png)).convert("RGB")
-
     def tones(self) -> set[str]:
         """The colors of the picture, by their names in the light palette."""
-        found = {color for _, color in self.picture().getcolors(1 << 24) or []}
-        named = {
-            name: tuple(int(value[at : at + 2], 16) for at in (1, 3, 5)) for name, value in PALETTE["light"].items()
-        }
-        return {name for name, color in named.items() if color in found}
+        address = self.driver.execute_script("return document.getElementById('picture').toDataURL()")
+        return named_colors(base64.b64decode(address.partition(",")[2]))
+
+
+def named_colors(png: bytes) -> set[str]:
+    """Which colors of the light palette a picture has."""
+    found = {color for _, color in Image.open(io.BytesIO(png)).convert("RGB").getcolors(1 << 24) or []}
+    palette = {name: tuple(int(value[at : at + 2], 16) for at in (1, 3, 5)) for name, value in PALETTE["light"].items()}
+    return {name for name, color in palette.items() if color in found}
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +150,11 @@ def test_every_control(browser: Page) -> None:
     browser.choose("patch", "8 x 1 rows")
     assert browser.fragment["patch"] == "8,1" and browser.text("number-rows") == "8 x 1 keys"
     browser.assert_numbers()
+    for option, name, flat in (("flat: on into the next row", "flat", True), ("in their rows", "rows", False)):
+        browser.choose("bricks", option)
+        assert browser.fragment["bricks"] == name
+        assert browser.text("number-bricks").endswith(", flat") == flat == ("flat bricks" in browser.text("said"))
+        browser.assert_numbers()
     for rank, shape in (("1", [20]), ("3", [20, 20, 20])):
         browser.choose("rank", rank)
         assert browser.settings["shape"] == shape
@@ -194,7 +202,7 @@ def test_pointer_and_keyboard(browser: Page) -> None:
 def test_a_link_holds_everything(browser: Page) -> None:
     fragment = (
         "#shape=12,30&kernel_size=3,5&stride=1,2&dilation=2,1&is_causal=0,1&wrap=1,0&token=3,20"
-        "&view=queries&kernels=1&patch=2,4"
+        "&view=queries&kernels=1&patch=2,4&bricks=flat"
     )
     browser.open(fragment)
     assert browser.driver.current_url == browser.address + fragment
@@ -238,8 +246,12 @@ def test_masks_and_bricks_of_random_settings(browser: Page) -> None:
 
 
 def test_the_picture_shows_it(browser: Page) -> None:
-    assert browser.tones() >= {"empty", "seen", "query", "muted"} and "masked" not in browser.tones()
-    browser.open("#shape=24,24&kernel_size=12,16&stride=4,8&dilation=1,1&is_causal=0,0&wrap=0,0&token=12,12&kernels=1")
+    shot = named_colors(browser.driver.get_screenshot_as_png())
+    assert shot >= {"page", "panel", "ink", "muted", "empty", "seen", "query"}
+    assert browser.tones() >= {"empty", "seen", "query"} and "masked" not in browser.tones()
+    browser.open(
+        "#shape=24,24&kernel_size=12,16&stride=4,8&dilation=1,1&is_causal=0,0&wrap=0,0&token=12,12&kernels=1&bricks=rows"
+    )
     assert browser.tones() >= {"empty", "seen", "query", "full", "ink"}
     browser.open("#shape=48&kernel_size=6&stride=1&dilation=3&is_causal=1&wrap=0&token=30&kernels=1")
     assert browser.tones() >= {"empty", "seen", "faint", "group", "query", "masked", "hatch", "ink"}

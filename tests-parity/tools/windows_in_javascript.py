@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from typing import Any
 
 import numpy as np
 
-from natten_mps._metal.metal.tiles import count_bricks, patches
+from natten_mps._metal.metal.flat import bricks_of, fits
+from natten_mps._metal.metal.tiles import patches
+from natten_mps._metal.metal.tiling import FLAT_GAIN
 from natten_mps._metal.problem import mask
+from natten_mps._metal.problem.problem import Problem
 from natten_mps._metal.problem.window import group_length, inverse, window
 from natten_mps._metal.viz.axes import Shown, brick_of, shown
 
+Shape = tuple[int, int, int]
 Settings = dict[str, list[Any]]
 Case = tuple[Settings, tuple[int, ...], tuple[int, ...]]  # settings, a patch, a token
 MOST_TOKENS = {1: 40, 2: 90, 3: 120}  # of a random problem, by rank
@@ -66,22 +71,41 @@ def answers(settings: Settings, patch: tuple[int, ...], token: tuple[int, ...]) 
     for axis, each in zip(problem.axes, token, strict=True):
         mates, leader = axis.stride_group(each)
         found["leaders"].append([leader, *mates])
-    for transposed in (False, True):
-        bricks = count_bricks(own, three, 1, transposed)
+    for transposed, flat in itertools.product((False, True), repeat=2):
+        if flat and not fits(own, three, transposed):
+            found["bricks"].append(None)
+            continue
+        bricks = bricks_of(own, three, 1, transposed, flat)
         boxes = [
             axis.box(transposed, extent, each) for axis, extent, each in zip(problem.axes, patch, token, strict=True)
         ]
-        counted = min(patches(own.rank, 1), key=lambda p: (count_bricks(own, p, 1, transposed).executed, -p[-1]))
+        corner = [box.columns[-1] for box in boxes] if all(box.columns for box in boxes) else None
         found["bricks"].append(
             {
                 "counts": [str(bricks.executed), str(bricks.full)],
                 "ratio": bricks.executed * 64 / mask.pairs(own),
-                "best": list(counted[3 - own.rank :]),
                 "boxes": [[list(box.rows), list(box.columns), list(box.common)] for box in boxes],
-                "full": [brick_of(boxes, [box.columns[-1] for box in boxes])] if all(b.columns for b in boxes) else [],
+                "full": None if corner is None else brick_of(boxes, corner, flat),
+                "best": [best_walk(own, transposed, wanted, flat) for wanted in (three, None)],
+                "rule": best_walk(own, transposed, None, None),
             }
         )
     return found
+
+
+def best_walk(problem: Problem, transposed: bool, patch: Shape | None, flat: bool | None) -> list[Any]:
+    """The patch with the fewest bricks, and whether they are flat: as wanted, or by what they save."""
+
+    def best(shapes: list[Shape], flat: bool) -> tuple[int, int, Shape]:
+        return min((bricks_of(problem, each, 1, transposed, flat).executed, -each[-1], each) for each in shapes)
+
+    shapes = patches(problem.rank, 1) if patch is None else [patch]
+    fitting = [each for each in shapes if fits(problem, each, transposed)]
+    run = best(shapes, False)
+    runs_on = best(fitting, True) if fitting and flat is not False else None
+    if runs_on and (flat or runs_on[0] * FLAT_GAIN <= run[0]):
+        return [list(runs_on[2][3 - problem.rank :]), True]
+    return [list(run[2][3 - problem.rank :]), False]
 
 
 # The same in JavaScript, from the functions that the page uses; `natten` holds them.
@@ -94,20 +118,24 @@ ANSWERS = """
     const sights = natten.sight(settings, false, query, patch);
     return tokens.map((key) => Number(natten.sees(sights, key))).join("");
   });
-  const numbers = natten.work(settings, patch, false);
+  const numbers = natten.work(settings, { patch, flat: false }, false);
   const groups = axes.map((axis, a) => natten.stride_group(axis, token[a]));
   const leaders = groups.map(({ mates, leader }) => [leader, ...mates]);
-  const bricks = [false, true].map((transposed) => {
-    const { executed, full } = natten.count_bricks(settings, patch, transposed);
+  const walks = [[false, false], [false, true], [true, false], [true, true]];
+  const bricks = walks.map(([transposed, flat]) => {
+    if (flat && !natten.fits(settings, patch, transposed)) return null;
+    const { executed, full } = natten.bricks_of(settings, patch, transposed, flat);
     const sights = natten.sight(settings, transposed, token, patch);
     const boxes = sights.map(({ box }) => [box.rows, box.columns, box.common]);
     const corner = sights.map(({ box }) => box.columns.at(-1));
+    const best = (wanted, on) => Object.values(natten.best_walk(settings, transposed, wanted, on));
     return {
       counts: [String(executed), String(full)],
-      ratio: natten.work(settings, patch, transposed).ratio,
-      best: natten.best_patch(settings, transposed),
+      ratio: natten.work(settings, { patch, flat }, transposed).ratio,
       boxes,
-      full: corner.includes(undefined) ? [] : [natten.brick_of(sights, corner) === "full"],
+      full: corner.includes(undefined) ? null : natten.brick_of(sights, corner, flat) === "full",
+      best: [best(patch, flat), best(null, flat)],
+      rule: best(null, null),
     };
   });
   return { mask: rows.join(""), pairs: String(numbers.pairs), leaders, bricks, sparsity: numbers.sparsity };
@@ -126,7 +154,7 @@ def assert_equal(cases: list[Case], found: list[dict[str, Any]]) -> None:
 
 def _with_ratios(got: dict[str, Any], want: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any], str]]:
     bricks = zip(got["bricks"], want["bricks"], strict=True)
-    return [(got, want, "sparsity"), *((one, other, "ratio") for one, other in bricks)]
+    return [(got, want, "sparsity"), *((one, other, "ratio") for one, other in bricks if one and other)]
 
 
 def window_answers(rng: random.Random, count: int) -> tuple[list[list[Any]], list[list[Any]]]:

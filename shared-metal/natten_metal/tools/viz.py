@@ -165,7 +165,8 @@ def _with_kernels(sight: Sight) -> Sight:
     walks = (each.instance for each in launches if each.instance.record.walks)
     instance = next(each for each in walks if each.record.transposed == sight.transposed)
     patch = instance.patch[3 - problem.rank :]
-    return replace(sight, patch=patch, tile=(*patch[:-1], patch[-1] * instance.simdgroups))
+    tile = (*patch[:-1], patch[-1] * instance.simdgroups)
+    return replace(sight, patch=patch, tile=tile, flat=instance.flat)
 
 
 def _lines(sight: Sight, view: str) -> list[str]:

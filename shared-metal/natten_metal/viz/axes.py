@@ -126,15 +126,13 @@ def shown(
     return Shown(problem, tuple(ShownAxis(axis, wraps) for axis, wraps in zip(problem.axes, wrap, strict=True)))
 
 
-def brick_of(boxes: Sequence[Box], token: Sequence[int]) -> bool | None:
-    """Whether the brick that holds a column is full, that is, needs no mask; None outside the box of a patch."""
-    full = True
+def brick_of(boxes: Sequence[Box], token: Sequence[int], flat: bool = False) -> bool | None:
+    """Whether the brick that holds a column needs no mask; a flat one always does. None outside the box of a patch."""
+    full = not flat
     for place, (box, column) in enumerate(zip(boxes, token, strict=True)):
         if column not in box.columns:
             return None
-        index = box.columns.index(column)
-        first = index - index % COLUMNS if place == len(boxes) - 1 else index
-        brick = box.common[first : first + COLUMNS] if place == len(boxes) - 1 else box.common[index : index + 1]
-        whole = COLUMNS if place == len(boxes) - 1 else 1
-        full = full and len(brick) == whole and all(brick)
+        index, size = box.columns.index(column), COLUMNS if place == len(boxes) - 1 else 1
+        brick = box.common[index - index % size :][:size]
+        full = full and len(brick) == size and all(brick)
     return full

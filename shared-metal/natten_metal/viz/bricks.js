@@ -1,5 +1,5 @@
 // The work of the Metal kernels, as metal/tiles.py counts it: a patch is ROWS rows, a brick COLUMNS adjacent columns.
-// ROWS, COLUMNS and PATCHES, the shapes of a patch by rank, are written by page.py.
+// ROWS, COLUMNS, PATCHES (the shapes of a patch by rank), LONGEST_BOX and FLAT_GAIN are written by page.py.
 
 // Columns that any row [first, last) of a dilation group sees, and those that all of them see.
 function span(axis, transposed, [first, last], [lowest, highest], n) {
@@ -32,6 +32,46 @@ function axis_bricks(axis, transposed, extent, along_x) {
   return [steps, full];
 }
 
+// The lengths of the boxes of all patches on an axis: the longest, their sum, and how many leave each remainder.
+function axis_lengths(axis, transposed, extent) {
+  const remainders = Array(COLUMNS).fill(0);
+  let [longest, total] = [0, 0];
+  for (let group = 0; group < axis.dilation; group++) {
+    const [[begin, end], columns] = at_hand(axis, transposed).map((side) => positions(...side, group, axis.dilation));
+    const n = group_length(axis.full, group, axis.dilation);
+    for (let first = begin; first < end; first += extent) {
+      const { low, high } = span(axis, transposed, [first, Math.min(first + extent, end)], columns, n);
+      remainders[(high - low) % COLUMNS]++;
+      total += high - low;
+      longest = Math.max(longest, high - low);
+    }
+  }
+  return { longest, total, remainders };
+}
+
+// Bricks that run on from one row of a box into the next, as metal/flat.py counts them.
+function count_flat(settings, patch, transposed) {
+  let [columns, remainders] = [1n, [0n, 1n, ...Array(COLUMNS - 2).fill(0n)]];
+  for (const [a, axis] of axes_of(settings).entries()) {
+    const { total, remainders: own } = axis_lengths(axis, transposed, patch[a]);
+    columns *= BigInt(total);
+    const before = remainders;
+    remainders = Array(COLUMNS).fill(0n);
+    for (const [i, times] of before.entries()) {
+      for (const [j, often] of own.entries()) remainders[(i * j) % COLUMNS] += times * BigInt(often);
+    }
+  }
+  const spare = remainders.reduce((found, times, i) => found + BigInt((COLUMNS - i) % COLUMNS) * times, 0n);
+  return (columns + spare) / BigInt(COLUMNS);
+}
+
+// Whether every position in a box fits its word. On one axis, nothing could run on.
+function fits(settings, patch, transposed) {
+  const longest = LONGEST_BOX[settings.shape.length];
+  if (longest === undefined) return false;
+  return axes_of(settings).every((axis, a) => axis_lengths(axis, transposed, patch[a]).longest <= longest);
+}
+
 // The bricks {executed, full} of one batch item and query head. patch: rows on each axis.
 function count_bricks(settings, patch, transposed) {
   const last = settings.shape.length - 1;
@@ -39,11 +79,27 @@ function count_bricks(settings, patch, transposed) {
   return { executed: product(counts.map(([steps]) => steps)), full: product(counts.map(([, full]) => full)) };
 }
 
-// The shape of a patch with the fewest executed bricks, and of those the widest.
-function best_patch(settings, transposed) {
-  const counted = PATCHES[settings.shape.length].map((patch) => [patch, count_bricks(settings, patch, transposed)]);
-  counted.sort(([a, x], [b, y]) => Number(x.executed - y.executed) || b.at(-1) - a.at(-1));
-  return counted[0][0];
+// The same, in rows of their own or flat; then all have a mask.
+function bricks_of(settings, patch, transposed, flat) {
+  if (flat) return { executed: count_flat(settings, patch, transposed), full: 0n };
+  return count_bricks(settings, patch, transposed);
+}
+
+// The patch with the fewest executed bricks, and of those the widest; and whether its bricks are flat, which they are
+// where that saves enough. patch, flat: what is wanted, null for the best.
+function best_walk(settings, transposed, patch, flat) {
+  const best = (patches, runs_on) => {
+    const counted = patches.map((each) => [each, bricks_of(settings, each, transposed, runs_on).executed]);
+    counted.sort(([a, x], [b, y]) => Number(x - y) || b.at(-1) - a.at(-1));
+    return counted[0];
+  };
+  const patches = patch === null ? PATCHES[settings.shape.length] : [patch];
+  const [run, in_rows] = best(patches, false);
+  const fitting = flat === false ? [] : patches.filter((each) => fits(settings, each, transposed));
+  if (!fitting.length) return { patch: run, flat: false };
+  const [flat_patch, on] = best(fitting, true);
+  const saves = Number(on) * FLAT_GAIN <= Number(in_rows);
+  return flat || saves ? { patch: flat_patch, flat: true } : { patch: run, flat: false };
 }
 
 // The patch that holds the row at a token of one axis: {rows, common, columns}, tokens each; columns in the order of
@@ -62,22 +118,25 @@ function patch_at(axis, transposed, extent, token) {
   return { rows: tokens(...rows), columns: tokens(low, high), common };
 }
 
-// How many bricks of a patch need no mask: boxes of its axes, from patch_at.
-function full_bricks(boxes) {
+// The bricks of a patch {executed, full}: boxes of its axes, from patch_at.
+function patch_bricks(boxes, flat) {
+  const sizes = boxes.map(({ columns }) => columns.length);
+  const ceiling = (columns) => div(columns + COLUMNS - 1, COLUMNS);
+  if (flat) return { executed: BigInt(ceiling(sizes.reduce((total, size) => total * size, 1))), full: 0n };
   const counts = boxes.map(({ common }, a) => {
     if (a < boxes.length - 1) return common.filter(Boolean).length;
     const starts = [...common.keys()].filter((k) => k % COLUMNS === 0);
     return starts.filter((k) => k + COLUMNS <= common.length && common.slice(k, k + COLUMNS).every(Boolean)).length;
   });
-  return product(counts);
+  return { executed: product([...sizes.slice(0, -1), ceiling(sizes.at(-1))]), full: product(counts) };
 }
 
 // The numbers of a problem, for one head of one batch item; ratios are plain numbers, counts BigInt.
-function work(settings, patch, transposed) {
+function work(settings, { patch, flat }, transposed) {
   const axes = axes_of(settings);
   const tokens = product(settings.shape);
   const pairs = product(axes.map(axis_pairs));
-  const { executed, full } = count_bricks(settings, patch, transposed);
+  const { executed, full } = bricks_of(settings, patch, transposed, flat);
   const computed = executed * BigInt(ROWS * COLUMNS);
   const share = (a, b) => (a === 0n ? 0 : Number((a * 10n ** 12n) / b) / 1e12);
   return {

@@ -54,7 +54,7 @@ function token_under(placed, rank, transposed, x, y) {
 
 // The squares of one panel, one after another: for each, what paint() needs to know.
 function* squares(settings, view, sights, panel) {
-  const { transposed, token, kernels } = view;
+  const { transposed, token, kernels, flat } = view;
   const rank = token.length;
   const [axis] = axes_of(settings);
   const same_group = (other) => other.every((t, a) => t % settings.dilation[a] === token[a] % settings.dilation[a]);
@@ -71,7 +71,7 @@ function* squares(settings, view, sights, panel) {
           group: same_group(other),
           mate: !transposed && sights.every(({ mates }, a) => mates.has(other[a])),
           leader: !transposed && sights.every(({ leader }, a) => leader === other[a]),
-          brick: kernels ? brick_of(sights, other) : null,
+          brick: kernels ? brick_of(sights, other, flat) : null,
           patch: kernels && sights.every(({ box }, a) => box.rows.includes(other[a])),
         };
         continue;
@@ -86,7 +86,7 @@ function* squares(settings, view, sights, panel) {
         group: column % axis.dilation === row % axis.dilation,
         mate: false,
         leader: !transposed && line === token[0] && sights[0].leader === column,
-        brick: in_patch ? brick_of(sights, [other]) : null,
+        brick: in_patch ? brick_of(sights, [other], flat) : null,
         patch: in_patch && line === other,
       };
     }
@@ -144,7 +144,7 @@ function label(context, panel, cell, tones) {
   }
 }
 
-// Draw it, and return where things are. view: {transposed, token, patch, kernels, center}; the
+// Draw it, and return where things are. view: {transposed, token, patch, flat, kernels, center}; the
 // picture of a problem that is too large is cut out around `center`.
 function draw(canvas, settings, view) {
   const width = Math.max(240, Math.floor(canvas.parentElement.clientWidth));

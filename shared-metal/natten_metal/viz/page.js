@@ -1,7 +1,7 @@
 // The page: controls, numbers and what a picture says in words. START and EXAMPLES are written by page.py.
 
 const element = (id) => document.getElementById(id);
-const state = { settings: null, token: null, transposed: false, kernels: false, patch: "" };
+const state = { settings: null, token: null, transposed: false, kernels: false, patch: "", bricks: "" };
 let [placed, hovered] = [null, null];
 
 // --- settings in the address ----------------------------------------------------------------------------------------
@@ -12,6 +12,7 @@ function to_hash() {
   if (state.transposed) parts.push("view=queries");
   if (state.kernels) parts.push("kernels=1");
   if (state.patch) parts.push(`patch=${state.patch}`);
+  if (state.bricks) parts.push(`bricks=${state.bricks}`);
   return `#${parts.join("&")}`;
 }
 
@@ -34,6 +35,7 @@ function from_hash(hash) {
   state.transposed = given.get("view") === "queries";
   state.kernels = given.get("kernels") === "1";
   state.patch = given.get("patch") ?? "";
+  state.bricks = ["rows", "flat"].find((name) => name === given.get("bricks")) ?? "";
 }
 
 const centers = (settings) => settings.shape.map((length) => div(length, 2));
@@ -87,6 +89,7 @@ function make_controls() {
   element("patch").replaceChildren(new Option("with the fewest bricks", ""), ...options);
   if (!options.some((option) => option.value === state.patch)) state.patch = "";
   element("patch").value = state.patch;
+  element("bricks").value = state.bricks;
   element("kernels").checked = state.kernels;
   element(state.transposed ? "view-queries" : "view-keys").checked = true;
 }
@@ -128,18 +131,16 @@ function sentence(settings, transposed, token) {
 }
 
 // What the patch of the token reads.
-function sentence_of_kernels(settings, transposed, token, patch) {
-  const sights = sight(settings, transposed, token, patch);
-  const sizes = sights.map(({ box }) => box.columns.length);
-  const across = div(sizes.at(-1) + COLUMNS - 1, COLUMNS);
-  const bricks = product([...sizes.slice(0, -1), across]);
-  const full = full_bricks(sights.map(({ box }) => box));
+function sentence_of_kernels(settings, transposed, token, { patch, flat }) {
+  const boxes = sight(settings, transposed, token, patch).map(({ box }) => box);
+  const sizes = boxes.map(({ columns }) => columns.length);
+  const { executed, full } = patch_bricks(boxes, flat);
   const [rows, columns] = transposed ? ["keys", "queries"] : ["queries", "keys"];
-  const held = sights.map(({ box }) => box.rows.length).join(" x ");
-  const read = `a box of ${sizes.join(" x ")} ${columns}: ${grouped(bricks)} bricks`;
+  const held = boxes.map((box) => box.rows.length).join(" x ");
+  const read = `a box of ${sizes.join(" x ")} ${columns}: ${grouped(executed)} ${flat ? "flat bricks" : "bricks"}`;
   const twice = transposed && settings.wrap.some(Boolean);
   const note = twice ? " A key near an end that wraps is in two patches; this is one of them." : "";
-  const unmasked = full === bricks ? "all" : full ? grouped(full) : "none";
+  const unmasked = full === executed ? "all" : full ? grouped(full) : "none";
   return `Its patch of ${held} ${rows} reads ${read}, ${unmasked} of them without a mask.${note}`;
 }
 
@@ -157,16 +158,16 @@ function call_of(settings) {
   return `na${settings.shape.length}d(${parts.join(", ")})`;
 }
 
-function write_numbers(settings, patch) {
-  const found = work(settings, patch, state.transposed);
+function write_numbers(settings, walk) {
+  const found = work(settings, walk, state.transposed);
   const mean = Number(found.pairs) / Number(found.tokens);
   const texts = {
     tokens: grouped(found.tokens),
     keys: settings.is_causal.some(Boolean) ? `${rounded(mean)} on average` : grouped(Math.round(mean)),
     sparsity: `${(100 * found.sparsity).toFixed(2)} %`,
     ideal: `${rounded(found.ideal)}x`,
-    rows: `${patch.join(" x ")} ${state.transposed ? "keys" : "queries"}`,
-    bricks: grouped(found.executed),
+    rows: `${walk.patch.join(" x ")} ${state.transposed ? "keys" : "queries"}`,
+    bricks: `${grouped(found.executed)}${walk.flat ? ", flat" : ""}`,
     full: `${grouped(found.full)} (${((100 * Number(found.full)) / Number(found.executed)).toFixed(0)} %)`,
     ratio: found.ratio.toFixed(2),
     speed: `${rounded(found.with_bricks)}x`,
@@ -180,8 +181,10 @@ function legal_token(token, shape) {
   return token.map((t, a) => Math.min(Math.max(Number.isInteger(t) ? t : 0, 0), shape[a] - 1));
 }
 
-function chosen_patch() {
-  return state.patch ? state.patch.split(",").map(Number) : best_patch(state.settings, state.transposed);
+function chosen_walk() {
+  const patch = state.patch ? state.patch.split(",").map(Number) : null;
+  const flat = state.bricks ? state.bricks === "flat" : null;
+  return best_walk(state.settings, state.transposed, patch, flat);
 }
 
 // Show the settings: the rule that they break, or the picture, the numbers and the link.
@@ -197,7 +200,7 @@ function refresh() {
   }
   document.body.classList.toggle("broken", broken !== null);
   if (broken) return;
-  write_numbers(settings, chosen_patch());
+  write_numbers(settings, chosen_walk());
   element("call").textContent = call_of(settings);
   history.replaceState(null, "", to_hash());
   show();
@@ -209,11 +212,11 @@ function show() {
   if (broken_rule(settings)) return;
   const token = legal_token(hovered ?? state.token, settings.shape);
   const fixed = legal_token(state.token, settings.shape);
-  const patch = chosen_patch();
+  const walk = chosen_walk();
   // Where the picture is cut out of a larger one follows the chosen token alone, so that nothing moves under a pointer.
-  placed = draw(element("picture"), settings, { transposed, kernels, token, patch, center: fixed });
+  placed = draw(element("picture"), settings, { transposed, kernels, token, ...walk, center: fixed });
   const said = [sentence(settings, transposed, token)];
-  if (kernels) said.push(sentence_of_kernels(settings, transposed, token, patch));
+  if (kernels) said.push(sentence_of_kernels(settings, transposed, token, walk));
   element("said").textContent = said.join(" ");
   const legend = { keys: !transposed, queries: transposed, kernels, matrix: settings.shape.length === 1 };
   legend.strides = !transposed && settings.stride.some((s) => s > 1);
@@ -300,6 +303,7 @@ function listen() {
   on("view-queries", "change", () => set("transposed", true));
   on("kernels", "change", ({ checked }) => set("kernels", checked));
   on("patch", "change", ({ value }) => set("patch", value));
+  on("bricks", "change", ({ value }) => set("bricks", value));
   on("theme", "change", ({ value }) => {
     document.documentElement.dataset.theme = value;
     show();

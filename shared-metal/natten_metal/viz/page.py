@@ -9,7 +9,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..metal.flat import LONGEST_BOX
 from ..metal.tiles import COLUMNS, ROWS, patches
+from ..metal.tiling import FLAT_GAIN
 from ..problem.problem import RANKS
 from .drawing import PALETTE
 
@@ -20,7 +22,7 @@ SHOWN_BY = ("draw.js", "page.js")
 # What tests and the console reach: the functions that the page itself uses.
 NAMES = (
     *("group_length", "window", "inverse", "broken_rule", "axes_of", "seen", "stride_group", "sight", "sees"),
-    *("count_bricks", "best_patch", "patch_at", "brick_of", "work"),
+    *("count_bricks", "bricks_of", "best_walk", "fits", "patch_at", "patch_bricks", "brick_of", "work"),
 )
 
 Settings = Mapping[str, tuple[Any, ...]]
@@ -50,6 +52,7 @@ def arithmetic() -> str:
     """The part of the program that needs no browser, with its functions in ``globalThis.natten``."""
     shapes = {rank: [patch[3 - rank :] for patch in patches(rank, 1)] for rank in RANKS}
     constants = {"ROWS": ROWS, "COLUMNS": COLUMNS, "PATCHES": shapes}
+    constants |= {"LONGEST_BOX": LONGEST_BOX, "FLAT_GAIN": FLAT_GAIN}
     hook = f"globalThis.natten = {{ {', '.join(NAMES)} }};"
     return "\n".join([*_constants(constants), *_texts(ARITHMETIC), hook])
 

@@ -113,7 +113,8 @@ def around(length: int, token: int, most: int) -> range:
 class Sight:
     """One token and what it sees: a query and its keys, or, transposed, a key and the queries that attend to it.
 
-    patch, tile: rows on each axis whose reading is shown too; None for windows alone.
+    patch, tile: rows on each axis whose reading is shown too; None for windows alone. flat: whether the patch's bricks
+    run on from row to row.
     """
 
     shown: Shown
@@ -121,6 +122,7 @@ class Sight:
     transposed: bool = False
     patch: tuple[int, ...] | None = None
     tile: tuple[int, ...] | None = None
+    flat: bool = False
 
     def boxes(self, extents: Sequence[int]) -> tuple[Box, ...]:
         """What the rows of the patch, or tile, around the token read."""
@@ -149,7 +151,7 @@ class Sight:
                 mate=on_all(lambda place, token: token in groups[place][0]),
                 same_group=dilated and same,
                 given=on_all(lambda place, token: token in given[place]),
-                brick=None if patch is None else brick_of(patch, other),
+                brick=None if patch is None else brick_of(patch, other, self.flat),
                 in_patch=patch is not None and on_all(lambda place, token: token in patch[place].rows),
                 in_tile=tile is not None and on_all(lambda place, token: token in tile[place].rows),
             )
@@ -205,8 +207,9 @@ def legend(sight: Sight) -> list[tuple[Token, str]]:
     if sight.patch is not None:
         found.append((Token(in_patch=True), "the patch: rows of one simdgroup"))
         found.append((Token(in_tile=True), "the tile: rows of one threadgroup"))
-        found.append((Token(brick=True), "bricks that all rows of the patch see: no mask"))
-        found.append((Token(brick=False), "bricks with a mask"))
+        if not sight.flat:
+            found.append((Token(brick=True), "bricks that all rows of the patch see: no mask"))
+        found.append((Token(brick=False), "bricks that run on from row to row" if sight.flat else "bricks with a mask"))
     return found
 
 

@@ -14,10 +14,11 @@ function sight(settings, transposed, token, patch) {
 // Whether a token is seen: on every axis.
 const sees = (sights, token) => sights.every((sight, a) => sight.seen.has(token[a]));
 
-// The brick that holds a token: null outside the box, "full" if all rows of the patch see all of it, else "masked".
-function brick_of(sights, token) {
+// The brick that holds a token: null outside the box, "full" if it needs no mask because all rows of the patch see all
+// of it, else "masked", as all flat bricks are.
+function brick_of(sights, token, flat) {
   const last = sights.length - 1;
-  let full = true;
+  let full = !flat;
   for (const [a, { box, columns }] of sights.entries()) {
     const k = columns.get(token[a]);
     if (k === undefined) return null;

@@ -1,9 +1,11 @@
 """What a picture shows, in words and characters: for a terminal, and beside the squares."""
 
+import itertools
 import math
 from collections.abc import Sequence
 
-from ..metal.tiles import COLUMNS, ROWS, count_bricks
+from ..metal.flat import bricks_of
+from ..metal.tiles import COLUMNS, ROWS
 from ..problem.mask import pairs
 from .axes import Shown, ShownAxis, brick_of
 from .pictures import Sight, Token, around
@@ -89,6 +91,7 @@ def about_kernels(sight: Sight) -> list[str]:
     assert sight.patch is not None and sight.tile is not None
     shown = sight.shown
     lines = []
+    kind = "flat bricks" if sight.flat else "bricks"
     rows, columns = ("keys", "queries") if sight.transposed else ("queries", "keys")
     for name, extents in (("patch", sight.patch), ("tile", sight.tile)):
         boxes = sight.boxes(extents)
@@ -96,33 +99,27 @@ def about_kernels(sight: Sight) -> list[str]:
         read = " x ".join(str(len(box.columns)) for box in boxes)
         lines.append(f"{name} of {held} {rows}: reads a box of {read} {columns}")
     boxes = sight.boxes(sight.patch)
-    steps = [range(len(box.columns)) for box in boxes[:-1]]
-    bricks = math.prod(map(len, steps)) * -(-len(boxes[-1].columns) // COLUMNS)
-    # A brick is known by any of its columns: here by its first.
-    firsts = boxes[-1].columns[::COLUMNS]
-    corners = _product([box.columns for box in boxes[:-1]] + [firsts])
-    full = sum(brick_of(boxes, corner) is True for corner in corners)
+    lengths = [len(box.columns) for box in boxes]
+    in_rows = math.prod(lengths[:-1]) * -(-lengths[-1] // COLUMNS)
+    bricks = -(-math.prod(lengths) // COLUMNS) if sight.flat else in_rows
+    # A brick in a row is known by any of its columns: here by its first.
+    corners = itertools.product(*(box.columns for box in boxes[:-1]), boxes[-1].columns[::COLUMNS])
+    full = sum(brick_of(boxes, corner, sight.flat) is True for corner in corners)
     seen = _patch_pairs(sight)
     computed = bricks * math.prod(sight.patch) * COLUMNS
     lines.append(
-        f"the patch: {bricks} bricks, {full} without a mask; {1 - seen / computed:.0%} of its pairs are wasted"
+        f"the patch: {bricks} {kind}, {full} without a mask; {1 - seen / computed:.0%} of its pairs are wasted"
     )
     heads = ROWS // math.prod(sight.patch)
     patch = (1,) * (3 - len(sight.patch)) + sight.patch
-    executed, inner = count_bricks(shown.problem, (patch[0], patch[1], patch[2]), heads, sight.transposed)
+    three = patch[0], patch[1], patch[2]
+    executed, inner = bricks_of(shown.problem, three, heads, sight.transposed, sight.flat)
     useful = pairs(shown.problem) * shown.problem.group_heads
     ratio = executed * ROWS * COLUMNS / useful
     lines.append(
-        f"the problem: {executed:,} bricks, {inner / executed:.0%} without a mask; executed / useful {ratio:.2f}"
+        f"the problem: {executed:,} {kind}, {inner / executed:.0%} without a mask; executed / useful {ratio:.2f}"
     )
     return lines
-
-
-def _product(parts: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
-    found: list[tuple[int, ...]] = [()]
-    for part in parts:
-        found = [(*before, each) for before in found for each in part]
-    return found
 
 
 def _patch_pairs(sight: Sight) -> int:
