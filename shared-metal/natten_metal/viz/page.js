@@ -2,7 +2,7 @@
 
 const element = (id) => document.getElementById(id);
 const state = { settings: null, token: null, transposed: false, kernels: false, patch: "", bricks: "" };
-let [placed, hovered] = [null, null];
+let [placed, hovered, walk] = [null, null, null];
 
 // --- settings in the address ----------------------------------------------------------------------------------------
 
@@ -200,7 +200,8 @@ function refresh() {
   }
   document.body.classList.toggle("broken", broken !== null);
   if (broken) return;
-  write_numbers(settings, chosen_walk());
+  walk = chosen_walk();
+  write_numbers(settings, walk);
   element("call").textContent = call_of(settings);
   history.replaceState(null, "", to_hash());
   show();
@@ -212,7 +213,6 @@ function show() {
   if (broken_rule(settings)) return;
   const token = legal_token(hovered ?? state.token, settings.shape);
   const fixed = legal_token(state.token, settings.shape);
-  const walk = chosen_walk();
   // Where the picture is cut out of a larger one follows the chosen token alone, so that nothing moves under a pointer.
   placed = draw(element("picture"), settings, { transposed, kernels, token, ...walk, center: fixed });
   const said = [sentence(settings, transposed, token)];
