@@ -79,9 +79,10 @@ def grid(
 ) -> Iterable[Square | Line | Words]:
     """A panel of squares, with its top left corner at ``place``; numbered: with token numbers along its edges."""
     left, top = place
-    yield Words(left, top - (34 if numbered else 24), title, "title")
+    above = 20 if numbered else 9  # the numbers lie between the words and the squares
+    yield Words(left, top - above - (15 if caption else 0), title, "title")
     if caption:
-        yield Words(left, top - (20 if numbered else 9), caption, "caption")
+        yield Words(left, top - above, caption, "caption")
     if numbered:
         heights = rows if len(rows) > 1 else ()
         for column in columns:
