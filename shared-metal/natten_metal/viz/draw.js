@@ -112,7 +112,7 @@ function paint(context, square, x, y, cell, tones, dilated) {
   }
   const inset = square.brick ? Math.max(1, div(size, 5)) : 0;
   if (square.seen) fill(square.strong ? "seen" : "faint", inset);
-  if (square.mate && !square.own) fill("query", div(size, 3));
+  if (square.mate && !square.own && !square.leader) fill("query", div(size, 3));
   if (square.own) fill("query", square.seen ? 0 : Math.max(1, div(size, 4)));
   const ring = (tone, width) => {
     context.strokeStyle = tones[tone];

@@ -49,7 +49,7 @@ def square(token: Token, x: float, y: float) -> list[Square | Line | Words]:
             shapes.append(inner("query", 3))
         elif token.same_group and token.brick is None:
             shapes.append(inner("group", 4))
-    if token.mate and not token.own:
+    if token.mate and not (token.own or token.leader):
         shapes.append(inner("query", 4))
     if token.in_tile and not token.in_patch:
         shapes.append(Square(x, y, SPACE, SPACE, "", INK["muted"], 1, 2))
