@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..metal.op_launches import backward, forward
 from ..plan.limits import metal_limit, too_large
+from ..plan.tuning import measured_costs
 from ..problem.problem import DTYPES
 from ..viz import words
 from ..viz.axes import Shown, shown
@@ -156,12 +157,16 @@ def _sight(problem: Shown, arguments: argparse.Namespace) -> Sight:
 
 
 def _with_kernels(sight: Sight) -> Sight:
-    """The sight with the patch and the tile of the kernel that walks it, as the planner launches it."""
+    """The sight with the patch and the tile of the kernel that walks it, as the planner launches it.
+
+    On a machine that was tuned, its own costs choose, as they do for calls.
+    """
     problem = sight.shown.problem
     refusal = too_large(problem) or metal_limit(problem)
     if refusal:
         raise CommandError(f"the kernels cannot take this problem: {refusal}")
-    launches = backward(problem, False) if sight.transposed else forward(problem)
+    costs = measured_costs()
+    launches = backward(problem, False, costs=costs) if sight.transposed else forward(problem, costs=costs)
     walks = (each.instance for each in launches if each.instance.record.walks)
     instance = next(each for each in walks if each.record.transposed == sight.transposed)
     patch = instance.patch[3 - problem.rank :]
