@@ -13,7 +13,7 @@ from natten_mps._metal.viz.page import page
 
 TARGET = Path(__file__).parents[1] / "docs" / "viz.png"
 SIZE = {"width": 1160, "height": 955, "deviceScaleFactor": 1, "mobile": False}
-SHOWN = "#shape=24,32&kernel_size=9,19&stride=2,2&dilation=1,1&is_causal=0,0&wrap=0,0&token=12,17&kernels=1"
+SHOWN = "#shape=24,32&kernel_size=9,19&stride=2,2&dilation=1,1&is_causal=0,0&wrap=0,0&token=12,17&kernels=1&bricks=rows"
 
 
 def main() -> None:
