@@ -24,7 +24,7 @@ from natten_mps._metal.plan.costs import measured, predicted
 from natten_mps._metal.plan.device import Device
 from natten_mps._metal.plan.verdicts import Failure, Learned
 from natten_mps._metal.problem.problem import Problem
-from natten_mps._metal.tuning import measure
+from natten_mps._metal.tuning import cpu, measure
 from natten_mps._metal.tuning.design import FITTED, HELD_OUT, Trial, trials
 from natten_mps._metal.tuning.measure import Timed, Timer, seconds, time_all
 from natten_mps._metal.tuning.tune import as_data, judge, planned_trials, tune
@@ -263,6 +263,62 @@ def test_what_is_missing_is_named(
     assert capsys.readouterr().err == (
         "natten-mps tune: scipy must be installed for this: pip install 'natten-mps[tools]'\n"
     )
+
+
+# --- the CPU kernels -------------------------------------------------------------------------------
+
+
+def cpu_times(monkeypatch: pytest.MonkeyPatch, factors: dict[str, float]) -> None:
+    """Processes that would take as long as the factors of their settings say; those not named do not run."""
+
+    def in_a_process(module: str, setting: cpu.Setting) -> dict[str, float] | str:
+        if setting.words not in factors:
+            return "ValueError: NATTEN_CPU_ISA: this machine has no such thing"
+        return {name: factors[setting.words] * number for number, name in enumerate(cpu.PROBLEMS, 1)}
+
+    monkeypatch.setattr(cpu, "in_a_process", in_a_process)
+    wanted = [cpu.Setting(), cpu.Setting("avx2"), cpu.Setting("sse"), cpu.Setting("", 2)]
+    monkeypatch.setattr(cpu, "settings", lambda: wanted)
+
+
+@pytest.mark.parametrize(
+    ("factors", "said"),
+    [
+        ({"default": 1.0, "NATTEN_CPU_ISA=avx2": 0.8}, "worth setting: NATTEN_CPU_ISA=avx2"),
+        ({"default": 1.0, "NATTEN_CPU_ISA=avx2": 0.99}, "no setting is worth more than the default"),
+        ({"default": 1.0, "NATTEN_NUM_THREADS=2": 0.5}, "worth setting: NATTEN_NUM_THREADS=2"),
+    ],
+)
+def test_what_is_worth_setting_is_said(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    factors: dict[str, float],
+    said: str,
+) -> None:
+    cpu_times(monkeypatch, factors)
+    assert command("natten_mps", "--cpu", "--json", str(tmp_path / "cpu.json")) == 0
+    out = capsys.readouterr().out
+    assert out.rstrip().endswith(said)
+    assert "NATTEN_CPU_ISA=sse does not run here: ValueError: NATTEN_CPU_ISA: this machine has no such thing" in out
+    data = json.loads((tmp_path / "cpu.json").read_text())
+    assert set(data["milliseconds"]) == set(factors) and bool(data["best"]) == ("worth setting" in said)
+
+
+def test_settings_are_told_apart_by_their_environment() -> None:
+    assert cpu.Setting().environment == {} and cpu.Setting().words == "default"
+    assert cpu.Setting("", 3).environment == {"NATTEN_NUM_THREADS": "3", "OMP_NUM_THREADS": "3"}
+    found = cpu.settings()
+    assert found[0] == cpu.Setting() and len(set(found)) == len(found) > 1
+
+
+@pytest.mark.all
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_setting_is_timed_in_a_process_of_its_own(package: str) -> None:
+    module = import_module(f"{package}._metal.tuning.cpu")
+    found = module.in_a_process(package, module.Setting("", 1))
+    assert set(found) == set(cpu.PROBLEMS) and all(time > 0 for time in found.values()), found
+    assert "NATTEN_CPU_ISA" in module.in_a_process(package, module.Setting("mmx"))
 
 
 def test_a_cpu_is_not_timed_as_a_gpu(clock: Clock) -> None:

@@ -16,6 +16,7 @@ from ..plan import tuning
 from .command_line import CommandError, check_outputs, end, write
 
 if TYPE_CHECKING:
+    from ..tuning.cpu import CpuTuning
     from ..tuning.measure import Progress, Timer
     from ..tuning.tune import Tuning
 
@@ -30,23 +31,28 @@ def add_tune(
         description="""Time a designed set of kernels on this machine's GPU, fit what each part of their work costs,
             judge the fit on problems that it did not see, and write the result to the user's cache folder, where every
             later process of this package reads it once. Results of calls do not change, only how fast they are.
-            NATTEN_TUNING=off ignores the file; deleting it, or installing another release, undoes it.""",
+            NATTEN_TUNING=off ignores the file; deleting it, or installing another release, undoes it. Other programs
+            that keep the machine busy spoil the measurement.""",
         epilog=f"""examples: `{package} tune` measures and keeps the result; `{package} tune --dry-run` says what would
             be timed and where the result would go; `{package} tune --output here.json` keeps it elsewhere, where
             NATTEN_TUNING=here.json reads it; `{package} tune --quick --json all.json` takes half a minute, and writes
-            every time with its prediction.""",
+            every time with its prediction; `{package} tune --cpu` says which instruction set and how many threads are
+            worth setting for the CPU kernels.""",
     )
     add = parser.add_argument
     add("--quick", action="store_true", help="fewer problems, timed once: less exact")
     add("--dry-run", action="store_true", help="time nothing and write nothing; say what would be done")
     add("--output", type=Path, metavar="FILE", help="write the result there, not to the cache folder")
     add("--json", type=Path, metavar="FILE", help="also write every time and prediction to FILE")
+    add("--cpu", action="store_true", help="time the CPU kernels with each instruction set and fewer threads instead")
     add("--progress", action="store_true", help="show the progress bar even if stderr is not a terminal")
     parser.set_defaults(run=lambda arguments: end(f"{package} tune", lambda: _run(timer, package, arguments)))
 
 
 def _run(timer: "Callable[[], Timer]", package: str, arguments: argparse.Namespace) -> int:
     check_outputs([arguments.output, arguments.json])
+    if arguments.cpu:
+        return _run_cpu(package, arguments)
     path = arguments.output or tuning.default_path()
     if arguments.dry_run:
         print(_dry_run(timer(), arguments.quick, path))
@@ -63,6 +69,49 @@ def _run(timer: "Callable[[], Timer]", package: str, arguments: argparse.Namespa
         text = json.dumps(as_data(found), indent=1) + "\n"
         write(arguments.json, lambda file: file.write(text.encode()))
     return 0
+
+
+def _run_cpu(package: str, arguments: argparse.Namespace) -> int:
+    """``tune --cpu``: a table, and the environment variables that are worth setting. It keeps nothing."""
+    from ..tuning.cpu import ROUNDS, settings, tune_cpu
+
+    if arguments.output is not None:
+        raise CommandError("--output is for the GPU's file; what --cpu finds is kept in environment variables")
+    rounds = 1 if arguments.quick else ROUNDS
+    if arguments.dry_run:
+        print("each of these would be timed, in processes of their own:", *(s.words for s in settings()), sep="\n  ")
+        return 0
+    with _progress(arguments.progress) as progress:
+        found = tune_cpu(tuning.MODULE, progress, rounds)
+    if not found.times:
+        raise CommandError(f"nothing to tune: {next(iter(found.failed.values()))}")
+    _print_cpu(found)
+    if arguments.json is not None:
+        times = {setting.words: times for setting, times in found.times.items()}
+        text = json.dumps({"milliseconds": times, "best": found.best.environment}, indent=1) + "\n"
+        write(arguments.json, lambda file: file.write(text.encode()))
+    return 0
+
+
+def _print_cpu(found: "CpuTuning") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="the CPU kernels, milliseconds, float32")
+    table.add_column("setting", no_wrap=True)
+    for name in next(iter(found.times.values())):
+        table.add_column(name, justify="right")
+    table.add_column("of default", justify="right")
+    for setting, times in found.times.items():
+        share = f"{found.against_default(setting):.2f}"
+        table.add_row(setting.words, *(f"{time:.3g}" for time in times.values()), share)
+    Console().print(table)
+    for setting, reason in found.failed.items():
+        print(f"{setting.words} does not run here: {reason}")
+    if found.best.environment:
+        print(f"worth setting: {found.best.words}")
+    else:
+        print("no setting is worth more than the default")
 
 
 def _tuned(timer: "Timer", arguments: argparse.Namespace, path: Path) -> "Tuning":
