@@ -16,8 +16,9 @@ from tuned import chosen, written
 from natten_metal.metal.costs import UnitCosts, microseconds
 from natten_metal.metal.counts import counts_of
 from natten_metal.metal.op_launches import MAX_SIMDGROUPS
+from natten_metal.metal.templates import FORWARD, TEMPLATES
 from natten_metal.metal.tiles import padded_dim
-from natten_metal.metal.tiling import by_rule
+from natten_metal.metal.tiling import Candidate, by_rule
 from natten_metal.tuning.design import Trial
 from natten_metal.tuning.fit import Sample, fit, quantile
 
@@ -27,10 +28,12 @@ Rows = list[tuple[Trial, Sample]]
 def read(path: Path) -> tuple[int, dict[str, Rows]]:
     """The number of cores, and the trials of each set with their times."""
     first, _, *lines = path.read_text().splitlines()
+    problems = {one.problem for _, one in chosen()}
+    known = {Trial(one, FORWARD, by_rule(one, FORWARD, 16, 16, 8, True)).words: one for one in problems}
     found: dict[str, Rows] = defaultdict(list)
-    for (purpose, trial), line in zip(chosen(), lines, strict=True):
-        named, problem, template, candidate, time, *_ = line.split("\t")
-        assert (purpose, trial.words, trial.template.name, written(trial)) == (named, problem, template, candidate)
+    for line in lines:
+        purpose, problem, template, tiling, time, *_ = line.split("\t")
+        trial = Trial(known[problem], TEMPLATES[template], candidate(tiling))
         launch = trial.launch
         sample = Sample(launch.instance, counts_of(trial.problem, launch), float(time))
         found[purpose].append((trial, sample))
@@ -39,11 +42,19 @@ def read(path: Path) -> tuple[int, dict[str, Rows]]:
     return int(cores[1]), found
 
 
-def rule_of(trial: Trial) -> object:
-    """What the planner chooses without unit costs."""
+def candidate(word: str) -> Candidate:
+    """The tiling that :func:`.tuned.written` wrote."""
+    found = re.fullmatch(r"([\dx]+)h(\d)g(\d)([sdf])", word)
+    assert found is not None, word
+    *leading, y, x = 1, 1, *map(int, found[1].split("x"))
+    return Candidate((leading[-1], y, x), int(found[2]), int(found[3]), found[4] == "s", found[4] == "f")
+
+
+def rule_of(trial: Trial, flat: bool) -> object:
+    """What the planner chooses without unit costs. flat: whether bricks that run on were timed too."""
     p, template = trial.problem, trial.template
     dims = padded_dim(p.head_dim), padded_dim(p.head_dim_v)
-    return by_rule(p, template, *dims, MAX_SIMDGROUPS, not template.transposed)
+    return by_rule(p, template, *dims, MAX_SIMDGROUPS, not template.transposed, flat)
 
 
 def choices(rows: Rows, costs: UnitCosts) -> list[tuple[Trial, float, float, float, Trial]]:
@@ -55,7 +66,8 @@ def choices(rows: Rows, costs: UnitCosts) -> list[tuple[Trial, float, float, flo
     for members in groups.values():
         best = min(sample.microseconds for _, sample in members)
         tuned = min(members, key=lambda member: microseconds(member[1].instance, member[1].counts, costs))
-        rule = next(sample for trial, sample in members if trial.candidate == rule_of(trial))
+        flat = any(trial.candidate.flat for trial, _ in rows)
+        rule = next(sample for trial, sample in members if trial.candidate == rule_of(trial, flat))
         found.append((members[0][0], best, tuned[1].microseconds, rule.microseconds, tuned[0]))
     return found
 
