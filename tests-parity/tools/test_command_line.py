@@ -82,13 +82,17 @@ def test_a_terminal_without_unicode(package: str, folder: Path) -> None:
     assert done.returncode == 0 and r"Bl\xfcte.png, 32 x 24" in done.stdout
 
 
+PLAN = ("plan", "--shape", "8", "--kernel-size", "3", "--device", "Apple M1")
+
+
 @pytest.mark.parametrize("package", PACKAGES)
-def test_a_closed_pipe(package: str, folder: Path) -> None:
+@pytest.mark.parametrize("command", [DEMO, PLAN], ids=["demo", "plan"])
+def test_a_closed_pipe(package: str, command: tuple[str, ...], folder: Path) -> None:
     """As in `natten-mps demo | true`: the reader has gone before the first line."""
     read, write = os.pipe()
     os.close(read)
     process = subprocess.Popen(
-        [sys.executable, "-m", package, *DEMO], cwd=folder, stdout=write, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", package, *command], cwd=folder, stdout=write, stderr=subprocess.PIPE, text=True
     )
     os.close(write)
     _, error = process.communicate(timeout=120)

@@ -21,7 +21,13 @@ def console(file: TextIO) -> "Console":
     """Where tables go: as wide as the terminal, and wide enough elsewhere."""
     from rich.console import Console
 
-    return Console(file=file, width=None if file.isatty() else WIDTH, highlight=False, markup=False, emoji=False)
+    class Pipe(Console):
+        """A console that lets the command say how it ends when its reader has gone."""
+
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
+    return Pipe(file=file, width=None if file.isatty() else WIDTH, highlight=False, markup=False, emoji=False)
 
 
 def machine_line(machine: Machine) -> str:
