@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ..metal.launches import Launch
 from ..plan.device import Device
 from ..plan.programs import Made, MetalLaunches
-from ..plan.verdicts import Learned
+from ..plan.verdicts import Learned, quoted
 from ..problem.problem import Problem
 from .design import Trial
 
@@ -83,6 +83,8 @@ def time_all(timer: Timer, trials: Sequence[Trial], rounds: int, progress: Progr
                 best[number] = min(best[number], seconds(timer.prepare(trial.problem, trial.launch)) * 1e6)
             except Learned as learned:
                 reasons[number] = str(learned.verdicts[0])
+            except RuntimeError as failure:  # what frameworks raise of a GPU while they wait for it
+                reasons[number] = quoted(failure)
     progress(rounds * len(trials), rounds * len(trials), "")
     return [
         Timed(trial, None, reasons[number]) if number in reasons else Timed(trial, best[number])
