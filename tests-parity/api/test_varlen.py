@@ -157,23 +157,21 @@ def test_traced_sizes_in_mlx() -> None:
 
 
 @needs_mapped_padding
-def test_vmap_of_mlx() -> None:
+@pytest.mark.parametrize("backend", ["nanobind", "pure", "dense"])
+def test_vmap_of_mlx(backend: str) -> None:
     """mx.vmap of the op and of its gradient, over all or some arrays."""
     import mlx.core as mx
 
     given = [MLX.tensor(np.random.default_rng(i).random((3, 2, 9, 2, 4)), "float64") for i in range(3)]
-    for backend in ("nanobind", "pure", "dense"):
-        call = lambda q, k, v, backend=backend: MLX.face("na1d_varlen")(q, k, v, [9, 4], 3, backend=backend)  # noqa: E731
-        grad = mx.grad(lambda q, k, v, call=call: call(q, k, v).square().sum(), argnums=(0, 1, 2))
-        for function, axes in ((call, (0, 0, 0)), (call, (None, 0, None)), (grad, (0, 0, 0))):
-            own = [g if axis == 0 else g[0] for g, axis in zip(given, axes, strict=True)]
-            found = mx.vmap(function, axes)(*own)
-            rows = [[t if axis is None else t[i] for t, axis in zip(own, axes, strict=True)] for i in range(3)]
-            wanted = [function(*row) for row in rows]
-            pairs = (
-                [(found, wanted)]
-                if function is call
-                else [(f, [each[i] for each in wanted]) for i, f in enumerate(found)]
-            )
-            for whole, parts in pairs:
-                np.testing.assert_allclose(np.array(whole), np.array(mx.stack(parts)), rtol=0, atol=1e-12)
+    call = lambda q, k, v: MLX.face("na1d_varlen")(q, k, v, [9, 4], 3, backend=backend)  # noqa: E731
+    grad = mx.grad(lambda q, k, v: call(q, k, v).square().sum(), argnums=(0, 1, 2))
+    for function, axes in ((call, (0, 0, 0)), (call, (None, 0, None)), (grad, (0, 0, 0))):
+        own = [g if axis == 0 else g[0] for g, axis in zip(given, axes, strict=True)]
+        found = mx.vmap(function, axes)(*own)
+        rows = [[t if axis is None else t[i] for t, axis in zip(own, axes, strict=True)] for i in range(3)]
+        wanted = [function(*row) for row in rows]
+        pairs = (
+            [(found, wanted)] if function is call else [(f, [each[i] for each in wanted]) for i, f in enumerate(found)]
+        )
+        for whole, parts in pairs:
+            np.testing.assert_allclose(np.array(whole), np.array(mx.stack(parts)), rtol=0, atol=1e-12)

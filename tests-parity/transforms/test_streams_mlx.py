@@ -10,7 +10,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 from frameworks import MLX
-from mlx_abilities import needs_thread_local_streams
+from mlx_abilities import needs_strict_threads, needs_thread_local_streams
 
 RANKS = (1, 2, 3)
 FUSED = ("na1d", "na2d", "na3d", "neighborhood_attention", "attention")
@@ -101,7 +101,7 @@ def test_all_of_an_op_runs_on_its_stream(op: str, backend: str) -> None:
     assert all(mx.array_equal(a, b) for a, b in zip(with_gradient, wanted, strict=True))
 
 
-@needs_thread_local_streams
+@needs_strict_threads
 def test_what_runs_on_another_stream_is_noticed() -> None:
     """The check above can fail."""
     made: list[mx.array] = []
