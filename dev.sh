@@ -29,7 +29,8 @@ usage: ./dev.sh COMMAND
   gate [WHEEL...] [pytest args]
                                build and check wheels, unless some are given, and run every suite on them in an
                                environment that cannot see the packages' sources
-  bench [pytest args]          the benchmarks
+  bench [pytest args]          both packages on the problems of `natten-mps bench`
+  bench --guard [--write]      whether the CPU kernels have become slower, or faster, than a committed table says
   metal probe|doctors|suites   on a Mac: whether Metal runs at all, both doctors, every suite on Metal itself
   clients [pytest args]        real packages that call NATTEN or 0.3, unmodified, on ours
   upstream [VERSION...] [pytest args]
@@ -373,7 +374,10 @@ case "${1:-}" in
   check-files) set_up dev; check_files ;;
   lock) shift; find_uv; "$UV" run --quiet --no-project scripts/lock.py "$@" ;;
   docs) set_up dev; docs ;;
-  bench) shift; set_up dev; exec "$PY" -m pytest benchmarks "$@" ;;
+  bench)
+    shift; set_up dev
+    if [ "${1:-}" = --guard ]; then shift; exec "$PY" benchmarks/guard.py "$@"; fi
+    exec "$PY" -m pytest benchmarks "$@" ;;
   metal) shift; set_up dev; exec "$PY" tests-parity/on_metal.py "$@" ;;
   clients) shift; run_clients "$@" ;;
   upstream)

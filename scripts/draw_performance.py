@@ -1,9 +1,10 @@
-"""Draw the plots of docs/performance.md from measured tables: docs/cpu.svg and docs/work.svg.
+"""Everything in the documents that comes from measured tables, so that no number in them is written by hand.
 
     python scripts/draw_performance.py
 
-cpu.svg: benchmarks/results/cpu-avx512.tsv, times on a CPU. work.svg: tests-parity/metal/work.tsv, the 8x8 products that
-the Metal kernels compute for each one that the windows need.
+docs/cpu.svg, and what stands between the marks `<!-- times -->` of docs/performance.md and benchmarks/README.md: from
+benchmarks/results/cpu-*.json, which `bench --json` wrote. docs/work.svg: from tests-parity/metal/work.tsv, the 8x8
+products that the Metal kernels compute for each one that the windows need.
 """
 
 import csv
@@ -11,7 +12,14 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from natten_mps._metal.bench import figures, report, results
+from natten_mps._metal.bench.report import Run
+from natten_mps._metal.bench.table import machine_line, means
+from natten_mps._metal.bench.ways import MASKED
+
 ROOT = Path(__file__).parents[1]
+RESULTS, MARK = ROOT / "benchmarks" / "results", "<!-- times -->"
+TICKS = (0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3000)
 OURS, FLEX, DENSE, INK, FAINT = "#1f4e8c", "#d98c3f", "#9aa4b2", "#24292f", "#d7dde5"
 LABELS, WIDTH, BAR = 290, 900, 11
 
@@ -68,15 +76,45 @@ def plot(title: str, axis: str, rows: list[Bars], ticks: tuple[float, ...], lege
     return "\n".join([head, '<rect width="100%" height="100%" fill="white"/>', *drawn, "</svg>"])
 
 
+def measured() -> list[Run]:
+    """The committed results, natten-mps's first."""
+    return report.runs([results.load(RESULTS / name) for name in ("cpu-mps.json", "cpu-mlx.json")])
+
+
 def cpu() -> str:
-    """Forward times on a CPU, beside compiled flex_attention and dense attention with a mask."""
-    rows = []
-    for row in table(ROOT / "benchmarks" / "results" / "cpu-avx512.tsv"):
-        times = [(float(row[name]), color) for name, color in (("forward", OURS), ("flex", FLEX), ("dense", DENSE))]
-        rows.append(Bars(row["problem"], tuple((time, color, f"{time:.3g} ms") for time, color in times)))
-    legend = {"natten-mps, CPU kernels": OURS, "flex_attention, compiled": FLEX, "dense with a mask": DENSE}
-    title = "Forward on two cores of a CPU, float32 (shorter is better)"
-    return plot(title, "milliseconds, logarithmic", rows, (1, 3, 10, 30, 100, 300, 1000), legend, log=True)
+    """Forward times of natten-mps on a CPU, beside compiled flex_attention and dense attention with a mask."""
+    rows, colors = [], {"natten-mps": OURS, "flex_attention": FLEX, MASKED: DENSE}
+    for row in measured()[0].results.rows:
+        times = {entry.name: entry.median_us / 1e3 for entry in row.entries if entry.median_us}
+        bars = ((times[way], color, f"{times[way]:.3g} ms") for way, color in colors.items() if way in times)
+        if row.direction == results.FORWARD:
+            rows.append(Bars(f"{row.problem}: {figures.sizes(row)}", tuple(bars)))
+    legend = {"natten-mps, CPU kernels": OURS, "flex_attention, compiled": FLEX, "attention with a mask": DENSE}
+    ends = [value for row in rows for value, _, _ in row.bars]
+    ticks = tuple(tick for tick in TICKS if min(ends) / 3.4 < tick < max(ends) * 3.4)
+    title = "Forward on a CPU, small forms of the problems, float32 (shorter is better)"
+    return plot(title, "milliseconds, logarithmic", rows, ticks, legend, log=True)
+
+
+def summary() -> str:
+    """The machine and the means, as paragraphs of docs/performance.md."""
+    lines = []
+    for run in measured():
+        found = run.results
+        lines += [f"{found.package} {found.package_version}, {found.framework}: {machine_line(found.machine)}.", ""]
+        lines += [f"- {line}" for line in means(found)] + [""]
+    return "\n".join(lines)
+
+
+def tables() -> str:
+    """All figures, as a section of benchmarks/README.md."""
+    return "\n".join(line for run in measured() for line in report.section(run, level=3))
+
+
+def with_block(text: str, block: str) -> str:
+    """A document with ``block`` between its marks."""
+    before, _, after = text.split(MARK)
+    return f"{before}{MARK}\n\n{block.strip()}\n\n{MARK}{after}"
 
 
 def work() -> str:
@@ -96,10 +134,21 @@ def work() -> str:
     return plot(title, "computed / needed", rows, (0, 1, 2, 3, 4), legend, log=False)
 
 
+def written() -> dict[Path, str]:
+    """Every file that this writes, with its text."""
+    performance, readme = ROOT / "docs" / "performance.md", ROOT / "benchmarks" / "README.md"
+    return {
+        ROOT / "docs" / "cpu.svg": cpu() + "\n",
+        ROOT / "docs" / "work.svg": work() + "\n",
+        performance: with_block(performance.read_text(), summary()),
+        readme: with_block(readme.read_text(), tables()),
+    }
+
+
 def main() -> None:
-    for name, drawn in (("cpu.svg", cpu()), ("work.svg", work())):
-        (ROOT / "docs" / name).write_text(drawn + "\n")
-        print(f"wrote docs/{name}")
+    for path, text in written().items():
+        path.write_text(text)
+        print(f"wrote {path.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from dataclasses import replace
 from natten_mps._metal.bench import results
 from natten_mps._metal.bench.results import Entry, Machine, Peak, Results, Row
 
-MACHINE = Machine("macOS 26.3", "arm64", "Apple M4 Max", 40, "mps", 16, 12, 64 << 30, (0.5, 0.75))
+MACHINE = Machine("macOS 26.3", "arm64", "Apple M4 Max", 40, "mps", 16, 12, "", 64 << 30, (0.5, 0.75))
 OWN = Entry("natten-mps", results.TIMED, (100.0, 101.0, 99.0, 100.0, 100.0), 1 << 20, 0.0, "")
 SDPA = Entry("sdpa", results.TIMED, (400.0, 404.0, 396.0, 410.0, 390.0), 1 << 24, None, "")
 NOISY = Entry("sdpa-masked", results.TIMED, (100.0, 900.0, 90.0, 20.0, 200.0), 1 << 26, 1e-6, "")

@@ -79,22 +79,24 @@ def words(found: Results, row: Row, entry: Entry) -> Figures:
     )
 
 
-def title(row: Row) -> str:
-    """A problem's shape and window in a few words."""
+def sizes(row: Row) -> str:
+    """Tokens and window in a few words."""
 
-    def sizes(numbers: tuple[int, ...]) -> str:
+    def product(numbers: tuple[int, ...]) -> str:
         return "x".join(map(str, numbers))
 
-    parts = [f"{sizes(row.shape)} tokens", f"window {sizes(row.kernel_size)}"]
+    parts = [f"{product(row.shape)} tokens", f"window {product(row.kernel_size)}"]
     if max(row.stride) > 1:
-        parts.append(f"stride {sizes(row.stride)}")
+        parts.append(f"stride {product(row.stride)}")
     if max(row.dilation) > 1:
-        parts.append(f"dilation {sizes(row.dilation)}")
-    if any(row.is_causal):
-        parts.append("causal")
+        parts.append(f"dilation {product(row.dilation)}")
+    return ", ".join(parts + ["causal"] * any(row.is_causal))
+
+
+def title(row: Row) -> str:
+    """A problem in a few words."""
     heads = f"{row.heads} head{'s' * (row.heads > 1)}" + (f" on {row.kv_heads}" if row.kv_heads != row.heads else "")
-    parts.append(f"{heads} of {row.head_dim}")
-    return ", ".join(parts + ([f"batch {row.batch}"] if row.batch > 1 else []))
+    return f"{sizes(row)}, {heads} of {row.head_dim}" + (f", batch {row.batch}" if row.batch > 1 else "")
 
 
 class Notes:

@@ -33,7 +33,7 @@ def markdown(found: Sequence[Run], pictures: Sequence[str]) -> str:
     """The report. pictures: the names of the files that lie beside it."""
     lines = ["# Times of neighborhood attention", ""]
     for run in found:
-        lines += _run(run)
+        lines += section(run)
     if len(found) > 1:
         lines += _side_by_side(found)
     for picture in pictures:
@@ -63,9 +63,10 @@ def ratios(run: Run, rows: Sequence[Row], notes: figures.Notes) -> list[str]:
     return table(head, body)
 
 
-def _run(run: Run) -> list[str]:
-    found, notes = run.results, figures.Notes()
-    lines = [f"## {run.name}", "", f"{found.package} {found.package_version}, {found.framework}, {found.began}."]
+def section(run: Run, level: int = 2) -> list[str]:
+    """All of one run. level: of its heading."""
+    found, notes, marks = run.results, figures.Notes(), "#" * level
+    lines = [f"{marks} {run.name}", "", f"{found.package} {found.package_version}, {found.framework}, {found.began}."]
     lines += [f"{machine_line(found.machine)}.", ""]
     for dtype, peak in found.peaks.items():
         lines.append(f"- Peak of {dtype}: {peak.gflops:.4g} GFLOP/s; copies: {peak.gigabytes_per_second:.3g} GB/s")
@@ -73,7 +74,7 @@ def _run(run: Run) -> list[str]:
     for dtype, direction in dict.fromkeys((row.dtype, row.direction) for row in found.rows):
         rows = [row for row in found.rows if (row.dtype, row.direction) == (dtype, direction)]
         backends = ", ".join(dict.fromkeys(row.backend for row in rows))
-        lines += [f"### {direction.capitalize()}, {dtype}, backend {backends}", "", *ratios(run, rows, notes)]
+        lines += [f"{marks}# {direction.capitalize()}, {dtype}, backend {backends}", "", *ratios(run, rows, notes)]
     lines += [
         " ".join(LEGEND).replace("longer: than the package takes", "other columns: times as long as it takes"),
         "",

@@ -33,10 +33,9 @@ class Unreadable(Exception):
 class Machine:
     """Where it was measured.
 
-    chip: the CPU's name, or the whole chip's on a Mac; gpu_cores: None without an Apple GPU.
-
-    device: what computed. threads: of the framework on a CPU. load: the load average before and after; empty where
-    unknown.
+    chip: the CPU's name, or the whole chip's on a Mac. gpu_cores: None without an Apple GPU. device: what computed.
+    threads: of the framework on a CPU. instruction_set: of the CPU kernels, '' on a GPU. load: the load average before
+    and after; empty where it is not known.
     """
 
     os: str
@@ -46,6 +45,7 @@ class Machine:
     device: str
     cpus: int
     threads: int
+    instruction_set: str
     memory_bytes: int
     load: tuple[float, ...]
 
@@ -147,8 +147,10 @@ class Results:
 
 
 def to_json(results: Results) -> bytes:
-    """The file's content."""
-    return (json.dumps(asdict(results), indent=1) + "\n").encode()
+    """The file's content, a line for each row."""
+    whole = asdict(results)
+    rows = ",\n  ".join(json.dumps(row) for row in whole.pop("rows"))
+    return f'{json.dumps(whole, indent=1)[:-2]},\n "rows": [\n  {rows}\n ]\n}}\n'.encode()
 
 
 def from_json(text: bytes, name: str) -> Results:

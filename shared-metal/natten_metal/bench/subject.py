@@ -16,13 +16,15 @@ class Subject(Protocol):
     """One package, and the device on which its framework computes.
 
     title: the framework's name and version. device: the computing device in words. threads: of the framework on a CPU.
-    stores_logits: whether the framework's own attention keeps the logits of all pairs at once.
+    instruction_set: of the CPU kernels, 'avx512'; '' where they do not run. stores_logits: whether the framework's own
+    attention keeps the logits of all pairs at once.
     """
 
     package: str
     title: str
     device: str
     threads: int
+    instruction_set: str
     stores_logits: bool
 
     @property

@@ -36,7 +36,8 @@ def machine_line(machine: Machine) -> str:
     load = f", load {' to '.join(f'{each:.1f}' for each in machine.load)}" if machine.load else ""
     memory = f"{machine.memory_bytes / 2**30:.0f} GiB"
     where = f"{machine.chip}{gpu}, {machine.cpus} CPUs, {memory}, {machine.os}, {machine.architecture}"
-    return f"{where}; on {machine.device}, {machine.threads} threads{load}"
+    kernels = f" ({machine.instruction_set})" if machine.instruction_set else ""
+    return f"{where}; on {machine.device}{kernels}, {machine.threads} threads{load}"
 
 
 def show(found: Results, to: "Console") -> None:

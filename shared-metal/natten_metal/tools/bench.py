@@ -153,6 +153,7 @@ def _machine(subject: "Subject", load: tuple[float, ...]) -> "Machine":
         device=subject.device,
         cpus=found.cpus or 1,
         threads=subject.threads,
+        instruction_set=subject.instruction_set,
         memory_bytes=machine_bytes(),
         load=load,
     )

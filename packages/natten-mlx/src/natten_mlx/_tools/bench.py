@@ -9,6 +9,7 @@ from typing import Any
 import mlx.core as mx
 
 from .. import _framework, functional
+from .._device import machine
 from .._metal.bench.problems import Named
 from .._metal.bench.subject import Call, Forward, Subject
 
@@ -24,6 +25,8 @@ class MlxSubject:
         on_gpu = self.place != mx.Device(mx.cpu)
         self.title, self.device = f"mlx {version('mlx')}", "gpu" if on_gpu else "cpu"
         self.threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        extension = machine().nanobind.found
+        self.instruction_set = "" if on_gpu or isinstance(extension, str) else extension.instruction_set()
         self.stores_logits = not on_gpu
 
     def tensors(self, shapes: Sequence[tuple[int, ...]], dtype: str) -> list[mx.array]:

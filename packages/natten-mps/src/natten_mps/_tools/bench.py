@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from .. import _framework, functional
+from .._device import machine
 from .._metal.bench.memory import resident_peak
 from .._metal.bench.problems import Named
 from .._metal.bench.subject import Call, Forward, Subject
@@ -26,6 +27,8 @@ class TorchSubject:
         on_gpu = torch.backends.mps.is_available() and not on_cpu
         self.place = torch.device("mps" if on_gpu else "cpu")
         self.title, self.device, self.threads = f"torch {torch.__version__}", self.place.type, torch.get_num_threads()
+        native = machine().native
+        self.instruction_set = "" if native.missing(self.place) else native.library.instruction_set
         self.stores_logits = on_gpu
 
     def tensors(self, shapes: Sequence[tuple[int, ...]], dtype: str) -> list[Tensor]:
