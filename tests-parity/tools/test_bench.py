@@ -63,6 +63,34 @@ def test_a_run_from_end_to_end(package: str, tmp_path: Path, capsys: pytest.Capt
     assert f"## {name} on" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("shape", "kernel_size", "more"),
+    [
+        ((40,), (9,), {"is_causal": True, "heads": 4, "kv_heads": 2, "dilation": 2}),
+        ((12, 10), (4, 5), {"stride": (2, 3), "dilation": (3, 2)}),
+        ((5, 6, 7), (3, 2, 5), {"batch": 2}),
+    ],
+)
+def test_all_ways_compute_the_same(
+    package: str, shape: tuple[int, ...], kernel_size: tuple[int, ...], more: dict[str, Any]
+) -> None:
+    """With causal axes, strides, dilation and grouped heads; in training, too."""
+    parts = (importlib.import_module(f"{package}._metal.bench.{name}") for name in ("problems", "measure", "results"))
+    problems, measure, own = parts
+    subject = importlib.import_module(f"{package}._tools.bench").subject(True)
+    given = {"dim": 16, "heads": 2} | more
+    named = problems.Named("small", "a test's", "here", shape, kernel_size, **given)
+    rows = measure.Rows(subject, "auto", measure.Limits(0.01, 10.0, 1 << 30), lambda name: name != "flex_attention")
+    with subject.on_device():
+        for direction in (own.FORWARD, own.TRAINING):
+            row = rows.row(named, False, "float32", direction, own.Peak(100.0, 10.0))
+            assert {entry.name: entry.state for entry in row.entries[1:]} == dict.fromkeys(
+                ("sdpa", "sdpa-masked", "gathered"), "timed"
+            )
+            differences = {entry.name: entry.difference for entry in row.entries}
+            assert differences.pop("sdpa") is None and max(differences.values()) < 1e-5
+
+
 def test_the_metal_kernels_have_a_prediction() -> None:
     from natten_mps._metal.bench import measure
     from natten_mps._metal.bench.problems import BY_NAME

@@ -231,3 +231,23 @@ def test_settings_of_ways() -> None:
     assert not ask(SimpleNamespace(against=None, quick=True))("flex_attention")
     only = ask(SimpleNamespace(against=["natten", "sdpa"], quick=True))
     assert only("natten 0.21.6") and only("sdpa") and not only("sdpa-masked") and not only("gathered")
+
+
+# --- documents ------------------------------------------------------------------------------------------
+
+
+def test_the_documents_say_what_was_measured() -> None:
+    """Figures and plots of documents are those of the committed results: scripts/draw_performance.py writes them."""
+    import sys
+
+    root = Path(__file__).resolve().parents[2]
+    sys.path.insert(0, str(root / "scripts"))
+    import draw_performance
+
+    written = draw_performance.written()
+    assert {path.name for path in written} == {"cpu.svg", "work.svg", "performance.md", "README.md"}
+    for path, text in written.items():
+        assert path.read_text() == text, f"{path}: run scripts/draw_performance.py"
+    for run in draw_performance.measured():
+        assert run.results.rows and all(row.own.state == results.TIMED for row in run.results.rows)
+        assert run.results.machine.load, "a result says what load there was"

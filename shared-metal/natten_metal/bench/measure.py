@@ -204,9 +204,11 @@ class Rows:
         least = way.least_bytes + inputs.bytes(way)
         if least > self.limits.bytes:
             return f"needs at least {least / 1e9:.3g} GB, and there is room for {self.limits.bytes / 1e9:.3g}"
-        seconds = way.flops * results.PRODUCTS[direction] / 2 / best.gflops / 1e9
+        # What it needs beyond its inputs is written and read.
+        moving = 2 * way.least_bytes / best.gigabytes_per_second / 1e9
+        seconds = max(way.flops * results.PRODUCTS[direction] / 2 / best.gflops / 1e9, moving)
         if seconds > self.limits.longest:
-            return f"takes at least {seconds:.2g} s at the peak; the limit is {self.limits.longest:g} (--limit)"
+            return f"takes at least {seconds:.2g} s at the peaks; the limit is {self.limits.longest:g} (--limit)"
         return ""
 
     def _prepared(self, way: Way, inputs: Inputs, direction: str, wanted: list[object]) -> _Prepared:
