@@ -16,7 +16,7 @@ from natten_mps._metal.tools import command_line
 
 PACKAGES = ("natten_mps", "natten_mlx")
 # The smallest problem, for as short as can be.
-SMALL = ("--quick", "--problem", "tokens-16", "--cpu", "--seconds", "0.01")
+SMALL = ("--quick", "--problem", "tokens-16", "--cpu", "--seconds", "0.01", "--limit", "600")
 
 
 @pytest.fixture(autouse=True)
