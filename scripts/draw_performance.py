@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS, MARK = ROOT / "benchmarks" / "results", "<!-- times -->"
 TICKS = (0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3000)
 OURS, FLEX, DENSE, INK, FAINT = "#1f4e8c", "#d98c3f", "#9aa4b2", "#24292f", "#d7dde5"
-LABELS, WIDTH, BAR = 290, 900, 11
+LABELS, WIDTH, BAR = 345, 955, 11
 
 
 @dataclass(frozen=True)
@@ -86,9 +86,13 @@ def cpu() -> str:
     rows, colors = [], {"natten-mps": OURS, "flex_attention": FLEX, MASKED: DENSE}
     for row in measured()[0].results.rows:
         times = {entry.name: entry.median_us / 1e3 for entry in row.entries if entry.median_us}
-        bars = ((times[way], color, f"{times[way]:.3g} ms") for way, color in colors.items() if way in times)
+        bars = (
+            (times[way], color, f"{figures.milliseconds(1e3 * times[way])} ms")
+            for way, color in colors.items()
+            if way in times
+        )
         if row.direction == results.FORWARD:
-            rows.append(Bars(f"{row.problem}: {figures.sizes(row)}", tuple(bars)))
+            rows.append(Bars(f"{row.problem}: {figures.sizes(row).replace(' tokens', '')}", tuple(bars)))
     legend = {"natten-mps, CPU kernels": OURS, "flex_attention, compiled": FLEX, "attention with a mask": DENSE}
     ends = [value for row in rows for value, _, _ in row.bars]
     ticks = tuple(tick for tick in TICKS if min(ends) / 3.4 < tick < max(ends) * 3.4)

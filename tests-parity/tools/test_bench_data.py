@@ -249,5 +249,7 @@ def test_the_documents_say_what_was_measured() -> None:
     for path, text in written.items():
         assert path.read_text() == text, f"{path}: run scripts/draw_performance.py"
     for run in draw_performance.measured():
-        assert run.results.rows and all(row.own.state == results.TIMED for row in run.results.rows)
+        assert {row.problem for row in run.results.rows} == {named.name for named in problems.MODELS}
+        forward = [row for row in run.results.rows if row.direction == results.FORWARD]
+        assert forward and {row.own.state for row in forward} == {results.TIMED}
         assert run.results.machine.load, "a result says what load there was"
