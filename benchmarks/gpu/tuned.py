@@ -97,9 +97,8 @@ def instances(of: Iterable[Trial]) -> list[Instance]:
 
 def build(target: Path) -> None:
     """Compile every kernel to PTX."""
-    from metal_emulator.to_ptx import to_ptx
-
     from build import without_dead_shuffles
+    from metal_emulator.to_ptx import to_ptx
 
     todo = instances(trial for _, trial in chosen())
     with ThreadPoolExecutor(2) as pool, zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as kernels:
