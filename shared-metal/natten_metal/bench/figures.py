@@ -27,8 +27,7 @@ class Figures:
 
 def milliseconds(microseconds: float) -> str:
     """Three digits, in milliseconds."""
-    found = microseconds / 1e3
-    return f"{found:.0f}" if found >= 1000 else f"{found:.3g}"
+    return times.digits(microseconds / 1e3)
 
 
 def mebibytes(count: int | None) -> str:

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, TextIO
 
-from . import figures
+from . import figures, times
 from .results import Machine, Results
 
 if TYPE_CHECKING:
@@ -81,6 +81,6 @@ def means(found: Results) -> list[str]:
             mean = figures.geometric_mean(ratios)
             if mean is not None:
                 lines.append(
-                    f"{direction}: {name} takes {mean:.3g} times as long, geometric mean of {len(ratios)} rows"
+                    f"{direction}: {name} takes {times.digits(mean)} times as long, geometric mean of {len(ratios)} rows"
                 )
     return lines

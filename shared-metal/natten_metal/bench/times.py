@@ -23,6 +23,11 @@ def spread(times: Sequence[float]) -> float:
     return quantile(times, 0.9) - quantile(times, 0.1)
 
 
+def digits(value: float) -> str:
+    """Three digits, never as a power of ten."""
+    return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
+
+
 class Ratio(NamedTuple):
     """How many times as long one thing takes as another: of medians; low and high are those of single rounds.
 
@@ -35,7 +40,7 @@ class Ratio(NamedTuple):
     reason: str
 
     def __str__(self) -> str:
-        return "?" if self.reason else f"{self.value:.3g}x"
+        return "?" if self.reason else f"{digits(self.value)}x"
 
 
 def ratio(times: Sequence[float], base: Sequence[float]) -> Ratio:
