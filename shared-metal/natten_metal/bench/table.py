@@ -80,7 +80,6 @@ def means(found: Results) -> list[str]:
             ratios = figures.told(rows, lambda other, name=name: other == name)  # type: ignore[misc]
             mean = figures.geometric_mean(ratios)
             if mean is not None:
-                lines.append(
-                    f"{direction}: {name} takes {times.digits(mean)} times as long, geometric mean of {len(ratios)} rows"
-                )
+                told = f"takes {times.digits(mean)} times as long, geometric mean of {len(ratios)} rows"
+                lines.append(f"{direction}: {name} {told}")
     return lines
