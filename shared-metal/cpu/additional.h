@@ -29,15 +29,15 @@ struct AdditionalBody {
     for (int a = 0; a < 3; ++a) box[a] = {0, p.query_shape[a]};
     const int64_t length = p.query_shape[axis];
     box[axis] = {int(length * part / parts), int(length * (part + 1) / parts)};
-    Lanes<C> lanes;
+    Lanes<C>& lanes = scratch.patch.lanes;
+    scratch.patch.marks.clear();
     lanes.find_tokens(tokens, patch * C::N, p.additional, box);
     const Scale<T> scale(p.scale);
     lanes.read(op.additional_keys, batch, kv_head, p.dim, scale.sign, scratch.rows, scratch.lanes_a);
     lanes.read(op.additional_values, batch, kv_head, p.dim_v, T(1), scratch.rows, scratch.lanes_b);
-    Block<C> block;
     KeySum<C> sum = {{scratch, scale.size, p.dim, p.dim_v, nullptr}, true, true};
     sum.begin();
-    ColumnWalk<C, KeySum<C>> columns(lanes, block, sum);
+    ColumnWalk<C, KeySum<C>> columns(lanes, scratch.patch.marks, sum);
     for (int head = kv_head * p.group_heads; head < (kv_head + 1) * p.group_heads; ++head) {
       columns.patch(query_columns(op, batch, head, lanes, scratch));
     }

@@ -161,15 +161,14 @@ struct QueryBody {
              QuerySum<C>& sum) const {
     const Problem& p = op.problem;
     const int batch = unit.batch, kv_head = unit.head / p.group_heads;
-    Block<C> block;
-    ColumnWalk<C, QuerySum<C>> columns(lanes, block, sum);
+    ColumnWalk<C, QuerySum<C>> columns(lanes, scratch.patch.marks, sum);
     sum.begin();
     sum.pairs.rpb = nullptr;
     walk_additional(op, batch, kv_head, scratch, columns);
     Columns<C> sides;
-    sides.a = side_of(op.key, batch, kv_head, lanes.column_origin, lanes.step, p.dim, scratch.columns_a);
-    sides.b = side_of(op.value, batch, kv_head, lanes.column_origin, lanes.step, p.dim_v, scratch.columns_b);
-    sides.mask = mask_of<T>(op.key_mask, batch, lanes.column_origin, lanes.step);
+    sides.a = side_of(op.key, batch, kv_head, lanes, p.dim, scratch.columns_a);
+    sides.b = side_of(op.value, batch, kv_head, lanes, p.dim_v, scratch.columns_b);
+    sides.mask = mask_of<T>(op.key_mask, batch, lanes);
     if (op.rpb) {
       sum.pairs.rpb = rpb_of_head<T>(op, unit.head);
       index_rpb(index, lanes, p, false);
@@ -196,11 +195,10 @@ struct KeyBody {
     lanes.read(op.key, batch, unit.head, p.dim, scale.sign, scratch.rows, scratch.lanes_a);
     lanes.read(op.value, batch, unit.head, p.dim_v, T(1), scratch.rows, scratch.lanes_b);
     PairIndex<C> index;
-    Block<C> block;
     KeySum<C> sum = {{scratch, scale.size, p.dim, p.dim_v, &index}, op.key_grad.data != nullptr,
                      op.value_grad.data != nullptr};
     sum.begin();
-    ColumnWalk<C, KeySum<C>> columns(lanes, block, sum);
+    ColumnWalk<C, KeySum<C>> columns(lanes, scratch.patch.marks, sum);
     if (op.rpb) index_rpb(index, lanes, p, true);
     for (int head = unit.head * p.group_heads; head < (unit.head + 1) * p.group_heads; ++head) {
       Columns<C> sides = query_columns(op, batch, head, lanes, scratch);

@@ -41,6 +41,8 @@ struct Side {
   uint64_t origin = 0, step[3] = {0, 0, 0};
   int64_t channel = 1;
   int dtype = 0, size = 1, width = 0;
+  int64_t ahead = 0;    // bytes from a column to that of the unit of work that comes next; 0: unknown
+  int fresh = INT_MAX;  // columns from this x on are new to that unit
   T* copies = nullptr;  // kBlock rows of `width`, filled up to whole vectors; NULL: rows are read in place
 
   char* at(int z, int y, int x) const {
@@ -58,14 +60,14 @@ struct Side {
 };
 
 // The mask of the columns; empty if there is none
-template <typename T>
-Side<T> mask_of(const Tensor& mask, int batch, const int* origin, const int* step) {
+template <typename T, typename C>
+Side<T> mask_of(const Tensor& mask, int batch, const Lanes<C>& lanes) {
   Side<T> side;
   if (!mask.data) return side;
   side.base = mask.data + batch * mask.batch;
   for (int a = 0; a < 3; ++a) {
-    side.origin += uint64_t(origin[a]) * uint64_t(mask.axis[a]);
-    side.step[a] = uint64_t(step[a] * mask.axis[a]);
+    side.origin += uint64_t(lanes.column_origin[a]) * uint64_t(mask.axis[a]);
+    side.step[a] = uint64_t(lanes.step[a] * mask.axis[a]);
   }
   return side;
 }
@@ -90,6 +92,13 @@ Side<T> side_of(const Tensor& tensor, int batch, int head, const int* origin, co
   return side;
 }
 
+template <typename T, typename C>
+Side<T> side_of(const Tensor& tensor, int batch, int head, const Lanes<C>& lanes, int width, T* copies) {
+  Side<T> side = side_of(tensor, batch, head, lanes.column_origin, lanes.step, width, copies);
+  side.ahead = lanes.ahead(tensor, head), side.fresh = lanes.fresh;
+  return side;
+}
+
 // What a walk reads of its columns; stats are shift, norm and delta of a query, side by side
 template <typename C>
 struct Columns {
@@ -100,29 +109,62 @@ struct Columns {
   const PairIndex<C>*rpb = nullptr, *slot = nullptr;
 };
 
+// Columns side by side along x
+struct Run {
+  int z, y, x, count;
+};
+
+// Which columns a block has, and which lanes see them
+template <typename C>
+struct Marks {
+  static constexpr int V = C::V, GROUPS = C::N / kLaneGroup;
+  int count = 0, first_run = 0, runs = 0;
+  bool masked = false;
+  Vectors on = {0, V};         // the vectors that see the block
+  Range ranges[GROUPS];        // for each group of lanes, the columns from the first to the last that it sees
+  uint32_t sight[kBlock * V];  // bit l: lane l of the vector sees the column
+
+  void clear(int run) {
+    count = runs = 0, first_run = run;
+    masked = false;
+    for (Range& range : ranges) range = {kBlock, 0};
+  }
+};
+
+// The blocks of a patch, which its heads have in common: they are found for the first one and kept if they are few
+template <typename C>
+struct PatchMarks {
+  static constexpr int kBlocks = 16, kRuns = 256;  // kept; a block has up to kBlock runs
+  bool kept = false;
+  int blocks = 0;
+  Marks<C> block[kBlocks + 1];
+  Run runs[kRuns + kBlock];
+
+  // For another patch
+  void clear() { kept = false; }
+};
+
+// A block with the rows that it reads
 template <typename C>
 struct Block {
   typedef typename C::T T;
-  static constexpr int V = C::V, W = C::W;
-  int count = 0, capacity = kBlock;
-  Vectors on = {0, V};             // the vectors that see the block
-  Range ranges[C::N / kLaneGroup];  // for each group of lanes, the columns of the block that it sees
-  bool masked = false;
+  static constexpr int V = C::V;
+  int count;
+  Vectors on;
+  bool masked;
+  const Range* ranges;
+  const uint32_t* sight;
   const T* a[kBlock];
   const T* b[kBlock];
   const T* stats[kBlock];
   char* slots[kBlock];
   int64_t rpb[kBlock], slot[kBlock];  // the columns' parts of the pair indices
-  uint32_t sight[kBlock * V];  // bit l: lane l of the vector sees the column
+
+  explicit Block(const Marks<C>& marks)
+      : count(marks.count), on(marks.on), masked(marks.masked), ranges(marks.ranges), sight(marks.sight) {}
 
   Mask<T> mask(int i, int v) const { return lanes_of<T>(sight[i * V + v]); }
   bool sees(int i, int v, int lane) const { return sight[i * V + v] >> lane & 1; }
-
-  void clear() {
-    count = 0;
-    masked = false;
-    for (Range& range : ranges) range = {kBlock, 0};
-  }
 };
 
 // Columns of a patch that the same panels see
@@ -163,23 +205,42 @@ template <typename C, typename Body>
 class ColumnWalk {
  public:
   typedef typename C::T T;
-  ColumnWalk(const Lanes<C>& lanes, Block<C>& block, Body& body) : lanes_(lanes), block_(block), body_(body) {}
+  static constexpr int V = C::V, GROUPS = Marks<C>::GROUPS;
+  ColumnWalk(const Lanes<C>& lanes, PatchMarks<C>& marks, Body& body) : lanes_(lanes), marks_(marks), body_(body) {}
 
   // The columns of the patch
   void patch(const Columns<C>& columns) {
+    if (marks_.kept) {
+      for (int block = 0; block < marks_.blocks; ++block) take_block(columns, marks_.block[block]);
+      return;
+    }
+    find_groups();
+    begin(0);
     const int end = lanes_.box[C::PANELS - 1][lanes_.split].high;
     for (int low = lanes_.box[0][lanes_.split].low; low < end;) {
       const Segment segment = segment_at(lanes_, low);
       if (segment.on.count) take(segment, columns);
       low = segment.box[lanes_.split].high;
     }
+    marks_.blocks = at_, marks_.kept = at_ < PatchMarks<C>::kBlocks;
   }
+
+  // Other columns, which all lanes see
+  void others(const Segment& segment, const Columns<C>& columns) {
+    begin(PatchMarks<C>::kBlocks);
+    take(segment, columns);
+  }
+
+ private:
+  // Marks from block `at` on; the last block and its runs are never kept
+  void begin(int at) { at_ = at, runs_ = at < PatchMarks<C>::kBlocks ? 0 : PatchMarks<C>::kRuns; }
 
   // Along x a block's worth at a time, so that what the lanes see along x is found once for all z and y
   void take(const Segment& segment, const Columns<C>& columns) {
     const Span *box = segment.box, *common = segment.common;
     expect(box_columns(box));
-    block_.on = segment.on;
+    on_ = segment.on;
+    start();
     for (int x = box[2].low; x < box[2].high; x += kBlock) {
       const Span part = {x, na::minimum(x + kBlock, box[2].high)};
       find_x_masks(part);
@@ -191,20 +252,53 @@ class ColumnWalk {
         }
       }
     }
-    flush();
+    flush(columns);
   }
 
- private:
-  void flush() {
-    if (block_.count) body_.take(block_);
-    block_.clear();
+  Marks<C>& block() { return marks_.block[at_]; }
+
+  void start() {
+    block().clear(runs_);
+    block().on = on_;
+  }
+
+  void flush(const Columns<C>& columns) {
+    if (block().count == 0) return;
+    take_block(columns, block());
+    // what does not fit is found again for every head
+    const bool fits = at_ < PatchMarks<C>::kBlocks && runs_ <= PatchMarks<C>::kRuns;
+    if (fits) {
+      ++at_;
+    } else {
+      begin(PatchMarks<C>::kBlocks);
+    }
+    start();
+  }
+
+  void take_block(const Columns<C>& columns, const Marks<C>& marks) {
+    Block<C> block(marks);
+    int at = 0;
+    for (const Run* run = marks_.runs + marks.first_run; at < marks.count; at += run++->count) {
+      read(columns, *run, at, block);
+    }
+    body_.take(block);
+  }
+
+  // What the lanes of each group see along each axis; more where some of them do not exist
+  void find_groups() {
+    for (int a = 0; a < 3; ++a) {
+      for (int g = 0; g < GROUPS; ++g) {
+        const Span* const seen = lanes_.seen[a];
+        const uint8_t* const lane = lanes_.grid->coordinate[a] + g * kLaneGroup;
+        low_[a][g] = seen[lane[0]].low, high_[a][g] = seen[lane[kLaneGroup - 1]].high;
+      }
+    }
   }
 
   // Makes the blocks of the `total` columns to come equal in size
   void expect(int64_t total) {
     const int64_t blocks = (total + kBlock - 1) / kBlock;
-    block_.clear();
-    block_.capacity = blocks ? int((total + blocks - 1) / blocks) : kBlock;
+    capacity_ = blocks ? int((total + blocks - 1) / blocks) : kBlock;
   }
 
   static bool holds(Span span, int x) { return span.low <= x && x < span.high; }
@@ -219,45 +313,49 @@ class ColumnWalk {
   // whole: columns that all lanes see
   void line(const Columns<C>& columns, int z, int y, Span part, Span whole) {
     for (int x = part.low; x < part.high;) {
-      int run = na::minimum(part.high - x, block_.capacity - block_.count);
+      int run = na::minimum(part.high - x, capacity_ - block().count);
       if (columns.mask.base) {
         x = skip(columns.mask, z, y, {x, part.high}, true);
         run = skip(columns.mask, z, y, {x, na::minimum(x + run, part.high)}, false) - x;
         if (run == 0) break;
       }
-      read(columns, z, y, x, run);
-      mark(x - part.low, run, holds(whole, x) && holds(whole, x + run - 1));
-      block_.count += run;
+      const bool all = holds(whole, x) && holds(whole, x + run - 1);
+      mark_groups(z, y, {x, x + run}, all);
+      mark(x - part.low, run, all);
+      marks_.runs[runs_++] = {z, y, x, run};
+      block().count += run;
       x += run;
-      if (block_.count == block_.capacity) flush();
+      if (block().count == capacity_) flush(columns);
     }
   }
 
-  void read(const Columns<C>& columns, int z, int y, int x, int run) {
-    const int at = block_.count;
-    rows(columns.a, z, y, x, run, block_.a + at);
-    rows(columns.b, z, y, x, run, block_.b + at);
-    rows(columns.stats, z, y, x, run, block_.stats + at);
-    indices(columns.rpb, z, y, x, run, block_.rpb + at);
-    indices(columns.slot, z, y, x, run, block_.slot + at);
+  void read(const Columns<C>& columns, const Run& run, int at, Block<C>& block) const {
+    rows(columns.a, run, at, block.a);
+    rows(columns.b, run, at, block.b);
+    rows(columns.stats, run, at, block.stats);
+    indices(columns.rpb, run, block.rpb + at);
+    indices(columns.slot, run, block.slot + at);
     if (!columns.slots.base) return;
-    for (int i = 0; i < run; ++i) block_.slots[at + i] = columns.slots.at(z, y, x + i);
+    for (int i = 0; i < run.count; ++i) block.slots[at + i] = columns.slots.at(run.z, run.y, run.x + i);
   }
 
-  void indices(const PairIndex<C>* index, int z, int y, int x, int run, int64_t* out) const {
+  void indices(const PairIndex<C>* index, const Run& run, int64_t* out) const {
     if (!index) return;
-    const int64_t line = index->column(0, z) + index->column(1, y);
-    for (int i = 0; i < run; ++i) out[i] = line + index->column(2, x + i);
+    const int64_t line = index->column(0, run.z) + index->column(1, run.y);
+    for (int i = 0; i < run.count; ++i) out[i] = line + index->column(2, run.x + i);
   }
 
-  void rows(const Side<T>& side, int z, int y, int x, int run, const T** out) const {
+  void rows(const Side<T>& side, const Run& run, int at, const T** out) const {
     if (!side.base) return;
-    const char* from = side.at(z, y, x);
+    const char* from = side.at(run.z, run.y, run.x);
     const int64_t step = int64_t(side.step[2]) * side.size;
+    for (int i = na::maximum(side.fresh - run.x, 0); i < run.count; ++i) {
+      prefetch_row(from + i * step + side.ahead, side.width * side.size);
+    }
     if (side.copies) {
-      for (int i = 0; i < run; ++i, from += step) out[i] = side.copy(from, block_.count + i);
+      for (int i = at; i < at + run.count; ++i, from += step) out[i] = side.copy(from, i);
     } else {
-      for (int i = 0; i < run; ++i, from += step) out[i] = reinterpret_cast<const T*>(from);
+      for (int i = at; i < at + run.count; ++i, from += step) out[i] = reinterpret_cast<const T*>(from);
     }
   }
 
@@ -279,8 +377,8 @@ class ColumnWalk {
     Span coordinates = {0, 0};
     for (int x = part.low; x < part.high; ++x) {
       coordinates = seeing(2, x, coordinates);
-      for (int v = block_.on.first; v < block_.on.end(); ++v) {
-        x_sight_[(x - part.low) * C::V + v] = lanes_at(2, coordinates, v);
+      for (int v = 0; v < V; ++v) {
+        x_sight_[(x - part.low) * V + v] = lanes_at(2, coordinates, v);
       }
     }
   }
@@ -288,39 +386,45 @@ class ColumnWalk {
   // whole: all lanes see the line
   void find_row_masks(int z, int y, bool whole) {
     const Span along_z = seeing(0, z, {0, 0}), along_y = seeing(1, y, {0, 0});
-    for (int v = block_.on.first; v < block_.on.end(); ++v) {
+    for (int v = 0; v < V; ++v) {
       row_sight_[v] = whole ? ~0u : lanes_at(0, along_z, v) & lanes_at(1, along_y, v);
     }
   }
 
-  // Whether any lane of a group sees the line
-  bool group_sees_row(int group) const {
-    constexpr int W = C::W, L = kLaneGroup;
-    uint32_t bits = 0;
-    for (int lane = group * L; lane < (group + 1) * L; lane += W) bits |= row_sight_[lane / W] >> lane % W;
-    return bits & ((1u << smaller(L, W)) - 1);
+  // Extends the groups' ranges by what they see of a line's columns
+  void mark_groups(int z, int y, Span x, bool whole) {
+    const int offset = block().count - x.low;
+    if (whole) {
+      for (Range& range : block().ranges) range = {na::minimum(range.low, x.low + offset), x.high + offset};
+      return;
+    }
+    for (int g = 0; g < GROUPS; ++g) {
+      const int low = na::maximum(x.low, low_[2][g]), high = na::minimum(x.high, high_[2][g]);
+      const bool sees = (low < high) & (low_[0][g] <= z) & (z < high_[0][g]) & (low_[1][g] <= y) & (y < high_[1][g]);
+      Range& range = block().ranges[g];
+      range.low = sees ? na::minimum(range.low, low + offset) : range.low;
+      range.high = sees ? high + offset : range.high;
+    }
   }
 
   // at: the first column's index in the x masks
   void mark(int at, int run, bool whole) {
-    constexpr int V = C::V;
-    block_.masked = block_.masked || !whole;
-    for (int g = block_.on.first * C::W / kLaneGroup; g < block_.on.end() * C::W / kLaneGroup; ++g) {
-      if (!group_sees_row(g)) continue;
-      Range& range = block_.ranges[g];
-      range = {na::minimum(range.low, block_.count), block_.count + run};
-    }
-    for (int v = block_.on.first; v < block_.on.end(); ++v) {
-      const uint32_t* from = x_sight_ + at * V + v;
-      uint32_t* to = block_.sight + block_.count * V + v;
-      for (int i = 0; i < run; ++i) to[i * V] = whole ? ~0u : from[i * V] & row_sight_[v];
+    Marks<C>& marks = block();
+    marks.masked = marks.masked || !whole;
+    const uint32_t* from = x_sight_ + at * V;
+    uint32_t* to = marks.sight + marks.count * V;
+    for (int i = 0; i < run; ++i, from += V, to += V) {
+      for (int v = 0; v < V; ++v) to[v] = whole ? ~0u : from[v] & row_sight_[v];
     }
   }
 
   const Lanes<C>& lanes_;
-  Block<C>& block_;
+  PatchMarks<C>& marks_;
   Body& body_;
-  uint32_t row_sight_[C::V], x_sight_[kBlock * C::V];
+  int at_ = 0, runs_ = 0, capacity_ = kBlock;
+  Vectors on_ = {0, V};
+  uint32_t row_sight_[V], x_sight_[kBlock * V];
+  int low_[3][GROUPS], high_[3][GROUPS];
 };
 
 }  // namespace NATTEN_ISA

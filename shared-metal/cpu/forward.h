@@ -119,15 +119,14 @@ struct ForwardBody {
     const Scale<T> scale(p.scale);
     lanes.read(op.query, unit.batch, unit.head, p.dim, scale.sign, scratch.rows, scratch.lanes_a);
     PairIndex<C> index;
-    Block<C> block;
     OnlineSoftmax<C> softmax = {scratch, scale.size, p.dim, p.dim_v, &index};
     softmax.begin();
-    ColumnWalk<C, OnlineSoftmax<C>> columns(lanes, block, softmax);
+    ColumnWalk<C, OnlineSoftmax<C>> columns(lanes, scratch.patch.marks, softmax);
     walk_additional(op, unit.batch, kv_head, scratch, columns);
     Columns<C> sides;
-    sides.a = side_of(op.key, unit.batch, kv_head, lanes.column_origin, lanes.step, p.dim, scratch.columns_a);
-    sides.b = side_of(op.value, unit.batch, kv_head, lanes.column_origin, lanes.step, p.dim_v, scratch.columns_b);
-    sides.mask = mask_of<T>(op.key_mask, unit.batch, lanes.column_origin, lanes.step);
+    sides.a = side_of(op.key, unit.batch, kv_head, lanes, p.dim, scratch.columns_a);
+    sides.b = side_of(op.value, unit.batch, kv_head, lanes, p.dim_v, scratch.columns_b);
+    sides.mask = mask_of<T>(op.key_mask, unit.batch, lanes);
     if (op.rpb) {
       softmax.rpb = rpb_of_head<T>(op, unit.head);
       index_rpb(index, lanes, p, false);

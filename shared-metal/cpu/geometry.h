@@ -188,16 +188,31 @@ inline int64_t columns_seen(const Axis& axis, int rows) {
 // Columns that all panels of `rows` rows read along one axis
 inline int64_t columns_read(const Axis& axis, int rows) { return panels(axis, rows) * columns_seen(axis, rows); }
 
-// Chooses the panel of `lanes` rows (a power of two), longest along x among equals
+// The columns of a panel between the first and the last that one of the first kLaneGroup rows sees
+inline int64_t group_range(const Walk& walk, const int* panel) {
+  int rest = kLaneGroup;
+  int64_t range = 0, line = 1;
+  for (int a = 2; a >= 0; --a) {
+    const int rows = smaller(rest, panel[a]);
+    rest /= rows;
+    range += (columns_seen(walk.axis[a], rows) - 1) * line;
+    line *= columns_seen(walk.axis[a], panel[a]);
+  }
+  return range + 1;
+}
+
+// Chooses the panel of `lanes` rows (a power of two) that reads the fewest columns; among equals the one whose groups
+// have the shortest ranges, then the longest along x
 inline void choose_panel(Walk& walk, int lanes) {
-  int64_t best = -1;
+  int64_t best = -1, shortest = 0;
   for (int z = 1; z <= lanes; z *= 2) {
     for (int y = 1; y * z <= lanes; y *= 2) {
       const int shape[3] = {z, y, lanes / (y * z)};
       int64_t columns = 1;
       for (int a = 0; a < 3; ++a) columns *= columns_read(walk.axis[a], shape[a]);
-      if (best >= 0 && columns >= best) continue;
-      best = columns;
+      const int64_t range = group_range(walk, shape);
+      if (best >= 0 && (columns > best || (columns == best && range >= shortest))) continue;
+      best = columns, shortest = range;
       for (int a = 0; a < 3; ++a) walk.axis[a].panel = shape[a];
     }
   }

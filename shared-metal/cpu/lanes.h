@@ -23,6 +23,9 @@ struct Lanes {
   Span common[PANELS][3];         // columns that every lane of the panel sees
   int step[3];                    // token at hand = position * step + origin: of rows, of columns
   int row_origin[3], column_origin[3];
+  // What is read ahead for the unit of work that comes next, another head of the patch or a patch further along x
+  bool last_head;
+  int stride, fresh;  // tokens from patch to patch; columns from here on are new to that unit
 
   // Limits what the rows of the first `count` coordinates see to the columns at hand. Not inlined: few walks need it.
   __attribute__((noinline)) void keep_at_hand(int a, const Axis& axis, int count) {
@@ -33,6 +36,7 @@ struct Lanes {
   // Rows of a patch
   void find(const Walk& walk, const Unit& unit) {
     grid = &walk.grid, split = walk.split;
+    stride = walk.axis[2].patch * walk.axis[2].d;
     for (int lane = 0; lane < N; ++lane) live[lane] = true;
     for (int a = 0; a < 3; ++a) {
       const Axis& axis = walk.axis[a];
@@ -54,11 +58,13 @@ struct Lanes {
         live[lane] = live[lane] && c < count;
       }
     }
+    fresh = box[PANELS - 1][2].high - walk.axis[2].patch;
   }
 
   // Rows from `first` on, of `count` tokens side by side (additional keys), which see `all` columns, of whole axes
   void find_tokens(const Grid& tokens, int first, int count, const Span* all) {
     grid = &tokens, split = 2;
+    last_head = false, stride = 0, fresh = INT_MAX;
     for (int a = 0; a < 3; ++a) {
       for (int c = 0; c <= N; ++c) seen[a][c] = c < (a == split ? N : 1) ? all[a] : Span{INT_MAX, INT_MAX};
       for (int panel = 0; panel < PANELS; ++panel) {
@@ -78,6 +84,12 @@ struct Lanes {
   // Columns that a lane sees along an axis
   Span columns_of(int axis, int lane) const {
     return live[lane] ? seen[axis][grid->coordinate[axis][lane]] : Span{0, 0};
+  }
+
+  // Bytes from the rows of a head to those that the next unit reads. Only prefetched: at the end of an axis it is wrong.
+  int64_t ahead(const Tensor& tensor, int head) const {
+    const int64_t elements = last_head ? stride * tensor.axis[2] - head * tensor.head : tensor.head;
+    return elements * element_size(tensor.dtype);
   }
 
   // Element offset of each lane's row
@@ -119,12 +131,14 @@ struct Lanes {
   void read(const Tensor& tensor, int batch, int head, int width, T factor, T* rows, Vector<T>* out) const {
     const int padded = (width + W - 1) / W * W, whole = width / W * W;
     const bool in_place = tensor.channel == 1 && element_size(tensor.dtype) == int(sizeof(T));
+    const int64_t next = ahead(tensor, head);
     int64_t at[N];
     const T* from[N];
     offsets(tensor, batch, head, at);
     for (int lane = 0; lane < N; ++lane) {
       T* copy = rows + int64_t(lane) * padded;
       const char* row_at = tensor.at(at[lane]);
+      prefetch_row(row_at + next, width * element_size(tensor.dtype));
       from[lane] = in_place ? reinterpret_cast<const T*>(row_at) : copy;
       const int done = in_place ? whole : 0;  // a row that is read in place ends with a copy of its last channels
       if (done < width) {

@@ -33,6 +33,26 @@ struct Operands {
   void* rpb_grad = nullptr;
 };
 
+// The patch that a worker is at: its rows and its blocks, which all of its heads have in common
+template <typename C>
+struct Patch {
+  int64_t number = -1;
+  Unit unit;
+  Lanes<C> lanes;
+  PatchMarks<C> marks;
+
+  // number: counted over all batch items and dilation groups
+  void find(const Walk& walk, int64_t wanted, int head) {
+    if (wanted != number) {
+      number = wanted;
+      unit = find_unit(walk, wanted, head);
+      marks.clear();
+      if (unit.inside) lanes.find(walk, unit);
+    }
+    unit.head = head, lanes.last_head = head + 1 == walk.heads;
+  }
+};
+
 // One worker's scratch memory: the patch's rows of two tensors, transposed; two numbers for each pair; two sums for
 // each row, with their totals; copies of rows
 template <typename C>
@@ -41,6 +61,7 @@ struct Scratch {
   Vector<T>*lanes_a, *lanes_b, *pairs_a, *pairs_b;
   T *sums_a, *sums_b, *rows, *columns_a, *columns_b;
   double *totals_a, *totals_b;
+  Patch<C> patch;
 
   static int64_t rounded(int64_t width) { return (width + C::W - 1) / C::W * C::W; }
 
@@ -102,11 +123,9 @@ struct PatchUnits {
   const Body& body;
 
   void unit(int64_t number, Scratch<C>& scratch) const {
-    const Unit unit = find_unit(walk, number / walk.heads, int(number % walk.heads));
-    if (!unit.inside) return;
-    Lanes<C> lanes;
-    lanes.find(walk, unit);
-    body.patch(lanes, unit, scratch);
+    Patch<C>& patch = scratch.patch;
+    patch.find(walk, number / walk.heads, int(number % walk.heads));
+    if (patch.unit.inside) body.patch(patch.lanes, patch.unit, scratch);
   }
 };
 
@@ -137,7 +156,7 @@ void walk_additional(const Operands& op, int batch, int kv_head, Scratch<C>& scr
   Columns<C> sides;
   sides.a = side_of(op.additional_keys, batch, kv_head, origin, step, p.dim, scratch.columns_a);
   sides.b = side_of(op.additional_values, batch, kv_head, origin, step, p.dim_v, scratch.columns_b);
-  columns.take(segment, sides);
+  columns.others(segment, sides);
 }
 
 }  // namespace NATTEN_ISA

@@ -77,6 +77,10 @@ NATTEN_INLINE void with_element(int dtype, const Body& body) {
   }
 }
 
+NATTEN_INLINE void prefetch_row(const char* row, int bytes) {
+  for (int at = 0; at < bytes; at += 64) __builtin_prefetch(row + at);
+}
+
 template <typename T>
 struct ReadRow {
   const char* from;

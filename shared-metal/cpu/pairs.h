@@ -101,9 +101,9 @@ Columns<C> query_columns(const Operands& op, int batch, int head, const Lanes<C>
   typedef typename C::T T;
   Columns<C> sides;
   const Problem& p = op.problem;
-  sides.a = side_of(op.query, batch, head, lanes.column_origin, lanes.step, p.dim, scratch.columns_a);
-  sides.b = side_of(op.out_grad, batch, head, lanes.column_origin, lanes.step, p.dim_v, scratch.columns_b);
-  sides.stats = side_of<T>(op.shift, batch, head, lanes.column_origin, lanes.step, 1, nullptr);
+  sides.a = side_of(op.query, batch, head, lanes, p.dim, scratch.columns_a);
+  sides.b = side_of(op.out_grad, batch, head, lanes, p.dim_v, scratch.columns_b);
+  sides.stats = side_of<T>(op.shift, batch, head, lanes, 1, nullptr);
   return sides;
 }
 

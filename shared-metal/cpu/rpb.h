@@ -92,11 +92,9 @@ struct PartUnits {
     double* table = tables + number * entries;
     for (int64_t i = 0; i < entries; ++i) table[i] = 0;
     for (int64_t at = patches * part / parts; at < patches * (part + 1) / parts; ++at) {
-      const Unit unit = find_unit(walk, at, int(number % walk.heads));
-      if (!unit.inside) continue;
-      Lanes<C> lanes;
-      lanes.find(walk, unit);
-      body.patch(lanes, unit, scratch, table);
+      Patch<C>& patch = scratch.patch;
+      patch.find(walk, at, int(number % walk.heads));
+      if (patch.unit.inside) body.patch(patch.lanes, patch.unit, scratch, table);
     }
   }
 };

@@ -152,16 +152,15 @@ struct LogitsBody {
     PairIndex<C> index, rpb_index;
     index_slots(index, lanes, walk);
     Columns<C> sides;
-    sides.a = side_of(key, batch, kv_head, lanes.column_origin, lanes.step, dim, scratch.columns_a);
+    sides.a = side_of(key, batch, kv_head, lanes, dim, scratch.columns_a);
     sides.slot = &index;
     const T* rpb = op.rpb ? rpb_of_head<T>(op, unit.head) : nullptr;
     if (rpb) {
       index_rpb(rpb_index, lanes, op.problem, false);
       sides.rpb = &rpb_index;
     }
-    Block<C> block;
     const Sum sum = {*this, scratch, index, rpb_index, rpb, rows, lanes.live};
-    ColumnWalk<C, const Sum> columns(lanes, block, sum);
+    ColumnWalk<C, const Sum> columns(lanes, scratch.patch.marks, sum);
     columns.patch(sides);
   }
 };
@@ -212,15 +211,14 @@ struct WeighBody {
     PairIndex<C> index;
     index_slots(index, lanes, walk);
     if (!walk.transposed) lanes.addresses(slots, batch, unit.head, rows);
-    Block<C> block;
     Sum sum = {*this, scratch, index, rows, scratch.sums_of_b(dim)};
     sum.out.begin();
-    ColumnWalk<C, Sum> walker(lanes, block, sum);
+    ColumnWalk<C, Sum> walker(lanes, scratch.patch.marks, sum);
     const int first = walk.transposed ? unit.head * group : unit.head / group;
     for (int head = first; head < first + (walk.transposed ? group : 1); ++head) {
       Columns<C> sides;
-      sides.b = side_of(columns, batch, head, lanes.column_origin, lanes.step, dim, scratch.columns_b);
-      if (walk.transposed) sides.slots = side_of<T>(slots, batch, head, lanes.column_origin, lanes.step, 0, nullptr);
+      sides.b = side_of(columns, batch, head, lanes, dim, scratch.columns_b);
+      if (walk.transposed) sides.slots = side_of<T>(slots, batch, head, lanes, 0, nullptr);
       sides.slot = &index;
       walker.patch(sides);
     }
@@ -269,9 +267,8 @@ struct SlotRpbBody {
     index_rpb(rpb_index, lanes, op.problem, false);
     Columns<C> sides;
     sides.slot = &index, sides.rpb = &rpb_index;
-    Block<C> block;
     const Sum sum = {*this, scratch, index, rpb_index, rows, table};
-    ColumnWalk<C, const Sum> columns(lanes, block, sum);
+    ColumnWalk<C, const Sum> columns(lanes, scratch.patch.marks, sum);
     columns.patch(sides);
   }
 };
