@@ -2,9 +2,11 @@
 //
 //   for each segment of the patch, the columns that the same panels see (the picture is in geometry.h):
 //     for z, y in the segment:  for x in it, a run of columns at a time:
-//       append their rows (read in place, or converted into scratch memory), scalars, pair indices and masks
-//       when the block is full: body.take(block)
+//       append the run and its masks
+//       when the block is full: find its rows (read in place, or converted into scratch memory), scalars and pair
+//       indices, and call body.take(block)
 //
+// Runs and masks are the same for all heads of a patch, and are kept from the first to the last.
 // Blocks of a segment have the same size, up to the length of a run. A block belongs to the vectors `on`, those of the
 // panels that see the segment, and is `masked` unless all of their lanes see all of it.
 #pragma once
