@@ -316,6 +316,16 @@ static void test_panels(Random& random) {
   }
 }
 
+// Windows one column wide, so that every column is a run of its own: more runs than are kept for a patch
+static void test_runs(Random& random) {
+  natten_problem p = {};
+  p.dtype = NATTEN_FLOAT32, p.rank = 2, p.batch = 1, p.heads = 2, p.kv_heads = 1, p.head_dim = p.head_dim_v = 3;
+  p.additional = 2, p.scale = 0.25;
+  set_length(p, 0, 420), set_length(p, 1, 1), p.kernel_size[0] = 350, p.kernel_size[1] = 1;
+  for (int a = 0; a < 2; ++a) p.stride[a] = p.dilation[a] = 1;
+  test_fused(random, p);
+}
+
 // Pieces in the middle and at the end of axes of the maximum length: their offsets need 64 bits
 static void test_far(Random& random) {
   const int64_t longest = int64_t(1) << 29;
@@ -363,7 +373,7 @@ int main(int argc, char** argv) {
   test_long(random);
   test_many(random, 7, 2300), test_many(random, 2300, 6), test_many_slots(random);
   for (int dtype = 0; dtype < 4; ++dtype) test_large_logits(random, dtype), test_dead_rows(random, dtype);
-  test_panels(random), test_far(random);
+  test_panels(random), test_runs(random), test_far(random);
   test_callers(random);
   if (forks) test_fork(random);
   test_nan(random);
