@@ -156,7 +156,7 @@ FAULTS = (
     ("natten_cpu.cpp", "query < first + d;", "query < first + 1;"),
     ("natten_cpu.cpp", "start + length <= full", "length <= full"),
     ("backward.h", "if (op.key_mask.data) clear_masked(lanes, batch, scratch);", ""),
-    ("columns.h", "side.base = mask.data + batch * mask.batch;", "side.base = mask.data + 0 * batch;"),
+    ("sides.h", "side.base = mask.data + batch * mask.batch;", "side.base = mask.data + 0 * batch;"),
     ("columns.h", "na::minimum(x + run, part.high)}, false) - x;", "na::minimum(x + run, part.high)}, true) - x;"),
 )
 
