@@ -167,13 +167,13 @@ def _changed(launch: Launch, problem: Problem, variant: str) -> Launch:
 def chosen(problems: list[str], variants: list[str], dtypes: list[str]) -> list[Job]:
     """The jobs of some problems (none: all of TIMED and SMALL), and of all that a name of a set stands for.
 
-    Timed ones in each variant (none: as planned) and dtype (none: DTYPES), small ones in every way.
+    In each variant (none: timed ones as planned, small ones in every way); timed ones in each dtype (none: DTYPES).
     """
     found = []
     for name in [one for given in problems or ["TIMED", "SMALL"] for one in SETS.get(given, (given,))]:
         small = name in SMALL
         for dtype in SMALL_DTYPES if small else dtypes or DTYPES:
-            for variant in SMALL_VARIANTS if small else variants or ["plan"]:
+            for variant in variants or (SMALL_VARIANTS if small else ["plan"]):
                 found += [Job(name, dtype, direction, variant) for direction in ("forward", "backward")]
     return found
 
