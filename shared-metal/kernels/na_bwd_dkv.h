@@ -91,12 +91,8 @@ struct KeyGradient {
           ds[e] = sees ? p[e] * (g[j][e] - query[2]) : 0.0f;
         }
         const Pair<T> weight = Pair<T>(T(p[0]), T(p[1]));
-        NA_UNROLL for (int d = 0; d < C::DB; d += 8) {
-          mma<T>(value_sum.part[d / 8], weight, out_grads.along(b.b[j], fr, d + fc, b.last[j]));
-        }
-        NA_UNROLL for (int d = 0; d < C::DA; d += 8) {
-          mma<T, float>(key_sum.part[d / 8], ds, queries.along(b.a[j], fr, d + fc, b.last[j]));
-        }
+        multiply_along<C, T, C::DB>(value_sum.part, weight, b.b[j], b.last[j], out_grads, fr, fc, false);
+        multiply_along<C, float, C::DA>(key_sum.part, ds, b.a[j], b.last[j], queries, fr, fc, false);
       }
     }
     if (parts.end(count)) {
@@ -190,8 +186,8 @@ METAL_FUNC void na_bwd_dkv(const device typename C::T* q, const device typename 
     k_at += part * prm[kKeyGradPart];
     v_at += part * prm[kValueGradPart];
   }
-  write_row<typename C::R, C::DA>(key_grad + k_at, body.key_sum.part, body.scale * kLn2, body.fc, dim);
-  write_row<typename C::R, C::DB>(value_grad + v_at, body.value_sum.part, 1.0f, body.fc, dim_v);
+  write_row<C, C::DA>(key_grad + k_at, body.key_sum.part, body.scale * kLn2, body.fc, dim);
+  write_row<C, C::DB>(value_grad + v_at, body.value_sum.part, 1.0f, body.fc, dim_v);
 }
 
 }  // namespace na

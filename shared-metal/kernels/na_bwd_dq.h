@@ -86,11 +86,8 @@ struct QueryGradient {
     logit_gradients(ds, b, count, keys, values, seen);
     NA_UNROLL for (int j = 0; j < C::NB; ++j) {
       if (j < count) {
-        NA_UNROLL for (int d = 0; d < C::DA; d += 8) {
-          Pair<T> key = keys.along(b.a[j], fr, d + fc, b.last[j]);
-          if (C::MASKED && !b.allows(j, fr)) key = Pair<T>(T(0));
-          mma<T, float>(sum.part[d / 8], ds[j], key);
-        }
+        const bool hidden = C::MASKED && !b.allows(j, fr);
+        multiply_along<C, float, C::DA>(sum.part, ds[j], b.a[j], b.last[j], keys, fr, fc, hidden);
       }
     }
     if (parts.end(count)) {
@@ -144,7 +141,7 @@ METAL_FUNC void na_bwd_dq(const device typename C::T* q, const device typename C
   const float factor = as_type<uint>(total) == 0u ? 0.0f : 1.0f / total;
   if (!patch.store) return;
   device T* to = query_grad + row_at(prm, kQueryGradStride, patch, slice.batch, slice.head);
-  write_row<T, C::DA>(to, body.sum.part, body.scale * kLn2 * factor, body.fc, int(prm[kDim]));
+  write_row<C, C::DA>(to, body.sum.part, body.scale * kLn2 * factor, body.fc, int(prm[kDim]));
   if (body.fc == 0) ((device Stats*)stats)[scalar] = Stats(body.lse, factor, body.delta, 0.0f);
 }
 

@@ -75,11 +75,7 @@ struct Forward {
           l += weight;
           p[e] = T(weight);
         }
-        NA_UNROLL for (int d = 0; d < C::DB; d += 8) {
-          Pair<T> value = values.along(b.b[j], fr, d + fc, b.last[j]);
-          if (C::MASKED && !b.allows(j, fr)) value = Pair<T>(T(0));
-          mma<T>(out.part[d / 8], p, value);
-        }
+        multiply_along<C, T, C::DB>(out.part, p, b.b[j], b.last[j], values, fr, fc, C::MASKED && !b.allows(j, fr));
       }
     }
     if (parts.end(count)) {
@@ -142,7 +138,7 @@ METAL_FUNC void na_fwd(const device typename C::T* q, const device typename C::T
   const bool empty = as_type<uint>(total) == 0u;  // as bits: fast math may drop float comparisons, and NaN is not empty
   if (!patch.store) return;
   device T* to = out + row_at(prm, kOutStride, patch, slice.batch, slice.head);
-  write_row<T, C::DB>(to, body.out.part, empty ? 0.0f : 1.0f / total, body.fc, int(prm[kDimV]));
+  write_row<C, C::DB>(to, body.out.part, empty ? 0.0f : 1.0f / total, body.fc, int(prm[kDimV]));
   if (body.fc == 0) {
     lse[row_at(prm, kLseStride, patch, slice.batch, slice.head)] =
         empty ? as_type<float>(kMinusInfinityBits) : (body.m * body.unit + log2(total)) * kLn2;

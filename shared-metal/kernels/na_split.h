@@ -125,9 +125,7 @@ struct WeighKeys {
           const bool sees = b.sees(j, fc, e, seen);
           p[e] = sees ? weights[(b.slot_at(j, fc, e)) * channel] : T(0);
         }
-        NA_UNROLL for (int d = 0; d < C::DB; d += 8) {
-          mma<T>(sum.part[d / 8], p, values.along(b.b[j], fr, d + fc, b.last[j]));
-        }
+        multiply_along<C, T, C::DB>(sum.part, p, b.b[j], b.last[j], values, fr, fc, false);
       }
     }
     if (parts.end(count)) sum.end_part(1.0f);
@@ -163,7 +161,7 @@ METAL_FUNC void na_av(const device typename C::T* attn, const device typename C:
   body.sum.finish(1.0f);
   if (!patch.store) return;
   device T* to = out + row_at(prm, kOutStride, patch, slice.batch, slice.head);
-  write_row<T, C::DB>(to, body.sum.part, as_type<float>(int(prm[kScaleBits])) * kLn2, body.fc, int(prm[kDimV]));
+  write_row<C, C::DB>(to, body.sum.part, as_type<float>(int(prm[kScaleBits])) * kLn2, body.fc, int(prm[kDimV]));
 }
 
 // --- weights times queries ---------------------------------------------------------------------------------
@@ -193,9 +191,7 @@ struct WeighQueries {
           const long at = b.scalar_at(j, fc, e, scalar_step) + b.slot_in(j, fc, e, x, row_x) * channel;
           p[e] = sees ? weights[at] : T(0);
         }
-        NA_UNROLL for (int d = 0; d < C::DB; d += 8) {
-          mma<T>(sum.part[d / 8], p, tokens.along(b.b[j], fr, d + fc, b.last[j]));
-        }
+        multiply_along<C, T, C::DB>(sum.part, p, b.b[j], b.last[j], tokens, fr, fc, false);
       }
     }
     if (parts.end(count)) sum.end_part(1.0f);
@@ -241,7 +237,7 @@ METAL_FUNC void na_av_t(const device typename C::T* attn, const device typename 
   body.sum.finish(1.0f);
   if (!patch.store) return;
   device T* to = out + row_at(prm, kOutStride, patch, slice.batch, slice.kv_head);
-  write_row<T, C::DB>(to, body.sum.part, as_type<float>(int(prm[kScaleBits])) * kLn2, body.fc, int(prm[kDimV]));
+  write_row<C, C::DB>(to, body.sum.part, as_type<float>(int(prm[kScaleBits])) * kLn2, body.fc, int(prm[kDimV]));
 }
 
 }  // namespace na

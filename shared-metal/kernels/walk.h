@@ -115,12 +115,29 @@ METAL_FUNC void multiply_across(thread Pair<float>* s, const thread Pair<T>* row
   if (sizeof(T) == 4) simdgroup_barrier(mem_flags::mem_none);
 }
 
-// A row's channels from registers to device memory
-template <typename T, int DP>
-METAL_FUNC void write_row(device T* to, const thread Pair<float>* from, float factor, int fc, int dim) {
-  NA_UNROLL for (int d = 0; d < DP; d += 8) {
-    if (d + fc < dim) to[d + fc] = T(from[d / 8][0] * factor);
-    if (d + fc + 1 < dim) to[d + fc + 1] = T(from[d / 8][1] * factor);
+// sum += weight * column, of one brick. hidden: the lane's column counts as zeros
+template <typename C, typename A, int DP, typename At, typename Source>
+METAL_FUNC void multiply_along(thread Pair<float>* sum, Pair<A> weight, At at, int last, const thread Source& source,
+                               int fr, int fc, bool hidden) {
+  typedef typename C::T T;
+  constexpr int N = products_along<C, DP>();
+  NA_UNROLL for (int i = 0; i < DP / 8; i += N) {
+    Pair<T> own[N];
+    source.template along<N>(own, at, fr, channel_along<N>(i, fc), last);
+    NA_UNROLL for (int n = 0; n < N; ++n) {
+      if (hidden) own[n] = Pair<T>(T(0));
+      mma<T, A>(sum[i + n], weight, own[n]);
+    }
+  }
+}
+
+// The channels that multiply_along made, from registers to device memory
+template <typename C, int DP, typename R>
+METAL_FUNC void write_row(device R* to, const thread Pair<float>* from, float factor, int fc, int dim) {
+  NA_UNROLL for (int i = 0; i < DP / 8; ++i) {
+    const int d = channel_along<products_along<C, DP>()>(i, fc);
+    if (d < dim) to[d] = R(from[i][0] * factor);
+    if (d + 1 < dim) to[d + 1] = R(from[i][1] * factor);
   }
 }
 
