@@ -217,8 +217,8 @@ KITS = (
     Kit(
         "vol-direct-grouped",
         3,
-        "float32",
-        (16, 16),
+        "float16",
+        (32, 16),
         (1, 1, 2),
         FLAT,
         (*FUSED, "of_additional", "delta"),
@@ -230,7 +230,7 @@ KITS = (
     Kit(
         "vol-wide",
         3,
-        "float16",
+        "float32",
         (16, 16),
         CUBE,
         CUBE,
@@ -273,7 +273,7 @@ KITS = (
         flat=True,
     ),
     Kit("img-flat", 2, "float16", (32, 16), FLAT, LINE, (*FUSED, *SPLIT), part=2, reads="direct", flat=True),
-    Kit("vol-flat", 3, "float16", (16, 16), CUBE, FLAT, (*FUSED, *SPLIT), bricks=3, reads="direct wide", flat=True),
+    Kit("vol-flat", 3, "float16", (32, 16), CUBE, FLAT, (*FUSED, *SPLIT), bricks=3, reads="direct wide", flat=True),
     Kit(
         "vol-flat-masked",
         3,
