@@ -183,15 +183,15 @@ struct Words<1> {
   static METAL_FUNC uint at(type word, int i) { return word; }
 };
 
-// Two channels of 16 bits; of float, N is 1 and this is never called
+// Two channels of 16 bits out of a word. Of float no load has several pairs, and this is never called.
+template <typename T, int BYTES = sizeof(T)>
+struct Halves {
+  static METAL_FUNC Pair<T> of(uint word) { return as_type<Pair<T>>(word); }
+};
 template <typename T>
-METAL_FUNC Pair<T> halves(uint word) {
-  return as_type<Pair<T>>(word);
-}
-template <>
-METAL_FUNC Pair<float> halves<float>(uint word) {
-  return Pair<float>(0.0f);
-}
+struct Halves<T, 4> {
+  static METAL_FUNC Pair<T> of(uint word) { return Pair<T>(T(0)); }
+};
 
 // How many products along one load serves. It does not matter which 8 channels a product makes, so those of a lane may
 // lie side by side in several products: 16 bytes are loaded at once instead of 4 times 4. From device memory that takes
@@ -251,7 +251,7 @@ struct Direct {
     if (N != 1) {
       typedef Words<N> W;
       const typename W::type words = *(const device typename W::type*)(tokens + i);
-      NA_UNROLL for (int n = 0; n < N; ++n) pairs[n] = halves<T>(W::at(words, n));
+      NA_UNROLL for (int n = 0; n < N; ++n) pairs[n] = Halves<T>::of(W::at(words, n));
     } else if (WIDE) {
       pairs[0] = *(const device Pair<T>*)(tokens + i);
     } else {
