@@ -66,10 +66,11 @@ def test_a_saved_program(imports: str, program: Path) -> None:
 
 
 def test_importing_the_package_alone_imports_no_torch() -> None:
-    """It waits for an import of torch, and stops waiting once torch is imported."""
+    """It waits for an import of torch, then for one of torch's counter of operations, and for nothing after that."""
     waiting = "print('torch' in sys.modules, [type(f).__name__ for f in sys.meta_path if 'with_torch' in repr(f)])"
-    done = in_a_process(f"import sys, natten_mps\n{waiting}\nimport torch\n{waiting}")
-    assert done.stdout == "False ['_Torch']\nTrue []\n", done.stderr
+    imports = ("sys, natten_mps", "torch", "torch.utils.flop_counter")
+    done = in_a_process("\n".join(f"import {name}\n{waiting}" for name in imports))
+    assert done.stdout == "False ['_Torch']\nTrue ['_After']\nTrue []\n", done.stderr
 
 
 def test_an_import_of_torch_that_fails_may_be_tried_again() -> None:
