@@ -28,5 +28,7 @@ def tune(*, quick: bool = False, path: "str | PathLike[str] | None" = None) -> d
     Raises:
         RuntimeError: there is no GPU whose kernels could be timed, or none of them runs; the message says why.
         OSError: the file cannot be written.
+
+    Source: our own; the model and its counts are described in docs/planning.md.
     """
     return tuned_here(TIMER, quick, path)
