@@ -290,8 +290,8 @@ install_torch_release() {
 # The tests whose answers depend on torch's release.
 TORCH_SUITES=(answers/gradcheck answers/lazy_tensors answers/split_derivatives api/modules api/modules_changed
   api/varlen_torch plan/import_order transforms/batched_gradients transforms/compile transforms/contexts
-  transforms/custom_ops transforms/direct transforms/export transforms/first_calls transforms/plain_export
-  transforms/saved_programs transforms/transforms)
+  transforms/custom_ops transforms/direct transforms/export transforms/first_calls transforms/flop_counter
+  transforms/plain_export transforms/saved_programs transforms/transforms)
 
 run_torch() {
   local version=${1:-} suite suites=()

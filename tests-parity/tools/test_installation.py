@@ -142,6 +142,20 @@ def test_a_framework_that_cannot_be_imported(package: str, kind: str, tmp_path: 
 
 
 @pytest.mark.parametrize("package", PACKAGES)
+def test_the_file_does_not_name_the_home_folder(package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path / "jane"
+    (home / MODULES[package]).mkdir(parents=True)
+    (home / MODULES[package] / "__init__.py").write_text(f"raise OSError({str(home / 'lib.so')!r} + ' is not there')")
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("NATTEN_TUNING", str(home / "tuning.json"))
+    done = run(package, home, "doctor", "--json")
+    found = json.loads(done.stdout)
+    assert found["findings"][0]["problem"].endswith("cannot be imported: OSError: ~/lib.so is not there")
+    assert found["settings"]["NATTEN_TUNING"] == "~/tuning.json" and "jane" not in done.stdout
+    assert str(home / "lib.so") in done.stderr  # the table is for the user
+
+
+@pytest.mark.parametrize("package", PACKAGES)
 def test_other_commands_send_to_the_doctor(package: str, tmp_path: Path) -> None:
     (tmp_path / f"{MODULES[package]}.py").write_text(BROKEN["raises"][0])
     Image.new("RGB", (32, 24)).save(tmp_path / "photo.png")

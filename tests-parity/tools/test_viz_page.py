@@ -215,6 +215,19 @@ def test_a_link_holds_everything(browser: Page) -> None:
         browser.assert_numbers()
 
 
+def test_a_broken_link(browser: Page) -> None:
+    """There is no picture yet: pointing, clicking and keys do nothing, and correcting the setting shows it."""
+    browser.open("#shape=16,16&kernel_size=5,5&stride=6,1&dilation=1,1&is_causal=0,0&wrap=0,0&token=8,8")
+    assert browser.text("error") == "na2d: stride must not exceed kernel_size; axis 0 has 6 > 5"
+    canvas = browser.find("picture")
+    ActionChains(browser.driver).move_to_element(canvas).click().perform()
+    canvas.send_keys(Keys.ARROW_UP)
+    assert browser.find("token-0").get_attribute("value") == "8" and browser.text("said") == ""
+    browser.type("stride-0", 1)
+    assert browser.text("said").startswith("Query (8, 8) ")
+    browser.assert_numbers()
+
+
 @pytest.mark.parametrize(
     ("name", "value", "message", "wrong"),
     [

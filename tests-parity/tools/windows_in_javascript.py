@@ -185,9 +185,11 @@ def broken_settings(rng: random.Random) -> tuple[Settings, str]:
     while True:
         settings = random_settings(rng)
         axis = rng.randrange(len(settings["shape"]))
-        name = rng.choice(("kernel_size", "stride", "dilation", "is_causal", "wrap"))
+        name = rng.choice(("shape", "kernel_size", "stride", "dilation", "is_causal", "wrap"))
         flag = name in ("is_causal", "wrap")
         settings[name][axis] = not settings[name][axis] if flag else rng.randint(0, 2 * settings["shape"][axis] + 2)
+        if name == "shape":  # tokens of an axis without any are not unrolled
+            settings["wrap"] = [wraps and settings["shape"][axis] > 0 for wraps in settings["wrap"]]
         try:
             problem_of(settings)
         except ValueError as error:

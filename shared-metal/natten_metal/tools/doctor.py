@@ -8,6 +8,7 @@ if anything is out of bounds, or does not run at all.
 
 import argparse
 import math
+import os
 import statistics
 import sys
 import time
@@ -140,8 +141,17 @@ def _run(record: DoctorPackage, arguments: argparse.Namespace) -> int:
     # The table goes where it is seen while the file goes to stdout.
     with redirect_stdout(sys.stderr if arguments.json == STDOUT else sys.stdout):
         status, document = consult(record, arguments.backend)
-    write_json(document, arguments.json)
+    write_json(without_home(document, os.path.expanduser("~")), arguments.json)
     return status
+
+
+def without_home(value: Any, home: str) -> Any:
+    """What the file holds, with the user's folder as ``~`` wherever a message or a setting names it."""
+    if isinstance(value, dict):
+        return {name: without_home(each, home) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_home(each, home) for each in value]
+    return value.replace(home, "~") if isinstance(value, str) and len(home) > 1 else value
 
 
 def consult(record: DoctorPackage, only: str | None) -> tuple[int, dict[str, Any]]:

@@ -232,7 +232,11 @@ function choose(token) {
   refresh();
 }
 
+// Whether the settings break a rule: the picture is that of earlier ones then, or there is none yet.
+const is_broken = () => document.body.classList.contains("broken");
+
 function point(event) {
+  if (is_broken()) return null;
   const box = element("picture").getBoundingClientRect();
   const [x, y] = [event.clientX - box.left, event.clientY - box.top];
   return token_under(placed, state.settings.shape.length, state.transposed, x, y);
@@ -247,7 +251,7 @@ function press(event) {
   const [from_end, by] = MOVES[event.key] ?? [0, 0];
   const rank = state.settings.shape.length;
   const axis = rank === 1 && from_end === 2 ? 0 : rank - from_end;
-  if (!by || axis < 0 || event.ctrlKey || event.altKey || event.metaKey) return;
+  if (!by || axis < 0 || is_broken() || event.ctrlKey || event.altKey || event.metaKey) return;
   event.preventDefault();
   const token = legal_token(state.token, state.settings.shape);
   token[axis] += by;
@@ -255,7 +259,7 @@ function press(event) {
 }
 
 function hover(event) {
-  if (event.pointerType === "touch" || document.body.classList.contains("broken")) return;
+  if (event.pointerType === "touch" || is_broken()) return;
   hovered = point(event);
   show();
 }

@@ -11,7 +11,8 @@ const product = (values) => values.reduce((total, value) => total * BigInt(value
 const sum = (values) => values.reduce((total, value) => total + value, 0);
 const tuple = (values) => (values.length === 1 ? `(${values[0]},)` : `(${values.join(", ")})`);
 
-// The first rule that is broken: {axis, names, message}, in the words of Python's ValueError; null if none is.
+// The first rule that is broken: {axis, names, message}; null if none is. The words are those of Python's ValueError,
+// except for a field without a whole number, a length below 1 where it wraps, and what this page cannot count.
 function broken_rule(settings) {
   const face = `na${settings.shape.length}d`;
   const { shape, kernel_size, stride, dilation, is_causal, wrap } = settings;
@@ -21,8 +22,9 @@ function broken_rule(settings) {
     const axis = axes.find((a) => !Number.isInteger(settings[name][a]));
     if (axis !== undefined) return broken(axis, [name], `${name} must be whole numbers; axis ${axis} has none`);
   }
+  const empty = axes.find((a) => shape[a] < 1);
+  if (empty !== undefined) return broken(empty, ["shape"], `query shape must not be zero; got ${tuple(shape)}`);
   for (const axis of axes) {
-    if (shape[axis] < 1) return broken(axis, ["shape"], `shape must be at least 1; axis ${axis} has ${shape[axis]}`);
     if (shape[axis] > LONGEST) {
       return broken(axis, ["shape"], `this page counts up to ${LONGEST} tokens; axis ${axis} has ${shape[axis]}`);
     }
