@@ -28,8 +28,7 @@ from tqdm import tqdm
 
 from natten_mps._metal.bench import measure, results
 from natten_mps._metal.bench.problems import BY_NAME, Named
-from natten_mps._metal.bench.ways import Inputs, ways
-from natten_mps._metal.problem import mask
+from natten_mps._metal.bench.ways import Inputs, useful_flops, ways
 
 # Of torch, of MLX's BLAS, and of the CPU kernels.
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "NATTEN_NUM_THREADS")
@@ -58,7 +57,7 @@ def measured(subject: Any, named: Named, direction: str) -> float:
     training = direction == results.TRAINING
     problem = named.problem("float32")
     inputs, own = Inputs(named, "float32", subject), ways(named, problem, subject, "auto")[0]
-    operations = mask.flops(problem) * results.PRODUCTS[direction] / 2
+    operations = useful_flops(problem, direction)
     rows = max(1, round(min(operations, MOST_OPERATIONS) / (2 * INNER**2)))
     share = 2 * rows * INNER**2 / operations
     calls = {

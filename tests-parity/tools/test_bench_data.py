@@ -13,11 +13,13 @@ from typing import Any
 import pytest
 from bench_runs import MISSING, NOISY, OWN, RESULTS, ROW, SDPA
 
-from natten_mps._metal.bench import figures, measure, problems, report, results, table, times
+from natten_mps._metal.bench import figures, measure, problems, report, results, table, times, ways
 from natten_mps._metal.problem import mask
+from natten_mps._metal.problem.problem import all_keys
 from natten_mps._metal.tools import bench
 
-DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "bench.md").read_text()
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENT = (ROOT / "docs" / "bench.md").read_text()
 NAMED = list(problems.BY_NAME.values())
 
 
@@ -71,6 +73,21 @@ def test_the_document_lists_every_problem() -> None:
             value = getattr(named, word)
             window += f", {word} {value if isinstance(value, int) else 'x'.join(map(str, value))}" if value != 1 else ""
         assert f"| `{named.name}` | {named.layer} | {shape} | {window} |" in DOCUMENT
+
+
+@pytest.mark.parametrize("name", ["cpu-mps.json", "cpu-mlx.json"])
+def test_committed_results_have_the_work_of_their_problems(name: str) -> None:
+    """Of a forward two products over the pairs of the windows; the gradients need five more."""
+    rows = results.load(ROOT / "benchmarks" / "results" / name).rows
+    assert len(rows) == 22
+    for row in rows:
+        problem = problems.BY_NAME[row.problem].form(row.quick).problem(row.dtype)
+        assert (row.pairs, row.flops) == (mask.pairs(problem), ways.useful_flops(problem, row.direction))
+        products = {results.FORWARD: 2, results.TRAINING: 7}[row.direction]
+        tokens, heads = problem.queries, row.batch * row.heads
+        assert row.flops == products * 2 * heads * row.pairs * row.head_dim
+        dense = ways.useful_flops(all_keys(problem), row.direction)
+        assert dense == products * 2 * heads * tokens**2 * row.head_dim
 
 
 # --- times ----------------------------------------------------------------------------------------------
@@ -240,8 +257,7 @@ def test_the_documents_say_what_was_measured() -> None:
     """Figures and plots of documents are those of the committed results: scripts/draw_performance.py writes them."""
     import sys
 
-    root = Path(__file__).resolve().parents[2]
-    sys.path.insert(0, str(root / "scripts"))
+    sys.path.insert(0, str(ROOT / "scripts"))
     import draw_performance
 
     written = draw_performance.written()

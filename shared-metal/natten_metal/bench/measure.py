@@ -13,7 +13,7 @@ from . import results
 from .problems import FACE, Named
 from .results import FAILED, LEFT_OUT, TIMED, WRONG, Entry, Peak, Row
 from .subject import Call, Subject
-from .ways import ITEM_BYTES, Inputs, Way, ways
+from .ways import ITEM_BYTES, Inputs, Way, useful_flops, ways
 
 Clock = Callable[[], float]
 # Rounds of one row: at least, at most.
@@ -162,7 +162,7 @@ class Rows:
             kv_heads=problem.kv_heads,
             head_dim=problem.head_dim,
             pairs=mask.pairs(problem),
-            flops=mask.flops(problem) * results.PRODUCTS[direction] // 2,
+            flops=useful_flops(problem, direction),
             # The gradients read all of this again with one more output, and write as much as the inputs.
             least_bytes=once_each * (1 if direction == results.FORWARD else 3),
             backend=plan.backend,
@@ -209,7 +209,7 @@ class Rows:
         # What it needs beyond its inputs is written and read.
         moving = 2 * way.least_bytes / best.gigabytes_per_second / 1e9
         rate = best.gflops * (HEADROOM if way.name == self.subject.package else 1)
-        seconds = max(way.flops * results.PRODUCTS[direction] / 2 / rate / 1e9, moving)
+        seconds = max(useful_flops(way.work, direction) / rate / 1e9, moving)
         if seconds > self.limits.longest:
             return f"takes at least {seconds:.2g} s by the peaks; the limit is {self.limits.longest:g} (--limit)"
         return ""

@@ -20,9 +20,6 @@ FORWARD, TRAINING = "forward", "training"
 # What an entry's 'state' may be: its times are known; a limit of the command kept it from being timed; it raised an
 # error; its output is not the package's.
 TIMED, LEFT_OUT, FAILED, WRONG = "timed", "left out", "failed", "wrong"
-# Products of two matrices over the window's pairs that each needs: logits and output; and for the gradients the logits
-# again, and one each for the weights, queries, keys and values, as FlashAttention counts them.
-PRODUCTS = {FORWARD: 2, TRAINING: 2 + 5}
 
 
 class Unreadable(Exception):

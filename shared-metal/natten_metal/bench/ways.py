@@ -7,7 +7,8 @@ from functools import cached_property
 from typing import Any
 
 from ..problem import mask
-from ..problem.problem import Problem
+from ..problem.problem import Problem, all_keys
+from . import results
 from .problems import Named
 from .subject import Call, Forward, Subject, Tensor
 
@@ -20,16 +21,22 @@ SDPA, MASKED, GATHERED = "sdpa", "sdpa-masked", "gathered"
 class Way:
     """One way. heads_first: the layout of its tensors. comparable: whether its output must equal the package's.
 
-    flops, least_bytes: of its forward, what it cannot do without: floating-point operations, and memory beyond inputs.
+    work: the problem whose products it cannot do without. least_bytes: of memory beyond inputs, the same.
     make(inputs) -> its forward.
     """
 
     name: str
     heads_first: bool
     comparable: bool
-    flops: int
+    work: Problem
     least_bytes: int
     make: Callable[[Sequence[Tensor]], Forward]
+
+
+def useful_flops(problem: Problem, direction: str) -> int:
+    """Useful floating-point operations of a call: of the forward, and in training of the gradients too."""
+    training = direction == results.TRAINING
+    return mask.flops(problem) + (mask.flops(problem, backward=True) if training else 0)
 
 
 class Inputs:
@@ -75,7 +82,7 @@ def ways(named: Named, problem: Problem, subject: Subject, backend: str) -> list
     xp = subject.framework.operations
     tokens, heads = problem.queries, named.batch * named.heads
     logits = heads * tokens**2 * ITEM_BYTES[problem.dtype] if subject.stores_logits else 0
-    dense_flops = 4 * heads * tokens**2 * named.dim
+    everything = all_keys(problem)
 
     def seen(inputs: Sequence[Tensor]) -> Tensor:
         return mask.neighborhood_mask(problem, xp.tables(xp.device(inputs[0])))
@@ -96,15 +103,14 @@ def ways(named: Named, problem: Problem, subject: Subject, backend: str) -> list
 
     slots = math.prod(named.kernel_size)
     copies = 2 * heads * tokens * slots * named.dim * ITEM_BYTES[problem.dtype]
-    useful = mask.flops(problem)
     found = [
-        Way(subject.package, False, True, useful, 0, own),
-        Way(SDPA, True, slots == tokens, dense_flops, logits, dense),
-        Way(MASKED, True, True, dense_flops, logits + tokens**2, masked),
-        Way(GATHERED, True, True, useful, copies, gathered),
+        Way(subject.package, False, True, problem, 0, own),
+        Way(SDPA, True, slots == tokens, everything, logits, dense),
+        Way(MASKED, True, True, everything, logits + tokens**2, masked),
+        Way(GATHERED, True, True, problem, copies, gathered),
     ]
     for name, make in subject.others(named).items():
-        found.append(Way(name, True, True, useful, tokens**2, _with_mask(make, seen)))
+        found.append(Way(name, True, True, problem, tokens**2, _with_mask(make, seen)))
     return found
 
 

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from .ops import OPS, Op
+from .ops import FULL, OPS, Op
 
 # A rank is a number of axes: 1-D sequences, 2-D images, 3-D volumes.
 RANKS = (1, 2, 3)
@@ -175,3 +175,24 @@ def describe(problem: Problem) -> str:
     if p.has_key_mask:
         parts.append("key mask")
     return ", ".join([*parts, p.dtype])
+
+
+def all_keys(problem: Problem) -> Problem:
+    """The ``attention`` of the same queries to all keys, additional ones included. Of ops that read query and value."""
+    queries, keys = problem.queries, problem.keys + problem.additional
+    return Problem(
+        FULL.name,
+        problem.batch,
+        (queries,),
+        (keys,),
+        problem.heads,
+        problem.kv_heads,
+        problem.head_dim,
+        problem.head_dim_v,
+        (max(queries, keys),),
+        (1,),
+        (1,),
+        (False,),
+        problem.scale,
+        problem.dtype,
+    )

@@ -12,8 +12,7 @@ from ..plan.plan import Plan, refusal
 from ..plan.programs import MetalLaunches, Program
 from ..plan.verdicts import KernelFailure, Verdicts
 from ..problem import mask
-from ..problem.ops import FULL
-from ..problem.problem import Problem
+from ..problem.problem import Problem, all_keys
 
 if TYPE_CHECKING:
     from ..metal.costs import UnitCosts
@@ -98,24 +97,8 @@ def _all_keys(plan: Plan, costs: "UnitCosts", planned: Planned) -> dict[str, Any
     p = plan.problem
     if p.record.bilinear or not isinstance(plan.forward, MetalLaunches):
         return None
-    everything = Problem(
-        FULL.name,
-        p.batch,
-        (p.queries,),
-        (p.keys + p.additional,),
-        p.heads,
-        p.kv_heads,
-        p.head_dim,
-        p.head_dim_v,
-        (max(p.queries, p.keys + p.additional),),
-        (1,),
-        (1,),
-        (False,),
-        p.scale,
-        p.dtype,
-    )
     try:
-        found = planned(everything, plan.backend)
+        found = planned(all_keys(p), plan.backend)
     except (NotImplementedError, KernelFailure):
         return None
     times = {direction: cost_model.predict(program, costs) for direction, program in directions(found).items()}
