@@ -105,6 +105,41 @@ def test_a_ratio_is_of_medians() -> None:
     assert 1.9 < found.low < 2.0 < found.high < 2.1
 
 
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (999.7, "1000"),
+        (999.4, "999"),
+        (99.97, "100"),
+        (9.996, "10"),
+        (12_000, "12000"),
+        (12_345.6, "12346"),
+        (3e-5, "0.00003"),
+        (0.0012345, "0.00123"),
+        (2.0, "2"),
+        (0.0, "0"),
+        (-2500.4, "-2500"),
+        (float("nan"), "nan"),
+    ],
+)
+def test_three_digits_are_never_a_power_of_ten(value: float, said: str) -> None:
+    assert times.digits(value) == said
+
+
+def test_no_figure_is_a_power_of_ten() -> None:
+    """A row of 12 000 and of a few operations in a second, and the line of such a peak."""
+    slow = replace(OWN, times_us=(4e12,) * 5, peak_bytes=40)
+    fast = replace(SDPA, times_us=(ROW.flops / 12e6,) * 5, peak_bytes=(1 << 40) - 1)
+    row = replace(ROW, entries=(slow, fast), predicted_us=0.03)
+    found = replace(RESULTS, rows=(row,), peaks={"float16": results.Peak(12_000.0, 0.00003)})
+    own, other = (figures.words(found, row, entry) for entry in row.entries)
+    assert (own.time, own.rate, own.memory, own.predicted) == ("4000000000", "0.00000000983", "0.0000381", "0.00003")
+    assert (other.rate, other.memory) == ("12000", "1048576")
+    line = "peak of float16: 12000 GFLOP/s; copies: 0.00003 GB/s"
+    assert table.peak_line("float16", found.peaks["float16"]) == line
+    assert f"- {line}\n" in report.markdown(report.runs([found]), ())
+
+
 def test_noise_that_both_share_leaves_a_ratio_alone() -> None:
     """Rounds that take ten times as long for both, because of other work, have the same ratio as the others."""
     base = [1.0, 10.0, 1.0, 10.0, 1.0]

@@ -227,6 +227,17 @@ def test_what_is_printed(framework: Framework, tmp_path: Path, capsys: pytest.Ca
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
+def test_no_number_is_printed_as_a_power_of_ten(framework: Framework, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where all keys take thousands of times as long, and where there is next to nothing to do."""
+    cli = importlib.import_module(f"{framework.package_name}.cli")
+    for shape in ("200000", "3"):
+        assert cli.main(["plan", "--shape", shape, "--kernel-size", "2", "--head-dim", "1", "--device", M4]) == 0
+        printed = capsys.readouterr().out
+        assert re.search(r", \d+(\.\d+)? times as long$", printed, re.MULTILINE)
+        assert not re.search(r"\de[+-]\d", printed)
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
 @pytest.mark.parametrize(
     ("options", "message"),
     [

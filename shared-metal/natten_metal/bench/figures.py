@@ -32,10 +32,7 @@ def milliseconds(microseconds: float) -> str:
 
 def mebibytes(count: int | None) -> str:
     """Three digits, in MiB; '-' where it is not known."""
-    if count is None:
-        return UNKNOWN
-    found = count / 2**20
-    return f"{found:.0f}" if found >= 100 else f"{found:.2g}" if found < 10 else f"{found:.3g}"
+    return UNKNOWN if count is None else times.digits(count / 2**20)
 
 
 def faster(row: Row, entry: Entry) -> times.Ratio | None:
@@ -70,7 +67,7 @@ def words(found: Results, row: Row, entry: Entry) -> Figures:
         time=milliseconds(entry.median_us),
         spread=f"{share:.0%}",
         ratio="" if own else UNKNOWN if compared is None else str(compared),
-        rate=f"{speed:.3g}",
+        rate=times.digits(speed),
         of_peak=f"{part:.0%}",
         predicted=predicted if own else "",
         memory=mebibytes(entry.peak_bytes),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from . import figures
 from .plots import PICTURES
 from .results import Results, Row
-from .table import LEGEND, machine_line, means
+from .table import LEGEND, machine_line, means, peak_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +68,7 @@ def section(run: Run, level: int = 2) -> list[str]:
     found, notes, marks = run.results, figures.Notes(), "#" * level
     lines = [f"{marks} {run.name}", "", f"{found.package} {found.package_version}, {found.framework}, {found.began}."]
     lines += [f"{machine_line(found.machine)}.", ""]
-    for dtype, peak in found.peaks.items():
-        lines.append(f"- Peak of {dtype}: {peak.gflops:.4g} GFLOP/s; copies: {peak.gigabytes_per_second:.3g} GB/s")
-    lines.append("")
+    lines += [*(f"- {peak_line(dtype, peak)}" for dtype, peak in found.peaks.items()), ""]
     for dtype, direction in dict.fromkeys((row.dtype, row.direction) for row in found.rows):
         rows = [row for row in found.rows if (row.dtype, row.direction) == (dtype, direction)]
         backends = ", ".join(dict.fromkeys(row.backend for row in rows))

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, TextIO
 
 from . import figures, times
-from .results import Machine, Results
+from .results import Machine, Peak, Results
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,6 +40,12 @@ def machine_line(machine: Machine) -> str:
     return f"{where}; on {machine.device}{kernels}, {machine.threads} threads{load}"
 
 
+def peak_line(dtype: str, peak: Peak) -> str:
+    """What the framework itself reached, in one line."""
+    copies = times.digits(peak.gigabytes_per_second)
+    return f"peak of {dtype}: {times.digits(peak.gflops)} GFLOP/s; copies: {copies} GB/s"
+
+
 def show(found: Results, to: "Console") -> None:
     """Print the table, its notes, and the means over its rows."""
     from rich.box import SIMPLE_HEAD
@@ -49,7 +55,7 @@ def show(found: Results, to: "Console") -> None:
         f"{found.package} {found.package_version}, {found.framework}: {machine_line(found.machine)}", soft_wrap=True
     )
     for dtype, best in found.peaks.items():
-        to.print(f"peak of {dtype}: {best.gflops:.4g} GFLOP/s; copies: {best.gigabytes_per_second:.3g} GB/s")
+        to.print(peak_line(dtype, best))
     notes = figures.Notes()
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("")

@@ -24,8 +24,13 @@ def spread(times: Sequence[float]) -> float:
 
 
 def digits(value: float) -> str:
-    """Three digits, never as a power of ten."""
-    return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
+    """Three digits, or all of those before the point; never as a power of ten."""
+    if not value or not math.isfinite(value):
+        return f"{value:g}"
+    # Of the rounded number: 999.7 has four digits before the point.
+    exponent = int(f"{value:.2e}".partition("e")[2])
+    text = f"{value:.{max(0, 2 - exponent)}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 class Ratio(NamedTuple):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..bench.table import console
+from ..bench.times import digits
 from ..plan import costs as cost_model
 from ..plan import plan as planning
 from ..plan.backends import Backends
@@ -242,7 +243,7 @@ def _launches(direction: str, found: dict[str, Any]) -> Any:
 
 def _in_words(direction: str, found: dict[str, Any]) -> str:
     count = found["useful_flops"]
-    amount = f"{count / 1e9:.4g} useful GFLOP" if count >= 1e8 else f"{count / 1e6:.4g} useful MFLOP"
+    amount = f"{digits(count / 1e9)} useful GFLOP" if count >= 1e8 else f"{digits(count / 1e6)} useful MFLOP"
     useful = f"{direction}: {amount}"
     if found["executed_over_useful"] is not None:
         useful += f", {found['executed_over_useful']:.2f} times as much executed"
@@ -271,7 +272,8 @@ def _show_times(document: dict[str, Any], to: "Console") -> None:
         line = f"predicted {direction}: {_time(time)}"
         if all_keys is not None and all_keys[f"{direction}_us"] and time:
             other = all_keys[f"{direction}_us"]
-            line += f"; {all_keys['problem']}, with the same kernels: {_time(other)}, {other / time:.3g} times as long"
+            compared = f"{_time(other)}, {digits(other / time)} times as long"
+            line += f"; {all_keys['problem']}, with the same kernels: {compared}"
         to.print(line, soft_wrap=True)
 
 

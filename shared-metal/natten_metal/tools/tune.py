@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..bench.times import digits
 from ..plan import tuning
 from .command_line import CommandError, check_outputs, end, write
 
@@ -104,7 +105,7 @@ def _print_cpu(found: "CpuTuning") -> None:
     table.add_column("of default", justify="right")
     for setting, times in found.times.items():
         share = f"{found.against_default(setting):.2f}"
-        table.add_row(setting.words, *(f"{time:.3g}" for time in times.values()), share)
+        table.add_row(setting.words, *(digits(time) for time in times.values()), share)
     Console().print(table)
     for setting, reason in found.failed.items():
         print(f"{setting.words} does not run here: {reason}")
