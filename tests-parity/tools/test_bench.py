@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -164,12 +166,117 @@ def test_limits(package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     path = tmp_path / "times.json"
     assert run(package, *SMALL, "--against", "--limit", "1e-9", "--json", str(path)) == 0
     own = entries(path)[package.replace("_", "-")]
-    assert own.state == results.LEFT_OUT and own.reason.startswith("takes at least")
+    said = r"takes about \S+ s at the speed measured first, over 16 times the limit of 0\.000000001 \(--limit\)"
+    assert own.state == results.LEFT_OUT and re.fullmatch(said, own.reason)
     memory = importlib.import_module(f"{package}._metal.bench.memory")
     monkeypatch.setattr(memory, "machine_bytes", lambda: 8 << 20)
     assert run(package, *SMALL, "--against", "gathered", "--json", str(path)) == 0
     found = entries(path)["gathered"]
     assert found.state == results.LEFT_OUT and found.reason == "needs at least 0.0223 GB, and there is room for 0.00419"
+
+
+@pytest.mark.parametrize(("times_the_limit", "state"), [(4, results.TIMED), (6, results.LEFT_OUT)])
+def test_the_first_call_decides_unless_the_speed_measured_first_is_far_too_low(
+    package: str, times_the_limit: int, state: str
+) -> None:
+    """Other work may have slowed down the peaks: dense attention takes milliseconds, not as long as they say."""
+    rows, named = small_rows(package, subject_class(package)(True), "auto", "sdpa")
+    flops = 4 * named.heads * (16 * 16) ** 2 * named.dim
+    slow = results.Peak(flops / (times_the_limit * rows.limits.longest) / 1e9, 100.0)
+    with rows.subject.on_device():
+        own, dense = rows.row(named, True, "float32", results.FORWARD, slow).entries
+    assert (own.state, dense.state) == (results.TIMED, state)
+    said = "takes about 60 s at the speed measured first, over 5 times the limit of 10 (--limit)"
+    assert dense.reason == ("" if state == results.TIMED else said)
+
+
+def small_rows(package: str, subject: Any, backend: str, *against: str) -> tuple[Any, Any]:
+    """What measures rows for as short as can be, and the smallest problem."""
+    measure, problems = (importlib.import_module(f"{package}._metal.bench.{name}") for name in ("measure", "problems"))
+    limits = measure.Limits(0.01, 10.0, 1 << 30)
+    return measure.Rows(subject, backend, limits, lambda name: name in against), problems.BY_NAME["tokens-16"].form(
+        True
+    )
+
+
+@pytest.mark.parametrize("asked", [False, True], ids=["auto", "metal"])
+def test_a_row_names_what_ran_when_a_kernel_fails_in_it(package: str, asked: bool) -> None:
+    """On a GPU whose compiler takes no Metal kernel, which is learned from the first call."""
+    framework, planner, device, verdicts, backends = (
+        importlib.import_module(f"{package}.{name}")
+        for name in ("_framework", "_metal.plan.planner", "_metal.plan.device", "_metal.plan.verdicts", "_backends")
+    )
+    plans, gpu = planner.Planner(package, backends.ORDER), device.Device("gpu", "Apple M1")
+    metal, ran = backends.ORDER[0], []
+
+    subject = subject_class(package)(True)
+    compute = subject.attend
+
+    def attend(query: Any, key: Any, value: Any, window: dict[str, Any], backend: str) -> Any:
+        def launch(plan: Any) -> Any:
+            if plan.backend == metal:
+                raise verdicts.Learned(verdicts.Failure(plan.forward.launches[0], "compile", "no registers"))
+            ran.append(plan.backend)
+            return compute(query, key, value, window, "auto")
+
+        return plans.run(plans.plan(named.problem("float32"), gpu, backend), launch)
+
+    subject.attend = attend
+    subject.framework = SimpleNamespace(
+        operations=framework.operations,
+        stream_of=framework.stream_of,
+        plan_on=lambda tensor, stream, problem, backend: plans.plan(problem, gpu, backend),
+    )
+    rows, named = small_rows(package, subject, metal if asked else "auto")
+    with rows.subject.on_device():
+        assert rows.plan(named.problem("float32")).backend == metal
+        row = rows.row(named, True, "float32", results.FORWARD, results.Peak(1.0, 1.0))
+    assert "does not compile: no registers" in row.plan and row.predicted_us is None
+    if asked:
+        assert (ran, row.backend, row.own.state, row.own.reason) == ([], metal, results.FAILED, row.plan)
+    else:
+        assert set(ran) == {row.backend} == {"pure"} and row.own.state == results.TIMED
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("out of memory")])
+def test_a_way_that_fails_in_its_turn_is_a_row(
+    package: str, error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Alone it ran, four times; when all hold tensors there is no room for it."""
+    path, kind, made = tmp_path / "times.json", subject_class(package), []
+    dense = kind.dense
+
+    def limited(*given: Any) -> Any:
+        made.append(1)
+        if len(made) > 5:
+            raise error
+        return dense(*given)
+
+    monkeypatch.setattr(kind, "dense", limited)
+    assert run(package, *SMALL, "--against", "sdpa", "gathered", "--json", str(path)) == 0
+    own, failed, gathered = entries(path).values()
+    assert (failed.name, failed.state, failed.times_us) == ("sdpa", results.FAILED, ())
+    assert failed.reason == (str(error) or "MemoryError") and len(made) == 6
+    assert own.state == gathered.state == results.TIMED and len(own.times_us) == len(gathered.times_us) >= 5
+
+
+def test_a_later_problem_that_cannot_be_planned_is_said_before_anything_is_measured(
+    package: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    framework, measure = (
+        importlib.import_module(f"{package}.{name}") for name in ("_framework", "_metal.bench.measure")
+    )
+    plan_on, measured = framework.plan_on, []
+
+    def refusing(tensor: Any, stream: Any, problem: Any, backend: str) -> Any:
+        if problem.kernel_size == (5, 5):
+            raise NotImplementedError("no window of 5 here")
+        return plan_on(tensor, stream, problem, backend)
+
+    monkeypatch.setattr(framework, "plan_on", refusing)
+    monkeypatch.setattr(measure, "peak", lambda *given: measured.append(given))
+    assert run(package, "--quick", "--cpu", "--problem", "windows-3", "windows-5") == 1
+    assert capsys.readouterr().err == f"{package.replace('_', '-')} bench: no window of 5 here\n" and not measured
 
 
 def test_an_interrupt(

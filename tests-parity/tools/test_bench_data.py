@@ -201,6 +201,24 @@ def test_short_calls_are_timed_together() -> None:
     assert clock.made.count("tiny") == rounds * (1 + 30) and clock.made.count("own") == rounds * (1 + 64)
 
 
+def test_a_call_that_fails_has_no_more_turns() -> None:
+    clock, failed = Clockwork(), {}
+    call, broken = clock.call("fine", 0.2), clock.call("broken", 0.2)
+
+    def breaks() -> str:
+        if clock.made.count("broken") == 2:
+            raise MemoryError
+        return str(broken())
+
+    calls, estimates = {"fine": call, "broken": breaks}, {"fine": 0.2, "broken": 0.2}
+    found = measure.interleaved(calls, lambda _: None, 0.1, estimates, clock, failed)
+    assert found == {"fine": pytest.approx((0.2,) * measure.FEWEST)} and failed == {"broken": "MemoryError"}
+    assert clock.made[:5] == ["fine", "broken", "fine", "broken", "fine"]
+    with pytest.raises(MemoryError):
+        measure.interleaved(calls, lambda _: None, 0.1, estimates, clock)
+    assert measure.interleaved({"broken": breaks}, lambda _: None, 0.1, estimates, clock, failed) == {}
+
+
 # --- the file -------------------------------------------------------------------------------------------
 
 

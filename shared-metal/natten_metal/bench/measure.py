@@ -6,13 +6,14 @@ from dataclasses import dataclass
 
 from ..plan import costs
 from ..plan.plan import Plan
-from ..plan.verdicts import quoted
+from ..plan.verdicts import KernelFailure, quoted
 from ..problem import mask
 from ..problem.problem import Problem
 from . import results
 from .problems import FACE, Named
 from .results import FAILED, LEFT_OUT, TIMED, WRONG, Entry, Peak, Row
 from .subject import Call, Subject
+from .times import digits
 from .ways import ITEM_BYTES, Inputs, Way, useful_flops, ways
 
 Clock = Callable[[], float]
@@ -30,8 +31,9 @@ BOUNDS = {"float16": 2e-2, "bfloat16": 1e-1, "float32": 1e-3}
 # The sides of the products among which the framework's peak is looked for, and how long the largest may take.
 SIDES, PRODUCT_SECONDS = (512, 1024, 2048, 4096), 0.25
 COPIED = 1 << 24
-# How many times as fast as the framework's own product the package's kernels may be: MLX's is slow on a CPU.
-HEADROOM = 16
+# How many times as fast as the framework's product and copy a way may be, as those are measured before it: other work
+# may have slowed them down; and the package's kernels, because MLX's product is slow on a CPU.
+SLACK, HEADROOM = 5, 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,23 +51,36 @@ def interleaved(
     seconds: float,
     estimates: Mapping[str, float],
     clock: Clock = time.perf_counter,
+    failed: dict[str, str] | None = None,
 ) -> dict[str, tuple[float, ...]]:
     """Seconds of one call of each, a sample a round, in turns, until ``seconds`` for each have gone by.
 
-    estimates: about how long a call takes. Of short ones a sample is a few calls, waited for together.
+    estimates: about how long a call takes. Of short ones a sample is a few calls, waited for together. failed: where
+    the words of a call that fails are put, which then has no more turns and no times; without it the error is raised.
     """
     times: dict[str, list[float]] = {name: [] for name in calls}
     counts = {name: max(1, min(SAMPLE_CALLS, round(SAMPLE_SECONDS / max(estimates[name], 1e-9)))) for name in calls}
     began, rounds = clock(), 0
-    while rounds < FEWEST or (rounds < MOST and clock() - began < seconds * len(calls)):
-        for name, call in calls.items():
-            if estimates[name] < SETTLING_SECONDS:
-                wait([call()])
-            start = clock()
-            wait([call() for _ in range(counts[name])])
-            times[name].append((clock() - start) / counts[name])
+    while times and (rounds < FEWEST or (rounds < MOST and clock() - began < seconds * len(times))):
+        for name in list(times):
+            try:
+                if estimates[name] < SETTLING_SECONDS:
+                    wait([calls[name]()])
+                start = clock()
+                wait([calls[name]() for _ in range(counts[name])])
+                times[name].append((clock() - start) / counts[name])
+            except FAILURES as failure:
+                if failed is None:
+                    raise
+                failed[name] = _words(failure)
+                del times[name]
         rounds += 1
     return {name: tuple(taken) for name, taken in times.items()}
+
+
+def _words(failure: Exception) -> str:
+    """Of an error that may have no message."""
+    return quoted(failure) or type(failure).__name__
 
 
 def timed(call: Call, wait: Callable[[list[object]], None], clock: Clock = time.perf_counter) -> tuple[object, float]:
@@ -137,13 +152,17 @@ class Rows:
         self.subject, self.backend, self.limits = subject, backend, limits
         self.against, self.watch = against, watch
 
+    def plan(self, problem: Problem) -> Plan:
+        """What the package runs, by what is known now. NotImplementedError if the backend cannot take the problem."""
+        subject = self.subject
+        (somewhere,) = subject.tensors([(1,)], problem.dtype)
+        return subject.framework.plan_on(somewhere, subject.framework.stream_of(FACE, None), problem, self.backend)
+
     def row(self, named: Named, quick: bool, dtype: str, direction: str, best: Peak) -> Row:
-        """One row. NotImplementedError if the backend cannot take the problem."""
-        problem, subject = named.problem(dtype), self.subject
-        inputs, (somewhere,) = Inputs(named, dtype, subject), subject.tensors([(1,)], dtype)
-        stream = subject.framework.stream_of(FACE, None)
-        plan = subject.framework.plan_on(somewhere, stream, problem, self.backend)
-        entries = self._entries(named, problem, inputs, direction, best)
+        """One row. best: the peaks measured first."""
+        problem = named.problem(dtype)
+        entries = self._entries(named, problem, Inputs(named, dtype, self.subject), direction, best)
+        backend, why, predicted = self._ran(problem, direction)
         items = ITEM_BYTES[dtype]
         tokens = problem.batch * problem.queries * problem.head_dim * items
         once_each = tokens * (2 * problem.heads + 2 * problem.kv_heads)
@@ -165,11 +184,19 @@ class Rows:
             flops=useful_flops(problem, direction),
             # The gradients read all of this again with one more output, and write as much as the inputs.
             least_bytes=once_each * (1 if direction == results.FORWARD else 3),
-            backend=plan.backend,
-            plan=plan.why,
-            predicted_us=_predicted(plan, direction),
+            backend=backend,
+            plan=why,
+            predicted_us=predicted,
             entries=entries,
         )
+
+    def _ran(self, problem: Problem, direction: str) -> tuple[str, str, float | None]:
+        """The backend, why it was chosen, and its predicted time; after the calls, whose failures change the plan."""
+        try:
+            plan = self.plan(problem)
+        except KernelFailure as failure:  # of the backend that was asked for; the entry says the same
+            return self.backend, str(failure), None
+        return plan.backend, plan.why, _predicted(plan, direction)
 
     def _entries(self, named: Named, problem: Problem, inputs: Inputs, direction: str, best: Peak) -> tuple[Entry, ...]:
         """The ways that can be timed, timed in turns; the others with their reasons."""
@@ -185,7 +212,9 @@ class Rows:
         self.watch(f"{named.name}: {len(ready)} in turns")
         calls = {name: each.call for name, each in ready.items() if each.call is not None}
         estimates = {name: each.estimate for name, each in ready.items()}
-        times = interleaved(calls, self.subject.wait, self.limits.seconds, estimates) if calls else {}
+        failed: dict[str, str] = {}
+        times = interleaved(calls, self.subject.wait, self.limits.seconds, estimates, failed=failed)
+        prepared |= {name: _Prepared(FAILED, reason) for name, reason in failed.items()}
         return tuple(
             Entry(
                 name,
@@ -205,13 +234,15 @@ class Rows:
         """Why a way is not even tried; '' if it is."""
         least = way.least_bytes + inputs.bytes(way)
         if least > self.limits.bytes:
-            return f"needs at least {least / 1e9:.3g} GB, and there is room for {self.limits.bytes / 1e9:.3g}"
+            needs, room = (digits(each / 1e9) for each in (least, self.limits.bytes))
+            return f"needs at least {needs} GB, and there is room for {room}"
         # What it needs beyond its inputs is written and read.
         moving = 2 * way.least_bytes / best.gigabytes_per_second / 1e9
-        rate = best.gflops * (HEADROOM if way.name == self.subject.package else 1)
-        seconds = max(useful_flops(way.work, direction) / rate / 1e9, moving)
-        if seconds > self.limits.longest:
-            return f"takes at least {seconds:.2g} s by the peaks; the limit is {self.limits.longest:g} (--limit)"
+        seconds = max(useful_flops(way.work, direction) / best.gflops / 1e9, moving)
+        slack = HEADROOM if way.name == self.subject.package else SLACK
+        if seconds > slack * self.limits.longest:
+            about = f"takes about {digits(seconds)} s at the speed measured first"
+            return f"{about}, over {slack} times the limit of {digits(self.limits.longest)} (--limit)"
         return ""
 
     def _prepared(self, way: Way, inputs: Inputs, direction: str, wanted: list[object]) -> _Prepared:
@@ -228,7 +259,7 @@ class Rows:
                 wanted[:] = wanted or [output]
                 difference = subject.difference(output, wanted[0])
                 if not difference <= BOUNDS[inputs.dtype]:
-                    return _Prepared(WRONG, f"its output differs by {difference:.2g} of the largest number")
+                    return _Prepared(WRONG, f"its output differs by {digits(difference)} of the largest number")
             call = inputs.call(way, forward, subject, direction == results.TRAINING)
             timed(call, subject.wait)  # the first step of training imports and compiles, too
             estimate = timed(call, subject.wait)[1]
@@ -236,7 +267,8 @@ class Rows:
                 return self._slow(estimate)
             return _Prepared(TIMED, "", call, estimate, subject.peak_bytes(call), difference)
         except FAILURES as failure:
-            return _Prepared(FAILED, quoted(failure) or type(failure).__name__)
+            return _Prepared(FAILED, _words(failure))
 
     def _slow(self, seconds: float) -> _Prepared:
-        return _Prepared(LEFT_OUT, f"a call took {seconds:.3g} s; the limit is {self.limits.longest:g} (--limit)")
+        longest = digits(self.limits.longest)
+        return _Prepared(LEFT_OUT, f"a call took {digits(seconds)} s; the limit is {longest} (--limit)")

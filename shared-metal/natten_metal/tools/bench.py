@@ -99,15 +99,17 @@ def _bench(args: argparse.Namespace, package: str, make_subject: "Callable[[bool
     began, before = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), _load()
     rows, peaks = [], {}
     with subject.on_device(), _progress(len(work), args.progress) as advance:
+        measured = measure.Rows(subject, args.backend, limits, _against(args), lambda what: advance(what, 0))
+        for each, dtype, _ in work:
+            try:
+                measured.plan(each.form(args.quick).problem(dtype))
+            except NotImplementedError as error:
+                raise CommandError(str(error)) from None
         for dtype in dtypes:
             advance(f"peak of {dtype}", 0)
             peaks[dtype] = measure.peak(subject, dtype, seconds / 3)
-        measured = measure.Rows(subject, args.backend, limits, _against(args), lambda what: advance(what, 0))
         for each, dtype, direction in work:
-            try:
-                rows.append(measured.row(each.form(args.quick), args.quick, dtype, direction, peaks[dtype]))
-            except NotImplementedError as error:
-                raise CommandError(str(error)) from None
+            rows.append(measured.row(each.form(args.quick), args.quick, dtype, direction, peaks[dtype]))
             advance(each.name, 1)
         # Again: other work on the machine may have slowed down what came first.
         peaks = {dtype: best.best(measure.peak(subject, dtype, seconds / 3)) for dtype, best in peaks.items()}
