@@ -57,11 +57,11 @@ def words(found: Results, row: Row, entry: Entry) -> Figures:
     """All figures of an entry."""
     own, compared = entry is row.own, faster(row, entry)
     predicted = milliseconds(row.predicted_us) if own and row.predicted_us is not None else UNKNOWN
-    if entry.median_us is None:
+    speed, part = rate(row, entry), of_peak(found, row, entry)
+    if entry.median_us is None or speed is None:
         missing = (UNKNOWN,) * 5
         return Figures(entry.name, *missing, predicted if own else "", UNKNOWN, entry.reason)
     share = times.spread(entry.times_us) / entry.median_us
-    speed, part = rate(row, entry), of_peak(found, row, entry)
     return Figures(
         name=entry.name,
         time=milliseconds(entry.median_us),
