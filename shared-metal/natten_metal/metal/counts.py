@@ -9,15 +9,13 @@ from collections import Counter
 from typing import NamedTuple
 
 from ..caches import cached
-from ..problem.interval import at_hand, positions
 from ..problem.problem import Axis, Problem
-from ..problem.window import group_length
 from .flat import bricks_of
 from .launches import Launch
 from .params import PARAMS
 from .source import ITEM_SIZES, Instance
 from .templates import SUM, Sizes
-from .tiles import COLUMNS, ROWS, patch_count, span
+from .tiles import COLUMNS, ROWS, axis_boxes, patch_count
 
 # Elements of the fragment of columns that one 8x8 product reads.
 FRAGMENT = ROWS * COLUMNS
@@ -75,20 +73,6 @@ class Counts(NamedTuple):
     def barriers(self) -> int:
         """Barriers that threadgroups pass."""
         return 2 * self.chunks
-
-
-@cached("boxes of axes", 4096)
-def axis_boxes(axis: Axis, transposed: bool, extent: int) -> tuple[tuple[int, int], ...]:
-    """(columns, tiles) pairs: how many tiles of ``extent`` rows on an axis, of all dilation groups, have such a box."""
-    found: Counter[int] = Counter()
-    rows, columns = at_hand(axis, transposed)
-    for group in range(axis.dilation):
-        (begin, end), at = (positions(*side, group, axis.dilation) for side in (rows, columns))
-        n = group_length(axis.full, group, axis.dilation)
-        for first in range(begin, end, extent):
-            low, _, _, high = span(axis, transposed, (first, min(first + extent, end)), at, n)
-            found[high - low] += 1
-    return tuple(found.items())
 
 
 def staging(rows: int, length: int, chunk: int) -> Staged:

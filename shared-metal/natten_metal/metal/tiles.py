@@ -8,6 +8,7 @@ staging is faster where), the comment names it.
 
 import itertools
 import math
+from collections import Counter
 from typing import NamedTuple
 
 from ..caches import cached
@@ -51,6 +52,23 @@ def span(axis: Axis, transposed: bool, rows: tuple[int, int], columns: tuple[int
     low, common_low = max(low, lowest), max(common_low, lowest)
     # Keys that no query at hand sees have an empty span.
     return Span(low, common_low, min(common_high, highest), max(min(high, highest), low))
+
+
+@cached("boxes of axes", 4096)
+def axis_boxes(axis: Axis, transposed: bool, extent: int) -> tuple[tuple[int, int], ...]:
+    """(columns, times) pairs: how often a box of so many columns occurs among those of ``extent`` rows of an axis.
+
+    Dilation groups are counted together.
+    """
+    found: Counter[int] = Counter()
+    rows, columns = at_hand(axis, transposed)
+    for group in range(axis.dilation):
+        (begin, end), at = (positions(*side, group, axis.dilation) for side in (rows, columns))
+        n = group_length(axis.full, group, axis.dilation)
+        for first in range(begin, end, extent):
+            low, _, _, high = span(axis, transposed, (first, min(first + extent, end)), at, n)
+            found[high - low] += 1
+    return tuple(found.items())
 
 
 @cached("bricks of axes", 4096)

@@ -34,7 +34,8 @@ DIRECT_SIMDGROUPS = 4
 # win back what they waste.
 WASTE = 1.25
 # What flat bricks, which run on from row to row, have to save before the rule chooses them: bricks in rows of their own
-# over flat ones. On the GPU that ran both, saving so much always paid (benchmarks/gpu).
+# over flat ones. On the GPU that ran both, saving so much always paid (benchmarks/gpu). Where costs were measured, flat
+# bricks are candidates whatever they save.
 FLAT_GAIN = 1.1
 
 
@@ -135,18 +136,18 @@ def by_rule(
     direct = problem.rank > 1 and axis.window < short
     if chunk >= COLUMNS and not direct:
         return Candidate(patch, heads, simdgroups, True)
-    saving = _saving(problem, transposed, in_rows, executed) if may_run_on else []
-    if saving:
-        _, patch, heads = saving[0]
+    running_on = _running_on(problem, transposed, in_rows) if may_run_on else []
+    flat = bool(running_on) and running_on[0][0] * FLAT_GAIN <= executed
+    if flat:
+        _, patch, heads = running_on[0]
     simdgroups = _simdgroups(length, patch[-1], DIRECT_SIMDGROUPS * ROWS, min(max_simdgroups, DIRECT_SIMDGROUPS))
-    return Candidate(patch, heads, simdgroups, False, bool(saving))
+    return Candidate(patch, heads, simdgroups, False, flat)
 
 
-def _saving(problem: Problem, transposed: bool, in_rows: bool, executed: int) -> list[Shape]:
-    """The patches whose bricks may run on, best first, if the best of them saves enough of ``executed`` bricks."""
+def _running_on(problem: Problem, transposed: bool, in_rows: bool) -> list[Shape]:
+    """The patches whose bricks may run on, best first."""
     shapes = _patches(problem, transposed, in_rows, flat=True) if problem.rank > 1 else []
-    shapes = [shape for shape in shapes if fits(problem, shape[1], transposed)]
-    return shapes if shapes and shapes[0][0] * FLAT_GAIN <= executed else []
+    return [shape for shape in shapes if fits(problem, shape[1], transposed)]
 
 
 def candidates(
@@ -162,12 +163,12 @@ def candidates(
             # A copy that no other simdgroup shares costs more than it saves, unless there can be no other.
             if not stage or count > 1 or run.simdgroups == 1:
                 yield Candidate(patch, heads, count, stage)
-    for _, patch, heads in _near(_saving(problem, template.transposed, in_rows, shapes[0][0])):
+    for _, patch, heads in _near(_running_on(problem, template.transposed, in_rows)):
         yield from (Candidate(patch, heads, count, False, flat=True) for count in numbers)
 
 
 def _near(shapes: list[Shape]) -> list[Shape]:
-    """Those that waste little beside the first, which is the best."""
+    """Those that waste little beside the first, which is the best, if there is one."""
     return [shape for shape in shapes if shape[0] <= WASTE * shapes[0][0]]
 
 
