@@ -29,19 +29,22 @@ def longest_patch(one: Problem, instance: Instance) -> int:
     most = []
     for number, axis in enumerate(one.axes):
         extent, seen = instance.patch[3 - one.rank + number], seen_by(axis, instance.record.transposed)
+        # Along x bricks of its own row, unless bricks run on: then columns, as on the other axes.
+        in_bricks = number == one.rank - 1 and not instance.flat
         steps = [
-            patch_steps(seen[rows, columns][first : first + extent], number == one.rank - 1)[0]
+            patch_steps(seen[rows, columns][first : first + extent], in_bricks)[0]
             for rows, columns in groups(axis, instance.record.transposed)
             for first in range(0, len(seen[rows]), extent)
         ]
         most.append(max(steps))
     times = one.group_heads if instance.record.transposed else 1
-    return (math.prod(most) + (-(-one.additional // 8) if instance.additional else 0)) * times
+    bricks = -(-math.prod(most) // 8) if instance.flat else math.prod(most)
+    return (bricks + (-(-one.additional // 8) if instance.additional else 0)) * times
 
 
 def test_walks_are_counted_exactly() -> None:
-    """Every patch of small problems, any number of simdgroups, chunks short and long, staged and direct."""
-    rng, chunks, idle = random.Random(5), 0, 0
+    """Every patch of small problems, any number of simdgroups, chunks short and long, staged, direct and flat."""
+    rng, chunks, idle, run_on = random.Random(5), 0, 0, 0
     for _ in range(150):
         one = replace(small_problem(rng), batch=rng.randint(1, 2), additional=rng.choice((0, 0, 5, 50)))
         for transposed, heads in itertools.product((False, True), (1, 2, 4, 8)):
@@ -53,7 +56,8 @@ def test_walks_are_counted_exactly() -> None:
                 found = replace(
                     found, chunk=rng.choice((8, 16, 32)), additional=bool(one.additional and not transposed)
                 )
-                for instance in (replace(found, stage=stage) for stage in (False, True)):
+                ways = ((False, False), (True, False), *([(False, True)] if one.rank > 1 else []))
+                for instance in (replace(found, stage=stage, flat=flat) for stage, flat in ways):
                     counts, work = walked(one, instance), work_of(one, instance)
                     assert (counts.bricks, counts.full, counts.patches) == (*work.bricks, work.patches)
                     assert counts.chunks == work.chunks and counts.barriers == 2 * work.chunks
@@ -74,7 +78,8 @@ def test_walks_are_counted_exactly() -> None:
                         <= counts.longest_staged.chunks * counts.threadgroups
                     )
                     chunks, idle = chunks + counts.chunks, idle + counts.idle
-    assert chunks > 10_000 and idle > 1000
+                    run_on += instance.flat and counts.masked == counts.bricks
+    assert chunks > 10_000 and idle > 1000 and run_on > 500
 
 
 def test_launches_are_counted_exactly() -> None:

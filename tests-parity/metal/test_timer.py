@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from natten_mps._metal.plan.backend import FAST_METAL, METAL
 from natten_mps._metal.tuning.design import Trial, problem, trials
@@ -12,12 +13,20 @@ from .host import EmulatedHost
 if TYPE_CHECKING:
     from .mlx_host import EmulatedMlxHost
 
+T = TypeVar("T", bound=Any)
+
 
 def small_trials() -> list[Trial]:
-    """Every walk of a small problem, staged and direct."""
-    found = {(t.template.name, t.candidate.stage): t for t in trials([problem((9, 10), 3, 16, "float16", heads=1)])}
-    assert len(found) == 6
-    return list(found.values())
+    """Every walk of a small problem: staged, direct and flat."""
+    return every_walk(trials([problem((9, 10), 3, 16, "float16", heads=1)]))
+
+
+def every_walk(found: Iterable[T]) -> list[T]:
+    """A trial for each template and way to read and cut its columns; of either package."""
+    walks = {(t.template.name, t.candidate.stage, t.candidate.flat): t for t in found}
+    ways = ((True, False), (False, False), (False, True))
+    assert set(walks) == {(name, *way) for name in ("na_fwd", "na_bwd_dq", "na_bwd_dkv") for way in ways}
+    return list(walks.values())
 
 
 def test_natten_mps_launches_what_is_to_be_timed(metal: EmulatedHost) -> None:
@@ -40,8 +49,7 @@ def test_natten_mlx_launches_what_is_to_be_timed(mlx_metal: EmulatedMlxHost) -> 
 
     assert TIMER.device().kind == "gpu" and TIMER.device().reason_missing(FAST_METAL.name) is None
     one = design.problem((9, 10), 3, 16, "float16", heads=1)
-    found = {(t.template.name, t.candidate.stage): t for t in design.trials([one])}
-    for trial in found.values():
+    for trial in every_walk(design.trials([one])):
         run = TIMER.prepare(trial.problem, trial.launch)
         run(1)  # before that, the kernel's smallest launch proves that it runs
         before = len(mlx_metal.ran)
