@@ -1,7 +1,7 @@
 // Bricks that lie in one row of a box each ("run"): 8 columns side by side along x, from the PATCH's first column on.
 //
 // A brick is full if every row of the patch sees all of it, else partial: then the body masks it. Bricks that no row
-// sees are never visited. flat.h has the other way to cut a box into bricks, with the same names.
+// sees are never visited. flat.h has the other way to cut a box into bricks; bodies ask both the same questions.
 #pragma once
 
 // Test tools define METAL_EMULATOR_COUNT to count events; elsewhere this expands to nothing.

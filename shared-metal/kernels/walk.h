@@ -4,9 +4,9 @@
 //     barrier, stage A and B of the chunk, barrier
 //     for each group of NB bricks of the patch in the chunk:  body.take(bricks, ...)
 //
-// A brick is 8 columns in a row along x, starting at the PATCH's first column. It is full if every row of the patch
-// sees all of it, else partial: then the body masks it. Bricks that no row sees are never visited. A body holds the
-// patch's rows and what they accumulate; each header of a walking kernel (na_*.h) defines its own.
+// A brick is 8 columns of the patch's box, which is cut into bricks in one of two ways (run.h, flat.h). Some of its
+// columns may be seen by no row, or not by all: those the body masks. A body holds the patch's rows and what they
+// accumulate; each header of a walking kernel (na_*.h) defines its own.
 #pragma once
 
 namespace na {

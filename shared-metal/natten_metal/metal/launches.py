@@ -96,7 +96,7 @@ def with_strides(launch: Launch, strides: Mapping[str, tuple[int, ...]]) -> tupl
 
 
 def fills_words(launch: Launch) -> bool:
-    """Whether the channels of every staged token fill whole 16-byte words; a host must also know where tokens start."""
+    """Whether the channels of a token fill whole 16-byte words; a host must also know where its tokens start."""
     first, count = PARAMS["kDim"][0], 2
     dims = launch.params[first : first + count]
     padded = (launch.instance.dim, launch.instance.dim_v)

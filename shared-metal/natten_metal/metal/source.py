@@ -43,11 +43,11 @@ class Instance:
 
     template: its name; :attr:`record` has all that is known about it (:mod:`.templates`).
     dim, dim_v: padded head dims (DA, DB). patch: rows of one simdgroup along (z, y, x); times heads it is 8.
-    simdgroups: patches per threadgroup. chunk: staged columns. bricks: bricks per softmax group. wide: 16-byte copies
-    (the tensors' alignment allows them). masked: the keys have a mask. of_additional: na_bwd_dkv of additional keys.
-    slots: na_rpb of logits_grad instead of the fused op. empty_zero: na_qk leaves 0 where a slot has no key. table:
-    entries that na_rpb's tables hold. part: bricks whose terms are summed before they join the total (0: all). flat:
-    bricks run on from one row of a box into the next.
+    simdgroups: patches per threadgroup. chunk: staged columns. bricks: bricks per softmax group. wide: tokens are full
+    and begin at 16-byte boundaries, so words are copied, or loaded directly, instead of elements. masked: the keys have
+    a mask. of_additional: na_bwd_dkv of additional keys. slots: na_rpb of logits_grad instead of the fused op.
+    empty_zero: na_qk leaves 0 where a slot has no key. table: entries that na_rpb's tables hold. part: bricks whose
+    terms are summed before they join the total (0: all). flat: bricks run on from one row of a box into the next.
     """
 
     template: str

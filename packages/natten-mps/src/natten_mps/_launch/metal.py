@@ -39,7 +39,7 @@ def run(program: MetalLaunches, tensors: dict[str, Tensor], host: MetalHost) -> 
 
 def _compiled(program: MetalLaunches, known: dict[str, Tensor], host: MetalHost) -> tuple[list[Launch], list[Any]]:
     """The launches and their kernels. Learned, if a kernel does not compile or has room for too few threads."""
-    launches = [_with_copies(launch, known) for launch in program.launches]
+    launches = [_wide_if_aligned(launch, known) for launch in program.launches]
     kernels = [_kernel(host, launch) for launch in launches]
     rooms = [int(kernel.max_threads_per_threadgroup) // SIMD_WIDTH for kernel in kernels]
     # A kernel that walks no bricks has one size, and one simdgroup is the least: there the host itself must refuse.
@@ -81,13 +81,13 @@ def _readable(name: str, tensor: Tensor) -> Tensor:
     return tensor if readable else tensor.contiguous()
 
 
-def _with_copies(launch: Launch, known: dict[str, Tensor]) -> Launch:
-    """The launch with 16-byte staging copies, if every staged token starts at a 16-byte boundary and is full."""
+def _wide_if_aligned(launch: Launch, known: dict[str, Tensor]) -> Launch:
+    """The launch with whole words for tokens, if all of its inputs' tokens start at 16-byte boundaries and are full."""
     instance = launch.instance
     names = dict(launch.inputs)
-    staged = [known[names[a.name]] for a in instance.arguments if a.kind == "T" and a.name in names]
+    read = [known[names[a.name]] for a in instance.arguments if a.kind == "T" and a.name in names]
     size = ITEM_SIZES[instance.dtype]
-    aligned = all(offset * size % WIDE_BYTES == 0 for t in staged for offset in (t.storage_offset(), *t.stride()[:-1]))
+    aligned = all(offset * size % WIDE_BYTES == 0 for t in read for offset in (t.storage_offset(), *t.stride()[:-1]))
     return replace(launch, instance=replace(instance, wide=fills_words(launch) and aligned))
 
 
