@@ -102,6 +102,13 @@ def test_it_is_of_the_machines_own_gpu_alone(path: Path) -> None:
     assert measured(GPU) is not None
 
 
+def test_no_file_is_read_for_a_chip_that_is_named(path: Path, said: list[str]) -> None:
+    path.parent.mkdir()
+    path.write_text("{")
+    assert unit_costs(Device("gpu", "Apple M4 Max")) is predicted("Apple M4 Max") and not said
+    assert not unit_costs(GPU).measured and said == [sentence(path, "it is not a tuning file")]
+
+
 def test_the_variable_names_another_file_or_none(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]
 ) -> None:
@@ -127,6 +134,7 @@ def changed(**fields: Any) -> str:
 
 
 PRICE = dict.fromkeys(PRICES, 1.0)
+NO_FIGURE = "one of its figures is not a number, below zero, or too large"
 UNUSABLE = {
     "": "it is not a tuning file",
     "{": "it is not a tuning file",
@@ -138,15 +146,20 @@ UNUSABLE = {
     changed(prices={}): "its prices are not those of this package's model",
     changed(prices=[1]): "its prices are not those of this package's model",
     changed(prices=PRICE | {"new": 1}): "its prices are not those of this package's model",
-    changed(prices=PRICE | {"mask": -1}): "one of its figures is not a number, or below zero",
-    changed(prices=PRICE | {"mask": "1"}): "one of its figures is not a number, or below zero",
-    changed(prices=PRICE | {"mask": True}): "one of its figures is not a number, or below zero",
-    changed(prices=PRICE | {"mask": float("nan")}): "one of its figures is not a number, or below zero",
-    changed(prices=PRICE | {"mask": float("inf")}): "one of its figures is not a number, or below zero",
-    changed(error=None): "one of its figures is not a number, or below zero",
+    changed(prices=PRICE | {"mask": -1}): NO_FIGURE,
+    changed(prices=PRICE | {"mask": "1"}): NO_FIGURE,
+    changed(prices=PRICE | {"mask": True}): NO_FIGURE,
+    changed(prices=PRICE | {"mask": float("nan")}): NO_FIGURE,
+    changed(prices=PRICE | {"mask": float("inf")}): NO_FIGURE,
+    changed(prices=PRICE | {"mask": 10**400}): NO_FIGURE,
+    changed(prices=PRICE | {"mask": 1e308}): NO_FIGURE,
+    changed(kinds={"na_fwd half staged": 10**400}): NO_FIGURE,
+    changed(cores={"number": 10**400, "slots": 24, "memory": 1}): NO_FIGURE,
+    changed(error=None): NO_FIGURE,
+    '{"version": ' + 5000 * "1" + "}": "it is not a tuning file",
     changed(prices=dict.fromkeys(PRICES, 0)): "its prices, a kind or its cores are zero",
     changed(kinds={"na_fwd half staged": 0}): "its prices, a kind or its cores are zero",
-    changed(kinds={"na_fwd half staged": None}): "one of its figures is not a number, or below zero",
+    changed(kinds={"na_fwd half staged": None}): NO_FIGURE,
     changed(kinds=None): "it lacks the kinds of kernels, or the cores",
     changed(cores={"number": 10}): "it lacks the kinds of kernels, or the cores",
     changed(cores={"number": 0, "slots": 24, "memory": 1}): "its prices, a kind or its cores are zero",

@@ -27,11 +27,8 @@ def measured(device: Device) -> "UnitCosts | None":
     """The unit costs that ``tune`` measured on this machine's ``device``; None if it did not."""
     from .tuning import measured_costs
 
-    if device.kind == "cpu":
-        return None
-    found = measured_costs()
-    # A device by the name of a chip is that chip, which need not be this machine's.
-    return found if found is None or device.name not in chips() else None
+    # A device by the name of a chip is that chip, which need not be this machine's: no file is read for it.
+    return None if device.kind == "cpu" or device.name in chips() else measured_costs()
 
 
 def unit_costs(device: Device) -> "UnitCosts":

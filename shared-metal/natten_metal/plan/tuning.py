@@ -9,7 +9,6 @@ file to read instead of the one in the user's cache folder.
 import hashlib
 import json
 import logging
-import math
 import os
 import platform
 import sys
@@ -27,6 +26,8 @@ OFF = "off"
 VERSION = 1
 # No tuning file is nearly as long; what is longer is something else.
 MOST_BYTES = 1 << 20
+# No figure is nearly as large; with it, times of the largest problems are still numbers.
+LARGEST = 1e30
 # The module that holds this code belongs to one package: natten_mps, natten_mlx, or none in this repository's tools.
 MODULE = __name__.partition(".")[0]
 PACKAGE = MODULE.replace("_", "-")
@@ -121,8 +122,8 @@ def read(path: Path) -> "UnitCosts":
     if not isinstance(kinds, dict) or not isinstance(cores, dict) or set(cores) != set(Cores._fields):
         raise Broken("it lacks the kinds of kernels, or the cores")
     numbers = [*prices.values(), *kinds.values(), *cores.values(), content.get("error")]
-    if not all(isinstance(n, int | float) and not isinstance(n, bool) and 0 <= n < math.inf for n in numbers):
-        raise Broken("one of its figures is not a number, or below zero")
+    if not all(isinstance(n, int | float) and not isinstance(n, bool) and 0 <= n <= LARGEST for n in numbers):
+        raise Broken("one of its figures is not a number, below zero, or too large")
     if not any(prices.values()) or min(*kinds.values(), *cores.values(), 1) <= 0:
         raise Broken("its prices, a kind or its cores are zero")
     held = Cores(**{name: max(1, int(number)) for name, number in cores.items()})
