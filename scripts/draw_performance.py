@@ -110,9 +110,23 @@ def summary() -> str:
     return "\n".join(lines)
 
 
+def command(found: results.Results) -> str:
+    """The command that measures the same again, from what the file says of itself."""
+    settings, rows = found.settings, found.rows
+    training = any(row.direction == results.TRAINING for row in rows)
+    words = [found.package, "bench", *["--quick"] * (settings["quick"] == "True"), *["--backward"] * training]
+    words += [word for name in ("seconds", "limit", "backend") for word in (f"--{name}", settings[name])]
+    words += ["--against", *dict.fromkeys(entry.name.split()[0] for row in rows for entry in row.entries[1:])]
+    return " ".join(words)
+
+
 def tables() -> str:
     """All figures, as a section of benchmarks/README.md."""
-    return "\n".join(line for run in measured() for line in report.section(run, level=3))
+    lines = []
+    for run in measured():
+        title, *rest = report.section(run, level=3)
+        lines += [title, "", f"    {command(run.results)}", *rest]
+    return "\n".join(lines)
 
 
 def with_block(text: str, block: str) -> str:

@@ -48,6 +48,10 @@ def test_a_run_from_end_to_end(package: str, tmp_path: Path, capsys: pytest.Capt
     found = results.load(path)
     assert (found.package, found.machine.device, list(found.peaks)) == (name, "cpu", ["float32"])
     assert [row.direction for row in found.rows] == [results.FORWARD, results.TRAINING]
+    told = {"quick": "True", "seconds": "0.01", "limit": "600", "backend": "auto", "cpu": "True"}
+    described = (Path(__file__).resolve().parents[2] / "docs" / "bench.md").read_text()
+    assert all(f"`{name}`" in described.partition("`settings`")[2].partition("|\n")[0] for name in found.settings)
+    assert found.settings == told | {"against": "sdpa, sdpa-masked, gathered"}
     for row in found.rows:
         assert (row.problem, row.shape, row.quick, row.backend) == ("tokens-16", (16, 16), True, row.backend)
         assert row.backend == {"natten_mps": "native", "natten_mlx": "nanobind"}[package]
@@ -62,7 +66,15 @@ def test_a_run_from_end_to_end(package: str, tmp_path: Path, capsys: pytest.Capt
     assert found.rows[1].flops == found.rows[0].flops * 7 // 2
     assert f"  {name} ({found.rows[0].backend})" in printed and "tokens-16, float32, training" in printed
     assert report(package, str(path)) == 0
-    assert f"## {name} on" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert f"## {name} on" in told and "seconds 0.01; limit 600; backend auto; cpu True; against sdpa, " in told
+
+
+def test_the_file_goes_to_stdout_and_the_table_to_stderr(package: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(package, *SMALL, "--against", "--json") == 0
+    captured = capsys.readouterr()
+    (row,) = results.from_json(captured.out.encode(), "stdout").rows
+    assert [entry.name for entry in row.entries] == [package.replace("_", "-")] and "tokens-16" in captured.err
 
 
 @pytest.mark.parametrize(
@@ -82,7 +94,7 @@ def test_all_ways_compute_the_same(
     subject = importlib.import_module(f"{package}._tools.bench").subject(True)
     given = {"dim": 16, "heads": 2} | more
     named = problems.Named("small", "a test's", "here", shape, kernel_size, **given)
-    rows = measure.Rows(subject, "auto", measure.Limits(0.01, 10.0, 1 << 30), lambda name: name != "flex_attention")
+    rows = measure.Rows(subject, "auto", measure.Limits(0.01, 10.0, 1 << 30), ("sdpa", "sdpa-masked", "gathered"))
     with subject.on_device():
         for direction in (own.FORWARD, own.TRAINING):
             row = rows.row(named, False, "float32", direction, own.Peak(100.0, 10.0))
@@ -194,9 +206,7 @@ def small_rows(package: str, subject: Any, backend: str, *against: str) -> tuple
     """What measures rows for as short as can be, and the smallest problem."""
     measure, problems = (importlib.import_module(f"{package}._metal.bench.{name}") for name in ("measure", "problems"))
     limits = measure.Limits(0.01, 10.0, 1 << 30)
-    return measure.Rows(subject, backend, limits, lambda name: name in against), problems.BY_NAME["tokens-16"].form(
-        True
-    )
+    return measure.Rows(subject, backend, limits, against), problems.BY_NAME["tokens-16"].form(True)
 
 
 @pytest.mark.parametrize("asked", [False, True], ids=["auto", "metal"])
@@ -293,6 +303,10 @@ def test_an_interrupt(
     ("arguments", "message"),
     [
         (("--problem", "no-such"), "there is no problem no-such; there are nat, dinat, hdit, "),
+        (
+            ("--against", "sdpa", "sdpa-maskd"),
+            "no way 'sdpa-maskd' to compare with here; there are sdpa, sdpa-masked, gathered, flex_attention",
+        ),
         (("--json", "missing/times.json"), "missing/times.json: there is no folder missing"),
         (("--backend", "metal", *SMALL), "Metal kernels run on mps tensors"),
     ],

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 import re
 from dataclasses import fields, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +16,7 @@ from bench_runs import MISSING, NOISY, OWN, RESULTS, ROW, SDPA
 from natten_mps._metal.bench import figures, measure, problems, report, results, table, times, ways
 from natten_mps._metal.problem import mask
 from natten_mps._metal.problem.problem import all_keys
-from natten_mps._metal.tools import bench
+from natten_mps._metal.tools import bench, command_line
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = (ROOT / "docs" / "bench.md").read_text()
@@ -222,6 +222,23 @@ def test_a_call_that_fails_has_no_more_turns() -> None:
 # --- the file -------------------------------------------------------------------------------------------
 
 
+def changed(name: str, value: Any) -> bytes:
+    """The file with another field."""
+    return json.dumps(json.loads(results.to_json(RESULTS)) | {name: value}).encode()
+
+
+def with_row(**fields: Any) -> bytes:
+    """With other fields of its first row."""
+    first, *others = json.loads(results.to_json(RESULTS))["rows"]
+    return changed("rows", [first | fields, *others])
+
+
+def with_entry(**fields: Any) -> bytes:
+    """With other fields of its first entry."""
+    first, *others = json.loads(results.to_json(RESULTS))["rows"][0]["entries"]
+    return with_row(entries=[first | fields, *others])
+
+
 def test_results_survive_their_file() -> None:
     assert results.from_json(results.to_json(RESULTS), "f") == RESULTS
 
@@ -239,6 +256,31 @@ def test_results_survive_their_file() -> None:
             "f.rows[0].entries[0].times_us[0]: must",
         ),
         (lambda text: text.replace(b'"load": [', b'"load": 3, "was": ['), "f.machine.load: must be tuple; got int"),
+        (lambda text: b"[" * 100_000, "f: not JSON: "),
+        (lambda text: changed("peaks", {}), "f.rows[0].dtype: 'float16' is not among the peaks"),
+        (
+            lambda text: changed("peaks", {"float16": {"gflops": 0, "gigabytes_per_second": 1}}),
+            "f.peaks.float16: must be above zero",
+        ),
+        (lambda text: with_row(entries=[]), "f.rows[0].entries: must have the package's own, the first"),
+        (
+            lambda text: with_row(direction="sideways"),
+            "f.rows[0].direction: must be 'forward' or 'training'; got",
+        ),
+        (lambda text: with_row(stride=[1]), "f.rows[0].stride: must have one number for each of 2 axes"),
+        (lambda text: with_row(shape=[0, 56]), "f.rows[0]: shape, batch, heads"),
+        (lambda text: with_row(least_bytes=0), "f.rows[0]: shape, batch, heads"),
+        (lambda text: with_row(flops=10**400), "f.rows[0].flops: must be a number of at most 1e+30"),
+        (lambda text: with_row(predicted_us=10**400), "f.rows[0].predicted_us: must be a number of at most"),
+        (lambda text: with_row(predicted_us=float("nan")), "f.rows[0].predicted_us: must be a number of at most"),
+        (lambda text: with_entry(state="lost"), "f.rows[0].entries[0].state: is unknown: 'lost'"),
+        (
+            lambda text: with_entry(times_us=[]),
+            "f.rows[0].entries[0].times_us: must have times if the state",
+        ),
+        (lambda text: with_entry(state="failed"), "f.rows[0].entries[0].times_us: must have times if the state is"),
+        (lambda text: with_entry(times_us=[1, 2, 0, 4, 5]), "f.rows[0].entries[0].times_us: must be above zero"),
+        (lambda text: with_entry(times_us=[1, 2]), "f.rows[0].entries: must have as many times each"),
     ],
 )
 def test_a_damaged_file(change: Any, message: str) -> None:
@@ -276,6 +318,13 @@ def test_figures() -> None:
     ]
 
 
+def test_every_run_has_a_label_of_its_own() -> None:
+    assert [run.label for run in report.runs([RESULTS])] == [""]
+    labels = [run.label for run in report.runs([RESULTS] * 800)]
+    assert labels[:2] == ["A", "B"] and labels[25:28] == ["Z", "AA", "AB"] and labels[701:703] == ["ZZ", "AAA"]
+    assert len(set(labels)) == 800
+
+
 def test_a_package_that_was_not_timed_has_no_ratios() -> None:
     failed = replace(OWN, state=results.FAILED, times_us=(), reason="a kernel failed")
     row = replace(ROW, entries=(failed, SDPA, NOISY))
@@ -295,12 +344,22 @@ def test_the_table_and_the_report_say_the_same(capsys: pytest.CaptureFixture[str
     assert "## A: natten-mps on Apple M4 Max (mps)" in both and "| nat, quick, float16, forward | 0.1 | 0.1 |" in both
 
 
-def test_settings_of_ways() -> None:
-    ask = bench._against
-    assert ask(SimpleNamespace(against=None, quick=False))("flex_attention")
-    assert not ask(SimpleNamespace(against=None, quick=True))("flex_attention")
-    only = ask(SimpleNamespace(against=["natten", "sdpa"], quick=True))
-    assert only("natten 0.21.6") and only("sdpa") and not only("sdpa-masked") and not only("gathered")
+def test_the_ways_that_are_compared() -> None:
+    known = ["sdpa", "sdpa-masked", "gathered", "flex_attention", "natten 0.21.6"]
+    assert bench._against(None, False, known) == known
+    assert bench._against(None, True, known) == ["sdpa", "sdpa-masked", "gathered", "natten 0.21.6"]
+    assert bench._against(["natten", "flex_attention", "sdpa"], True, known) == ["sdpa", *known[3:]]
+    assert bench._against([], True, known) == []
+    with pytest.raises(command_line.CommandError, match="there is no way 'natten 0' to compare with here"):
+        bench._against(["sdpa", "natten 0"], False, known)
+
+
+@pytest.mark.parametrize("package", ["natten_mps", "natten_mlx"])
+def test_the_names_of_the_ways_are_those_that_are_compared(package: str) -> None:
+    own, named = importlib.import_module(f"{package}._metal.bench.ways"), problems.BY_NAME["tokens-16"]
+    subject = importlib.import_module(f"{package}._tools.bench").subject(True)
+    made = own.ways(named, named.problem("float32"), subject, "auto")
+    assert [way.name for way in made] == [subject.package, *own.others(named, subject)]
 
 
 # --- documents ------------------------------------------------------------------------------------------
@@ -322,3 +381,11 @@ def test_the_documents_say_what_was_measured() -> None:
         forward = [row for row in run.results.rows if row.direction == results.FORWARD]
         assert forward and {row.own.state for row in forward} == {results.TIMED}
         assert run.results.machine.load, "a result says what load there was"
+        parser = argparse.ArgumentParser()
+        bench.add_bench(parser.add_subparsers(), run.results.package, ("auto",), lambda on_cpu: None)
+        package, *words = draw_performance.command(run.results).split()
+        given, settings = parser.parse_args(words), run.results.settings
+        assert package == run.results.package and given.backward and given.problem == []
+        assert (str(given.quick), f"{given.seconds:g}", f"{given.limit:g}") == tuple(settings.values())[:3]
+        names = {entry.name for row in run.results.rows for entry in row.entries}
+        assert {package, *given.against} == names and given.backend == settings["backend"]

@@ -1,7 +1,7 @@
 """The measuring: everything that is compared takes turns, in the same run, after it has been warmed up."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from ..plan import costs
@@ -136,7 +136,7 @@ def _predicted(plan: Plan, direction: str) -> float | None:
 
 
 class Rows:
-    """Measures one problem after another on one subject. against(name): whether a way is compared with the package's.
+    """Measures one problem after another on one subject. against: the ways that the package's is compared with.
 
     watch: told what is being measured.
     """
@@ -146,7 +146,7 @@ class Rows:
         subject: Subject,
         backend: str,
         limits: Limits,
-        against: Callable[[str], bool] = lambda name: True,
+        against: Collection[str],
         watch: Callable[[str], None] = lambda what: None,
     ) -> None:
         self.subject, self.backend, self.limits = subject, backend, limits
@@ -228,7 +228,7 @@ class Rows:
         )
 
     def _compared(self, all_ways: list[Way]) -> list[Way]:
-        return [way for at, way in enumerate(all_ways) if not at or self.against(way.name)]
+        return [way for at, way in enumerate(all_ways) if not at or way.name in self.against]
 
     def _too_much(self, way: Way, inputs: Inputs, direction: str, best: Peak) -> str:
         """Why a way is not even tried; '' if it is."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from . import figures
 from .plots import PICTURES
 from .results import Results, Row
-from .table import LEGEND, machine_line, means, peak_line
+from .table import LEGEND, machine_line, means, peak_line, settings_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +25,14 @@ class Run:
 
 def runs(found: Sequence[Results]) -> list[Run]:
     """The results with labels."""
-    labels = [chr(ord("A") + at) for at in range(len(found))] if len(found) > 1 else [""]
+    labels = [_label(at) for at in range(len(found))] if len(found) > 1 else [""]
     return [Run(label, each) for label, each in zip(labels, found, strict=True)]
+
+
+def _label(at: int) -> str:
+    """'A', ..., 'Z', 'AA', 'AB', ..."""
+    before, letter = divmod(at, 26)
+    return (_label(before - 1) if before else "") + chr(ord("A") + letter)
 
 
 def markdown(found: Sequence[Run], pictures: Sequence[str]) -> str:
@@ -67,7 +73,7 @@ def section(run: Run, level: int = 2) -> list[str]:
     """All of one run. level: of its heading."""
     found, notes, marks = run.results, figures.Notes(), "#" * level
     lines = [f"{marks} {run.name}", "", f"{found.package} {found.package_version}, {found.framework}, {found.began}."]
-    lines += [f"{machine_line(found.machine)}.", ""]
+    lines += [f"{machine_line(found.machine)}.", f"Settings: {settings_line(found.settings)}.", ""]
     lines += [*(f"- {peak_line(dtype, peak)}" for dtype, peak in found.peaks.items()), ""]
     for dtype, direction in dict.fromkeys((row.dtype, row.direction) for row in found.rows):
         rows = [row for row in found.rows if (row.dtype, row.direction) == (dtype, direction)]

@@ -8,6 +8,7 @@ goes raises it.
 import json
 import statistics
 import types
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -20,6 +21,9 @@ FORWARD, TRAINING = "forward", "training"
 # What an entry's 'state' may be: its times are known; a limit of the command kept it from being timed; it raised an
 # error; its output is not the package's.
 TIMED, LEFT_OUT, FAILED, WRONG = "timed", "left out", "failed", "wrong"
+
+# No number of a file is nearly as large; with it, figures made of several are numbers, too.
+LARGEST = 1e30
 
 
 class Unreadable(Exception):
@@ -154,13 +158,50 @@ def from_json(text: bytes, name: str) -> Results:
     """The results in a file's content; :class:`Unreadable` if it is another format, another version, or damaged."""
     try:
         given = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Unreadable(f"{name}: not JSON: {error}") from None
     if not isinstance(given, dict) or given.get("format") != FORMAT:
         raise Unreadable(f"{name}: not a file of `bench --json`: its format is not '{FORMAT}'")
     if given.get("version") != VERSION:
         raise Unreadable(f"{name}: version {given.get('version')} of the format; this package reads version {VERSION}")
-    return _read(Results, given, name)
+    found: Results = _read(Results, given, name)
+    for where, wrong in _wrong(found):
+        raise Unreadable(f"{name}{where}: {wrong}")
+    return found
+
+
+def _wrong(found: Results) -> Iterator[tuple[str, str]]:
+    """Where what was read is no result that figures can be made of, and why."""
+    for dtype, peak in found.peaks.items():
+        if min(peak.gflops, peak.gigabytes_per_second) <= 0:
+            yield f".peaks.{dtype}", "must be above zero"
+    for at, row in enumerate(found.rows):
+        for where, wrong in _wrong_row(row, found):
+            yield f".rows[{at}]{where}", wrong
+
+
+def _wrong_row(row: Row, found: Results) -> Iterator[tuple[str, str]]:
+    if row.dtype not in found.peaks:
+        yield ".dtype", f"'{row.dtype}' is not among the peaks"
+    if row.direction not in (FORWARD, TRAINING):
+        yield ".direction", f"must be '{FORWARD}' or '{TRAINING}'; got '{row.direction}'"
+    for name in ("kernel_size", "stride", "dilation", "is_causal"):
+        if len(getattr(row, name)) != len(row.shape):
+            yield f".{name}", f"must have one number for each of {len(row.shape)} axes"
+    numbers = ("batch", "heads", "kv_heads", "head_dim", "pairs", "flops", "least_bytes")
+    if not row.shape or min(*row.shape, *(getattr(row, name) for name in numbers)) < 1:
+        yield "", f"shape, {', '.join(numbers)} must be at least 1"
+    if not row.entries:
+        yield ".entries", "must have the package's own, the first"
+    for at, entry in enumerate(row.entries):
+        if entry.state not in (TIMED, LEFT_OUT, FAILED, WRONG):
+            yield f".entries[{at}].state", f"is unknown: '{entry.state}'"
+        if bool(entry.times_us) != (entry.state == TIMED):
+            yield f".entries[{at}].times_us", f"must have times if the state is '{TIMED}', and else none"
+        if min(entry.times_us, default=1) <= 0:
+            yield f".entries[{at}].times_us", "must be above zero"
+    if len({len(entry.times_us) for entry in row.entries} - {0}) > 1:
+        yield ".entries", "must have as many times each: they took turns"
 
 
 def load(path: Path) -> Results:
@@ -183,6 +224,8 @@ def _read(kind: Any, given: Any, where: str) -> Any:
         return tuple(_read(arguments[0], each, f"{where}[{at}]") for at, each in enumerate(given))
     if origin is dict and isinstance(given, dict):
         return {key: _read(arguments[1], each, f"{where}.{key}") for key, each in given.items()}
+    if type(given) in (int, float) and not abs(given) <= LARGEST:
+        raise Unreadable(f"{where}: must be a number of at most {LARGEST:g}")
     if kind is float and type(given) is int:
         return float(given)
     if origin is None and type(given) is kind:

@@ -1,5 +1,6 @@
 """Results as the table that ``bench`` prints."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, TextIO
 
 from . import figures, times
@@ -7,6 +8,7 @@ from .results import Machine, Peak, Results
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 # Of what is no terminal, which tells no width.
 WIDTH = 128
@@ -30,6 +32,18 @@ def console(file: TextIO) -> "Console":
     return Pipe(file=file, width=None if file.isatty() else WIDTH, highlight=False, markup=False, emoji=False)
 
 
+def empty(title: str, *columns: str, words: tuple[str, ...] = ()) -> "Table":
+    """A table without rows. words: the columns, besides the first, that hold words and no numbers."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(title=title or None, box=SIMPLE_HEAD, pad_edge=False, title_justify="left")
+    for at, column in enumerate(columns):
+        number = at > 0 and column not in words
+        table.add_column(column, justify="right" if number else "left", no_wrap=number)
+    return table
+
+
 def machine_line(machine: Machine) -> str:
     """The machine in one line."""
     gpu = f", {machine.gpu_cores} GPU cores" if machine.gpu_cores else ""
@@ -40,6 +54,11 @@ def machine_line(machine: Machine) -> str:
     return f"{where}; on {machine.device}{kernels}, {machine.threads} threads{load}"
 
 
+def settings_line(settings: Mapping[str, str]) -> str:
+    """The settings in one line."""
+    return "; ".join(f"{name} {value or 'nothing'}" for name, value in settings.items())
+
+
 def peak_line(dtype: str, peak: Peak) -> str:
     """What the framework itself reached, in one line."""
     copies = times.digits(peak.gigabytes_per_second)
@@ -48,19 +67,13 @@ def peak_line(dtype: str, peak: Peak) -> str:
 
 def show(found: Results, to: "Console") -> None:
     """Print the table, its notes, and the means over its rows."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
     to.print(
         f"{found.package} {found.package_version}, {found.framework}: {machine_line(found.machine)}", soft_wrap=True
     )
     for dtype, best in found.peaks.items():
         to.print(peak_line(dtype, best))
     notes = figures.Notes()
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("")
-    for column in COLUMNS:
-        table.add_column(column, justify="right", no_wrap=True)
+    table = empty("", "", *COLUMNS)
     for row in found.rows:
         table.add_row(f"{row.problem}, {row.dtype}, {row.direction}", style="bold")
         table.add_row(figures.title(row), style="dim")

@@ -77,6 +77,11 @@ class Inputs:
         return out.swapaxes(1, 2).reshape(self._shapes[0]) if way.heads_first else out
 
 
+def others(named: Named, subject: Subject) -> list[str]:
+    """The names of all ways but the package's own."""
+    return [SDPA, MASKED, GATHERED, *subject.others(named)]
+
+
 def ways(named: Named, problem: Problem, subject: Subject, backend: str) -> list[Way]:
     """All ways, the package's own first."""
     xp = subject.framework.operations

@@ -11,12 +11,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .command_line import CommandError, check_outputs, end, write
+from .command_line import CommandError, add_json, beside_json, check_outputs, end, write_document
 
 if TYPE_CHECKING:
+    from ..bench.measure import Limits
     from ..bench.results import Machine
     from ..bench.subject import Subject
 
@@ -54,7 +54,7 @@ def add_bench(
     add("--against", nargs="*", metavar="WAY", help="compare only with these ways (default: all; without a WAY none)")
     add("--seconds", type=_positive, metavar="S", help="for each way of a row (default: 1; with --quick 0.3)")
     add("--limit", type=_positive, metavar="S", help="leave out calls that take longer (default: 10; with --quick 3)")
-    add("--json", type=Path, metavar="FILE", help="also write all times to FILE, for `report`")
+    add_json(parser, "also write all times, for `report`")
     add("--progress", action="store_true", help="show the progress bar even if stderr is not a terminal")
     parser.set_defaults(run=lambda arguments: end(f"{package} bench", lambda: _bench(arguments, package, subject)))
 
@@ -85,13 +85,15 @@ def _bench(args: argparse.Namespace, package: str, make_subject: "Callable[[bool
     from ..bench import measure, results, table
     from ..bench.memory import machine_bytes
     from ..bench.problems import BY_NAME, GROUPS, chosen
+    from ..bench.ways import others
 
     unknown = [name for name in args.problem if name not in BY_NAME and name not in GROUPS]
     if unknown:
         raise CommandError(f"there is no problem {unknown[0]}; there are {_names()}")
     check_outputs([args.json])
     subject, named = make_subject(args.cpu), chosen(args.problem)
-    dtypes = args.dtype or ["float32" if subject.device == "cpu" else "float16"]
+    against = _against(args.against, args.quick, others(named[0], subject))
+    dtypes = list(dict.fromkeys(args.dtype or [])) or ["float32" if subject.device == "cpu" else "float16"]
     directions = [results.FORWARD] + [results.TRAINING] * args.backward
     work = [(each, dtype, direction) for each in named for dtype in dtypes for direction in directions]
     seconds, longest = args.seconds or SECONDS[args.quick], args.limit or LONGEST[args.quick]
@@ -99,7 +101,7 @@ def _bench(args: argparse.Namespace, package: str, make_subject: "Callable[[bool
     began, before = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), _load()
     rows, peaks = [], {}
     with subject.on_device(), _progress(len(work), args.progress) as advance:
-        measured = measure.Rows(subject, args.backend, limits, _against(args), lambda what: advance(what, 0))
+        measured = measure.Rows(subject, args.backend, limits, against, lambda what: advance(what, 0))
         for each, dtype, _ in work:
             try:
                 measured.plan(each.form(args.quick).problem(dtype))
@@ -122,23 +124,44 @@ def _bench(args: argparse.Namespace, package: str, make_subject: "Callable[[bool
         platform.python_version(),
         began,
         _machine(subject, before + _load()),
-        {"quick": str(args.quick), "seconds": f"{seconds:g}", "limit": f"{longest:g}", "backend": args.backend},
+        _settings(args, limits, against),
         peaks,
         tuple(rows),
     )
-    table.show(found, table.console(sys.stdout))
+    with beside_json(args.json):
+        table.show(found, table.console(sys.stdout))
     if args.json is not None:
-        write(args.json, lambda file: file.write(results.to_json(found)))
-        print(f"wrote {args.json}")
+        write_document(results.to_json(found).decode(), args.json)
     bad = {results.FAILED, results.WRONG}
     return 1 if any(row.own.state in bad or results.WRONG in {e.state for e in row.entries} for row in rows) else 0
 
 
-def _against(args: argparse.Namespace) -> Callable[[str], bool]:
-    """Whether a way is compared."""
-    if args.against is None:
-        return lambda name: not (args.quick and name == COMPILED)
-    return lambda name: any(name == wanted or name.split()[0] == wanted for wanted in args.against)
+def _settings(args: argparse.Namespace, limits: "Limits", against: list[str]) -> dict[str, str]:
+    """The options that decide what is measured, besides those that every row tells of itself."""
+    return {
+        "quick": str(args.quick),
+        "seconds": f"{limits.seconds:g}",
+        "limit": f"{limits.longest:g}",
+        "backend": args.backend,
+        "cpu": str(args.cpu),
+        "against": ", ".join(against),
+    }
+
+
+def _against(wanted: list[str] | None, quick: bool, known: list[str]) -> list[str]:
+    """The ways to compare with, of those that there are. wanted: their names, with or without a version."""
+    if wanted is None:
+        return [name for name in known if not (quick and name == COMPILED)]
+    unknown = [name for name in wanted if name not in known and name not in map(_plain, known)]
+    if unknown:
+        said = ", ".join(map(_plain, known))
+        raise CommandError(f"--against: there is no way '{unknown[0]}' to compare with here; there are {said}")
+    return [name for name in known if name in wanted or _plain(name) in wanted]
+
+
+def _plain(name: str) -> str:
+    """'natten' of 'natten 0.21.6'."""
+    return name.split()[0]
 
 
 def _machine(subject: "Subject", load: tuple[float, ...]) -> "Machine":

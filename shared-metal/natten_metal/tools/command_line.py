@@ -13,6 +13,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import AbstractContextManager, redirect_stdout
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -90,16 +91,42 @@ def need_matplotlib(package: str, what: str, instead: str = "") -> None:
     os.environ["MPLCONFIGDIR"] = str(folder)
 
 
+# --- numbers: what argparse's type= takes ----------------------------------------------------------
+
+
+def whole(text: str, least: int) -> int:
+    """An integer of at least ``least``; argparse.ArgumentTypeError for anything else."""
+    try:
+        number = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number") from None
+    if number < least:
+        raise argparse.ArgumentTypeError(f"must be at least {least}; got {number}")
+    return number
+
+
+def positive(text: str) -> int:
+    """An integer of at least 1."""
+    return whole(text, 1)
+
+
+def natural(text: str) -> int:
+    """An integer that is not negative."""
+    return whole(text, 0)
+
+
 # --- files -----------------------------------------------------------------------------------------
 
 
 def check_outputs(paths: list[Path | None], read: Path | None = None) -> None:
-    """:class:`CommandError` before the work, not after it, if a file cannot be written.
+    """:class:`CommandError` before the work, not after it, if a file cannot be written; :data:`STDOUT` is none.
 
     read: the file that the command reads, which it must not overwrite.
     """
     taken = {} if read is None else {read.resolve(): "is the file that is read"}
-    for path in filter(None, paths):
+    for path in paths:
+        if path is None or path == STDOUT:
+            continue
         try:
             _check_output(path)
             resolved = path.resolve()
@@ -155,9 +182,18 @@ def add_json(parser: argparse.ArgumentParser, what: str) -> None:
     )
 
 
+def beside_json(path: Path | None) -> AbstractContextManager[Any]:
+    """Where the rest is printed while ``--json`` said ``path``: on stderr if the document goes to stdout."""
+    return redirect_stdout(sys.stderr if path == STDOUT else sys.stdout)
+
+
 def write_json(document: dict[str, Any], path: Path) -> None:
     """Write a document where ``--json`` said. ValueError for a number that JSON does not have."""
-    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_document(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n", path)
+
+
+def write_document(text: str, path: Path) -> None:
+    """Write a document that is JSON already where ``--json`` said."""
     if path == STDOUT:
         sys.stdout.write(text)
     else:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .command_line import CommandError, backend_in_force, check_outputs, end, write
+from .command_line import CommandError, backend_in_force, check_outputs, end, natural, whole, write
 from .denoise import PATCH, add_noise, bands, non_local_means, patches, psnr, query_and_key
 from .picture import Panel, busiest_pixel, draw_picture
 
@@ -105,28 +105,12 @@ def add_demo(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", ru
     parser.set_defaults(run=lambda arguments: end(f"{package} demo", lambda: run(arguments, runner)))
 
 
-def whole(text: str, least: int) -> int:
-    """An integer of at least ``least``; argparse.ArgumentTypeError for anything else."""
-    try:
-        number = int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number") from None
-    if number < least:
-        raise argparse.ArgumentTypeError(f"must be at least {least}; got {number}")
-    return number
-
-
 def _kernel_size(text: str) -> int:
     return whole(text, 2)
 
 
 def _side(text: str) -> int:
     return whole(text, 16)
-
-
-def natural(text: str) -> int:
-    """An integer that is not negative; argparse.ArgumentTypeError for anything else."""
-    return whole(text, 0)
 
 
 def _sigma(text: str) -> float:

@@ -10,10 +10,8 @@ import argparse
 import math
 import os
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterable
-from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -26,7 +24,7 @@ from ..plan.plan import Plan
 from ..plan.verdicts import KernelFailure, quoted
 from ..problem.problem import Problem
 from . import installation
-from .command_line import STDOUT, add_json, check_outputs, end, write_json
+from .command_line import add_json, beside_json, check_outputs, end, write_json
 from .doctor_cases import BOUNDS as BOUNDS
 from .doctor_cases import CASES as CASES
 from .doctor_cases import Case as Case
@@ -137,9 +135,8 @@ def add_doctor(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", 
 def _run(record: DoctorPackage, arguments: argparse.Namespace) -> int:
     if arguments.json is None:
         return consult(record, arguments.backend)[0]
-    check_outputs([arguments.json] if arguments.json != STDOUT else [])
-    # The table goes where it is seen while the file goes to stdout.
-    with redirect_stdout(sys.stderr if arguments.json == STDOUT else sys.stdout):
+    check_outputs([arguments.json])
+    with beside_json(arguments.json):
         status, document = consult(record, arguments.backend)
     write_json(without_home(document, os.path.expanduser("~")), arguments.json)
     return status

@@ -21,9 +21,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from .command_line import CommandError, backend_in_force, check_outputs, end, write
+from .command_line import CommandError, backend_in_force, check_outputs, end, natural, positive, write
 from .curves import Curve, draw_curves
-from .demo import natural, require, whole
+from .demo import require
 
 if TYPE_CHECKING:
     import numpy as np
@@ -193,7 +193,7 @@ def add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", r
     add = parser.add_argument
     add(
         "--steps",
-        type=lambda text: whole(text, 1),
+        type=positive,
         default=STEPS,
         metavar="N",
         help=f"steps of {BATCH} images (default: %(default)s)",

@@ -14,8 +14,7 @@ from ..viz.axes import Shown, shown
 from ..viz.drawing import Drawing, png, svg
 from ..viz.page import page
 from ..viz.pictures import Sight, masks, tokens
-from .command_line import CommandError, check_outputs, end, need_matplotlib, write
-from .demo import whole
+from .command_line import CommandError, check_outputs, end, need_matplotlib, positive, write
 from .problem_arguments import add_shape, add_window, shape_of, window_of
 
 FORMATS = (".svg", ".png", ".txt")
@@ -67,16 +66,12 @@ def add_viz(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", pac
         piece.add_argument(name, type=int, nargs="+", metavar="N", help=text)
     kernels = parser.add_argument_group("for --view work")
     kernels.add_argument(
-        "--heads", type=_positive, default=1, metavar="N", help="heads of queries (default: %(default)s)"
+        "--heads", type=positive, default=1, metavar="N", help="heads of queries (default: %(default)s)"
     )
-    kernels.add_argument("--kv-heads", type=_positive, metavar="N", help="heads of keys and values (default: --heads)")
-    kernels.add_argument("--head-dim", type=_positive, default=64, metavar="D", help="channels (default: %(default)s)")
+    kernels.add_argument("--kv-heads", type=positive, metavar="N", help="heads of keys and values (default: --heads)")
+    kernels.add_argument("--head-dim", type=positive, default=64, metavar="D", help="channels (default: %(default)s)")
     kernels.add_argument("--dtype", choices=DTYPES[:3], default=DTYPES[0], help="(default: %(default)s)")
     parser.set_defaults(run=lambda arguments: end(f"{package} viz", lambda: run(arguments, package)))
-
-
-def _positive(text: str) -> int:
-    return whole(text, 1)
 
 
 def run(arguments: argparse.Namespace, package: str) -> int:
