@@ -126,7 +126,7 @@ def _forward(problem: Problem, device: Device, backend: Backend, verdicts: Verdi
         return Walks(*common, queries=walk(problem, transposed=False))
     if work is Work.CPU_KERNELS:
         return CpuCall(*common)
-    launches = _fitting(problem, device, backend, verdicts, None)
+    launches, _ = fitting(problem, device, backend, verdicts, None)
     return verdicts.failure_of(launches) or MetalLaunches(*common, launches=launches)
 
 
@@ -164,7 +164,7 @@ def _gradient_on(
         return Walks(*common, queries=walk(problem, transposed=False), keys=keys)
     if work is Work.CPU_KERNELS:
         return CpuCall(*common)
-    launches = _fitting(problem, device, backend, verdicts, has_lse_grad and len(record.outputs) > 1)
+    launches, _ = fitting(problem, device, backend, verdicts, has_lse_grad and len(record.outputs) > 1)
     return verdicts.failure_of(launches) or MetalLaunches(*common, launches=launches)
 
 
@@ -195,10 +195,12 @@ def _missing_kernels(program: Program, device: Device, order: Iterable[str]) -> 
     return next((reason for reason in reasons if reason is not None), "")
 
 
-def _fitting(
+def fitting(
     problem: Problem, device: Device, backend: Backend, verdicts: Verdicts, lse_grad: bool | None
-) -> "tuple[Launch, ...]":
-    """The launches of an op (lse_grad None) or of its gradient, with threadgroups as large as their kernels allow."""
+) -> "tuple[tuple[Launch, ...], int]":
+    """The launches of an op (lse_grad None) or of its gradient, and the most simdgroups that their threadgroups may
+    have, which is as many as all of their kernels allow.
+    """
     # What describes the Metal kernels is imported with the first of them: a CPU never needs it.
     from ..metal import op_launches
     from .costs import measured
@@ -213,7 +215,7 @@ def _fitting(
         )
         room = verdicts.room(made)
         if room is None or max_simdgroups == 1:
-            return made
+            return made, max_simdgroups
         max_simdgroups = max(1, min(room, max_simdgroups - 1))
 
 

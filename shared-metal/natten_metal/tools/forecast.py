@@ -3,12 +3,12 @@ attention beside it, and what could run instead.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from ..plan import costs as cost_model
 from ..plan.backend import BACKENDS
-from ..plan.plan import Plan, refusal
+from ..plan.plan import Plan, fitting, refusal
 from ..plan.programs import MetalLaunches, Program
 from ..plan.verdicts import KernelFailure, Verdicts
 from ..problem import mask
@@ -52,21 +52,19 @@ def forecast(plan: Plan, costs: "UnitCosts", planned: Planned) -> dict[str, Any]
 
 
 def _of_program(program: Program, costs: "UnitCosts") -> dict[str, Any]:
+    from ..metal.costs import microseconds
+
     launches = [
-        _of_launch(launch, counts, time)
-        for launch, counts, time in zip(
-            program.launches,
-            cost_model.launch_counts(program),
-            cost_model.launch_times(program, costs),
-            strict=True,
-        )
+        _of_launch(launch, counts, microseconds(launch.instance, counts, costs))
+        for launch, counts in zip(program.launches, cost_model.launch_counts(program), strict=True)
     ]
+    modelled = isinstance(program, MetalLaunches)
     executed = sum(launch["counts"]["products"] for launch in launches) * PRODUCT
     return {
         "backend": program.backend,
         "launches": launches,
-        "predicted_us": cost_model.predict(program, costs),
-        "executed_flops": executed if isinstance(program, MetalLaunches) else None,
+        "predicted_us": sum(launch["predicted_us"] for launch in launches) if modelled else None,
+        "executed_flops": executed if modelled else None,
     }
 
 
@@ -112,9 +110,12 @@ def _all_keys(plan: Plan, costs: "UnitCosts", planned: Planned) -> dict[str, Any
 
 
 def backends(
-    plan: Plan, order: tuple[str, ...], verdicts: Verdicts, costs: "UnitCosts", planned: Planned
+    plan: Plan, own: dict[str, Any], order: tuple[str, ...], verdicts: Verdicts, costs: "UnitCosts", planned: Planned
 ) -> list[dict[str, Any]]:
-    """Every backend of the package: why it cannot take the problem, or the times that it is predicted to take."""
+    """Every backend of the package: why it cannot take the problem, or the times that it is predicted to take.
+
+    own: the plan's :func:`forecast`.
+    """
     found = []
     for name in order:
         work = BACKENDS[name].on(plan.device.kind)
@@ -126,37 +127,38 @@ def backends(
             "forward_us": None,
             "backward_us": None,
         }
-        if entry["reason"] is None:
+        if name == plan.backend:
+            entry |= {f"{direction}_us": own[direction]["predicted_us"] for direction in directions(plan)}
+        elif entry["reason"] is None:
             for direction, program in directions(planned(plan.problem, name)).items():
                 entry[f"{direction}_us"] = cost_model.predict(program, costs)
         found.append(entry)
     return found
 
 
-def tilings(plan: Plan, costs: "UnitCosts") -> list[dict[str, Any]]:
+def tilings(plan: Plan, verdicts: Verdicts, costs: "UnitCosts") -> list[dict[str, Any]]:
     """For every walk of the plan all tilings that the planner could choose, the cheapest predicted first."""
     found = []
     for direction, program in directions(plan).items():
-        for launch in program.launches:
-            instance = launch.instance
-            if instance.record.walks and not instance.of_additional:
-                others = sorted(_candidates(plan.problem, launch, costs), key=lambda each: float(each["predicted_us"]))
-                found.append({"direction": direction, "template": instance.template, "candidates": others})
+        walks = [each for each in program.launches if each.instance.record.walks and not each.instance.of_additional]
+        if walks:
+            gradient = None if direction == "forward" else False
+            _, room = fitting(plan.problem, plan.device, BACKENDS[program.backend], verdicts, gradient)
+        for launch in walks:
+            others = sorted(_candidates(plan.problem, launch, room, costs), key=itemgetter("predicted_us"))
+            found.append({"direction": direction, "template": launch.instance.template, "candidates": others})
     return found
 
 
-def _candidates(problem: Problem, launch: "Launch", costs: "UnitCosts") -> Iterator[dict[str, Any]]:
+def _candidates(problem: Problem, launch: "Launch", room: int, costs: "UnitCosts") -> Iterator[dict[str, Any]]:
+    """room: simdgroups that a threadgroup may have."""
     from ..metal.costs import microseconds
-    from ..metal.counts import counts_of, walked
-    from ..metal.op_launches import MAX_SIMDGROUPS
-    from ..metal.templates import RPB_GRAD
+    from ..metal.counts import tensor_bytes, walked
     from ..metal.tiling import candidate_instance, candidates
 
-    own = launch.instance
-    tensors = counts_of(problem, launch).tensor_bytes
-    in_rows = not own.record.transposed and own.template != RPB_GRAD.name
-    for candidate in candidates(problem, own.record, own.dim, own.dim_v, MAX_SIMDGROUPS, in_rows):
-        instance = candidate_instance(replace(own, stage=False), problem, candidate)
+    own, tensors = launch.instance, tensor_bytes(problem, launch)
+    for candidate in candidates(problem, own.record, own.dim, own.dim_v, room, not own.record.transposed):
+        instance = candidate_instance(own, problem, candidate)
         counts = walked(problem, instance)._replace(tensor_bytes=tensors)
         yield {
             **_tiling(instance),

@@ -5,11 +5,11 @@ time, without a tensor.
 import argparse
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..bench.table import console
+from ..bench.table import console, empty
 from ..bench.times import digits
 from ..plan import costs as cost_model
 from ..plan import plan as planning
@@ -18,11 +18,11 @@ from ..plan.device import Device
 from ..plan.plan import Plan
 from ..plan.planner import Planner
 from ..problem import faces
-from ..problem.ops import ADDITIONAL_KEYS, ADDITIONAL_VALUES, FULL, KEY_MASK, QK, RPB
+from ..problem.ops import ADDITIONAL_KEYS, ADDITIONAL_VALUES, AV, FULL, KEY_MASK, OPS, QK, RPB, VALUE
 from ..problem.problem import DTYPES, Problem, TensorSpec
 from . import forecast
-from .command_line import STDOUT, CommandError, add_json, check_outputs, end, write_json
-from .problem_arguments import add_shape, add_window, shape_of, window_of
+from .command_line import STDOUT, CommandError, add_json, check_outputs, end, natural, positive, write_json
+from .problem_arguments import WINDOW, add_shape, add_window, option, shape_of, window_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,6 +33,7 @@ CPU = "cpu"
 # How many tilings of a walk the table has.
 SHOWN = 8
 FACE = "plan"
+PIECE = ("full_shape", "query_start", "key_start")
 DESCRIPTION = """Say what a call would run, and why: the backend, the kernels, their exact work (bricks, 8x8 products,
 bytes) and their predicted time, beside attention to all keys. No tensor is made and nothing is run; with --device the
 GPU need not be here."""
@@ -73,11 +74,11 @@ def add_plan(
     add("--op", choices=faces.FACES, metavar="OP", help=f"{', '.join(faces.FACES)} (default: na1d, na2d or na3d)")
     add_shape(parser)
     add_window(parser, required=False)
-    add("--batch", type=int, default=1, metavar="N", help="batch items (default: %(default)s)")
-    add("--heads", type=int, default=1, metavar="N", help="heads of queries (default: %(default)s)")
-    add("--kv-heads", type=int, metavar="N", help="heads of keys and values (default: --heads)")
-    add("--head-dim", type=int, default=64, metavar="D", help="channels of a head (default: %(default)s)")
-    add("--head-dim-v", type=int, metavar="D", help="channels of a value (default: --head-dim)")
+    add("--batch", type=natural, default=1, metavar="N", help="batch items (default: %(default)s)")
+    add("--heads", type=positive, default=1, metavar="N", help="heads of queries (default: %(default)s)")
+    add("--kv-heads", type=positive, metavar="N", help="heads of keys and values (default: --heads)")
+    add("--head-dim", type=positive, default=64, metavar="D", help="channels of a head (default: %(default)s)")
+    add("--head-dim-v", type=positive, metavar="D", help="channels of a value (default: --head-dim)")
     add(
         "--dtype",
         choices=DTYPES,
@@ -85,12 +86,18 @@ def add_plan(
         metavar="DTYPE",
         help=f"{', '.join(DTYPES)} (default: %(default)s)",
     )
-    add("--additional", type=int, default=0, metavar="N", help="additional keys and values that every query sees")
+    add("--additional", type=natural, default=0, metavar="N", help="additional keys and values that every query sees")
     add("--rpb", action="store_true", help="with a relative positional bias")
     add("--key-mask", action="store_true", help="with a mask of keys")
-    add("--key-shape", type=int, nargs="+", metavar="N", help="tokens of the keys, if not --shape")
-    for name in ("--full-shape", "--query-start", "--key-start"):
-        add(name, type=int, nargs="+", metavar="N", help="for a piece of a larger problem, as the function takes it")
+    add("--key-shape", type=positive, nargs="+", metavar="N", help="tokens of the keys, if not --shape")
+    for name in PIECE:
+        add(
+            option(name),
+            type=int,
+            nargs="+",
+            metavar="N",
+            help="for a piece of a larger problem, as the function takes it",
+        )
     add("--backend", help="as the function takes it (default: the one in force)")
     add("--device", metavar="NAME", help="'cpu', or an Apple chip such as \"Apple M4 Max\" (default: this machine's)")
     add(
@@ -103,15 +110,14 @@ def add_plan(
 
 
 def _run(package: str, make_target: Callable[[], Target], arguments: argparse.Namespace) -> int:
-    if arguments.json is not None and arguments.json != STDOUT:
-        check_outputs([arguments.json])
+    check_outputs([arguments.json])
     op, specs, given = described(arguments)
     target = make_target()
     try:
         problem = faces.explained(FACE, op, specs, given)
         document = planned(package, target, problem, arguments)
     except (TypeError, ValueError, NotImplementedError) as error:
-        raise CommandError(str(error)) from None
+        raise CommandError(str(error).removeprefix(f"{FACE}: ")) from None
     if arguments.json != STDOUT:
         show(document, console(sys.stdout))
     if arguments.json is not None:
@@ -127,18 +133,16 @@ def described(arguments: argparse.Namespace) -> tuple[str, list[TensorSpec | Non
     shape = shape_of(arguments)
     op = arguments.op or f"na{len(shape)}d"
     a, keys = arguments, tuple(arguments.key_shape or shape)
-    heads, kv_heads = a.heads, a.kv_heads or a.heads
+    heads, kv_heads = a.heads, a.heads if a.kv_heads is None else a.kv_heads
     dim, dim_v = a.head_dim, a.head_dim if a.head_dim_v is None else a.head_dim_v
 
     def spec(tokens: tuple[int, ...], *rest: int, dtype: str = a.dtype) -> TensorSpec:
         return TensorSpec((a.batch, *tokens, *rest), dtype)
 
-    given: dict[str, Any] = {"is_causal": all(a.is_causal)}
-    if op != FULL.faces[0]:
-        if a.kernel_size is None:
-            raise CommandError(f"{op} needs --kernel-size")
-        given = dict(window_of(a, len(shape)))
-    for name in ("full_shape", "query_start", "key_start"):
+    for name in _options_without_use(op, a):
+        raise CommandError(f"{op} has no {option(name)}; --op na{len(shape)}d has")
+    given = _window_of(op, a, len(shape))
+    for name in PIECE:
         if (value := getattr(a, name)) is not None:
             given[name] = tuple(value) if len(value) > 1 else value[0]
     if a.additional:
@@ -149,10 +153,29 @@ def described(arguments: argparse.Namespace) -> tuple[str, list[TensorSpec | Non
     if a.key_mask:
         given[KEY_MASK.name] = spec(keys, dtype="bool")
     first, second = spec(shape, heads, dim), spec(keys, kv_heads, dim)
-    if op.endswith("_av"):  # attn: a slot for each key of the window
+    if op in AV.faces:  # attn: a slot for each key of the window
         slots = math.prod(given["kernel_size"])
         return op, [spec(shape, heads, slots), spec(keys, kv_heads, dim_v), None], given
     return op, [first, second, None if op in QK.faces else spec(keys, kv_heads, dim_v)], given
+
+
+def _options_without_use(op: str, arguments: argparse.Namespace) -> Iterator[str]:
+    """The arguments that were given and that the op does not have."""
+    record = next(record for record in OPS.values() if op in record.faces)
+    of_tensors = {"additional": ADDITIONAL_KEYS, "rpb": RPB, "key_mask": KEY_MASK, "head_dim_v": VALUE}
+    lacks = [name for name, operand in of_tensors.items() if operand not in record.inputs]
+    if not record.has_window:
+        lacks += [name for name in (*WINDOW, *PIECE) if name != "is_causal"]
+    return (name for name in lacks if getattr(arguments, name) not in (None, False, 0))
+
+
+def _window_of(op: str, arguments: argparse.Namespace, rank: int) -> dict[str, Any]:
+    """The window's arguments; :class:`CommandError` if the op needs a window and has none."""
+    if op in FULL.faces:
+        return window_of(arguments, 1, ("is_causal",))
+    if arguments.kernel_size is None:
+        raise CommandError(f"{op} needs --kernel-size")
+    return dict(window_of(arguments, rank))
 
 
 def planned(package: str, target: Target, problem: Problem, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -183,8 +206,10 @@ def planned(package: str, target: Target, problem: Problem, arguments: argparse.
     if document["forward"]["predicted_us"] is None and document["backward"]["predicted_us"] is None:
         document["costs"] = None
     if arguments.compare:
-        document["backends"] = forecast.backends(plan, target.backends.order, planner.verdicts, costs, plan_of)
-        document["tilings"] = forecast.tilings(plan, costs)
+        document["backends"] = forecast.backends(
+            plan, document, target.backends.order, planner.verdicts, costs, plan_of
+        )
+        document["tilings"] = forecast.tilings(plan, planner.verdicts, costs)
     return document
 
 
@@ -207,17 +232,6 @@ def show(document: dict[str, Any], to: "Console") -> None:
             to.print(_tilings(walk))
 
 
-def _table(title: str, *columns: str, words: tuple[str, ...] = ()) -> Any:
-    """An empty table. words: the columns, besides the first, that hold words and no numbers."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, title_justify="left")
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if not index or column in words else "right")
-    return table
-
-
 def _patch(tiling: dict[str, Any]) -> str:
     """The rows of a patch, and what else is unlike the simplest tiling; where columns come from is told apart."""
     heads = [f"{tiling['heads']} heads"] if tiling["heads"] > 1 else []
@@ -227,7 +241,7 @@ def _patch(tiling: dict[str, Any]) -> str:
 
 def _launches(direction: str, found: dict[str, Any]) -> Any:
     columns = ("patch", "threadgroups", "bricks", "full", "8x8 products", "chunks", "staged MiB", "tensors MiB", "us")
-    table = _table(direction, "kernel", *columns)
+    table = empty(direction, "kernel", *columns)
     for launch in found["launches"]:
         counts = launch["counts"]
         grid = [str(count) for count in launch["threadgroups"] if count > 1] or ["1"]
@@ -278,7 +292,7 @@ def _show_times(document: dict[str, Any], to: "Console") -> None:
 
 
 def _backends(found: list[dict[str, Any]]) -> Any:
-    table = _table("backends", "backend", "forward", "backward", "", words=("",))
+    table = empty("backends", "backend", "forward", "backward", "", words=("",))
     for each in found:
         name = f"{each['backend']}{' (chosen)' if each['chosen'] else ''}"
         if each["reason"] is not None:
@@ -291,7 +305,7 @@ def _backends(found: list[dict[str, Any]]) -> Any:
 def _tilings(walk: dict[str, Any]) -> Any:
     shown = min(SHOWN, len(walk["candidates"]))
     title = f"tilings of {walk['template']}, {walk['direction']}: the {shown} cheapest of {len(walk['candidates'])}"
-    table = _table(title, "patch", "simdgroups", "columns from", "bricks", "full", "staged MiB", "us", "")
+    table = empty(title, "patch", "simdgroups", "columns from", "bricks", "full", "staged MiB", "us", "")
     for index, each in enumerate(walk["candidates"]):
         if index < SHOWN or each["chosen"]:
             numbers = (f"{each['bricks']:,}", f"{each['full'] / max(each['bricks'], 1):.0%}")

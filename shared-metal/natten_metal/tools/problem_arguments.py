@@ -1,11 +1,15 @@
 """The options of a command that is asked about a problem: shape and window, as the functions take them."""
 
 import argparse
+from collections.abc import Sequence
 from typing import Any
 
 from ..problem.problem import RANKS
 from .command_line import CommandError
 
+# A window's arguments, and what those mean that are not given; a window has no other size than one that is given.
+_DEFAULTS: dict[str, tuple[Any, ...]] = {"stride": (1,), "dilation": (1,), "is_causal": (False,), "wrap": (False,)}
+WINDOW = ("kernel_size", *_DEFAULTS)
 _FLAGS = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
 Parser = argparse.ArgumentParser
 
@@ -19,28 +23,19 @@ def add_shape(parser: Parser, required: bool = True) -> None:
 
 def add_window(parser: Parser, required: bool = True) -> None:
     """``--kernel-size``, ``--stride``, ``--dilation``, ``--is-causal`` and ``--wrap``: one value, or one per axis."""
-    for name, default, text in (
-        ("--kernel-size", None, "keys that a query attends to along each axis"),
-        ("--stride", [1], "queries that share a window (default: 1)"),
-        ("--dilation", [1], "distance between neighbors (default: 1)"),
+    for name, needed, text in (
+        ("--kernel-size", required, "keys that a query attends to along each axis"),
+        ("--stride", False, "queries that share a window (default: 1)"),
+        ("--dilation", False, "distance between neighbors (default: 1)"),
     ):
-        needed = required and default is None
-        add = parser.add_argument
-        add(
-            name,
-            type=int,
-            nargs="+",
-            required=needed,
-            default=default,
-            metavar="N",
-            help=f"{text}; one value or one per axis",
-        )
+        help_text = f"{text}; one value or one per axis"
+        parser.add_argument(name, type=int, nargs="+", required=needed, metavar="N", help=help_text)
     for name, text in (
         ("--is-causal", "a query sees itself and what lies before"),
         ("--wrap", "windows pass over the end of the axis"),
     ):
         help_text = f"{text}: on every axis, or 'yes' or 'no' for each"
-        parser.add_argument(name, type=_flag, nargs="*", default=[False], metavar="yes|no", help=help_text)
+        parser.add_argument(name, type=_flag, nargs="*", metavar="yes|no", help=help_text)
 
 
 def _flag(text: str) -> bool:
@@ -59,13 +54,19 @@ def shape_of(arguments: argparse.Namespace) -> tuple[int, ...]:
     return shape
 
 
-def window_of(arguments: argparse.Namespace, rank: int) -> dict[str, tuple[Any, ...]]:
+def option(name: str) -> str:
+    """The option of an argument: '--kernel-size'."""
+    return f"--{name.replace('_', '-')}"
+
+
+def window_of(arguments: argparse.Namespace, rank: int, names: Sequence[str] = WINDOW) -> dict[str, tuple[Any, ...]]:
     """The window's arguments by name, one entry per axis each; :class:`CommandError` if some have another number."""
     found = {}
-    for name in ("kernel_size", "stride", "dilation", "is_causal", "wrap"):
-        values = tuple(getattr(arguments, name)) or (True,)  # a switch without values
+    for name in names:
+        given = getattr(arguments, name)
+        values = _DEFAULTS[name] if given is None else tuple(given) or (True,)  # a switch without values
         if len(values) not in (1, rank):
-            option = f"--{name.replace('_', '-')}"
-            raise CommandError(f"{option} takes one value, or one for each of {rank} axes; got {len(values)}")
+            takes = "one value" if rank == 1 else f"one value, or one for each of {rank} axes"
+            raise CommandError(f"{option(name)} takes {takes}; got {len(values)}")
         found[name] = values * rank if len(values) == 1 else values
     return found
