@@ -221,6 +221,20 @@ def test_the_command_measures_and_writes(made_up: Clock, tmp_path: Path, capsys:
     assert tuning.read(tuning.default_path()).measured
 
 
+def test_what_would_be_done_as_a_document(made_up: Clock, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """To stdout, while the words go to stderr; to a file; and for the CPU kernels."""
+    assert command("natten_mps", "--quick", "--dry-run", "--json") == 0
+    said, document = capsys.readouterr(), tmp_path / "dry.json"
+    found = json.loads(said.out)
+    assert set(found) == {"kernels", "fitted", "held out", "path", "reason missing"}
+    assert found["path"] == str(tuning.default_path()) and found["reason missing"] is None
+    assert f"{found['kernels']} kernels would be compiled, {found['fitted']} launches timed" in said.err
+    assert command("natten_mps", "--cpu", "--dry-run", "--json", str(document)) == 0
+    wanted = [setting.words for setting in cpu.settings()]
+    assert json.loads(document.read_text()) == {"settings": wanted} and wanted[-1] in capsys.readouterr().out
+    assert made_up.launched == 0 and not tuning.default_path().exists()
+
+
 def test_another_file_is_written_instead(made_up: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = tmp_path / "here.json"
     assert command("natten_mps", "--quick", "--output", str(other)) == 0
@@ -305,6 +319,44 @@ def test_what_is_worth_setting_is_said(
     assert "NATTEN_CPU_ISA=sse does not run here: ValueError: NATTEN_CPU_ISA: this machine has no such thing" in out
     data = json.loads((tmp_path / "cpu.json").read_text())
     assert set(data["milliseconds"]) == set(factors) and bool(data["best"]) == ("worth setting" in said)
+    assert "NATTEN_CPU_ISA=sse" in data["failed"] and not set(data["failed"]) & set(factors)
+
+
+def test_a_setting_that_fails_in_a_later_round_has_no_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its first round was not slower than the others', so it would be the best; it does not run, so it is not."""
+    rounds: list[str] = []
+
+    def in_a_process(module: str, setting: cpu.Setting) -> dict[str, float] | str:
+        rounds.append(setting.words)
+        if setting.instruction_set == "avx2":
+            return "it was killed" if rounds.count(setting.words) == 2 else dict.fromkeys(cpu.PROBLEMS, 0.5)
+        return dict.fromkeys(cpu.PROBLEMS, 1.0)
+
+    avx2 = cpu.Setting("avx2")
+    monkeypatch.setattr(cpu, "in_a_process", in_a_process)
+    monkeypatch.setattr(cpu, "settings", lambda: [cpu.Setting(), avx2])
+    found = cpu.tune_cpu("natten_mps", lambda *_: None, 3)
+    assert set(found.times) == {cpu.Setting()} and found.failed == {avx2: "it was killed"}
+    assert found.best == cpu.Setting() and rounds.count(avx2.words) == 2 and rounds.count("default") == 3
+
+
+@pytest.mark.parametrize("first", [1, 2])
+def test_without_the_default_there_is_nothing_to_compare_with(
+    first: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rounds: list[str] = []
+
+    def in_a_process(module: str, setting: cpu.Setting) -> dict[str, float] | str:
+        rounds.append(setting.words)
+        failed = setting == cpu.Setting() and rounds.count("default") == first
+        return "ImportError: no kernels" if failed else dict.fromkeys(cpu.PROBLEMS, 1.0)
+
+    monkeypatch.setattr(cpu, "in_a_process", in_a_process)
+    assert command("natten_mps", "--cpu") == 1
+    said = capsys.readouterr()
+    reason = "nothing to tune: the CPU kernels do not run: ImportError: no kernels"
+    assert (said.out, said.err) == ("", f"natten-mps tune: {reason}\n")
+    assert rounds.count("default") == first and rounds[-1] == "default"
 
 
 def test_settings_are_told_apart_by_their_environment() -> None:

@@ -4,7 +4,6 @@ The measuring is in the room :mod:`..tuning`; the framework comes as its :class:
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,9 +11,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..bench.table import console, empty
 from ..bench.times import digits
 from ..plan import tuning
-from .command_line import CommandError, check_outputs, end, write
+from .command_line import CommandError, add_json, beside_json, check_outputs, end, write_json
 
 if TYPE_CHECKING:
     from ..tuning.cpu import CpuTuning
@@ -28,7 +28,7 @@ def add_tune(
     """Add the ``tune`` command to a command line; ``timer()`` is called only when the command runs."""
     parser = commands.add_parser(
         "tune",
-        help="measure this machine's GPU for two minutes, so that kernels are chosen by what is fastest on it",
+        help="measure this machine's GPU, so that kernels are chosen by what is fastest on it",
         description="""Time a designed set of kernels on this machine's GPU, fit what each part of their work costs,
             judge the fit on problems that it did not see, and write the result to the user's cache folder, where every
             later process of this package reads it once. Results of calls do not change, only how fast they are.
@@ -36,15 +36,15 @@ def add_tune(
             that keep the machine busy spoil the measurement.""",
         epilog=f"""examples: `{package} tune` measures and keeps the result; `{package} tune --dry-run` says what would
             be timed and where the result would go; `{package} tune --output here.json` keeps it elsewhere, where
-            NATTEN_TUNING=here.json reads it; `{package} tune --quick --json all.json` takes half a minute, and writes
-            every time with its prediction; `{package} tune --cpu` says which instruction set and how many threads are
-            worth setting for the CPU kernels.""",
+            NATTEN_TUNING=here.json reads it; `{package} tune --quick --json all.json` times fewer, and writes every
+            time with its prediction; `{package} tune --cpu` says which instruction set and how many threads are worth
+            setting for the CPU kernels. On a Mac the whole is expected to take about two minutes.""",
     )
     add = parser.add_argument
     add("--quick", action="store_true", help="fewer problems, timed once: less exact")
     add("--dry-run", action="store_true", help="time nothing and write nothing; say what would be done")
     add("--output", type=Path, metavar="FILE", help="write the result there, not to the cache folder")
-    add("--json", type=Path, metavar="FILE", help="also write every time and prediction to FILE")
+    add_json(parser, "also write every time and prediction")
     add("--cpu", action="store_true", help="time the CPU kernels with each instruction set and fewer threads instead")
     add("--progress", action="store_true", help="show the progress bar even if stderr is not a terminal")
     parser.set_defaults(run=lambda arguments: end(f"{package} tune", lambda: _run(timer, package, arguments)))
@@ -52,61 +52,57 @@ def add_tune(
 
 def _run(timer: "Callable[[], Timer]", package: str, arguments: argparse.Namespace) -> int:
     check_outputs([arguments.output, arguments.json])
-    if arguments.cpu:
-        return _run_cpu(package, arguments)
+    with beside_json(arguments.json):
+        document = _cpu(arguments) if arguments.cpu else _gpu(timer, package, arguments)
+    if arguments.json is not None:
+        write_json(document, arguments.json)
+    return 0
+
+
+def _gpu(timer: "Callable[[], Timer]", package: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """What was measured or would be, printed and as data."""
+    from ..tuning.tune import as_data
+
     path = arguments.output or tuning.default_path()
     if arguments.dry_run:
-        print(_dry_run(timer(), arguments.quick, path))
-        return 0
+        return _dry_run(timer(), arguments.quick, path)
     missing = [name for name in ("numpy", "scipy") if find_spec(name) is None]
     if missing:
         raise CommandError(f"{' and '.join(missing)} must be installed for this: pip install '{package}[tools]'")
     found = _tuned(timer(), arguments, path)
     _print_table(found)
     print("\n".join(_summary(found)))
-    if arguments.json is not None:
-        from ..tuning.tune import as_data
-
-        text = json.dumps(as_data(found), indent=1) + "\n"
-        write(arguments.json, lambda file: file.write(text.encode()))
-    return 0
+    return as_data(found)
 
 
-def _run_cpu(package: str, arguments: argparse.Namespace) -> int:
+def _cpu(arguments: argparse.Namespace) -> dict[str, Any]:
     """``tune --cpu``: a table, and the environment variables that are worth setting. It keeps nothing."""
-    from ..tuning.cpu import ROUNDS, settings, tune_cpu
+    from ..tuning.cpu import ROUNDS, Setting, settings, tune_cpu
 
     if arguments.output is not None:
         raise CommandError("--output is for the GPU's file; what --cpu finds is kept in environment variables")
     rounds = 1 if arguments.quick else ROUNDS
     if arguments.dry_run:
-        print("each of these would be timed, in processes of their own:", *(s.words for s in settings()), sep="\n  ")
-        return 0
+        wanted = [setting.words for setting in settings()]
+        print("each of these would be timed, in processes of their own:", *wanted, sep="\n  ")
+        return {"settings": wanted}
     with _progress(arguments.progress) as progress:
         found = tune_cpu(tuning.MODULE, progress, rounds)
-    if not found.times:
-        raise CommandError(f"nothing to tune: {next(iter(found.failed.values()))}")
+    if Setting() in found.failed:
+        raise CommandError(f"nothing to tune: the CPU kernels do not run: {found.failed[Setting()]}")
     _print_cpu(found)
-    if arguments.json is not None:
-        times = {setting.words: times for setting, times in found.times.items()}
-        text = json.dumps({"milliseconds": times, "best": found.best.environment}, indent=1) + "\n"
-        write(arguments.json, lambda file: file.write(text.encode()))
-    return 0
+    times = {setting.words: times for setting, times in found.times.items()}
+    failed = {setting.words: reason for setting, reason in found.failed.items()}
+    return {"milliseconds": times, "failed": failed, "best": found.best.environment}
 
 
 def _print_cpu(found: "CpuTuning") -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title="the CPU kernels, milliseconds, float32")
-    table.add_column("setting", no_wrap=True)
-    for name in next(iter(found.times.values())):
-        table.add_column(name, justify="right")
-    table.add_column("of default", justify="right")
+    names = next(iter(found.times.values()))
+    table = empty("the CPU kernels, milliseconds, float32", "setting", *names, "of default")
     for setting, times in found.times.items():
         share = f"{found.against_default(setting):.2f}"
         table.add_row(setting.words, *(digits(time) for time in times.values()), share)
-    Console().print(table)
+    console(sys.stdout).print(table)
     for setting, reason in found.failed.items():
         print(f"{setting.words} does not run here: {reason}")
     if found.best.environment:
@@ -120,7 +116,7 @@ def _tuned(timer: "Timer", arguments: argparse.Namespace, path: Path) -> "Tuning
     from ..tuning.tune import CannotTune, tune
 
     try:
-        tuning.try_folder(path)  # known before two minutes are spent
+        tuning.try_folder(path)  # known before anything is measured
         with _progress(arguments.progress) as progress:
             return tune(timer, arguments.quick, progress, path)
     except CannotTune as error:
@@ -132,18 +128,21 @@ def _tuned(timer: "Timer", arguments: argparse.Namespace, path: Path) -> "Tuning
         ) from None
 
 
-def _dry_run(timer: "Timer", quick: bool, path: Path) -> str:
-    """What would be timed, and where the result would go."""
+def _dry_run(timer: "Timer", quick: bool, path: Path) -> dict[str, Any]:
+    """What would be timed, and where the result would go; printed and as data."""
     from ..tuning.tune import planned_trials
 
     fitted, held_out = planned_trials(timer, quick)
     kernels = {trial.launch.instance for trial in (*fitted, *held_out)}
-    said = (
+    print(
         f"{len(kernels)} kernels would be compiled, {len(fitted)} launches timed to fit unit costs, and "
         f"{len(held_out)} on other problems to judge the fit; the result would go to {path}"
     )
     reason = timer.device().reason_missing(timer.backend)
-    return said if reason is None else f"{said}\nbut there is nothing to tune here: {reason}"
+    if reason is not None:
+        print(f"but there is nothing to tune here: {reason}")
+    counts = {"kernels": len(kernels), "fitted": len(fitted), "held out": len(held_out)}
+    return {**counts, "path": str(path), "reason missing": reason}
 
 
 @contextmanager
@@ -166,16 +165,12 @@ def _progress(wanted: bool) -> "Iterator[Progress]":
 
 def _print_table(found: "Tuning") -> None:
     """The problems that were not fitted, kernel by kernel."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title="problems that were not fitted, microseconds")
-    for name in ("problem", "kernel", "rule", "tuned", "fastest", "predicted"):
-        table.add_column(name, justify="left" if name in ("problem", "kernel") else "right")
+    columns = ("problem", "kernel", "rule", "tuned", "fastest", "predicted")
+    table = empty("problems that were not fitted, microseconds", *columns, words=("kernel",))
     for choice in found.choices:
         trial, figures = choice.timed.trial, (choice.rule, choice.tuned, choice.best, choice.predicted)
         table.add_row(trial.words, trial.template.name, *(f"{figure:,.1f}" for figure in figures))
-    Console().print(table)
+    console(sys.stdout).print(table)
 
 
 def _summary(found: "Tuning") -> list[str]:

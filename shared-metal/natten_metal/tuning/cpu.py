@@ -5,9 +5,9 @@ after another and all of them again, so that a slow minute does not fall on one 
 """
 
 import json
-import math
 import os
 import platform
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -54,7 +54,9 @@ class Setting(NamedTuple):
 
 
 class CpuTuning(NamedTuple):
-    """Milliseconds by setting and problem; settings that do not run here, and why."""
+    """Milliseconds by setting and problem; settings that did not run here in some round, and why. A setting is in one
+    of both. If the default is among those that failed, nothing else was timed after it.
+    """
 
     times: Mapping[Setting, Mapping[str, float]]
     failed: Mapping[Setting, str]
@@ -62,7 +64,7 @@ class CpuTuning(NamedTuple):
     def against_default(self, setting: Setting) -> float:
         """The geometric mean of a setting's times over those of the default."""
         own, default = self.times[setting], self.times[Setting()]
-        return math.exp(math.fsum(math.log(own[name] / default[name]) for name in default) / len(default))
+        return statistics.geometric_mean(own[name] / default[name] for name in default)
 
     @property
     def best(self) -> Setting:
@@ -90,6 +92,9 @@ def tune_cpu(module: str, progress: Callable[[int, int, str], None], rounds: int
             found = in_a_process(module, setting)
             if isinstance(found, str):
                 failed[setting] = found
+                times.pop(setting, None)
+                if setting == Setting():  # there is nothing to compare others with
+                    return CpuTuning(times, failed)
                 continue
             best = times.setdefault(setting, found)
             times[setting] = {name: min(best[name], found[name]) for name in found}
