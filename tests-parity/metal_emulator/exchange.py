@@ -79,6 +79,7 @@ class Result(ctypes.Structure):
         ("simdgroup_operations", ctypes.c_uint64),
         ("matrix_accesses", ctypes.c_uint64),
         ("matrix_multiplies", ctypes.c_uint64),
+        ("tensor_products", ctypes.c_uint64),
         ("threadgroup_bytes", ctypes.c_uint64),
         ("threadgroup_bytes_read", ctypes.c_uint64),
         ("threadgroup_bytes_written", ctypes.c_uint64),

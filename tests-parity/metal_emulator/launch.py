@@ -184,6 +184,7 @@ class Kernel:
             faults=tuple(self._fault(fault) for fault in result.faults[: result.fault_count]),
             threadgroups=result.threadgroups,
             multiply_accumulates=result.matrix_multiplies,
+            tensor_products=result.tensor_products,
             matrix_accesses=result.matrix_accesses,
             simdgroup_operations=result.simdgroup_operations,
             barriers=result.barriers,

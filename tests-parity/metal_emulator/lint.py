@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from .findings import Finding
 from .signature import MAX_BUFFERS
 from .tokens import ADDRESS_SPACES, WORD, is_blank, tokenize
-from .toolchain import METAL_HEADERS, require
+from .toolchain import METAL_HEADERS, TENSOR_HEADERS, require
 from .transform import Mode, preprocess
 
 BANNED = {
@@ -132,7 +132,7 @@ def text_findings(source: str) -> list[Finding]:
     lines = zip(source.split("\n"), strip_comments(source).split("\n"), strict=True)
     for number, (line, uncommented) in enumerate(lines, 1):
         included = re.match(r"\s*#\s*include\s*[<\"]([^>\"]*)", line)
-        if included and included[1] not in METAL_HEADERS:
+        if included and included[1] not in (*METAL_HEADERS, *TENSOR_HEADERS):
             findings.append(
                 Finding(
                     number, "include", f"#include of {included[1]}: hosts compile from memory, with no include path"

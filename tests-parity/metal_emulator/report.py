@@ -51,6 +51,7 @@ class Report:
     faults: tuple[Fault, ...]
     threadgroups: int
     multiply_accumulates: int  # 8x8 simdgroup_matrix products
+    tensor_products: int  # matmul2d of one simdgroup each
     matrix_accesses: int  # simdgroup_load and simdgroup_store
     simdgroup_operations: int  # shuffles, reductions, votes, prefix sums
     barriers: int  # threadgroup barriers, summed over the groups

@@ -33,6 +33,8 @@ METAL_HEADERS = (
     "metal_type_traits",
     "metal_types",
 )
+# Those that exist since Metal 4
+TENSOR_HEADERS = ("metal_tensor", "MetalPerformancePrimitives/MetalPerformancePrimitives.h")
 
 
 class Unavailable(RuntimeError):

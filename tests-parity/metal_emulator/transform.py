@@ -13,10 +13,10 @@ from pathlib import Path
 from .overloads import drop_address_space_twins
 from .signature import Binding, parse_parameters
 from .tokens import after_match, is_blank, lines_only, next_significant, split_list, statement_end, tokenize
-from .toolchain import METAL_HEADERS, cache_folder, run_clang_or_raise
+from .toolchain import METAL_HEADERS, TENSOR_HEADERS, cache_folder, run_clang_or_raise
 
 SOURCE_NAME = "kernel.metal"
-METAL_VERSION = 310
+METAL_VERSION, TENSOR_VERSION = 310, 400
 SUFFIXED_LITERAL = re.compile(r"((?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)(h|bf)$")
 OPENCL_WORDS = ("global", "local", "private", "generic")
 
@@ -57,7 +57,8 @@ def stub_folder() -> Path:
     """A folder with empty files named like Metal's headers."""
     folder = cache_folder() / "empty_metal_headers"
     folder.mkdir(exist_ok=True)
-    for name in METAL_HEADERS:
+    for name in (*METAL_HEADERS, *TENSOR_HEADERS):
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).touch()
     return folder
 
@@ -65,7 +66,10 @@ def stub_folder() -> Path:
 def preprocess(source: str, mode: Mode, include_dirs: tuple[str, ...] = ()) -> str:
     """The source after the preprocessor, with line markers."""
     arguments = ["-E", "-x", "c++", "-std=c++17", "-nostdinc", "-Wno-everything", "-I", str(stub_folder())]
-    arguments += ["-D__METAL__", f"-D__METAL_VERSION__={METAL_VERSION}", "-D__HAVE_BFLOAT__=1"]
+    tensors = re.search(r"#\s*include\s*<metal_tensor>", source) is not None
+    version = TENSOR_VERSION if tensors else METAL_VERSION
+    arguments += ["-D__METAL__", f"-D__METAL_VERSION__={version}", "-D__HAVE_BFLOAT__=1"]
+    arguments += ["-D__HAVE_TENSOR__=1"] if tensors else []
     if mode is Mode.CPU:
         arguments.append("-DMETAL_EMULATOR_COUNT(event)=metal_emulator_count(#event)")
     for folder in include_dirs:

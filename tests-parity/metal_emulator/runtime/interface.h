@@ -1,5 +1,6 @@
 // What kernels call: the only names that the shim and the runtime share. Plain types, C linkage.
 #pragma once
+#include "tensor_interface.h"
 
 extern "C" {
 
@@ -33,4 +34,17 @@ METAL_EMULATOR_CONVERGENT void metal_emulator_matrix_multiply(float* d, const fl
 void* metal_emulator_threadgroup_variable(const void* key, unsigned long size, unsigned alignment, const char* name);
 void metal_emulator_atomic_access(const volatile void* address, unsigned size, bool read, bool write);
 void metal_emulator_count(const char* event);
+
+// ---- tensor operations ----------------------------------------------------------------------------------------------
+int metal_emulator_tensor_element(int role, int rows, int columns, int capacity, int slot);
+int metal_emulator_tensor_row(int rows, int columns, int capacity, int slot);
+int metal_emulator_tensor_row_slot(int rows, int columns, int capacity, int row);
+bool metal_emulator_tensor_converts(int rows, int columns);
+void metal_emulator_tensor_misuse(const char* what);
+METAL_EMULATOR_CONVERGENT void metal_emulator_tensor_multiply(const metal_emulator_product* product, unsigned site);
+METAL_EMULATOR_CONVERGENT void metal_emulator_tensor_reduce_rows(const float* from, float* to, int rows, int columns,
+                                                                 int capacity, int operation, float identity,
+                                                                 unsigned site);
+METAL_EMULATOR_CONVERGENT void metal_emulator_tensor_convert(const float* from, int from_capacity, float* to,
+                                                             int to_capacity, int rows, int columns, unsigned site);
 }

@@ -11,7 +11,9 @@ static const char* operation_name(uint32_t operation) {
     case PREFIX: return "a prefix operation";
     case BALLOT: return "a vote";
     case SIMDGROUP_BARRIER: return "simdgroup_barrier";
-    case MATRIX_ACCESS: return "a simdgroup_matrix load or store";
+    case MATRIX_ACCESS: return "a matrix load or store";
+    case TENSOR_PRODUCT: return "matmul2d";
+    case TENSOR_OPERATION: return "a tensor operation";
     default: return "a simdgroup_matrix multiplication";
   }
 }
@@ -25,6 +27,8 @@ static void count_operation(uint32_t operation) {
     case SIMDGROUP_BARRIER: r.simdgroup_barriers++; break;
     case MATRIX_ACCESS: r.matrix_accesses++; break;
     case MATRIX_MULTIPLY: r.matrix_multiplies++; break;
+    case TENSOR_PRODUCT: r.tensor_products++; break;
+    case TENSOR_OPERATION: break;
     default: r.simdgroup_operations++; break;
   }
 }
@@ -52,7 +56,7 @@ static void finish_simdgroup(uint32_t s) {
     active |= 1u << f.lane;
     lanes[n++] = i;
   }
-  bool matrix = first->operation == MATRIX_ACCESS || first->operation == MATRIX_MULTIPLY;
+  bool matrix = first->operation >= MATRIX_ACCESS;
   if (matrix && n != kLanes) {
     report(PARTIAL_SIMDGROUP, first->code, "%s with %u of 32 lanes", operation_name(first->operation), n);
     stop();

@@ -5,6 +5,7 @@
 //   scheduler.cpp      fibers, ready queue, start and end of a threadgroup
 //   rendezvous.cpp     barriers and the meeting of a simdgroup's lanes, divergence
 //   simdgroup.cpp      shuffles, reductions, votes, matrix multiply
+//   tensor_ops.cpp     products of tensors, row reductions; tensor_layout.cpp: which lane holds which element
 //   memory.cpp         regions (device buffers, threadgroup variables): who owns an address, out of bounds
 //   shadow.cpp         what happened to each cell: races, uninitialised reads, counts of reads and writes
 //   instrumentation.cpp  the hooks that instrumented kernels call for each access
@@ -70,7 +71,18 @@ typedef void (*Entry)(const metal_emulator_arguments*);
 // ---- fibers ---------------------------------------------------------------------------------------------------------
 enum FiberState : uint8_t { READY, AT_BARRIER, AT_SIMDGROUP_OPERATION, RETURNED };
 
-enum Operation : uint32_t { SHUFFLE, REDUCE, PREFIX, BALLOT, SIMDGROUP_BARRIER, MATRIX_ACCESS, MATRIX_MULTIPLY };
+// Those from MATRIX_ACCESS on take all lanes of a simdgroup
+enum Operation : uint32_t {
+  SHUFFLE,
+  REDUCE,
+  PREFIX,
+  BALLOT,
+  SIMDGROUP_BARRIER,
+  MATRIX_ACCESS,
+  MATRIX_MULTIPLY,
+  TENSOR_PRODUCT,
+  TENSOR_OPERATION,
+};
 
 // Where a fiber waits: the operation, and where it stands in the source and in the compiled code
 struct Waiting {
@@ -200,6 +212,7 @@ struct Result {
   uint64_t simdgroup_operations;  // shuffles, reductions, votes
   uint64_t matrix_accesses;
   uint64_t matrix_multiplies;
+  uint64_t tensor_products;
   uint64_t threadgroup_bytes;  // the most that one group had
   uint64_t threadgroup_bytes_read;
   uint64_t threadgroup_bytes_written;
@@ -271,7 +284,7 @@ void free_variables();
 bool in_code(const char* p);
 
 // shadow.cpp
-void access(const void* address, size_t bytes, bool write, bool atomic, void* code);
+void access(const void* address, size_t bytes, bool write, bool atomic, void* code, bool together = false);
 Region* locate(const char* p, size_t bytes, bool write, void* code);
 
 // private_memory.cpp

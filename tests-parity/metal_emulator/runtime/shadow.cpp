@@ -70,8 +70,7 @@ static void report_race(const Region* r, size_t cell, const Stamp& other, bool w
   }
 }
 
-static void access_cells(Region* r, size_t first, size_t last, bool write, bool atomic, void* code) {
-  const Fiber& f = current_fiber();
+static void access_cells(Region* r, size_t first, size_t last, bool write, bool atomic, const Fiber& f, void* code) {
   const Stamp now = stamp_of(r, f, atomic);
   for (size_t c = first; c <= last; c++) {
     Cell& cell = r->cells[c];
@@ -120,7 +119,8 @@ Region* locate(const char* p, size_t bytes, bool write, void* code) {
   leave();
 }
 
-void access(const void* address, size_t bytes, bool write, bool atomic, void* code) {
+// together: by all lanes of the simdgroup at once, so that what any one of them wrote must have been ordered
+void access(const void* address, size_t bytes, bool write, bool atomic, void* code, bool together) {
   const char* p = (const char*)address;
   if (on_own_stack(p)) {
     if (!g.options.private_bounds || private_bytes_valid(p, bytes)) return;
@@ -134,7 +134,15 @@ void access(const void* address, size_t bytes, bool write, bool atomic, void* co
   if (write && r->read_only) report(READ_ONLY_WRITE, code, "write of %zu bytes to %s", bytes, r->name.c_str());
   (write ? r->bytes_written : r->bytes_read) += bytes;
   size_t offset = p - r->begin;
-  access_cells(r, offset >> r->cell_shift, (offset + bytes - 1) >> r->cell_shift, write, atomic, code);
+  const size_t first = offset >> r->cell_shift;
+  const size_t last = (offset + bytes - 1) >> r->cell_shift;
+  if (together) {
+    Fiber all = current_fiber();
+    all.index = kManyThreads;
+    access_cells(r, first, last, write, atomic, all, code);
+  } else {
+    access_cells(r, first, last, write, atomic, current_fiber(), code);
+  }
 }
 
 }  // namespace runtime
