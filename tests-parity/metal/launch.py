@@ -187,9 +187,14 @@ TENSORS = {
 }
 
 
+def computes(instance: Instance) -> str:
+    """The template that computes the same without matrix units."""
+    return instance.template.removesuffix("_mpp")
+
+
 def launch_of(instance: Instance, problem: Problem, parts: int = 1) -> Launch:
     """The launch of ``instance`` on ``problem``, in ``parts`` parts where results are summed afterwards."""
-    p, i, template = problem, instance, instance.template
+    p, i, template = problem, instance, computes(instance)
     rows = (p.batch, *p.query_shape, p.heads)
     tiles = tiles_of(p, i)
     groups = math.prod(p.dilation)

@@ -9,7 +9,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from natten_mps._metal.metal.source import HEADERS, KERNELS
+from natten_mps._metal.metal.source import HEADERS, KERNELS, MPP_HEADERS
+
+from .mpp_mutants import MPP_HARMLESS, MPP_RULES
 
 # name -> (pattern, replacement, files that it applies to).
 RULES: dict[str, tuple[str, str, tuple[str, ...]]] = {
@@ -166,6 +168,7 @@ RULES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     # Unrolled loops have constant bounds and run over registers, so they are left alone.
     "a loop runs once more": (r"(?<!NA_UNROLL )(for \([^;]*; \w+) < ([^;]+;)", r"\1 <= \2", HEADERS),
     "a loop goes on below 0": (r"(?<!NA_UNROLL )(for \([^;]*; \w+) >= 0;", r"\1 >= -1;", HEADERS),
+    **MPP_RULES,
 }
 # Mutants that change no result, by file, rule and number of the match; and why.
 _UNUSED = "a brick that is not used is seen by no row"
@@ -191,6 +194,7 @@ HARMLESS: dict[tuple[str, str, int], str] = {
     ("na_rpb.h", "unused bricks count", 0): _UNUSED,
     ("na_bwd_dq.h", "unseen columns are taken", 1): _NO_WEIGHT,
     ("na_bwd_dkv.h", "unseen columns are taken", 1): _NO_WEIGHT,
+    **MPP_HARMLESS,
 }
 # Mutants that are stopped neither by an assertion nor by the emulator, by the same keys: how they end, and why that
 # counts as found.
@@ -228,7 +232,7 @@ def unchanged(file: str) -> Mutant:
 
 def mutants() -> Iterator[Mutant]:
     """All of them, header by header."""
-    for file in HEADERS:
+    for file in (*HEADERS, *MPP_HEADERS):
         text, original = stripped(file), (KERNELS / file).read_text(encoding="ascii").splitlines()
         for rule, (pattern, replacement, files) in RULES.items():
             if file not in files:

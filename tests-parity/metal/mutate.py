@@ -25,8 +25,9 @@ from metal_emulator import CompileError, EmulatorFault, Library, compile_source
 from natten_mps._metal.metal.source import Instance, library
 
 from .launch import SCHEDULES
+from .mpp_mutants import MPP_TRIED_ON
 from .mutants import HARMLESS, OTHERWISE, Mutant, mutants, stripped, unchanged
-from .pool import FUSED, KITS, LONG_KITS
+from .pool import FUSED, KITS, LONG_KITS, MPP_KITS
 from .verify import attention_of, check_launch, sample_of
 
 # Problems on which a mutant is tried: compiled as in the other tests, and unoptimised.
@@ -100,12 +101,14 @@ TRIED_ON: dict[str, dict[str, tuple[str, ...]]] = {
         "vol-flat": ("na_fwd", "na_av_t"),
         "vol-flat-masked": ("na_bwd_dq", "na_bwd_dkv"),
     },
+    **MPP_TRIED_ON,
 }
+ALL_KITS = (*KITS, *LONG_KITS, *MPP_KITS)
 
 
 def instances_for(file: str) -> dict[str, dict[str, Instance]]:
     """Kit -> name -> instance, for mutants of a header."""
-    kits = {kit.name: kit for kit in (*KITS, *LONG_KITS)}
+    kits = {kit.name: kit for kit in ALL_KITS}
     return {
         kit: {name: kits[kit].instances[name] for name in names} for kit, names in TRIED_ON.get(file, COMMON).items()
     }
@@ -147,7 +150,7 @@ def tried(mutant: Mutant, optimised: bool) -> Outcome:
 
 def _found(number: int, name: str, instances: dict[str, Instance], built: Library) -> str:
     """What is found in launches of a kit's instances on one of its problems; '' if nothing is."""
-    kit, rng = next(kit for kit in (*KITS, *LONG_KITS) if kit.name == name), random.Random(f"{name}/{number}")
+    kit, rng = next(kit for kit in ALL_KITS if kit.name == name), random.Random(f"{name}/{number}")
     attending = name == "seq-staged" and number % 2 and set(instances) <= {*FUSED, "na_delta"}
     # With large logits, the largest may belong to a column that a row does not see.
     changed: dict[str, Any] = {"scale": 60.0} if number == LARGE else {}
@@ -168,7 +171,7 @@ def case_of_unseen_keys() -> dict[str, Any]:
     """Fields of a case: a piece whose queries are the first of two axes. Tiles of other keys have boxes of no columns,
     whose ends are apart by less than nothing on both axes.
     """
-    length, ones = 12, (1, 1, 1)
+    length, ones = 16, (1, 1, 1)
     window = {"kernel_size": (1, 1, 3), "stride": ones, "dilation": ones, "is_causal": (False,) * 3}
     piece = ((0, 1), (0, 1), (0, length)), ((0, 4), (0, 4), (0, length))
     return {"shape": (4, 4, length), "piece": piece} | window

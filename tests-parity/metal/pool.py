@@ -13,11 +13,13 @@ from typing import Any
 
 from cases import Case, Ranges
 
+from natten_mps._metal.metal.mpp import lie_in_rows
 from natten_mps._metal.metal.source import Instance
-from natten_mps._metal.metal.templates import TEMPLATES
+from natten_mps._metal.metal.templates import MPP_TEMPLATES, TEMPLATES
 from natten_mps._metal.problem.ranges import key_range
 
 FUSED = ("na_fwd", "na_bwd_dq", "na_bwd_dkv")
+MPP = tuple(MPP_TEMPLATES)
 SPLIT = ("na_qk", "na_av", "na_av_t")
 # Instances whose options differ from the kit's: name -> template and changes.
 SPECIAL: dict[str, tuple[str, dict[str, Any]]] = {
@@ -30,7 +32,7 @@ SPECIAL: dict[str, tuple[str, dict[str, Any]]] = {
     "na_sum": ("na_sum", {"rank": 1, "dim": 0, "dim_v": 0, "stage": False, "rpb": False, "simdgroups": 8}),
 }
 # Templates in which heads may share a patch, and templates that may be masked.
-HEADS_IN_ROWS = ("na_fwd", "na_bwd_dq", "na_qk", "na_av")
+HEADS_IN_ROWS = ("na_fwd", "na_bwd_dq", "na_qk", "na_av", *MPP[:2])
 MASKABLE = (*FUSED, "na_rpb")
 TABLE = 256
 # The share of random problems that are pieces of larger ones.
@@ -82,24 +84,24 @@ class Kit:
     def instance(self, name: str) -> Instance:
         """The instance of one of the kit's templates."""
         template, changed = SPECIAL.get(name, (name, {}))
-        in_rows = template in HEADS_IN_ROWS
+        in_rows, record = template in HEADS_IN_ROWS, (TEMPLATES | MPP_TEMPLATES)[template]
         options: dict[str, Any] = {
             "patch": self.patch if in_rows else self.key_patch,
             "heads": self.heads if in_rows else 1,
-            "dim": self.dims[0] if TEMPLATES[template].reads_dim else 0,
-            "dim_v": self.dims[1] if TEMPLATES[template].reads_dim_v else 0,
+            "dim": self.dims[0] if record.reads_dim else 0,
+            "dim_v": self.dims[1] if record.reads_dim_v else 0,
             "rank": self.rank,
             "simdgroups": self.simdgroups,
             "chunk": self.chunk,
             "bricks": self.bricks,
-            "part": self.part if TEMPLATES[template].walks and template != "na_qk" else 0,
+            "part": self.part if record.walks and template != "na_qk" else 0,
             "stage": "direct" not in self.reads,
-            "wide": "wide" in self.reads and TEMPLATES[template].walks,
+            "wide": "wide" in self.reads and record.walks,
             "rpb": self.rpb and template not in ("na_av", "na_av_t"),
             "masked": self.masked and template in MASKABLE,
-            "additional": self.additional and template in ("na_fwd", "na_bwd_dq"),
+            "additional": self.additional and template in ("na_fwd", "na_bwd_dq", *MPP[:2]),
             "table": TABLE if template == "na_rpb" else 0,
-            "flat": self.flat and (TEMPLATES[template].walks or template == "na_rpb"),
+            "flat": self.flat and (record.walks or template == "na_rpb"),
         }
         return Instance(template, self.dtype, **(options | changed))
 
@@ -116,7 +118,16 @@ class Kit:
                 entries *= 2 * w - 1
             if not case.rpb or entries <= TABLE:
                 whole = rng.random() >= PIECES
-                return case if whole else replace(case, piece=piece_of(case.shape, tuple(case.window.values()), rng))
+                if not whole:
+                    case = replace(case, piece=piece_of(case.shape, tuple(case.window.values()), rng))
+                if self._accepts(case):
+                    return case
+
+    def _accepts(self, case: Case) -> bool:
+        """Whether products of matrix units can read bricks of the case where they lie, if any instance does."""
+        in_rows = [i for i in self.instances.values() if i.record.mpp and not i.flat]
+        problem = case.problem(self.dtype)
+        return all(lie_in_rows(problem, instance.record.transposed) for instance in in_rows)
 
     def _any_problem(self, name: str, rng: random.Random) -> Case:
         # Long along x: bricks without a mask need windows wider than a brick and a patch together.
@@ -288,6 +299,43 @@ KITS = (
         masked=True,
         flat=True,
     ),
+)
+# On matrix units: patches of 16 rows.
+MPP_KITS = (
+    Kit("seq-mpp", 1, "float16", (32, 32), (1, 1, 16), (1, 1, 16), MPP, reads="direct"),
+    Kit(
+        "seq-mpp-gathered",
+        1,
+        "bfloat16",
+        (16, 16),
+        (1, 1, 4),
+        (1, 1, 16),
+        MPP,
+        4,
+        reads="direct",
+        additional=True,
+        flat=True,
+    ),
+    Kit("img-mpp", 2, "float16", (64, 64), (1, 2, 8), (1, 4, 4), MPP, simdgroups=3, reads="direct wide"),
+    Kit("img-mpp-grouped", 2, "bfloat16", (32, 32), (1, 2, 4), (1, 1, 16), MPP, 2, reads="direct", additional=True),
+    Kit("img-mpp-flat", 2, "float16", (32, 32), (1, 4, 4), (1, 2, 8), MPP, reads="direct", flat=True),
+    Kit(
+        "img-mpp-flat-grouped",
+        2,
+        "bfloat16",
+        (32, 64),
+        (1, 2, 4),
+        (1, 2, 8),
+        MPP[:1],
+        2,
+        1,
+        reads="direct wide",
+        additional=True,
+        flat=True,
+    ),
+    Kit("vol-mpp", 3, "bfloat16", (16, 16), (2, 2, 4), (1, 2, 8), MPP, reads="direct"),
+    Kit("vol-mpp-flat", 3, "float16", (64, 64), (2, 4, 2), (4, 2, 2), MPP, reads="direct wide", flat=True),
+    Kit("seq-mpp-128", 1, "float16", (128, 96), (1, 1, 16), (1, 1, 16), MPP[:1], simdgroups=1, reads="direct"),
 )
 # Head dims of large models, with few launches of each, because these are slow.
 LONG_KITS = (

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from natten_mps._metal.metal.source import HEADERS, KERNELS
+from natten_mps._metal.metal.source import HEADERS, KERNELS, MPP_HEADERS
 
 from . import mutate
+from .mpp_mutants import MPP_UNRULED
 from .mutants import HARMLESS, OTHERWISE, RULES, Mutant, mutants, stripped, unchanged
 from .mutate import NOTHING, Outcome, as_expected, isolated, tried
 
@@ -29,6 +30,9 @@ HANDFUL = {
     ("coord.h", "common: ends swapped, low", 0): "",
     ("stage.h", "no zeros behind a chunk", 0): "",
     ("na_rpb.h", "no simdgroup barrier", 0): "emulator: data race",
+    ("mpp_walk.h", "wide: no simdgroup barrier", 1): "emulator: data race",
+    ("mpp.h", "wide: the layout of M5 is assumed", 0): "",
+    ("mpp.h", "wide: a conversion is not asked for", 0): "emulator: undefined behaviour",
 }
 
 # A bound or a decision at run time: min, max, a choice by what a row sees or by the head dim, an if, the bound of a
@@ -50,6 +54,7 @@ UNRULED = {
     ("sums.h", "if (PART == 0 || bricks < PART)"): "the same",
     ("na_split.h", "if (whole)"): "saves the search for slots without a key where there are none",
     ("walk.h", "if (count == NB)"): "saves the comparisons of the other branch",
+    **MPP_UNRULED,
 }
 
 
@@ -127,11 +132,11 @@ def test_every_rule_matches_something() -> None:
     keys = [mutant.key for mutant in MUTANTS]
     assert len(set(keys)) == len(keys) >= 90 and {*HARMLESS, *OTHERWISE, *HANDFUL} <= set(keys)
     for mutant in MUTANTS:
-        assert mutant.text != stripped(mutant.file) and mutant.file in HEADERS
+        assert mutant.text != stripped(mutant.file) and mutant.file in (*HEADERS, *MPP_HEADERS)
 
 
 def test_every_barrier_has_a_mutant() -> None:
-    for file in HEADERS:
+    for file in (*HEADERS, *MPP_HEADERS):
         barriers = sum(line.count("_barrier(") for line in stripped(file).splitlines())
         assert barriers == sum(mutant.file == file and mutant.rule.endswith("barrier") for mutant in MUTANTS)
     assert (KERNELS / "walk.h").read_text(encoding="ascii").count("threadgroup_barrier(") == 2
@@ -157,7 +162,7 @@ def touches(start: int, stop: int, first: int, end: int) -> bool:
 def test_every_guard_has_a_mutant() -> None:
     """Every bound check in the kernels is changed by a mutant, or is listed with the reason why not."""
     guards, unruled = 0, set()
-    for file in HEADERS:
+    for file in (*HEADERS, *MPP_HEADERS):
         changes = [changed(mutant) for mutant in MUTANTS if mutant.file == file]
         for guard in GUARD.finditer(stripped(file)):
             # test_text.py compares window.h with window.py position by position.

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import tolerances
-from cases import inputs, lse_dtype, rounded, slot_inputs
+from cases import Case, inputs, lse_dtype, rounded, slot_inputs
 from metal_emulator import Kernel
 
 from natten_mps._metal.metal.source import Instance
@@ -18,7 +18,8 @@ from natten_mps._metal.problem import reference
 from natten_mps._metal.problem.mask import slot_keys
 from natten_mps._metal.problem.problem import Problem
 
-from .launch import Run, launch_of, launch_of_sum, run
+from .launch import Run, computes, launch_of, launch_of_sum, run
+from .mpp_work import check_mpp_work
 from .pool import Kit
 from .work import AdditionalWork, work_of
 
@@ -98,7 +99,11 @@ def stats_of(exact: Array, lse: Array, delta: Array) -> Array:
 
 def sample_of(kit: Kit, rng: random.Random, number: int, **changed: Any) -> Sample:
     """A random case of a kit, with the bounds that the other suites use. changed: fields of the case to replace."""
-    case, dtype = replace(kit.problem(f"{kit}/{number}/{rng.random()}", rng), **changed), kit.dtype
+    return sample_from(replace(kit.problem(f"{kit}/{number}/{rng.random()}", rng), **changed), kit.dtype)
+
+
+def sample_from(case: Case, dtype: str) -> Sample:
+    """A case, with the bounds that the other suites use."""
 
     def expected(kind: str) -> dict[str, tolerances.Expected]:
         function = {"fused": tolerances.fused, "qk": tolerances.split_qk, "av": tolerances.split_av}[kind]
@@ -166,30 +171,31 @@ def problem_for(instance: Instance, problem: Problem) -> Problem:
 def check_values(sample: Sample, done: Run) -> None:
     """Assert that every output is within the bounds of :mod:`tolerances`."""
     instance, found = done.launch.instance, {name: laid.values for name, laid in done.outputs.items()}
-    fused = sample.expected("fused") if not instance.slots and instance.template not in ("na_qk", "na_av") else {}
-    if instance.template in RECOMPUTING and not instance.slots:
+    template = computes(instance)
+    fused = sample.expected("fused") if not instance.slots and template not in ("na_qk", "na_av") else {}
+    if template in RECOMPUTING and not instance.slots:
         fused = {name: with_saved_rows(fused[name], truth, sample) for name, truth in sample.gradients().items()}
-    if instance.template == "na_fwd":
+    if template == "na_fwd":
         wanted = {"out": fused["out"], "lse": fused["lse"]}
-    elif instance.template == "na_bwd_dq":
+    elif template == "na_bwd_dq":
         wanted = {"query_grad": fused["query"]}
         check_stats(sample, found.pop("stats"))
-    elif instance.template == "na_bwd_dkv":
+    elif template == "na_bwd_dkv":
         names = ("additional_keys", "additional_values") if instance.of_additional else ("key", "value")
         wanted = dict(zip(("key_grad", "value_grad"), (fused[name] for name in names), strict=True))
         found = {name: values.sum(0) for name, values in found.items()} if instance.of_additional else found
-    elif instance.template == "na_rpb":
+    elif template == "na_rpb":
         wanted = {"partial": sample.expected("qk")["rpb"] if instance.slots else fused["rpb"]}
         found = {"partial": found["partial"].sum(0).reshape(wanted["partial"].truth.shape)}
-    elif instance.template == "na_qk":
+    elif template == "na_qk":
         wanted = {"logits": sample.expected("qk")["logits"]}
         if instance.empty_zero:
             assert (found["logits"][~np.broadcast_to(sample.held, found["logits"].shape)] == 0).all()
             found = {"logits": np.where(sample.held, found["logits"], -np.inf)}
-    elif instance.template == "na_av":
+    elif template == "na_av":
         wanted = {"out": sample.expected("av")["out"]}
     else:
-        assert instance.template == "na_av_t"
+        assert template == "na_av_t"
         wanted = {"out": sample.expected("av")["value"]}
     tolerances.assert_within(found, wanted, f"{instance.name}, {sample.problem}")
 
@@ -311,5 +317,7 @@ def check_launch(sample: Sample, instance: Instance, kernel: Kernel, rng: random
         check_delta(sample, done)
         return
     check_values(sample, done)
-    if instance.record.walks or instance.template == "na_rpb":
+    if instance.record.mpp:
+        check_mpp_work(sample.problem, done)
+    elif instance.record.walks or instance.template == "na_rpb":
         check_work(sample.problem, done, parts)

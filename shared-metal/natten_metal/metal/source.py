@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..caches import cached
-from .templates import TEMPLATES, Argument, Template
+from .templates import MPP_TEMPLATES, TEMPLATES, Argument, Template
 
 KERNELS = Path(__file__).parent / "kernels"
 HEADERS = (
@@ -32,6 +32,8 @@ HEADERS = (
     "na_split.h",
     "na_rpb.h",
 )
+# What templates on matrix units need besides.
+MPP_HEADERS = ("mpp.h", "mpp_walk.h", "na_fwd_mpp.h", "na_bwd_dq_mpp.h", "na_bwd_dkv_mpp.h")
 METAL_TYPES = {"float32": "float", "float16": "half", "bfloat16": "bfloat"}
 ITEM_SIZES = {"float32": 4, "float16": 2, "bfloat16": 2}
 THREADGROUP_BYTES = 32768
@@ -76,7 +78,7 @@ class Instance:
     @property
     def record(self) -> Template:
         """The template's record."""
-        return TEMPLATES[self.template]
+        return TEMPLATES.get(self.template) or MPP_TEMPLATES[self.template]
 
     @property
     def fused(self) -> bool:
@@ -128,12 +130,16 @@ class Instance:
 
     @property
     def products(self) -> int:
-        """8x8 products of one brick; none where logits' gradients are read instead of computed."""
+        """Products of one brick, 8x8 or of matrix units; none where logits' gradients are read, not computed."""
         return 0 if self.slots else self.record.products(self.dim // 8, self.dim_v // 8)
 
     @property
     def threadgroup_bytes(self) -> int:
-        """Threadgroup memory: two staged tensors of chunk + 8 tokens, 16 bytes of padding each."""
+        """Threadgroup memory: two staged tensors of chunk + 8 tokens, 16 bytes of padding each. On matrix units each
+        simdgroup has its own (``shared_bytes``).
+        """
+        if self.record.mpp:
+            return self.shared_bytes * self.simdgroups
         if self.record.tables:
             return 4 * self.table * self.simdgroups
         if not self.record.walks or not self.stage:
@@ -141,8 +147,19 @@ class Instance:
         size = ITEM_SIZES[self.dtype]
         return (self.chunk + 8) * ((self.dim + self.dim_v) * size + 32)
 
+    @property
+    def shared_bytes(self) -> int:
+        """Threadgroup memory of a simdgroup on matrix units (kernels/mpp_walk.h): weights of a brick and a value for
+        each row, in float; the rows' channels; the columns of a brick, if they are gathered.
+        """
+        side, size = self.record.side, ITEM_SIZES[self.dtype]
+        both = self.record.reads_dim and "out_grad" in {a.name for a in self.arguments}
+        channels = self.dim + (self.dim_v if both else 0) + (max(self.dim, self.dim_v) if self.flat else 0)
+        return 4 * (side * side + side) + side * channels * size
+
 
 OPENING = "#include <metal_stdlib>\n#include <metal_simdgroup_matrix>\nusing namespace metal;\n"
+MPP_INCLUDES = "#include <metal_tensor>\n#include <MetalPerformancePrimitives/MetalPerformancePrimitives.h>\n"
 # How kernels read a parameter where the host passes all strides in the parameter array.
 PARAMS_STRUCT = """namespace na {
 struct Params {
@@ -162,11 +179,29 @@ def headers(params: str = PARAMS_STRUCT) -> str:
     """
     parts = []
     for name in HEADERS:
-        lines = (KERNELS / name).read_text(encoding="ascii").splitlines()
-        parts += [line for line in lines if line.strip() != "#pragma once" and not line.lstrip().startswith("//")]
+        parts += _code(name)
         if name == "params.h":
             parts.append(params)
     return "\n".join(parts) + "\n"
+
+
+def _code(name: str) -> list[str]:
+    """The lines of a header without its pragma and without comments at line starts."""
+    lines = (KERNELS / name).read_text(encoding="ascii").splitlines()
+    return [line for line in lines if line.strip() != "#pragma once" and not line.lstrip().startswith("//")]
+
+
+@cached("kernel headers of matrix units", 1)
+def mpp_headers() -> str:
+    """What follows :func:`headers` where a template is on matrix units."""
+    return "\n".join(line for name in MPP_HEADERS for line in _code(name)) + "\n"
+
+
+def _opening(instances: tuple[Instance, ...], params: str = PARAMS_STRUCT) -> str:
+    """What the entry points of ``instances`` need. On matrix units that is more, which older systems do not have."""
+    if any(instance.record.mpp for instance in instances):
+        return OPENING.replace("using", MPP_INCLUDES + "using") + headers(params) + mpp_headers()
+    return OPENING + headers(params)
 
 
 def config(instance: Instance) -> str:
@@ -200,6 +235,8 @@ def config(instance: Instance) -> str:
         "SLOTS": i.record.slotted or i.slots,
         "FLAT": i.flat,
     }
+    if i.record.mpp:
+        ints["SHARED"] = i.shared_bytes
     result = "float" if i.of_additional else METAL_TYPES[i.dtype]
     members = [f"typedef {METAL_TYPES[i.dtype]} T;", f"typedef {result} R;"]
     members += [f"static constexpr constant int {name} = {value};" for name, value in ints.items()]
@@ -226,7 +263,10 @@ def call(instance: Instance, params: str = "prm", position: tuple[str, str, str]
         passed.append(a.name if a.name in bound else f"(const device {_metal_type(a, instance)}*)prm")
     passed = ["params" if name == "prm" else name for name in passed]
     lines = [f"const na::Params params = {{{params}}};"]
-    if instance.record.walks:
+    if instance.record.mpp:
+        lines.append(f"threadgroup uint4 shared[{instance.threadgroup_bytes // 16}];")
+        passed.append("shared")
+    elif instance.record.walks:
         metal, size = METAL_TYPES[instance.dtype], ITEM_SIZES[instance.dtype]
         for which, dim in (("a", instance.dim), ("b", instance.dim_v)):
             bytes_ = (instance.chunk + 8) * (dim * size + 16) if instance.stage else 16
@@ -258,7 +298,7 @@ def entry_point(instance: Instance) -> str:
 
 def library(instances: tuple[Instance, ...]) -> str:
     """One flattened source that holds an entry point for each of ``instances``."""
-    return OPENING + headers() + "\n".join(entry_point(instance) for instance in instances)
+    return _opening(instances) + "\n".join(entry_point(instance) for instance in instances)
 
 
 def _mlx_params(instance: Instance) -> str:
@@ -300,7 +340,7 @@ def _mlx_params(instance: Instance) -> str:
 
 def mlx_header(instance: Instance) -> str:
     """What ``mx.fast.metal_kernel`` takes as its header: the kernels, and the instantiation's config."""
-    return OPENING + headers(_mlx_params(instance)) + config(instance)
+    return _opening((instance,), _mlx_params(instance)) + config(instance)
 
 
 def mlx_body(instance: Instance) -> str:

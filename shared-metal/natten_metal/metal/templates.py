@@ -70,7 +70,8 @@ class Template:
     walks boxes of columns, which it may stage in threadgroup memory. transposed: whether its rows are keys, and its
     columns the queries that see them. slotted: whether its bricks know the window slot of each pair. tables: whether it
     sums in tables in threadgroup memory. rows: rows of a threadgroup, for templates that take rows in order instead of
-    walking; otherwise 0.
+    walking; otherwise 0. mpp: whether its patches and bricks are those of the matrix units (kernels/mpp_walk.h), 16
+    rows and 16 columns; its products are matmul2d of a whole brick, and it has neither bias nor key mask.
     """
 
     name: str
@@ -83,6 +84,12 @@ class Template:
     slotted: bool = False
     tables: bool = False
     rows: int = 0
+    mpp: bool = False
+
+    @property
+    def side(self) -> int:
+        """Rows of a patch, and columns of a brick."""
+        return 16 if self.mpp else 8
 
 
 def _no_products(dim: int, dim_v: int) -> int:
@@ -211,4 +218,21 @@ SUM = Template(
 TEMPLATES = {
     template.name: template
     for template in (FORWARD, DELTA, QUERY_GRAD, KEY_VALUE_GRAD, QK, AV, AV_TRANSPOSED, RPB_GRAD, SUM)
+}
+
+
+def _on_matrix_units(template: Template, name: str, products: int) -> Template:
+    """The template that computes the same on matrix units. products: matmul2d of a brick."""
+    kept = tuple(a for a in template.arguments if a not in (_RPB, _KEY_MASK))
+    return replace(template, name=name, arguments=kept, products=lambda dim, dim_v: products, mpp=True)
+
+
+# Templates that no plan launches yet: those on the matrix units of Apple10 and later.
+MPP_TEMPLATES = {
+    template.name: template
+    for template in (
+        _on_matrix_units(FORWARD, "na_fwd_mpp", 2),
+        _on_matrix_units(QUERY_GRAD, "na_bwd_dq_mpp", 3),
+        _on_matrix_units(KEY_VALUE_GRAD, "na_bwd_dkv_mpp", 4),
+    )
 }

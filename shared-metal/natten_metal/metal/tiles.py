@@ -121,12 +121,12 @@ def patch_count(problem: Problem, patch: tuple[int, int, int], transposed: bool 
     return count
 
 
-def patches(rank: int, heads: int) -> list[tuple[int, int, int]]:
-    """Shapes (z, y, x) of ``8 / heads`` rows; missing leading axes are 1."""
-    rows = ROWS // heads
-    sides = [side for side in (1, 2, 4, 8) if side <= rows]
+def patches(rank: int, heads: int, rows: int = ROWS) -> list[tuple[int, int, int]]:
+    """Shapes (z, y, x) of ``rows / heads`` positions; missing leading axes are 1."""
+    positions_ = rows // heads
+    sides = [side for side in (1, 2, 4, 8, 16) if side <= positions_]
     shapes = itertools.product(sides, repeat=rank)
-    wanted = [shape for shape in shapes if math.prod(shape) == rows]
+    wanted = [shape for shape in shapes if math.prod(shape) == positions_]
     return [_three(shape) for shape in wanted]
 
 

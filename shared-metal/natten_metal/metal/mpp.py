@@ -1,0 +1,123 @@
+"""The walk on matrix units (kernels/mpp_walk.h): which problems it takes, its patches, and its exact bricks.
+
+Patches have 16 rows and bricks 16 columns. No plan launches these templates yet.
+"""
+
+import itertools
+import math
+
+from ..caches import cached
+from ..problem.interval import at_hand, positions
+from ..problem.problem import Axis, Problem
+from ..problem.window import group_length
+from .flat import fits
+from .tiles import Bricks, span
+
+# Rows of a patch, and columns of a brick.
+SIDE = 16
+# Kernels are built for these dtypes, and for head dims up to the largest whose sums fit the registers.
+DTYPES, MAX_DIM = ("float16", "bfloat16"), 128
+# Sums are not taken in parts (kernels/sums.h), so they may have at most so many terms.
+MAX_TERMS = 65_536
+
+
+def why_not(problem: Problem, terms: int) -> str | None:
+    """Why fused attention of ``problem`` cannot run on matrix units, in one sentence; None if it can.
+
+    terms: the most that a row's sums have.
+    """
+    p = problem
+    if p.dtype not in DTYPES:
+        return f"matrix units multiply {' and '.join(DTYPES)}, not {p.dtype}"
+    if p.has_rpb or p.has_key_mask:
+        return f"the kernels on matrix units take no {'rpb' if p.has_rpb else 'key_mask'}"
+    widest = max(p.head_dim, p.head_dim_v)
+    if widest > MAX_DIM:
+        return f"the kernels on matrix units take head dims up to {MAX_DIM}, not {widest}"
+    if terms > MAX_TERMS:
+        return f"the kernels on matrix units add up to {MAX_TERMS} terms, not {terms}"
+    return None
+
+
+def lie_in_rows(problem: Problem, transposed: bool) -> bool:
+    """Whether bricks can be read where they lie: a product reads 16 columns in a row, which each dilation group must
+    have at hand. So must the additional keys, if there are any.
+    """
+    axis = problem.axes[-1]
+    _, columns = at_hand(axis, transposed)
+    held = (positions(*columns, group, axis.dilation) for group in range(axis.dilation))
+    additional = 0 if transposed else problem.additional
+    return min(last - first for first, last in held) >= SIDE and not 0 < additional < SIDE
+
+
+def can_run_on(problem: Problem, patch: tuple[int, int, int], transposed: bool) -> bool:
+    """Whether bricks can be gathered row after row. In rank 1 they are gathered in their only row."""
+    return problem.rank == 1 or fits(problem, patch, transposed)
+
+
+@cached("lengths of wide boxes", 4096)
+def _spans(axis: Axis, transposed: bool, extent: int) -> tuple[tuple[int, int, int, int], ...]:
+    """(columns, first and last that all rows see, how many) of the boxes of all patches of ``extent`` rows on an axis.
+
+    Both are counted from the box's first column.
+    """
+    found: dict[tuple[int, int, int], int] = {}
+    for group in range(axis.dilation):
+        (begin, end), at = (positions(*side, group, axis.dilation) for side in at_hand(axis, transposed))
+        n = group_length(axis.full, group, axis.dilation)
+        for first in range(begin, end, extent):
+            low, common_low, common_high, high = span(axis, transposed, (first, min(first + extent, end)), at, n)
+            key = high - low, common_low - low, max(common_high, common_low) - low
+            found[key] = found.get(key, 0) + 1
+    return tuple((*key, times) for key, times in found.items())
+
+
+def bricks_in_rows(problem: Problem, patch: tuple[int, int, int], heads: int, transposed: bool) -> Bricks:
+    """The exact bricks of one batch item and key/value head, in rows of their own.
+
+    The last of a row is never full where it was moved back.
+    """
+    *lines, x = [
+        _spans(axis, transposed, extent) for axis, extent in zip(problem.axes, patch[3 - problem.rank :], strict=True)
+    ]
+    executed = math.prod(sum(length * times for length, _, _, times in axis) for axis in lines)
+    full = math.prod(sum((high - low) * times for _, low, high, times in axis) for axis in lines)
+    executed *= sum(-(-length // SIDE) * times for length, _, _, times in x)
+    full *= sum(max(0, high // SIDE - -(-low // SIDE)) * times for _, low, high, times in x)
+    repeat = problem.group_heads // heads
+    return Bricks(executed * repeat, full * repeat)
+
+
+def bricks_that_run_on(problem: Problem, patch: tuple[int, int, int], heads: int, transposed: bool) -> Bricks:
+    """The exact bricks where they run on from row to row."""
+    axes = [
+        _spans(axis, transposed, extent) for axis, extent in zip(problem.axes, patch[3 - problem.rank :], strict=True)
+    ]
+    executed = full = 0
+    for boxes in itertools.product(*axes):
+        times = math.prod(box[3] for box in boxes)
+        executed += times * -(-math.prod(box[0] for box in boxes) // SIDE)
+        full += times * _full_in_box(tuple(box[:3] for box in boxes))
+    repeat = problem.group_heads // heads
+    return Bricks(executed * repeat, full * repeat)
+
+
+@cached("full bricks of wide boxes", 4096)
+def _full_in_box(box: tuple[tuple[int, int, int], ...]) -> int:
+    """Bricks of a box whose columns all rows see. box: columns, and the interval that all rows see, on each axis."""
+    *lines, (size, low, high) = box
+    runs = [(low, high)]  # of columns that all rows see, numbered row after row
+    for length, first, last in reversed(lines):
+        if runs == [(0, size)]:
+            runs = [(first * size, last * size)]
+        else:
+            runs = [(p * size + low, p * size + high) for p in range(first, last) for low, high in runs]
+        size *= length
+    return sum(max(0, last // SIDE - -(-first // SIDE)) for first, last in runs)
+
+
+def bricks_of(problem: Problem, patch: tuple[int, int, int], heads: int, transposed: bool, flat: bool) -> Bricks:
+    """The exact bricks of one batch item and key/value head. In rank 1 nothing runs on."""
+    if flat and problem.rank > 1:
+        return bricks_that_run_on(problem, patch, heads, transposed)
+    return bricks_in_rows(problem, patch, heads, transposed)
