@@ -22,10 +22,10 @@
 #include "simdgroup_matrix.h"
 #if defined(METAL_EMULATOR_CPU)
 #include "tensor_cpu.h"
+#elif defined(METAL_EMULATOR_PTX)
+#include "tensor_ptx.h"
 #endif
-#if !defined(METAL_EMULATOR_PTX)
 #include "tensor_ops.h"
-#endif
 #include "atomics.h"
 #include "mlx_names.h"
 #if !defined(METAL_EMULATOR_STRICT)

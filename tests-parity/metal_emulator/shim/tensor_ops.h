@@ -43,7 +43,11 @@ struct tensor {
 namespace metal_emulator {
 
 // Slots of each lane that hold no element
+#if defined(METAL_EMULATOR_PTX)
+constexpr int kSpareSlots = 0;
+#else
 constexpr int kSpareSlots = 2;
+#endif
 
 // How a simdgroup holds a matrix of ROWS x COLUMNS in one of an op's roles
 template <int ROLE, int ROWS, int COLUMNS>
