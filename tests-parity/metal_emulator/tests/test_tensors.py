@@ -7,6 +7,7 @@ import metal_emulator
 from metal_emulator import Buffer, CompileError, FaultKind
 from metal_emulator.launch import SCHEDULES
 from metal_emulator.strict import check
+from metal_emulator.to_ptx import to_ptx
 
 from .kernels import from_bfloat, to_bfloat
 
@@ -262,6 +263,14 @@ def test_bfloat_sides():
     y = np.zeros((SIDE, SIDE), np.float32)
     metal_emulator.compile_source(text).kernel("across").launch([a, b, c, Buffer(y, initialised=False)], 32, 32)
     np.testing.assert_allclose(y, from_bfloat(a) @ from_bfloat(b)[:, :DEPTH].T, atol=2e-5)
+
+
+def test_products_are_those_of_a_warp_in_ptx():
+    """16x16x32 of half is four products of 16x8x16, 16x32x16 of float eight of 16x8x8; no conversion moves anything."""
+    ptx = to_ptx(source_of({"asked": f"{ACROSS} {ASKED} {SUMS}"}))
+    assert ptx.count("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32") == 4
+    assert ptx.count("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32") == 8
+    assert "shfl" not in ptx and "st.shared" not in ptx
 
 
 def test_strict_check_knows_tensors():
