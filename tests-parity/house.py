@@ -29,6 +29,8 @@ FACE_NAME = re.compile(r"na[123]d(_qk|_av|_varlen)?|NeighborhoodAttention[123]D"
 RANKED_NAME = re.compile(r"(?<!\d)[123][dD]")
 METAL_FUNCTION = re.compile(r"^[ \t]*(?:static )?(?:METAL|NA)_FUNC\b[^;{]*?(\w+)\([^;{]*\{", re.MULTILINE)
 RANKED_IDENTIFIER = re.compile(r"\b[A-Za-z_]\w*(?<!\d)[123][dD]\w*")
+# Names of Metal's own.
+OF_METAL = frozenset({"matmul2d", "matmul2d_descriptor"})
 
 # Words for window arithmetic, in addition to the names that window.py defines.
 WINDOW_WORDS = frozenset({"leader", "inverse", "window"})
@@ -173,6 +175,7 @@ def rank_copies_in_c(source: str) -> list[str]:
     return [
         f"line {_line_of(code, found.start())}: {found.group()}: the rank is a template parameter"
         for found in RANKED_IDENTIFIER.finditer(code)
+        if found.group() not in OF_METAL
     ]
 
 

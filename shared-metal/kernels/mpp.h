@@ -172,6 +172,14 @@ METAL_FUNC void publish(threadgroup float* line, thread S& s, thread R& values, 
   simdgroup_barrier(mem_flags::mem_threadgroup);
 }
 
+// The value of one row, the lane's own
+template <typename S, typename R>
+METAL_FUNC float value_of_row(threadgroup float* line, thread S& s, thread R& values, const thread RowSlots& slots,
+                              uint elements, int row) {
+  publish(line, s, values, slots, elements);
+  return line[row];
+}
+
 // Multiplies each row of sums with its value in a line
 template <typename O>
 METAL_FUNC void scale_rows(thread O& o, const threadgroup float* line) {

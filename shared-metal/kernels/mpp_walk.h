@@ -40,9 +40,13 @@ METAL_FUNC uint bits_between(int low, int high) {
   return upto & ~((1u << clamp(low, 0, kSide)) - 1u);
 }
 
-template <typename C>
-METAL_FUNC bool whole(uint seen) {
-  return simd_all(seen == (1u << kSide) - 1u);
+// The elements of a brick whose row sees their column. seen: by the lane's own row
+template <typename S>
+METAL_FUNC uint seen_in_brick(thread S& s, uint elements, uint seen, int lane) {
+  const bool full = simd_all(seen == (1u << kSide) - 1u);
+  NA_COUNT(full_brick, full && lane == 0);
+  NA_COUNT(partial_brick, !full && lane == 0);
+  return full ? elements : seen_elements(s, elements, seen);
 }
 
 // What a simdgroup has of threadgroup memory: C::SHARED bytes
@@ -83,6 +87,21 @@ METAL_FUNC void collect(threadgroup typename C::T* to, const device typename C::
   simdgroup_barrier(mem_flags::mem_threadgroup);
 }
 
+// The depth of a product over DP channels (Across)
+template <typename C, int DP>
+METAL_FUNC constexpr int depth() {
+  return C::WIDE || C::FLAT ? DP : 0;
+}
+
+// The patch's rows of a tensor, copied; zeros for those that do not exist
+template <typename C, int DP>
+METAL_FUNC Near<typename C::T> patch_rows(threadgroup typename C::T* to, const device typename C::T* from,
+                                          const thread Params& prm, int block, const thread Patch<C::RANK>& patch,
+                                          int batch, int head, int dim, int lane) {
+  collect<C, DP>(to, from, row_at(prm, block, patch, batch, head), patch.store, dim, prm.channel(block), lane);
+  return near_view(to, depth<C, DP>() == 0 ? dim : DP, DP);
+}
+
 // Where products read the columns of a brick
 template <typename C, bool FLAT = C::FLAT>
 struct WideSource {
@@ -103,16 +122,6 @@ struct WideSource<C, true> {
     return near_view(columns, DP, DP);
   }
 };
-
-// The depth of a product over DP channels (Across), and how many a patch's rows are said to have
-template <typename C, int DP>
-METAL_FUNC constexpr int depth() {
-  return C::WIDE || C::FLAT ? DP : 0;
-}
-template <typename C, int DP>
-METAL_FUNC Near<typename C::T> row_view(threadgroup typename C::T* rows, int dim) {
-  return near_view(rows, depth<C, DP>() == 0 ? dim : DP, DP);
-}
 
 // Bricks in rows of their own, in order
 template <typename C, int RANK, bool RUN_ON>
@@ -201,6 +210,13 @@ struct WideBox {
   Patch<RANK> patch;
   Sides<C, RANK> sides;
   WideCursor<C, RANK, C::FLAT && (RANK > 1)> cursor;
+
+  // Finds the tile and the patch of a simdgroup; false if it has no rows (uniform in it; it meets no other)
+  METAL_FUNC bool find(const thread Params& prm, int tile_id, int group, int sg, int own_row) thread {
+    if (!find_tile<C>(tile, prm, tile_id, group)) return false;
+    find_patch<C>(patch, tile, sg, own_row);
+    return patch.active;
+  }
 
   METAL_FUNC int begin(int lane) thread { return cursor.begin(tile, patch, lane); }
 

@@ -13,6 +13,21 @@
 
 namespace na {
 
+// P of a brick in place of S, and dS in place of dP in g. own: stats of the lane's own column
+template <typename S>
+METAL_FUNC void column_gradients(thread S& s, thread S& g, uint sees, float scale, Stats own) {
+  NA_UNROLL for (ushort i = 0; i < s.get_capacity(); ++i) {
+    const Place at = place_of(s, i);
+    const float lse = simd_shuffle(own[0], at.column);
+    const float factor = simd_shuffle(own[1], at.column);
+    const float delta = simd_shuffle(own[2], at.column);
+    const bool seen = (sees >> i & 1u) != 0u;
+    const float p = seen ? weight_of<false>(s[i], scale, 0.0f, lse) * factor : 0.0f;
+    s[i] = ten_bits(p);
+    g[i] = seen ? ten_bits(p * (g[i] - delta)) : 0.0f;
+  }
+}
+
 template <typename C>
 METAL_FUNC void na_bwd_dkv_mpp(const device typename C::T* q, const device typename C::T* k,
                                const device typename C::T* v, const device typename C::T* out_grad,
@@ -25,26 +40,19 @@ METAL_FUNC void na_bwd_dkv_mpp(const device typename C::T* q, const device typen
   typedef Along<T, typename Source::View, C::DA> Sums;
   static_assert(C::DA == C::DB, "S and dP must be products of one op");
   const int own_row = int(lane) % kSide;
-  int groups = 1;
-  NA_UNROLL for (int a = 0; a < C::RANK; ++a) groups *= int(prm[kDilation + a]);
-  const int batch = int(tgid.z) / groups;
+  const Slice slice = find_slice<C>(prm, tgid, own_row);  // of one key/value head in each: HR is 1
   const int kv_head = int(tgid.x);
   WideBox<C, C::RANK> box;
-  thread Tile<C::RANK>& tile = box.tile;
-  thread Patch<C::RANK>& patch = box.patch;
-  if (!find_tile<C>(tile, prm, int(tgid.y), int(tgid.z) % groups)) return;
-  find_patch<C>(patch, tile, int(sg), own_row);
-  if (!patch.active) return;  // uniform in the simdgroup, which meets no other
+  const thread Patch<C::RANK>& patch = box.patch;
+  if (!box.find(prm, int(tgid.y), slice.group, int(sg), own_row)) return;
   WideMemory<C> memory;
   memory.find(shared, sg, true);
   const int dim = int(prm[kDim]);
   const int dim_v = int(prm[kDimV]);
-  collect<C, C::DA>(memory.rows_a, k, row_at(prm, kKeyStride, patch, batch, kv_head), patch.store, dim,
-                    prm.channel(kKeyStride), int(lane));
-  collect<C, C::DB>(memory.rows_b, v, row_at(prm, kValueStride, patch, batch, kv_head), patch.store, dim_v,
-                    prm.channel(kValueStride), int(lane));
-  const Near<T> keys = row_view<C, C::DA>(memory.rows_a, dim);
-  const Near<T> values = row_view<C, C::DB>(memory.rows_b, dim_v);
+  const Near<T> keys =
+      patch_rows<C, C::DA>(memory.rows_a, k, prm, kKeyStride, patch, slice.batch, kv_head, dim, int(lane));
+  const Near<T> values =
+      patch_rows<C, C::DB>(memory.rows_b, v, prm, kValueStride, patch, slice.batch, kv_head, dim_v, int(lane));
 
   auto s = Products::products();
   auto g = Products::products();
@@ -59,39 +67,28 @@ METAL_FUNC void na_bwd_dkv_mpp(const device typename C::T* q, const device typen
   const int group_heads = int(prm[kGroupHeads]);
   for (int h = 0; h < group_heads; ++h) {
     KeyGradient<C> queries;
-    box.sides = queries.load_head(q, out_grad, stats, nullptr, prm, tile, batch, kv_head * group_heads + h);
+    box.sides = queries.load_head(q, out_grad, stats, nullptr, prm, box.tile, slice.batch, kv_head * group_heads + h);
     box.sides.dim_a = dim;
     box.sides.dim_b = dim_v;
     const int bricks = box.begin(int(lane));
     for (int n = 0; n < bricks; ++n) {
       WideBrick<T> b;
       box.take(b, int(lane));
-      const bool full = whole<C>(b.seen);
-      NA_COUNT(full_brick, full && lane == 0);
-      NA_COUNT(partial_brick, !full && lane == 0);
-      const uint sees = full ? elements : seen_elements(s, elements, b.seen);
+      const uint sees = seen_in_brick(s, elements, b.seen, int(lane));
       const Stats own = *(const device Stats*)(queries.stats + b.scalar);
       Products::multiply(s, keys, Source::template view<C::DA>(memory.columns, b.a, b.count, dim, int(lane)));
-      const typename Source::View grads =
-          Source::template view<C::DB>(memory.columns, b.b, b.count, dim_v, int(lane));
+      const auto grads = Source::template view<C::DB>(memory.columns, b.b, b.count, dim_v, int(lane));
       Products::multiply(g, values, grads);
-      NA_UNROLL for (ushort i = 0; i < s.get_capacity(); ++i) {
-        const Place at = place_of(s, i);
-        const float lse = simd_shuffle(own[0], at.column);
-        const float factor = simd_shuffle(own[1], at.column);
-        const float delta = simd_shuffle(own[2], at.column);
-        const bool seen = (sees >> i & 1u) != 0u;
-        const float p = seen ? weight_of<false>(s[i], scale, 0.0f, lse) * factor : 0.0f;
-        s[i] = ten_bits(p);
-        g[i] = seen ? ten_bits(p * (g[i] - delta)) : 0.0f;
-      }
+      column_gradients(s, g, sees, scale, own);
       Sums::multiply(value_sum, s, grads, memory.weights);
       Sums::multiply(key_sum, g, Source::template view<C::DA>(memory.columns, b.a, b.count, dim, int(lane)),
                      memory.weights);
     }
   }
-  write_rows(key_grad, key_sum, row_at(prm, kKeyGradStride, patch, batch, kv_head), patch.store, scale * kLn2, dim);
-  write_rows(value_grad, value_sum, row_at(prm, kValueGradStride, patch, batch, kv_head), patch.store, 1.0f, dim_v);
+  const long key_at = row_at(prm, kKeyGradStride, patch, slice.batch, kv_head);
+  const long value_at = row_at(prm, kValueGradStride, patch, slice.batch, kv_head);
+  write_rows(key_grad, key_sum, key_at, patch.store, scale * kLn2, dim);
+  write_rows(value_grad, value_sum, value_at, patch.store, 1.0f, dim_v);
 }
 
 }  // namespace na

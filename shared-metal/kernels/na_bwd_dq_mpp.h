@@ -7,11 +7,27 @@
 //
 //   shapes, grid and threads as in na_bwd_dq.h; half and bfloat, no bias and no key mask; channels side by side
 //
-// Per brick: dP = dO V^T, S = Q K^T, dQ += dS K. Both products are made by the same op, so their elements lie in the same
-// slots; DA and DB are therefore equal. lse and delta of a row are fetched from the lane that knows it.
+// Per brick: dP = dO V^T, S = Q K^T, dQ += dS K. Both products are made by the same op, so their elements lie in the
+// same slots; DA and DB are therefore equal. lse and delta of a row are fetched from the lane that knows it.
 #pragma once
 
 namespace na {
+
+// dS of a brick, not yet divided by the sum of W, in place of dP in g. weights: sums of W so far, slot by slot; lse (in
+// base 2), delta: of the lane's own row
+template <typename S>
+METAL_FUNC void row_gradients(thread S& s, thread S& g, thread float* weights, uint sees, float scale, float lse,
+                              float delta) {
+  NA_UNROLL for (ushort i = 0; i < s.get_capacity(); ++i) {
+    const Place at = place_of(s, i);
+    const float row_lse = simd_shuffle(lse, at.row);
+    const float row_delta = simd_shuffle(delta, at.row);
+    const bool seen = (sees >> i & 1u) != 0u;
+    const float weight = seen ? weight_of<false>(s[i], scale, 0.0f, row_lse) : 0.0f;
+    weights[i] += weight;
+    g[i] = seen ? ten_bits(weight * (g[i] - row_delta)) : 0.0f;
+  }
+}
 
 template <typename C>
 METAL_FUNC void na_bwd_dq_mpp(const device typename C::T* q, const device typename C::T* k,
@@ -28,21 +44,16 @@ METAL_FUNC void na_bwd_dq_mpp(const device typename C::T* q, const device typena
   const int own_row = int(lane) % kSide;
   const Slice slice = find_slice<C>(prm, tgid, own_row);
   WideKeys<C> keys;
-  thread Tile<C::RANK>& tile = keys.own.tile;
-  thread Patch<C::RANK>& patch = keys.own.patch;
-  if (!find_tile<C>(tile, prm, int(tgid.y), slice.group)) return;
-  find_patch<C>(patch, tile, int(sg), own_row);
-  if (!patch.active) return;  // uniform in the simdgroup, which meets no other
+  const thread Patch<C::RANK>& patch = keys.own.patch;
+  if (!keys.own.find(prm, int(tgid.y), slice.group, int(sg), own_row)) return;
   WideMemory<C> memory;
   memory.find(shared, sg, true);
   const int dim = int(prm[kDim]);
   const int dim_v = int(prm[kDimV]);
-  collect<C, C::DA>(memory.rows_a, q, row_at(prm, kQueryStride, patch, slice.batch, slice.head), patch.store, dim,
-                    prm.channel(kQueryStride), int(lane));
-  collect<C, C::DB>(memory.rows_b, out_grad, row_at(prm, kOutGradStride, patch, slice.batch, slice.head), patch.store,
-                    dim_v, prm.channel(kOutGradStride), int(lane));
-  const Near<T> queries = row_view<C, C::DA>(memory.rows_a, dim);
-  const Near<T> out_grads = row_view<C, C::DB>(memory.rows_b, dim_v);
+  const Near<T> queries =
+      patch_rows<C, C::DA>(memory.rows_a, q, prm, kQueryStride, patch, slice.batch, slice.head, dim, int(lane));
+  const Near<T> out_grads = patch_rows<C, C::DB>(memory.rows_b, out_grad, prm, kOutGradStride, patch, slice.batch,
+                                                 slice.head, dim_v, int(lane));
   const long scalar = row_at(prm, kLseStride, patch, slice.batch, slice.head);
   const float own_lse = as_type<uint>(lse[scalar]) == kMinusInfinityBits ? -kMasked : lse[scalar] * kLog2E;
   const float own_delta = delta[scalar];
@@ -53,8 +64,7 @@ METAL_FUNC void na_bwd_dq_mpp(const device typename C::T* q, const device typena
   auto sum = Sums::sums();
   if (s.get_capacity() > kMostSlots) return;  // no such layout is known; the result stays unwritten, which shows
   fill(sum, 0.0f);
-  float weights[kMostSlots];
-  NA_UNROLL for (int i = 0; i < kMostSlots; ++i) weights[i] = 0.0f;
+  float weights[kMostSlots] = {};
   const uint elements = elements_of(s);
   RowSlots slots;
   slots.find(s, total);
@@ -64,30 +74,17 @@ METAL_FUNC void na_bwd_dq_mpp(const device typename C::T* q, const device typena
   for (int n = 0; n < bricks; ++n) {
     WideBrick<T> b;
     keys.take(b, n, int(lane));
-    const bool full = whole<C>(b.seen);
-    NA_COUNT(full_brick, full && lane == 0);
-    NA_COUNT(partial_brick, !full && lane == 0);
-    const uint sees = full ? elements : seen_elements(s, elements, b.seen);
+    const uint sees = seen_in_brick(s, elements, b.seen, int(lane));
     Products::multiply(g, out_grads, Source::template view<C::DB>(memory.columns, b.b, b.count, dim_v, int(lane)));
-    const typename Source::View columns =
-        Source::template view<C::DA>(memory.columns, b.a, b.count, dim, int(lane));
+    const auto columns = Source::template view<C::DA>(memory.columns, b.a, b.count, dim, int(lane));
     Products::multiply(s, queries, columns);
-    NA_UNROLL for (ushort i = 0; i < s.get_capacity(); ++i) {
-      const Place at = place_of(s, i);
-      const float row_lse = simd_shuffle(own_lse, at.row);
-      const float row_delta = simd_shuffle(own_delta, at.row);
-      const bool seen = (sees >> i & 1u) != 0u;
-      const float weight = seen ? weight_of<false>(s[i], scale, 0.0f, row_lse) : 0.0f;
-      weights[i] += weight;
-      g[i] = seen ? ten_bits(weight * (g[i] - row_delta)) : 0.0f;
-    }
+    row_gradients(s, g, weights, sees, scale, own_lse, own_delta);
     Sums::multiply(sum, g, columns, memory.weights);
   }
 
   NA_UNROLL for (ushort i = 0; i < s.get_capacity(); ++i) s[i] = weights[i];
   sums_of_rows(s, total);
-  publish(memory.line, s, total, slots, elements);
-  const float own_total = memory.line[own_row];
+  const float own_total = value_of_row(memory.line, s, total, slots, elements, own_row);
   const float factor = as_type<uint>(own_total) == 0u ? 0.0f : 1.0f / own_total;
   if (patch.store && int(lane) < kSide) ((device Stats*)stats)[scalar] = Stats(own_lse, factor, own_delta, 0.0f);
   write_rows(query_grad, sum, row_at(prm, kQueryGradStride, patch, slice.batch, slice.head), patch.store,

@@ -54,18 +54,14 @@ METAL_FUNC void na_fwd_mpp(const device typename C::T* q, const device typename 
   const int own_row = int(lane) % kSide;
   const Slice slice = find_slice<C>(prm, tgid, own_row);
   WideKeys<C> keys;
-  thread Tile<C::RANK>& tile = keys.own.tile;
-  thread Patch<C::RANK>& patch = keys.own.patch;
-  if (!find_tile<C>(tile, prm, int(tgid.y), slice.group)) return;
-  find_patch<C>(patch, tile, int(sg), own_row);
-  if (!patch.active) return;  // uniform in the simdgroup, which meets no other
+  const thread Patch<C::RANK>& patch = keys.own.patch;
+  if (!keys.own.find(prm, int(tgid.y), slice.group, int(sg), own_row)) return;
   WideMemory<C> memory;
   memory.find(shared, sg, false);
   const int dim = int(prm[kDim]);
   const int dim_v = int(prm[kDimV]);
-  collect<C, C::DA>(memory.rows_a, q, row_at(prm, kQueryStride, patch, slice.batch, slice.head), patch.store, dim,
-                    prm.channel(kQueryStride), int(lane));
-  const Near<T> rows = row_view<C, C::DA>(memory.rows_a, dim);
+  const Near<T> rows =
+      patch_rows<C, C::DA>(memory.rows_a, q, prm, kQueryStride, patch, slice.batch, slice.head, dim, int(lane));
 
   auto s = Keys::products();
   auto top = Keys::row_values();
@@ -86,10 +82,7 @@ METAL_FUNC void na_fwd_mpp(const device typename C::T* q, const device typename 
   for (int n = 0; n < bricks; ++n) {
     WideBrick<T> b;
     keys.take(b, n, int(lane));
-    const bool full = whole<C>(b.seen);
-    NA_COUNT(full_brick, full && lane == 0);
-    NA_COUNT(partial_brick, !full && lane == 0);
-    const uint sees = full ? elements : seen_elements(s, elements, b.seen);
+    const uint sees = seen_in_brick(s, elements, b.seen, int(lane));
     Keys::multiply(s, rows, Source::template view<C::DA>(memory.columns, b.a, b.count, dim, int(lane)));
     if (soften(s, top, sum, decay, now, slots, sees, scale)) {
       publish(memory.line, s, decay, slots, elements);
@@ -99,10 +92,8 @@ METAL_FUNC void na_fwd_mpp(const device typename C::T* q, const device typename 
                      memory.weights);
   }
 
-  publish(memory.line, s, top, slots, elements);
-  const float own_top = memory.line[own_row] * abs(scale);
-  publish(memory.line, s, sum, slots, elements);
-  const float total = memory.line[own_row];
+  const float own_top = value_of_row(memory.line, s, top, slots, elements, own_row) * abs(scale);
+  const float total = value_of_row(memory.line, s, sum, slots, elements, own_row);
   if (patch.store && int(lane) < kSide) {
     lse[row_at(prm, kLseStride, patch, slice.batch, slice.head)] = (own_top + log2(total)) * kLn2;
   }

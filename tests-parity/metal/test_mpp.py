@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tolerances
 from cases import CASES, Case
 from metal_emulator.lint import lint
 from metal_emulator.strict import check
 
-from natten_mps._metal.metal.mpp import DTYPES, SIDE, lie_in_rows, why_not
-from natten_mps._metal.metal.op_launches import terms
+from natten_mps._metal.metal import op_launches
+from natten_mps._metal.metal.mpp import DTYPES, SIDE, lie_in_rows, twin, why_not
+from natten_mps._metal.metal.op_launches import Launch, terms
 from natten_mps._metal.metal.source import (
     HEADERS,
     KERNELS,
@@ -27,12 +29,14 @@ from natten_mps._metal.metal.source import (
 )
 from natten_mps._metal.metal.templates import MPP_TEMPLATES
 from natten_mps._metal.metal.tiles import padded_dim
+from natten_mps._metal.problem.problem import Problem
 
-from .launch import SCHEDULES, kernels, launch_of, run
+from .launch import SCHEDULES, compiled, kernels, launch_of, run, run_all
 from .pool import KITS, MPP, MPP_KITS, Kit
 from .test_variants import VARIANTS
 from .verify import Sample, check_launch, sample_from, sample_of
 
+Array = Any
 pytestmark = pytest.mark.usefixtures("emulator")
 # Random problems of each kit in the default run, and with --all. Each launch draws a layout (tensor_layout.cpp).
 PROBLEMS, ALL_PROBLEMS = 6, 120
@@ -258,3 +262,80 @@ def test_the_pool_is_wide() -> None:
     assert {i.template for i in everything()} == set(MPP)
     assert {i.dim for i in everything()} == {16, 32, 64, 128}
     assert all(math.prod(i.patch) * i.heads == SIDE for i in everything())
+
+
+# --- whole programs ----------------------------------------------------------------------------------
+
+
+def on_matrix_units(problem: Problem, launches: tuple[Launch, ...], flat: bool) -> tuple[Launch, ...]:
+    """The planned launches, their walks on matrix units. Gradients of additional keys stay as they are."""
+    found = []
+    for launch in launches:
+        walks = launch.instance.record.walks and not launch.instance.of_additional
+        found.append(twin(problem, launch, flat) if walks else launch)
+    return tuple(found)
+
+
+@pytest.mark.parametrize("flat", [False, True], ids=["run", "flat"])
+def test_a_program(flat: bool) -> None:
+    """Forward and gradients of an image with grouped heads and additional keys: each launch starts from the last."""
+    case = Case("program", (9, 21), (4, 7), (1, 2), (1, 1), (False, True), 1, 4, 2, 24, 16, additional=17)
+    problem, sample = case.problem("float16"), sample_from(case, "float16")
+    forward = on_matrix_units(problem, op_launches.forward(problem), flat)
+    backward = on_matrix_units(problem, op_launches.backward(problem, True), flat)
+    known = sample.tensors | {"out_grad": sample.tensors["d_out"], "lse_grad": sample.tensors["d_lse"]}
+    runs = run_all(forward, known, "random")
+    known |= {name: laid.values for done in runs.values() for name, laid in done.outputs.items()}
+    runs |= run_all(backward, known, "greedy")
+    assert {done.launch.instance.template for done in runs.values()} >= set(MPP)
+    for done in runs.values():
+        if done.launch.instance.record.mpp:
+            assert done.bricks == (done.launch.bricks, done.launch.full)
+            assert done.report.tensor_products == done.launch.products
+        done.assert_written_once()
+    made = {name: laid.values for done in runs.values() for name, laid in done.outputs.items()}
+    expected = sample.expected("fused")
+    found = {name: made[name if name in ("out", "lse") else f"{name}_grad"] for name in expected}
+    tolerances.assert_within(found, expected, "program")
+
+
+# --- numbers -----------------------------------------------------------------------------------------
+
+
+def forward_of(sample: Sample, text: str = "") -> Array:
+    """Out of the forward of the first kit, compiled from ``text`` if given."""
+    instance = kit_named("seq-mpp").instances["na_fwd_mpp"]
+    source = text or library((instance,))
+    kernel = compiled(source).kernel(instance.name)
+    return run(launch_of(instance, sample.problem), kernel, sample.tensors, seed=2).outputs["out"].values
+
+
+def test_weights_are_rounded_to_nearest() -> None:
+    """Values of 1 give 1: the unit cuts bits off, and weights that it cut would be too small on average."""
+    case = Case("ones", (80,), (49,), (1,), (1,), (False,), 1, 1, 1, 32, 32)
+    sample = sample_from(case, "float16")
+    sample.tensors["value"] = np.ones_like(sample.tensors["value"])
+    assert (forward_of(sample) == 1).all()
+    source, rounding = library((kit_named("seq-mpp").instances["na_fwd_mpp"],)), "bits + 0xfffu + (bits >> 13 & 1u)"
+    assert source.count(rounding) == 1
+    assert (forward_of(sample, source.replace(rounding, "bits")) < 1).any()
+
+
+def test_not_a_number_stays_what_it_is() -> None:
+    """Any NaN of a query makes its row NaN, and only that row."""
+    case = Case("nan", (40,), (9,), (1,), (1,), (False,), 1, 1, 1, 32, 32)
+    sample = sample_from(case, "float16")
+    sample.tensors["query"] = sample.tensors["query"].copy()
+    sample.tensors["query"][0, 7, 0, 3] = np.nan
+    out = forward_of(sample)
+    assert np.isnan(out[0, 7]).all() and np.isfinite(np.delete(out, 7, 1)).all()
+
+
+@pytest.mark.parametrize("scale", [0.0, -3.0, 60.0])
+def test_scales(scale: float) -> None:
+    """Zero, negative, and so large that one key has all the weight."""
+    case = Case("scale", (40,), (9,), (1,), (1,), (True,), 1, 2, 1, 32, 32, scale=scale)
+    instances = kit_named("seq-mpp").instances
+    sample, built = sample_from(case, "float16"), kernels(instances.values())
+    for seed, instance in enumerate(instances.values()):
+        check_launch(sample, instance, built[instance], Seeded(seed), "forward")

@@ -5,13 +5,17 @@ Patches have 16 rows and bricks 16 columns. No plan launches these templates yet
 
 import itertools
 import math
+from dataclasses import replace
 
 from ..caches import cached
 from ..problem.interval import at_hand, positions
 from ..problem.problem import Axis, Problem
 from ..problem.window import group_length
 from .flat import fits
-from .tiles import Bricks, span
+from .launches import SIMD_WIDTH, Launch, parameters
+from .source import THREADGROUP_BYTES, Instance
+from .templates import FORWARD_MPP, MPP_TEMPLATES, Template
+from .tiles import Bricks, patch_count, patches, span
 
 # Rows of a patch, and columns of a brick.
 SIDE = 16
@@ -19,6 +23,8 @@ SIDE = 16
 DTYPES, MAX_DIM = ("float16", "bfloat16"), 128
 # Sums are not taken in parts (kernels/sums.h), so they may have at most so many terms.
 MAX_TERMS = 65_536
+# Simdgroups of a threadgroup, which share nothing.
+MAX_SIMDGROUPS = 4
 
 
 def why_not(problem: Problem, terms: int) -> str | None:
@@ -121,3 +127,57 @@ def bricks_of(problem: Problem, patch: tuple[int, int, int], heads: int, transpo
     if flat and problem.rank > 1:
         return bricks_that_run_on(problem, patch, heads, transposed)
     return bricks_in_rows(problem, patch, heads, transposed)
+
+
+def twin(problem: Problem, launch: Launch, flat: bool) -> Launch:
+    """The launch that computes on matrix units what ``launch``, a walk of ``problem``, computes without them.
+
+    Its patch is the one that executes the fewest bricks. flat: bricks are gathered, and run on.
+    """
+    record = next(t for t in MPP_TEMPLATES.values() if t.name.startswith(launch.instance.template))
+    transposed = record.transposed
+    heads_in_rows = [h for h in (1, 2, 4, 8, 16) if problem.group_heads % h == 0 and (h == 1 or not transposed)]
+    shapes = [(patch, heads) for heads in heads_in_rows for patch in patches(problem.rank, heads, SIDE)]
+    if flat:
+        shapes = [shape for shape in shapes if can_run_on(problem, shape[0], transposed)]
+    counted = [(bricks_of(problem, patch, heads, transposed, flat).executed, patch, heads) for patch, heads in shapes]
+    _, patch, heads = min(counted, key=lambda shape: (shape[0], -shape[1][-1], shape[2]))
+    instance = _instance(problem, launch.instance, record, patch, heads, flat)
+    extents = [*patch[3 - problem.rank : -1], patch[-1] * instance.simdgroups]
+    tiles = tuple(
+        -(-group_length(a.keys if transposed else a.queries, 0, a.dilation) // extent)
+        for a, extent in zip(problem.axes, extents, strict=True)
+    )
+    bricks = _bricks(problem, instance)
+    grid = (launch.grid[0] if transposed else problem.heads // heads, math.prod(tiles), launch.grid[2])
+    params = parameters(problem, {"kTiles": tiles})
+    threads = SIMD_WIDTH * instance.simdgroups
+    return replace(
+        launch, instance=instance, grid=grid, threads=threads, params=params, bricks=bricks[0], full=bricks[1]
+    )
+
+
+def _instance(
+    problem: Problem, walk: Instance, record: Template, patch: tuple[int, int, int], heads: int, flat: bool
+) -> Instance:
+    """The kernel: as many simdgroups as threadgroup memory holds, if so many have rows."""
+    dims = (walk.dim, walk.dim_v) if record is FORWARD_MPP else (max(walk.dim, walk.dim_v),) * 2
+    made = Instance(record.name, walk.dtype, walk.rank, *dims, patch, heads, 1, bricks=1, stage=False, flat=flat)
+    made = replace(made, additional=problem.additional > 0 and not record.transposed)
+    axis = problem.axes[-1]
+    rows = group_length(axis.keys if record.transposed else axis.queries, 0, axis.dilation)
+    room = min(MAX_SIMDGROUPS, THREADGROUP_BYTES // made.shared_bytes, -(-rows // patch[-1]))
+    return replace(made, simdgroups=max(1, room))
+
+
+def _bricks(problem: Problem, instance: Instance) -> tuple[int, int]:
+    """Bricks of a launch and full ones, those of additional keys included."""
+    i, transposed = instance, instance.record.transposed
+    own = bricks_of(problem, i.patch, i.heads, transposed, i.flat)
+    times = problem.batch * problem.kv_heads
+    executed, full = own.executed * times, own.full * times
+    if i.additional:
+        rows = patch_count(problem, i.patch) * problem.batch * (problem.heads // i.heads)
+        executed += rows * -(-problem.additional // SIDE)
+        full += rows * (problem.additional // SIDE)
+    return executed, full

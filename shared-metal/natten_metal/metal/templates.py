@@ -221,18 +221,26 @@ TEMPLATES = {
 }
 
 
-def _on_matrix_units(template: Template, name: str, products: int) -> Template:
+def _on_matrix_units(name: str, template: Template, products: int) -> Template:
     """The template that computes the same on matrix units. products: matmul2d of a brick."""
     kept = tuple(a for a in template.arguments if a not in (_RPB, _KEY_MASK))
     return replace(template, name=name, arguments=kept, products=lambda dim, dim_v: products, mpp=True)
 
 
+FORWARD_MPP = _on_matrix_units(
+    "na_fwd_mpp",
+    FORWARD,
+    products=2,
+)
+QUERY_GRAD_MPP = _on_matrix_units(
+    "na_bwd_dq_mpp",
+    QUERY_GRAD,
+    products=3,
+)
+KEY_VALUE_GRAD_MPP = _on_matrix_units(
+    "na_bwd_dkv_mpp",
+    KEY_VALUE_GRAD,
+    products=4,
+)
 # Templates that no plan launches yet: those on the matrix units of Apple10 and later.
-MPP_TEMPLATES = {
-    template.name: template
-    for template in (
-        _on_matrix_units(FORWARD, "na_fwd_mpp", 2),
-        _on_matrix_units(QUERY_GRAD, "na_bwd_dq_mpp", 3),
-        _on_matrix_units(KEY_VALUE_GRAD, "na_bwd_dkv_mpp", 4),
-    )
-}
+MPP_TEMPLATES = {template.name: template for template in (FORWARD_MPP, QUERY_GRAD_MPP, KEY_VALUE_GRAD_MPP)}

@@ -1,5 +1,5 @@
-// Where the elements of cooperative tensors lie: one layout of many, by the seed of the launch. Metal leaves it open, so
-// a kernel is right only if it is right in all of them. seed % 4 is
+// Where the elements of cooperative tensors lie: one layout of many, by the seed of the launch. Metal leaves it open,
+// so a kernel is right only if it is right in all of them. seed % 4 is
 //
 //   0  any element in any slot of any lane       2  fragments of 16x16, as M5's lanes are known to hold them
 //   1  blocks of rows and columns, shuffled      3  fragments of 8x8, two rows of one column in a lane

@@ -29,8 +29,8 @@ float relaxed(float x) {
   return x;
 }
 
-// Element (row, column) of a tensor in memory, 0 outside its extents. Along the reduced dimension an op of static k does
-// not look at the extents, and reads whatever lies there.
+// Element (row, column) of a tensor in memory, 0 outside its extents. Along the reduced dimension an op of static k
+// does not look at the extents, and reads whatever lies there.
 float from_memory(const Operand& o, long row, long column, bool unguarded_rows, bool unguarded_columns, void* code) {
   const bool past_rows = row >= o.extent[1];
   const bool past_columns = column >= o.extent[0];
@@ -179,8 +179,8 @@ extern "C" void metal_emulator_tensor_reduce_rows(const float* from, float* to, 
 }
 
 // A destination's elements, laid out as those of a left side of the same size
-extern "C" void metal_emulator_tensor_convert(const float* from, int from_capacity, float* to, int to_capacity, int rows,
-                                              int columns, unsigned site) {
+extern "C" void metal_emulator_tensor_convert(const float* from, int from_capacity, float* to, int to_capacity,
+                                              int rows, int columns, unsigned site) {
   const Transfer mine = {from, to};
   Exchange* e = meet(&mine, sizeof mine, TENSOR_OPERATION, site, __builtin_return_address(0));
   if (!first_back(e)) return;

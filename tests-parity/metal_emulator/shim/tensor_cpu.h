@@ -54,7 +54,8 @@ METAL_FUNC void tensor_multiply(const A& left, const B& right, C& destination, m
 template <class S, class C>
 METAL_FUNC void tensor_convert(const S& from, C& to, metal_emulator_site site) {
   using F = typename S::layout;
-  metal_emulator_tensor_convert(from.elements, F::capacity, to.elements, C::layout::capacity, F::rows, F::columns, site);
+  metal_emulator_tensor_convert(from.elements, F::capacity, to.elements, C::layout::capacity, F::rows, F::columns,
+                                site);
 }
 
 template <class S, class R>

@@ -162,8 +162,9 @@ struct matmul2d_descriptor {
   int m, n, k;
   bool transpose_left, transpose_right, relaxed_precision;
   mode matmul_mode;
-  constexpr matmul2d_descriptor(int m, int n, int k = static_cast<int>(metal::dynamic_extent), bool transpose_left = false,
-                                bool transpose_right = false, bool relaxed_precision = false,
+  constexpr matmul2d_descriptor(int m, int n, int k = static_cast<int>(metal::dynamic_extent),
+                                bool transpose_left = false, bool transpose_right = false,
+                                bool relaxed_precision = false,
                                 mode matmul_mode = mode::multiply)
       : m(m),
         n(n),

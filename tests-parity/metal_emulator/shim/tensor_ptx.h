@@ -38,9 +38,10 @@ METAL_FUNC void mma_16(float* d, const uint* a, const uint* b, bfloat) {
 }
 // Over 8 of float
 METAL_FUNC void mma_8(float* d, const uint* a, const uint* b) {
-  asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
 // Element (row, column) of a tensor, 0 outside its extents
@@ -68,7 +69,7 @@ METAL_FUNC uint tensor_pair(const M& m, int row, int column) {
 template <class OP, class A, class B, class C>
 METAL_FUNC void multiply_from_memory(const A& left, const B& right, C& destination) {
   using T = bare<typename A::element_type>;
-  static_assert(!OP::TRANSPOSE_LEFT && OP::TRANSPOSE_RIGHT && !OP::ACCUMULATE, "the one product of two tensors in memory");
+  static_assert(!OP::TRANSPOSE_LEFT && OP::TRANSPOSE_RIGHT && !OP::ACCUMULATE, "the one product of tensors in memory");
   const int quad = int(lane() >> 2);
   const int t = int(lane() & 3);
   const int depth = OP::DYNAMIC ? int(left.size[0]) : OP::K;
