@@ -68,8 +68,6 @@ METAL_FUNC void na_bwd_dkv_mpp(const device typename C::T* q, const device typen
   for (int h = 0; h < group_heads; ++h) {
     KeyGradient<C> queries;
     box.sides = queries.load_head(q, out_grad, stats, nullptr, prm, box.tile, slice.batch, kv_head * group_heads + h);
-    box.sides.dim_a = dim;
-    box.sides.dim_b = dim_v;
     const int bricks = box.begin(int(lane));
     for (int n = 0; n < bricks; ++n) {
       WideBrick<T> b;
