@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "shared-metal"))
 
 from natten_metal.caches import clear_all  # noqa: E402
-from natten_metal.metal import op_launches, tiling  # noqa: E402
+from natten_metal.metal import mpp, op_launches, tiling  # noqa: E402
 from natten_metal.metal.op_launches import Launch, fills_words  # noqa: E402
 from natten_metal.metal.source import ITEM_SIZES, Instance  # noqa: E402
 from natten_metal.problem.problem import Problem  # noqa: E402
@@ -105,7 +105,11 @@ CHANGES: dict[str, Callable[[Instance], dict[str, Any]]] = {
     "flip-bricks": lambda i: {"stage": not i.stage, "flat": False, "bricks": 3 - i.bricks},
     "run": lambda i: {},
     "flat": lambda i: {},
+    "mpp-run": lambda i: {},
+    "mpp-flat": lambda i: {},
 }
+# Variants whose walks are those of matrix units (here mma.sync), where these take the problem: whether bricks run on.
+ON_MATRIX_UNITS = {"mpp-run": False, "mpp-flat": True}
 # What flat bricks have to save before the planner takes them, in variants that decide it beforehand.
 GAINS = {"run": math.inf, "flat": 0.0}
 
@@ -153,15 +157,27 @@ class Job:
 
 
 def _changed(launch: Launch, problem: Problem, variant: str) -> Launch:
-    instance = launch.instance
-    if not instance.record.walks:
+    if not launch.instance.record.walks:
         return launch
+    if variant in ON_MATRIX_UNITS:
+        launch = _on_matrix_units(launch, problem, ON_MATRIX_UNITS[variant])
+    instance = launch.instance
     # Staging copies 16 bytes at a time where head dims are full and every token starts at a 16-byte boundary. That
     # holds for fresh contiguous tensors with full head dims, but not always for rows of window slots.
     slotted = any(name in ("attn", "logits_grad") for _, name in launch.inputs)
     odd = slotted and problem.slots * ITEM_SIZES[problem.dtype] % 16 != 0
     instance = replace(instance, wide=fills_words(launch) and not odd)
     return replace(launch, instance=replace(instance, **CHANGES[variant](instance)))
+
+
+def _on_matrix_units(launch: Launch, problem: Problem, flat: bool) -> Launch:
+    transposed = launch.instance.record.transposed
+    why_not = mpp.why_not(problem, op_launches.terms(problem, transposed))
+    if problem.op != "na" or launch.instance.of_additional or why_not:
+        return launch
+    if not flat and not mpp.lie_in_rows(problem, transposed):
+        return launch
+    return mpp.twin(problem, launch, flat)
 
 
 def chosen(problems: list[str], variants: list[str], dtypes: list[str]) -> list[Job]:
