@@ -89,7 +89,7 @@ MPP_UNRULED = {
     for file in ("na_fwd_mpp.h", "na_bwd_dq_mpp.h", "na_bwd_dkv_mpp.h")
 }
 MPP_TRIED_ON: dict[str, dict[str, tuple[str, ...]]] = {
-    "mpp.h": {"img-mpp-flat": ("na_fwd_mpp", "na_bwd_dkv_mpp"), "seq-mpp": ("na_bwd_dq_mpp",)},
+    "mpp.h": {"img-mpp-flat": ("na_fwd_mpp",), "seq-mpp": ("na_bwd_dq_mpp",)},
     "mpp_walk.h": {
         "img-mpp-grouped": ("na_fwd_mpp",),
         "seq-mpp-gathered": ("na_fwd_mpp", "na_bwd_dkv_mpp"),

@@ -30,9 +30,7 @@ HANDFUL = {
     ("coord.h", "common: ends swapped, low", 0): "",
     ("stage.h", "no zeros behind a chunk", 0): "",
     ("na_rpb.h", "no simdgroup barrier", 0): "emulator: data race",
-    ("mpp_walk.h", "wide: no simdgroup barrier", 1): "emulator: data race",
     ("mpp.h", "wide: the layout of M5 is assumed", 0): "",
-    ("mpp.h", "wide: a conversion is not asked for", 0): "emulator: undefined behaviour",
 }
 
 # A bound or a decision at run time: min, max, a choice by what a row sees or by the head dim, an if, the bound of a
