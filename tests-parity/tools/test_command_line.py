@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -41,6 +43,20 @@ def ended(package: str, folder: Path, *arguments: str, **environment: str) -> su
     )
     assert "Traceback" not in done.stderr, done.stderr
     return done
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_help_and_documents_have_the_same_commands(package: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        importlib.import_module(f"{package}.cli").main(["--help"])
+    named = re.findall(r"^    (\w+(?: train)?)(?:  |$)", capsys.readouterr().out, re.MULTILINE)
+    documents = Path(__file__).resolve().parents[2]
+    (listed,) = re.findall(
+        r"the command line: (.+) \|$", (documents / "docs/architecture.md").read_text(), re.MULTILINE
+    )
+    assert [name.replace("demo train", "training demo") for name in named] == listed.split(", ")
+    readme = (documents / "shared-metal/natten_metal/tools/README.md").read_text()
+    assert all(f"`{name}`" in readme for name in named)
 
 
 @pytest.mark.parametrize("package", PACKAGES)

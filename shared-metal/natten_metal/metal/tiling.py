@@ -1,4 +1,4 @@
-"""The tiling of a walk: which patch, how many simdgroups, staged or direct. It changes speed and never results.
+"""The tiling of a walk: patch, simdgroups, staged or direct, flat bricks or not. It changes speed, never results.
 
 Two ways to choose. On a device whose unit costs were measured (``tune``), every candidate is counted exactly
 (:mod:`.counts`) and the one with the smallest predicted time wins. Elsewhere a plain rule decides: fewest executed
