@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 import tempfile
+import textwrap
 from collections.abc import Callable
 from contextlib import AbstractContextManager, redirect_stdout
 from pathlib import Path
@@ -53,6 +54,11 @@ def end(name: str, command: Callable[[], int]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
     return 1
+
+
+def paragraph(text: str) -> str:
+    """A description for a formatter that keeps lines as they are, because the examples below it have some."""
+    return textwrap.fill(" ".join(text.split()), 79)
 
 
 def backend_in_force(get_backend: Callable[[], str], usable: tuple[str, ...]) -> None:

@@ -24,7 +24,7 @@ from ..plan.plan import Plan
 from ..plan.verdicts import KernelFailure, quoted
 from ..problem.problem import Problem
 from . import installation
-from .command_line import add_json, beside_json, check_outputs, end, write_json
+from .command_line import add_json, beside_json, check_outputs, end, paragraph, write_json
 from .doctor_cases import BOUNDS as BOUNDS
 from .doctor_cases import CASES as CASES
 from .doctor_cases import Case as Case
@@ -118,14 +118,16 @@ def add_doctor(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", 
     parser = commands.add_parser(
         "doctor",
         help="run every kernel on this machine's device against an independent backend, and print a table",
-        description="""Say what is installed on this machine and what is wrong with that; then run a compact set of
+        description=paragraph(
+            """Say what is installed on this machine and what is wrong with that; then run a compact set of
             problems, forward and gradients, on each available backend, against a backend that shares no kernel with it.
             Prints errors, bounds and times, and exits with 1 if a result is out of bounds, a kernel does not run, or
             nothing can be computed at all. Times are of forward and gradients together: 'ms' is the median of later
             calls, 'once ms' how much longer the first call took, for planning and, where a problem is the first that
-            needs a kernel, for compiling.""",
+            needs a kernel, for compiling."""
+        ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"example: {package} doctor --backend metal\nfor a report: {package} doctor --json doctor.json",
+        epilog=f"examples:\n  {package} doctor\n  {package} doctor --json doctor.json    # for a report",
     )
     parser.add_argument("--backend", help="examine only this backend (default: all that are available)")
     add_json(parser, "all that was found, in one file to attach to a report")

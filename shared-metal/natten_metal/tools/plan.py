@@ -21,7 +21,7 @@ from ..problem import faces
 from ..problem.ops import ADDITIONAL_KEYS, ADDITIONAL_VALUES, AV, FULL, KEY_MASK, OPS, QK, RPB, VALUE
 from ..problem.problem import DTYPES, Problem, TensorSpec
 from . import forecast
-from .command_line import STDOUT, CommandError, add_json, check_outputs, end, natural, positive, write_json
+from .command_line import STDOUT, CommandError, add_json, check_outputs, end, natural, paragraph, positive, write_json
 from .problem_arguments import WINDOW, add_shape, add_window, option, shape_of, window_of
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def add_plan(
     parser = commands.add_parser(
         "plan",
         help="say what a call would run on this machine or another, with exact counts and a predicted time",
-        description=DESCRIPTION,
+        description=paragraph(DESCRIPTION),
         epilog=EXAMPLES.format(package=package),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -14,7 +14,7 @@ from ..viz.axes import Shown, shown
 from ..viz.drawing import Drawing, png, svg
 from ..viz.page import page
 from ..viz.pictures import Sight, masks, tokens
-from .command_line import CommandError, check_outputs, end, need_matplotlib, positive, write
+from .command_line import CommandError, check_outputs, end, need_matplotlib, paragraph, positive, write
 from .problem_arguments import add_shape, add_window, shape_of, window_of
 
 FORMATS = (".svg", ".png", ".txt")
@@ -39,7 +39,7 @@ def add_viz(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", pac
     parser = commands.add_parser(
         "viz",
         help="show which keys a query sees, and what the kernels read, as text, picture or HTML page",
-        description=DESCRIPTION,
+        description=paragraph(DESCRIPTION),
         epilog=EXAMPLES.format(package=package),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
