@@ -20,26 +20,40 @@ from natten_mps._metal.plan.plan import plan
 from natten_mps._metal.problem.problem import Problem
 
 from .test_tiles import random_problem, small_problem
-from .work import AdditionalWork, groups, patch_steps, seen_by, work_of
+from .work import AdditionalWork, Array, groups, patch_steps, seen_by, span, work_of
 from .work_table import NAMED
 
 
-def longest_patch(one: Problem, instance: Instance) -> int:
-    """Bricks of the patch that has the most, patch by patch and from the masks of each axis."""
-    most = []
+def chain_along_x(tile: Array, instance: Instance) -> int:
+    """Bricks that follow one another in one row of a tile's ``[rows, columns]``: patch by patch, piece by piece."""
+    i, (low, high) = instance, span(tile)
+    whole = not i.stage or high - low <= i.chunk + 1
+    starts = [0, high] if whole else [*range(low, high, i.chunk), high]
+    chain = 0
+    for begin, end in itertools.pairwise(starts):
+        own = []
+        for first in range(0, len(tile), i.patch[-1]):
+            columns = range(*span(tile[first : first + i.patch[-1]]), 8)
+            own.append(sum(begin <= start < end for start in columns))
+        chain += max(own)
+    return chain
+
+
+def chains(one: Problem, instance: Instance) -> tuple[int, int]:
+    """Bricks that follow one another, of all threadgroups and of the one with the most, from the masks of each axis."""
+    i, transposed = instance, instance.record.transposed
+    total = most = 1
     for number, axis in enumerate(one.axes):
-        extent, seen = instance.patch[3 - one.rank + number], seen_by(axis, instance.record.transposed)
-        # Along x bricks of its own row, unless bricks run on: then columns, as on the other axes.
-        in_bricks = number == one.rank - 1 and not instance.flat
-        steps = [
-            patch_steps(seen[rows, columns][first : first + extent], in_bricks)[0]
-            for rows, columns in groups(axis, instance.record.transposed)
-            for first in range(0, len(seen[rows]), extent)
-        ]
-        most.append(max(steps))
-    times = one.group_heads if instance.record.transposed else 1
-    bricks = -(-math.prod(most) // 8) if instance.flat else math.prod(most)
-    return (bricks + (-(-one.additional // 8) if instance.additional else 0)) * times
+        along_x = number == one.rank - 1
+        extent = i.patch[3 - one.rank + number] * (i.simdgroups if along_x and not i.flat else 1)
+        seen, lengths = seen_by(axis, transposed), []
+        for rows, columns in groups(axis, transposed):
+            for first in range(0, len(seen[rows]), extent):
+                tile = seen[rows, columns][first : first + extent]
+                lengths.append(chain_along_x(tile, i) if along_x and not i.flat else patch_steps(tile, False)[0])
+        total, most = total * sum(lengths), most * max(lengths)
+    more = -(-one.additional // 8) if i.additional else 0
+    return total, (-(-most // 8) if i.flat else most) + more
 
 
 def test_walks_are_counted_exactly() -> None:
@@ -63,15 +77,20 @@ def test_walks_are_counted_exactly() -> None:
                     assert counts.chunks == work.chunks and counts.barriers == 2 * work.chunks
                     tiles = math.prod(len(axis.boxes) for axis in work.axes)
                     groups = one.batch * (1 if transposed else one.heads // heads)
-                    assert (
-                        counts.threadgroups == tiles * groups and counts.boxes == tiles * one.batch * one.heads // heads
-                    )
-                    assert counts.idle == counts.threadgroups * instance.simdgroups - counts.patches
+                    assert counts.threadgroups >= tiles * groups
+                    assert counts.boxes == tiles * one.batch * one.heads // heads
+                    assert counts.idle == tiles * groups * instance.simdgroups - counts.patches
                     copied = work.read(1).sum() + (work.read_additional(1).sum() if instance.additional else 0)
                     # A key walk reads each query head by itself; else all heads read those of their one key/value head.
                     copied *= one.batch * (one.heads if transposed else 1)
                     assert counts.staged.columns == (copied if instance.stage else 0)
-                    assert counts.longest_bricks == longest_patch(one, instance)
+                    (total, longest), times = chains(one, instance), one.group_heads if transposed else 1
+                    assert counts.longest_bricks == longest * times
+                    more = -(-one.additional // 8) * tiles * groups if instance.additional else 0
+                    if instance.flat:
+                        assert counts.bricks <= counts.chained_bricks * instance.simdgroups
+                    else:
+                        assert counts.chained_bricks == total * times * groups + more
                     assert (
                         counts.longest_staged.chunks
                         <= counts.chunks

@@ -13,12 +13,15 @@ import pytest
 import tolerances
 from cases import Case, inputs, lse_dtype
 
+from natten_mps._metal.metal.costs import UnitCosts, microseconds
+from natten_mps._metal.metal.counts import counts_of
 from natten_mps._metal.metal.flat import LONGEST_BOX, bricks_of, fits
 from natten_mps._metal.metal.op_launches import PARAMS, Launch, backward, forward
 from natten_mps._metal.metal.source import THREADGROUP_BYTES, Instance
 from natten_mps._metal.metal.templates import TEMPLATES
 from natten_mps._metal.metal.tiles import count_bricks, patches
-from natten_mps._metal.metal.tiling import FLAT_GAIN
+from natten_mps._metal.metal.tiling import FLAT_GAIN, candidates
+from natten_mps._metal.plan.costs import predicted as chip_costs
 from natten_mps._metal.plan.device import Device
 from natten_mps._metal.plan.limits import metal_limit
 from natten_mps._metal.problem.problem import Piece, Problem
@@ -336,3 +339,31 @@ def test_planned_work_is_what_runs(name: str) -> None:
         assert query_walks(launches) == query_walks((*forward(full), *backward(full, True)))
     assert len(executed) == 3 and min(executed.values()) >= 1
     assert lse_dtype("float16") == "float32" and np.isfinite(values["lse"]).all()
+
+
+def test_tables_leave_no_room_for_staged_columns() -> None:
+    """The gradient of the bias has tables of sums there: neither the rule nor measured costs stage."""
+    one = replace(problem((64, 96), 31, 64, 1), has_rpb=True)
+    for template in (TEMPLATES["na_rpb"], TEMPLATES["na_bwd_dq"]):
+        found = candidates(one, template, 64, 64, 8, False)
+        assert any(c.stage for c in found) == found[0].stage == template.walks, template.name
+    costs = replace(chip_costs("Apple M3"), measured=True)
+    (launch,) = (n for n in backward(one, False, costs=costs) if n.instance.template == "na_rpb")
+    assert not launch.instance.stage and launch.instance.threadgroup_bytes == 4 * launch.instance.table * (
+        launch.instance.simdgroups
+    )
+
+
+def test_measured_costs_choose_the_smallest_predicted_time() -> None:
+    """What the planner compares is what a launch is predicted to take, grid, bytes and factors of kinds included."""
+    factors = {"na_fwd half direct": 1.3, "na_fwd half flat 2-D 64 1x2x4": 0.7}
+    costs = replace(chip_costs("Apple M3"), measured=True, kinds=factors)
+    for one in (problem((40, 56), 9, 64, 1), replace(problem((41, 30), 5, 64, 1), dilation=(2, 4))):
+        for own in (costs, replace(costs, kinds={})):
+
+            def predicted(launch: Launch, one: Problem = one, own: UnitCosts = own) -> float:
+                return microseconds(launch.instance, counts_of(one, launch), own)
+
+            every = [forward(one, candidate=c)[0] for c in candidates(one, TEMPLATES["na_fwd"], 64, 64, 8, True)]
+            (chosen,) = forward(one, costs=own)
+            assert predicted(chosen) == pytest.approx(min(map(predicted, every)), rel=1e-12)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
 
 from natten_mps._metal.metal.costs import PRICES, SERIAL, SHARED, Cores, UnitCosts, features, kinds, microseconds
-from natten_mps._metal.metal.counts import counts_of
+from natten_mps._metal.metal.counts import Counts, counts_of
+from natten_mps._metal.metal.source import Instance
 from natten_mps._metal.plan.costs import predicted
 from natten_mps._metal.tuning.design import FITTED, HELD_OUT, trials
-from natten_mps._metal.tuning.fit import SLOTS, Sample, fit, fit_with, quantile
+from natten_mps._metal.tuning.fit import MEMORIES, SLOTS, Sample, fit, fit_with, quantile
 
 CORES = Cores(10, 24, 64 << 10)
+# Half of the problems: enough to find costs that are known, and quick.
+SOME = FITTED[::2]
 
 
 def truth(kind_factors: bool = False) -> UnitCosts:
@@ -29,20 +33,24 @@ def truth(kind_factors: bool = False) -> UnitCosts:
     return costs
 
 
-def samples(costs: UnitCosts, noise: float = 0.0, problems: tuple = FITTED, seed: int = 1) -> list[Sample]:
-    """The times that a device of these costs would take for the designed trials. seed: of the noise."""
-    rng, found = np.random.default_rng(seed), []
-    for trial in trials(problems):
-        launch = trial.launch
-        counts = counts_of(trial.problem, launch)
-        exact = microseconds(launch.instance, counts, costs)
-        found.append(Sample(launch.instance, counts, exact * float(rng.lognormal(0, noise))))
-    return found
+@cache
+def counted(problems: tuple) -> list[tuple[Instance, Counts]]:
+    """The kernels and the exact work of the designed trials."""
+    return [(trial.launch.instance, counts_of(trial.problem, trial.launch)) for trial in trials(problems)]
+
+
+def samples(costs: UnitCosts, noise: float = 0.0, problems: tuple = SOME, seed: int = 1) -> list[Sample]:
+    """The times that a device of these costs would take for the designed trials."""
+    rng = np.random.default_rng(seed)
+    return [
+        Sample(instance, counts, microseconds(instance, counts, costs) * float(rng.lognormal(0, noise)))
+        for instance, counts in counted(problems)
+    ]
 
 
 def test_the_design_pays_every_price_and_varies_it() -> None:
     """Each price is paid by many trials, in shares of the whole time that differ fourfold."""
-    costs, found = truth(), samples(truth())
+    costs, found = truth(), samples(truth(), problems=FITTED)
     for name in PRICES:
         shares = [
             features(s.instance, s.counts, CORES).get(name, 0) * costs.prices[name] / s.microseconds for s in found
@@ -61,17 +69,17 @@ def test_exact_times_give_the_exact_costs() -> None:
     assert all(factor == pytest.approx(1, abs=1e-6) for factor in found.costs.kinds.values())
 
 
-@pytest.mark.parametrize(("seed", "cores"), [(0, CORES.number), (1, None)])
+@pytest.mark.parametrize(("seed", "cores"), [(0, CORES.number), (2, CORES.number), (1, None)])
 def test_noise_does_not_lead_far_away(seed: int, cores: int | None) -> None:
-    """3 % of noise in every time. The number of cores is found, and their memory; simdgroups of a core to the nearest
-    sizes that are tried; products within a fifth, their latency within a third; and problems that were not fitted are
-    predicted as well as the noise allows. Of eight seeds, the farthest were the next size, 14 %, 22 % and 2.6 %.
+    """3 % of noise in every time. The number of cores is found, and what they hold to the nearest sizes that are tried;
+    products within a fifth, their latency within a third; and problems that were not fitted are predicted as well as
+    the noise allows.
     """
     costs = truth()
-    found = fit("made up", samples(costs, noise=0.03, seed=seed), cores)
-    number, slots, memory = found.costs.cores
-    at = SLOTS.index(CORES.slots)
-    assert (number, memory) == (CORES.number, CORES.memory) and slots in SLOTS[at - 1 : at + 2] != SLOTS
+    found = fit("made up", samples(costs, noise=0.03, problems=FITTED, seed=seed), cores)
+    assert found.costs.cores.number == CORES.number
+    for sizes, size, own in zip((SLOTS, MEMORIES), found.costs.cores[1:], CORES[1:], strict=True):
+        assert abs(sizes.index(size) - sizes.index(own)) <= 1, found.costs.cores
     assert 0.01 < found.costs.error < 0.03
     new = samples(costs, problems=HELD_OUT)
     errors = [abs(microseconds(s.instance, s.counts, found.costs) / s.microseconds - 1) for s in new]

@@ -1,9 +1,10 @@
 """What the work of a launch costs on a device: exact counts times unit costs.
 
 The model (docs/planning.md) adds two kinds of time. What all cores share: counts of the whole launch, as the busiest
-core has them. And what a core cannot hide: the chains of work that one threadgroup does after another, because only so
-many threadgroups fit a core at once. Every price is linear, so that prices can be fitted to times; which of a kernel's
-choices changed its code beyond what can be counted (registers, above all) is one factor for each kind of kernel.
+core has them. And what a core cannot hide: the chains of work that one threadgroup does after another, round after
+round, because only so many threadgroups fit a core at once. Every price is linear, so that prices can be fitted to
+times; which of a kernel's choices changed its code beyond what can be counted (registers, above all) is one factor for
+each kind of kernel.
 """
 
 import math
@@ -32,9 +33,14 @@ SERIAL = {
     "serial_row": "a row of a box that one threadgroup copies",
     "serial_word": "16 bytes that each thread copies",
 }
-PRICES = {"launch": "a launch", "byte": "a byte of a tensor, each counted once"} | SHARED | SERIAL
+# Those that no factor changes, because they are the same whatever the kernel.
+OF_ANY_KERNEL = {"launch": "a launch", "byte": "a byte of a tensor, each counted once"}
+PRICES = OF_ANY_KERNEL | SHARED | SERIAL
 # Bytes that the threads of a simdgroup copy at once.
 SIMDGROUP_BYTES = 512
+# Threadgroups of the first round begin together, and those of later ones ever less so: what is left of that from each
+# round to the next. As far as it is, a last round that is partly filled takes as long as a full one.
+IN_STEP = 0.7
 
 
 class Cores(NamedTuple):
@@ -68,21 +74,27 @@ class UnitCosts:
 
 
 def kinds(instance: Instance) -> tuple[str, ...]:
-    """The kinds of kernels that an instance belongs to. Rank and head dims change a kernel's code and registers;
-    simdgroups change how many threadgroups a core has room for, which registers decide too.
+    """The kinds of kernels that an instance belongs to. Rank, head dims and the patch change a kernel's code and
+    registers; simdgroups change how many threadgroups a core has room for, which registers decide too.
     """
     i = instance
     first = f"{i.template} {WIDTHS[ITEM_SIZES[i.dtype] // 4]} {'flat' if i.flat else READS[i.stage]}"
     ranked = f"{first} {i.rank}-D"
-    return first, ranked, f"{ranked} {max(i.dim, i.dim_v)}", f"{first} x{i.simdgroups}"
+    sized = f"{ranked} {max(i.dim, i.dim_v)}"
+    return first, ranked, sized, f"{first} x{i.simdgroups}", f"{sized} {'x'.join(map(str, i.patch))}"
 
 
 def features(instance: Instance, counts: Counts, cores: Cores) -> dict[str, float]:
     """How often a launch pays each of :data:`PRICES`; those that it never pays are left out."""
     c, i = counts, instance
-    # The busiest core has a whole number of threadgroups.
     each = c.threadgroups / cores.number
-    busiest = math.ceil(each) / each
+    # Threadgroups that a core holds at once, and how many rounds of them follow one another.
+    held = max(1, min(cores.slots // i.simdgroups, cores.memory // max(1, i.threadgroup_bytes), math.ceil(each)))
+    rounds = math.ceil(math.ceil(each) / held)
+    in_step = IN_STEP ** (rounds - 1)
+    # As far as rounds are in step, the busiest core has a whole number of threadgroups, and its last round is full.
+    busiest = _between(1.0, math.ceil(each) / each, in_step)
+    before = _between(max(1.0, each / held), rounds, in_step) - 1
     found: dict[str, float] = {"launch": 1, "byte": c.tensor_bytes, "threadgroup": c.threadgroups * busiest}
     if not c.bricks:
         return found
@@ -90,11 +102,8 @@ def features(instance: Instance, counts: Counts, cores: Cores) -> dict[str, floa
     shared = {"patch": c.patches, "mask": c.masked, f"brick_{shape}": c.bricks, f"product_{shape}": c.products}
     shared |= {"chunk": c.staged.chunks * i.simdgroups, "staged_byte": c.staged_bytes}
     found |= {name: number * busiest for name, number in shared.items()}
-    # Threadgroups that a core holds at once, and how many of them follow one another: the last may be the longest.
-    held = max(1, min(cores.slots // i.simdgroups, cores.memory // max(1, i.threadgroup_bytes), math.ceil(each)))
-    before = max(1.0, math.ceil(each) / held) - 1
-    chains = min(c.patches, c.threadgroups * i.simdgroups)
-    found["serial_product"] = (before * c.bricks / chains + c.longest_bricks) * i.products
+    # The last threadgroup may have the longest chain.
+    found["serial_product"] = (before * c.chained_bricks / c.threadgroups + c.longest_bricks) * i.products
     if i.stage:
         chunks, rows, columns = (
             before * number / c.boxes + longest for number, longest in zip(c.staged, c.longest_staged, strict=True)
@@ -104,11 +113,15 @@ def features(instance: Instance, counts: Counts, cores: Cores) -> dict[str, floa
     return found
 
 
+def _between(low: float, high: float, share: float) -> float:
+    return low + (high - low) * share
+
+
 def microseconds(instance: Instance, counts: Counts, costs: UnitCosts) -> float:
     """The predicted time of a launch."""
     prices = costs.prices
     paid = features(instance, counts, costs.cores)
-    launch = paid.pop("launch") * prices["launch"]
+    apart = sum(paid.pop(name) * prices[name] for name in OF_ANY_KERNEL)
     own = sum(number * prices[name] for name, number in paid.items())
     factor = math.prod(costs.kinds.get(kind, 1.0) for kind in kinds(instance))
-    return (launch + own * factor) / 1e3
+    return (apart + own * factor) / 1e3

@@ -9,13 +9,15 @@ from collections import Counter
 from typing import NamedTuple
 
 from ..caches import cached
+from ..problem.interval import at_hand, positions
 from ..problem.problem import Axis, Problem
+from ..problem.window import group_length
 from .flat import bricks_of
 from .launches import Launch
 from .params import PARAMS
 from .source import ITEM_SIZES, Instance
 from .templates import SUM, Sizes
-from .tiles import COLUMNS, ROWS, axis_boxes, patch_count
+from .tiles import COLUMNS, ROWS, axis_boxes, patch_count, span
 
 # Elements of the fragment of columns that one 8x8 product reads.
 FRAGMENT = ROWS * COLUMNS
@@ -41,8 +43,9 @@ class Counts(NamedTuple):
     executed, and those of them without a mask; each is a softmax group of its own unless the instance says otherwise.
     products: 8x8 products. staged: of all boxes; every chunk has two barriers. staged_bytes: of those copies, both
     tensors. fragment_bytes: what the products read of columns, from threadgroup memory if staged, else from device
-    memory. tensor_bytes: every tensor that the launch reads or writes, once. longest_bricks: of the patch that has the
-    most; longest_staged: of the threadgroup that has the largest box.
+    memory. tensor_bytes: every tensor that the launch reads or writes, once. chained_bricks: those that follow one
+    another, of all threadgroups: of the patch that has the most, or, where a row is staged in pieces, of the one that
+    has the most in each piece. longest_bricks, longest_staged: of the longest such chain, and of the largest box.
     """
 
     threadgroups: int
@@ -56,6 +59,7 @@ class Counts(NamedTuple):
     staged_bytes: int = 0
     fragment_bytes: int = 0
     tensor_bytes: int = 0
+    chained_bricks: int = 0
     longest_bricks: int = 0
     longest_staged: Staged = Staged()
 
@@ -124,15 +128,53 @@ def evenly(rows: int, fit: int) -> int:
     return -(-rows // -(-rows // -(-rows // fit)))
 
 
-def _longest(problem: Problem, instance: Instance) -> tuple[int, int, int]:
-    """The most bricks of a patch, and the rows and columns of the largest box of a tile."""
+@cached("chains of axes", 4096)
+def axis_chains(axis: Axis, transposed: bool, extent: int, simdgroups: int, chunk: int) -> tuple[int, int]:
+    """Bricks that follow one another in a row of a tile's box: of all tiles, and of the one with the most.
+
+    chunk: brick starts of a piece of a row; 0 where rows are not cut. After each piece patches wait for the slowest.
+    """
+    total = longest = 0
+    for group in range(axis.dilation):
+        (begin, end), at = (positions(*side, group, axis.dilation) for side in at_hand(axis, transposed))
+        n = group_length(axis.full, group, axis.dilation)
+        for first in range(begin, end, extent * simdgroups):
+            last = min(first + extent * simdgroups, end)
+            spans = [span(axis, transposed, (a, min(a + extent, last)), at, n) for a in range(first, last, extent)]
+            low, _, _, high = span(axis, transposed, (first, last), at, n)
+            cut = chunk if chunk and high - low > chunk + 1 else max(high - low, 1)
+            pieces = range(low, high, cut)
+            chain = sum(max(_starts(s.low, s.high, start, start + cut) for s in spans) for start in pieces)
+            total, longest = total + chain, max(longest, chain)
+    return total, longest
+
+
+def _starts(low: int, high: int, first: int, last: int) -> int:
+    """How many bricks of the columns ``[low, high)`` start in ``[first, last)``."""
+    return max(0, -(-(min(high, last) - low) // COLUMNS)) - max(0, -(-(min(high, first) - low) // COLUMNS))
+
+
+def _chains(problem: Problem, instance: Instance, walks: int) -> tuple[int, int]:
+    """Bricks in rows of their own that follow one another: of all tiles, and of the one with the most. walks: of each
+    box.
+    """
+    i, transposed = instance, instance.record.transposed
+    *extents, along_x = i.patch[3 - problem.rank :]
+    *axes, x = problem.axes
+    boxes = [axis_boxes(axis, transposed, extent) for axis, extent in zip(axes, extents, strict=True)]
+    rows = math.prod(sum(length * times for length, times in box) for box in boxes)
+    most = math.prod(max(length for length, _ in box) for box in boxes)
+    total, longest = axis_chains(x, transposed, along_x, i.simdgroups, i.chunk if i.stage else 0)
+    return rows * total * walks, most * longest * walks
+
+
+def _largest_box(problem: Problem, instance: Instance) -> tuple[int, int]:
+    """The rows and columns of the largest box of a tile."""
     i, transposed = instance, instance.record.transposed
     *extents, along_x = i.patch[3 - problem.rank :]
     *axes, x = problem.axes
     rows = math.prod(_most(axis, transposed, extent) for axis, extent in zip(axes, extents, strict=True))
-    wide = _most(x, transposed, along_x)
-    bricks = -(-rows * wide // COLUMNS) if i.flat else rows * -(-wide // COLUMNS)
-    return bricks, rows, _most(x, transposed, along_x * i.simdgroups)
+    return rows, _most(x, transposed, along_x * i.simdgroups)
 
 
 def _most(axis: Axis, transposed: bool, extent: int) -> int:
@@ -148,11 +190,21 @@ def _tiles(problem: Problem, instance: Instance) -> int:
     return math.prod(sum(times for _, times in boxes) for boxes in axes)
 
 
+def _grid(problem: Problem, instance: Instance) -> int:
+    """Threadgroups of one batch item and block of heads: those of dilation groups that are shorter than others too."""
+    extents = list(instance.patch[3 - problem.rank :])
+    extents[-1] *= instance.simdgroups
+    transposed = instance.record.transposed
+    lengths = (group_length(a.keys if transposed else a.queries, 0, a.dilation) for a in problem.axes)
+    tiles = (-(-length // extent) for length, extent in zip(lengths, extents, strict=True))
+    return math.prod(tiles) * math.prod(problem.dilation)
+
+
 def walked(problem: Problem, instance: Instance) -> Counts:
     """The work of a walk of ``instance``'s tiles over ``problem``, apart from the tensors' own bytes."""
     i, transposed = instance, instance.record.transposed
     number = _tiles(problem, i)
-    longest, rows, columns = _longest(problem, i)
+    rows, columns = _largest_box(problem, i)
     staged, most = (_staged(problem, i), staging(rows, columns, i.chunk)) if i.stage else (Staged(), Staged())
     # Where rows are keys, a threadgroup walks its box for each query head; else each block of heads has its own.
     own, walks = problem.batch * problem.kv_heads, problem.group_heads // i.heads
@@ -160,22 +212,31 @@ def walked(problem: Problem, instance: Instance) -> Counts:
     patches = patch_count(problem, i.patch, transposed) * groups
     per_item = bricks_of(problem, i.patch, i.heads, transposed, i.flat)
     bricks, full = per_item.executed * own, per_item.full * own
+    if i.flat:
+        # Rows run on, so that the patches of a tile have nearly the same.
+        chained = -(-bricks * number * groups // patches)
+        longest = -(-rows * _most(problem.axes[-1], transposed, i.patch[-1]) // COLUMNS)
+        longest *= times
+    else:
+        chained, longest = _chains(problem, i, times)
+        chained *= groups
     if i.additional:
         more = -(-problem.additional // COLUMNS)
         bricks, full = bricks + patches * more, full + patches * (problem.additional // COLUMNS)
-        longest += more
+        chained, longest = chained + number * groups * more, longest + more
         if i.stage:
             extra = staging(1, problem.additional, i.chunk)
             staged, most = _sum(staged, extra.times(number)), _sum(most, extra)
     counts = Counts(
-        threadgroups=number * groups,
+        threadgroups=_grid(problem, i) * groups,
         boxes=number * own * walks,
         patches=patches,
         idle=number * groups * i.simdgroups - patches,
         bricks=bricks,
         full=full,
         staged=staged.times(own * walks),
-        longest_bricks=longest * times,
+        chained_bricks=chained,
+        longest_bricks=longest,
         longest_staged=most.times(times),
     )
     return _with_bytes(i, counts)
@@ -213,6 +274,7 @@ def _of_additional(problem: Problem, launch: Launch) -> Counts:
         bricks=launch.bricks,
         full=launch.full,
         staged=Staged(*map(sum, zip(*each, strict=True))).times(tiles * walks),
+        chained_bricks=sum(rows * -(-length // COLUMNS) for _, rows, length in boxes) * tiles * walks,
         longest_bricks=max(rows * -(-length // COLUMNS) for _, rows, length in boxes) * problem.group_heads,
         longest_staged=max(each).times(problem.group_heads),
     )
@@ -225,13 +287,14 @@ def counts_of(problem: Problem, launch: Launch) -> Counts:
     if i.of_additional:
         found = _of_additional(problem, launch)
     elif i.record.walks:
-        found = walked(problem, i)._replace(threadgroups=math.prod(launch.grid))
+        found = walked(problem, i)
     elif i.record.tables:
         patches = patch_count(problem, i.patch, False) * problem.batch * problem.heads
         # Its threadgroups take one tile after another.
         chain = -(-launch.bricks // (math.prod(launch.grid) * i.simdgroups))
-        counts = Counts(math.prod(launch.grid), 0, patches, 0, launch.bricks, launch.full, longest_bricks=chain)
-        found = _with_bytes(i, counts)
+        groups = math.prod(launch.grid)
+        counts = Counts(groups, 0, patches, 0, launch.bricks, launch.full)
+        found = _with_bytes(i, counts._replace(chained_bricks=chain * groups, longest_bricks=chain))
     else:
         found = Counts(math.prod(launch.grid))
     return found._replace(tensor_bytes=tensor_bytes(problem, launch))

@@ -1,8 +1,9 @@
 """The kernels that ``tune`` times: a designed set of problems and tilings, not the whole grid.
 
 Between them, the trials vary the share of every price, and not all together: short and long windows, small and large
-grids, masks and none, every rank, two head dims, 16 and 32 bits, and for each problem the rule's tiling with one choice
-changed at a time. The problems that a fit is judged by are others (:data:`HELD_OUT`).
+grids, masks and none, every rank, three head dims, 16 and 32 bits, and for each problem the patches, the numbers of
+simdgroups and the ways to read columns that the planner would consider, one of them changed at a time. The problems
+that a fit is judged by are others (:data:`HELD_OUT`).
 """
 
 from collections.abc import Iterable, Iterator
@@ -12,13 +13,15 @@ from ..metal.launches import Launch
 from ..metal.op_launches import MAX_SIMDGROUPS, backward, cautious_simdgroups, forward
 from ..metal.templates import FORWARD, KEY_VALUE_GRAD, QUERY_GRAD, Template
 from ..metal.tiles import padded_dim
-from ..metal.tiling import Candidate, by_rule, candidates
+from ..metal.tiling import Candidate, candidates
 from ..plan.backend import Backend
 from ..problem.ops import FUSED
 from ..problem.problem import Problem
 
 HALF, SINGLE = "float16", "float32"
 TEMPLATES = (FORWARD, QUERY_GRAD, KEY_VALUE_GRAD)
+# Simdgroups of the trials that compare patches.
+USUAL = 4
 
 
 def problem(
@@ -38,25 +41,39 @@ def problem(
     return Problem(FUSED.name, batch, shape, shape, heads, heads, dim, dim, sizes, *every, dim**-0.5, dtype)
 
 
-# What unit costs are fitted to.
+# What unit costs are fitted to: for each rank the head dims and dtypes that models use, whose code is compiled apart,
+# with small and large windows and grids.
 FITTED = (
     problem((64, 64), 7, 64, HALF),
-    problem((128, 128), 7, 64, HALF, batch=2),
-    problem((64, 64), 13, 64, HALF, batch=2),
     problem((96, 96), 31, 64, HALF, heads=2),
+    problem((64, 96), 13, 64, HALF, batch=2, dilation=2),
     problem((64, 64), 64, 64, HALF, heads=2),
     problem((64, 64), 7, 32, SINGLE),
-    problem((128, 128), 5, 32, SINGLE, batch=2),
-    problem((64, 64), 15, 32, SINGLE, batch=2),
+    problem((64, 80), 15, 32, SINGLE, batch=2),
     problem((96, 96), 33, 32, SINGLE, heads=2),
+    problem((128, 128), 5, 32, SINGLE, batch=2, dilation=4),
     problem((56, 56), 7, 32, HALF, batch=8),
+    problem((80, 64), 27, 32, HALF),
+    problem((96, 128), 12, 32, HALF, dilation=2),
+    problem((64, 48), 9, 128, HALF),
+    problem((80, 80), 29, 128, HALF, heads=2),
+    problem((96, 64), 16, 128, HALF, dilation=2),
     problem((80, 80), 25, 64, SINGLE, heads=2),
+    problem((64, 96), 9, 64, SINGLE, batch=2),
+    problem((96, 72), 14, 64, SINGLE, dilation=2),
     problem((4096,), 129, 64, HALF, heads=8),
     problem((16384,), 17, 64, HALF),
     problem((8192,), 1025, 64, HALF, heads=2),
+    problem((8192,), 33, 128, HALF),
+    problem((4096,), 401, 128, HALF),
+    problem((16384,), 25, 32, SINGLE),
+    problem((6144,), 300, 32, SINGLE),
     problem((16, 16, 16), 3, 32, HALF, batch=2),
     problem((8, 24, 24), (5, 7, 7), 32, HALF),
     problem((12, 16, 24), (6, 12, 12), 32, HALF, heads=2),
+    problem((24, 16, 16), 5, 64, HALF),
+    problem((8, 24, 32), (3, 7, 9), 64, HALF),
+    problem((16, 16, 24), (8, 8, 11), 64, HALF, heads=2),
 )
 # What a fit is judged by on a user's machine: windows, shapes and dilations that no price was fitted to.
 HELD_OUT = (
@@ -103,28 +120,22 @@ def launches(one: Problem, template: Template, candidate: Candidate | None = Non
 def all_candidates(one: Problem, template: Template, max_simdgroups: int = MAX_SIMDGROUPS) -> list[Candidate]:
     """Every tiling that the planner would consider."""
     dims = padded_dim(one.head_dim), padded_dim(one.head_dim_v)
-    return list(candidates(one, template, *dims, max_simdgroups, not template.transposed))
+    return candidates(one, template, *dims, max_simdgroups, not template.transposed)
 
 
 def designed_candidates(one: Problem, template: Template, max_simdgroups: int = MAX_SIMDGROUPS) -> list[Candidate]:
-    """The rule's tiling, and those that change it in one way: staged, direct or flat, simdgroups, the patch."""
-    dims = padded_dim(one.head_dim), padded_dim(one.head_dim_v)
-    of_all, rule = (by_rule(one, template, *dims, max_simdgroups, not template.transposed, w) for w in (True, False))
+    """The rule's tiling; its patch with every number of simdgroups, in every way to read columns; and every patch once
+    in every way, because compiled code differs from patch to patch by more than can be counted.
+    """
     found = all_candidates(one, template, max_simdgroups)
-    shapes = list(dict.fromkeys((c.patch, c.heads) for c in found if not c.flat))
-    flipped, middle, last = rule._replace(stage=not rule.stage), shapes[len(shapes) // 2], shapes[-1]
-    wanted = [rule, flipped]
-    wanted += [rule._replace(stage=stage, simdgroups=n) for stage in (False, True) for n in (1, 2, 4, 8)]
-    wanted += [rule._replace(patch=patch, heads=heads) for patch, heads in (middle, last)]
-    wanted += [flipped._replace(patch=last[0], heads=last[1], simdgroups=4)]
-    if of_all.flat:
-        wanted += [
-            of_all,
-            of_all._replace(simdgroups=1),
-            of_all._replace(simdgroups=8),
-            [c for c in found if c.flat][-1],
-        ]
-    return [candidate for candidate in dict.fromkeys(wanted) if candidate in found]
+    first, wanted = found[0], [found[0]]
+    for way in dict.fromkeys((c.stage, c.flat) for c in found):
+        same = [c for c in found if (c.stage, c.flat) == way]
+        patch = first.patch if any(c.patch == first.patch for c in same) else same[0].patch
+        wanted += [c for c in same if c.patch == patch]
+        for other in dict.fromkeys(c.patch for c in same):
+            wanted.append(min((c for c in same if c.patch == other), key=lambda c: abs(c.simdgroups - USUAL)))
+    return list(dict.fromkeys(wanted))
 
 
 def trials(problems: Iterable[Problem], every: bool = False, max_simdgroups: int = MAX_SIMDGROUPS) -> Iterator[Trial]:

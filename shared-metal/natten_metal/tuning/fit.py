@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from ..metal.costs import PRICES, Cores, UnitCosts, features, kinds, microseconds
+from ..metal.costs import OF_ANY_KERNEL, PRICES, Cores, UnitCosts, features, kinds, microseconds
 from ..metal.counts import Counts
 from ..metal.source import Instance
 
@@ -92,7 +92,7 @@ def _prices(
     for sample, row in zip(samples, paid, strict=True):
         factor = math.prod(factors.get(kind, 1.0) for kind in kinds(sample.instance))
         nanoseconds = sample.microseconds * 1e3
-        rows.append([row.get(name, 0.0) * (1 if name == "launch" else factor) / nanoseconds for name in names])
+        rows.append([row.get(name, 0.0) * (1 if name in OF_ANY_KERNEL else factor) / nanoseconds for name in names])
     matrix: Any = np.array(rows)
     scale = matrix.max(axis=0)
     known = scale > 0
