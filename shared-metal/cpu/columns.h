@@ -123,13 +123,14 @@ class ColumnWalk {
     }
     find_groups();
     begin(0);
+    spilled_ = false;
     const int end = lanes_.box[C::PANELS - 1][lanes_.split].high;
     for (int low = lanes_.box[0][lanes_.split].low; low < end;) {
       const Segment segment = segment_at(lanes_, low);
       if (segment.on.count) take(segment, columns);
       low = segment.box[lanes_.split].high;
     }
-    marks_.blocks = at_, marks_.kept = at_ < PatchMarks<C>::kBlocks;
+    marks_.blocks = at_, marks_.kept = !spilled_;
   }
 
   // Other columns, which all lanes see
@@ -178,6 +179,7 @@ class ColumnWalk {
       ++at_;
     } else {
       begin(PatchMarks<C>::kBlocks);
+      spilled_ = true;
     }
     start();
   }
@@ -329,6 +331,7 @@ class ColumnWalk {
   PatchMarks<C>& marks_;
   Body& body_;
   int at_ = 0, runs_ = 0, capacity_ = kBlock;
+  bool spilled_ = false;  // a block of the patch was not kept
   Vectors on_ = {0, V};
   uint32_t row_sight_[V], x_sight_[kBlock * V];
   int low_[3][GROUPS], high_[3][GROUPS];

@@ -115,6 +115,9 @@ struct Axis {
   int rows, columns, row_start, column_start, full, w, s, d;
   bool causal;
   int panel, patch, patches;
+
+  // Dilation groups that have rows at hand
+  int groups() const { return na::minimum(d, rows); }
 };
 
 // The positions of a dilation group among the tokens from `start` on
@@ -165,7 +168,7 @@ Grid make_grid(const int* panel, int split) {
 struct Walk {
   Axis axis[3];
   bool transposed;
-  int batch, heads;
+  int batch, heads, group_heads;  // group_heads: query heads of a key/value head
   int split;                   // the axis along which the panels of a patch lie
   int64_t groups, patches;     // per batch item and head
   Grid grid;
@@ -258,6 +261,7 @@ template <typename C>
 Walk plan_walk(const Problem& p, bool transposed) {
   Walk walk;
   walk.transposed = transposed, walk.batch = p.batch, walk.heads = transposed ? p.kv_heads : p.heads;
+  walk.group_heads = p.group_heads;
   set_axes(walk, p, transposed);
   choose_panel(walk, C::PANEL_LANES);
   walk.split = choose_split(walk);
@@ -266,7 +270,7 @@ Walk plan_walk(const Problem& p, bool transposed) {
     Axis& axis = walk.axis[a];
     axis.patch = axis.panel * (a == walk.split ? C::PANELS : 1);
     axis.patches = panels(axis, axis.patch);
-    walk.groups *= axis.d;
+    walk.groups *= axis.groups();
     walk.patches *= axis.patches;
   }
   const int panel[3] = {walk.axis[0].panel, walk.axis[1].panel, walk.axis[2].panel};
@@ -293,8 +297,8 @@ inline Unit find_unit(const Walk& walk, int64_t number, int head) {
   unit.inside = true;
   for (int a = 2; a >= 0; --a) {
     const Axis& axis = walk.axis[a];
-    unit.group[a] = int(group % axis.d);
-    group /= axis.d;
+    unit.group[a] = int((axis.row_start + group % axis.groups()) % axis.d);
+    group /= axis.groups();
     const Span rows = at_hand(axis.row_start, axis.rows, unit.group[a], axis.d);
     unit.corner[a] = rows.low + int(patch % axis.patches) * axis.patch, unit.end[a] = rows.high;
     patch /= axis.patches;

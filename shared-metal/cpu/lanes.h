@@ -23,9 +23,11 @@ struct Lanes {
   Span common[PANELS][3];         // columns that every lane of the panel sees
   int step[3];                    // token at hand = position * step + origin: of rows, of columns
   int row_origin[3], column_origin[3];
-  // What is read ahead for the unit of work that comes next, another head of the patch or a patch further along x
-  bool last_head;
-  int stride, fresh;  // tokens from patch to patch; columns from here on are new to that unit
+  // What is read ahead for the unit of work that comes next: another head of the patch, or the patch further along x
+  int head, next_head;  // of the walk: the same or a lower one is the next patch's
+  int group;            // heads of the columns' tensors for one of the walk's, if transposed; else the reverse
+  bool transposed;
+  int stride, fresh;    // tokens to the next patch, 0 if there is none; columns from here on are new to it
 
   // Limits what the rows of the first `count` coordinates see to the columns at hand. Not inlined: few walks need it.
   __attribute__((noinline)) void keep_at_hand(int a, const Axis& axis, int count) {
@@ -35,8 +37,9 @@ struct Lanes {
 
   // Rows of a patch
   void find(const Walk& walk, const Unit& unit) {
-    grid = &walk.grid, split = walk.split;
-    stride = walk.axis[2].patch * walk.axis[2].d;
+    grid = &walk.grid, split = walk.split, transposed = walk.transposed, group = walk.group_heads;
+    const int64_t to_next = int64_t(walk.axis[2].patch) * walk.axis[2].d;
+    stride = to_next < walk.axis[2].rows ? int(to_next) : 0;
     for (int lane = 0; lane < N; ++lane) live[lane] = true;
     for (int a = 0; a < 3; ++a) {
       const Axis& axis = walk.axis[a];
@@ -64,7 +67,7 @@ struct Lanes {
   // Rows from `first` on, of `count` tokens side by side (additional keys), which see `all` columns, of whole axes
   void find_tokens(const Grid& tokens, int first, int count, const Span* all) {
     grid = &tokens, split = 2;
-    last_head = false, stride = 0, fresh = INT_MAX;
+    head = 0, next_head = 1, group = 1, transposed = false, stride = 0, fresh = INT_MAX;
     for (int a = 0; a < 3; ++a) {
       for (int c = 0; c <= N; ++c) seen[a][c] = c < (a == split ? N : 1) ? all[a] : Span{INT_MAX, INT_MAX};
       for (int panel = 0; panel < PANELS; ++panel) {
@@ -86,15 +89,24 @@ struct Lanes {
     return live[lane] ? seen[axis][grid->coordinate[axis][lane]] : Span{0, 0};
   }
 
-  // Bytes from the rows of a head to those that the next unit reads. Only prefetched: at the end of an axis it is wrong.
-  int64_t ahead(const Tensor& tensor, int head) const {
-    const int64_t elements = last_head ? stride * tensor.axis[2] - head * tensor.head : tensor.head;
-    return elements * element_size(tensor.dtype);
+  // Bytes from what is read of one head of a tensor to what is read next; 0 if that is nothing new. Only prefetched: at
+  // the end of a dilation group's axis it is wrong.
+  int64_t ahead(const Tensor& tensor, int from, int to) const {
+    if (to > from) return (to - from) * tensor.head * element_size(tensor.dtype);
+    if (next_head > head || stride == 0) return 0;
+    return (stride * tensor.axis[2] - (from - to) * tensor.head) * element_size(tensor.dtype);
+  }
+
+  // The head of the columns' tensors that is read after this one: heads of the rows share those of a key/value head,
+  // keys as rows have several heads of columns each
+  int next_columns(int from) const {
+    if (!transposed) return next_head / group;
+    return from + 1 < (head + 1) * group ? from + 1 : next_head * group;
   }
 
   // Element offset of each lane's row
-  void offsets(const Tensor& tensor, int batch, int head, int64_t* out) const {
-    const int64_t base = batch * tensor.batch + head * tensor.head;
+  void offsets(const Tensor& tensor, int batch, int of_head, int64_t* out) const {
+    const int64_t base = batch * tensor.batch + of_head * tensor.head;
     for (int lane = 0; lane < N; ++lane) out[lane] = base;
     for (int a = 0; a < 3; ++a) {
       if (tensor.axis[a] == 0) continue;
@@ -104,37 +116,37 @@ struct Lanes {
     }
   }
 
-  void addresses(const Tensor& tensor, int batch, int head, char** out) const {
+  void addresses(const Tensor& tensor, int batch, int of_head, char** out) const {
     int64_t at[N];
-    offsets(tensor, batch, head, at);
+    offsets(tensor, batch, of_head, at);
     for (int lane = 0; lane < N; ++lane) out[lane] = tensor.at(at[lane]);
   }
 
   // One number per lane
-  void read_scalars(const Tensor& tensor, int batch, int head, Vector<T>* out) const {
+  void read_scalars(const Tensor& tensor, int batch, int of_head, Vector<T>* out) const {
     int64_t at[N];
     alignas(64) T values[N];
-    offsets(tensor, batch, head, at);
+    offsets(tensor, batch, of_head, at);
     for (int lane = 0; lane < N; ++lane) values[lane] = reinterpret_cast<const T*>(tensor.data)[at[lane]];
     for (int v = 0; v < V; ++v) out[v] = load(values + v * W);
   }
 
-  void write_scalars(const Tensor& tensor, int batch, int head, const T* values) const {
+  void write_scalars(const Tensor& tensor, int batch, int of_head, const T* values) const {
     int64_t at[N];
-    offsets(tensor, batch, head, at);
+    offsets(tensor, batch, of_head, at);
     for (int lane = 0; lane < N; ++lane) {
       if (live[lane]) reinterpret_cast<T*>(tensor.data)[at[lane]] = values[lane];
     }
   }
 
   // out[d][lane] = factor * row[lane][d]; `rows` holds N rows of `width` rounded up to W
-  void read(const Tensor& tensor, int batch, int head, int width, T factor, T* rows, Vector<T>* out) const {
+  void read(const Tensor& tensor, int batch, int of_head, int width, T factor, T* rows, Vector<T>* out) const {
     const int padded = (width + W - 1) / W * W, whole = width / W * W;
     const bool in_place = tensor.channel == 1 && element_size(tensor.dtype) == int(sizeof(T));
-    const int64_t next = ahead(tensor, head);
+    const int64_t next = ahead(tensor, of_head, next_head);
     int64_t at[N];
     const T* from[N];
-    offsets(tensor, batch, head, at);
+    offsets(tensor, batch, of_head, at);
     for (int lane = 0; lane < N; ++lane) {
       T* copy = rows + int64_t(lane) * padded;
       const char* row_at = tensor.at(at[lane]);
@@ -161,10 +173,10 @@ struct Lanes {
   }
 
   // row[lane] = factor[lane] * sums[lane], rounded once
-  void write(const Tensor& tensor, int batch, int head, int width, const Vector<T>* factor, const T* sums) const {
+  void write(const Tensor& tensor, int batch, int of_head, int width, const Vector<T>* factor, const T* sums) const {
     const int padded = (width + W - 1) / W * W;
     int64_t at[N];
-    offsets(tensor, batch, head, at);
+    offsets(tensor, batch, of_head, at);
     for (int lane = 0; lane < N; ++lane) {
       if (live[lane]) {
         const T* const sum = sums + int64_t(lane) * padded;

@@ -41,15 +41,16 @@ struct Patch {
   Lanes<C> lanes;
   PatchMarks<C> marks;
 
-  // number: counted over all batch items and dilation groups
-  void find(const Walk& walk, int64_t wanted, int head) {
+  // number: counted over all batch items and dilation groups. next_head: of the unit that comes next, of the same patch
+  // if it is a higher one, else of the next patch.
+  void find(const Walk& walk, int64_t wanted, int head, int next_head) {
     if (wanted != number) {
       number = wanted;
       unit = find_unit(walk, wanted, head);
       marks.clear();
       if (unit.inside) lanes.find(walk, unit);
     }
-    unit.head = head, lanes.last_head = head + 1 == walk.heads;
+    unit.head = lanes.head = head, lanes.next_head = next_head;
   }
 };
 
@@ -124,7 +125,8 @@ struct PatchUnits {
 
   void unit(int64_t number, Scratch<C>& scratch) const {
     Patch<C>& patch = scratch.patch;
-    patch.find(walk, number / walk.heads, int(number % walk.heads));
+    const int head = int(number % walk.heads);
+    patch.find(walk, number / walk.heads, head, (head + 1) % walk.heads);
     if (patch.unit.inside) body.patch(patch.lanes, patch.unit, scratch);
   }
 };
@@ -133,7 +135,7 @@ struct PatchUnits {
 template <typename C>
 int64_t walk_work(const Walk& walk, int additional, int64_t width) {
   double pairs = 1;
-  for (int a = 0; a < 3; ++a) pairs *= double(columns_read(walk.axis[a], walk.axis[a].panel)) * walk.axis[a].d;
+  for (int a = 0; a < 3; ++a) pairs *= double(columns_read(walk.axis[a], walk.axis[a].panel)) * walk.axis[a].groups();
   pairs *= C::PANEL_LANES;
   pairs += double(walk.patches) * double(walk.groups) * C::N * additional;
   const double work = pairs * walk.batch * walk.heads * double(width);

@@ -88,12 +88,13 @@ struct PartUnits {
 
   void unit(int64_t number, Scratch<C>& scratch) const {
     const int64_t part = number / walk.heads;
+    const int head = int(number % walk.heads);  // of all of its patches
     const int64_t patches = walk.batch * walk.groups * walk.patches;
     double* table = tables + number * entries;
     for (int64_t i = 0; i < entries; ++i) table[i] = 0;
     for (int64_t at = patches * part / parts; at < patches * (part + 1) / parts; ++at) {
       Patch<C>& patch = scratch.patch;
-      patch.find(walk, at, int(number % walk.heads));
+      patch.find(walk, at, head, head);
       if (patch.unit.inside) body.patch(patch.lanes, patch.unit, scratch, table);
     }
   }

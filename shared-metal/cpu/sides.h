@@ -34,7 +34,7 @@ struct Side {
   uint64_t origin = 0, step[3] = {0, 0, 0};
   int64_t channel = 1;
   int dtype = 0, size = 1, width = 0;
-  int64_t ahead = 0;    // bytes from a column to that of the unit of work that comes next; 0: unknown
+  int64_t ahead = 0;    // bytes from a column to that of the unit of work that comes next; 0: none
   int fresh = INT_MAX;  // columns from this x on are new to that unit
   T* copies = nullptr;  // kBlock rows of `width`, filled up to whole vectors; NULL: rows are read in place
 
@@ -88,7 +88,8 @@ Side<T> side_of(const Tensor& tensor, int batch, int head, const int* origin, co
 template <typename T, typename C>
 Side<T> side_of(const Tensor& tensor, int batch, int head, const Lanes<C>& lanes, int width, T* copies) {
   Side<T> side = side_of(tensor, batch, head, lanes.column_origin, lanes.step, width, copies);
-  side.ahead = lanes.ahead(tensor, head), side.fresh = lanes.fresh;
+  side.ahead = lanes.ahead(tensor, head, lanes.next_columns(head));
+  if (side.ahead != 0) side.fresh = lanes.fresh;
   return side;
 }
 

@@ -56,6 +56,14 @@ def compile_driver(cxx: str, flags: tuple[str, ...], out: Path) -> Path:
     return made
 
 
+def compile_walk(cxx: str, flags: tuple[str, ...], isa: str, out: Path) -> Path:
+    """The object file of test_walk.cpp, with the headers of one instruction set."""
+    out.mkdir(parents=True, exist_ok=True)
+    own = (*ISAS[isa], f"-I{SHARED / 'cpu'}", f"-DNATTEN_ISA={isa}")
+    run(cxx, *COMMON, *flags, *own, "-c", HERE / "test_walk.cpp", "-o", out / "walk.o")
+    return out / "walk.o"
+
+
 def link(cxx: str, flags: tuple[str, ...], objects: list[Path], out: Path) -> Path:
     run(cxx, *flags, *objects, "-pthread", "-o", out)
     return out

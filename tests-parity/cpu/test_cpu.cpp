@@ -339,6 +339,11 @@ static void test_far(Random& random) {
       cut(random, p, a, end - 40 / (rank * rank), end, 3);
     }
     test_fused(random, p), test_qk(random, p), test_av(random, p);
+    // A dilation so large that patches side by side are more than 2^31 tokens apart, of which few groups are at hand
+    const int x = rank - 1;
+    p.kernel_size[x] = 1, p.dilation[x] = (int64_t(1) << 28) + 3;
+    cut(random, p, x, int(longest) - 9, int(longest), 3);
+    test_fused(random, p), test_qk(random, p), test_av(random, p);
   }
 }
 

@@ -75,6 +75,17 @@ def test_memory_and_undefined_behaviour(isa: str, checked: Path) -> None:
     assert_clean(run(checked, isa, "--problems", "16", "--seed", str(ISAS.index(isa))), isa)
 
 
+def test_read_ahead_and_kept(checked: Path, folder: Path) -> None:
+    """What is read ahead belongs to the next unit of work, in any order of units; a patch keeps as many blocks as fit."""
+    cxx = build.compiler()
+    assert cxx is not None
+    walk = build.compile_walk(cxx, MEMORY_ERRORS, ISAS[0], folder / "walk")
+    objects = [checked.parent / f"{name}.o" for name in ("pool", "host", *ISAS)]
+    done = run(build.link(cxx, MEMORY_ERRORS, [*objects, walk], folder / "walk" / "test"), ISAS[0])
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    assert done.stdout.endswith(": 0 failures\n"), done.stdout
+
+
 def test_races(folder: Path) -> None:
     """One instruction set is enough: threads share only the pool and the tensors."""
     cxx = build.compiler()
@@ -121,7 +132,7 @@ FAULTS = (
     ("columns.h", "range.high = sees ? high", "range.high = sees ? x.high - 1"),
     ("columns.h", "from[v] & row_sight_[v]", "from[v]"),
     ("columns.h", "? 0 : PatchMarks<C>::kRuns; }", "? 0 : 0; }"),
-    ("columns.h", "marks_.kept = at_ < PatchMarks<C>::kBlocks;", "marks_.kept = true;"),
+    ("columns.h", "marks_.kept = !spilled_;", "marks_.kept = true;"),
     ("columns.h", " && runs_ <= PatchMarks<C>::kRuns;", ";"),
     ("launch.h", "if (wanted != number) {", "if (number < 0) {"),
     ("launch.h", "      marks.clear();\n", ""),
