@@ -76,7 +76,7 @@ def test_memory_and_undefined_behaviour(isa: str, checked: Path) -> None:
 
 
 def test_read_ahead_and_kept(checked: Path, folder: Path) -> None:
-    """What is read ahead belongs to the next unit of work, in any order of units; a patch keeps as many blocks as fit."""
+    """What is read ahead belongs to the next unit of work, in any order of units; a patch keeps what fits."""
     cxx = build.compiler()
     assert cxx is not None
     walk = build.compile_walk(cxx, MEMORY_ERRORS, ISAS[0], folder / "walk")

@@ -24,6 +24,7 @@ from metal_emulator import CompileError, EmulatorFault, Library, compile_source
 
 from natten_mps._metal.metal.source import Instance, library
 
+from .far import differing, far_instance
 from .launch import SCHEDULES
 from .mpp_mutants import MPP_TRIED_ON
 from .mutants import HARMLESS, OTHERWISE, Mutant, mutants, stripped, unchanged
@@ -34,6 +35,8 @@ from .verify import attention_of, check_launch, sample_of
 PROBLEMS = {True: 14, False: 7}
 LARGE = 4  # the problem with large logits
 UNSEEN = 5  # the problem of rank 3 that has keys beyond all that its queries see, on two axes at once
+# Rules that change nothing unless tensors are wider than 2^32 elements.
+FAR = ("offsets of 32 bits",)
 # Processor time that a mutant may take: a multiple of that of the unchanged text, and at least so many seconds; and the
 # limit of the unchanged text.
 TIMES, MIN_SECONDS, MAX_SECONDS = 10, 60, 1200
@@ -69,15 +72,22 @@ TRIED_ON: dict[str, dict[str, tuple[str, ...]]] = {
         "vol-wide": ("na_fwd",),
         "seq-small-chunk": ("na_fwd",),
         "img-masked-bias": ("na_fwd",),
+        "img-flat": ("na_fwd",),
     },
     "na_delta.h": {"seq-staged": ("na_delta",), "vol-staged": ("na_delta",)},
-    "na_bwd_dq.h": {"img-staged-bias": ("na_bwd_dq",), "seq-staged": ("na_bwd_dq",), "img-masked-bias": ("na_bwd_dq",)},
+    "na_bwd_dq.h": {
+        "img-staged-bias": ("na_bwd_dq",),
+        "seq-staged": ("na_bwd_dq",),
+        "img-masked-bias": ("na_bwd_dq",),
+        "img-flat": ("na_bwd_dq",),
+    },
     "na_bwd_dkv.h": {
         "seq-staged": ("na_bwd_dkv",),
         "img-96-192": ("na_bwd_dkv",),
         "img-staged-bias": ("na_bwd_dkv", "of_additional"),
         "vol-direct-grouped": ("na_bwd_dkv", "of_additional"),
         "seq-masked": ("na_bwd_dkv",),
+        "img-flat": ("na_bwd_dkv",),
     },
     "na_split.h": {
         "img-direct": ("zero", "na_av", "na_av_t"),
@@ -86,6 +96,7 @@ TRIED_ON: dict[str, dict[str, tuple[str, ...]]] = {
         "seq-staged": ("na_qk", "na_av"),
         "vol-staged": ("na_av",),
         "img-96-192": ("na_av_t",),
+        "img-flat": ("na_qk", "na_av", "na_av_t"),
     },
     "na_rpb.h": {
         "seq-direct-bias": ("na_rpb", "slots"),
@@ -93,6 +104,14 @@ TRIED_ON: dict[str, dict[str, tuple[str, ...]]] = {
         "seq-staged": ("na_sum",),
         "img-bias": ("na_rpb",),
         "img-masked-bias": ("na_rpb",),
+        "img-flat-bias": ("na_rpb",),
+    },
+    "stage.h": COMMON
+    | {
+        "vol-direct-grouped": ("na_fwd", "na_bwd_dkv"),
+        "seq-wide-grouped": ("na_fwd",),
+        "seq-256": ("na_fwd",),
+        "vol-flat": ("na_fwd",),
     },
     "walk.h": COMMON | {"seq-small-chunk": ("na_qk", "na_av_t"), "seq-direct-bias": ("na_fwd",)},
     "run.h": COMMON | {"seq-small-chunk": ("na_qk", "na_av_t"), "seq-direct-bias": ("na_fwd",)},
@@ -127,8 +146,19 @@ NOTHING = Outcome("nothing")
 
 def outcome(mutant: Mutant) -> Outcome:
     """How a mutant ends. Compilers drop loads whose value is not used, so what passes is tried unoptimised too."""
+    if mutant.rule in FAR:
+        return tried_far(mutant)
     found = tried(mutant, optimised=True)
     return found if found != NOTHING else tried(mutant, optimised=False)
+
+
+def tried_far(mutant: Mutant) -> Outcome:
+    """How a mutant ends that only tensors wider than 2^32 elements show: their results must be those of packed ones."""
+    instance = far_instance("img-flat", "na_bwd_dkv")
+    text = library((instance,)).replace(stripped(mutant.file), mutant.text)
+    kernel = compile_source(text, checked=False).kernel(instance.name)
+    wrong = differing(instance, "img-flat", kernel, axis=1)
+    return Outcome("found", f"far: {', '.join(wrong)}") if wrong else NOTHING
 
 
 def tried(mutant: Mutant, optimised: bool) -> Outcome:
