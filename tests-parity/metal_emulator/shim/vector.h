@@ -123,11 +123,12 @@ struct swizzle {
 
 namespace metal_emulator {
 
+// Aligned like the vector that it belongs to: compilers load and store as many elements at once as alignment allows
 template <class T, int N>
 struct storage;
 
 template <class T>
-struct storage<T, 2> {
+struct alignas(2 * sizeof(T)) storage<T, 2> {
   union {
     T data[2];
     struct {
@@ -148,7 +149,7 @@ struct storage<T, 2> {
 };
 
 template <class T>
-struct storage<T, 3> {
+struct alignas(4 * sizeof(T)) storage<T, 3> {
   union {
     T data[4];
     struct {
@@ -170,7 +171,7 @@ struct storage<T, 3> {
 };
 
 template <class T>
-struct storage<T, 4> {
+struct alignas(4 * sizeof(T)) storage<T, 4> {
   union {
     T data[4];
     struct {
@@ -197,7 +198,7 @@ struct storage<T, 4> {
 namespace metal {
 
 template <class T, int N>
-struct alignas(sizeof(T) * (N == 3 ? 4 : N)) vec : metal_emulator::storage<T, N> {
+struct vec : metal_emulator::storage<T, N> {
   using metal_emulator::storage<T, N>::data;
 
   METAL_FUNC constexpr vec() {}
