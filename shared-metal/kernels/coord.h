@@ -59,6 +59,17 @@ struct Patch {
   METAL_FUNC int channels(int dim) const thread { return store ? dim : 0; }
 };
 
+// a = quotient * b + rest, where a is not negative. A division is expensive on a GPU, and most divisors are 1.
+struct Ratio {
+  int quotient;
+  int rest;
+};
+METAL_FUNC Ratio divide(int a, int b) {
+  if (b == 1) return {a, 0};
+  const int quotient = int(uint(a) / uint(b));
+  return {quotient, a - quotient * b};
+}
+
 // The columns at hand that the row at position p sees. The keys that a query sees are all at hand (except in full
 // attention, where windows may be longer than the keys). Perhaps no query that sees a key is at hand: then low may be
 // above high.
@@ -99,8 +110,8 @@ METAL_FUNC int patch_coord(int axis, int r) {
 METAL_FUNC int ends_first(int nth, int lines, int along_x) {
   if (along_x <= 2) return nth;
   if (nth < 2 * lines) return nth / 2 * along_x + nth % 2 * (along_x - 1);
-  nth -= 2 * lines;
-  return nth / (along_x - 2) * along_x + nth % (along_x - 2) + 1;
+  const Ratio line = divide(nth - 2 * lines, along_x - 2);
+  return line.quotient * along_x + line.rest + 1;
 }
 
 // Finds the tile of this threadgroup; false if it lies past the end of its dilation group (groups differ in length)
@@ -118,12 +129,12 @@ METAL_FUNC bool find_tile(thread Tile<C::RANK>& t, const thread Params& prm, int
   bool inside = true;
   NA_UNROLL for (int a = C::RANK - 1; a >= 0; --a) {
     const int d = int(prm[kDilation + a]);
-    const int tiles = int(prm[kTiles + a]);
     const int extent = patch_extent<C>(a) * (a == C::RANK - 1 ? C::NSG : 1);
-    const int group = group_id % d;
-    group_id /= d;
+    const Ratio of_group = divide(group_id, d);
+    const Ratio of_tile = a == 0 ? Ratio{0, tile_id} : divide(tile_id, int(prm[kTiles + a]));
+    const int group = of_group.rest;
     const int full = int(prm[kFullShape + a]);
-    const int n = group_length(full, group, d);
+    const int n = d == 1 ? full : group_length(full, group, d);
     const int rows_start = int(prm[rows_from + a]);
     const int columns_start = int(prm[columns_from + a]);
     t.step[a] = d;
@@ -135,8 +146,9 @@ METAL_FUNC bool find_tile(thread Tile<C::RANK>& t, const thread Params& prm, int
     t.axis[a].w = int(prm[kWindow + a]);
     t.axis[a].s = int(prm[kStride + a]);
     t.axis[a].causal = prm[kCausal + a] != 0;
-    t.corner[a] = t.axis[a].rows.low + (tile_id % tiles) * extent;
-    tile_id /= tiles;
+    t.corner[a] = t.axis[a].rows.low + of_tile.rest * extent;
+    group_id = of_group.quotient;
+    tile_id = of_tile.quotient;
     inside = inside && t.corner[a] < t.axis[a].rows.high;
     const int last = min(t.corner[a] + extent, t.axis[a].rows.high) - 1;
     t.box[a].low = interval<C::TRANSPOSED>(t.corner[a], t.axis[a]).low;
@@ -188,9 +200,9 @@ struct BoxRow {
   METAL_FUNC void set(const thread Tile<RANK>& t, int row) thread {
     if (RANK == 2) pos[0] = t.box[0].low + row;
     if (RANK == 3) {
-      const int ny = t.box[RANK - 2].high - t.box[RANK - 2].low;
-      pos[0] = t.box[0].low + row / ny;
-      pos[RANK - 2] = t.box[RANK - 2].low + row % ny;
+      const Ratio plane = divide(row, t.box[RANK - 2].high - t.box[RANK - 2].low);
+      pos[0] = t.box[0].low + plane.quotient;
+      pos[RANK - 2] = t.box[RANK - 2].low + plane.rest;
     }
   }
   METAL_FUNC void advance(const thread Tile<RANK>& t) thread {

@@ -108,17 +108,20 @@ struct FlatCursor {
     brick = 0;
     own = lane;
     split(t, lane, place);
-    split(t, 32, step);
+    if (columns > 32) split(t, 32, step);  // uniform
     return (columns + 7) / 8;
   }
 
   // A number of columns on every axis
   METAL_FUNC void split(const thread Tile<RANK>& t, int count, thread int* at) const thread {
-    const int rows = count / wide;
-    const int ny = t.box[RANK - 2].high - t.box[RANK - 2].low;
-    at[0] = RANK == 3 ? rows / ny : rows;
-    if (RANK == 3) at[RANK - 2] = rows % ny;
-    at[RANK - 1] = count % wide;
+    const Ratio line = divide(count, wide);
+    at[0] = line.quotient;
+    at[RANK - 1] = line.rest;
+    if (RANK == 3) {
+      const Ratio plane = divide(line.quotient, t.box[RANK - 2].high - t.box[RANK - 2].low);
+      at[0] = plane.quotient;
+      at[RANK - 2] = plane.rest;
+    }
   }
 
   // Goes on to the lane's next column. What is carried from one axis to the next is 0 or 1.

@@ -42,10 +42,11 @@ METAL_FUNC Slice find_slice(const thread Params& prm, uint3 tgid, int fragment_r
   int groups = 1;
   NA_UNROLL for (int a = 0; a < C::RANK; ++a) groups *= int(prm[kDilation + a]);
   Slice slice;
-  slice.batch = int(tgid.z) / groups;
-  slice.group = int(tgid.z) % groups;
+  const Ratio item = divide(int(tgid.z), groups);
+  slice.batch = item.quotient;
+  slice.group = item.rest;
   slice.head = int(tgid.x) * C::HR + fragment_row % C::HR;
-  slice.kv_head = int(tgid.x) * C::HR / int(prm[kGroupHeads]);
+  slice.kv_head = divide(int(tgid.x) * C::HR, int(prm[kGroupHeads])).quotient;
   return slice;
 }
 

@@ -30,7 +30,9 @@ METAL_FUNC Chunks cut_chunks(const thread Tile<RANK>& t) {
   const bool whole = !C::STAGE || box_x <= C::CHUNK + 1;
   c.seg = whole ? box_x : C::CHUNK;
   c.length = whole ? box_x : C::CHUNK + 7;
-  const int fit = C::STAGE ? (whole ? (C::CHUNK + 1) / max(box_x, 1) : 1) : max(c.rows, 1);
+  c.per = max(c.rows, 1);
+  if (!C::STAGE) return c;
+  const int fit = whole ? (C::CHUNK + 1) / max(box_x, 1) : 1;
   const int chunks = (c.rows + fit - 1) / fit;
   c.per = (c.rows + chunks - 1) / max(chunks, 1);
   return c;
