@@ -42,6 +42,7 @@ struct Tile {
   int column_origin[RANK];  // the same in tensors of columns
   int corner[RANK];         // first row
   Span box[RANK];           // columns that the tile's rows see
+  Span common[RANK];        // those that all of them see
 };
 
 // The patch of one simdgroup and the row of one lane; on axes other than x its columns are the tile's box
@@ -151,8 +152,10 @@ METAL_FUNC bool find_tile(thread Tile<C::RANK>& t, const thread Params& prm, int
     tile_id = of_tile.quotient;
     inside = inside && t.corner[a] < t.axis[a].rows.high;
     const int last = min(t.corner[a] + extent, t.axis[a].rows.high) - 1;
-    t.box[a].low = interval<C::TRANSPOSED>(t.corner[a], t.axis[a]).low;
-    t.box[a].high = interval<C::TRANSPOSED>(last, t.axis[a]).high;
+    const Span of_first = interval<C::TRANSPOSED>(t.corner[a], t.axis[a]);
+    const Span of_last = interval<C::TRANSPOSED>(last, t.axis[a]);
+    t.box[a] = {of_first.low, of_last.high};
+    t.common[a] = {of_last.low, of_first.high};
   }
   return inside;
 }
@@ -167,19 +170,18 @@ METAL_FUNC void find_patch(thread Patch<C::RANK>& patch, const thread Tile<C::RA
   NA_UNROLL for (int a = 0; a < C::RANK; ++a) {
     const int end = t.axis[a].rows.high - 1;
     const int first = min(t.corner[a] + (a == X ? sg * C::PX : 0), end);
-    const int last = min(first + patch_extent<C>(a) - 1, end);
     const int p = first + patch_coord<C>(a, fragment_row);
     patch.store = patch.store && p <= end;
     patch.row[a] = min(p, end);
     patch.token[a] = patch.row[a] * t.step[a] + t.row_origin[a];
     patch.seen[a] = interval<C::TRANSPOSED>(patch.row[a], t.axis[a]);
-    const Span of_first = interval<C::TRANSPOSED>(first, t.axis[a]);
-    const Span of_last = interval<C::TRANSPOSED>(last, t.axis[a]);
-    patch.common[a].low = of_last.low;
-    patch.common[a].high = of_first.high;
+    patch.common[a] = t.common[a];  // on axes other than x the tile is as long as its patches
     if (a == X) {
-      patch.x.low = of_first.low;
-      patch.x.high = of_last.high;
+      const int last = min(first + patch_extent<C>(a) - 1, end);
+      const Span of_first = interval<C::TRANSPOSED>(first, t.axis[a]);
+      const Span of_last = interval<C::TRANSPOSED>(last, t.axis[a]);
+      patch.x = {of_first.low, of_last.high};
+      patch.common[a] = {of_last.low, of_first.high};
     }
   }
 }

@@ -44,8 +44,8 @@ struct KeyGradient {
     const device T* v_row = v + row_at(prm, v_block, patch, batch, kv_head);
     const long k_channel = prm.channel(k_block);
     const long v_channel = prm.channel(v_block);
-    NA_UNROLL for (int d = 0; d < C::DA; d += 8) key[d / 8] = load_channels(k_row, d + fc, dim, k_channel);
-    NA_UNROLL for (int d = 0; d < C::DB; d += 8) value[d / 8] = load_channels(v_row, d + fc, dim_v, v_channel);
+    NA_UNROLL for (int d = 0; d < C::DA; d += 8) key[d / 8] = load_channels<C::WIDE>(k_row, d + fc, dim, k_channel);
+    NA_UNROLL for (int d = 0; d < C::DB; d += 8) value[d / 8] = load_channels<C::WIDE>(v_row, d + fc, dim_v, v_channel);
     key_sum.clear();
     value_sum.clear();
     parts.bricks = 0;

@@ -50,8 +50,10 @@ struct QueryGradient {
     const long g_channel = prm.channel(kOutGradStride);
     const int dim = patch.channels(int(prm[kDim]));
     const int dim_v = patch.channels(int(prm[kDimV]));
-    NA_UNROLL for (int d = 0; d < C::DA; d += 8) query[d / 8] = load_channels(q_row, d + fc, dim, q_channel);
-    NA_UNROLL for (int d = 0; d < C::DB; d += 8) out_grad[d / 8] = load_channels(g_row, d + fc, dim_v, g_channel);
+    NA_UNROLL for (int d = 0; d < C::DA; d += 8) query[d / 8] = load_channels<C::WIDE>(q_row, d + fc, dim, q_channel);
+    NA_UNROLL for (int d = 0; d < C::DB; d += 8) {
+      out_grad[d / 8] = load_channels<C::WIDE>(g_row, d + fc, dim_v, g_channel);
+    }
     scale = as_type<float>(int(prm[kScaleBits]));
     biased = true;
     if (C::RPB) rpb = whole_rpb + slice.head * rpb_entries<C::RANK>(tile);

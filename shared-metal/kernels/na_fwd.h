@@ -110,7 +110,7 @@ METAL_FUNC void na_fwd(const device typename C::T* q, const device typename C::T
   const float scale = as_type<float>(int(prm[kScaleBits]));
   const Pair<T> sign = Pair<T>(T(scale < 0.0f ? -1.0f : 1.0f));
   NA_UNROLL for (int d = 0; d < C::DA; d += 8) {
-    body.query[d / 8] = sign * load_channels(q_row, d + body.fc, dim, channel);
+    body.query[d / 8] = sign * load_channels<C::WIDE>(q_row, d + body.fc, dim, channel);
   }
   body.out.clear();
   body.m = body.m_total = kMasked;

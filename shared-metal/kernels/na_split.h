@@ -85,7 +85,7 @@ METAL_FUNC void na_qk(const device typename C::T* q, const device typename C::T*
   const device T* q_row = q + row_at(prm, kQueryStride, patch, slice.batch, slice.head);
   const int dim = patch.channels(int(prm[kDim]));
   NA_UNROLL for (int d = 0; d < C::DA; d += 8) {
-    body.query[d / 8] = load_channels(q_row, d + body.fc, dim, prm.channel(kQueryStride));
+    body.query[d / 8] = load_channels<C::WIDE>(q_row, d + body.fc, dim, prm.channel(kQueryStride));
   }
   body.logits = logits + row_at(prm, kOutStride, patch, slice.batch, slice.head);
   body.scale = as_type<float>(int(prm[kScaleBits])) * kLn2;

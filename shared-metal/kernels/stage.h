@@ -12,10 +12,12 @@
 
 namespace na {
 
-// Two neighbouring channels of one token, zero beyond dim; `channel`: elements between two channels
-template <typename T>
+// Two neighbouring channels of one token, zero beyond dim; `channel`: elements between two channels. WIDE (below): dim
+// is that of the padded token, or 0.
+template <bool WIDE, typename T>
 METAL_FUNC Pair<T> load_channels(const device T* p, int d, int dim, long channel) {
   Pair<T> r = Pair<T>(T(0));
+  if (WIDE) return dim == 0 ? r : *(const device Pair<T>*)(p + d);
   if (d < dim) r[0] = p[d * channel];
   if (d + 1 < dim) r[1] = p[(d + 1) * channel];
   return r;

@@ -85,7 +85,7 @@ METAL_FUNC void walk(thread Body& body, const thread Sides<C, RANK>& sides, cons
       const int total = next.begin(tile, patch, chunk, lane);
       for (int done = 0; done < total; done += C::NB) {
         typename Way<C, RANK>::Bricks b;
-        const int count = min(int(C::NB), total - done);
+        const int count = C::NB == 1 ? 1 : min(int(C::NB), total - done);  // a constant, where it can be
         NA_UNROLL for (int j = 0; j < C::NB; ++j) {
           b.clear(j);
           if (j < count) take_brick<C, Body::READ, MASKED>(b, j, next, sides, tile, patch, chunk, lane);
