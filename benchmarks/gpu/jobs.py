@@ -69,6 +69,26 @@ HELD_OUT = {
     "3-D 12x40x40 K4,7,7 D64": attention((12, 40, 40), (4, 7, 7), 1, 4, 64),
 }
 WAYS = CHOSEN_ON | HELD_OUT
+# Timed per executed brick, beside dense attention with the same head dim: few of its bricks have a mask, and a patch
+# walks over many.
+DENSE = {
+    32: {"2-D 64x64 dense D32": attention((64, 64), (64, 64), 1, 16, 32)},
+    64: {"2-D 64x64 dense D64": TIMED["2-D 64x64 dense D64"]},
+    128: {"2-D 64x64 dense D128": attention((64, 64), (64, 64), 1, 16, 128)},
+}
+BRICKS = {
+    "2-D 128x128 K40 D128": attention((128, 128), (40, 40), 1, 2, 128),
+    "3-D 30x48x80 K18,24,24 D128": attention((30, 48, 80), (18, 24, 24), 1, 1, 128),
+    "2-D 96x96 K21 D64 B4": attention((96, 96), (21, 21), 4, 8, 64),
+    "2-D 96x96 K11 D64 B4": attention((96, 96), (11, 11), 4, 8, 64),
+    "2-D 96x96 K9 D64 B4": attention((96, 96), (9, 9), 4, 8, 64),
+    "2-D 128x128 K5 D64": HELD_OUT["2-D 128x128 K5 D64"],
+    "2-D 128x128 K3 D32": CHOSEN_ON["2-D 128x128 K3 D32"],
+    "3-D 32x32x32 K3 D32": CHOSEN_ON["3-D 32x32x32 K3 D32"],
+    "2-D 64x64 K7 D128": HELD_OUT["2-D 64x64 K7 D128"],
+    "1-D 65536 K64 D128": attention((65536,), (64,), 1, 4, 128),
+}
+BESIDE_DENSE = BRICKS | {name: one for found in DENSE.values() for name, one in found.items()}
 
 
 def _small() -> dict[str, Problem]:
@@ -92,8 +112,8 @@ def _small() -> dict[str, Problem]:
 
 
 SMALL = _small()
-PROBLEMS = TIMED | WAYS | SMALL
-SETS = {"TIMED": TIMED, "SMALL": SMALL, "CHOSEN_ON": CHOSEN_ON, "HELD_OUT": HELD_OUT}
+PROBLEMS = TIMED | WAYS | BESIDE_DENSE | SMALL
+SETS = {"TIMED": TIMED, "SMALL": SMALL, "CHOSEN_ON": CHOSEN_ON, "HELD_OUT": HELD_OUT, "BRICKS": BESIDE_DENSE}
 SMALL_VARIANTS = ("plan", "flip", "run", "flat")
 
 

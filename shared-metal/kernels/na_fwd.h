@@ -42,8 +42,9 @@ struct Forward {
   int fc;
 
   template <typename Bricks, typename A, typename B>
-  METAL_FUNC void take(const thread Bricks& b, int count, const thread A& keys, const thread B& values,
+  METAL_FUNC void take(const thread Bricks& b, int bricks, const thread A& keys, const thread B& values,
                        Span seen) thread {
+    const int count = C::NB == 1 ? 1 : bricks;  // no branches around the products
     Pair<float> s[C::NB];
     NA_UNROLL for (int j = 0; j < C::NB; ++j) s[j] = Pair<float>(0.0f);
     multiply_across<T, C::DA, C::NB>(s, query, b.a, b.last, count, keys, fr, fc);

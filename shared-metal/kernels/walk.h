@@ -30,7 +30,7 @@ METAL_FUNC Chunks cut_chunks(const thread Tile<RANK>& t) {
   const bool whole = !C::STAGE || box_x <= C::CHUNK + 1;
   c.seg = whole ? box_x : C::CHUNK;
   c.length = whole ? box_x : C::CHUNK + 7;
-  c.per = max(c.rows, 1);
+  c.per = c.rows;
   if (!C::STAGE) return c;
   const int fit = whole ? (C::CHUNK + 1) / max(box_x, 1) : 1;
   const int chunks = (c.rows + fit - 1) / fit;
@@ -85,7 +85,7 @@ METAL_FUNC void walk(thread Body& body, const thread Sides<C, RANK>& sides, cons
       const int total = next.begin(tile, patch, chunk, lane);
       for (int done = 0; done < total; done += C::NB) {
         typename Way<C, RANK>::Bricks b;
-        const int count = C::NB == 1 ? 1 : min(int(C::NB), total - done);  // a constant, where it can be
+        const int count = min(int(C::NB), total - done);
         NA_UNROLL for (int j = 0; j < C::NB; ++j) {
           b.clear(j);
           if (j < count) take_brick<C, Body::READ, MASKED>(b, j, next, sides, tile, patch, chunk, lane);

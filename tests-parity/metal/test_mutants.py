@@ -51,6 +51,7 @@ UNRULED = {
     },
     ("sums.h", "if (PART == 0 || bricks < PART)"): "the same",
     ("na_split.h", "if (whole)"): "saves the search for slots without a key where there are none",
+    ("coord.h", "if (b == 1)"): "saves a division",
     ("walk.h", "if (count == NB)"): "saves the comparisons of the other branch",
     **MPP_UNRULED,
 }
