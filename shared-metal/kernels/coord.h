@@ -132,7 +132,8 @@ METAL_FUNC bool find_tile(thread Tile<C::RANK>& t, const thread Params& prm, int
     const int d = int(prm[kDilation + a]);
     const int extent = patch_extent<C>(a) * (a == C::RANK - 1 ? C::NSG : 1);
     const Ratio of_group = divide(group_id, d);
-    const Ratio of_tile = a == 0 ? Ratio{0, tile_id} : divide(tile_id, int(prm[kTiles + a]));
+    Ratio of_tile = {0, tile_id};
+    if (a != 0) of_tile = divide(tile_id, int(prm[kTiles + a]));
     const int group = of_group.rest;
     const int full = int(prm[kFullShape + a]);
     const int n = d == 1 ? full : group_length(full, group, d);

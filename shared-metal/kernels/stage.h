@@ -17,7 +17,10 @@ namespace na {
 template <bool WIDE, typename T>
 METAL_FUNC Pair<T> load_channels(const device T* p, int d, int dim, long channel) {
   Pair<T> r = Pair<T>(T(0));
-  if (WIDE) return dim == 0 ? r : *(const device Pair<T>*)(p + d);
+  if (WIDE) {
+    if (dim != 0) r = *(const device Pair<T>*)(p + d);
+    return r;
+  }
   if (d < dim) r[0] = p[d * channel];
   if (d + 1 < dim) r[1] = p[(d + 1) * channel];
   return r;

@@ -44,7 +44,7 @@ RULES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "patch box: ends swapped, high": (r"(patch\.x = \{of_first\.low, )of_last\.high", r"\1of_first.high", HEADERS),
     "divisions leave everything": (r"a - quotient \* b", "a", HEADERS),
     "dilation groups are as long as the axis": (r"d == 1 \? full : group_length\(full, group, d\)", "full", HEADERS),
-    "aligned rows that do not exist are loaded": (r"dim == 0 \? r : ", "", HEADERS),
+    "aligned rows that do not exist are loaded": (r"if \(dim != 0\) r = ", "r = ", HEADERS),
     "window: one more": (r"(span\.(?:low|high) = )([^;]+);", r"\1(\2) + 1;", ("window.h",)),
     "window: one less": (r"(span\.(?:low|high) = )([^;]+);", r"\1(\2) - 1;", ("window.h",)),
     "box: no row clamped": (r"patch\.row\[a\] = min\(p, end\);", "patch.row[a] = p;", HEADERS),

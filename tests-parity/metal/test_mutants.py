@@ -38,7 +38,7 @@ HANDFUL = {
 # loops: they run over registers, up to constants of the config, so no problem can exceed their bounds.
 GUARD = re.compile(
     r"\bm(?:in|ax)\(|\b(?:sees|first|second|dim|store|exists|length) \?"
-    r"|\bif \((?!(?:!?(?:C::)?[A-Z_]+(?: [!=]= \d)?|a == X|axis == C::RANK - 1|sizeof\(T\) == 4|condition)"
+    r"|\bif \((?!(?:!?(?:C::)?[A-Z_]+(?: [!=]= \d)?|a == X|a != 0|axis == C::RANK - 1|sizeof\(T\) == 4|condition)"
     r"\))"
     r"(?:[^()\n]|\((?:[^()\n]|\([^()\n]*\))*\))*\)"
     r"|(?<!NA_UNROLL )\bfor \([^;]*;(?P<bound>[^;]*);"
