@@ -135,11 +135,11 @@ def test_the_command(package: str, one_case: None, capsys: pytest.CaptureFixture
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_the_example_of_the_help(package: str, one_case: None, capsys: pytest.CaptureFixture[str]) -> None:
-    """It names a backend of the package: everything passes, or the reason why it cannot run is given."""
+    """One names a backend of the package: everything passes, or the reason why it cannot run is given."""
     cli = importlib.import_module(f"{package}.cli")
     with pytest.raises(SystemExit):
         cli.main(["doctor", "--help"])
-    (example,) = re.findall(r"^example: (.*)$", capsys.readouterr().out, re.MULTILINE)
+    (example,) = re.findall(r"^  (\S+ doctor --backend .*)$", capsys.readouterr().out, re.MULTILINE)
     program, *arguments = example.split()
     assert program == package.replace("_", "-")
     assert arguments == ["doctor", "--backend", "metal"]

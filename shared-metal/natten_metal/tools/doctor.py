@@ -127,7 +127,7 @@ def add_doctor(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", 
             needs a kernel, for compiling."""
         ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"examples:\n  {package} doctor\n  {package} doctor --json doctor.json    # for a report",
+        epilog=f"examples:\n  {package} doctor --backend metal\n  {package} doctor --json doctor.json  # for a report",
     )
     parser.add_argument("--backend", help="examine only this backend (default: all that are available)")
     add_json(parser, "all that was found, in one file to attach to a report")
