@@ -89,6 +89,25 @@ BRICKS = {
     "1-D 65536 K64 D128": attention((65536,), (64,), 1, 4, 128),
 }
 BESIDE_DENSE = BRICKS | {name: one for found in DENSE.values() for name, one in found.items()}
+# Timed to see what a team of simdgroups is worth in the backward. The first half was measured while teams were written
+# and their size was chosen; the second was held out.
+TEAM_CHOSEN_ON = {
+    "2-D 128x128 K40 D128": attention((128, 128), (40, 40), 1, 2, 128),
+    "2-D 64x64 K7 D128": HELD_OUT["2-D 64x64 K7 D128"],
+    "2-D 64x64 dense D128": attention((64, 64), (64, 64), 1, 4, 128),
+    "2-D 64x64 K7 D96": attention((64, 64), (7, 7), 4, 8, 96),
+    "2-D 56x56 K7 D256": attention((56, 56), (7, 7), 2, 4, 256),
+    "2-D 96x96 K21 D256": attention((96, 96), (21, 21), 1, 2, 256),
+}
+TEAM_HELD_OUT = {
+    "3-D 30x48x80 K18,24,24 D128": attention((30, 48, 80), (18, 24, 24), 1, 1, 128),
+    "1-D 65536 K64 D128": attention((65536,), (64,), 1, 4, 128),
+    "2-D 96x96 K21 D128": attention((96, 96), (21, 21), 1, 4, 128),
+    "3-D 16x24x24 K5 D128": attention((16, 24, 24), (5, 5, 5), 1, 4, 128),
+    "2-D 80x80 K15 D96": attention((80, 80), (15, 15), 1, 8, 96),
+    "2-D 64x64 K13 D256": attention((64, 64), (13, 13), 1, 4, 256),
+}
+TEAMS = TEAM_CHOSEN_ON | TEAM_HELD_OUT
 
 
 def _small() -> dict[str, Problem]:
@@ -112,38 +131,45 @@ def _small() -> dict[str, Problem]:
 
 
 SMALL = _small()
-PROBLEMS = TIMED | WAYS | BESIDE_DENSE | SMALL
+PROBLEMS = TIMED | WAYS | BESIDE_DENSE | TEAMS | SMALL
 SETS = {"TIMED": TIMED, "SMALL": SMALL, "CHOSEN_ON": CHOSEN_ON, "HELD_OUT": HELD_OUT, "BRICKS": BESIDE_DENSE}
-SMALL_VARIANTS = ("plan", "flip", "run", "flat")
+SETS |= {"TEAM_CHOSEN_ON": TEAM_CHOSEN_ON, "TEAM_HELD_OUT": TEAM_HELD_OUT}
+SMALL_VARIANTS = ("plan", "flip", "run", "flat", "team", "team-flat")
 
 
 # What a variant changes in every kernel that walks a box.
 CHANGES: dict[str, Callable[[Instance], dict[str, Any]]] = {
     "plan": lambda i: {},
-    "flip": lambda i: {"stage": not i.stage, "flat": False},
+    "flip": lambda i: {"stage": not i.stage, "flat": False} if i.team == 1 else {},
     "bricks": lambda i: {"bricks": 3 - i.bricks},
-    "flip-bricks": lambda i: {"stage": not i.stage, "flat": False, "bricks": 3 - i.bricks},
+    "flip-bricks": lambda i: {"stage": not i.stage and i.team == 1, "flat": False, "bricks": 3 - i.bricks},
     "run": lambda i: {},
     "flat": lambda i: {},
     "mpp-run": lambda i: {},
     "mpp-flat": lambda i: {},
+    "alone": lambda i: {},
+    "team": lambda i: {},
+    "team-flat": lambda i: {},
 }
 # Variants whose walks are those of matrix units (here mma.sync), where these take the problem: whether bricks run on.
 ON_MATRIX_UNITS = {"mpp-run": False, "mpp-flat": True}
 # What flat bricks have to save before the planner takes them, in variants that decide it beforehand.
-GAINS = {"run": math.inf, "flat": 0.0}
+GAINS = {"run": math.inf, "flat": 0.0, "team-flat": 0.0}
+# Registers that a patch may take before a team shares it: no team, or one wherever there can be one.
+REGISTERS = {"alone": math.inf, "team": 0, "team-flat": 0}
 
 
 @contextmanager
-def gain(variant: str) -> Iterator[None]:
-    """The planner's threshold for flat bricks, changed for a while if the variant says so."""
-    kept = tiling.FLAT_GAIN
-    tiling.FLAT_GAIN = GAINS.get(variant, kept)
+def thresholds(variant: str) -> Iterator[None]:
+    """The planner's thresholds for flat bricks and for teams, changed for a while if the variant says so."""
+    kept = tiling.FLAT_GAIN, tiling.MOST_REGISTERS
+    tiling.FLAT_GAIN = GAINS.get(variant, kept[0])
+    tiling.MOST_REGISTERS = REGISTERS.get(variant, kept[1])
     clear_all()
     try:
         yield
     finally:
-        tiling.FLAT_GAIN = kept
+        tiling.FLAT_GAIN, tiling.MOST_REGISTERS = kept
         clear_all()
 
 
@@ -170,7 +196,7 @@ class Job:
     def launches(self) -> tuple[Launch, ...]:
         """The planner's launches on contiguous tensors, the variant applied to those that walk."""
         p = self.problem_in_dtype
-        with gain(self.variant):
+        with thresholds(self.variant):
             forward = self.direction == "forward"
             made = op_launches.forward(p) if forward else op_launches.backward(p, self.has_lse_grad)
         return tuple(_changed(launch, p, self.variant) for launch in made)

@@ -1,9 +1,10 @@
-"""Prints run.py's times of bricks in rows of their own ("run") beside flat ones, as Markdown.
+"""Prints run.py's times of one way to walk beside another, as Markdown.
 
-    python benchmarks/gpu/ways.py RESULT.tsv
+    python benchmarks/gpu/ways.py RESULT.tsv                       # bricks in rows of their own ("run") and flat ones
+    python benchmarks/gpu/ways.py RESULT.tsv --between alone plan --sets TEAM_CHOSEN_ON TEAM_HELD_OUT
 
-RESULT.tsv: of ``run.py --problem CHOSEN_ON --problem HELD_OUT --variant run --variant flat``. Of a kernel's register
-limits the better one counts. saved: run's bricks over flat ones; ratio: flat's time over run's.
+RESULT.tsv: of ``run.py`` with these problems and variants. Of a kernel's register limits the better one counts. saved:
+the first way's bricks over the second's; ratio: the second's time over the first's.
 """
 
 import argparse
@@ -11,9 +12,10 @@ import csv
 from pathlib import Path
 from typing import NamedTuple
 
-from jobs import CHOSEN_ON, HELD_OUT
+from jobs import SETS
 
 WALKS = ("na_fwd", "na_bwd_dq", "na_bwd_dkv")
+BACKWARD = ("na_delta", "na_bwd_dq", "na_bwd_dkv")
 
 
 class Best(NamedTuple):
@@ -28,29 +30,42 @@ def best(path: Path) -> dict[tuple[str, str, str, str], Best]:
     lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
     found: dict[tuple[str, str, str, str], Best] = {}
     for row in csv.DictReader(lines, delimiter="\t"):
-        if row["microseconds"] and row["template"] in WALKS:
+        if row["microseconds"] and row["template"] in (*WALKS, *BACKWARD):
             key = row["problem"], row["dtype"], row["template"], row["variant"]
             own = Best(float(row["microseconds"]), int(float(row["bricks"])))
             found[key] = min(own, found.get(key, own))
     return found
 
 
-def cell(times: dict[tuple[str, str, str, str], Best], problem: str, dtype: str, template: str) -> str:
-    """``run -> flat us (saved, ratio)`` of one walk."""
-    run, flat = (times[problem, dtype, template, variant] for variant in ("run", "flat"))
-    saved, ratio = run.bricks / flat.bricks, flat.microseconds / run.microseconds
-    return f"{run.microseconds:,.0f} -> {flat.microseconds:,.0f} ({saved:.2f}, {ratio:.2f})"
+Times = dict[tuple[str, str, str, str], Best]
+
+
+def cell(times: Times, ways: list[str], problem: str, dtype: str, template: str) -> str:
+    """``first -> second us (saved, ratio)`` of one walk."""
+    first, second = (times[problem, dtype, template, variant] for variant in ways)
+    saved, ratio = first.bricks / second.bricks, second.microseconds / first.microseconds
+    return f"{first.microseconds:,.0f} -> {second.microseconds:,.0f} ({saved:.2f}, {ratio:.2f})"
+
+
+def backward_over_forward(times: Times, variant: str, problem: str, dtype: str) -> float:
+    """Time of all launches of the backward over that of the forward, which does not depend on the variant."""
+    forward = min(own.microseconds for key, own in times.items() if key[:3] == (problem, dtype, "na_fwd"))
+    return sum(times[problem, dtype, template, variant].microseconds for template in BACKWARD) / forward
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("result", type=Path)
-    times = best(parser.parse_args().result)
-    for half in (CHOSEN_ON, HELD_OUT):
-        print("| problem | dtype | forward, us (saved, ratio) | dQ | dK/dV |\n|---|---|---|---|---|")
+    parser.add_argument("--between", nargs=2, default=["run", "flat"], help="two variants")
+    parser.add_argument("--sets", nargs="+", default=["CHOSEN_ON", "HELD_OUT"], choices=SETS)
+    options = parser.parse_args()
+    times, ways = best(options.result), options.between
+    for half in (SETS[name] for name in options.sets):
+        print("| problem | dtype | forward, us (saved, ratio) | dQ | dK/dV | backward / forward |\n" + "|---" * 6 + "|")
         for problem in half:
             for dtype in sorted({key[1] for key in times if key[0] == problem}):
-                cells = (cell(times, problem, dtype, template) for template in WALKS)
+                cells = [cell(times, ways, problem, dtype, template) for template in WALKS]
+                cells += [" -> ".join(f"{backward_over_forward(times, way, problem, dtype):.2f}" for way in ways)]
                 print(f"| {problem} | {dtype} | {' | '.join(cells)} |")
         print()
 

@@ -53,6 +53,7 @@ METAL_FUNC long from_lane(long value, int lane) {
 // What one lane knows about the bricks of one group
 template <int RANK, int NB>
 struct FlatBricks {
+  typedef Scattered Place;
   Scattered a[NB];     // element offsets of the lane's columns in A's source
   Scattered b[NB];     // and in B's
   long scalar[NB][2];  // of columns c and c + 1: as in run.h

@@ -10,6 +10,7 @@
 // is the forward's (coord.h, TRANSPOSED). A = Q, B = dO. The query heads of a key/value head are walked one after
 // another and summed in registers, so no result is shared between threadgroups and every row is written once.
 // Four products a brick: S = K Q^T, dP = V dO^T, dV += P dO, dK += dS Q.
+// Where what a row holds would not fit the registers of one simdgroup, a team shares the patch (TEAM, team.h).
 //
 // OF_ADDITIONAL: rows are the additional keys instead, and every query is a column. Their tiles are too few to fill a
 // GPU, so each is launched kParts times: part `tgid.y % kParts` takes its share of the outermost axis and writes float
@@ -18,14 +19,21 @@
 
 namespace na {
 
+// One simdgroup's rows and sums. In a team (team.h) the even member has the keys and dV, the odd one the values and dK.
+// That one takes the sides of the walk in exchange, so that both run the same code, and P is rounded as it is otherwise:
+//
+//   even: S  = K Q^T,  dV += P dO      A = Q,  B = dO
+//   odd:  dP = V dO^T, dK += dS Q      A = dO, B = Q
 template <typename C>
 struct KeyGradient {
   typedef typename C::T T;
-  static constexpr constant int READ = kAcrossA | kAlongA | kAcrossB | kAlongB;
-  Pair<T> key[C::DA / 8];
-  Pair<T> value[C::DB / 8];
-  Sums<C::DA / 8, C::PART> key_sum;
-  Sums<C::DB / 8, C::PART> value_sum;
+  static constexpr constant bool SHARED = C::TEAM > 1;
+  static constexpr constant int READ = SHARED ? kAcrossA | kAlongB : kAcrossA | kAlongA | kAcrossB | kAlongB;
+  Pair<T> key[C::DA / 8];  // SHARED: the member's rows
+  Pair<T> value[SHARED ? 1 : C::DB / 8];
+  Sums<C::DA / 8, C::PART> key_sum;  // SHARED: the member's sums
+  Sums<SHARED ? 1 : C::DB / 8, C::PART> value_sum;
+  Team<C> team;
   Parts<C::PART> parts;
   const device float* stats;  // of the box's first query
   int scalar_step;            // elements of stats between neighbouring queries along x
@@ -42,10 +50,19 @@ struct KeyGradient {
     constexpr int v_block = C::OF_ADDITIONAL ? int(kAdditionalValueStride) : int(kValueStride);
     const device T* k_row = k + row_at(prm, k_block, patch, batch, kv_head);
     const device T* v_row = v + row_at(prm, v_block, patch, batch, kv_head);
-    const long k_channel = prm.channel(k_block);
+    long k_channel = prm.channel(k_block);
     const long v_channel = prm.channel(v_block);
+    if (SHARED && team.odd) {
+      k_row = v_row;
+      k_channel = v_channel;
+      dim = dim_v;
+    }
     NA_UNROLL for (int d = 0; d < C::DA; d += 8) key[d / 8] = load_channels<C::WIDE>(k_row, d + fc, dim, k_channel);
-    NA_UNROLL for (int d = 0; d < C::DB; d += 8) value[d / 8] = load_channels<C::WIDE>(v_row, d + fc, dim_v, v_channel);
+    if (!SHARED) {
+      NA_UNROLL for (int d = 0; d < C::DB; d += 8) {
+        value[d / 8] = load_channels<C::WIDE>(v_row, d + fc, dim_v, v_channel);
+      }
+    }
     key_sum.clear();
     value_sum.clear();
     parts.bricks = 0;
@@ -68,14 +85,30 @@ struct KeyGradient {
     return sides;
   }
 
+  // The sides of a member's walk
+  METAL_FUNC void arrange(thread Sides<C, C::RANK>& sides) const thread {
+    if (SHARED && team.odd) {
+      const Columns<T, C::RANK> a = sides.a;
+      const int dim_a = sides.dim_a;
+      sides.a = sides.b;
+      sides.dim_a = sides.dim_b;
+      sides.b = a;
+      sides.dim_b = dim_a;
+    }
+  }
+
   template <typename Bricks, typename A, typename B>
   METAL_FUNC void take(const thread Bricks& b, int count, const thread A& queries, const thread B& out_grads,
                        Span seen) thread {
     Pair<float> s[C::NB];
     Pair<float> g[C::NB];
     NA_UNROLL for (int j = 0; j < C::NB; ++j) s[j] = g[j] = Pair<float>(0.0f);
-    multiply_across<T, C::DA, C::NB>(s, key, b.a, b.last, count, queries, fr, fc);
-    multiply_across<T, C::DB, C::NB>(g, value, b.b, b.last, count, out_grads, fr, fc);
+    if (SHARED) {
+      team.template multiply<C::DA>(s, g, key, b.a, b.last, count, queries, fr, fc);
+    } else {
+      multiply_across<T, C::DA, C::NB>(s, key, b.a, b.last, count, queries, fr, fc);
+      multiply_across<T, C::DB, C::NB>(g, value, b.b, b.last, count, out_grads, fr, fc);
+    }
     NA_UNROLL for (int j = 0; j < C::NB; ++j) {
       if (j < count) {
         Pair<float> p;
@@ -91,14 +124,39 @@ struct KeyGradient {
           ds[e] = sees ? p[e] * (g[j][e] - query[2]) : 0.0f;
         }
         const Pair<T> weight = Pair<T>(T(p[0]), T(p[1]));
-        multiply_along<C, T, C::DB>(value_sum.part, weight, b.b[j], b.last[j], out_grads, fr, fc, false);
-        multiply_along<C, float, C::DA>(key_sum.part, ds, b.a[j], b.last[j], queries, fr, fc, false);
+        if (SHARED) {  // B is the side of the member's own sum
+          const Pair<float> own = team.odd ? ds : Pair<float>(float(weight[0]), float(weight[1]));
+          multiply_along<C, float, C::DA>(key_sum.part, own, b.b[j], b.last[j], out_grads, fr, fc, false);
+        } else {
+          multiply_along<C, T, C::DB>(value_sum.part, weight, b.b[j], b.last[j], out_grads, fr, fc, false);
+          multiply_along<C, float, C::DA>(key_sum.part, ds, b.a[j], b.last[j], queries, fr, fc, false);
+        }
       }
     }
     if (parts.end(count)) {
       key_sum.end_part(1.0f);
       value_sum.end_part(1.0f);
     }
+  }
+
+  // hidden: the row counts as zeros
+  METAL_FUNC void finish(bool hidden) thread {
+    key_sum.finish(1.0f);
+    value_sum.finish(1.0f);
+    if (hidden) {
+      key_sum.clear();
+      value_sum.clear();
+    }
+  }
+
+  template <typename R>
+  METAL_FUNC void write(device R* key_grad, device R* value_grad, int dim, int dim_v) const thread {
+    if (C::TEAM > 1 && !team.odd) {
+      write_row<C, C::DA>(value_grad, key_sum.part, 1.0f, fc, dim_v);
+      return;
+    }
+    write_row<C, C::DA>(key_grad, key_sum.part, scale * kLn2, fc, dim);
+    if (C::TEAM == 1) write_row<C, C::DB>(value_grad, value_sum.part, 1.0f, fc, dim_v);
   }
 };
 
@@ -140,6 +198,7 @@ METAL_FUNC void na_bwd_dkv(const device typename C::T* q, const device typename 
   KeyGradient<C> body;
   body.fr = fragment_row(lane);
   body.fc = fragment_col(lane);
+  body.team.join(int(sg), (threadgroup float*)staged_a);
   int groups = 1;
   NA_UNROLL for (int a = 0; a < R; ++a) groups *= C::OF_ADDITIONAL ? 1 : int(prm[kDilation + a]);
   const int batch = int(tgid.z) / groups;
@@ -152,7 +211,7 @@ METAL_FUNC void na_bwd_dkv(const device typename C::T* q, const device typename 
     find_additional<C>(tile, patch, prm, int(tgid.y) / parts, part, int(sg), body.fr);
   } else {
     if (!find_tile<C>(tile, prm, int(tgid.y), int(tgid.z) % groups)) return;  // uniform, before any barrier
-    find_patch<C>(patch, tile, int(sg), body.fr);
+    find_patch<C>(patch, tile, int(sg) / C::TEAM, body.fr);
   }
   const int dim = int(prm[kDim]);
   const int dim_v = int(prm[kDimV]);
@@ -171,14 +230,10 @@ METAL_FUNC void na_bwd_dkv(const device typename C::T* q, const device typename 
     sides.staged_b = staged_b;
     sides.dim_a = dim;
     sides.dim_b = dim_v;
+    body.arrange(sides);
     walk<C, R, false>(body, sides, tile, patch, int(sg), int(lane));
   }
-  body.key_sum.finish(1.0f);
-  body.value_sum.finish(1.0f);
-  if (hidden) {
-    body.key_sum.clear();
-    body.value_sum.clear();
-  }
+  body.finish(hidden);
   if (!patch.store) return;
   long k_at = row_at(prm, kKeyGradStride, patch, batch, kv_head);
   long v_at = row_at(prm, kValueGradStride, patch, batch, kv_head);
@@ -186,8 +241,7 @@ METAL_FUNC void na_bwd_dkv(const device typename C::T* q, const device typename 
     k_at += part * prm[kKeyGradPart];
     v_at += part * prm[kValueGradPart];
   }
-  write_row<C, C::DA>(key_grad + k_at, body.key_sum.part, body.scale * kLn2, body.fc, dim);
-  write_row<C, C::DB>(value_grad + v_at, body.value_sum.part, 1.0f, body.fc, dim_v);
+  body.write(key_grad + k_at, value_grad + v_at, dim, dim_v);
 }
 
 }  // namespace na

@@ -10,6 +10,7 @@
 //   grid and threads as in na_fwd.h: rows are queries, columns keys, A = K, B = V
 //
 // Three products a brick: S = Q K^T, dP = dO V^T, dQ += dS K. dS may exceed the range of half, so its product is float.
+// Where what a row holds would not fit the registers of one simdgroup, a team shares the patch (TEAM, team.h).
 // Every dQ row is written once; nothing is summed across threadgroups. Source: FlashAttention-2 (arXiv 2307.08691).
 //
 // The sum of W would be 1 if lse were exact. It is a float: next to logits of 1e5 it is off by up to 0.004, and so would
@@ -24,10 +25,13 @@ typedef vec<float, 4> Stats;
 template <typename C>
 struct QueryGradient {
   typedef typename C::T T;
+  static constexpr constant bool SHARED = C::TEAM > 1;
   static constexpr constant int READ = kAcrossA | kAlongA | kAcrossB;
-  Pair<T> query[C::DA / 8];
-  Pair<T> out_grad[C::DB / 8];
-  Sums<C::DA / 8, C::PART> sum;
+  static constexpr constant int DP = C::DA / C::TEAM;  // channels of the sum (SHARED: of the member's share)
+  Pair<T> query[C::DA / 8];  // SHARED: of the member's rows: queries if it is even, else output gradients
+  Pair<T> out_grad[SHARED ? 1 : C::DB / 8];
+  Sums<DP / 8, C::PART> sum;
+  Team<C> team;
   Parts<C::PART> parts;
   float weights;        // this lane's share of the sum of W
   float weights_total;  // of earlier parts
@@ -46,13 +50,20 @@ struct QueryGradient {
                        Slice slice) thread {
     const device T* q_row = q + row_at(prm, kQueryStride, patch, slice.batch, slice.head);
     const device T* g_row = out_grads + row_at(prm, kOutGradStride, patch, slice.batch, slice.head);
-    const long q_channel = prm.channel(kQueryStride);
+    long q_channel = prm.channel(kQueryStride);
     const long g_channel = prm.channel(kOutGradStride);
-    const int dim = patch.channels(int(prm[kDim]));
+    int dim = patch.channels(int(prm[kDim]));
     const int dim_v = patch.channels(int(prm[kDimV]));
+    if (SHARED && team.odd) {
+      q_row = g_row;
+      q_channel = g_channel;
+      dim = dim_v;
+    }
     NA_UNROLL for (int d = 0; d < C::DA; d += 8) query[d / 8] = load_channels<C::WIDE>(q_row, d + fc, dim, q_channel);
-    NA_UNROLL for (int d = 0; d < C::DB; d += 8) {
-      out_grad[d / 8] = load_channels<C::WIDE>(g_row, d + fc, dim_v, g_channel);
+    if (!SHARED) {
+      NA_UNROLL for (int d = 0; d < C::DB; d += 8) {
+        out_grad[d / 8] = load_channels<C::WIDE>(g_row, d + fc, dim_v, g_channel);
+      }
     }
     scale = as_type<float>(int(prm[kScaleBits]));
     biased = true;
@@ -66,8 +77,15 @@ struct QueryGradient {
     Pair<float> s[C::NB];
     Pair<float> g[C::NB];
     NA_UNROLL for (int j = 0; j < C::NB; ++j) s[j] = g[j] = Pair<float>(0.0f);
-    multiply_across<T, C::DA, C::NB>(s, query, b.a, b.last, count, keys, fr, fc);
-    multiply_across<T, C::DB, C::NB>(g, out_grad, b.b, b.last, count, values, fr, fc);
+    if (SHARED) {
+      typename Bricks::Place at[C::NB];
+      NA_UNROLL for (int j = 0; j < C::NB; ++j) at[j] = team.side(b.a[j], b.b[j]);
+      const A columns = team.side(keys, values);
+      team.template multiply<C::DA>(s, g, query, at, b.last, count, columns, fr, fc);
+    } else {
+      multiply_across<T, C::DA, C::NB>(s, query, b.a, b.last, count, keys, fr, fc);
+      multiply_across<T, C::DB, C::NB>(g, out_grad, b.b, b.last, count, values, fr, fc);
+    }
     NA_UNROLL for (int j = 0; j < C::NB; ++j) {
       NA_UNROLL for (int e = 0; e < 2; ++e) {
         bool sees = b.sees(j, fc, e, seen);
@@ -89,7 +107,7 @@ struct QueryGradient {
     NA_UNROLL for (int j = 0; j < C::NB; ++j) {
       if (j < count) {
         const bool hidden = C::MASKED && !b.allows(j, fr);
-        multiply_along<C, float, C::DA>(sum.part, ds[j], b.a[j], b.last[j], keys, fr, fc, hidden);
+        multiply_along<C, float, DP>(sum.part, ds[j], b.a[j], b.last[j], keys, fr, fc, hidden, team.first(DP));
       }
     }
     if (parts.end(count)) {
@@ -113,11 +131,12 @@ METAL_FUNC void na_bwd_dq(const device typename C::T* q, const device typename C
   QueryGradient<C> body;
   body.fr = fragment_row(lane);
   body.fc = fragment_col(lane);
+  body.team.join(int(sg), (threadgroup float*)staged_a);
   const Slice slice = find_slice<C>(prm, tgid, body.fr);
   Tile<R> tile;
   Patch<R> patch;
   if (!find_tile<C>(tile, prm, int(tgid.y), slice.group)) return;  // uniform, before any barrier
-  find_patch<C>(patch, tile, int(sg), body.fr);
+  find_patch<C>(patch, tile, int(sg) / C::TEAM, body.fr);
   body.load(q, out_grad, rpb, prm, tile, patch, slice);
   const long scalar = row_at(prm, kLseStride, patch, slice.batch, slice.head);
   body.lse = as_type<uint>(lse[scalar]) == kMinusInfinityBits ? -kMasked : lse[scalar] * kLog2E;
@@ -143,8 +162,9 @@ METAL_FUNC void na_bwd_dq(const device typename C::T* q, const device typename C
   const float factor = as_type<uint>(total) == 0u ? 0.0f : 1.0f / total;
   if (!patch.store) return;
   device T* to = query_grad + row_at(prm, kQueryGradStride, patch, slice.batch, slice.head);
-  write_row<C, C::DA>(to, body.sum.part, body.scale * kLn2 * factor, body.fc, int(prm[kDim]));
-  if (body.fc == 0) ((device Stats*)stats)[scalar] = Stats(body.lse, factor, body.delta, 0.0f);
+  constexpr int DP = QueryGradient<C>::DP;
+  write_row<C, DP>(to, body.sum.part, body.scale * kLn2 * factor, body.fc, int(prm[kDim]), body.team.first(DP));
+  if (body.team.leads() && body.fc == 0) ((device Stats*)stats)[scalar] = Stats(body.lse, factor, body.delta, 0.0f);
 }
 
 }  // namespace na

@@ -17,6 +17,7 @@ namespace na {
 // What one lane knows about the bricks of one group. At: Offset of the sources
 template <int NB, typename At, bool TRANSPOSED>
 struct RunBricks {
+  typedef At Place;
   At a[NB];         // element offset of the first column in A's source
   At b[NB];         // and in B's
   long scalar[NB];  // and in the tensor of the queries' stats or slots (TRANSPOSED)

@@ -117,15 +117,15 @@ METAL_FUNC void multiply_across(thread Pair<float>* s, const thread Pair<T>* row
   if (sizeof(T) == 4) simdgroup_barrier(mem_flags::mem_none);
 }
 
-// sum += weight * column, of one brick. hidden: the lane's column counts as zeros
+// sum += weight * column, of one brick and DP channels from `first` on. hidden: the lane's column counts as zeros
 template <typename C, typename A, int DP, typename At, typename Source>
 METAL_FUNC void multiply_along(thread Pair<float>* sum, Pair<A> weight, At at, int last, const thread Source& source,
-                               int fr, int fc, bool hidden) {
+                               int fr, int fc, bool hidden, int first = 0) {
   typedef typename C::T T;
   constexpr int N = products_along<C, DP>();
   NA_UNROLL for (int i = 0; i < DP / 8; i += N) {
     Pair<T> own[N];
-    source.template along<N>(own, at, fr, channel_along<N>(i, fc), last);
+    source.template along<N>(own, at, fr, first + channel_along<N>(i, fc), last);
     NA_UNROLL for (int n = 0; n < N; ++n) {
       if (hidden) own[n] = Pair<T>(T(0));
       mma<T, A>(sum[i + n], weight, own[n]);
@@ -135,9 +135,9 @@ METAL_FUNC void multiply_along(thread Pair<float>* sum, Pair<A> weight, At at, i
 
 // The channels that multiply_along made, from registers to device memory
 template <typename C, int DP, typename R>
-METAL_FUNC void write_row(device R* to, const thread Pair<float>* from, float factor, int fc, int dim) {
+METAL_FUNC void write_row(device R* to, const thread Pair<float>* from, float factor, int fc, int dim, int first = 0) {
   NA_UNROLL for (int i = 0; i < DP / 8; ++i) {
-    const int d = channel_along<products_along<C, DP>()>(i, fc);
+    const int d = first + channel_along<products_along<C, DP>()>(i, fc);
     if (d < dim) to[d] = R(from[i][0] * factor);
     if (d + 1 < dim) to[d + 1] = R(from[i][1] * factor);
   }

@@ -60,8 +60,11 @@ class Run:
     @property
     def bricks(self) -> tuple[int, int]:
         """Executed bricks, and those of them without a mask."""
-        full = self.report.thread_events("full_brick")
-        return full + self.report.thread_events("partial_brick"), full
+        full, partial = (self.report.thread_events(f"{kind}_brick") for kind in ("full", "partial"))
+        # Every member of a team takes each brick.
+        team = self.launch.instance.team
+        assert full % team == partial % team == 0
+        return (full + partial) // team, full // team
 
     def index(self, argument: str) -> int:
         return [a.name for a in self.launch.instance.arguments].index(argument)
@@ -229,7 +232,7 @@ def launch_of(instance: Instance, problem: Problem, parts: int = 1) -> Launch:
     names = {a.name: TENSORS[a.name] for a in i.arguments if a.name != "prm" and not a.output}
     if i.of_additional:
         names |= {"k": "additional_keys", "v": "additional_values"}
-    threads = 128 if template == "na_delta" else 32 * i.simdgroups
+    threads = 128 if template == "na_delta" else i.threads
     made = tuple(Output(argument, argument, shape, dtype) for argument, shape, dtype in outputs)
     return Launch(i, grid, threads, parameters(p, changed), tuple(names.items()), made)
 

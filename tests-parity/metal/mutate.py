@@ -75,13 +75,16 @@ TRIED_ON: dict[str, dict[str, tuple[str, ...]]] = {
         "img-flat": ("na_fwd",),
     },
     "na_delta.h": {"seq-staged": ("na_delta",), "vol-staged": ("na_delta",)},
+    "team.h": {"img-team": ("na_bwd_dq", "na_bwd_dkv"), "vol-team-flat": ("na_bwd_dq", "na_bwd_dkv")},
     "na_bwd_dq.h": {
         "img-staged-bias": ("na_bwd_dq",),
         "seq-staged": ("na_bwd_dq",),
         "img-masked-bias": ("na_bwd_dq",),
         "img-flat": ("na_bwd_dq",),
+        "img-team": ("na_bwd_dq",),
     },
     "na_bwd_dkv.h": {
+        "img-team": ("na_bwd_dkv",),
         "seq-staged": ("na_bwd_dkv",),
         "img-96-192": ("na_bwd_dkv",),
         "img-staged-bias": ("na_bwd_dkv", "of_additional"),

@@ -77,6 +77,7 @@ class Kit:
     additional: bool = False
     masked: bool = False
     flat: bool = False
+    team: int = 1
 
     def __str__(self) -> str:
         return self.name
@@ -101,6 +102,7 @@ class Kit:
             "masked": self.masked and template in MASKABLE,
             "additional": self.additional and template in ("na_fwd", "na_bwd_dq", *MPP[:2]),
             "table": TABLE if template == "na_rpb" else 0,
+            "team": self.team if record.sums(1, 1) else 1,
             "flat": self.flat and (record.walks or template == "na_rpb"),
         }
         return Instance(template, self.dtype, **(options | changed))
@@ -299,6 +301,38 @@ KITS = (
         masked=True,
         flat=True,
     ),
+    Kit(
+        "img-team",
+        2,
+        "float16",
+        (32, 32),
+        (1, 2, 2),
+        FLAT,
+        ("na_bwd_dq", "na_bwd_dkv"),
+        2,
+        1,
+        part=2,
+        reads="direct",
+        rpb=True,
+        additional=True,
+        masked=True,
+        team=2,
+    ),
+    Kit(
+        "vol-team-flat",
+        3,
+        "float32",
+        (32, 32),
+        CUBE,
+        LINE,
+        ("na_bwd_dq", "na_bwd_dkv"),
+        simdgroups=1,
+        reads="direct wide",
+        masked=True,
+        flat=True,
+        team=2,
+    ),
+    Kit("seq-team", 1, "bfloat16", (64, 64), LINE, LINE, ("na_bwd_dq", "na_bwd_dkv"), 1, 1, reads="direct", team=2),
 )
 # On matrix units: patches of 16 rows.
 MPP_KITS = (
@@ -340,5 +374,18 @@ MPP_KITS = (
 # Head dims of large models, with few launches of each, because these are slow.
 LONG_KITS = (
     Kit("seq-256", 1, "float32", (256, 256), LINE, LINE, FUSED, reads="direct wide"),
+    Kit(
+        "img-team-128",
+        2,
+        "float16",
+        (128, 128),
+        FLAT,
+        FLAT,
+        ("na_bwd_dq", "na_bwd_dkv"),
+        simdgroups=1,
+        reads="direct wide",
+        flat=True,
+        team=2,
+    ),
     Kit("img-96-192", 2, "float16", (96, 192), FLAT, LINE, (*FUSED, "na_av_t"), simdgroups=1, chunk=8),
 )

@@ -17,10 +17,10 @@ from natten_mps._metal.metal.costs import UnitCosts, microseconds
 from natten_mps._metal.metal.counts import counts_of
 from natten_mps._metal.metal.flat import LONGEST_BOX, bricks_of, fits
 from natten_mps._metal.metal.op_launches import PARAMS, Launch, backward, forward
-from natten_mps._metal.metal.source import THREADGROUP_BYTES, Instance
+from natten_mps._metal.metal.source import ITEM_SIZES, THREADGROUP_BYTES, Instance
 from natten_mps._metal.metal.templates import TEMPLATES
 from natten_mps._metal.metal.tiles import count_bricks, patches
-from natten_mps._metal.metal.tiling import FLAT_GAIN, candidates
+from natten_mps._metal.metal.tiling import FLAT_GAIN, MOST_REGISTERS, candidates
 from natten_mps._metal.plan.costs import predicted as chip_costs
 from natten_mps._metal.plan.device import Device
 from natten_mps._metal.plan.limits import metal_limit
@@ -100,7 +100,7 @@ def check_limits(problem: Problem, launch: Launch) -> None:
         rows, each = param(launch, "kRowCount")[0], launch.threads // 8 if i.template == "na_delta" else launch.threads
         assert (launch.grid[0] - 1) * each < rows <= launch.grid[0] * each and launch.grid[1:] == (1, 1)
         return
-    assert launch.threads == 32 * i.simdgroups and math.prod(i.patch) * i.heads == 8
+    assert launch.threads == 32 * i.simdgroups * i.team and math.prod(i.patch) * i.heads == 8
     (parts,) = param(launch, "kParts")
     if i.of_additional:
         tiles, rest = divmod(launch.grid[1], parts)
@@ -119,21 +119,40 @@ def check_limits(problem: Problem, launch: Launch) -> None:
     assert p.group_heads % i.heads == 0
 
 
+def check_team(launch: Launch, max_simdgroups: int) -> None:
+    """Assert that two simdgroups share a patch exactly where its rows and sums need more registers than one may use."""
+    i = launch.instance
+    alone = replace(i, team=1, part=0)
+    # Elements of rows and sums, 64 of an 8x8 fragment in 32 lanes; sums are float.
+    blocks = {"na_bwd_dq": (i.dim + i.dim_v, i.dim), "na_bwd_dkv": (i.dim + i.dim_v, i.dim + i.dim_v)}
+    rows, sums = blocks.get(i.template, (0, 0))
+    wanted = rows * ITEM_SIZES[i.dtype] // 16 + sums // 4
+    assert not sums or alone.registers == wanted
+    shared = wanted > MOST_REGISTERS and i.dim == i.dim_v and max_simdgroups > 1 and not i.of_additional
+    assert i.team == (2 if shared else 1), (i.name, wanted)
+    if shared:
+        assert i.simdgroups == 1 and not i.stage and i.threadgroup_bytes == 1024 * i.bricks
+        assert replace(i, part=0).registers * 2 == wanted
+
+
 @pytest.mark.parametrize("max_simdgroups", [1, 4, 8])
 def test_plans(max_simdgroups: int) -> None:
-    rng, planned, seen = random.Random(max_simdgroups), 0, set()
+    rng, planned, shared, seen = random.Random(max_simdgroups), 0, 0, set()
     for _ in range(PROBLEMS):
         one = random_problem(rng)
         if metal_limit(one):
             continue
         for launch in (*forward(one, max_simdgroups), *backward(one, True, max_simdgroups)):
             check_limits(one, launch)
-            assert launch.instance.simdgroups <= max_simdgroups or launch.instance.template in ("na_delta", "na_sum")
+            check_team(launch, max_simdgroups)
+            assert launch.simdgroups <= max_simdgroups or launch.instance.template in ("na_delta", "na_sum")
             planned += 1
             seen |= {(launch.instance.template, launch.instance.stage), launch.instance.patch, launch.instance.heads}
+            shared += launch.instance.team > 1
     assert planned > 2 * PROBLEMS
     walking = [template.name for template in TEMPLATES.values() if template.walks]
     assert seen >= {(template, stage) for template in walking for stage in (True, False)}
+    assert shared > PROBLEMS // 50 if max_simdgroups > 1 else not shared
     assert seen >= {(1, 1, 8), (1, 8, 1), (2, 2, 2), 1, 2, 4, 8}
 
 

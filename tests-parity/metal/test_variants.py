@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -83,3 +84,15 @@ def test_equal_to_the_bit(kit: Kit) -> None:
         for instance in kit.instances.values():
             found = [bits(sample, instance, built[instance], *order) for order in orders]
             assert all(other == found[0] for other in found[1:]), instance.name
+
+
+@pytest.mark.parametrize("kit", [kit for kit in KITS if kit.team > 1], ids=str)
+def test_teams_compute_the_same_bits(kit: Kit) -> None:
+    """Two simdgroups that share a patch add the same terms in the same order as one that has it for itself."""
+    alone = {instance: replace(instance, team=1) for instance in kit.instances.values()}
+    built, rng = kernels((*alone, *alone.values())), random.Random(f"{kit}/alone")
+    for number in range(3):
+        sample = sample_of(kit, rng, number)
+        for team, one in alone.items():
+            both = [bits(sample, instance, built[instance], "random", number) for instance in (team, one)]
+            assert both[0] == both[1], team.name

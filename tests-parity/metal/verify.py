@@ -254,8 +254,11 @@ def check_work(problem: Problem, done: Run, parts: int) -> None:
     work = AdditionalWork(problem, instance, parts) if instance.of_additional else work_of(problem, instance)
     assert done.bricks == work.bricks, f"{instance.name}, {problem}: {done.bricks}, not {work.bricks}"
     if instance.record.walks:
+        # Two for each chunk, and one for each group of bricks, whose products a team exchanges.
+        wanted = 2 * work.chunks + (done.bricks[0] if instance.team > 1 else 0)
+        assert instance.team == 1 or instance.bricks == 1, "groups of bricks are counted as bricks"
         barriers = done.report.barriers
-        assert barriers == 2 * work.chunks, f"{instance.name}, {problem}: {barriers} barriers, not 2 for each chunk"
+        assert barriers == wanted, f"{instance.name}, {problem}: {barriers} barriers, not {wanted}"
     if instance.slots:
         return  # it reads window slots instead of rows and columns
     for argument in ROWS.get(instance.template, ()):

@@ -186,11 +186,12 @@ class Work:
     @property
     def mask_reads(self) -> Array:
         """``[tokens..]``: how often each key's bit in the key mask is read, by all heads together: once for each brick
-        that holds the key; where keys are rows, once for each of the four lanes of a row.
+        that holds the key; where keys are rows, once for each of the four lanes of a row. By each member of a team.
         """
+        team = self.instance.team
         if self.instance.record.transposed:
-            return np.full(self.problem.key_shape, 4 * self.problem.kv_heads)
-        return self.outer("seen") * (self.problem.heads // self.instance.heads)
+            return np.full(self.problem.key_shape, 4 * self.problem.kv_heads * team)
+        return self.outer("seen") * (self.problem.heads // self.instance.heads) * team
 
     def read_additional(self, products: int) -> Array:
         """``[S]``: the same for additional keys, which all patches see in full."""

@@ -79,6 +79,7 @@ def kinds(instance: Instance) -> tuple[str, ...]:
     """
     i = instance
     first = f"{i.template} {WIDTHS[ITEM_SIZES[i.dtype] // 4]} {'flat' if i.flat else READS[i.stage]}"
+    first += f" team of {i.team}" if i.team > 1 else ""
     ranked = f"{first} {i.rank}-D"
     sized = f"{ranked} {max(i.dim, i.dim_v)}"
     return first, ranked, sized, f"{first} x{i.simdgroups}", f"{sized} {'x'.join(map(str, i.patch))}"
@@ -89,7 +90,9 @@ def features(instance: Instance, counts: Counts, cores: Cores) -> dict[str, floa
     c, i = counts, instance
     each = c.threadgroups / cores.number
     # Threadgroups that a core holds at once, and how many rounds of them follow one another.
-    held = max(1, min(cores.slots // i.simdgroups, cores.memory // max(1, i.threadgroup_bytes), math.ceil(each)))
+    held = max(
+        1, min(cores.slots // (i.simdgroups * i.team), cores.memory // max(1, i.threadgroup_bytes), math.ceil(each))
+    )
     rounds = math.ceil(math.ceil(each) / held)
     in_step = IN_STEP ** (rounds - 1)
     # As far as rounds are in step, the busiest core has a whole number of threadgroups, and its last round is full.
@@ -99,11 +102,19 @@ def features(instance: Instance, counts: Counts, cores: Cores) -> dict[str, floa
     if not c.bricks:
         return found
     shape = f"{WIDTHS[ITEM_SIZES[i.dtype] // 4]}_{READS[i.stage]}"
-    shared = {"patch": c.patches, "mask": c.masked, f"brick_{shape}": c.bricks, f"product_{shape}": c.products}
-    shared |= {"chunk": c.staged.chunks * i.simdgroups, "staged_byte": c.staged_bytes}
+    # Every member of a team takes each brick, and passes one barrier, but makes only its share of the products.
+    taken = c.bricks * i.team
+    barriers = 2 * c.staged.chunks * i.simdgroups + (taken if i.team > 1 else 0)
+    shared: dict[str, float] = {
+        "patch": c.patches,
+        "mask": c.masked * i.team,
+        f"brick_{shape}": taken,
+        f"product_{shape}": c.products,
+    }
+    shared |= {"chunk": barriers / 2, "staged_byte": c.staged_bytes}
     found |= {name: number * busiest for name, number in shared.items()}
     # The last threadgroup may have the longest chain.
-    found["serial_product"] = (before * c.chained_bricks / c.threadgroups + c.longest_bricks) * i.products
+    found["serial_product"] = (before * c.chained_bricks / c.threadgroups + c.longest_bricks) * i.products / i.team
     if i.stage:
         chunks, rows, columns = (
             before * number / c.boxes + longest for number, longest in zip(c.staged, c.longest_staged, strict=True)

@@ -71,6 +71,7 @@ def _walk(
         chosen.stage,
         part=_part(problem.dtype, terms(problem, transposed)),
         flat=chosen.flat,
+        team=chosen.team,
         **options,  # type: ignore[arg-type]
     )
     heads = problem.kv_heads if transposed else problem.heads // chosen.heads
@@ -82,7 +83,7 @@ def _walk(
         bricks += patches * -(-problem.additional // COLUMNS)
         full += patches * (problem.additional // COLUMNS)
     params = parameters(problem, {"kTiles": chosen.tiles})
-    return Launch(instance, grid, SIMD_WIDTH * chosen.simdgroups, params, tuple(inputs.items()), outputs, bricks, full)
+    return Launch(instance, grid, instance.threads, params, tuple(inputs.items()), outputs, bricks, full)
 
 
 def terms(problem: Problem, transposed: bool) -> int:
@@ -194,14 +195,14 @@ def _delta(p: Problem, has_lse_grad: bool) -> Launch:
     inputs = {"out_grad": "out_grad", "out": "out"} | ({"lse_grad": "lse_grad"} if has_lse_grad else {})
     outputs = (Output("delta", "delta", rows(p), "float32"),)
     grid = (-(-math.prod(rows(p)) // DELTA.rows), 1, 1)
-    return Launch(instance, grid, SIMD_WIDTH * instance.simdgroups, parameters(p, {}), tuple(inputs.items()), outputs)
+    return Launch(instance, grid, instance.threads, parameters(p, {}), tuple(inputs.items()), outputs)
 
 
 def _additional_backward(p: Problem, saved: dict[str, str], target: Target) -> list[Launch]:
     """dK and dV of additional keys: all queries contribute, in parts that are summed in order."""
     dim, dim_v = padded_dim(p.head_dim), padded_dim(p.head_dim_v)
     base = tiling(p, KEY_VALUE_GRAD, dim, dim_v, target)
-    simdgroups = min(base.simdgroups, -(-p.additional // ROWS))
+    simdgroups = min(base.simdgroups * base.team, -(-p.additional // ROWS))
     tiles = -(-p.additional // (ROWS * simdgroups))
     parts = max(1, min(MAX_PARTS, p.query_shape[0], 256 // (tiles * p.batch * p.kv_heads) or 1))
     shape, shape_v = ((p.batch, p.additional, p.kv_heads, d) for d in (p.head_dim, p.head_dim_v))
@@ -232,7 +233,7 @@ def _additional_backward(p: Problem, saved: dict[str, str], target: Target) -> l
         Launch(
             instance,
             grid,
-            SIMD_WIDTH * simdgroups,
+            instance.threads,
             params,
             tuple(inputs.items()),
             outputs,
@@ -283,7 +284,7 @@ def _rpb_backward(p: Problem, inputs: dict[str, str], slots: bool, target: Targe
     partial = Output("partial", "rpb_parts", (parts, heads, entries), "float32")
     times = p.batch * p.kv_heads
     bricks, full = chosen.bricks.executed * times, chosen.bricks.full * times
-    grid, threads = (heads, parts, 1), SIMD_WIDTH * chosen.simdgroups
+    grid, threads = (heads, parts, 1), instance.threads
     return [
         Launch(instance, grid, threads, params, tuple(inputs.items()), (partial,), bricks, full),
         _sum(p, "rpb_parts", "rpb_grad", (heads, *sizes), parts, "float32"),

@@ -55,5 +55,5 @@ def smallest_launch(instance: Instance) -> tuple[Launch, dict[str, tuple[int, ..
     if i.record.rows:
         count = math.prod(outputs[0].shape)
         grid, params = (-(-count // i.record.rows), 1, 1), parameters(problem, {"kTiles": one, "kRowCount": count})
-    launch = Launch(i, grid, 32 * i.simdgroups, params, inputs, outputs)
+    launch = Launch(i, grid, i.threads, params, inputs, outputs)
     return launch, {argument: shapes[argument] for argument, _ in inputs}

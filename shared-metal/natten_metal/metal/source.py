@@ -25,6 +25,7 @@ HEADERS = (
     "flat.h",
     "walk.h",
     "slice.h",
+    "team.h",
     "na_fwd.h",
     "na_delta.h",
     "na_bwd_dq.h",
@@ -74,6 +75,7 @@ class Instance:
     table: int = 0
     part: int = 0
     flat: bool = False
+    team: int = 1
 
     @property
     def record(self) -> Template:
@@ -102,9 +104,10 @@ class Instance:
         }
         flags = "".join(letter for letter, on in options.items() if on)
         patch = "".join(map(str, self.patch))
+        team = f"k{self.team}" if self.team > 1 else ""
         return (
             f"{self.template}_r{self.rank}_{self.dtype}_d{self.dim}_v{self.dim_v}_p{patch}h{self.heads}"
-            f"_g{self.simdgroups}_c{self.chunk}_n{self.bricks}_a{self.part}_t{self.table}_{flags}"
+            f"_g{self.simdgroups}{team}_c{self.chunk}_n{self.bricks}_a{self.part}_t{self.table}_{flags}"
         )
 
     @property
@@ -134,16 +137,36 @@ class Instance:
         return 0 if self.slots else self.record.products(self.dim // 8, self.dim_v // 8)
 
     @property
+    def registers(self) -> int:
+        """32-bit registers of a lane for what its patch holds all along: fragments of its rows, and sums (twice where
+        these are taken in parts). Only of templates that a team may share.
+        """
+        rows = self.dim if self.team > 1 else self.dim + self.dim_v
+        sums = self.record.sums(self.dim, self.dim_v) // self.team * (1 if self.part == 0 else 2)
+        # Of an 8x8 fragment a lane holds two elements.
+        return rows // 8 * 2 * ITEM_SIZES[self.dtype] // 4 + sums // 8 * 2
+
+    @property
+    def threads(self) -> int:
+        """Threads of a threadgroup."""
+        return 32 * self.simdgroups * self.team
+
+    @property
+    def board_bytes(self) -> int:
+        """Threadgroup memory through which a team exchanges products: two sides of S and dP, in float."""
+        return 4 * 64 * 4 * self.bricks if self.team > 1 else 0
+
+    @property
     def threadgroup_bytes(self) -> int:
-        """Threadgroup memory: two staged tensors of chunk + 8 tokens, 16 bytes of padding each. On matrix units each
-        simdgroup has its own (``shared_bytes``).
+        """Threadgroup memory: two staged tensors of chunk + 8 tokens, 16 bytes of padding each; or a team's board. On
+        matrix units each simdgroup has its own (``shared_bytes``).
         """
         if self.record.mpp:
             return self.shared_bytes * self.simdgroups
         if self.record.tables:
             return 4 * self.table * self.simdgroups
         if not self.record.walks or not self.stage:
-            return 0
+            return self.board_bytes
         size = ITEM_SIZES[self.dtype]
         return (self.chunk + 8) * ((self.dim + self.dim_v) * size + 32)
 
@@ -217,6 +240,7 @@ def config(instance: Instance) -> str:
         "PX": px,
         "HR": i.heads,
         "NSG": i.simdgroups,
+        "TEAM": i.team,
         "CHUNK": i.chunk,
         "NB": i.bricks,
         "PART": i.part,
@@ -269,7 +293,8 @@ def call(instance: Instance, params: str = "prm", position: tuple[str, str, str]
     elif instance.record.walks:
         metal, size = METAL_TYPES[instance.dtype], ITEM_SIZES[instance.dtype]
         for which, dim in (("a", instance.dim), ("b", instance.dim_v)):
-            bytes_ = (instance.chunk + 8) * (dim * size + 16) if instance.stage else 16
+            board = instance.board_bytes if which == "a" else 0
+            bytes_ = (instance.chunk + 8) * (dim * size + 16) if instance.stage else max(16, board)
             lines.append(f"threadgroup uint4 staged_{which}[{bytes_ // 16}];")
             passed.append(f"(threadgroup {metal}*)staged_{which}")
     if instance.record.tables:

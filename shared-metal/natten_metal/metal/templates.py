@@ -60,13 +60,18 @@ class Argument:
     additional_stride: str = ""
 
 
+def _no_products(dim: int, dim_v: int) -> int:
+    return 0
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Template:
     """One kernel template.
 
     name: of the Metal function. arguments: its buffers, in the order of the function's parameters. products: 8x8
     products of a brick, given the 8-channel blocks of D and D_v: each of S, dP, O, dV, dQ and dK has one for each block
-    of its channels. reads_dim, reads_dim_v: whether rows or columns have channels of D, and of D_v. walks: whether it
+    of its channels. sums: blocks of the sums of a row, given the same; 0 where no team of simdgroups can share a patch.
+    reads_dim, reads_dim_v: whether rows or columns have channels of D, and of D_v. walks: whether it
     walks boxes of columns, which it may stage in threadgroup memory. transposed: whether its rows are keys, and its
     columns the queries that see them. slotted: whether its bricks know the window slot of each pair. tables: whether it
     sums in tables in threadgroup memory. rows: rows of a threadgroup, for templates that take rows in order instead of
@@ -77,6 +82,7 @@ class Template:
     name: str
     arguments: tuple[Argument, ...]
     products: Callable[[int, int], int]
+    sums: Callable[[int, int], int] = _no_products
     reads_dim: bool = True
     reads_dim_v: bool = True
     walks: bool = True
@@ -90,10 +96,6 @@ class Template:
     def side(self) -> int:
         """Rows of a patch, and columns of a brick."""
         return 16 if self.mpp else 8
-
-
-def _no_products(dim: int, dim_v: int) -> int:
-    return 0
 
 
 _Q = Argument("q", "T", lambda s: (*s.rows, s.dim), "kQueryStride")
@@ -152,6 +154,7 @@ QUERY_GRAD = Template(
         Argument("stats", "float", lambda s: (*s.rows, STATS), output=True),
     ),
     products=lambda dim, dim_v: 2 * dim + dim_v,
+    sums=lambda dim, dim_v: dim,
 )
 KEY_VALUE_GRAD = Template(
     "na_bwd_dkv",
@@ -161,6 +164,7 @@ KEY_VALUE_GRAD = Template(
         Argument("value_grad", "R", lambda s: (*s.parts, *s.keys, s.dim_v), "kValueGradStride", output=True),
     ),
     products=lambda dim, dim_v: 2 * dim + 2 * dim_v,
+    sums=lambda dim, dim_v: dim + dim_v,
     transposed=True,
 )
 QK = Template(
@@ -224,7 +228,8 @@ TEMPLATES = {
 def _on_matrix_units(name: str, template: Template, products: int) -> Template:
     """The template that computes the same on matrix units. products: matmul2d of a brick."""
     kept = tuple(a for a in template.arguments if a not in (_RPB, _KEY_MASK))
-    return replace(template, name=name, arguments=kept, products=lambda dim, dim_v: products, mpp=True)
+    changed = {"products": lambda dim, dim_v: products, "sums": _no_products, "mpp": True}
+    return replace(template, name=name, arguments=kept, **changed)  # type: ignore[arg-type]
 
 
 FORWARD_MPP = _on_matrix_units(

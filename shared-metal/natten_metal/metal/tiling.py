@@ -28,6 +28,10 @@ SOFTMAX_BRICKS = 1
 SHORT_WINDOW, LONG_WINDOW = 16, 56
 # Simdgroups of a threadgroup that reads directly: they share nothing, and small threadgroups fill the GPU more evenly.
 DIRECT_SIMDGROUPS = 4
+# 32-bit registers of a lane that a patch's rows and sums may take (Instance.registers). Beyond, a team of simdgroups
+# shares the patch, and reads directly. Half of 128: more are said to cost an Apple GPU simdgroups, and addresses, masks
+# and loads need the other half. Chosen so before it was measured (benchmarks/gpu).
+MOST_REGISTERS, TEAM = 64, 2
 # Among measured costs, patches that execute at most this many times the fewest bricks are candidates: the others cannot
 # win back what they waste. On the GPU that ran every tiling of 63 problems, the fastest one never wasted more.
 WASTE = 1.15
@@ -49,6 +53,7 @@ class Tiling(NamedTuple):
     chunk: int
     stage: bool
     flat: bool
+    team: int
     tiles: tuple[int, ...]
     bricks: Bricks
 
@@ -61,6 +66,7 @@ class Candidate(NamedTuple):
     simdgroups: int
     stage: bool
     flat: bool = False
+    team: int = 1
 
 
 class Target(NamedTuple):
@@ -88,7 +94,8 @@ def tiling(problem: Problem, template: Template, dim: int, dim_v: int, target: T
     )
     bricks = bricks_of(problem, patch, chosen.heads, transposed, chosen.flat)
     chunk = max(chunk, COLUMNS)
-    return Tiling(patch, chosen.heads, chosen.simdgroups, chunk, chosen.stage, chosen.flat, tiles, bricks)
+    team = chosen.team if may_share(template, dim, dim_v, chosen.team) else 1
+    return Tiling(patch, chosen.heads, chosen.simdgroups, chunk, chosen.stage, chosen.flat, team, tiles, bricks)
 
 
 def _chosen(problem: Problem, template: Template, dim: int, dim_v: int, target: Target, in_rows: bool) -> Candidate:
@@ -135,14 +142,32 @@ def by_rule(
     cut = simdgroups * patch[-1] + axis.window - 1 > chunk + 1
     short = LONG_WINDOW if transposed or cut else SHORT_WINDOW
     direct = problem.rank > 1 and axis.window < short
-    if may_stage(template, chunk) and not direct:
+    team = team_of(problem.dtype, template, dim, dim_v, max_simdgroups)
+    if may_stage(template, chunk) and not direct and team == 1:
         return Candidate(patch, heads, simdgroups, True)
     running_on = _running_on(problem, transposed, in_rows) if may_run_on else []
     flat = bool(running_on) and running_on[0][0] * FLAT_GAIN <= executed
     if flat:
         _, patch, heads = running_on[0]
+    if team > 1:
+        return Candidate(patch, heads, 1, False, flat, team)
     simdgroups = _simdgroups(length, patch[-1], DIRECT_SIMDGROUPS * ROWS, min(max_simdgroups, DIRECT_SIMDGROUPS))
     return Candidate(patch, heads, simdgroups, False, flat)
+
+
+def may_share(template: Template, dim: int, dim_v: int, team: int) -> bool:
+    """Whether a team of so many simdgroups may share a patch: all make as many products, and the channels of a member's
+    share of the sums fill whole loads (products_along of kernels/stage.h).
+    """
+    sums = template.sums(dim, dim_v)
+    return sums > 0 and dim == dim_v and sums % (team * 16) == 0
+
+
+def team_of(dtype: str, template: Template, dim: int, dim_v: int, max_simdgroups: int) -> int:
+    """Simdgroups that share a patch, in the rule: as few as leave each of them few enough registers."""
+    alone = Instance(template.name, dtype, 1, dim, dim_v)
+    fits = alone.registers <= MOST_REGISTERS or max_simdgroups < TEAM
+    return TEAM if not fits and may_share(template, dim, dim_v, TEAM) else 1
 
 
 def _running_on(problem: Problem, transposed: bool, in_rows: bool) -> list[Shape]:
@@ -164,7 +189,7 @@ def candidates(
     """All tilings worth counting, each once; the rule's own is the first."""
     transposed, chunk = template.transposed, chunk_size(problem.dtype, dim, dim_v)
     rule, run = (by_rule(problem, template, dim, dim_v, max_simdgroups, in_rows, way) for way in (True, False))
-    axis, found = problem.axes[-1], [rule, run]
+    axis, found, teams = problem.axes[-1], [rule, run], {rule.team} - {1}
     length = group_length(axis.keys if transposed else axis.queries, 0, axis.dilation)
 
     def counts(patch: tuple[int, int, int], numbers: tuple[int, ...]) -> list[int]:
@@ -173,12 +198,14 @@ def candidates(
 
     for _, patch, heads in _near(_patches(problem, transposed, in_rows)):
         found += [Candidate(patch, heads, count, False) for count in counts(patch, DIRECT_NUMBERS)]
+        found += [Candidate(patch, heads, 1, False, team=team) for team in teams]
         if may_stage(template, chunk):
             # A copy that no other simdgroup shares costs more than it saves, unless there can be no other.
             staged = [n for n in counts(patch, STAGED_NUMBERS) if n > 1 or run.simdgroups == 1]
             found += [Candidate(patch, heads, count, True) for count in staged]
     for _, patch, heads in _near(_running_on(problem, transposed, in_rows)):
         found += [Candidate(patch, heads, count, False, flat=True) for count in counts(patch, DIRECT_NUMBERS)]
+        found += [Candidate(patch, heads, 1, False, flat=True, team=team) for team in teams]
     return list(dict.fromkeys(found))
 
 
@@ -213,6 +240,7 @@ def candidate_instance(made: Instance, problem: Problem, candidate: Candidate) -
         SOFTMAX_BRICKS,
         candidate.stage,
         flat=candidate.flat,
+        team=candidate.team,
         additional=problem.additional > 0 and not made.record.transposed,
     )
 

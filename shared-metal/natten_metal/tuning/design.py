@@ -129,8 +129,8 @@ def designed_candidates(one: Problem, template: Template, max_simdgroups: int = 
     """
     found = all_candidates(one, template, max_simdgroups)
     first, wanted = found[0], [found[0]]
-    for way in dict.fromkeys((c.stage, c.flat) for c in found):
-        same = [c for c in found if (c.stage, c.flat) == way]
+    for way in dict.fromkeys((c.stage, c.flat, c.team) for c in found):
+        same = [c for c in found if (c.stage, c.flat, c.team) == way]
         patch = first.patch if any(c.patch == first.patch for c in same) else same[0].patch
         wanted += [c for c in same if c.patch == patch]
         for other in dict.fromkeys(c.patch for c in same):
