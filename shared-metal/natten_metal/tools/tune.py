@@ -38,7 +38,7 @@ def add_tune(
             be timed and where the result would go; `{package} tune --output here.json` keeps it elsewhere, where
             NATTEN_TUNING=here.json reads it; `{package} tune --quick --json all.json` times fewer, and writes every
             time with its prediction; `{package} tune --cpu` says which instruction set and how many threads are worth
-            setting for the CPU kernels. On a Mac the whole is expected to take about two minutes.""",
+            setting for the CPU kernels. On a Mac the whole is expected to take a few minutes.""",
     )
     add = parser.add_argument
     add("--quick", action="store_true", help="fewer problems, timed once: less exact")

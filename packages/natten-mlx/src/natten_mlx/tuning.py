@@ -10,7 +10,7 @@ from ._timer import TIMER
 def tune(*, quick: bool = False, path: "str | PathLike[str] | None" = None) -> dict[str, Any]:
     """Time a designed set of kernels on the GPU, fit what each part of their work costs, and keep the result.
 
-        natten_mlx.tune()                  # about two minutes are expected; the command line is ``natten-mlx tune``
+        natten_mlx.tune()                  # a few minutes are expected; the command line is ``natten-mlx tune``
 
     Later processes of this package read the result once and choose tilings by it; results of calls stay what they are.
     This process keeps the plans that it has. Needs numpy and scipy: ``pip install 'natten-mlx[tools]'``.
