@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from natten_mps._metal.metal.counts import counts_of, walked
+from natten_mps._metal.metal.counts import chain_of, counts_of, walked
 from natten_mps._metal.metal.op_launches import backward, forward
 from natten_mps._metal.metal.source import Instance
 from natten_mps._metal.metal.tiles import patches
@@ -145,3 +145,17 @@ def test_predicted_unit_costs_are_marked() -> None:
     assert not predicted("Apple M3").measured and predicted("Apple M3").device == "Apple M3"
     assert predicted("Apple M4 Max", 20).prices["mask"] == 2 * predicted("Apple M4 Max").prices["mask"]
     assert family("Apple10")["product_single_direct"] == 5.0 and family("Apple8") == family("Apple7")
+
+
+def test_the_chain_of_any_row_and_pieces() -> None:
+    """Whatever patches read of a row, also nothing, and whether its pieces are whole bricks or not."""
+    rng = random.Random(17)
+    for _ in range(5000):
+        low, length = rng.randrange(50), rng.randrange(1, 300)
+        bounds = [sorted(rng.randrange(low, low + length + 1) for _ in range(2)) for _ in range(rng.randrange(1, 5))]
+        pieces = range(low, low + length, rng.choice((1, 5, 8, 16, 48, 104, length)))
+        chain = 0
+        for start in pieces:
+            piece = range(start, start + pieces.step)
+            chain += max(sum(column in piece for column in range(first, end, 8)) for first, end in bounds)
+        assert chain_of([(first, end) for first, end in bounds], pieces) == chain, (bounds, pieces)

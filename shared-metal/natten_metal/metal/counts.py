@@ -6,6 +6,7 @@ are multiplied; only chunks depend on two axes at once, so boxes of equal size a
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from ..caches import cached
@@ -143,10 +144,24 @@ def axis_chains(axis: Axis, transposed: bool, extent: int, simdgroups: int, chun
             spans = [span(axis, transposed, (a, min(a + extent, last)), at, n) for a in range(first, last, extent)]
             low, _, _, high = span(axis, transposed, (first, last), at, n)
             cut = chunk if chunk and high - low > chunk + 1 else max(high - low, 1)
-            pieces = range(low, high, cut)
-            chain = sum(max(_starts(s.low, s.high, start, start + cut) for s in spans) for start in pieces)
+            chain = chain_of([(s.low, s.high) for s in spans], range(low, high, cut))
             total, longest = total + chain, max(longest, chain)
     return total, longest
+
+
+def chain_of(columns: Sequence[tuple[int, int]], pieces: range) -> int:
+    """Bricks that follow one another in a row that is read in ``pieces``. columns: what each patch reads of it.
+
+    A piece in which all patches read every column has as many bricks for each: only those at the ends are looked at.
+    """
+    cut = pieces.step
+    first = -(-(max(low for low, _ in columns) - pieces.start) // cut)
+    last = max(first, (min(high for _, high in columns) - pieces.start) // cut) if cut % COLUMNS == 0 else first
+    ends = (*pieces[: max(first, 0)], *pieces[max(last, 0) :])
+    inside = len(pieces[max(first, 0) : max(last, 0)])
+    return inside * (cut // COLUMNS) + sum(
+        max(_starts(low, high, start, start + cut) for low, high in columns) for start in ends
+    )
 
 
 def _starts(low: int, high: int, first: int, last: int) -> int:
