@@ -10,6 +10,7 @@ import math
 from typing import NamedTuple
 
 from ..caches import cached
+from ..problem.ops import FUSED
 from ..problem.problem import Problem
 from ..problem.window import group_length
 from .costs import UnitCosts, microseconds
@@ -39,8 +40,8 @@ WASTE = 1.15
 # them they came within 5 % of the fastest of 1, 2, 4 and 8 in each of those problems.
 DIRECT_NUMBERS, STAGED_NUMBERS = (1, 4), (4, 8)
 # What flat bricks, which run on from row to row, have to save before the rule chooses them: bricks in rows of their own
-# over flat ones. On the GPU that ran both, saving so much always paid (benchmarks/gpu). Where costs were measured, flat
-# bricks are candidates whatever they save.
+# over flat ones. On the GPU that ran both, saving so much always paid in walks that run_on_pays lets through
+# (benchmarks/gpu). Where costs were measured, flat bricks are candidates whatever they save.
 FLAT_GAIN = 1.1
 
 
@@ -145,7 +146,7 @@ def by_rule(
     team = team_of(problem.dtype, template, dim, dim_v, max_simdgroups)
     if may_stage(template, chunk) and not direct and team == 1:
         return Candidate(patch, heads, simdgroups, True)
-    running_on = _running_on(problem, transposed, in_rows) if may_run_on else []
+    running_on = _running_on(problem, transposed, in_rows) if may_run_on and run_on_pays(problem, template) else []
     flat = bool(running_on) and running_on[0][0] * FLAT_GAIN <= executed
     if flat:
         _, patch, heads = running_on[0]
@@ -168,6 +169,13 @@ def team_of(dtype: str, template: Template, dim: int, dim_v: int, max_simdgroups
     alone = Instance(template.name, dtype, 1, dim, dim_v)
     fits = alone.registers <= MOST_REGISTERS or max_simdgroups < TEAM
     return TEAM if not fits and may_share(template, dim, dim_v, TEAM) else 1
+
+
+def run_on_pays(problem: Problem, template: Template) -> bool:
+    """Whether the rule lets bricks run on. The key walk has two sums and two addresses for each column in registers: in
+    float32 it spilled and was slower with fewer bricks, and so were split operations (benchmarks/gpu).
+    """
+    return not template.transposed or (problem.op == FUSED.name and problem.dtype != "float32")
 
 
 def _running_on(problem: Problem, transposed: bool, in_rows: bool) -> list[Shape]:
