@@ -97,7 +97,7 @@ NAMES = {
         "na_fwd_r2_float32_d32_v32_p181h1_g8_c104_n1_a0_t0_s",
         "na_delta_r2_float32_d0_v0_p118h1_g4_c32_n2_a0_t0_",
         "na_bwd_dq_r2_float32_d32_v32_p181h1_g8_c104_n1_a0_t0_s",
-        "na_bwd_dkv_r2_float32_d32_v32_p124h1_g4_c104_n1_a0_t0_f",
+        "na_bwd_dkv_r2_float32_d32_v32_p124h1_g4_c104_n1_a0_t0_",
     ],
 }
 
