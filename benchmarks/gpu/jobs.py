@@ -15,10 +15,11 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "shared-metal"))
 
 from natten_metal.caches import clear_all  # noqa: E402
-from natten_metal.metal import mpp, op_launches, tiling  # noqa: E402
+from natten_metal.metal import op_launches, tiling  # noqa: E402
 from natten_metal.metal.op_launches import Launch, fills_words  # noqa: E402
 from natten_metal.metal.source import ITEM_SIZES, Instance  # noqa: E402
 from natten_metal.problem.problem import Problem  # noqa: E402
+from natten_metal.tuning.design import Trial  # noqa: E402
 
 DTYPES = ("float16", "float32")
 SMALL_DTYPES = ("float16", "bfloat16", "float32")
@@ -217,13 +218,10 @@ def _changed(launch: Launch, problem: Problem, variant: str) -> Launch:
 
 
 def _on_matrix_units(launch: Launch, problem: Problem, flat: bool) -> Launch:
-    transposed = launch.instance.record.transposed
-    why_not = mpp.why_not(problem, op_launches.terms(problem, transposed))
-    if problem.op != "na" or launch.instance.of_additional or why_not:
-        return launch
-    if not flat and not mpp.lie_in_rows(problem, transposed):
-        return launch
-    return mpp.twin(problem, launch, flat)
+    i = launch.instance
+    found = [] if i.of_additional else tiling.on_matrix_units(problem, i.record, i.dim, i.dim_v, 4, every=False)
+    chosen = next((candidate for candidate in found if candidate.flat == flat), None)
+    return launch if chosen is None else Trial(problem, i.record, chosen).launch
 
 
 def chosen(problems: list[str], variants: list[str], dtypes: list[str]) -> list[Job]:

@@ -17,7 +17,7 @@ from tuned import chosen, written
 from natten_metal.metal.costs import UnitCosts
 from natten_metal.metal.op_launches import MAX_SIMDGROUPS
 from natten_metal.metal.templates import TEMPLATES
-from natten_metal.metal.tiling import Candidate
+from natten_metal.metal.tiles import Candidate
 from natten_metal.tuning.design import Trial
 from natten_metal.tuning.fit import fit, quantile
 from natten_metal.tuning.measure import Timed

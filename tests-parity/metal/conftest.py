@@ -12,8 +12,9 @@ import pytest
 
 from natten_mps._device import on_machine
 from natten_mps._metal.plan.backend import FAST_METAL, METAL
+from natten_mps._metal.plan.matrix_units import System
 
-from .host import EmulatedHost, EmulatedMachine
+from .host import NO_MATRIX_UNITS, EmulatedHost, EmulatedMachine
 
 if TYPE_CHECKING:
     from .mlx_host import EmulatedMlxHost
@@ -28,10 +29,12 @@ def emulator() -> None:
 
 
 @contextmanager
-def installed(monkeypatch: pytest.MonkeyPatch, host: EmulatedHost) -> Iterator[EmulatedHost]:
+def installed(
+    monkeypatch: pytest.MonkeyPatch, host: EmulatedHost, system: System = NO_MATRIX_UNITS
+) -> Iterator[EmulatedHost]:
     """``host`` instead of torch's own, on a machine that has learned nothing from other tests."""
     monkeypatch.setitem(frameworks.BACKEND_MODULES, METAL.name, ("_launch.metal",))
-    with on_machine(EmulatedMachine(host)):
+    with on_machine(EmulatedMachine(host, system)):
         yield host
 
 
@@ -43,7 +46,9 @@ def metal(emulator: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[EmulatedH
 
 
 @contextmanager
-def installed_mlx(monkeypatch: pytest.MonkeyPatch, host: EmulatedMlxHost) -> Iterator[EmulatedMlxHost]:
+def installed_mlx(
+    monkeypatch: pytest.MonkeyPatch, host: EmulatedMlxHost, system: System | None = None
+) -> Iterator[EmulatedMlxHost]:
     """natten_mlx on a machine that compiles and launches with ``host``, in a process that has not logged anything yet.
 
     Afterwards the emulator must have found no fault, and every output must have been written.
@@ -51,7 +56,7 @@ def installed_mlx(monkeypatch: pytest.MonkeyPatch, host: EmulatedMlxHost) -> Ite
     from mlx_abilities import RELEASE, makes_kernels
 
     from natten_mlx._device import on_machine
-    from natten_mlx._metal.plan import backends
+    from natten_mlx._metal.plan import backends, matrix_units
 
     from .mlx_host import EmulatedMlxMachine
 
@@ -60,7 +65,7 @@ def installed_mlx(monkeypatch: pytest.MonkeyPatch, host: EmulatedMlxHost) -> Ite
     frameworks.MLX.package  # noqa: B018 - selects the CPU
     monkeypatch.setitem(frameworks.BACKEND_MODULES, FAST_METAL.name, ("_launch.fast_metal",))
     backends.logged.clear()
-    with on_machine(EmulatedMlxMachine(host)):
+    with on_machine(EmulatedMlxMachine(host, system and matrix_units.System(*system))):
         yield host
     assert not host.faults
     assert all(launch.written_once for launch in host.ran)

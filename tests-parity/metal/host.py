@@ -19,6 +19,7 @@ from natten_mps._device import Machine
 from natten_mps._launch.metal_host import MetalHost
 from natten_mps._metal.plan.backend import NATIVE
 from natten_mps._metal.plan.device import Device
+from natten_mps._metal.plan.matrix_units import System
 
 from .launch import compiled
 
@@ -35,6 +36,7 @@ DTYPES = (
     torch.bool,
 )
 DEFAULT_THREADS = 1024
+NO_MATRIX_UNITS, MATRIX_UNITS = System("Apple M4", "26.3"), System("Apple M5", "26.3")
 # Metal's setBytes takes no more than this.
 MAX_BYTES = 4096
 
@@ -186,9 +188,16 @@ class EmulatedHost(MetalHost):
 
 
 class EmulatedMachine(Machine):
-    """A machine whose CPU tensors pass for an Apple GPU's, except that they have float64."""
+    """A machine whose CPU tensors pass for an Apple GPU's, except that they have float64.
+
+    system: what it calls itself; by default a chip without matrix units.
+    """
 
     metal: EmulatedHost
 
+    def __init__(self, metal: EmulatedHost, system: System = NO_MATRIX_UNITS) -> None:
+        super().__init__(metal, system=lambda: system)
+
     def _view_of(self, device: torch.device) -> Device:
-        return Device("gpu", device.type, ((NATIVE.name, "the tensors are a GPU's"),))
+        missing = self._no_matrix_units(device)
+        return Device("gpu", device.type, ((NATIVE.name, "the tensors are a GPU's"),), no_matrix_units=missing)

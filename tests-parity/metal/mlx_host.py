@@ -17,7 +17,7 @@ import re
 import sysconfig
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -37,6 +37,7 @@ from natten_mlx._device import Machine
 from natten_mlx._launch.extension import ExtensionHost
 from natten_mlx._launch.fast_metal_host import MetalHost
 from natten_mlx._metal.plan.device import Device
+from natten_mlx._metal.plan.matrix_units import System
 
 LAZY = Path(__file__).with_name("mlx_lazy.cpp")
 MLX = Path(mx.__file__).parent
@@ -234,12 +235,13 @@ class Kernel:
 class EmulatedMlxHost(MetalHost):
     """MLX's Metal back end, as natten_mlx sees it.
 
-    breaks: kernels whose name contains this do not compile. max_threads: how many threads a threadgroup may have.
-    schedule: the order of the emulator's threads. ran: launches in the order in which they ran. faults: what the
-    emulator found.
+    breaks: kernels whose name contains this do not compile. alter: what their header becomes. max_threads: how many
+    threads a threadgroup may have. schedule: the order of the emulator's threads. ran: launches in the order in which
+    they ran. faults: what the emulator found.
     """
 
     breaks: str | None = None
+    alter: Callable[[str], str] = str
     max_threads: int = 1024
     schedule: str = "forward"
     ran: list[Launch] = field(default_factory=list)
@@ -268,6 +270,7 @@ class EmulatedMlxHost(MetalHost):
         assert not ensure_row_contiguous, "the stand-in passes on the strides that arrays have"
         if self.breaks is not None and self.breaks in name:
             header += "#error planted\n"
+        header = self.alter(header)
         real = mx.fast.metal_kernel(
             name=name,
             input_names=input_names,
@@ -286,10 +289,13 @@ class NoExtension(ExtensionHost):
 
 
 class EmulatedMlxMachine(Machine):
-    """A machine whose CPU stream passes for an Apple GPU's, except that it has float64."""
+    """A machine whose CPU stream passes for an Apple GPU's, except that it has float64.
 
-    def __init__(self, host: EmulatedMlxHost) -> None:
-        super().__init__(host, NoExtension())
+    system: what it calls itself; by default a chip without matrix units.
+    """
+
+    def __init__(self, host: EmulatedMlxHost, system: System | None = None) -> None:
+        super().__init__(host, NoExtension(), system=lambda: system or System("Apple M4", "26.3"))
 
     def _view_of(self, stream: mx.Stream) -> Device:
         return super()._view_of(stream)._replace(kind="gpu")

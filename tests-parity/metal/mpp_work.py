@@ -95,7 +95,7 @@ def check_mpp_work(problem: Problem, done: Run) -> None:
     instance, template = done.launch.instance, computes(done.launch.instance)
     bricks = mpp_bricks(problem, instance)
     assert done.bricks == bricks, f"{instance.name}, {problem}: {done.bricks}, not {bricks}"
-    products = bricks[0] * instance.products
+    products = bricks[0] * instance.record.matmuls
     found = done.report.tensor_products
     assert found == products, f"{instance.name}: {found}, not {products} products"
     assert done.report.barriers == done.report.multiply_accumulates == 0

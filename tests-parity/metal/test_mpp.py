@@ -15,9 +15,9 @@ from cases import CASES, Case
 from metal_emulator.lint import lint
 from metal_emulator.strict import check
 
-from natten_mps._metal.metal import op_launches
-from natten_mps._metal.metal.mpp import DTYPES, SIDE, lie_in_rows, twin, why_not
-from natten_mps._metal.metal.op_launches import Launch, terms
+from natten_mps._metal.metal import op_launches, tiling
+from natten_mps._metal.metal.mpp import DTYPES, SIDE, lie_in_rows, why_not
+from natten_mps._metal.metal.op_launches import Launch
 from natten_mps._metal.metal.source import (
     HEADERS,
     KERNELS,
@@ -30,6 +30,7 @@ from natten_mps._metal.metal.source import (
 from natten_mps._metal.metal.templates import MPP_TEMPLATES
 from natten_mps._metal.metal.tiles import padded_dim
 from natten_mps._metal.problem.problem import Problem
+from natten_mps._metal.tuning.design import Trial
 
 from .launch import SCHEDULES, compiled, kernels, launch_of, run, run_all
 from .pool import KITS, MPP, MPP_KITS, Kit
@@ -78,8 +79,7 @@ def test_random_problems(kit: Kit, share: int) -> None:
 
 
 def reason(case: Case, dtype: str) -> str | None:
-    problem = case.problem(dtype)
-    return why_not(problem, max(terms(problem, transposed) for transposed in (False, True)))
+    return why_not(case.problem(dtype))
 
 
 def instances_of(case: Case, dtype: str, flat: bool) -> list[Instance]:
@@ -271,8 +271,12 @@ def on_matrix_units(problem: Problem, launches: tuple[Launch, ...], flat: bool) 
     """The planned launches, their walks on matrix units. Gradients of additional keys stay as they are."""
     found = []
     for launch in launches:
-        walks = launch.instance.record.walks and not launch.instance.of_additional
-        found.append(twin(problem, launch, flat) if walks else launch)
+        i = launch.instance
+        if not i.record.walks or i.of_additional:
+            found.append(launch)
+            continue
+        (chosen,) = (c for c in tiling.on_matrix_units(problem, i.record, i.dim, i.dim_v, 4, False) if c.flat == flat)
+        found.append(Trial(problem, i.record, chosen).launch)
     return tuple(found)
 
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
+import tolerances
 from cases import BY_NAME, INPUTS, Case, inputs, slot_inputs
 from frameworks import MLX
 from metal_emulator import Buffer
@@ -21,6 +23,7 @@ from natten_mlx import _autodiff
 from natten_mlx._device import Machine, machine, on_machine
 from natten_mlx._launch import nanobind_metal
 from natten_mlx._launch.extension import ExtensionHost
+from natten_mlx._launch.extension import specs as extension_specs
 from natten_mlx._metal.plan.backend import NANOBIND, PURE
 from natten_mlx._metal.plan.device import Device
 from natten_mlx._metal.plan.verdicts import KernelFailure
@@ -114,10 +117,12 @@ class EmulatedHost(ExtensionHost):
 
 
 class EmulatedMachine(Machine):
-    """A machine whose CPU stream passes for a GPU's."""
+    """A machine whose CPU stream passes for a GPU's. no_matrix_units: '' where it has such units."""
+
+    no_matrix_units = "this GPU has none"
 
     def _view_of(self, stream: mx.Stream) -> Device:
-        return Device("gpu", "gpu", float64=False)
+        return Device("gpu", "gpu", float64=False, no_matrix_units=self.no_matrix_units)
 
 
 @pytest.fixture
@@ -172,6 +177,35 @@ def test_fused(gpu: Extension, name: str, lay: Any) -> None:
     close(gradients, wanted[1])
     templates = {"na_fwd", "na_delta", "na_bwd_dq", "na_bwd_dkv", "na_sum"} | ({"na_rpb"} if case.rpb else set())
     assert {ran.rpartition("_r")[0] for ran in gpu.ran} == templates
+
+
+@pytest.mark.parametrize("lay", [mx.array, apart], ids=["packed", "apart"])
+@pytest.mark.parametrize("shape", [(3, 40), (4, 9)], ids=["in rows", "gathered"])
+def test_on_matrix_units(gpu: Extension, lay: Any, shape: tuple[int, int]) -> None:
+    """Columns that are read where they lie are made contiguous first, and such a plan is not recalled for others."""
+    case = Case("units", shape, (3, 9), (1, 2), (1, 1), (False, False), 1, 4, 2, 32, 32)
+    machine().no_matrix_units = ""  # type: ignore[attr-defined]
+    arrays = {n: MLX.tensor(a, "float16") for n, a in inputs(case, "float16").items()}
+    given = {n: lay(arrays[n]) for n in ("query", "key", "value")}
+    planned = machine().plan_on(mx.default_stream(mx.cpu), case.problem("float16"), NANOBIND.name)
+    walks = [i for i in (launch.instance for launch in planned.forward.launches + planned.backward.launches) if i.mpp]
+    assert len(walks) == 3 and {i.flat for i in walks} == {shape[-1] < 16}
+    stream = mx.default_stream(mx.cpu)
+    forward, backward = (kind(planned, stream, tuple(given)) for kind in (_autodiff.Forward, _autodiff.Backward))
+    out, lse = forward(tuple(given.values()))
+    lse_grad = arrays["d_lse"].astype(mx.float32)
+    gradients = backward((lay(arrays["d_out"]), lse_grad, *given.values(), out, lse))
+    named = {"out": out, "lse": lse} | dict(zip(("query", "key", "value"), gradients, strict=True))
+    found = {name: MLX.numpy(array) for name, array in named.items()}
+    tolerances.assert_within(found, tolerances.fused(case, "float16"), "on matrix units")
+    assert [name.rpartition("_r2")[0] for name in gpu.ran if "_mpp_" in name] == [i.template for i in walks]
+    signature = object()
+    host: Any = machine().nanobind  # type: ignore[attr-defined]
+    call = SimpleNamespace(program=planned.forward, key=signature)
+    host.plans.get_or_make((signature, extension_specs(given)), lambda: "a plan")
+    host.remember(signature, call, given)
+    recalled = host.remembered.get_or_make(signature, lambda: None)
+    assert recalled == (None if shape[-1] >= 16 else "a plan")
 
 
 def test_a_mask_that_was_packed(gpu: Extension) -> None:

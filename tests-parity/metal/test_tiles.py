@@ -20,7 +20,7 @@ from natten_mps._metal.metal.op_launches import PARAMS, Launch, backward, forwar
 from natten_mps._metal.metal.source import ITEM_SIZES, THREADGROUP_BYTES, Instance
 from natten_mps._metal.metal.templates import TEMPLATES
 from natten_mps._metal.metal.tiles import count_bricks, patches
-from natten_mps._metal.metal.tiling import FLAT_GAIN, MOST_REGISTERS, candidates
+from natten_mps._metal.metal.tiling import FLAT_GAIN, MOST_REGISTERS, Target, candidates
 from natten_mps._metal.plan.costs import predicted as chip_costs
 from natten_mps._metal.plan.device import Device
 from natten_mps._metal.plan.limits import metal_limit
@@ -385,6 +385,8 @@ def test_measured_costs_choose_the_smallest_predicted_time() -> None:
             def predicted(launch: Launch, one: Problem = one, own: UnitCosts = own) -> float:
                 return microseconds(launch.instance, counts_of(one, launch), own)
 
-            every = [forward(one, candidate=c)[0] for c in candidates(one, TEMPLATES["na_fwd"], 64, 64, 8, True)]
-            (chosen,) = forward(one, costs=own)
+            every = [
+                forward(one, Target(candidate=c))[0] for c in candidates(one, TEMPLATES["na_fwd"], 64, 64, 8, True)
+            ]
+            (chosen,) = forward(one, Target(costs=own))
             assert predicted(chosen) == pytest.approx(min(map(predicted, every)), rel=1e-12)

@@ -7,15 +7,16 @@ import logging
 import multiprocessing
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from natten_mps._metal.caches import clear_all
-from natten_mps._metal.metal.costs import PRICES, Cores, UnitCosts
+from natten_mps._metal.metal.costs import NECESSARY, PRICES, Cores, UnitCosts
 from natten_mps._metal.plan import tuning
-from natten_mps._metal.plan.costs import measured, predicted, unit_costs
+from natten_mps._metal.plan.costs import measured, of_matrix_units, predicted, unit_costs
 from natten_mps._metal.plan.device import Device
 
 GPU = Device("gpu", "mps", float64=False)
@@ -68,6 +69,22 @@ def asked(times: int = 3) -> UnitCosts | None:
     found = [measured(GPU) for _ in range(times)]
     assert all(one is found[0] for one in found)
     return found[0]
+
+
+def test_a_file_without_matrix_units_is_of_no_use_where_they_are_used(path: Path, said: list[str]) -> None:
+    without = replace(costs(), prices=dict.fromkeys(NECESSARY, 2.0))
+    units = GPU._replace(no_matrix_units="")
+    tuning.write(path, tuning.content_of(without))
+    assert measured(GPU) is not None and not said
+    assert measured(units) is None and measured(units) is None
+    (line,) = said
+    assert "measured without matrix units is ignored while they are used; `natten-mps tune`" in line
+    assert of_matrix_units(GPU) is None
+    predicted_ones = of_matrix_units(units)
+    assert predicted_ones is predicted("Apple M5") and not predicted_ones.measured
+    clear_all()
+    tuning.write(path, tuning.content_of(costs()))
+    assert measured(units) is of_matrix_units(units) is not None and len(said) == 1
 
 
 def test_what_was_written_is_read(path: Path, said: list[str]) -> None:

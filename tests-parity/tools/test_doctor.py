@@ -16,8 +16,9 @@ from doctor_cases import launches_of
 from natten_mps._metal.metal import source
 from natten_mps._metal.metal.op_launches import Launch, fills_words
 from natten_mps._metal.metal.sizes import DIMS
-from natten_mps._metal.metal.templates import TEMPLATES
+from natten_mps._metal.metal.templates import MPP_TEMPLATES, NARROW, TEMPLATES
 from natten_mps._metal.plan import costs, tuning
+from natten_mps._metal.plan.costs import predicted
 from natten_mps._metal.tools import doctor
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "doctor.md"
@@ -166,7 +167,8 @@ def test_the_file(package: str, one_case: None, tmp_path: Path, capsys: pytest.C
     assert row["problem"] == "1-D" and row["verdict"] == "good" and 0 < row["error"] <= row["bound"] and row["ms"] > 0
     assert found["backends"] == patient_of(package).reasons() and found["findings"] == []
     assert found["package"] == package.replace("_", "-") and found["versions"][found["package"]]
-    assert {name: each["verdict"] for name, each in found["templates"].items()} == dict.fromkeys(TEMPLATES, "not run")
+    assert {name: each["verdict"] for name, each in found["templates"].items()} == dict.fromkeys(NARROW, "not run")
+    assert found["matrix_units"] == {"used": False, "reason": patient_of(package).device().no_matrix_units}
     assert table.startswith(f"{found['package']} doctor\n  {found['machine']['chip']}, ")
     assert cli.main(["doctor", "--backend", "pure", "--json"]) == 0
     printed = capsys.readouterr()
@@ -208,7 +210,7 @@ def test_templates_take_the_worst_verdict() -> None:
         doctor.Row("metal", "c", "float32", doctor.FAILED, words="no such function", templates=["na_qk"]),
     ]
     found = doctor.template_verdicts(rows)
-    assert list(found) == list(TEMPLATES)
+    assert list(found) == list(NARROW)
     verdicts = {name: each["verdict"] for name, each in found.items() if each["rows"]}
     assert verdicts == {"na_fwd": "wrong", "na_delta": "good", "na_qk": "failed"}
     assert found["na_qk"]["bad"] == [str(rows[1]), str(rows[2])] and found["na_av"]["verdict"] == "not run"
@@ -225,6 +227,18 @@ def test_a_setting_that_the_kernels_cannot_use(package: str, capsys: pytest.Capt
     status, found = doctor.consult(record, None)
     assert status == found["status"] == 1 and found["findings"][0]["fatal"]
     assert "NATTEN_CPU_ISA is 'garbage'\n    to do: unset or correct" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("chip", ["Apple M5", "Apple M5 Max"])
+def test_the_cases_cover_the_kernels_on_matrix_units(chip: str) -> None:
+    """Each in both dtypes, in every rank, where columns lie and gathered, by the predicted costs of a chip."""
+    launched = [launch.instance for case in doctor.CASES for launch in launches_of(case, predicted(chip))]
+    used = {(i.template, i.dtype) for i in launched if i.mpp}
+    assert used == set(itertools.product(MPP_TEMPLATES, ("float16", "bfloat16")))
+    for template in MPP_TEMPLATES:
+        walks = [i for i in launched if i.template == template]
+        assert {i.rank for i in walks} == {1, 2, 3} and {i.flat for i in walks} == {True, False}, template
+        assert {i.dim for i in walks} >= {32, 64, 128}, template
 
 
 def test_the_cases_cover_every_kernel() -> None:

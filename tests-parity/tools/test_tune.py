@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib import import_module
@@ -13,19 +14,20 @@ from typing import Any
 import pytest
 
 from natten_mps._metal.caches import clear_all
-from natten_mps._metal.metal.costs import Cores, microseconds
+from natten_mps._metal.metal.costs import MATRIX_SHARED, Cores, microseconds
 from natten_mps._metal.metal.counts import counts_of
 from natten_mps._metal.metal.launches import Launch
 from natten_mps._metal.metal.op_launches import forward
-from natten_mps._metal.metal.tiling import Candidate
+from natten_mps._metal.metal.tiles import Candidate
+from natten_mps._metal.metal.tiling import Target
 from natten_mps._metal.plan import tuning
 from natten_mps._metal.plan.backend import METAL
-from natten_mps._metal.plan.costs import measured, predicted
+from natten_mps._metal.plan.costs import measured, of_matrix_units, predicted
 from natten_mps._metal.plan.device import Device
 from natten_mps._metal.plan.verdicts import Failure, Learned
 from natten_mps._metal.problem.problem import Problem
 from natten_mps._metal.tuning import cpu, measure
-from natten_mps._metal.tuning.design import FITTED, HELD_OUT, Trial, trials
+from natten_mps._metal.tuning.design import FITTED, HELD_OUT, Room, Trial, trials
 from natten_mps._metal.tuning.measure import Timed, Timer, seconds, time_all
 from natten_mps._metal.tuning.tune import as_data, judge, planned_trials, tune
 
@@ -88,13 +90,34 @@ def test_tuning_decides_the_next_processes_plans(clock: Clock) -> None:
     clear_all()
     read = measured(GPU)
     assert read is not None and read.prices == found.costs.prices and read.kinds == found.costs.kinds
-    chosen = forward(HELD_OUT[1], costs=read)[0].instance
+    chosen = forward(HELD_OUT[1], Target(costs=read))[0].instance
     best = min(
         trials([HELD_OUT[1]], every=True), key=lambda trial: exact(trial) if trial.template.name == "na_fwd" else 1e9
     )
     own = Candidate(chosen.patch, chosen.heads, chosen.simdgroups, chosen.stage, chosen.flat)
     assert own == best.candidate
     assert forward(HELD_OUT[1]) == before  # without costs the rule decides, as ever
+
+
+def test_tuning_where_there_are_matrix_units(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+    """Both kinds of kernels are timed, those of matrix units get prices, and the planner chooses among all of them."""
+    prices = {name: 1.7 * price for name, price in predicted("Apple M5").prices.items()}
+    monkeypatch.setattr(sys.modules[__name__], "COSTS", replace(COSTS, prices=prices))
+    device = GPU._replace(no_matrix_units="")
+    found = tune(clock.timer(device), True, lambda *call: None, tuning.default_path())
+    assert {one.trial.candidate.mpp for one in found.fitted} == {True, False}
+    assert found.costs.has_matrix_units and found.costs.error < 1e-2
+    for name in MATRIX_SHARED:
+        assert found.costs.prices[name] == pytest.approx(prices[name], rel=0.1), name
+    assert all(choice.tuned <= 1.01 * choice.best for choice in found.choices)
+    clear_all()
+    read = measured(device)
+    assert read is not None and of_matrix_units(device) is read
+    (launch,) = forward(HELD_OUT[0], Target(costs=read, matrix_units=read))
+    every = [trial for trial in trials([HELD_OUT[0]], True, Room(matrix_units=True)) if trial.template.name == "na_fwd"]
+    best = min(every, key=exact)
+    assert best.candidate.mpp and launch.instance.mpp
+    assert exact(best) >= 0.99 * microseconds(launch.instance, counts_of(HELD_OUT[0], launch), COSTS)
 
 
 def test_trials_are_the_same_every_time_and_none_judges_itself() -> None:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from .counts import Counts
 from .source import ITEM_SIZES, Instance
+from .tiles import COLUMNS
 
 WIDTHS, READS = ("half", "single"), ("direct", "staged")
 # What has a price, in nanoseconds for one. Those of the first group are of the whole device: its cores share the work.
@@ -22,7 +23,7 @@ SHARED = {
     "patch": "a patch: its rows are loaded, its results written",
     "mask": "a brick that needs a mask, besides",
     "chunk": "a simdgroup that passes the two barriers of a chunk",
-    "staged_byte": "a byte that is copied to threadgroup memory",
+    "staged_byte": "a byte that is copied to threadgroup memory for all simdgroups of a threadgroup",
     **{f"brick_{w}_{r}": f"a brick apart from its products: {w}, {r}" for w in WIDTHS for r in READS},
     **{f"product_{w}_{r}": f"an 8x8 product: {w}, {r}" for w in WIDTHS for r in READS},
 }
@@ -33,9 +34,18 @@ SERIAL = {
     "serial_row": "a row of a box that one threadgroup copies",
     "serial_word": "16 bytes that each thread copies",
 }
+# The same of kernels on matrix units. Costs of a device that has none, or where they were not measured, lack these.
+MATRIX_SHARED = {
+    "matrix_brick": "a 16x16 brick apart from its products, on matrix units",
+    "matrix_product": "the worth of an 8x8 product, on matrix units",
+    "gathered_byte": "a byte that a simdgroup gathers for itself in threadgroup memory",
+}
+MATRIX_SERIAL = {"serial_matrix_product": "a 16x16 product over 8 channels in the chain of one patch"}
+MATRIX = MATRIX_SHARED | MATRIX_SERIAL
 # Those that no factor changes, because they are the same whatever the kernel.
 OF_ANY_KERNEL = {"launch": "a launch", "byte": "a byte of a tensor, each counted once"}
-PRICES = OF_ANY_KERNEL | SHARED | SERIAL
+NECESSARY = OF_ANY_KERNEL | SHARED | SERIAL
+PRICES = NECESSARY | MATRIX
 # Bytes that the threads of a simdgroup copy at once.
 SIMDGROUP_BYTES = 512
 # Threadgroups of the first round begin together, and those of later ones ever less so: what is left of that from each
@@ -55,7 +65,8 @@ class Cores(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class UnitCosts:
-    """Nanoseconds for one of each of :data:`PRICES` on one device. Compared by identity, so that it is a cheap key.
+    """Nanoseconds for one of each of :data:`PRICES` on one device; those of :data:`MATRIX` may be missing. Compared by
+    identity, so that it is a cheap key.
 
     device: its name. measured: whether ``tune`` measured them there; if not, they are predicted. error: the model's
     typical relative error on problems that it was not fitted to (measured), or a guess (predicted). kinds: by the
@@ -70,7 +81,12 @@ class UnitCosts:
     kinds: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        assert set(self.prices) == set(PRICES), set(self.prices) ^ set(PRICES)
+        assert set(self.prices) in (set(PRICES), set(NECESSARY)), set(self.prices) ^ set(PRICES)
+
+    @property
+    def has_matrix_units(self) -> bool:
+        """Whether kernels on matrix units have prices."""
+        return set(MATRIX) <= set(self.prices)
 
 
 def kinds(instance: Instance) -> tuple[str, ...]:
@@ -101,6 +117,8 @@ def features(instance: Instance, counts: Counts, cores: Cores) -> dict[str, floa
     found: dict[str, float] = {"launch": 1, "byte": c.tensor_bytes, "threadgroup": c.threadgroups * busiest}
     if not c.bricks:
         return found
+    if i.record.mpp:
+        return found | _on_matrix_units(i, c, before, busiest)
     shape = f"{WIDTHS[ITEM_SIZES[i.dtype] // 4]}_{READS[i.stage]}"
     # Every member of a team takes each brick, and passes one barrier, but makes only its share of the products.
     taken = c.bricks * i.team
@@ -122,6 +140,21 @@ def features(instance: Instance, counts: Counts, cores: Cores) -> dict[str, floa
         words = columns * (i.dim + i.dim_v) * ITEM_SIZES[i.dtype] / (SIMDGROUP_BYTES * i.simdgroups)
         found |= {"serial_chunk": chunks, "serial_row": rows, "serial_word": words}
     return found
+
+
+def _on_matrix_units(instance: Instance, c: Counts, before: float, busiest: float) -> dict[str, float]:
+    """What is paid in bricks of matrix units. before: rounds of threadgroups before the last one."""
+    shared = {
+        "patch": c.patches,
+        # A mask covers as much as four of 8x8 bricks.
+        "mask": c.masked * (instance.record.side // COLUMNS) ** 2,
+        "matrix_brick": c.bricks,
+        "matrix_product": c.products,
+        "gathered_byte": c.gathered_bytes,
+    }
+    chain = before * c.chained_bricks / c.threadgroups + c.longest_bricks
+    serial = {"serial_matrix_product": chain * instance.products}
+    return {name: number * busiest for name, number in shared.items() if number} | serial
 
 
 def _between(low: float, high: float, share: float) -> float:

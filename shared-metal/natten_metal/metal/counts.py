@@ -13,15 +13,15 @@ from ..caches import cached
 from ..problem.interval import at_hand, positions
 from ..problem.problem import Axis, Problem
 from ..problem.window import group_length
-from .flat import bricks_of
+from .bricks import bricks_of
 from .launches import Launch
 from .params import PARAMS
 from .source import ITEM_SIZES, Instance
 from .templates import SUM, Sizes
 from .tiles import COLUMNS, ROWS, axis_boxes, patch_count, span
 
-# Elements of the fragment of columns that one 8x8 product reads.
-FRAGMENT = ROWS * COLUMNS
+# Channels of a product: a patch and a brick multiplied over as many.
+DEPTH = 8
 
 
 class Staged(NamedTuple):
@@ -42,11 +42,13 @@ class Counts(NamedTuple):
     threadgroups: of the grid; those of dilation groups shorter than others end at once. boxes: that they walk, one for
     each of their query heads. patches: simdgroups with rows; idle: those past the end of the axis. bricks, full:
     executed, and those of them without a mask; each is a softmax group of its own unless the instance says otherwise.
-    products: 8x8 products. staged: of all boxes; every chunk has two barriers. staged_bytes: of those copies, both
-    tensors. fragment_bytes: what the products read of columns, from threadgroup memory if staged, else from device
-    memory. tensor_bytes: every tensor that the launch reads or writes, once. chained_bricks: those that follow one
-    another, of all threadgroups: of the patch that has the most, or, where a row is staged in pieces, of the one that
-    has the most in each piece. longest_bricks, longest_staged: of the longest such chain, and of the largest box.
+    products: 8x8 products, of which one on matrix units is worth four. staged: of all boxes; every chunk has two
+    barriers. staged_bytes: of those copies, both tensors. fragment_bytes: what the products read of columns, from
+    threadgroup memory if staged, else from device memory. tensor_bytes: every tensor that the launch reads or writes,
+    once. chained_bricks: those that follow one another, of all threadgroups: of the patch that has the most, or, where
+    a row is staged in pieces, of the one that has the most in each piece. longest_bricks, longest_staged: of the
+    longest such chain, and of the largest box. gathered_bytes: of columns that simdgroups on matrix units gather, brick
+    by brick.
     """
 
     threadgroups: int
@@ -63,6 +65,7 @@ class Counts(NamedTuple):
     chained_bricks: int = 0
     longest_bricks: int = 0
     longest_staged: Staged = Staged()
+    gathered_bytes: int = 0
 
     @property
     def masked(self) -> int:
@@ -130,10 +133,13 @@ def evenly(rows: int, fit: int) -> int:
 
 
 @cached("chains of axes", 4096)
-def axis_chains(axis: Axis, transposed: bool, extent: int, simdgroups: int, chunk: int) -> tuple[int, int]:
+def axis_chains(
+    axis: Axis, transposed: bool, extent: int, simdgroups: int, chunk: int, width: int = COLUMNS
+) -> tuple[int, int]:
     """Bricks that follow one another in a row of a tile's box: of all tiles, and of the one with the most.
 
     chunk: brick starts of a piece of a row; 0 where rows are not cut. After each piece patches wait for the slowest.
+    width: columns of a brick.
     """
     total = longest = 0
     for group in range(axis.dilation):
@@ -144,29 +150,30 @@ def axis_chains(axis: Axis, transposed: bool, extent: int, simdgroups: int, chun
             spans = [span(axis, transposed, (a, min(a + extent, last)), at, n) for a in range(first, last, extent)]
             low, _, _, high = span(axis, transposed, (first, last), at, n)
             cut = chunk if chunk and high - low > chunk + 1 else max(high - low, 1)
-            chain = chain_of([(s.low, s.high) for s in spans], range(low, high, cut))
+            chain = chain_of([(s.low, s.high) for s in spans], range(low, high, cut), width)
             total, longest = total + chain, max(longest, chain)
     return total, longest
 
 
-def chain_of(columns: Sequence[tuple[int, int]], pieces: range) -> int:
+def chain_of(columns: Sequence[tuple[int, int]], pieces: range, width: int = COLUMNS) -> int:
     """Bricks that follow one another in a row that is read in ``pieces``. columns: what each patch reads of it.
 
     A piece in which all patches read every column has as many bricks for each: only those at the ends are looked at.
     """
     cut = pieces.step
     first = -(-(max(low for low, _ in columns) - pieces.start) // cut)
-    last = max(first, (min(high for _, high in columns) - pieces.start) // cut) if cut % COLUMNS == 0 else first
+    last = max(first, (min(high for _, high in columns) - pieces.start) // cut) if cut % width == 0 else first
     ends = (*pieces[: max(first, 0)], *pieces[max(last, 0) :])
     inside = len(pieces[max(first, 0) : max(last, 0)])
-    return inside * (cut // COLUMNS) + sum(
-        max(_starts(low, high, start, start + cut) for low, high in columns) for start in ends
+    return inside * (cut // width) + sum(
+        max(_starts(low, high, (start, start + cut), width) for low, high in columns) for start in ends
     )
 
 
-def _starts(low: int, high: int, first: int, last: int) -> int:
-    """How many bricks of the columns ``[low, high)`` start in ``[first, last)``."""
-    return max(0, -(-(min(high, last) - low) // COLUMNS)) - max(0, -(-(min(high, first) - low) // COLUMNS))
+def _starts(low: int, high: int, piece: tuple[int, int], width: int) -> int:
+    """How many bricks of the columns ``[low, high)`` start in a piece."""
+    before, upto = (max(0, -(-(min(high, end) - low) // width)) for end in piece)
+    return upto - before
 
 
 def _chains(problem: Problem, instance: Instance, walks: int) -> tuple[int, int]:
@@ -179,7 +186,7 @@ def _chains(problem: Problem, instance: Instance, walks: int) -> tuple[int, int]
     boxes = [axis_boxes(axis, transposed, extent) for axis, extent in zip(axes, extents, strict=True)]
     rows = math.prod(sum(length * times for length, times in box) for box in boxes)
     most = math.prod(max(length for length, _ in box) for box in boxes)
-    total, longest = axis_chains(x, transposed, along_x, i.simdgroups, i.chunk if i.stage else 0)
+    total, longest = axis_chains(x, transposed, along_x, i.simdgroups, i.chunk if i.stage else 0, i.record.side)
     return rows * total * walks, most * longest * walks
 
 
@@ -217,7 +224,7 @@ def _grid(problem: Problem, instance: Instance) -> int:
 
 def walked(problem: Problem, instance: Instance) -> Counts:
     """The work of a walk of ``instance``'s tiles over ``problem``, apart from the tensors' own bytes."""
-    i, transposed = instance, instance.record.transposed
+    i, transposed, side = instance, instance.record.transposed, instance.record.side
     number = _tiles(problem, i)
     rows, columns = _largest_box(problem, i)
     staged, most = (_staged(problem, i), staging(rows, columns, i.chunk)) if i.stage else (Staged(), Staged())
@@ -225,19 +232,19 @@ def walked(problem: Problem, instance: Instance) -> Counts:
     own, walks = problem.batch * problem.kv_heads, problem.group_heads // i.heads
     groups, times = (own, walks) if transposed else (own * walks, 1)
     patches = patch_count(problem, i.patch, transposed) * groups
-    per_item = bricks_of(problem, i.patch, i.heads, transposed, i.flat)
+    per_item = bricks_of(problem, i.record, i.patch, i.heads, i.flat)
     bricks, full = per_item.executed * own, per_item.full * own
-    if i.flat:
+    if i.flat and problem.rank > 1:
         # Rows run on, so that the patches of a tile have nearly the same.
         chained = -(-bricks * number * groups // patches)
-        longest = -(-rows * _most(problem.axes[-1], transposed, i.patch[-1]) // COLUMNS)
+        longest = -(-rows * _most(problem.axes[-1], transposed, i.patch[-1]) // side)
         longest *= times
     else:
         chained, longest = _chains(problem, i, times)
         chained *= groups
     if i.additional:
-        more = -(-problem.additional // COLUMNS)
-        bricks, full = bricks + patches * more, full + patches * (problem.additional // COLUMNS)
+        more = -(-problem.additional // side)
+        bricks, full = bricks + patches * more, full + patches * (problem.additional // side)
         chained, longest = chained + number * groups * more, longest + more
         if i.stage:
             extra = staging(1, problem.additional, i.chunk)
@@ -263,9 +270,14 @@ def _sum(one: Staged, other: Staged) -> Staged:
 
 def _with_bytes(instance: Instance, counts: Counts) -> Counts:
     """Counts with what follows from the sizes of the instance."""
-    size, products = ITEM_SIZES[instance.dtype], counts.bricks * instance.products
-    staged_bytes = counts.staged.columns * (instance.dim + instance.dim_v) * size
-    return counts._replace(products=products, staged_bytes=staged_bytes, fragment_bytes=products * FRAGMENT * size)
+    i, bricks, record = instance, counts.bricks, instance.record
+    size, gathered = ITEM_SIZES[i.dtype], record.gathered(i.dim, i.dim_v) if i.flat else 0
+    return counts._replace(
+        products=bricks * i.products * (record.side // COLUMNS) ** 2,
+        staged_bytes=counts.staged.columns * (i.dim + i.dim_v) * size,
+        fragment_bytes=bricks * i.products * record.side * DEPTH * size,
+        gathered_bytes=bricks * gathered * record.side * size,
+    )
 
 
 def _param(launch: Launch, name: str) -> int:

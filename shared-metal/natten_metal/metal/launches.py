@@ -45,8 +45,8 @@ class Launch:
 
     @property
     def products(self) -> int:
-        """8x8 products of the launch, exactly: simdgroup multiply-accumulates."""
-        return self.bricks * self.instance.products
+        """Products of the launch, exactly: 8x8 multiply-accumulates of a simdgroup, or matmul2d."""
+        return self.bricks * (self.instance.record.matmuls or self.instance.products)
 
     @property
     def simdgroups(self) -> int:

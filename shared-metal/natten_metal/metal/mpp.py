@@ -1,21 +1,20 @@
 """The walk on matrix units (kernels/mpp_walk.h): which problems it takes, its patches, and its exact bricks.
 
-Patches have 16 rows and bricks 16 columns. No plan launches these templates yet.
+Patches have 16 rows and bricks 16 columns.
 """
 
 import itertools
 import math
-from dataclasses import replace
+from typing import NamedTuple
 
 from ..caches import cached
 from ..problem.interval import at_hand, positions
 from ..problem.problem import Axis, Problem
 from ..problem.window import group_length
 from .flat import fits
-from .launches import SIMD_WIDTH, Launch, parameters
 from .source import THREADGROUP_BYTES, Instance
-from .templates import FORWARD_MPP, MPP_TEMPLATES, Template
-from .tiles import Bricks, patch_count, patches, span
+from .templates import FORWARD, ON_MATRIX_UNITS, Template
+from .tiles import Bricks, patches, span, terms
 
 # Rows of a patch, and columns of a brick.
 SIDE = 16
@@ -23,16 +22,25 @@ SIDE = 16
 DTYPES, MAX_DIM = ("float16", "bfloat16"), 128
 # Sums are not taken in parts (kernels/sums.h), so they may have at most so many terms.
 MAX_TERMS = 65_536
+# The longest step in memory from one column to the next, where they are read where they lie.
+MAX_STEP = 2**31 - 1
 # Simdgroups of a threadgroup, which share nothing.
 MAX_SIMDGROUPS = 4
 
 
-def why_not(problem: Problem, terms: int) -> str | None:
-    """Why fused attention of ``problem`` cannot run on matrix units, in one sentence; None if it can.
+class Shape(NamedTuple):
+    """A patch with so many heads, and the bricks that it executes."""
 
-    terms: the most that a row's sums have.
-    """
+    executed: int
+    patch: tuple[int, int, int]
+    heads: int
+
+
+def why_not(problem: Problem) -> str | None:
+    """Why no walk of ``problem`` can run on matrix units, in one sentence; None if one can."""
     p = problem
+    if p.record.bilinear:
+        return "matrix units have kernels for fused attention alone"
     if p.dtype not in DTYPES:
         return f"matrix units multiply {' and '.join(DTYPES)}, not {p.dtype}"
     if p.has_rpb or p.has_key_mask:
@@ -40,16 +48,25 @@ def why_not(problem: Problem, terms: int) -> str | None:
     widest = max(p.head_dim, p.head_dim_v)
     if widest > MAX_DIM:
         return f"the kernels on matrix units take head dims up to {MAX_DIM}, not {widest}"
-    if terms > MAX_TERMS:
-        return f"the kernels on matrix units add up to {MAX_TERMS} terms, not {terms}"
+    fewest = min(terms(p, transposed) for transposed in (False, True))
+    if fewest > MAX_TERMS:
+        return f"the kernels on matrix units add up to {MAX_TERMS} terms, not {fewest}"
     return None
+
+
+def takes(problem: Problem, transposed: bool) -> bool:
+    """Whether the walk over queries, or over keys, can run on matrix units."""
+    return why_not(problem) is None and terms(problem, transposed) <= MAX_TERMS
 
 
 def lie_in_rows(problem: Problem, transposed: bool) -> bool:
     """Whether bricks can be read where they lie: a product reads 16 columns in a row, which each dilation group must
-    have at hand. So must the additional keys, if there are any.
+    have at hand. So must the additional keys, if there are any. And in a contiguous tensor the step from one to the
+    next must fit 32 bits.
     """
-    axis = problem.axes[-1]
+    axis, p = problem.axes[-1], problem
+    if max(p.heads, p.kv_heads) * max(p.head_dim, p.head_dim_v) * axis.dilation > MAX_STEP:
+        return False
     _, columns = at_hand(axis, transposed)
     held = (positions(*columns, group, axis.dilation) for group in range(axis.dilation))
     additional = 0 if transposed else problem.additional
@@ -129,55 +146,27 @@ def bricks_of(problem: Problem, patch: tuple[int, int, int], heads: int, transpo
     return bricks_in_rows(problem, patch, heads, transposed)
 
 
-def twin(problem: Problem, launch: Launch, flat: bool) -> Launch:
-    """The launch that computes on matrix units what ``launch``, a walk of ``problem``, computes without them.
-
-    Its patch is the one that executes the fewest bricks. flat: bricks are gathered, and run on.
+def shapes(problem: Problem, transposed: bool, flat: bool) -> list[Shape]:
+    """The patches that this walk can have, best first: fewest bricks, then the widest. flat: bricks are gathered, and
+    run on. None where such a walk is not possible.
     """
-    record = next(t for t in MPP_TEMPLATES.values() if t.name.startswith(launch.instance.template))
-    transposed = record.transposed
+    if not flat and not lie_in_rows(problem, transposed):
+        return []
     heads_in_rows = [h for h in (1, 2, 4, 8, 16) if problem.group_heads % h == 0 and (h == 1 or not transposed)]
-    shapes = [(patch, heads) for heads in heads_in_rows for patch in patches(problem.rank, heads, SIDE)]
+    found = [(patch, heads) for heads in heads_in_rows for patch in patches(problem.rank, heads, SIDE)]
     if flat:
-        shapes = [shape for shape in shapes if can_run_on(problem, shape[0], transposed)]
-    counted = [(bricks_of(problem, patch, heads, transposed, flat).executed, patch, heads) for patch, heads in shapes]
-    _, patch, heads = min(counted, key=lambda shape: (shape[0], -shape[1][-1], shape[2]))
-    instance = _instance(problem, launch.instance, record, patch, heads, flat)
-    extents = [*patch[3 - problem.rank : -1], patch[-1] * instance.simdgroups]
-    tiles = tuple(
-        -(-group_length(a.keys if transposed else a.queries, 0, a.dilation) // extent)
-        for a, extent in zip(problem.axes, extents, strict=True)
-    )
-    bricks = _bricks(problem, instance)
-    grid = (launch.grid[0] if transposed else problem.heads // heads, math.prod(tiles), launch.grid[2])
-    params = parameters(problem, {"kTiles": tiles})
-    threads = SIMD_WIDTH * instance.simdgroups
-    return replace(
-        launch, instance=instance, grid=grid, threads=threads, params=params, bricks=bricks[0], full=bricks[1]
-    )
+        found = [shape for shape in found if can_run_on(problem, shape[0], transposed)]
+    counted = [Shape(bricks_of(problem, *shape, transposed, flat).executed, *shape) for shape in found]
+    return sorted(counted, key=lambda shape: (shape.executed, -shape.patch[-1], shape.heads))
 
 
-def _instance(
-    problem: Problem, walk: Instance, record: Template, patch: tuple[int, int, int], heads: int, flat: bool
-) -> Instance:
-    """The kernel: as many simdgroups as threadgroup memory holds, if so many have rows."""
-    dims = (walk.dim, walk.dim_v) if record is FORWARD_MPP else (max(walk.dim, walk.dim_v),) * 2
-    made = Instance(record.name, walk.dtype, walk.rank, *dims, patch, heads, 1, bricks=1, stage=False, flat=flat)
-    made = replace(made, additional=problem.additional > 0 and not record.transposed)
-    axis = problem.axes[-1]
-    rows = group_length(axis.keys if record.transposed else axis.queries, 0, axis.dilation)
-    room = min(MAX_SIMDGROUPS, THREADGROUP_BYTES // made.shared_bytes, -(-rows // patch[-1]))
-    return replace(made, simdgroups=max(1, room))
+def dims_of(template: Template, dim: int, dim_v: int) -> tuple[int, int]:
+    """The padded head dims of a kernel: those of the gradients' are equal."""
+    return (dim, dim_v) if template is ON_MATRIX_UNITS[FORWARD.name] else (max(dim, dim_v),) * 2
 
 
-def _bricks(problem: Problem, instance: Instance) -> tuple[int, int]:
-    """Bricks of a launch and full ones, those of additional keys included."""
-    i, transposed = instance, instance.record.transposed
-    own = bricks_of(problem, i.patch, i.heads, transposed, i.flat)
-    times = problem.batch * problem.kv_heads
-    executed, full = own.executed * times, own.full * times
-    if i.additional:
-        rows = patch_count(problem, i.patch) * problem.batch * (problem.heads // i.heads)
-        executed += rows * -(-problem.additional // SIDE)
-        full += rows * (problem.additional // SIDE)
-    return executed, full
+def room(problem: Problem, instance: Instance) -> int:
+    """As many simdgroups as threadgroup memory holds, if so many have rows."""
+    axis, patch = problem.axes[-1], instance.patch
+    rows = group_length(axis.keys if instance.record.transposed else axis.queries, 0, axis.dilation)
+    return max(1, min(MAX_SIMDGROUPS, THREADGROUP_BYTES // instance.shared_bytes, -(-rows // patch[-1])))

@@ -11,7 +11,6 @@ from dataclasses import replace
 from ..problem import ops
 from ..problem.ops import Operand, rows
 from ..problem.problem import Problem
-from .costs import UnitCosts
 from .launches import CONTIGUOUS as CONTIGUOUS
 from .launches import SIMD_WIDTH as SIMD_WIDTH
 from .launches import Launch as Launch
@@ -26,13 +25,16 @@ from .sizes import DIMS, MAX_RPB
 from .source import Instance
 from .templates import AV, AV_TRANSPOSED, DELTA, FORWARD, KEY_VALUE_GRAD, QK, QUERY_GRAD, RPB_GRAD, STATS, SUM, Template
 from .tiles import COLUMNS, ROWS, chunk_size, padded_dim, patch_count
-from .tiling import SOFTMAX_BRICKS, Candidate, Target, Tiling, tiling
+from .tiles import terms as terms
+from .tiling import MAX_SIMDGROUPS as MAX_SIMDGROUPS
+from .tiling import SOFTMAX_BRICKS, Target, kernel_of, tiling
 
 # The most threadgroups that share a sum over all queries or tiles.
 MAX_PARTS = 64
-# Simdgroups that a threadgroup may have; fewer where the kernel's registers might not fit and the host cannot tell.
-MAX_SIMDGROUPS = 8
+# Simdgroups that a threadgroup may have where the kernel's registers might not fit and the host cannot tell.
 CAUTIOUS_SIMDGROUPS, CAUTIOUS_DIM = 4, 128
+# Of a device of which nothing is known.
+UNTUNED = Target()
 # A sum of more terms than this is taken in parts of so many bricks (kernels/sums.h). In a model of the order of sums,
 # 4096 random terms lose 2e-6, and 65,536 equal ones 9e-4, less than 16 bits resolve.
 LONGEST_SUM, PART = {"float32": 4096, "float16": 65_536, "bfloat16": 65_536}, 64
@@ -56,42 +58,20 @@ def _walk(
     transposed = template.transposed
     dim = padded_dim(problem.head_dim) if template.reads_dim else 0
     dim_v = padded_dim(problem.head_dim_v) if template.reads_dim_v else 0
-    chosen: Tiling = tiling(problem, template, dim, dim_v, target)
-    instance = Instance(
-        template.name,
-        problem.dtype,
-        problem.rank,
-        dim,
-        dim_v,
-        chosen.patch,
-        chosen.heads,
-        chosen.simdgroups,
-        chosen.chunk,
-        SOFTMAX_BRICKS,
-        chosen.stage,
-        part=_part(problem.dtype, terms(problem, transposed)),
-        flat=chosen.flat,
-        team=chosen.team,
-        **options,  # type: ignore[arg-type]
-    )
-    heads = problem.kv_heads if transposed else problem.heads // chosen.heads
-    grid = (heads, math.prod(chosen.tiles), problem.batch * math.prod(problem.dilation))
+    found = tiling(problem, template, dim, dim_v, target)
+    part = _part(problem.dtype, terms(problem, transposed))
+    instance = kernel_of(problem, template, (dim, dim_v), found.chosen, part=part, **options)
+    side = instance.record.side
+    heads = problem.kv_heads if transposed else problem.heads // instance.heads
+    grid = (heads, math.prod(found.tiles), problem.batch * math.prod(problem.dilation))
     times = problem.batch * problem.kv_heads
-    bricks, full = chosen.bricks.executed * times, chosen.bricks.full * times
+    bricks, full = found.bricks.executed * times, found.bricks.full * times
     if instance.additional:
-        patches = patch_count(problem, chosen.patch) * problem.batch * heads
-        bricks += patches * -(-problem.additional // COLUMNS)
-        full += patches * (problem.additional // COLUMNS)
-    params = parameters(problem, {"kTiles": chosen.tiles})
+        patches = patch_count(problem, instance.patch) * problem.batch * heads
+        bricks += patches * -(-problem.additional // side)
+        full += patches * (problem.additional // side)
+    params = parameters(problem, {"kTiles": found.tiles})
     return Launch(instance, grid, instance.threads, params, tuple(inputs.items()), outputs, bricks, full)
-
-
-def terms(problem: Problem, transposed: bool) -> int:
-    """The most terms that a row's sums have: keys of a query, or queries of a key with all their heads (most, where
-    windows shift at borders).
-    """
-    count = math.prod(min(axis.window, axis.queries if transposed else axis.keys) for axis in problem.axes)
-    return count * problem.group_heads if transposed else count + problem.additional
 
 
 def _part(dtype: str, count: int) -> int:
@@ -107,14 +87,9 @@ def _sum(problem: Problem, partial: str, name: str, shape: tuple[int, ...], part
     return Launch(instance, (-(-count // SUM.rows), 1, 1), SUM.rows, params, (("partial", partial),), (output,))
 
 
-def forward(
-    problem: Problem,
-    max_simdgroups: int = MAX_SIMDGROUPS,
-    costs: UnitCosts | None = None,
-    candidate: Candidate | None = None,
-) -> tuple[Launch, ...]:
-    """The launches of an op. max_simdgroups, costs, candidate: what tilings are chosen for (see ``Target``)."""
-    return _FORWARD[problem.op](problem, Target(max_simdgroups, costs, candidate))
+def forward(problem: Problem, target: Target = UNTUNED) -> tuple[Launch, ...]:
+    """The launches of an op. target: what tilings are chosen for."""
+    return _FORWARD[problem.op](problem, target)
 
 
 def _made(argument: str, operand: Operand, p: Problem) -> Output:
@@ -156,17 +131,11 @@ def _tensors(p: Problem) -> dict[str, str]:
     return inputs | {name: name for name, has in given.items() if has}
 
 
-def backward(
-    problem: Problem,
-    has_lse_grad: bool,
-    max_simdgroups: int = MAX_SIMDGROUPS,
-    costs: UnitCosts | None = None,
-    candidate: Candidate | None = None,
-) -> tuple[Launch, ...]:
+def backward(problem: Problem, has_lse_grad: bool, target: Target = UNTUNED) -> tuple[Launch, ...]:
     """The launches of an op's gradient, from the gradients of its outputs and what the forward saved; the rest as in
     :func:`forward`.
     """
-    return _BACKWARD[problem.op](problem, has_lse_grad, Target(max_simdgroups, costs, candidate))
+    return _BACKWARD[problem.op](problem, has_lse_grad, target)
 
 
 def _fused_backward(p: Problem, has_lse_grad: bool, target: Target) -> tuple[Launch, ...]:
@@ -201,8 +170,10 @@ def _delta(p: Problem, has_lse_grad: bool) -> Launch:
 def _additional_backward(p: Problem, saved: dict[str, str], target: Target) -> list[Launch]:
     """dK and dV of additional keys: all queries contribute, in parts that are summed in order."""
     dim, dim_v = padded_dim(p.head_dim), padded_dim(p.head_dim_v)
-    base = tiling(p, KEY_VALUE_GRAD, dim, dim_v, target)
-    simdgroups = min(base.simdgroups * base.team, -(-p.additional // ROWS))
+    # Their gradients are not computed on matrix units.
+    given = target.candidate if target.candidate and not target.candidate.mpp else None
+    base = tiling(p, KEY_VALUE_GRAD, dim, dim_v, target._replace(candidate=given, matrix_units=None))
+    simdgroups = min(base.chosen.simdgroups * base.chosen.team, -(-p.additional // ROWS))
     tiles = -(-p.additional // (ROWS * simdgroups))
     parts = max(1, min(MAX_PARTS, p.query_shape[0], 256 // (tiles * p.batch * p.kv_heads) or 1))
     shape, shape_v = ((p.batch, p.additional, p.kv_heads, d) for d in (p.head_dim, p.head_dim_v))
@@ -214,7 +185,7 @@ def _additional_backward(p: Problem, saved: dict[str, str], target: Target) -> l
         p.rank,
         dim,
         dim_v,
-        base.patch,
+        base.chosen.patch,
         simdgroups=simdgroups,
         chunk=base.chunk,
         bricks=SOFTMAX_BRICKS,
@@ -261,29 +232,29 @@ def _rpb_backward(p: Problem, inputs: dict[str, str], slots: bool, target: Targe
     dim, dim_v = (DIMS[0],) * 2 if slots else (padded_dim(p.head_dim), padded_dim(p.head_dim_v))
     # A candidate is for walks; here it could have more simdgroups than the tables leave room for.
     room = target._replace(max_simdgroups=min(target.max_simdgroups, 8192 // table), candidate=None)
-    chosen = tiling(p, RPB_GRAD, dim, dim_v, room, in_rows=False)
+    found = tiling(p, RPB_GRAD, dim, dim_v, room, in_rows=False)
     instance = Instance(
         RPB_GRAD.name,
         p.dtype,
         p.rank,
         dim,
         dim_v,
-        chosen.patch,
-        simdgroups=chosen.simdgroups,
-        chunk=chosen.chunk,
+        found.chosen.patch,
+        simdgroups=found.chosen.simdgroups,
+        chunk=found.chunk,
         bricks=SOFTMAX_BRICKS,
         stage=False,
         rpb=True,
         masked=p.has_key_mask,
         slots=slots,
         table=table,
-        flat=chosen.flat,
+        flat=found.chosen.flat,
     )
-    parts = max(1, min(MAX_PARTS, math.prod(chosen.tiles) * math.prod(p.dilation) * p.batch))
-    params = parameters(p, {"kTiles": chosen.tiles, "kParts": parts})
+    parts = max(1, min(MAX_PARTS, math.prod(found.tiles) * math.prod(p.dilation) * p.batch))
+    params = parameters(p, {"kTiles": found.tiles, "kParts": parts})
     partial = Output("partial", "rpb_parts", (parts, heads, entries), "float32")
     times = p.batch * p.kv_heads
-    bricks, full = chosen.bricks.executed * times, chosen.bricks.full * times
+    bricks, full = found.bricks.executed * times, found.bricks.full * times
     grid, threads = (heads, parts, 1), instance.threads
     return [
         Launch(instance, grid, threads, params, tuple(inputs.items()), (partial,), bricks, full),

@@ -12,18 +12,20 @@ from .launches import Launch, Output, parameters
 from .source import Instance
 from .templates import Sizes
 
-# Batch items, each of one token: every tensor has at least as many elements.
+# Batch items, each of one token: every tensor has at least as many elements. Products of matrix units read 16 columns.
 ITEMS = 8
 
 
 def smallest_launch(instance: Instance) -> tuple[Launch, dict[str, tuple[int, ...]]]:
-    """A launch of ``instance`` on :data:`ITEMS` items of one token each, and the shapes of its inputs by argument.
+    """A launch of ``instance`` on :data:`ITEMS` items, each of one token, or of 16 on matrix units, and the shapes of
+    its inputs by argument.
 
     The inputs' names in the launch are their arguments.
     """
-    i, one = instance, (1,) * instance.rank
+    i, side = instance, instance.record.side if instance.record.mpp else 1
+    one, tokens = (1,) * i.rank, (*(1,) * (i.rank - 1), side)
     dim, dim_v = max(i.dim, 1), max(i.dim_v, 1)
-    rows, keys, additional = (ITEMS, *one, i.heads), (ITEMS, *one, 1), (ITEMS, 1, 1)
+    rows, keys, additional = (ITEMS, *tokens, i.heads), (ITEMS, *tokens, 1), (ITEMS, side, 1)
     if i.of_additional:  # the keys are additional ones, and so are the shapes of their gradients, in one part
         sizes = Sizes(rows, additional, additional, dim, dim_v, 1, one, parts=(1,))
     else:
@@ -32,8 +34,8 @@ def smallest_launch(instance: Instance) -> tuple[Launch, dict[str, tuple[int, ..
     problem = Problem(
         op=FUSED.name,
         batch=ITEMS,
-        query_shape=one,
-        key_shape=one,
+        query_shape=tokens,
+        key_shape=tokens,
         heads=i.heads,
         kv_heads=1,
         head_dim=dim,
@@ -44,14 +46,16 @@ def smallest_launch(instance: Instance) -> tuple[Launch, dict[str, tuple[int, ..
         is_causal=(False,) * i.rank,
         scale=1.0,
         dtype=i.dtype,
-        additional=int(i.additional or i.of_additional),
+        additional=side if i.additional or i.of_additional else 0,
         has_rpb=i.rpb,
         has_key_mask=i.masked,
     )
     inputs = tuple((a.name, a.name) for a in i.arguments if not a.output and a.name != "prm")
     outputs = tuple(Output(a.name, a.name, shapes[a.name], i.dtype_of(a)) for a in i.arguments if a.output)
-    # Walks: one tile an item. Templates of rows: as many threadgroups as hold the rows. Tables: one part.
-    grid, params = (1, 1, ITEMS if i.record.walks else 1), parameters(problem, {"kTiles": one})
+    # Walks: the tiles of each item. Templates of rows: as many threadgroups as hold the rows. Tables: one part.
+    tiles = (*one[1:], -(-side // (i.patch[-1] * i.simdgroups)))
+    grid = (1, math.prod(tiles), ITEMS if i.record.walks else 1)
+    params = parameters(problem, {"kTiles": tiles})
     if i.record.rows:
         count = math.prod(outputs[0].shape)
         grid, params = (-(-count // i.record.rows), 1, 1), parameters(problem, {"kTiles": one, "kRowCount": count})

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..caches import cached
-from .templates import MPP_TEMPLATES, TEMPLATES, Argument, Template
+from .templates import MPP_CHECK, MPP_TEMPLATES, TEMPLATES, Argument, Template
 
 KERNELS = Path(__file__).parent / "kernels"
 HEADERS = (
@@ -34,7 +34,8 @@ HEADERS = (
     "na_rpb.h",
 )
 # What templates on matrix units need besides.
-MPP_HEADERS = ("mpp.h", "mpp_walk.h", "na_fwd_mpp.h", "na_bwd_dq_mpp.h", "na_bwd_dkv_mpp.h")
+MPP_HEADERS = ("mpp.h", "mpp_walk.h", "na_fwd_mpp.h", "na_bwd_dq_mpp.h", "na_bwd_dkv_mpp.h", "na_mpp_check.h")
+RECORDS = {**TEMPLATES, **MPP_TEMPLATES, MPP_CHECK.name: MPP_CHECK}
 METAL_TYPES = {"float32": "float", "float16": "half", "bfloat16": "bfloat"}
 ITEM_SIZES = {"float32": 4, "float16": 2, "bfloat16": 2}
 THREADGROUP_BYTES = 32768
@@ -80,7 +81,12 @@ class Instance:
     @property
     def record(self) -> Template:
         """The template's record."""
-        return TEMPLATES.get(self.template) or MPP_TEMPLATES[self.template]
+        return RECORDS[self.template]
+
+    @property
+    def mpp(self) -> bool:
+        """Whether it is on matrix units."""
+        return self.record.mpp
 
     @property
     def fused(self) -> bool:
@@ -133,8 +139,15 @@ class Instance:
 
     @property
     def products(self) -> int:
-        """Products of one brick, 8x8 or of matrix units; none where logits' gradients are read, not computed."""
+        """Products of a brick over 8 channels; none where logits' gradients are read, not computed."""
         return 0 if self.slots else self.record.products(self.dim // 8, self.dim_v // 8)
+
+    @property
+    def in_rows(self) -> bool:
+        """Whether products read columns where they lie: then channels must lie side by side, and the step from one
+        token along x to the next must fit 32 bits.
+        """
+        return self.record.mpp and self.record.walks and not self.flat
 
     @property
     def registers(self) -> int:
@@ -220,7 +233,7 @@ def mpp_headers() -> str:
     return "\n".join(line for name in MPP_HEADERS for line in _code(name)) + "\n"
 
 
-def _opening(instances: tuple[Instance, ...], params: str = PARAMS_STRUCT) -> str:
+def opening(instances: tuple[Instance, ...], params: str = PARAMS_STRUCT) -> str:
     """What the entry points of ``instances`` need. On matrix units that is more, which older systems do not have."""
     if any(instance.record.mpp for instance in instances):
         return OPENING.replace("using", MPP_INCLUDES + "using") + headers(params) + mpp_headers()
@@ -323,7 +336,7 @@ def entry_point(instance: Instance) -> str:
 
 def library(instances: tuple[Instance, ...]) -> str:
     """One flattened source that holds an entry point for each of ``instances``."""
-    return _opening(instances) + "\n".join(entry_point(instance) for instance in instances)
+    return opening(instances) + "\n".join(entry_point(instance) for instance in instances)
 
 
 def _mlx_params(instance: Instance) -> str:
@@ -365,7 +378,7 @@ def _mlx_params(instance: Instance) -> str:
 
 def mlx_header(instance: Instance) -> str:
     """What ``mx.fast.metal_kernel`` takes as its header: the kernels, and the instantiation's config."""
-    return _opening((instance,), _mlx_params(instance)) + config(instance)
+    return opening((instance,), _mlx_params(instance)) + config(instance)
 
 
 def mlx_body(instance: Instance) -> str:

@@ -5,6 +5,7 @@ record: the source text, strides, tiling, counted work and the smallest launch. 
 template's name. To add one, write its header, its record here, and the program (:mod:`.op_launches`) that launches it.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -68,15 +69,16 @@ def _no_products(dim: int, dim_v: int) -> int:
 class Template:
     """One kernel template.
 
-    name: of the Metal function. arguments: its buffers, in the order of the function's parameters. products: 8x8
-    products of a brick, given the 8-channel blocks of D and D_v: each of S, dP, O, dV, dQ and dK has one for each block
-    of its channels. sums: blocks of the sums of a row, given the same; 0 where no team of simdgroups can share a patch.
-    reads_dim, reads_dim_v: whether rows or columns have channels of D, and of D_v. walks: whether it
+    name: of the Metal function. arguments: its buffers, in the order of the function's parameters. products: of a patch
+    and a brick over 8 channels, given the 8-channel blocks of D and D_v: each of S, dP, O, dV, dQ and dK has one for
+    each block of its channels. sums: blocks of the sums of a row, given the same; 0 where no team of simdgroups can
+    share a patch. reads_dim, reads_dim_v: whether rows or columns have channels of D, and of D_v. walks: whether it
     walks boxes of columns, which it may stage in threadgroup memory. transposed: whether its rows are keys, and its
     columns the queries that see them. slotted: whether its bricks know the window slot of each pair. tables: whether it
     sums in tables in threadgroup memory. rows: rows of a threadgroup, for templates that take rows in order instead of
-    walking; otherwise 0. mpp: whether its patches and bricks are those of the matrix units (kernels/mpp_walk.h), 16
-    rows and 16 columns; its products are matmul2d of a whole brick, and it has neither bias nor key mask.
+    walking; otherwise 0. matmuls: where patches and bricks are those of the matrix units (kernels/mpp_walk.h), 16 rows
+    and 16 columns, the matmul2d of a brick, each over all channels; otherwise 0. gathered: the same as products, of the
+    columns that such a kernel gathers for a brick, if it gathers them.
     """
 
     name: str
@@ -90,7 +92,13 @@ class Template:
     slotted: bool = False
     tables: bool = False
     rows: int = 0
-    mpp: bool = False
+    matmuls: int = 0
+    gathered: Callable[[int, int], int] = _no_products
+
+    @property
+    def mpp(self) -> bool:
+        """Whether it multiplies on matrix units. Such a template has neither bias nor key mask."""
+        return self.matmuls > 0
 
     @property
     def side(self) -> int:
@@ -225,27 +233,37 @@ TEMPLATES = {
 }
 
 
-def _on_matrix_units(name: str, template: Template, products: int) -> Template:
-    """The template that computes the same on matrix units. products: matmul2d of a brick."""
-    kept = tuple(a for a in template.arguments if a not in (_RPB, _KEY_MASK))
-    changed = {"products": lambda dim, dim_v: products, "sums": _no_products, "mpp": True}
-    return replace(template, name=name, arguments=kept, **changed)  # type: ignore[arg-type]
+def _on_matrix_units(template: Template, matmuls: int, gathered: Callable[[int, int], int]) -> Template:
+    """The template that computes the same on matrix units."""
+    return replace(
+        template,
+        name=f"{template.name}_mpp",
+        arguments=tuple(a for a in template.arguments if a not in (_RPB, _KEY_MASK)),
+        sums=_no_products,
+        matmuls=matmuls,
+        gathered=gathered,
+    )
 
 
-FORWARD_MPP = _on_matrix_units(
-    "na_fwd_mpp",
-    FORWARD,
-    products=2,
+# The templates on the matrix units of Apple10 and later, by the name of the one that computes the same without them.
+ON_MATRIX_UNITS = {
+    FORWARD.name: _on_matrix_units(FORWARD, 2, lambda dim, dim_v: dim + dim_v),
+    QUERY_GRAD.name: _on_matrix_units(QUERY_GRAD, 3, lambda dim, dim_v: dim + dim_v),
+    KEY_VALUE_GRAD.name: _on_matrix_units(KEY_VALUE_GRAD, 4, lambda dim, dim_v: 2 * dim + dim_v),
+}
+# The template that computes the same on 8x8 products, of any template.
+NARROW = TEMPLATES | {record.name: TEMPLATES[name] for name, record in ON_MATRIX_UNITS.items()}
+MPP_TEMPLATES = {template.name: template for template in ON_MATRIX_UNITS.values()}
+# Whether matrix units multiply as kernels/mpp.h takes it, on 16 rows and 16 columns (:mod:`..plan.matrix_units`).
+MPP_CHECK = Template(
+    "na_mpp_check",
+    (
+        Argument("rows", "T", lambda s: (s.rows[0], s.dim)),
+        Argument("columns", "T", lambda s: (s.keys[0], s.dim)),
+        _PRM,
+        Argument("found", "float", lambda s: (math.prod(s.parts),), output=True),
+    ),
+    products=_no_products,
+    walks=False,
+    matmuls=4,
 )
-QUERY_GRAD_MPP = _on_matrix_units(
-    "na_bwd_dq_mpp",
-    QUERY_GRAD,
-    products=3,
-)
-KEY_VALUE_GRAD_MPP = _on_matrix_units(
-    "na_bwd_dkv_mpp",
-    KEY_VALUE_GRAD,
-    products=4,
-)
-# Templates that no plan launches yet: those on the matrix units of Apple10 and later.
-MPP_TEMPLATES = {template.name: template for template in (FORWARD_MPP, QUERY_GRAD_MPP, KEY_VALUE_GRAD_MPP)}

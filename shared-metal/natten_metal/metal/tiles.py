@@ -29,6 +29,18 @@ class Bricks(NamedTuple):
     full: int
 
 
+class Candidate(NamedTuple):
+    """What a tiling is chosen by: everything that one problem leaves open. mpp: whether it is on matrix units."""
+
+    patch: tuple[int, int, int]
+    heads: int
+    simdgroups: int
+    stage: bool
+    flat: bool = False
+    team: int = 1
+    mpp: bool = False
+
+
 class Span(NamedTuple):
     """Columns on one axis: any row of a patch sees those in ``[low, high)``, all rows those between the other two."""
 
@@ -139,3 +151,11 @@ def chunk_size(dtype: str, dim: int, dim_v: int) -> int:
     """Columns of both staged tensors that fit threadgroup memory, a multiple of 8 (0: not even one brick)."""
     per_column = (dim + dim_v) * ITEM_SIZES[dtype] + 32
     return min(MAX_CHUNK, (THREADGROUP_BYTES // per_column - COLUMNS) // COLUMNS * COLUMNS)
+
+
+def terms(problem: Problem, transposed: bool) -> int:
+    """The most terms that a row's sums have: keys of a query, or queries of a key with all their heads (most, where
+    windows shift at borders).
+    """
+    count = math.prod(min(axis.window, axis.queries if transposed else axis.keys) for axis in problem.axes)
+    return count * problem.group_heads if transposed else count + problem.additional

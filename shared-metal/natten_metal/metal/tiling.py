@@ -7,18 +7,21 @@ chip are not used for choices, because nothing has been measured on that chip.
 """
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from ..caches import cached
 from ..problem.ops import FUSED
 from ..problem.problem import Problem
 from ..problem.window import group_length
+from . import mpp
+from .bricks import bricks_of
 from .costs import UnitCosts, microseconds
 from .counts import walked
-from .flat import bricks_of, fits
+from .flat import bricks_of as narrow_bricks
+from .flat import fits
 from .source import Instance
-from .templates import Template
-from .tiles import COLUMNS, ROWS, Bricks, chunk_size, patches
+from .templates import ON_MATRIX_UNITS, Template
+from .tiles import COLUMNS, ROWS, Bricks, Candidate, chunk_size, patches
 
 # Bricks per softmax group. Two give independent chains of products, but twice the code and more registers: one was
 # faster on a GPU that ran the same kernels (benchmarks/gpu).
@@ -27,6 +30,8 @@ SOFTMAX_BRICKS = 1
 # bricks between two barriers. Where a row has to be split, and in the key walk with its two sums in registers, staging
 # is faster only if windows are at least as long as the second.
 SHORT_WINDOW, LONG_WINDOW = 16, 56
+# Simdgroups that a threadgroup may have.
+MAX_SIMDGROUPS = 8
 # Simdgroups of a threadgroup that reads directly: they share nothing, and small threadgroups fill the GPU more evenly.
 DIRECT_SIMDGROUPS = 4
 # 32-bit registers of a lane that a patch's rows and sums may take (Instance.registers). Beyond, a team of simdgroups
@@ -46,79 +51,88 @@ FLAT_GAIN = 1.1
 
 
 class Tiling(NamedTuple):
-    """The compile-time shape of a walk. patch: rows along (z, y, x); times heads it is 8."""
+    """A choice, and what follows from it: staged columns, tiles along each axis, and exact bricks."""
 
-    patch: tuple[int, int, int]
-    heads: int
-    simdgroups: int
+    chosen: Candidate
     chunk: int
-    stage: bool
-    flat: bool
-    team: int
     tiles: tuple[int, ...]
     bricks: Bricks
-
-
-class Candidate(NamedTuple):
-    """What a tiling is chosen by: everything that one problem leaves open."""
-
-    patch: tuple[int, int, int]
-    heads: int
-    simdgroups: int
-    stage: bool
-    flat: bool = False
-    team: int = 1
 
 
 class Target(NamedTuple):
     """What a tiling is chosen for.
 
     max_simdgroups: that a threadgroup may have. costs: measured unit costs of the device; None where nothing was
-    measured. candidate: one that was chosen already, to be timed or compared with the choice.
+    measured. candidate: one that was chosen already, to be timed or compared with the choice. matrix_units: unit costs,
+    measured or predicted, by which a walk on matrix units is compared with others; None where there is none.
     """
 
-    max_simdgroups: int
+    max_simdgroups: int = MAX_SIMDGROUPS
     costs: UnitCosts | None = None
     candidate: Candidate | None = None
+    matrix_units: UnitCosts | None = None
 
 
 @cached("tilings", 1024)
 def tiling(problem: Problem, template: Template, dim: int, dim_v: int, target: Target, in_rows: bool = True) -> Tiling:
     """The tiling of a walk of ``template``. in_rows: whether query heads of a key/value head may share a patch."""
-    chunk = chunk_size(problem.dtype, dim, dim_v)
     chosen = target.candidate or _chosen(problem, template, dim, dim_v, target, in_rows and not template.transposed)
-    transposed, patch = template.transposed, chosen.patch
+    if not may_share(template, dim, dim_v, chosen.team):
+        chosen = chosen._replace(team=1)
+    patch = chosen.patch
     extents = [*patch[3 - problem.rank : -1], patch[-1] * chosen.simdgroups]
     tiles = tuple(
-        -(-group_length(a.keys if transposed else a.queries, 0, a.dilation) // extent)
+        -(-group_length(a.keys if template.transposed else a.queries, 0, a.dilation) // extent)
         for a, extent in zip(problem.axes, extents, strict=True)
     )
-    bricks = bricks_of(problem, patch, chosen.heads, transposed, chosen.flat)
-    chunk = max(chunk, COLUMNS)
-    team = chosen.team if may_share(template, dim, dim_v, chosen.team) else 1
-    return Tiling(patch, chosen.heads, chosen.simdgroups, chunk, chosen.stage, chosen.flat, team, tiles, bricks)
+    record = ON_MATRIX_UNITS[template.name] if chosen.mpp else template
+    bricks = bricks_of(problem, record, patch, chosen.heads, chosen.flat)
+    return Tiling(chosen, max(chunk_size(problem.dtype, dim, dim_v), COLUMNS), tiles, bricks)
 
 
 def _chosen(problem: Problem, template: Template, dim: int, dim_v: int, target: Target, in_rows: bool) -> Candidate:
-    """The smallest predicted time among measured costs, or the rule's."""
-    if target.costs is None:
-        return by_rule(problem, template, dim, dim_v, target.max_simdgroups, in_rows)
-    costs = target.costs
-    made = Instance(template.name, problem.dtype, problem.rank, dim, dim_v)
-    return min(
-        candidates(problem, template, dim, dim_v, target.max_simdgroups, in_rows),
-        key=lambda candidate: (predicted(problem, made, candidate, costs), candidate),
-    )
+    """The smallest predicted time among measured costs, or the rule's. On matrix units nothing but a prediction can
+    choose, because their bricks are others: where nothing was measured, their best is compared with the rule's.
+    """
+    room, costs = target.max_simdgroups, target.costs
+    if costs is None:
+        found = [by_rule(problem, template, dim, dim_v, room, in_rows)]
+    else:
+        found = candidates(problem, template, dim, dim_v, room, in_rows)
+    if target.matrix_units is not None:
+        found += on_matrix_units(problem, template, dim, dim_v, room, every=costs is not None)
+    by = costs or target.matrix_units
+    if by is None or len(found) == 1:
+        return found[0]
+    return min(found, key=lambda candidate: (predicted(problem, template, (dim, dim_v), candidate, by), candidate))
+
+
+def on_matrix_units(
+    problem: Problem, template: Template, dim: int, dim_v: int, max_simdgroups: int, every: bool
+) -> list[Candidate]:
+    """The tilings of a walk on matrix units: with the fewest bricks in rows of their own, and with the fewest that run
+    on. every: the others that waste little beside these, and single simdgroups.
+    """
+    if template.name not in ON_MATRIX_UNITS or not mpp.takes(problem, template.transposed):
+        return []
+    found: list[Candidate] = []
+    for flat in (False, True):
+        for shape in _near(mpp.shapes(problem, template.transposed, flat))[: None if every else 1]:
+            one = Candidate(shape.patch, shape.heads, 1, False, flat, mpp=True)
+            room = min(max_simdgroups, mpp.room(problem, candidate_instance(problem, template, (dim, dim_v), one)))
+            found += [one._replace(simdgroups=n) for n in ((1, room) if every else (room,))]
+    return list(dict.fromkeys(found))
 
 
 Shape = tuple[int, tuple[int, int, int], int]
+S = TypeVar("S", bound=tuple[int, tuple[int, int, int], int])
 
 
 def _patches(problem: Problem, transposed: bool, in_rows: bool, flat: bool = False) -> list[Shape]:
     """(executed bricks, patch, heads) of every patch, best first: fewest bricks, then the widest. flat: they run on."""
     choices = [h for h in (1, 2, 4, 8) if problem.group_heads % h == 0] if in_rows else [1]
     shapes = [(patch, h) for h in choices for patch in patches(problem.rank, h)]
-    counted = [(bricks_of(problem, patch, h, transposed, flat).executed, patch, h) for patch, h in shapes]
+    counted = [(narrow_bricks(problem, patch, h, transposed, flat).executed, patch, h) for patch, h in shapes]
     return sorted(counted, key=lambda shape: (shape[0], -shape[1][-1], shape[2]))
 
 
@@ -222,34 +236,47 @@ def half_idle(side_by_side: int, simdgroups: int) -> bool:
     return simdgroups > 1 and -(-side_by_side // simdgroups) == -(-side_by_side // (simdgroups // 2))
 
 
-def _near(shapes: list[Shape]) -> list[Shape]:
+def _near(shapes: list[S]) -> list[S]:
     """Those that waste little beside the first, which is the best, if there is one."""
     return [shape for shape in shapes if shape[0] <= WASTE * shapes[0][0]]
 
 
-def predicted(problem: Problem, made: Instance, candidate: Candidate, costs: UnitCosts) -> float:
-    """Microseconds of a walk, predicted. made: the kernel, its tiling left open."""
-    instance = candidate_instance(made, problem, candidate)
+def predicted(
+    problem: Problem, template: Template, dims: tuple[int, int], candidate: Candidate, costs: UnitCosts
+) -> float:
+    """Microseconds of a walk, predicted. dims: the padded head dims of what it reads."""
+    instance = candidate_instance(problem, template, dims, candidate)
     return microseconds(instance, walked(problem, instance), costs)
 
 
-def candidate_instance(made: Instance, problem: Problem, candidate: Candidate) -> Instance:
+def candidate_instance(problem: Problem, template: Template, dims: tuple[int, int], candidate: Candidate) -> Instance:
     """The kernel of a candidate, as far as its work is concerned."""
+    additional = problem.additional > 0 and not template.transposed
+    return kernel_of(problem, template, dims, candidate, additional=additional)
+
+
+def kernel_of(
+    problem: Problem, template: Template, dims: tuple[int, int], chosen: Candidate, **options: object
+) -> Instance:
+    """The kernel of a walk of ``template`` with a tiling; on matrix units, the one that computes the same there."""
+    chunk, record = max(chunk_size(problem.dtype, *dims), COLUMNS), template
+    if chosen.mpp:  # it has neither bias nor mask, and stages nothing
+        record = ON_MATRIX_UNITS[template.name]
+        dims = mpp.dims_of(record, *dims)
     return Instance(
-        made.template,
-        made.dtype,
-        made.rank,
-        made.dim,
-        made.dim_v,
-        candidate.patch,
-        candidate.heads,
-        candidate.simdgroups,
-        max(chunk_size(made.dtype, made.dim, made.dim_v), COLUMNS),
+        record.name,
+        problem.dtype,
+        problem.rank,
+        *dims,
+        chosen.patch,
+        chosen.heads,
+        chosen.simdgroups,
+        chunk,
         SOFTMAX_BRICKS,
-        candidate.stage,
-        flat=candidate.flat,
-        team=candidate.team,
-        additional=problem.additional > 0 and not made.record.transposed,
+        chosen.stage,
+        flat=chosen.flat,
+        team=chosen.team,
+        **options,  # type: ignore[arg-type]
     )
 
 

@@ -70,6 +70,16 @@ def warn_of_failure(package: str, op: str, failure: Failure) -> None:
     )
 
 
+def warn_of_matrix_units(package: str, op: str, failure: Failure) -> None:
+    """Warn, once per reason, that a kernel on matrix units failed and others run instead."""
+    log_once(
+        f"{op}: a Metal kernel on matrix units failed on this machine, and slower ones run instead. {failure}. "
+        f"Please report this, with the output of `{package} doctor`. The plan was: {failure.launch}",
+        logging.WARNING,
+        about=failure.words,
+    )
+
+
 def warn_of_missing_kernels(package: str, op: str, reason: str) -> None:
     """Warn, once in a process, that calls on a CPU run without its kernels. reason: why."""
     log_once(

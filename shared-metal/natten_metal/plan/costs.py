@@ -28,7 +28,7 @@ def measured(device: Device) -> "UnitCosts | None":
     from .tuning import measured_costs
 
     # A device by the name of a chip is that chip, which need not be this machine's: no file is read for it.
-    return None if device.kind == "cpu" or device.name in chips() else measured_costs()
+    return None if device.kind == "cpu" or device.name in chips() else measured_costs(not device.no_matrix_units)
 
 
 def unit_costs(device: Device) -> "UnitCosts":
@@ -43,6 +43,15 @@ def unit_costs(device: Device) -> "UnitCosts":
     if found is not None:
         return found
     return predicted(device.name) if device.name in chips() else predicted(chip_name(), gpu_cores())
+
+
+def of_matrix_units(device: Device) -> "UnitCosts | None":
+    """The unit costs by which walks on matrix units are compared with others on ``device``; None where it has none."""
+    if device.no_matrix_units:
+        return None
+    found = unit_costs(device)
+    # What is called otherwise than the chips of the table may still have them: predicted as the least that has.
+    return found if found.has_matrix_units else predicted(table()["matrix_units"])
 
 
 # --- predicted figures of chips -------------------------------------------------------------------
@@ -74,14 +83,15 @@ def predicted(chip: str, cores: int | None = None) -> "UnitCosts":
 
     cores: of its GPU, if they are known to be other than the table's.
     """
-    from ..metal.costs import SERIAL, SHARED, Cores, UnitCosts
+    from ..metal.costs import MATRIX_SERIAL, MATRIX_SHARED, SERIAL, SHARED, Cores, UnitCosts
 
     known = table()["chips"]
     one = known.get(chip) or known[table()["default"]]
     own, count = family(one["family"]), cores or int(one["cores"])
     prices = {"launch": 1e3 * table()["launch_microseconds"], "byte": 1 / (REACHED * one["gbps"])}
-    prices |= {name: own[name] / (one["ghz"] * count) for name in SHARED}
-    prices |= {name: own[name] / one["ghz"] for name in SERIAL}
+    # Families without matrix units have no figures for them.
+    prices |= {name: own[name] / (one["ghz"] * count) for name in SHARED | MATRIX_SHARED if name in own}
+    prices |= {name: own[name] / one["ghz"] for name in SERIAL | MATRIX_SERIAL if name in own}
     held = Cores(count, int(own["slots"]), int(own["memory_kibibytes"]) << 10)
     return UnitCosts(chip, False, held, prices, table()["error"])
 

@@ -10,7 +10,8 @@ class Device(NamedTuple):
     kind: 'cpu' or 'gpu'. missing: (backend, reason) pairs; a backend not named there is available.
     float64: whether the device computes in float64. smallest: elements of the smallest tensor that a Metal
     kernel can be given as device memory. longest: the most elements that a tensor's dimension may have; None if only
-    memory limits it.
+    memory limits it. no_matrix_units: why kernels cannot use the GPU's matrix units, in one sentence; '' if
+    they can (:mod:`.matrix_units`).
     """
 
     kind: str
@@ -19,6 +20,7 @@ class Device(NamedTuple):
     float64: bool = True
     smallest: int = 1
     longest: int | None = None
+    no_matrix_units: str = "nobody has looked for matrix units"
 
     def reason_missing(self, backend: str) -> str | None:
         """Why ``backend`` cannot run here; None if it can."""

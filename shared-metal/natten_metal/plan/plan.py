@@ -7,7 +7,7 @@ is launched, forward and backward (:mod:`.programs`). A fallback is a plan too, 
 import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..problem import checks
 from ..problem.interval import at_hand
@@ -23,6 +23,7 @@ from .verdicts import NOTHING_LEARNED, Failure, KernelFailure, Verdicts
 
 if TYPE_CHECKING:
     from ..metal.launches import Launch
+    from ..metal.tiling import Target
 
 # Bytes of logits that a chunk of a walk may hold, of what it gathers for them, and of logits in a single tile. A
 # tile of one row is always allowed: it holds at most all keys of all heads.
@@ -126,8 +127,7 @@ def _forward(problem: Problem, device: Device, backend: Backend, verdicts: Verdi
         return Walks(*common, queries=walk(problem, transposed=False))
     if work is Work.CPU_KERNELS:
         return CpuCall(*common)
-    launches, _ = fitting(problem, device, backend, verdicts, None)
-    return verdicts.failure_of(launches) or MetalLaunches(*common, launches=launches)
+    return _metal_program(common, device, backend, verdicts, None)
 
 
 def _gradient(
@@ -164,8 +164,7 @@ def _gradient_on(
         return Walks(*common, queries=walk(problem, transposed=False), keys=keys)
     if work is Work.CPU_KERNELS:
         return CpuCall(*common)
-    launches, _ = fitting(problem, device, backend, verdicts, has_lse_grad and len(record.outputs) > 1)
-    return verdicts.failure_of(launches) or MetalLaunches(*common, launches=launches)
+    return _metal_program(common, device, backend, verdicts, has_lse_grad and len(record.outputs) > 1)
 
 
 def _rule(problem: Problem, device: Device, backend: Backend) -> str | None:
@@ -195,28 +194,56 @@ def _missing_kernels(program: Program, device: Device, order: Iterable[str]) -> 
     return next((reason for reason in reasons if reason is not None), "")
 
 
-def fitting(
-    problem: Problem, device: Device, backend: Backend, verdicts: Verdicts, lse_grad: bool | None
-) -> "tuple[tuple[Launch, ...], int]":
-    """The launches of an op (lse_grad None) or of its gradient, and the most simdgroups that their threadgroups may
-    have, which is as many as all of their kernels allow.
+class Fitting(NamedTuple):
+    """Launches that fit a machine. target: what their tilings were chosen for in the end. no_matrix_units: why none of
+    them is on matrix units; '' if one is.
     """
-    # What describes the Metal kernels is imported with the first of them: a CPU never needs it.
-    from ..metal import op_launches
-    from .costs import measured
 
-    costs = measured(device)
-    max_simdgroups = op_launches.MAX_SIMDGROUPS if backend.tells_limits else op_launches.cautious_simdgroups(problem)
+    launches: "tuple[Launch, ...]"
+    target: "Target"
+    no_matrix_units: str | Failure
+
+
+def fitting(problem: Problem, device: Device, backend: Backend, verdicts: Verdicts, lse_grad: bool | None) -> Fitting:
+    """The launches of an op (lse_grad None) or of its gradient, as the kernels are known to run here."""
+    # What describes the Metal kernels is imported with the first of them: a CPU never needs it.
+    from ..metal import mpp, op_launches
+    from ..metal.tiling import Target
+    from .costs import measured, of_matrix_units
+
+    missing: str | Failure = device.no_matrix_units or mpp.why_not(problem) or ""
+    units = None if missing else of_matrix_units(device)
+    room = op_launches.MAX_SIMDGROUPS if backend.tells_limits else op_launches.cautious_simdgroups(problem)
     while True:
+        target = Target(room, measured(device), None, units)
         made = (
-            op_launches.forward(problem, max_simdgroups, costs)
+            op_launches.forward(problem, target)
             if lse_grad is None
-            else op_launches.backward(problem, lse_grad, max_simdgroups, costs)
+            else op_launches.backward(problem, lse_grad, target)
         )
-        room = verdicts.room(made)
-        if room is None or max_simdgroups == 1:
-            return made, max_simdgroups
-        max_simdgroups = max(1, min(room, max_simdgroups - 1))
+        on_matrix_units = [launch for launch in made if launch.instance.record.mpp]
+        failed = verdicts.failure_of(on_matrix_units)
+        if failed is not None:
+            missing, units = failed, None
+            continue
+        if not on_matrix_units and not missing:
+            missing = "others are predicted to be faster"
+        fewer = verdicts.room(made)
+        if fewer is None or room == 1:
+            return Fitting(made, target, missing)
+        room = max(1, min(fewer, room - 1))
+
+
+def _metal_program(
+    common: tuple[Problem, str, str, tuple[Made, ...]],
+    device: Device,
+    backend: Backend,
+    verdicts: Verdicts,
+    lse_grad: bool | None,
+) -> Program | Failure:
+    found = fitting(common[0], device, backend, verdicts, lse_grad)
+    failed = verdicts.failure_of(found.launches)
+    return failed or MetalLaunches(*common, launches=found.launches, no_matrix_units=found.no_matrix_units)
 
 
 def walk(problem: Problem, transposed: bool) -> Blocks:
@@ -276,11 +303,18 @@ def explain(planned: Plan) -> str:
         for launch in forward.launches:
             memory = f"{launch.instance.threadgroup_bytes} bytes of threadgroup memory each"
             lines.append(f"{launch}, {memory}, {launch.bricks} bricks, {launch.full} of them without a mask")
+        lines.append(f"matrix units: {_used(forward.no_matrix_units)}")
     if isinstance(backward, Refused):
         lines.append(f"gradients: none ({backward.why})")
     elif backward.backend != planned.backend:
         lines.append(f"gradients: {backward.backend} ({backward.why})")
+    elif backward.no_matrix_units != forward.no_matrix_units:
+        lines.append(f"matrix units in gradients: {_used(backward.no_matrix_units)}")
     return "\n".join(lines)
+
+
+def _used(missing: str | Failure) -> str:
+    return f"not used ({missing})" if missing else "used"
 
 
 def _walk_in_words(purpose: str, rows: str, blocks: Blocks | None) -> str:

@@ -10,7 +10,7 @@ from . import backends
 from .device import Device
 from .plan import Plan, plan
 from .programs import Program, Refused
-from .verdicts import NOTHING_LEARNED, KernelFailure, Learned, Verdict, Verdicts
+from .verdicts import NOTHING_LEARNED, Failure, KernelFailure, Learned, Verdict, Verdicts
 
 T = TypeVar("T")
 MAX_PLANS = 1024
@@ -61,10 +61,12 @@ class Planner:
                 planned = self.plan(planned.problem, planned.device, planned.requested)
 
     def announce(self, program: Program) -> None:
-        """Before ``program`` is launched: warn if a faster one cannot run; KernelFailure if it must not run itself."""
+        """Before ``program`` is launched: warn of faster ones that cannot run; KernelFailure if it must not itself."""
         if program.failed is not None:
             if isinstance(program, Refused):
                 raise KernelFailure(program.failed)
             backends.warn_of_failure(self.package, program.problem.name, program.failed)
+        if isinstance(program.no_matrix_units, Failure):
+            backends.warn_of_matrix_units(self.package, program.problem.name, program.no_matrix_units)
         if program.missing:
             backends.warn_of_missing_kernels(self.package, program.problem.name, program.missing)

@@ -35,6 +35,8 @@ class Program:
 
     why: why that backend, if it is not the plan's. failed: the failed kernel that keeps 'auto' from a
     faster backend; missing: why a CPU has no kernels for 'auto'. Whoever launches the program warns of both.
+    no_matrix_units: of Metal kernels on a GPU, why none of them is on matrix units, and a kernel that failed there, if
+    that is the reason: whoever launches the program warns of it too.
 
     launches: of :class:`MetalLaunches`. queries, keys: the walks of :class:`Walks`, the second one for the split ops'
     gradients.
@@ -47,6 +49,7 @@ class Program:
     why: str = ""
     failed: Failure | None = None
     missing: str = ""
+    no_matrix_units: "str | Failure" = ""
     launches: "tuple[Launch, ...]" = ()
     queries: Blocks | None = None
     keys: Blocks | None = None

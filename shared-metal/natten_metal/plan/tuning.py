@@ -75,10 +75,20 @@ def path_in_force() -> Path | None:
     return None if chosen == OFF else Path(chosen)
 
 
-def measured_costs() -> "UnitCosts | None":
-    """The unit costs of this machine's GPU, read once in a process; None if it was not tuned."""
+def measured_costs(matrix_units: bool) -> "UnitCosts | None":
+    """The unit costs of this machine's GPU, read once in a process; None if it was not tuned.
+
+    matrix_units: whether kernels there may be on matrix units; then a file of a time when they were not is of no use.
+    """
     found: Read = _read_once.get_or_make_once("gpu", _find)
-    return found.costs
+    if found.costs is None or not matrix_units or found.costs.has_matrix_units:
+        return found.costs
+    log_once(
+        f"{PACKAGE}: what was measured without matrix units is ignored while they are used; `{PACKAGE} tune` measures "
+        "this machine with them",
+        logging.WARNING,
+    )
+    return None
 
 
 def _find() -> Read:
@@ -105,7 +115,7 @@ def _find() -> Read:
 
 def read(path: Path) -> "UnitCosts":
     """The unit costs in a tuning file. :class:`Broken` if it is none, or not of this machine; OSError."""
-    from ..metal.costs import PRICES, Cores, UnitCosts
+    from ..metal.costs import NECESSARY, PRICES, Cores, UnitCosts
 
     with path.open("rb") as file:
         text = file.read(MOST_BYTES + 1)
@@ -116,7 +126,7 @@ def read(path: Path) -> "UnitCosts":
         if content.get(name) != own:
             raise Broken(f"it was measured with {name} {content.get(name)!r}, and this is {own!r}")
     prices = content.get("prices")
-    if not isinstance(prices, dict) or set(prices) != set(PRICES):
+    if not isinstance(prices, dict) or set(prices) not in (set(PRICES), set(NECESSARY)):
         raise Broken("its prices are not those of this package's model")
     kinds, cores = content.get("kinds"), content.get("cores")
     if not isinstance(kinds, dict) or not isinstance(cores, dict) or set(cores) != set(Cores._fields):

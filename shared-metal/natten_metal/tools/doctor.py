@@ -161,12 +161,12 @@ def consult(record: DoctorPackage, only: str | None) -> tuple[int, dict[str, Any
     if not any(finding.fatal for finding in found):
         failure = installation.import_failure(here, record.framework)
         found += [failure] if failure else []
-    rows, reasons, place = None, dict[str, str | None](), ""
+    rows, reasons, place, missing = None, dict[str, str | None](), "", None
     status = 1
     if not any(finding.fatal for finding in found):
         patient = record.patient()
         try:
-            place, reasons = patient.place(), patient.reasons()
+            place, reasons, missing = patient.place(), patient.reasons(), patient.device().no_matrix_units
         except ValueError as error:  # a variable that the kernels read is set to something that they cannot use
             found.append(Finding(str(error), "unset or correct the variable"))
     tuned = tuning_state()
@@ -189,6 +189,7 @@ def consult(record: DoctorPackage, only: str | None) -> tuple[int, dict[str, Any
         "tuning": tuned,
         "device": place,
         "backends": reasons,
+        "matrix_units": {"used": missing == "", "reason": missing or None},
         "rows": [row.as_json() for row in rows or ()],
         "templates": template_verdicts(rows or ()),
         "status": status,
@@ -225,6 +226,8 @@ def _examine_all(patient: Patient, only: str | None, cases: Iterable[Case]) -> l
     """Print the table, and return its rows; None if ``only`` cannot be examined."""
     reasons = patient.reasons()
     print(f"  device: {patient.place()}")
+    missing = patient.device().no_matrix_units
+    print(f"  matrix units: {f'not used: {missing}' if missing else 'used where they are predicted to be faster'}")
     for backend, reason in reasons.items():
         print(f"  {backend}: {reason or 'available'}")
     examined, refusal = _chosen(patient.backends, reasons, only)
@@ -297,10 +300,10 @@ def template_verdicts(rows: Iterable[Row]) -> dict[str, dict[str, Any]]:
 
     A wrong result cannot be blamed on one of a row's kernels, so it counts against all of them.
     """
-    from ..metal.templates import TEMPLATES
+    from ..metal.templates import NARROW
 
     found = {}
-    for template in TEMPLATES:
+    for template in NARROW:
         using = [row for row in rows if template in row.templates]
         verdicts = [row.verdict for row in using]
         worst = next((verdict for verdict in (FAILED, WRONG) if verdict in verdicts), GOOD)

@@ -17,6 +17,7 @@ from ..problem.problem import Problem, all_keys
 if TYPE_CHECKING:
     from ..metal.costs import UnitCosts
     from ..metal.launches import Launch
+    from ..metal.tiling import Target
 
 Planned = Callable[[Problem, str], Plan]
 # What is listed of a launch's exact work (:class:`..metal.counts.Counts`).
@@ -84,10 +85,10 @@ def _of_launch(launch: "Launch", counts: Any, time: float) -> dict[str, Any]:
 
 def _tiling(instance: Any) -> dict[str, Any]:
     """What the planner chose of a walk, or could choose."""
-    from ..metal.tiling import Candidate
+    from ..metal.tiles import Candidate
 
-    chosen = ((name, getattr(instance, name)) for name in Candidate._fields)
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in chosen}
+    chosen = {name: getattr(instance, name) for name in Candidate._fields}
+    return chosen | {"patch": list(instance.patch[3 - instance.rank :])}
 
 
 def _all_keys(plan: Plan, costs: "UnitCosts", planned: Planned) -> dict[str, Any] | None:
@@ -143,22 +144,31 @@ def tilings(plan: Plan, verdicts: Verdicts, costs: "UnitCosts") -> list[dict[str
         walks = [each for each in program.launches if each.instance.record.walks and not each.instance.of_additional]
         if walks:
             gradient = None if direction == "forward" else False
-            _, room = fitting(plan.problem, plan.device, BACKENDS[program.backend], verdicts, gradient)
+            target = fitting(plan.problem, plan.device, BACKENDS[program.backend], verdicts, gradient).target
         for launch in walks:
-            others = sorted(_candidates(plan.problem, launch, room, costs), key=itemgetter("predicted_us"))
+            others = sorted(_candidates(plan.problem, launch, target, costs), key=itemgetter("predicted_us"))
             found.append({"direction": direction, "template": launch.instance.template, "candidates": others})
     return found
 
 
-def _candidates(problem: Problem, launch: "Launch", room: int, costs: "UnitCosts") -> Iterator[dict[str, Any]]:
-    """room: simdgroups that a threadgroup may have."""
+def _candidates(problem: Problem, launch: "Launch", target: "Target", costs: "UnitCosts") -> Iterator[dict[str, Any]]:
+    """target: what the launch's tiling was chosen for."""
     from ..metal.costs import microseconds
     from ..metal.counts import tensor_bytes, walked
-    from ..metal.tiling import candidate_instance, candidates
+    from ..metal.templates import NARROW
+    from ..metal.tiles import padded_dim
+    from ..metal.tiling import candidate_instance, candidates, on_matrix_units
 
-    own, tensors = launch.instance, tensor_bytes(problem, launch)
-    for candidate in candidates(problem, own.record, own.dim, own.dim_v, room, not own.record.transposed):
-        instance = candidate_instance(own, problem, candidate)
+    own, tensors, dims = launch.instance, tensor_bytes(problem, launch), (launch.instance.dim, launch.instance.dim_v)
+    template = NARROW[own.template]
+    if own.record.mpp:  # whose head dims are padded to the same
+        dims = padded_dim(problem.head_dim), padded_dim(problem.head_dim_v)
+    found = candidates(problem, template, *dims, target.max_simdgroups, not template.transposed)
+    if target.matrix_units is not None:
+        every = target.costs is not None
+        found += on_matrix_units(problem, template, *dims, target.max_simdgroups, every=every)
+    for candidate in found:
+        instance = candidate_instance(problem, template, dims, candidate)
         counts = walked(problem, instance)._replace(tensor_bytes=tensors)
         yield {
             **_tiling(instance),

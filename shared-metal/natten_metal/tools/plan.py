@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 # Of what --json writes; docs/backends.md describes it.
 SCHEMA = 1
 CPU = "cpu"
+# What a tiling is besides, in words; where its columns come from is told apart.
+FLAGS = {"flat": "flat", "mpp": "matrix units"}
 # How many tilings of a walk the table has.
 SHOWN = 8
 FACE = "plan"
@@ -233,9 +235,10 @@ def show(document: dict[str, Any], to: "Console") -> None:
 
 
 def _patch(tiling: dict[str, Any]) -> str:
-    """The rows of a patch, and what else is unlike the simplest tiling; where columns come from is told apart."""
+    """The rows of a patch, and what else is unlike the simplest tiling."""
     heads = [f"{tiling['heads']} heads"] if tiling["heads"] > 1 else []
-    flags = [name for name, value in tiling.items() if value is True and name not in ("stage", "chosen")]
+    heads += [f"team of {tiling['team']}"] if tiling["team"] > 1 else []
+    flags = [words for name, words in FLAGS.items() if tiling[name]]
     return ", ".join(["x".join(map(str, tiling["patch"])), *heads, *flags])
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..metal.op_launches import backward, forward
+from ..metal.tiling import Target
 from ..plan.limits import metal_limit, too_large
 from ..plan.tuning import measured_costs
 from ..problem.problem import DTYPES
@@ -160,8 +161,8 @@ def _with_kernels(sight: Sight) -> Sight:
     refusal = too_large(problem) or metal_limit(problem)
     if refusal:
         raise CommandError(f"the kernels cannot take this problem: {refusal}")
-    costs = measured_costs()
-    launches = backward(problem, False, costs=costs) if sight.transposed else forward(problem, costs=costs)
+    target = Target(costs=measured_costs(matrix_units=False))
+    launches = backward(problem, False, target) if sight.transposed else forward(problem, target)
     walks = (each.instance for each in launches if each.instance.record.walks)
     instance = next(each for each in walks if each.record.transposed == sight.transposed)
     patch = instance.patch[3 - problem.rank :]

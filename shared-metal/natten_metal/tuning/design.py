@@ -8,13 +8,15 @@ that a fit is judged by are others (:data:`HELD_OUT`).
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..metal.launches import Launch
-from ..metal.op_launches import MAX_SIMDGROUPS, backward, cautious_simdgroups, forward
-from ..metal.templates import FORWARD, KEY_VALUE_GRAD, QUERY_GRAD, Template
-from ..metal.tiles import padded_dim
-from ..metal.tiling import Candidate, candidates
+from ..metal.op_launches import backward, cautious_simdgroups, forward
+from ..metal.templates import FORWARD, KEY_VALUE_GRAD, ON_MATRIX_UNITS, QUERY_GRAD, Template
+from ..metal.tiles import Candidate, padded_dim
+from ..metal.tiling import MAX_SIMDGROUPS, Target, candidates, on_matrix_units
 from ..plan.backend import Backend
+from ..plan.device import Device
 from ..problem.ops import FUSED
 from ..problem.problem import Problem
 
@@ -85,6 +87,17 @@ HELD_OUT = (
 )
 
 
+class Room(NamedTuple):
+    """What a device leaves to choose: simdgroups that a threadgroup may have, and whether there are matrix units."""
+
+    simdgroups: int = MAX_SIMDGROUPS
+    matrix_units: bool = False
+
+
+# Of a device of which nothing is known.
+ANY_ROOM = Room()
+
+
 @dataclass(frozen=True, slots=True)
 class Trial:
     """One kernel to time: a launch of a program for ``problem``, with the tiling ``candidate``."""
@@ -107,30 +120,31 @@ class Trial:
     def launch(self) -> Launch:
         """The launch, on contiguous tensors."""
         made = launches(self.problem, self.template, self.candidate)
-        return next(launch for launch in made if launch.instance.template == self.template.name)
+        name = (ON_MATRIX_UNITS[self.template.name] if self.candidate.mpp else self.template).name
+        return next(launch for launch in made if launch.instance.template == name)
 
 
 def launches(one: Problem, template: Template, candidate: Candidate | None = None) -> tuple[Launch, ...]:
-    """The program that has a launch of ``template``."""
-    if template is FORWARD:
-        return forward(one, candidate=candidate)
-    return backward(one, False, candidate=candidate)
+    """The program that has a launch of ``template``, or of the one that computes the same on matrix units."""
+    target = Target(candidate=candidate)
+    return forward(one, target) if template is FORWARD else backward(one, False, target)
 
 
-def all_candidates(one: Problem, template: Template, max_simdgroups: int = MAX_SIMDGROUPS) -> list[Candidate]:
+def all_candidates(one: Problem, template: Template, room: Room) -> list[Candidate]:
     """Every tiling that the planner would consider."""
     dims = padded_dim(one.head_dim), padded_dim(one.head_dim_v)
-    return candidates(one, template, *dims, max_simdgroups, not template.transposed)
+    found = candidates(one, template, *dims, room.simdgroups, not template.transposed)
+    return found + (on_matrix_units(one, template, *dims, room.simdgroups, every=True) if room.matrix_units else [])
 
 
-def designed_candidates(one: Problem, template: Template, max_simdgroups: int = MAX_SIMDGROUPS) -> list[Candidate]:
+def designed_candidates(one: Problem, template: Template, room: Room) -> list[Candidate]:
     """The rule's tiling; its patch with every number of simdgroups, in every way to read columns; and every patch once
     in every way, because compiled code differs from patch to patch by more than can be counted.
     """
-    found = all_candidates(one, template, max_simdgroups)
+    found = all_candidates(one, template, room)
     first, wanted = found[0], [found[0]]
-    for way in dict.fromkeys((c.stage, c.flat, c.team) for c in found):
-        same = [c for c in found if (c.stage, c.flat, c.team) == way]
+    for way in dict.fromkeys(map(_way, found)):
+        same = [c for c in found if _way(c) == way]
         patch = first.patch if any(c.patch == first.patch for c in same) else same[0].patch
         wanted += [c for c in same if c.patch == patch]
         for other in dict.fromkeys(c.patch for c in same):
@@ -138,15 +152,20 @@ def designed_candidates(one: Problem, template: Template, max_simdgroups: int = 
     return list(dict.fromkeys(wanted))
 
 
-def trials(problems: Iterable[Problem], every: bool = False, max_simdgroups: int = MAX_SIMDGROUPS) -> Iterator[Trial]:
+def _way(candidate: Candidate) -> tuple[bool, bool, int, bool]:
+    return candidate.stage, candidate.flat, candidate.team, candidate.mpp
+
+
+def trials(problems: Iterable[Problem], every: bool = False, room: Room = ANY_ROOM) -> Iterator[Trial]:
     """The trials of some problems: of every candidate, or of the designed ones."""
     chosen = all_candidates if every else designed_candidates
     for one in problems:
         for template in TEMPLATES:
-            yield from (Trial(one, template, candidate) for candidate in chosen(one, template, max_simdgroups))
+            yield from (Trial(one, template, candidate) for candidate in chosen(one, template, room))
 
 
-def largest_threadgroups(backend: Backend) -> int:
-    """Simdgroups that a threadgroup may have on a backend, whatever the kernel: as the planner takes it."""
+def room_of(device: Device, backend: Backend) -> Room:
+    """What a backend leaves to choose on a device, whatever the kernel: as the planner takes it."""
     widest = max(FITTED, key=lambda one: one.head_dim)
-    return MAX_SIMDGROUPS if backend.tells_limits else cautious_simdgroups(widest)
+    simdgroups = MAX_SIMDGROUPS if backend.tells_limits else cautious_simdgroups(widest)
+    return Room(simdgroups, not device.no_matrix_units)

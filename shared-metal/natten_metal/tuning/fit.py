@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from ..metal.costs import OF_ANY_KERNEL, PRICES, Cores, UnitCosts, features, kinds, microseconds
+from ..metal.costs import NECESSARY, OF_ANY_KERNEL, PRICES, Cores, UnitCosts, features, kinds, microseconds
 from ..metal.counts import Counts
 from ..metal.source import Instance
 
@@ -83,12 +83,12 @@ def _prices(
     samples: Sequence[Sample], paid: Sequence[dict[str, float]], factors: Mapping[str, float]
 ) -> dict[str, float]:
     """Non-negative least squares. Columns are scaled, so that prices of very different sizes are solved for equally
-    well; a price that no sample pays is 0.
+    well; a price that no sample pays is 0, and those of matrix units are left out if none was timed.
     """
     import numpy as np
     from scipy.optimize import nnls
 
-    names, rows = list(PRICES), []
+    names, rows = list(PRICES if any(s.instance.record.mpp for s in samples) else NECESSARY), []
     for sample, row in zip(samples, paid, strict=True):
         factor = math.prod(factors.get(kind, 1.0) for kind in kinds(sample.instance))
         nanoseconds = sample.microseconds * 1e3

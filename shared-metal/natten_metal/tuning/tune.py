@@ -16,7 +16,7 @@ from ..metal.tiling import by_rule
 from ..plan import tuning
 from ..plan.backend import BACKENDS
 from ..plan.chip import gpu_cores
-from .design import FITTED, HELD_OUT, Trial, largest_threadgroups, trials
+from .design import FITTED, HELD_OUT, Trial, room_of, trials
 from .fit import Fit, Sample, fit, quantile, typical
 from .measure import Progress, Timed, Timer, time_all
 
@@ -65,9 +65,9 @@ class Tuning:
 
 def planned_trials(timer: Timer, quick: bool) -> tuple[list[Trial], list[Trial]]:
     """The trials that unit costs would be fitted to, and those that judge the fit."""
-    room = largest_threadgroups(BACKENDS[timer.backend])
+    room = room_of(timer.device(), BACKENDS[timer.backend])
     fitted, held_out = (FITTED[::2], HELD_OUT[::2]) if quick else (FITTED, HELD_OUT)
-    return list(trials(fitted, max_simdgroups=room)), list(trials(held_out, max_simdgroups=room))
+    return list(trials(fitted, room=room)), list(trials(held_out, room=room))
 
 
 def tune(timer: Timer, quick: bool, progress: Progress, path: Path | None) -> Tuning:
@@ -89,7 +89,7 @@ def tune(timer: Timer, quick: bool, progress: Progress, path: Path | None) -> Tu
     if not used:
         raise CannotTune(f"no kernel ran: {failed[0].reason}")
     made = fit(tuning.identity()["chip"], [sample_of(one) for one in used], gpu_cores())
-    choices = tuple(judge(made.costs, judged, largest_threadgroups(BACKENDS[timer.backend])))
+    choices = tuple(judge(made.costs, judged, room_of(timer.device(), BACKENDS[timer.backend]).simdgroups))
     took = time.perf_counter() - began
     found = Tuning(timer.package, made, tuple(used), tuple(judged), choices, failed, took, path)
     if path is not None:

@@ -101,7 +101,8 @@ class ExtensionHost:
     def remember(self, signature: Signature, call: Call, tensors: Mapping[str, mx.array]) -> None:
         """Keep the plan of a call that has just been built, if the extension runs it."""
         plan = self.plans.get((call.key, specs(tensors)))
-        if plan is not None:
+        # Where products read tokens where they lie, tensors may have to be copied first.
+        if plan is not None and not any(launch.instance.in_rows for launch in call.program.launches):
             self.remembered.keep(signature, plan)
 
 

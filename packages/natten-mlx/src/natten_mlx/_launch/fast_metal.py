@@ -29,7 +29,8 @@ def run(program: MetalLaunches, tensors: Mapping[str, mx.array], host: MetalHost
     Learned, before anything is launched, if a kernel does not run.
     """
     kernels = [_proved_kernel(host, launch) for launch in program.launches]
-    known = {name: _readable(name, tensor) for name, tensor in tensors.items()}
+    in_rows = any(launch.instance.in_rows for launch in program.launches)
+    known = {name: _readable(name, tensor, in_rows) for name, tensor in tensors.items()}
     for launch, kernel in zip(program.launches, kernels, strict=True):
         made = _launch(host, kernel, launch, {argument: known[name] for argument, name in launch.inputs})
         known |= {output.name: array for output, array in zip(launch.outputs, made, strict=True)}
@@ -66,13 +67,17 @@ def _kernel(host: MetalHost, instance: Instance) -> Any:
     )
 
 
-def _readable(name: str, tensor: mx.array) -> mx.array:
-    """A tensor as the kernels read it: any strides, or contiguous; rpb in float32, a mask in bits."""
+def _readable(name: str, tensor: mx.array, in_rows: bool) -> mx.array:
+    """A tensor as the kernels read it: any strides, or contiguous; rpb in float32, a mask in bits.
+
+    in_rows: whether products read tokens where they lie. Whether these lie so that they can is not known before MLX
+    evaluates them, and then it copies nothing that is contiguous.
+    """
     if name == "key_mask":
         return key_words(_operations, tensor)
     if name == "rpb":
         tensor = tensor.astype(mx.float32)
-    return mx.contiguous(tensor) if name in CONTIGUOUS else tensor
+    return mx.contiguous(tensor) if in_rows or name in CONTIGUOUS else tensor
 
 
 def _launch(host: MetalHost, kernel: Any, launch: Launch, bound: Mapping[str, mx.array]) -> list[mx.array]:

@@ -46,7 +46,10 @@ def _readable(program: Program, tensors: Mapping[str, mx.array], stream: mx.Stre
     for name in dtypes.keys() & given.keys():
         given[name] = given[name].astype(DTYPES[dtypes[name]], stream=stream)
     contiguous = frozenset({RPB.name, KEY_MASK.name})
-    if isinstance(program, MetalLaunches):
+    if reads_in_rows(program):
+        # How tensors lie is known when MLX evaluates them, and then it copies nothing that is contiguous.
+        contiguous = frozenset(given)
+    elif isinstance(program, MetalLaunches):
         # Imported here, because it imports what describes the Metal kernels, which a CPU never needs.
         from .nanobind_metal import CONTIGUOUS as contiguous
         from .nanobind_metal import packed
@@ -56,6 +59,11 @@ def _readable(program: Program, tensors: Mapping[str, mx.array], stream: mx.Stre
     for name in contiguous & given.keys():
         given[name] = mx.contiguous(given[name], stream=stream)
     return given
+
+
+def reads_in_rows(program: Program) -> bool:
+    """Whether products of matrix units read tokens where they lie, so that tensors have to be contiguous."""
+    return any(launch.instance.in_rows for launch in program.launches)
 
 
 def _plan(host: ExtensionHost, call: Call, inputs: Tensors) -> Any:

@@ -11,7 +11,7 @@ from .._metal.metal.op_launches import CONTIGUOUS as CONTIGUOUS
 from .._metal.metal.op_launches import Launch, strides_of, with_strides
 from .._metal.metal.params import COUNT, PARAMS
 from .._metal.metal.probe import smallest_launch
-from .._metal.metal.source import OPENING, Instance, entry_point, headers
+from .._metal.metal.source import Instance, entry_point, opening
 from .._metal.plan.programs import MetalLaunches
 from .._metal.plan.verdicts import Failure, Learned, quoted
 from .._metal.problem.ops import FUSED
@@ -116,4 +116,4 @@ def _launch(launch: Launch, shapes: Mapping[str, tuple[int, ...]], indices: Mapp
 
 def library(instance: Instance) -> str:
     """The text that a GPU compiles for ``instance``."""
-    return OPENING + headers(PARAMS_STRUCT) + entry_point(instance)
+    return opening((instance,), PARAMS_STRUCT) + entry_point(instance)

@@ -23,6 +23,7 @@ from .metal_host import MetalHost
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 WIDE_BYTES = 16
+MAX_STEP = 2**31 - 1
 
 
 def run(program: MetalLaunches, tensors: dict[str, Tensor], host: MetalHost) -> dict[str, Tensor]:
@@ -31,6 +32,8 @@ def run(program: MetalLaunches, tensors: dict[str, Tensor], host: MetalHost) -> 
     Learned, before anything is launched, if a kernel does not compile, or allows fewer threads than its launch has.
     """
     known = {name: _readable(name, tensor) for name, tensor in tensors.items()}
+    if any(launch.instance.in_rows for launch in program.launches):
+        known = {name: _with_short_steps(program, tensor) for name, tensor in known.items()}
     launches, kernels = _compiled(program, known, host)
     for launch, kernel in zip(launches, kernels, strict=True):
         _launch(host, kernel, launch, known)
@@ -79,6 +82,12 @@ def _readable(name: str, tensor: Tensor) -> Tensor:
         tensor = tensor.float()
     readable = name not in CONTIGUOUS and tensor.stride(-1) == 1
     return tensor if readable else tensor.contiguous()
+
+
+def _with_short_steps(program: MetalLaunches, tensor: Tensor) -> Tensor:
+    """A tensor whose tokens along x are at most 32 bits apart, which is what products that read them can step over."""
+    dilation = program.problem.dilation[-1]
+    return tensor.contiguous() if tensor.dim() > 2 and tensor.stride(-3) * dilation > MAX_STEP else tensor
 
 
 def _wide_if_aligned(launch: Launch, known: dict[str, Tensor]) -> Launch:

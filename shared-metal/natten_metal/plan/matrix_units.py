@@ -1,0 +1,136 @@
+"""Whether kernels may use the matrix units of the GPU: Apple's since M5, through matmul2d of Metal 4.
+
+Four questions, each asked only if the one before it went well: is it switched off, is it a chip that has them, is the
+operating system one whose compiler is known to be right, and does a small kernel compile and give exactly the numbers
+that it should (kernels/na_mpp_check.h)? The answer is one sentence, and the other kernels run wherever it is not ''.
+"""
+
+import logging
+import os
+import platform
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from .backends import log_once
+from .programs import Made, MetalLaunches
+from .verdicts import Learned, quoted
+
+VARIABLE = "NATTEN_MATMUL2D"
+# The first of Apple's M chips that has them, and the first macOS whose matmul2d takes weights from registers (26.2
+# announces it) and is not known to be wrong.
+FIRST_CHIP, FIRST_MACOS = 5, (26, 3)
+DTYPES, SIDE, DIM = ("float16", "bfloat16"), 16, 32
+
+Matrix = list[list[int]]
+# Runs a program of one launch on whole numbers, by tensor name, and gives what it found.
+Run = Callable[[MetalLaunches, dict[str, Matrix]], Sequence[float]]
+
+
+class System(NamedTuple):
+    """The machine, as the operating system names it. macos: '' elsewhere."""
+
+    chip: str
+    macos: str
+
+
+def this_system() -> System:
+    """The machine that this process runs on."""
+    from .chip import chip_name
+
+    return System(chip_name(), platform.mac_ver()[0] if sys.platform == "darwin" else "")
+
+
+def reason_missing(system: System, run: Run) -> str:
+    """Why kernels cannot use matrix units, in one sentence; '' if they can. ValueError for a value of
+    ``NATTEN_MATMUL2D`` that means nothing.
+    """
+    reason = switched_off() or missing_in(system.chip) or _too_old(system.macos)
+    if reason:
+        return reason
+    reason = self_test(run)
+    if reason:
+        log_once(
+            f"matrix units are not used, because {reason}; results are right, but slower. Please report this, with the "
+            f"output of `doctor`. {VARIABLE}=0 does without this message",
+            logging.WARNING,
+        )
+    return reason
+
+
+def switched_off() -> str:
+    """'' unless the environment turns matrix units off."""
+    value = os.environ.get(VARIABLE, "")
+    if value not in ("", "0", "1"):
+        raise ValueError(
+            f"{VARIABLE} is '{value}'; 0 turns the kernels on matrix units off, 1 or nothing leaves them on"
+        )
+    return f"{VARIABLE}=0 turns them off" if value == "0" else ""
+
+
+def missing_in(chip: str) -> str:
+    """'' if Apple's chip of that name has matrix units."""
+    found = re.match(r"Apple M(\d+)\b", chip)
+    return "" if found and int(found[1]) >= FIRST_CHIP else f"{chip} has none; Apple M{FIRST_CHIP} and later have"
+
+
+def _too_old(macos: str) -> str:
+    release = tuple(int(part) for part in re.findall(r"\d+", macos)[:2])
+    first = ".".join(map(str, FIRST_MACOS))
+    return (
+        "" if release >= FIRST_MACOS else f"they need macOS {first} or later, and this is {macos or 'another system'}"
+    )
+
+
+# --- the self-test --------------------------------------------------------------------------------------
+
+
+def self_test(run: Run) -> str:
+    """'' if both products are exact in both dtypes; else what was wrong."""
+    for dtype in DTYPES:
+        rows, columns = _matrix(3, 2), _matrix(2, 5)
+        try:
+            found = list(run(program(dtype), {"rows": rows, "columns": columns}))
+        except Learned as learned:
+            return f"the self-test failed: {learned.verdicts[0]}"
+        except (RuntimeError, ValueError) as error:  # what frameworks raise of a GPU while they wait for results
+            return f"the self-test failed: {quoted(error)}"
+        wanted = expected(rows, columns)
+        wrong = next((at for at, value in enumerate(wanted) if found[at : at + 1] != [value]), None)
+        if wrong is not None:
+            got = found[wrong] if wrong < len(found) else "nothing"
+            return f"the self-test in {dtype} gave {got} where {wanted[wrong]} is right, at {wrong} of {len(wanted)}"
+    return ""
+
+
+def program(dtype: str) -> MetalLaunches:
+    """The program of the self-test: ``rows`` and ``columns`` ``[16, 32]`` of a dtype, to ``found``, floats."""
+    from ..metal.launches import SIMD_WIDTH, Launch, Output, parameters
+    from ..metal.source import Instance
+    from ..metal.templates import MPP_CHECK
+    from ..problem.ops import FUSED
+    from ..problem.problem import Problem
+
+    one = (1,)
+    problem = Problem(FUSED.name, 1, one, one, 1, 1, DIM, DIM, one, one, one, (False,), 1.0, dtype)
+    instance = Instance(MPP_CHECK.name, dtype, 1, DIM, DIM, simdgroups=1, stage=False, flat=True)
+    count = 2 * (SIDE * SIDE + SIDE * DIM + 2 * SIDE + 2)
+    inputs = tuple((a.name, a.name) for a in MPP_CHECK.arguments if a.name in ("rows", "columns"))
+    output = Output("found", "found", (count,), "float32")
+    launch = Launch(instance, (1, 1, 1), SIMD_WIDTH, parameters(problem, {}), inputs, (output,))
+    return MetalLaunches(problem, "", "self-test", (Made("found", (count,), "float32"),), launches=(launch,))
+
+
+def _matrix(a: int, b: int) -> Matrix:
+    """Whole numbers from -3 to 3; no two rows alike, and none of their products."""
+    return [[(a * r * r + b * c * c + r * c + r * c // 5) % 7 - 3 for c in range(DIM)] for r in range(SIDE)]
+
+
+def expected(rows: Matrix, columns: Matrix) -> list[float]:
+    """What the self-test must find: see kernels/na_mpp_check.h."""
+    across = [[sum(x * y for x, y in zip(row, column, strict=True)) for column in columns] for row in rows]
+    along = [[sum(w * column[c] for w, column in zip(row, columns, strict=True)) for c in range(DIM)] for row in across]
+    flat = [value for matrix in (across, along) for row in matrix for value in row]
+    flat += [*map(max, across), *map(sum, across), SIDE * SIDE, SIDE * DIM]
+    return [float(value) for value in flat] * 2
