@@ -89,7 +89,7 @@ def test_caches_can_be_emptied() -> None:
 
 
 def test_a_template_is_named_once() -> None:
-    names = frozenset(re.findall(r'^    "(na_\w+)",$', (ROOT / TEMPLATES).read_text(), re.MULTILINE))
+    names = frozenset(re.findall(r'^ +"(na_\w+)",$', (ROOT / TEMPLATES).read_text(), re.MULTILINE))
     headers = "".join((ROOT / p).read_text() for p in shipped(".h"))
     assert names == set(re.findall(r"^METAL_FUNC void (na_\w+)\(", headers, re.MULTILINE)), "the headers have others"
     paths = [p for p in shipped(".py") if p != TEMPLATES]

@@ -2,11 +2,12 @@
 //
 //   rows, columns [16][D]       whole numbers from -3 to 3; one simdgroup, one threadgroup
 //   found [2][S | O | largest | sums | 2]   of columns in device memory, and of the same in threadgroup memory:
-//     S [16][16] = rows . columns;  O [16][D] = S . columns;  the largest of each row of S, and its sum;
+//     S [16][16] = rows . columns;  O [16][D] = S . columns, added twice;  the largest of each row of S, and its sum;
 //     how many elements of S and of O all lanes together hold
 //
-// All elements are there once if they are as many as there should be, and each place holds the right number. D must be
-// so small that the elements of S need ten bits: what a unit cuts off is then zero.
+// All elements are there once if they are as many as there should be, and each place holds the right number; what was
+// in memory before could be just that, so places are cleared first. D must be so small that the elements of S need ten
+// bits: what a unit cuts off is then zero.
 #pragma once
 
 namespace na {
@@ -15,7 +16,7 @@ template <typename O>
 METAL_FUNC void write_elements(device float* to, thread O& o, int width) {
   NA_UNROLL for (ushort i = 0; i < o.get_capacity(); ++i) {
     const Place at = place_of(o, i);
-    if (o.is_valid_element(i)) to[at.row * width + at.column] = o[i];
+    if (o.is_valid_element(i) && at.row < kSide && at.column < width) to[at.row * width + at.column] = o[i];
   }
 }
 
@@ -46,6 +47,7 @@ METAL_FUNC void check_products(device float* found, Near<typename C::T> rows, Vi
     of_rows[kSide + lane] = sum;
   }
   Sums::multiply(o, s, columns, memory.weights);
+  Sums::multiply(o, s, columns, memory.weights);
   write_elements(along, o, C::DA);
   const float held = simd_sum(float(popcount(elements)));
   const float held_along = simd_sum(float(popcount(elements_of(o))));
@@ -66,7 +68,8 @@ METAL_FUNC void na_mpp_check(const device typename C::T* rows, const device type
     memory.rows_a[i] = rows[i];
     memory.columns[i] = columns[i];
   }
-  simdgroup_barrier(mem_flags::mem_threadgroup);
+  for (int i = int(lane); i < 2 * FOUND; i += 32) found[i] = MAXFLOAT;
+  simdgroup_barrier(mem_flags::mem_threadgroup | mem_flags::mem_device);
   const Near<typename C::T> own = near_view(memory.rows_a, C::DA, C::DA);
   check_products<C>(found, own, far_view(columns, C::DA, C::DA), memory, int(lane));
   check_products<C>(found + FOUND, own, near_view(memory.columns, C::DA, C::DA), memory, int(lane));

@@ -11,6 +11,7 @@ import metal_emulator
 import pytest
 
 from natten_mps._device import on_machine
+from natten_mps._metal.metal.templates import MPP_CHECK
 from natten_mps._metal.plan.backend import FAST_METAL, METAL
 from natten_mps._metal.plan.matrix_units import System
 
@@ -68,7 +69,8 @@ def installed_mlx(
     with on_machine(EmulatedMlxMachine(host, system and matrix_units.System(*system))):
         yield host
     assert not host.faults
-    assert all(launch.written_once for launch in host.ran)
+    # The self-test of matrix units clears its results before it writes them.
+    assert all(launch.written_once for launch in host.ran if not launch.name.startswith(MPP_CHECK.name))
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from natten_mps._metal.metal import op_launches, tiling
 from natten_mps._metal.metal.mpp import DTYPES, SIDE, lie_in_rows, why_not
 from natten_mps._metal.metal.op_launches import Launch
 from natten_mps._metal.metal.source import (
+    CHECK_HEADER,
     HEADERS,
     KERNELS,
     MPP_HEADERS,
@@ -29,6 +30,7 @@ from natten_mps._metal.metal.source import (
 )
 from natten_mps._metal.metal.templates import MPP_TEMPLATES
 from natten_mps._metal.metal.tiles import padded_dim
+from natten_mps._metal.plan import matrix_units
 from natten_mps._metal.problem.problem import Problem
 from natten_mps._metal.tuning.design import Trial
 
@@ -210,7 +212,8 @@ def everything() -> tuple[Instance, ...]:
 
 def test_strict_check_and_lint_are_clean() -> None:
     """Address spaces of tensors included, as far as the front end's tensors are Metal's."""
-    source = library(everything())
+    checks = tuple(matrix_units.program(dtype).launches[0].instance for dtype in DTYPES)
+    source = library((*everything(), *checks))
     assert check(source) == [] and lint(source) == []
 
 
@@ -224,10 +227,10 @@ def test_the_strict_check_can_fail() -> None:
 def test_one_header_names_mpp_and_the_others_need_nothing_of_it() -> None:
     naming = [path.name for path in KERNELS.glob("*.h") if "mpp::" in path.read_text(encoding="ascii")]
     assert naming == ["mpp.h"]
-    assert sorted(path.name for path in KERNELS.glob("*.h")) == sorted((*HEADERS, *MPP_HEADERS))
+    assert sorted(path.name for path in KERNELS.glob("*.h")) == sorted((*HEADERS, *MPP_HEADERS, CHECK_HEADER))
     plain = library(tuple(instance for kit in KITS for instance in kit.instances.values()))
     assert "mpp" not in plain and "metal_tensor" not in plain
-    for name in MPP_HEADERS:
+    for name in (*MPP_HEADERS, CHECK_HEADER):
         text = (KERNELS / name).read_text(encoding="ascii")
         assert "threadgroup_barrier" not in text and "simdgroup_matrix" not in text
         assert text.startswith("// ") and len(text.splitlines()) <= 400

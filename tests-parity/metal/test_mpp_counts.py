@@ -102,9 +102,11 @@ def test_they_are_chosen_and_predicted_to_be_faster(name: str) -> None:
 
 
 def test_where_they_lose_they_are_not_chosen() -> None:
-    """Windows of a few keys fill a brick of 16 badly."""
-    few, units = replace(problem_of((64, 64), (1, 3)), head_dim=16, head_dim_v=16), predicted("Apple M5")
+    """Dilation groups of 8 tokens fill a patch of 16 rows, and a brick of 16 columns, badly."""
+    few, units = problem_of((4, 512), (1, 8), dilation=(4, 64), batch=32, heads=8, kv_heads=8), predicted("Apple M5")
     assert walking_forward(few, None, units).instance.template == "na_fwd"
+    more = replace(few, dilation=(4, 32))
+    assert walking_forward(more, None, units).instance.template == "na_fwd_mpp"
 
 
 def test_why_a_problem_is_not_taken() -> None:

@@ -180,10 +180,10 @@ def test_fused(gpu: Extension, name: str, lay: Any) -> None:
 
 
 @pytest.mark.parametrize("lay", [mx.array, apart], ids=["packed", "apart"])
-@pytest.mark.parametrize("shape", [(3, 40), (4, 9)], ids=["in rows", "gathered"])
-def test_on_matrix_units(gpu: Extension, lay: Any, shape: tuple[int, int]) -> None:
+@pytest.mark.parametrize(("shape", "window"), [((2, 48), (2, 33)), ((5, 9), (5, 9))], ids=["in rows", "gathered"])
+def test_on_matrix_units(gpu: Extension, lay: Any, shape: tuple[int, int], window: tuple[int, int]) -> None:
     """Columns that are read where they lie are made contiguous first, and such a plan is not recalled for others."""
-    case = Case("units", shape, (3, 9), (1, 2), (1, 1), (False, False), 1, 4, 2, 32, 32)
+    case = Case("units", shape, window, (1, 1), (1, 1), (False, False), 1, 4, 2, 64, 64)
     machine().no_matrix_units = ""  # type: ignore[attr-defined]
     arrays = {n: MLX.tensor(a, "float16") for n, a in inputs(case, "float16").items()}
     given = {n: lay(arrays[n]) for n in ("query", "key", "value")}
@@ -198,7 +198,8 @@ def test_on_matrix_units(gpu: Extension, lay: Any, shape: tuple[int, int]) -> No
     named = {"out": out, "lse": lse} | dict(zip(("query", "key", "value"), gradients, strict=True))
     found = {name: MLX.numpy(array) for name, array in named.items()}
     tolerances.assert_within(found, tolerances.fused(case, "float16"), "on matrix units")
-    assert [name.rpartition("_r2")[0] for name in gpu.ran if "_mpp_" in name] == [i.template for i in walks]
+    ran = (name.rpartition("_r2")[0] for name in gpu.ran if "_mpp_" in name)
+    assert list(dict.fromkeys(ran)) == [i.template for i in walks]  # each was tried first
     signature = object()
     host: Any = machine().nanobind  # type: ignore[attr-defined]
     call = SimpleNamespace(program=planned.forward, key=signature)

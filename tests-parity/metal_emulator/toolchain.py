@@ -23,6 +23,7 @@ METAL_HEADERS = (
     "metal_geometric",
     "metal_integer",
     "metal_limits",
+    "metal_logging",
     "metal_math",
     "metal_matrix",
     "metal_quadgroup",

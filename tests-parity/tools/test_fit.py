@@ -9,23 +9,35 @@ from functools import cache
 import numpy as np
 import pytest
 
-from natten_mps._metal.metal.costs import PRICES, SERIAL, SHARED, Cores, UnitCosts, features, kinds, microseconds
+from natten_mps._metal.metal.costs import (
+    MATRIX,
+    NECESSARY,
+    PRICES,
+    SERIAL,
+    SHARED,
+    Cores,
+    UnitCosts,
+    features,
+    kinds,
+    microseconds,
+)
 from natten_mps._metal.metal.counts import Counts, counts_of
 from natten_mps._metal.metal.source import Instance
 from natten_mps._metal.plan.costs import predicted
-from natten_mps._metal.tuning.design import FITTED, HELD_OUT, trials
+from natten_mps._metal.tuning.design import FITTED, HELD_OUT, Room, trials
 from natten_mps._metal.tuning.fit import COUNTS, MEMORIES, SLOTS, Sample, fit, fit_with, quantile
 
 CORES = Cores(10, 24, 64 << 10)
+# Without matrix units, and with them.
+CHIPS = ("Apple M3", "Apple M5")
 # Half of the problems: enough to find costs that are known, and quick.
 SOME = FITTED[::2]
 
 
-def truth(kind_factors: bool = False) -> UnitCosts:
+def truth(kind_factors: bool = False, chip: str = CHIPS[0]) -> UnitCosts:
     """Made-up costs of a made-up GPU, no two prices of one size."""
-    rng = random.Random(3)
-    prices = dict(predicted("Apple M3").prices)
-    prices = {name: price * rng.uniform(0.5, 2) for name, price in prices.items()}
+    rng, own = random.Random(3), predicted(chip).prices
+    prices = {name: own[name] * rng.uniform(0.5, 2) for name in (*NECESSARY, *MATRIX) if name in own}
     costs = UnitCosts("made up", True, CORES, prices, 0.0)
     if kind_factors:
         named = {kinds(sample.instance)[1] for sample in samples(costs)}
@@ -34,9 +46,9 @@ def truth(kind_factors: bool = False) -> UnitCosts:
 
 
 @cache
-def counted(problems: tuple) -> list[tuple[Instance, Counts]]:
+def counted(problems: tuple, room: Room) -> list[tuple[Instance, Counts]]:
     """The kernels and the exact work of the designed trials."""
-    return [(trial.launch.instance, counts_of(trial.problem, trial.launch)) for trial in trials(problems)]
+    return [(trial.launch.instance, counts_of(trial.problem, trial.launch)) for trial in trials(problems, room=room)]
 
 
 def samples(costs: UnitCosts, noise: float = 0.0, problems: tuple = SOME, seed: int = 1) -> list[Sample]:
@@ -44,14 +56,16 @@ def samples(costs: UnitCosts, noise: float = 0.0, problems: tuple = SOME, seed: 
     rng = np.random.default_rng(seed)
     return [
         Sample(instance, counts, microseconds(instance, counts, costs) * float(rng.lognormal(0, noise)))
-        for instance, counts in counted(problems)
+        for instance, counts in counted(problems, Room(matrix_units=costs.has_matrix_units))
     ]
 
 
-def test_the_design_pays_every_price_and_varies_it() -> None:
+@pytest.mark.parametrize("chip", CHIPS)
+def test_the_design_pays_every_price_and_varies_it(chip: str) -> None:
     """Each price is paid by many trials, in shares of the whole time that differ fourfold."""
-    costs, found = truth(), samples(truth(), problems=FITTED)
-    for name in PRICES:
+    costs = truth(chip=chip)
+    found = samples(costs, problems=FITTED)
+    for name in costs.prices:
         shares = [
             features(s.instance, s.counts, CORES).get(name, 0) * costs.prices[name] / s.microseconds for s in found
         ]
@@ -60,10 +74,12 @@ def test_the_design_pays_every_price_and_varies_it() -> None:
         assert max(paid) >= 4 * min(paid), name
 
 
-def test_exact_times_give_the_exact_costs() -> None:
-    costs = truth()
+@pytest.mark.parametrize("chip", CHIPS)
+def test_exact_times_give_the_exact_costs(chip: str) -> None:
+    costs = truth(chip=chip)
     found = fit_with("made up", samples(costs), CORES)
-    for name in PRICES:
+    assert set(found.costs.prices) == set(PRICES if chip == "Apple M5" else NECESSARY)
+    for name in costs.prices:
         assert found.costs.prices[name] == pytest.approx(costs.prices[name], rel=1e-4), name
     assert max(map(abs, found.errors)) < 1e-6
     assert all(factor == pytest.approx(1, abs=1e-6) for factor in found.costs.kinds.values())
@@ -87,7 +103,6 @@ def test_noise_does_not_lead_far_away(seed: int, cores: int | None) -> None:
     for name in (*(n for n in SHARED if n.startswith("product")), "serial_product"):
         bound = 1 / 3 if name in SERIAL else 0.2
         assert found.costs.prices[name] == pytest.approx(costs.prices[name], rel=bound), name
-    assert set(found.costs.prices) == {"launch", "byte", *SHARED, *SERIAL}
 
 
 def test_kinds_of_kernels_have_factors_of_their_own() -> None:

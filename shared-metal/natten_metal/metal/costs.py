@@ -144,10 +144,11 @@ def features(instance: Instance, counts: Counts, cores: Cores) -> dict[str, floa
 
 def _on_matrix_units(instance: Instance, c: Counts, before: float, busiest: float) -> dict[str, float]:
     """What is paid in bricks of matrix units. before: rounds of threadgroups before the last one."""
+    scale = instance.record.side // COLUMNS
     shared = {
-        "patch": c.patches,
-        # A mask covers as much as four of 8x8 bricks.
-        "mask": c.masked * (instance.record.side // COLUMNS) ** 2,
+        # Rows and masks are as many as those of 8x8 bricks would be.
+        "patch": c.patches * scale,
+        "mask": c.masked * scale**2,
         "matrix_brick": c.bricks,
         "matrix_product": c.products,
         "gathered_byte": c.gathered_bytes,

@@ -14,10 +14,9 @@ from ..problem.window import group_length
 from .flat import fits
 from .source import THREADGROUP_BYTES, Instance
 from .templates import FORWARD, ON_MATRIX_UNITS, Template
+from .templates import WIDE_SIDE as SIDE
 from .tiles import Bricks, patches, span, terms
 
-# Rows of a patch, and columns of a brick.
-SIDE = 16
 # Kernels are built for these dtypes, and for head dims up to the largest whose sums fit the registers.
 DTYPES, MAX_DIM = ("float16", "bfloat16"), 128
 # Sums are not taken in parts (kernels/sums.h), so they may have at most so many terms.

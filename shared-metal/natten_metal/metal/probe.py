@@ -22,7 +22,7 @@ def smallest_launch(instance: Instance) -> tuple[Launch, dict[str, tuple[int, ..
 
     The inputs' names in the launch are their arguments.
     """
-    i, side = instance, instance.record.side if instance.record.mpp else 1
+    i, side = instance, instance.record.side if instance.mpp and instance.record.walks else 1
     one, tokens = (1,) * i.rank, (*(1,) * (i.rank - 1), side)
     dim, dim_v = max(i.dim, 1), max(i.dim_v, 1)
     rows, keys, additional = (ITEMS, *tokens, i.heads), (ITEMS, *tokens, 1), (ITEMS, side, 1)

@@ -34,7 +34,9 @@ HEADERS = (
     "na_rpb.h",
 )
 # What templates on matrix units need besides.
-MPP_HEADERS = ("mpp.h", "mpp_walk.h", "na_fwd_mpp.h", "na_bwd_dq_mpp.h", "na_bwd_dkv_mpp.h", "na_mpp_check.h")
+MPP_HEADERS = ("mpp.h", "mpp_walk.h", "na_fwd_mpp.h", "na_bwd_dq_mpp.h", "na_bwd_dkv_mpp.h")
+# And what their self-test alone needs.
+CHECK_HEADER = "na_mpp_check.h"
 RECORDS = {**TEMPLATES, **MPP_TEMPLATES, MPP_CHECK.name: MPP_CHECK}
 METAL_TYPES = {"float32": "float", "float16": "half", "bfloat16": "bfloat"}
 ITEM_SIZES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -227,16 +229,18 @@ def _code(name: str) -> list[str]:
     return [line for line in lines if line.strip() != "#pragma once" and not line.lstrip().startswith("//")]
 
 
-@cached("kernel headers of matrix units", 1)
-def mpp_headers() -> str:
-    """What follows :func:`headers` where a template is on matrix units."""
-    return "\n".join(line for name in MPP_HEADERS for line in _code(name)) + "\n"
+@cached("kernel headers of matrix units", 2)
+def mpp_headers(check: bool) -> str:
+    """What follows :func:`headers` where a template is on matrix units. check: whether it is their self-test."""
+    names = (*MPP_HEADERS, CHECK_HEADER) if check else MPP_HEADERS
+    return "\n".join(line for name in names for line in _code(name)) + "\n"
 
 
 def opening(instances: tuple[Instance, ...], params: str = PARAMS_STRUCT) -> str:
     """What the entry points of ``instances`` need. On matrix units that is more, which older systems do not have."""
     if any(instance.record.mpp for instance in instances):
-        return OPENING.replace("using", MPP_INCLUDES + "using") + headers(params) + mpp_headers()
+        check = any(instance.record is MPP_CHECK for instance in instances)
+        return OPENING.replace("using", MPP_INCLUDES + "using") + headers(params) + mpp_headers(check)
     return OPENING + headers(params)
 
 

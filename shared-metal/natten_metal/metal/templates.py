@@ -5,7 +5,6 @@ record: the source text, strides, tiling, counted work and the smallest launch. 
 template's name. To add one, write its header, its record here, and the program (:mod:`.op_launches`) that launches it.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -14,6 +13,8 @@ Shape = tuple[int, ...]
 
 # What na_bwd_dq stores for each query, for the launches after it: lse in base 2, 1 / sum of weights, delta, 0.
 STATS = 4
+# Rows of a patch, and columns of a brick, on matrix units.
+WIDE_SIDE = 16
 # Keys in a word of a key mask.
 MASK_BITS = 32
 
@@ -103,7 +104,7 @@ class Template:
     @property
     def side(self) -> int:
         """Rows of a patch, and columns of a brick."""
-        return 16 if self.mpp else 8
+        return WIDE_SIDE if self.mpp else 8
 
 
 _Q = Argument("q", "T", lambda s: (*s.rows, s.dim), "kQueryStride")
@@ -233,11 +234,11 @@ TEMPLATES = {
 }
 
 
-def _on_matrix_units(template: Template, matmuls: int, gathered: Callable[[int, int], int]) -> Template:
+def _on_matrix_units(name: str, template: Template, matmuls: int, gathered: Callable[[int, int], int]) -> Template:
     """The template that computes the same on matrix units."""
     return replace(
         template,
-        name=f"{template.name}_mpp",
+        name=name,
         arguments=tuple(a for a in template.arguments if a not in (_RPB, _KEY_MASK)),
         sums=_no_products,
         matmuls=matmuls,
@@ -247,9 +248,24 @@ def _on_matrix_units(template: Template, matmuls: int, gathered: Callable[[int, 
 
 # The templates on the matrix units of Apple10 and later, by the name of the one that computes the same without them.
 ON_MATRIX_UNITS = {
-    FORWARD.name: _on_matrix_units(FORWARD, 2, lambda dim, dim_v: dim + dim_v),
-    QUERY_GRAD.name: _on_matrix_units(QUERY_GRAD, 3, lambda dim, dim_v: dim + dim_v),
-    KEY_VALUE_GRAD.name: _on_matrix_units(KEY_VALUE_GRAD, 4, lambda dim, dim_v: 2 * dim + dim_v),
+    FORWARD.name: _on_matrix_units(
+        "na_fwd_mpp",
+        FORWARD,
+        matmuls=2,
+        gathered=lambda dim, dim_v: dim + dim_v,
+    ),
+    QUERY_GRAD.name: _on_matrix_units(
+        "na_bwd_dq_mpp",
+        QUERY_GRAD,
+        matmuls=3,
+        gathered=lambda dim, dim_v: dim + dim_v,
+    ),
+    KEY_VALUE_GRAD.name: _on_matrix_units(
+        "na_bwd_dkv_mpp",
+        KEY_VALUE_GRAD,
+        matmuls=4,
+        gathered=lambda dim, dim_v: 2 * dim + dim_v,
+    ),
 }
 # The template that computes the same on 8x8 products, of any template.
 NARROW = TEMPLATES | {record.name: TEMPLATES[name] for name, record in ON_MATRIX_UNITS.items()}
@@ -258,10 +274,10 @@ MPP_TEMPLATES = {template.name: template for template in ON_MATRIX_UNITS.values(
 MPP_CHECK = Template(
     "na_mpp_check",
     (
-        Argument("rows", "T", lambda s: (s.rows[0], s.dim)),
-        Argument("columns", "T", lambda s: (s.keys[0], s.dim)),
+        Argument("rows", "T", lambda s: (WIDE_SIDE, s.dim)),
+        Argument("columns", "T", lambda s: (WIDE_SIDE, s.dim)),
         _PRM,
-        Argument("found", "float", lambda s: (math.prod(s.parts),), output=True),
+        Argument("found", "float", lambda s: (2 * (WIDE_SIDE * (WIDE_SIDE + s.dim + 2) + 2),), output=True),
     ),
     products=_no_products,
     walks=False,

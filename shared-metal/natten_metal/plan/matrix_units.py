@@ -88,15 +88,15 @@ def _too_old(macos: str) -> str:
 
 def self_test(run: Run) -> str:
     """'' if both products are exact in both dtypes; else what was wrong."""
+    given = matrices()
+    wanted = expected(**given)
     for dtype in DTYPES:
-        rows, columns = _matrix(3, 2), _matrix(2, 5)
         try:
-            found = list(run(program(dtype), {"rows": rows, "columns": columns}))
+            found = list(run(program(dtype), given))
         except Learned as learned:
             return f"the self-test failed: {learned.verdicts[0]}"
         except (RuntimeError, ValueError) as error:  # what frameworks raise of a GPU while they wait for results
             return f"the self-test failed: {quoted(error)}"
-        wanted = expected(rows, columns)
         wrong = next((at for at, value in enumerate(wanted) if found[at : at + 1] != [value]), None)
         if wrong is not None:
             got = found[wrong] if wrong < len(found) else "nothing"
@@ -115,22 +115,28 @@ def program(dtype: str) -> MetalLaunches:
     one = (1,)
     problem = Problem(FUSED.name, 1, one, one, 1, 1, DIM, DIM, one, one, one, (False,), 1.0, dtype)
     instance = Instance(MPP_CHECK.name, dtype, 1, DIM, DIM, simdgroups=1, stage=False, flat=True)
-    count = 2 * (SIDE * SIDE + SIDE * DIM + 2 * SIDE + 2)
-    inputs = tuple((a.name, a.name) for a in MPP_CHECK.arguments if a.name in ("rows", "columns"))
-    output = Output("found", "found", (count,), "float32")
-    launch = Launch(instance, (1, 1, 1), SIMD_WIDTH, parameters(problem, {}), inputs, (output,))
-    return MetalLaunches(problem, "", "self-test", (Made("found", (count,), "float32"),), launches=(launch,))
+    found = "found", (len(expected(**matrices())),), "float32"
+    inputs = ("rows", "rows"), ("columns", "columns")
+    launch = Launch(instance, (1, 1, 1), SIMD_WIDTH, parameters(problem, {}), inputs, (Output("found", *found),))
+    return MetalLaunches(problem, "", "self-test", (Made(*found),), launches=(launch,))
 
 
-def _matrix(a: int, b: int) -> Matrix:
-    """Whole numbers from -3 to 3; no two rows alike, and none of their products."""
-    return [[(a * r * r + b * c * c + r * c + r * c // 5) % 7 - 3 for c in range(DIM)] for r in range(SIDE)]
+def matrices() -> dict[str, Matrix]:
+    """Whole numbers from -3 to 3; no two rows alike, and none of their products, of which one row is below zero."""
+
+    def made(a: int, b: int) -> Matrix:
+        return [[(a * r * r + b * c * c + r * c + r * c // 5) % 7 - 3 for c in range(DIM)] for r in range(SIDE)]
+
+    rows, columns = made(3, 2), made(2, 5)
+    rows[0] = [-3] + [0] * (DIM - 1)
+    columns = [[number % 3 + 1, *column[1:]] for number, column in enumerate(columns)]
+    return {"rows": rows, "columns": columns}
 
 
 def expected(rows: Matrix, columns: Matrix) -> list[float]:
     """What the self-test must find: see kernels/na_mpp_check.h."""
     across = [[sum(x * y for x, y in zip(row, column, strict=True)) for column in columns] for row in rows]
-    along = [[sum(w * column[c] for w, column in zip(row, columns, strict=True)) for c in range(DIM)] for row in across]
+    along = [[2 * sum(w * c[at] for w, c in zip(row, columns, strict=True)) for at in range(DIM)] for row in across]
     flat = [value for matrix in (across, along) for row in matrix for value in row]
     flat += [*map(max, across), *map(sum, across), SIDE * SIDE, SIDE * DIM]
     return [float(value) for value in flat] * 2

@@ -47,7 +47,7 @@ class Broken(Exception):
 
 def identity() -> dict[str, str]:
     """What a measurement depends on: a file that says otherwise is of no use here."""
-    from ..metal.source import headers
+    from ..metal.source import headers, mpp_headers
     from .chip import chip_name, gpu_cores
 
     cores, release = gpu_cores(), platform.mac_ver()[0] or platform.release()
@@ -56,7 +56,7 @@ def identity() -> dict[str, str]:
         "package version": str(getattr(sys.modules.get(MODULE), "__version__", "none")),
         "chip": chip_name() + (f", {cores} GPU cores" if cores else ""),
         "system": f"{'macOS' if sys.platform == 'darwin' else platform.system()} {release}",
-        "kernels": hashlib.sha256(headers().encode()).hexdigest()[:16],
+        "kernels": hashlib.sha256((headers() + mpp_headers(False)).encode()).hexdigest()[:16],
     }
 
 

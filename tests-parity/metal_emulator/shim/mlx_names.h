@@ -1,7 +1,9 @@
-// Compiler-internal names that MLX's prelude (bf16_math.h) calls; nothing of our own uses them
+// Names that MLX's prelude uses, most of them compiler-internal (bf16_math.h); nothing of our own uses them
 #pragma once
 
 namespace metal {
+
+struct os_log;  // since Metal 3.2 MLX gives it another name, and logs nothing in these kernels
 
 #define METAL_EMULATOR_UNARY(NAME, FUNCTION) \
   METAL_FUNC float __metal_##NAME(float x, bool) { return FUNCTION(x); }
