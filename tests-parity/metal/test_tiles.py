@@ -142,7 +142,8 @@ def test_plans(max_simdgroups: int) -> None:
         one = random_problem(rng)
         if metal_limit(one):
             continue
-        for launch in (*forward(one, max_simdgroups), *backward(one, True, max_simdgroups)):
+        target = Target(max_simdgroups)
+        for launch in (*forward(one, target), *backward(one, True, target)):
             check_limits(one, launch)
             check_team(launch, max_simdgroups)
             assert launch.simdgroups <= max_simdgroups or launch.instance.template in ("na_delta", "na_sum")
@@ -369,7 +370,7 @@ def test_tables_leave_no_room_for_staged_columns() -> None:
         found = candidates(one, template, 64, 64, 8, False)
         assert any(c.stage for c in found) == found[0].stage == template.walks, template.name
     costs = replace(chip_costs("Apple M3"), measured=True)
-    (launch,) = (n for n in backward(one, False, costs=costs) if n.instance.template == "na_rpb")
+    (launch,) = (n for n in backward(one, False, Target(costs=costs)) if n.instance.template == "na_rpb")
     assert not launch.instance.stage and launch.instance.threadgroup_bytes == 4 * launch.instance.table * (
         launch.instance.simdgroups
     )
