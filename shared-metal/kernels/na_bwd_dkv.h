@@ -28,6 +28,9 @@ template <typename C>
 struct KeyGradient {
   typedef typename C::T T;
   static constexpr constant bool SHARED = C::TEAM > 1;
+  // Whether each pair of a row compares with the row's channels, which changes no result: one condition around all loads
+  // of a float row made an NVIDIA GPU's assembler use too few registers (benchmarks/gpu)
+  static constexpr constant bool EACH = sizeof(T) == 4 && !SHARED;
   static constexpr constant int READ = SHARED ? kAcrossA | kAlongB : kAcrossA | kAlongA | kAcrossB | kAlongB;
   Pair<T> key[C::DA / 8];  // SHARED: the member's rows
   Pair<T> value[SHARED ? 1 : C::DB / 8];
@@ -57,10 +60,12 @@ struct KeyGradient {
       k_channel = v_channel;
       dim = dim_v;
     }
-    NA_UNROLL for (int d = 0; d < C::DA; d += 8) key[d / 8] = load_channels<C::WIDE>(k_row, d + fc, dim, k_channel);
+    NA_UNROLL for (int d = 0; d < C::DA; d += 8) {
+      key[d / 8] = load_channels<C::WIDE>(k_row, d + fc, EACH && d + fc >= dim ? 0 : dim, k_channel);
+    }
     if (!SHARED) {
       NA_UNROLL for (int d = 0; d < C::DB; d += 8) {
-        value[d / 8] = load_channels<C::WIDE>(v_row, d + fc, dim_v, v_channel);
+        value[d / 8] = load_channels<C::WIDE>(v_row, d + fc, EACH && d + fc >= dim_v ? 0 : dim_v, v_channel);
       }
     }
     key_sum.clear();

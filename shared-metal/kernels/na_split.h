@@ -116,8 +116,9 @@ struct WeighKeys {
   int fc;
 
   template <typename Bricks, typename A, typename B>
-  METAL_FUNC void take(const thread Bricks& b, int count, const thread A& unused, const thread B& values,
+  METAL_FUNC void take(const thread Bricks& b, int bricks, const thread A& unused, const thread B& values,
                        Span seen) thread {
+    const int count = C::NB == 1 ? 1 : bricks;  // no branches around the products
     NA_UNROLL for (int j = 0; j < C::NB; ++j) {
       if (j < count) {
         Pair<T> p;
