@@ -45,6 +45,7 @@ RULES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "divisions leave everything": (r"a - quotient \* b", "a", HEADERS),
     "dilation groups are as long as the axis": (r"d == 1 \? full : group_length\(full, group, d\)", "full", HEADERS),
     "aligned rows that do not exist are loaded": (r"if \(dim != 0\) r = ", "r = ", HEADERS),
+    "float rows lose their last pair": (r"EACH && d \+ fc >= (\w+) \?", r"EACH && d + fc >= \1 - 2 ?", HEADERS),
     "window: one more": (r"(span\.(?:low|high) = )([^;]+);", r"\1(\2) + 1;", ("window.h",)),
     "window: one less": (r"(span\.(?:low|high) = )([^;]+);", r"\1(\2) - 1;", ("window.h",)),
     "box: no row clamped": (r"patch\.row\[a\] = min\(p, end\);", "patch.row[a] = p;", HEADERS),
