@@ -14,12 +14,13 @@ REGISTRY = """+-o AGXAcceleratorG16X  <class AGXAcceleratorG16X, id 0x100000541,
 
 
 def asked(*command: str) -> str:
-    return {"sysctl": "Apple M4 Max", "ioreg": REGISTRY}[command[0]]
+    return {"sysctl": "Apple M4 Max", "ioreg": REGISTRY, "sw_vers": "26.3"}[command[0]]
 
 
 def test_what_macos_says() -> None:
     assert (chip.mac_chip(asked), chip.mac_gpu_cores(asked)) == ("Apple M4 Max", 40)
     assert (chip.mac_chip(lambda *_: ""), chip.mac_gpu_cores(lambda *_: "")) == ("", None)
+    assert (chip.mac_release(asked), chip.mac_release(lambda *_: "")) == ("26.3", "")
 
 
 def test_what_linux_says() -> None:
@@ -36,3 +37,4 @@ def test_programs_that_are_missing_or_fail() -> None:
 def test_this_machine() -> None:
     assert chip.chip_name()
     assert (chip.gpu_cores() is None) or sys.platform == "darwin"
+    assert bool(chip.macos_release()) == (sys.platform == "darwin")

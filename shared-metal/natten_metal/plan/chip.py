@@ -1,4 +1,4 @@
-"""The chip of this machine by its name, asked of the operating system: no framework is needed to know it."""
+"""The chip and macOS of this machine, asked of the operating system: no framework is needed to know them."""
 
 import platform
 import re
@@ -33,6 +33,19 @@ def chip_name() -> str:
 def gpu_cores() -> int | None:
     """Cores of the Apple GPU; None where there is none, or macOS does not say."""
     return mac_gpu_cores(ask) if sys.platform == "darwin" else None
+
+
+@cached("macOS", 1)
+def macos_release() -> str:
+    """'26.3', or '' elsewhere."""
+    return mac_release(ask) or platform.mac_ver()[0] if sys.platform == "darwin" else ""
+
+
+def mac_release(ask: Ask) -> str:
+    """macOS's own release, or ''. A Python that was built with an older SDK is told that macOS 26 is 16
+    (``platform.mac_ver``: cpython issue 135675); a program of the system is not.
+    """
+    return ask("sw_vers", "-productVersion")
 
 
 def mac_chip(ask: Ask) -> str:

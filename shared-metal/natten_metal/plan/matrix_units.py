@@ -7,9 +7,7 @@ that it should (kernels/na_mpp_check.h)? The answer is one sentence, and the oth
 
 import logging
 import os
-import platform
 import re
-import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -29,7 +27,7 @@ Run = Callable[[MetalLaunches, dict[str, Matrix]], Sequence[float]]
 
 
 class System(NamedTuple):
-    """The machine, as the operating system names it. macos: '' elsewhere."""
+    """The machine, as the operating system names it. macos: '' elsewhere, and where the chip settles the question."""
 
     chip: str
     macos: str
@@ -37,9 +35,10 @@ class System(NamedTuple):
 
 def this_system() -> System:
     """The machine that this process runs on."""
-    from .chip import chip_name
+    from .chip import chip_name, macos_release
 
-    return System(chip_name(), platform.mac_ver()[0] if sys.platform == "darwin" else "")
+    chip = chip_name()
+    return System(chip, "" if missing_in(chip) else macos_release())
 
 
 def reason_missing(system: System, run: Run) -> str:

@@ -48,9 +48,9 @@ class Broken(Exception):
 def identity() -> dict[str, str]:
     """What a measurement depends on: a file that says otherwise is of no use here."""
     from ..metal.source import headers, mpp_headers
-    from .chip import chip_name, gpu_cores
+    from .chip import chip_name, gpu_cores, macos_release
 
-    cores, release = gpu_cores(), platform.mac_ver()[0] or platform.release()
+    cores, release = gpu_cores(), macos_release() or platform.release()
     return {
         "package": PACKAGE,
         "package version": str(getattr(sys.modules.get(MODULE), "__version__", "none")),

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import Any, NamedTuple
 
-from ..plan.chip import ask, chip_name, gpu_cores
+from ..plan.chip import ask, chip_name, gpu_cores, macos_release
 from ..plan.verdicts import quoted
 
 OLDEST_MACOS = (14, 0)
@@ -129,7 +129,7 @@ EXTRAS = dict.fromkeys(("numpy",))
 
 def machine() -> Machine:
     """This machine."""
-    mac = platform.mac_ver()[0]
+    mac = macos_release()
     pages = [os.sysconf(name) if name in os.sysconf_names else 0 for name in ("SC_PHYS_PAGES", "SC_PAGE_SIZE")]
     return Machine(
         sys.platform,
