@@ -15,7 +15,6 @@ from .backends import log_once
 from .programs import Made, MetalLaunches
 from .verdicts import Learned, quoted
 
-VARIABLE = "NATTEN_MATMUL2D"
 # The first of Apple's M chips that has them, and the first macOS whose matmul2d takes weights from registers (26.2
 # announces it) and is not known to be wrong.
 FIRST_CHIP, FIRST_MACOS = 5, (26, 3)
@@ -52,7 +51,7 @@ def reason_missing(system: System, run: Run) -> str:
     if reason:
         log_once(
             f"matrix units are not used, because {reason}; results are right, but slower. Please report this, with the "
-            f"output of `doctor`. {VARIABLE}=0 does without this message",
+            f"output of `doctor`. NATTEN_MATMUL2D=0 does without this message",
             logging.WARNING,
         )
     return reason
@@ -60,12 +59,12 @@ def reason_missing(system: System, run: Run) -> str:
 
 def switched_off() -> str:
     """'' unless the environment turns matrix units off."""
-    value = os.environ.get(VARIABLE, "")
+    value = os.environ.get("NATTEN_MATMUL2D", "")
     if value not in ("", "0", "1"):
         raise ValueError(
-            f"{VARIABLE} is '{value}'; 0 turns the kernels on matrix units off, 1 or nothing leaves them on"
+            f"NATTEN_MATMUL2D is '{value}'; 0 turns the kernels on matrix units off, 1 or nothing leaves them on"
         )
-    return f"{VARIABLE}=0 turns them off" if value == "0" else ""
+    return "NATTEN_MATMUL2D=0 turns them off" if value == "0" else ""
 
 
 def missing_in(chip: str) -> str:
