@@ -66,6 +66,40 @@ def rooms_out_of_order(edges: Edges, order: dict[str, int], room_of: Callable[[s
     return [f"{m}: imports {t}" for m in sorted(edges) for t in sorted(edges[m]) if wrong(m, t)]
 
 
+def _bound_by(node: ast.AST) -> Iterator[tuple[str, str]]:
+    """(name, what it means) for what a statement binds; what is imported is written as in the import statement."""
+    match node:
+        case ast.ImportFrom():
+            start = "." * node.level + (f"{node.module}." if node.module else "")
+            yield from ((alias.asname or alias.name, start + alias.name) for alias in node.names)
+        case ast.Import():
+            yield from ((alias.asname or alias.name.split(".")[0], alias.name) for alias in node.names)
+        case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+            yield node.name, "a definition"
+        case ast.Name(ctx=ast.Store()):
+            yield node.id, "a value"
+
+
+def hidden_modules(sources: dict[str, str]) -> list[str]:
+    """Names of packages that mean something other than the package's module of that name.
+
+    ``from package import module`` finds the other thing, until an import of the module itself replaces that for the
+    package's own functions, too. sources: as for :func:`imports_of`.
+    """
+    paths = {path: PurePosixPath(path) for path in sources}
+    modules = {(p.parent.parent, p.parent.name) if p.stem == "__init__" else (p.parent, p.stem) for p in paths.values()}
+    found = []
+    for path, place in paths.items():
+        if place.name != "__init__.py":
+            continue
+        body = ast.parse(sources[path]).body
+        # A definition is no node that `at_module_level` yields: its body does not run.
+        bound = [pair for node in [*body, *at_module_level(body)] for pair in _bound_by(node)]
+        wrong = {(name, what) for name, what in bound if (place.parent, name) in modules and what != f".{name}"}
+        found += [f"{path}: {name} is {what}, not the module" for name, what in sorted(wrong)]
+    return found
+
+
 def imports_by_name(source: str) -> list[str]:
     """Calls that import a module by a name that is a value: the other rules cannot see what they import."""
     calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]

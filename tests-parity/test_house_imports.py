@@ -41,6 +41,11 @@ def test_no_module_imports_itself_by_way_of_others(tree: str) -> None:
     assert_none(house_imports.import_circles(edges))
 
 
+@pytest.mark.parametrize("tree", TREES)
+def test_packages_hide_none_of_their_modules(tree: str) -> None:
+    assert_none(house_imports.hidden_modules(modules_of(tree)))
+
+
 def test_modules_are_imported_by_statements() -> None:
     found = {p: house_imports.imports_by_name((ROOT / p).read_text()) for p in shipped(".py")}
     assert {path for path, calls in found.items() if calls} == IMPORTS_BY_NAME.keys()
@@ -80,6 +85,10 @@ def layers(text: str) -> list[str]:
     return house_imports.rooms_out_of_order(house_imports.imports_of(sources_in(text)), LAYERS, layer_of)
 
 
+def hidden(text: str) -> list[str]:
+    return house_imports.hidden_modules(sources_in(text))
+
+
 def rooms(statement: str) -> list[str]:
     """Complaints about a module in the second of three rooms."""
     sources = {"one/x.py": "", "two/y.py": statement, "two/z.py": "", "too/x.py": "", "three/x.py": "", "free.py": ""}
@@ -111,6 +120,11 @@ PLANTED: list[tuple[Callable[[str], list[str]], str, str]] = [
     (rooms, "from .. import free", "import free"),
     (layers, "_run.py: def f(): from .modules import x\nmodules.py: 1", "modules.py: from ._run import x\n_run.py: 1"),
     (layers, "split.py: from . import cli\ncli.py: 1", "cli.py: from . import split\nsplit.py: from . import _tensors"),
+    (hidden, "a/__init__.py: from .. import x\na/x.py: 1", "a/__init__.py: from . import x\na/x.py: 1"),
+    (hidden, "a/__init__.py: from .x import x\na/x.py: 1", "a/__init__.py: from .x import x as y\na/x.py: 1"),
+    (hidden, "a/__init__.py: import x\na/x/__init__.py: 1", "a/__init__.py: import x\nx/__init__.py: 1"),
+    (hidden, "a/__init__.py: def x(): pass\na/x.py: 1", "a/__init__.py: def f(): x = 1\na/x.py: 1"),
+    (hidden, "a/__init__.py: x = 1\na/x.py: 1", "a/b.py: x = 1\na/x.py: 1"),
     (house_imports.imports_by_name, "def f(): importlib.import_module(name)", "from importlib import import_module"),
 ]
 

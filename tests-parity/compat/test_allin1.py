@@ -88,6 +88,17 @@ def test_no_rpb_and_no_scale(framework: Framework) -> None:
     assert np.array_equal(*(framework.numpy(each) for each in found))
 
 
+@pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
+def test_beside_the_ops_of_the_model(framework: Framework) -> None:
+    """The package's own ops work after its ``functional``, which has none of those names, is imported."""
+    framework.module("extras.allin1.functional")
+    given = [framework.tensor(np.ones((1, 6, 5, 1, 2)), "float32") for _ in range(2)]
+    for rank, (query, key) in ((1, [each[:, 0] for each in given]), (2, given)):
+        logits = op(framework, f"na{rank}d_qk_rpb")(query, key, None, 3, scale=1.0)
+        out = op(framework, f"na{rank}d_av_fused")(logits, key, 3)
+        assert (framework.numpy(logits) == 2).all() and (framework.numpy(out) == 2 * 3**rank).all()
+
+
 def test_on_metal(metal: Any) -> None:  # noqa: F811 - the fixture
     """On the emulated Apple GPU: forward and all gradients, and which kernels ran."""
     import torch

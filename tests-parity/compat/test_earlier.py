@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from frameworks import FRAMEWORKS, MLX, MPS, Framework
+from processes import python
 
 # Names of 0.3 by module; those of the top level are in the documentation of both packages.
 NAMES = {
@@ -51,6 +52,21 @@ def test_every_module_and_name(framework: Framework) -> None:
             importlib.import_module(f"{package}.{moved}")
     with pytest.raises(AttributeError, match=r"functional' has no attribute 'na4d'"):
         _ = framework.module("functional").na4d
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
+def test_a_package_gives_its_module(framework: Framework) -> None:
+    """``from package import module``, where nothing else has imported the module."""
+    modules = [f"{framework.package_name}.{module}" for module in (*NAMES, *MORE[framework.name])]
+    lines = ["import sys"]
+    for package, _, name in (module.rpartition(".") for module in modules):
+        lines += [
+            f"from {package} import {name}",
+            f"print({name} is sys.modules['{package}.{name}'], '{package}.{name}')",
+        ]
+    done = python("\n".join(lines))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [f"True {module}" for module in modules]
 
 
 # Tokens on axes of 9, 11 and 13 with windows of 3, 3 and 5 and dilations of 1, 2 and 2: the window's first token, its

@@ -9,7 +9,7 @@ Heads-last, unlike the ``natten*`` ops that the model itself calls: those are in
 
 import mlx.core as mx
 
-from ... import functional
+from ... import split
 from ..._signatures import Ints
 from ..._tensors import StreamOrDevice
 
@@ -42,7 +42,7 @@ def na1d_qk_rpb(
 
     Source: natten_mlx 0.3, after NATTEN 0.14's ``natten1dqkrpb``.
     """
-    return functional.na1d_qk(query, key, kernel_size, dilation, scale=scale, rpb=rpb, backend=backend, stream=stream)
+    return split.na1d_qk(query, key, kernel_size, dilation, scale=scale, rpb=rpb, backend=backend, stream=stream)
 
 
 def na2d_qk_rpb(
@@ -71,7 +71,7 @@ def na2d_qk_rpb(
 
     Source: natten_mlx 0.3, after NATTEN 0.14's ``natten2dqkrpb``.
     """
-    return functional.na2d_qk(query, key, kernel_size, dilation, scale=scale, rpb=rpb, backend=backend, stream=stream)
+    return split.na2d_qk(query, key, kernel_size, dilation, scale=scale, rpb=rpb, backend=backend, stream=stream)
 
 
 def na1d_av_fused(
@@ -97,7 +97,7 @@ def na1d_av_fused(
 
     Source: natten_mlx 0.3, after NATTEN 0.14's ``natten1dav``.
     """
-    return functional.na1d_av(attn, value, kernel_size, dilation, backend=backend, stream=stream)
+    return split.na1d_av(attn, value, kernel_size, dilation, backend=backend, stream=stream)
 
 
 def na2d_av_fused(
@@ -123,4 +123,4 @@ def na2d_av_fused(
 
     Source: natten_mlx 0.3, after NATTEN 0.14's ``natten2dav``.
     """
-    return functional.na2d_av(attn, value, kernel_size, dilation, backend=backend, stream=stream)
+    return split.na2d_av(attn, value, kernel_size, dilation, backend=backend, stream=stream)

@@ -9,7 +9,7 @@ Heads-last, unlike the ``natten*`` ops that the model itself calls: those are in
 
 from torch import Tensor
 
-from ... import functional
+from ... import split
 from ..._signatures import Ints
 
 __all__ = ["na1d_av_fused", "na1d_qk_rpb", "na2d_av_fused", "na2d_qk_rpb"]
@@ -40,7 +40,7 @@ def na1d_qk_rpb(
 
     Source: natten_mps 0.3, after NATTEN 0.14's ``natten1dqkrpb``.
     """
-    return functional.na1d_qk(query, key, kernel_size, dilation, scale=scale, rpb=rpb, backend=backend)
+    return split.na1d_qk(query, key, kernel_size, dilation, scale=scale, rpb=rpb, backend=backend)
 
 
 def na2d_qk_rpb(
@@ -68,7 +68,7 @@ def na2d_qk_rpb(
 
     Source: natten_mps 0.3, after NATTEN 0.14's ``natten2dqkrpb``.
     """
-    return functional.na2d_qk(query, key, kernel_size, dilation, scale=scale, rpb=rpb, backend=backend)
+    return split.na2d_qk(query, key, kernel_size, dilation, scale=scale, rpb=rpb, backend=backend)
 
 
 def na1d_av_fused(
@@ -93,7 +93,7 @@ def na1d_av_fused(
 
     Source: natten_mps 0.3, after NATTEN 0.14's ``natten1dav``.
     """
-    return functional.na1d_av(attn, value, kernel_size, dilation, backend=backend)
+    return split.na1d_av(attn, value, kernel_size, dilation, backend=backend)
 
 
 def na2d_av_fused(
@@ -118,4 +118,4 @@ def na2d_av_fused(
 
     Source: natten_mps 0.3, after NATTEN 0.14's ``natten2dav``.
     """
-    return functional.na2d_av(attn, value, kernel_size, dilation, backend=backend)
+    return split.na2d_av(attn, value, kernel_size, dilation, backend=backend)
