@@ -12,9 +12,8 @@
 
 #include "running.h"
 
-static void test_fused(Random& random, const natten_problem& p) {
-  Fused f = random_fused(random, p);
-  if (pick(random, 0, 2) == 0) mask_keys(random, f);
+static void test_fused_on(Random& random, Fused& f) {
+  const natten_problem& p = f.p;
   Results r = outputs(random, f);
   check(run_fused(f, r, 0) == NATTEN_OK, "status", "fused");
   const Truth t = fused_truth(f);
@@ -35,6 +34,12 @@ static void test_fused(Random& random, const natten_problem& p) {
       check(again.all()[i]->bytes == r.all()[i]->bytes, "the result depends on the number of threads", "fused");
     }
   }
+}
+
+static void test_fused(Random& random, const natten_problem& p) {
+  Fused f = random_fused(random, p);
+  if (pick(random, 0, 2) == 0) mask_keys(random, f);
+  test_fused_on(random, f);
 }
 
 // --- split operations --------------------------------------------------------------------------------------
@@ -142,14 +147,18 @@ static void test_fork(Random& random) {
 
 // --- large numbers, and many of them -----------------------------------------------------------------------
 
-// Attention of `queries` queries on `keys` keys: sums of several stretches of blocks, with additional keys among them
+// Attention of `queries` queries on `keys` keys: sums of several stretches of blocks, with additional keys among them.
+// The last tenth of the keys is twice as large, so that the top of most rows grows once more in the last stretch
 static void test_many(Random& random, int64_t queries, int64_t keys) {
   natten_problem p = {};
   p.dtype = NATTEN_FLOAT32, p.rank = 1, p.batch = 1, p.heads = 2, p.kv_heads = 1, p.head_dim = 3, p.head_dim_v = 2;
   p.additional = 5, p.scale = -0.5;
   p.query_shape[0] = queries, p.key_shape[0] = keys, p.full_shape[0] = p.kernel_size[0] = std::max(queries, keys);
   p.stride[0] = p.dilation[0] = 1;
-  test_fused(random, p);
+  Fused f = random_fused(random, p);
+  f.key = make_array(random, p.dtype, f.key.dims, pick(random, 0, 1)), fill(random, f.key);
+  for (int64_t i = f.key.count() - keys / 10 * p.head_dim; i < f.key.count(); ++i) f.key.set(i, 2 * f.key.get(i));
+  test_fused_on(random, f);
 }
 
 // Split operations over windows of several stretches
@@ -245,8 +254,7 @@ static void test_refusals(Random& random) {
     for (size_t i = 0; i < r.all().size(); ++i) check(r.all()[i]->bytes == before.all()[i]->bytes, what, "written");
     f.p = sound.p;
   };
-  f.p.rank = 4, refused("rank 4");
-  f.p.rank = 0, refused("rank 0");
+  f.p.rank = 4, refused("rank 4"), f.p.rank = 0, refused("rank 0");
   f.p.dtype = 4, refused("dtype 4");
   f.p.kv_heads = 3, refused("4 heads on 3");
   f.p.head_dim = 0, refused("no channels");
