@@ -6,10 +6,12 @@ import os
 import subprocess
 import sys
 
+# Seconds until a process counts as hanging: about ten times what one that imports torch has taken on a busy machine.
+LIMIT = 900
 VARIABLES = ("NATTEN_NUM_THREADS", "NATTEN_CPU_ISA", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
-def in_a_process(code: str, timeout: float = 100, **environment: str) -> subprocess.CompletedProcess[str]:
+def in_a_process(code: str, timeout: float = LIMIT, **environment: str) -> subprocess.CompletedProcess[str]:
     kept = {name: value for name, value in os.environ.items() if name not in VARIABLES}
     return subprocess.run(
         [sys.executable, "-c", code], env=kept | environment, capture_output=True, text=True, timeout=timeout

@@ -11,6 +11,7 @@ import pytest
 import torch
 from frameworks import MPS
 from lazy_tensors import CALLS, KINDS, SHAPE, check_gradients, check_inputs, full, in_memory, negated
+from processes import LIMIT
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
@@ -143,7 +144,7 @@ except ValueError as error:
 
 def test_a_tensor_whose_memory_was_freed() -> None:
     """In its own process: a tensor that is not rejected would be read at address 0."""
-    ran = subprocess.run([sys.executable, "-c", FREED], capture_output=True, text=True, timeout=120)
+    ran = subprocess.run([sys.executable, "-c", FREED], capture_output=True, text=True, timeout=LIMIT)
     assert (ran.returncode, ran.stdout) == (0, "na1d: query has 56 elements and no memory; was it freed?\n"), ran.stderr
 
 
@@ -167,7 +168,7 @@ torch.distributed.destroy_process_group()
 def test_distributed_tensors_are_refused() -> None:
     environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo"}
     ran = subprocess.run(
-        [sys.executable, "-c", DISTRIBUTED], capture_output=True, text=True, timeout=120, env=environment
+        [sys.executable, "-c", DISTRIBUTED], capture_output=True, text=True, timeout=LIMIT, env=environment
     )
     assert ran.returncode == 0, ran.stderr
     lines = [

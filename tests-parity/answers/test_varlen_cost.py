@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from frameworks import FRAMEWORKS, MLX, MPS, Framework
 from process_memory import memory
+from processes import LIMIT
 
 COUNT, LONGEST, HEADS, DIM = 192, 200, 2, 8
 LENGTHS = list(range(LONGEST - COUNT + 1, LONGEST + 1))
@@ -69,7 +70,7 @@ def test_memory_is_linear(framework: Framework) -> None:
     """Forward and backward of 192 sizes take up to ten times the inputs; one output per size would take 64 times."""
     command = [sys.executable, __file__, str(framework)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(File(__file__).parents[1])}
-    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment, timeout=120)
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment, timeout=LIMIT)
     found = json.loads(done.stdout)
     assert set(found) == {"padded", "listed", "packed"}
     for form, each in found.items():

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from frameworks import FRAMEWORKS, MLX, MPS, Framework
-from processes import python
+from processes import LIMIT, python
 
 # Names of 0.3 by module; those of the top level are in the documentation of both packages.
 NAMES = {
@@ -185,7 +185,7 @@ def test_a_backend_that_a_client_sets(word: str) -> None:
         env=os.environ | {"NATTEN_MLX_BACKEND": word},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=LIMIT,
         check=True,
     )
     assert done.stdout == "auto\n"

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from processes import LIMIT
 
 PLUGIN = Path(__file__).parents[2] / "tests-upstream"
 
@@ -99,7 +100,7 @@ def test_a_test_of_a_release(release: str, text: str, counts: list[str], tmp_pat
         env=environment,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=LIMIT,
         cwd=tmp_path,
     )
     assert results.read_text().split("\t")[:5] == [release, *counts], done.stdout + done.stderr

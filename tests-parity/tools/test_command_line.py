@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from processes import LIMIT
 
 from natten_mps._metal.tools import command_line
 from natten_mps._metal.tools.command_line import CommandError
@@ -38,7 +39,7 @@ def ended(package: str, folder: Path, *arguments: str, **environment: str) -> su
         env=os.environ | environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=LIMIT,
         check=False,
     )
     assert "Traceback" not in done.stderr, done.stderr
@@ -109,7 +110,7 @@ def test_a_closed_pipe(package: str, command: tuple[str, ...], folder: Path) -> 
         [sys.executable, "-m", package, *command], cwd=folder, stdout=write, stderr=subprocess.PIPE, text=True
     )
     os.close(write)
-    _, error = process.communicate(timeout=120)
+    _, error = process.communicate(timeout=LIMIT)
     assert (process.returncode, error) == (command_line.PIPE_CLOSED, "")
 
 
@@ -126,7 +127,7 @@ def test_an_interrupt(package: str, folder: Path) -> None:
     assert process.stdout is not None and process.stdout.readline().startswith("digits")
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=120)
+    _, error = process.communicate(timeout=LIMIT)
     assert process.returncode == command_line.INTERRUPTED
     assert error.endswith(f"{NAMES[package]} demo train: interrupted\n") and "Traceback" not in error
     assert not list(folder.glob("*train*"))

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from processes import LIMIT
 
 from natten_mps._metal.tools import installation
 from natten_mps._metal.tools.installation import Installation, Machine
@@ -110,7 +111,7 @@ def run(package: str, path: Path, *arguments: str, options: tuple[str, ...] = ()
         env=os.environ | {"PYTHONPATH": str(path)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=LIMIT,
         check=False,
     )
     assert "Traceback" not in done.stderr, done.stderr

@@ -9,6 +9,7 @@ import first_calls
 import pytest
 from first_calls import CALLS, Case
 from frameworks import FRAMEWORKS, MLX, MPS, Framework
+from processes import LIMIT
 
 CONTEXTS = {
     "mps": (
@@ -109,5 +110,5 @@ def test_every_context_is_tried() -> None:
 
 def test_a_failure_is_reported() -> None:
     """The checks above can fail."""
-    (error,) = first_calls.outcomes("first_calls_mps", [("grad", "na1d", "metal")], timeout=100).values()
+    (error,) = first_calls.outcomes("first_calls_mps", [("grad", "na1d", "metal")], timeout=LIMIT).values()
     assert "NotImplementedError: na1d: backend='metal' cannot take" in error, error
