@@ -77,7 +77,13 @@ MPP_RULES: dict[str, tuple[str, str, tuple[str, ...]]] = {
 }
 _NO_WEIGHT = "their weight is 0 already; the check keeps NaN from rows that do not see it"
 MPP_HARMLESS: dict[tuple[str, str, int], str] = {
+    ("mpp.h", "wide: masks of slots without an element", 0): "no product and no row reads such a slot",
+    ("mpp_walk.h", "wide: boxes without rows are divided by", 0): "no brick follows that would use what comes out",
     ("mpp_walk.h", "wide: rows have a negative number of bricks", 0): "a loop up to it never runs",
+    ("na_fwd_mpp.h", "wide: unseen columns have a weight", 0): (
+        "it is 0 unless the row has seen nothing yet, and then what it sees first erases it"
+    ),
+    ("na_bwd_dkv_mpp.h", "wide: stats of a row, not of a column", 1): "the factor is 1 but for rounding",
     ("na_fwd_mpp.h", "wide: values of slots without a row", 0): "no element has its row's value there",
     ("na_fwd_mpp.h", "wide: values of slots without a row", 1): "no element has its row's value there",
     ("na_bwd_dq_mpp.h", "wide: unseen columns have a gradient", 0): _NO_WEIGHT,
@@ -95,6 +101,7 @@ MPP_TRIED_ON: dict[str, dict[str, tuple[str, ...]]] = {
         "seq-mpp-gathered": ("na_fwd_mpp", "na_bwd_dkv_mpp"),
         "vol-mpp": ("na_bwd_dkv_mpp",),
         "vol-mpp-flat": ("na_bwd_dkv_mpp",),
+        "img-mpp-flat": ("na_fwd_mpp",),
     },
     "na_fwd_mpp.h": {"img-mpp": ("na_fwd_mpp",), "seq-mpp-gathered": ("na_fwd_mpp",)},
     "na_bwd_dq_mpp.h": {"img-mpp-grouped": ("na_bwd_dq_mpp",), "vol-mpp": ("na_bwd_dq_mpp",)},
