@@ -109,6 +109,11 @@ TEAM_HELD_OUT = {
     "2-D 64x64 K13 D256": attention((64, 64), (13, 13), 1, 4, 256),
 }
 TEAMS = TEAM_CHOSEN_ON | TEAM_HELD_OUT
+# Timed on matrix units beside the planned 8x8 kernels: the fused problems of TIMED, and each rank with head dim 128.
+MATRIX_UNITS = {name: one for name, one in TIMED.items() if one.op == "na"} | {
+    name: (HELD_OUT | TEAMS)[name]
+    for name in ("2-D 64x64 K7 D128", "2-D 128x128 K40 D128", "1-D 65536 K64 D128", "3-D 16x24x24 K5 D128")
+}
 
 
 def _small() -> dict[str, Problem]:
@@ -131,10 +136,24 @@ def _small() -> dict[str, Problem]:
     }
 
 
-SMALL = _small()
-PROBLEMS = TIMED | WAYS | BESIDE_DENSE | TEAMS | SMALL
+def _small_units() -> dict[str, Problem]:
+    """Small problems whose rows are long enough for bricks of matrix units in rows of their own."""
+    long = replace(attention((77,), (21,), 2, 4, 32), kv_heads=2, dilation=(2,), is_causal=(True,), head_dim_v=16)
+    strided = replace(attention((9, 35), (4, 7), 1, 4, 24), kv_heads=2, stride=(2, 3), is_causal=(False, True))
+    return {
+        "small units 1-D dilated, causal, additional": replace(long, additional=19),
+        "small units 2-D strided, grouped": replace(strided, scale=0.3),
+        "small units 2-D D64": attention((14, 44), (9, 13), 1, 2, 64),
+        "small units 3-D D128": attention((3, 5, 21), (2, 3, 5), 1, 2, 128),
+    }
+
+
+SMALL, SMALL_UNITS = _small(), _small_units()
+UNTIMED = SMALL | SMALL_UNITS
+PROBLEMS = TIMED | WAYS | BESIDE_DENSE | TEAMS | UNTIMED
 SETS = {"TIMED": TIMED, "SMALL": SMALL, "CHOSEN_ON": CHOSEN_ON, "HELD_OUT": HELD_OUT, "BRICKS": BESIDE_DENSE}
 SETS |= {"TEAM_CHOSEN_ON": TEAM_CHOSEN_ON, "TEAM_HELD_OUT": TEAM_HELD_OUT}
+SETS |= {"MATRIX_UNITS": MATRIX_UNITS, "SMALL_UNITS": SMALL_UNITS}
 SMALL_VARIANTS = ("plan", "flip", "run", "flat", "team", "team-flat")
 
 
@@ -191,7 +210,7 @@ class Job:
     @property
     def has_lse_grad(self) -> bool:
         """Whether the backward gets a gradient of lse; only the small fused problems do."""
-        return self.problem in SMALL and self.problem_in_dtype.op == "na"
+        return self.problem in UNTIMED and self.problem_in_dtype.op == "na"
 
     @property
     def launches(self) -> tuple[Launch, ...]:
@@ -228,13 +247,16 @@ def chosen(problems: list[str], variants: list[str], dtypes: list[str]) -> list[
     """The jobs of some problems (none: all of TIMED and SMALL), and of all that a name of a set stands for.
 
     In each variant (none: timed ones as planned, small ones in every way); timed ones in each dtype (none: DTYPES).
+    Without variants on matrix units where these take no walk of the problem.
     """
     found = []
     for name in [one for given in problems or ["TIMED", "SMALL"] for one in SETS.get(given, (given,))]:
-        small = name in SMALL
+        small = name in UNTIMED
         for dtype in SMALL_DTYPES if small else dtypes or DTYPES:
             for variant in variants or (SMALL_VARIANTS if small else ["plan"]):
-                found += [Job(name, dtype, direction, variant) for direction in ("forward", "backward")]
+                both = [Job(name, dtype, direction, variant) for direction in ("forward", "backward")]
+                if variant not in ON_MATRIX_UNITS or any(instance.mpp for instance in instances(both)):
+                    found += both
     return found
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from dense import dense, small
-from jobs import PROBLEMS, REGISTER_CAPS, ROOT, SMALL, Job, chosen, instances
+from jobs import PROBLEMS, REGISTER_CAPS, ROOT, UNTIMED, Job, chosen, instances
 from torch import Tensor
 
 from natten_metal.metal.op_launches import PARAMS, Launch, stride_block
@@ -135,8 +135,8 @@ def seconds(run: Callable[[], None]) -> float:
 
 
 def inputs_of(job: Job) -> dict[str, Tensor]:
-    """Seeded contiguous tensors, by their names in the program. All values are exact in half precision, so every dtype
-    shares one reference.
+    """Seeded contiguous tensors, by their names in the program. All values are exact in half precision, so float16 and
+    float32 share one reference.
     """
     p = job.problem_in_dtype
     rows, keys = (p.batch, *p.query_shape, p.heads), (p.batch, *p.key_shape, p.kv_heads)
@@ -191,7 +191,7 @@ def run(
         row = dict(zip(COLUMNS, (job.problem, job.dtype, job.direction, job.variant, cap), strict=False))
         row |= {"template": launch.instance.template, "kernel": launch.instance.name, "bricks": launch.bricks}
         row |= {"error": max(errors, default=0.0), "repeats": all(map(same_bits, made, again))}
-        if job.problem not in SMALL:
+        if job.problem not in UNTIMED:
             row["microseconds"] = seconds(start) * 1e6
             row["ns_per_brick"] = row["microseconds"] * 1e3 / launch.bricks if launch.bricks else 0.0
         rows.append(row)
@@ -200,7 +200,7 @@ def run(
 
 def assembled(kernels: zipfile.ZipFile, jobs: list[Job], caps: tuple[int, ...], driver: Driver) -> dict[Any, Cubin]:
     """Assemble and load every kernel of the jobs, in parallel; caps on registers for timed kernels only."""
-    timed = set(instances([job for job in jobs if job.problem not in SMALL]))
+    timed = set(instances([job for job in jobs if job.problem not in UNTIMED]))
     todo = [(i.name, cap) for i in instances(jobs) for cap in (caps if i in timed else (0,))]
     text = {name: kernels.read(f"{name}.ptx").decode() for name, _ in todo}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -231,15 +231,16 @@ def main() -> None:
     print(f"{len(cubins)} kernels assembled, {time.time() - began:.0f} s", flush=True)
     rows: list[dict[str, Any]] = []
     wanted: dict[str, Tensor] = {}
-    referenced: str | None = None  # the problem whose reference `wanted` holds
+    referenced: tuple[str, bool] | None = None  # the problem whose reference `wanted` holds, whether in bfloat16
     for job in sorted(jobs, key=lambda job: (list(PROBLEMS).index(job.problem), job.dtype, job.variant != "plan")):
         inputs = inputs_of(job)
-        # Timed problems share one reference for all dtypes, because their inputs are the same numbers.
-        if job.problem in SMALL or referenced != job.problem:
-            plain = job.problem not in SMALL and job.problem_in_dtype.op == "na"
+        # The inputs of a problem are the same numbers in float16 and float32, so these share one reference.
+        numbers = job.problem, job.dtype == "bfloat16"
+        if referenced != numbers:
+            plain = job.problem not in UNTIMED and job.problem_in_dtype.op == "na"
             wanted = dense(job.problem_in_dtype, inputs) if plain else small(job, inputs)
-        referenced = job.problem
-        for cap in caps if job.problem not in SMALL else (0,):
+        referenced = numbers
+        for cap in caps if job.problem not in UNTIMED else (0,):
             known = dict(inputs)
             if job.direction == "backward" and job.problem_in_dtype.op == "na":
                 forward = Job(job.problem, job.dtype, "forward", job.variant)

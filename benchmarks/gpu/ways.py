@@ -25,12 +25,12 @@ class Best(NamedTuple):
     bricks: int
 
 
-def best(path: Path) -> dict[tuple[str, str, str, str], Best]:
-    """By (problem, dtype, template, variant)."""
+def best(path: Path, templates: tuple[str, ...] = (*WALKS, *BACKWARD)) -> dict[tuple[str, str, str, str], Best]:
+    """By (problem, dtype, template, variant), of these templates."""
     lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
     found: dict[tuple[str, str, str, str], Best] = {}
     for row in csv.DictReader(lines, delimiter="\t"):
-        if row["microseconds"] and row["template"] in (*WALKS, *BACKWARD):
+        if row["microseconds"] and row["template"] in templates:
             key = row["problem"], row["dtype"], row["template"], row["variant"]
             own = Best(float(row["microseconds"]), int(float(row["bricks"])))
             found[key] = min(own, found.get(key, own))
