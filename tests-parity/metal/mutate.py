@@ -1,6 +1,6 @@
 """Would the tests notice? Small changes of the kernels' text, and what finds each of them.
 
-    cd tests-parity; python -m metal.mutate [--only SUBSTRING]
+    cd tests-parity; python -m metal.mutate [--only PREFIX]
 
 Mutants (:mod:`.mutants`) are compiled for a few instances and run on random problems
 (:func:`.verify.launch`), which must find nothing in the text as it is. Found is what an assertion or the emulator
@@ -250,10 +250,10 @@ def as_expected(mutant: Mutant, found: Outcome) -> tuple[bool, str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="only mutants whose name contains this")
+    parser.add_argument("--only", default="", help="only mutants whose name (HEADER:LINE RULE) begins with this")
     wanted = parser.parse_args().only
     failures = 0
-    chosen = (mutant for mutant in mutants() if wanted in str(mutant))
+    chosen = (mutant for mutant in mutants() if str(mutant).startswith(wanted))
     for file, own in itertools.groupby(chosen, key=lambda mutant: mutant.file):
         found, took = isolated(unchanged(file), MAX_SECONDS)
         if found != NOTHING:
