@@ -12,13 +12,14 @@ from ..problem.interval import at_hand, positions
 from ..problem.problem import Axis, Problem
 from ..problem.window import group_length
 from .flat import fits
+from .sizes import WIDE_DTYPES as DTYPES
+from .sizes import WIDE_SIDE as SIDE
 from .source import THREADGROUP_BYTES, Instance
 from .templates import FORWARD, ON_MATRIX_UNITS, Template
-from .templates import WIDE_SIDE as SIDE
 from .tiles import Bricks, patches, span, terms
 
-# Kernels are built for these dtypes, and for head dims up to the largest whose sums fit the registers.
-DTYPES, MAX_DIM = ("float16", "bfloat16"), 128
+# Kernels are built for head dims up to the largest whose sums fit the registers.
+MAX_DIM = 128
 # Sums are not taken in parts (kernels/sums.h), so they may have at most so many terms.
 MAX_TERMS = 65_536
 # The longest step in memory from one column to the next, where they are read where they lie.

@@ -9,12 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from .sizes import WIDE_SIDE
+
 Shape = tuple[int, ...]
 
 # What na_bwd_dq stores for each query, for the launches after it: lse in base 2, 1 / sum of weights, delta, 0.
 STATS = 4
-# Rows of a patch, and columns of a brick, on matrix units.
-WIDE_SIDE = 16
 # Keys in a word of a key mask.
 MASK_BITS = 32
 

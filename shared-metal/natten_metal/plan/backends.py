@@ -61,19 +61,11 @@ def log_once(message: str, level: int = logging.INFO, about: str | None = None) 
 
 
 def warn_of_failure(package: str, op: str, failure: Failure) -> None:
-    """Warn, once per reason, that the pure backend runs instead."""
+    """Warn, once per reason, that a Metal kernel failed, and what runs instead."""
+    instead = "slower ones run" if failure.launch.instance.mpp else "the pure backend runs"
+    what = "a Metal kernel on matrix units" if failure.launch.instance.mpp else "the Metal kernels"
     log_once(
-        f"{op}: the Metal kernels failed on this machine and the pure backend runs instead. {failure}. "
-        f"Please report this, with the output of `{package} doctor`. The plan was: {failure.launch}",
-        logging.WARNING,
-        about=failure.words,
-    )
-
-
-def warn_of_matrix_units(package: str, op: str, failure: Failure) -> None:
-    """Warn, once per reason, that a kernel on matrix units failed and others run instead."""
-    log_once(
-        f"{op}: a Metal kernel on matrix units failed on this machine, and slower ones run instead. {failure}. "
+        f"{op}: {what} failed on this machine and {instead} instead. {failure}. "
         f"Please report this, with the output of `{package} doctor`. The plan was: {failure.launch}",
         logging.WARNING,
         about=failure.words,

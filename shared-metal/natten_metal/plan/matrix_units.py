@@ -11,6 +11,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from ..metal.sizes import WIDE_DTYPES as DTYPES
+from ..metal.sizes import WIDE_SIDE as SIDE
 from .backends import log_once
 from .programs import Made, MetalLaunches
 from .verdicts import Learned, quoted
@@ -18,7 +20,7 @@ from .verdicts import Learned, quoted
 # The first of Apple's M chips that has them, and the first macOS whose matmul2d takes weights from registers (26.2
 # announces it) and is not known to be wrong.
 FIRST_CHIP, FIRST_MACOS = 5, (26, 3)
-DTYPES, SIDE, DIM = ("float16", "bfloat16"), 16, 32
+DIM = 32
 
 Matrix = list[list[int]]
 # Runs a program of one launch on whole numbers, by tensor name, and gives what it found.

@@ -67,6 +67,6 @@ class Planner:
                 raise KernelFailure(program.failed)
             backends.warn_of_failure(self.package, program.problem.name, program.failed)
         if isinstance(program.no_matrix_units, Failure):
-            backends.warn_of_matrix_units(self.package, program.problem.name, program.no_matrix_units)
+            backends.warn_of_failure(self.package, program.problem.name, program.no_matrix_units)
         if program.missing:
             backends.warn_of_missing_kernels(self.package, program.problem.name, program.missing)

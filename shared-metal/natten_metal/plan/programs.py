@@ -54,6 +54,11 @@ class Program:
     queries: Blocks | None = None
     keys: Blocks | None = None
 
+    @property
+    def in_rows(self) -> bool:
+        """Whether products of matrix units read tokens where they lie (:attr:`..metal.source.Instance.in_rows`)."""
+        return any(launch.instance.in_rows for launch in self.launches)
+
 
 class Blank(Program):
     """Nothing to compute: a batch without items. The outputs are zeros."""

@@ -102,7 +102,7 @@ class ExtensionHost:
         """Keep the plan of a call that has just been built, if the extension runs it."""
         plan = self.plans.get((call.key, specs(tensors)))
         # Where products read tokens where they lie, tensors may have to be copied first.
-        if plan is not None and not any(launch.instance.in_rows for launch in call.program.launches):
+        if plan is not None and not call.program.in_rows:
             self.remembered.keep(signature, plan)
 
 

@@ -29,8 +29,7 @@ def run(program: MetalLaunches, tensors: Mapping[str, mx.array], host: MetalHost
     Learned, before anything is launched, if a kernel does not run.
     """
     kernels = [_proved_kernel(host, launch) for launch in program.launches]
-    in_rows = any(launch.instance.in_rows for launch in program.launches)
-    known = {name: _readable(name, tensor, in_rows) for name, tensor in tensors.items()}
+    known = {name: _readable(name, tensor, program.in_rows) for name, tensor in tensors.items()}
     for launch, kernel in zip(program.launches, kernels, strict=True):
         made = _launch(host, kernel, launch, {argument: known[name] for argument, name in launch.inputs})
         known |= {output.name: array for output, array in zip(launch.outputs, made, strict=True)}

@@ -46,7 +46,7 @@ def _readable(program: Program, tensors: Mapping[str, mx.array], stream: mx.Stre
     for name in dtypes.keys() & given.keys():
         given[name] = given[name].astype(DTYPES[dtypes[name]], stream=stream)
     contiguous = frozenset({RPB.name, KEY_MASK.name})
-    if reads_in_rows(program):
+    if program.in_rows:
         # How tensors lie is known when MLX evaluates them, and then it copies nothing that is contiguous.
         contiguous = frozenset(given)
     elif isinstance(program, MetalLaunches):
@@ -59,11 +59,6 @@ def _readable(program: Program, tensors: Mapping[str, mx.array], stream: mx.Stre
     for name in contiguous & given.keys():
         given[name] = mx.contiguous(given[name], stream=stream)
     return given
-
-
-def reads_in_rows(program: Program) -> bool:
-    """Whether products of matrix units read tokens where they lie, so that tensors have to be contiguous."""
-    return any(launch.instance.in_rows for launch in program.launches)
 
 
 def _plan(host: ExtensionHost, call: Call, inputs: Tensors) -> Any:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .. import _operations
 from .._metal.api.key_words import key_words
+from .._metal.metal.mpp import MAX_STEP
 from .._metal.metal.op_launches import CONTIGUOUS, SIMD_WIDTH, Launch, fills_words, with_strides
 from .._metal.metal.source import ITEM_SIZES, library
 from .._metal.plan.programs import MetalLaunches
@@ -23,7 +24,6 @@ from .metal_host import MetalHost
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 WIDE_BYTES = 16
-MAX_STEP = 2**31 - 1
 
 
 def run(program: MetalLaunches, tensors: dict[str, Tensor], host: MetalHost) -> dict[str, Tensor]:
@@ -32,7 +32,7 @@ def run(program: MetalLaunches, tensors: dict[str, Tensor], host: MetalHost) -> 
     Learned, before anything is launched, if a kernel does not compile, or allows fewer threads than its launch has.
     """
     known = {name: _readable(name, tensor) for name, tensor in tensors.items()}
-    if any(launch.instance.in_rows for launch in program.launches):
+    if program.in_rows:
         known = {name: _with_short_steps(program, tensor) for name, tensor in known.items()}
     launches, kernels = _compiled(program, known, host)
     for launch, kernel in zip(launches, kernels, strict=True):
