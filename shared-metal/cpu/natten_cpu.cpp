@@ -243,6 +243,8 @@ const char* natten_cpu_isa(void) { return chosen().name; }
 
 int natten_cpu_threads(void) { return natten::pool_threads(); }
 
+void natten_cpu_use_region(natten_cpu_region region) { natten::pool_use_region(region); }
+
 const char* natten_cpu_complaint(void) {
   static const natten::Complaint complaint;
   return complaint.text[0] ? complaint.text : nullptr;

@@ -27,7 +27,7 @@ extern "C" {
 #endif
 
 /* Changes with every change of the interface. */
-#define NATTEN_CPU_ABI 5
+#define NATTEN_CPU_ABI 6
 
 enum natten_status { NATTEN_OK = 0, NATTEN_NO_MEMORY = 1, NATTEN_BAD_PROBLEM = 2 };
 
@@ -146,6 +146,16 @@ NATTEN_API const char *natten_cpu_isa(void);
 
 /* Threads of a call that asks for none: NATTEN_NUM_THREADS, read once, else the machine's performance cores. */
 NATTEN_API int natten_cpu_threads(void);
+
+/* A function that calls body(data) on threads of the host at once, the calling thread among them, and returns when all
+ * have returned. threads: how many; 0: as many as the host's own calls use. It may use fewer, one at least. flags: 0.
+ * GOMP_parallel of GNU OpenMP is such a function. */
+typedef void (*natten_cpu_region)(void (*body)(void *data), void *data, unsigned threads, unsigned flags);
+
+/* From now on calls run on the threads of `region` instead of threads of their own; NULL: on their own again. A host
+ * whose idle threads keep the cores busy for a while should give it. In a forked child, and where NATTEN_NUM_THREADS is
+ * set, calls use threads of their own all the same. A call that finds the region taken by another computes alone. */
+NATTEN_API void natten_cpu_use_region(natten_cpu_region region);
 
 /* NULL, or a sentence that says which of the two variables has a value that cannot be used, and which values can. The
  * kernels run as if it were not set, so whoever loads them should call this first. */

@@ -198,10 +198,21 @@ class Pool {
 
 std::atomic<Pool*> the_pool{nullptr};
 
+std::atomic<natten_cpu_region> the_region{nullptr};
+
 // The threads of the parent do not exist in a forked child, and its locks may be held for ever: the child abandons
-// the parent's pool without touching it. It stays reachable, so that leak checkers do not report it.
+// the parent's pool without touching it, and never asks the host for threads. The pool stays reachable, so that leak
+// checkers do not report it.
 std::atomic<Pool*> the_parents_pool{nullptr};
-void forget_pool() { the_parents_pool.store(the_pool.exchange(nullptr)); }
+void forget_threads() {
+  the_parents_pool.store(the_pool.exchange(nullptr));
+  the_region.store(nullptr);
+}
+
+void watch_forks() {
+  static const int registered = pthread_atfork(nullptr, nullptr, forget_threads);
+  (void)registered;
+}
 
 // Stops the threads when the library is unloaded; a pool that is still in use is left until the process ends.
 struct AtExit {
@@ -213,9 +224,8 @@ struct AtExit {
 
 // NULL if there is no memory for one
 Pool* pool() {
-  static const int registered = pthread_atfork(nullptr, nullptr, forget_pool);
+  watch_forks();
   static const AtExit at_exit;
-  (void)registered;
   if (Pool* found = the_pool.load()) return found;
   try {
     Pool* made = new Pool;
@@ -228,7 +238,40 @@ Pool* pool() {
   }
 }
 
+// A task on the host's threads, of which `workers` take part
+struct Shared {
+  Task* task;
+  int workers;
+  std::atomic<int> taken{0};
+
+  static void enter(void* shared) {
+    Shared& own = *static_cast<Shared*>(shared);
+    const int worker = own.taken.fetch_add(1, std::memory_order_relaxed);
+    if (worker < own.workers) own.task->work(worker);
+  }
+};
+
+std::mutex the_region_owner;  // held by the caller whose task runs there
+
+// The region to run on, or NULL
+natten_cpu_region region_in_use() { return threads_of_process().set ? nullptr : the_region.load(); }
+
+// False if another caller has the region's threads
+bool try_region(natten_cpu_region region, Task& task, int workers) {
+  const std::unique_lock<std::mutex> owner(the_region_owner, std::try_to_lock);
+  if (!owner.owns_lock()) return false;
+  Shared shared = {&task, workers};
+  // All of the host's threads, as its own calls do: GNU OpenMP ends those that a smaller region leaves out.
+  region(Shared::enter, &shared, 0, 0);
+  return true;
+}
+
 }  // namespace
+
+void pool_use_region(natten_cpu_region region) {
+  watch_forks();
+  the_region.store(region);
+}
 
 int pool_threads() { return threads_of_process().number; }
 
@@ -247,8 +290,11 @@ void pool_run(int64_t units, int workers, PoolJob job, void* context) {
   const int64_t step = units / (int64_t(workers) * 16);
   Task task = {units, step < 1 ? 1 : (step > 16 ? 16 : step), job, context};
   if (workers > 1) {
-    Pool* const taken = pool();
-    if (taken && taken->try_run(task, workers)) return;
+    if (const natten_cpu_region region = region_in_use()) {
+      if (try_region(region, task, workers)) return;
+    } else if (Pool* const taken = pool()) {
+      if (taken->try_run(task, workers)) return;
+    }
   }
   task.work(0);
 }

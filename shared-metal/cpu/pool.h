@@ -6,11 +6,16 @@
 //                caller    thread    caller      to the caller and to whichever threads wake in time
 //
 // Which worker computes which range changes from run to run, so a job's result must not depend on it. Calls may come
-// from any number of threads at once: one has the pool, the others compute alone. A forked child starts its own pool.
+// from any number of threads at once: one has the threads, the others compute alone. A forked child starts its own pool.
+//
+// Where the host has threads of its own, pool_use_region() lets a call run on those instead: a host's idle threads may
+// keep the cores busy while they wait (GNU OpenMP's do, for milliseconds), and would take them from the pool's.
 // These are plain functions of C types, because the kernels, compiled once per instruction set, can share nothing more.
 #pragma once
 
 #include <stdint.h>
+
+#include "natten_cpu.h"
 
 namespace natten {
 
@@ -22,6 +27,10 @@ int pool_workers(int threads, int64_t units);
 
 // NATTEN_NUM_THREADS, read once, else performance cores, else cores allowed
 int pool_threads();
+
+// natten_cpu_use_region. In a forked child the host's threads do not exist; where NATTEN_NUM_THREADS is set, a region
+// would wake more of them than it allows.
+void pool_use_region(natten_cpu_region region);
 
 // False if NATTEN_NUM_THREADS is set to anything but a positive number
 bool pool_setting_is_sound();

@@ -2,15 +2,11 @@
 // bit the same for any number of threads, from several threads at once, and in a forked child.
 //
 //   test_cpu [--problems N] [--seed S] [--no-fork]
+//   test_cpu --regions                               calls on threads of the host, without NATTEN_NUM_THREADS
 //
 // NATTEN_CPU_ISA and NATTEN_NUM_THREADS are set by the caller. Prints what fails and a summary; returns 1 if anything
 // failed.
-#include <sys/wait.h>
-#include <unistd.h>
-
-#include <thread>
-
-#include "running.h"
+#include "threads.h"
 
 static void test_fused_on(Random& random, Fused& f) {
   const natten_problem& p = f.p;
@@ -91,58 +87,6 @@ static void test_av(Random& random, const natten_problem& p) {
   });
   compare(p, out, sum, "out", "av");
   compare(p, da, gradient, "dA", "av"), compare(p, dv, value, "dV", "av");
-}
-
-// --- threads, processes, errors ----------------------------------------------------------------------------
-
-// Large enough that every call uses the pool
-static Fused large_fused(Random& random) {
-  natten_problem p = {};
-  p.dtype = NATTEN_FLOAT32, p.rank = 2, p.batch = 2, p.heads = 4, p.kv_heads = 2, p.head_dim = p.head_dim_v = 16;
-  p.additional = 3, p.scale = 0.25;
-  for (int a = 0; a < 2; ++a) {
-    set_length(p, a, 24), p.kernel_size[a] = 5, p.stride[a] = p.dilation[a] = 1;
-  }
-  Fused f = random_fused(random, p);
-  f.has_rpb = true;
-  return f;
-}
-
-static void test_callers(Random& random) {
-  Fused f = large_fused(random);
-  Results expected = outputs(random, f);
-  check(run_fused(f, expected, 1) == NATTEN_OK, "status", "callers");
-  std::vector<int> wrong(4, 0);
-  std::vector<std::thread> callers;
-  for (int c = 0; c < 4; ++c) {
-    callers.emplace_back([&, c] {
-      Fused own = f;
-      for (int round = 0; round < 3; ++round) {
-        Results r = expected;
-        r.out.bytes.assign(r.out.bytes.size(), kUntouched);
-        wrong[size_t(c)] += run_fused(own, r, c % 3) != NATTEN_OK;
-        for (size_t i = 0; i < r.all().size(); ++i) wrong[size_t(c)] += r.all()[i]->bytes != expected.all()[i]->bytes;
-      }
-    });
-  }
-  for (std::thread& caller : callers) caller.join();
-  for (int count : wrong) check(count == 0, "one of several callers got another result", "callers");
-}
-
-static void test_fork(Random& random) {
-  Fused f = large_fused(random);
-  Results expected = outputs(random, f), r = expected;
-  check(run_fused(f, expected, 0) == NATTEN_OK, "status", "fork");
-  fflush(stdout);
-  const pid_t child = fork();
-  if (child == 0) {
-    alarm(20);  // a child that hangs is killed, which is not a clean exit
-    const bool same = run_fused(f, r, 0) == NATTEN_OK && r.key.bytes == expected.key.bytes;
-    exit(same ? 0 : 1);
-  }
-  int status = -1;
-  check(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0, "the child", "fork");
-  check(run_fused(f, r, 0) == NATTEN_OK && r.key.bytes == expected.key.bytes, "the parent", "fork");
 }
 
 // --- large numbers, and many of them -----------------------------------------------------------------------
@@ -368,12 +312,13 @@ static void test_empty_batch(Random& random) {
 
 int main(int argc, char** argv) {
   int problems = 200, seed = 1;
-  bool forks = true;
+  bool forks = true, regions = false;
   for (int i = 1; i < argc; ++i) {
     if (!strcmp(argv[i], "--problems") && i + 1 < argc) problems = atoi(argv[++i]);
     else if (!strcmp(argv[i], "--seed") && i + 1 < argc) seed = atoi(argv[++i]);
     else if (!strcmp(argv[i], "--no-fork")) forks = false;
-    else return fprintf(stderr, "usage: test_cpu [--problems N] [--seed S] [--no-fork]\n"), 2;
+    else if (!strcmp(argv[i], "--regions")) regions = true, problems = 0;
+    else return fprintf(stderr, "usage: test_cpu [--problems N] [--seed S] [--no-fork] [--regions]\n"), 2;
   }
   Random random{uint64_t(seed)};
   check(natten_cpu_abi() == NATTEN_CPU_ABI, "the library was built from another header", "abi");
@@ -387,6 +332,7 @@ int main(int argc, char** argv) {
   test_many(random, 7, 2300), test_many(random, 2300, 6), test_many_slots(random);
   for (int dtype = 0; dtype < 4; ++dtype) test_large_logits(random, dtype), test_dead_rows(random, dtype);
   test_panels(random), test_runs(random), test_far(random);
+  regions ? test_regions(random) : test_limited(random);
   test_callers(random);
   if (forks) test_fork(random);
   test_nan(random);

@@ -26,6 +26,8 @@ ISAS = tuple(build.ISAS)
 MEMORY_ERRORS = ("-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 RACES = ("-O1", "-fsanitize=thread")
 SHIPPED = ("-O3",)
+# Of the program's calls; with the argument they run on threads of a host instead.
+THREADS, REGIONS = 3, "--regions"
 
 
 def cpu_runs(isa: str) -> bool:
@@ -42,16 +44,17 @@ def make(cxx: str, flags: tuple[str, ...], folder: Path) -> Path:
     return build.link(cxx, flags, [*objects, build.compile_driver(cxx, flags, folder)], folder / "test")
 
 
-def run(program: Path, isa: str, *arguments: str, threads: int = 3) -> subprocess.CompletedProcess[str]:
+def run(program: Path, isa: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     options = "allocator_may_return_null=1:halt_on_error=1"
-    settings = {"NATTEN_CPU_ISA": isa, "NATTEN_NUM_THREADS": str(threads)}
+    settings = {"NATTEN_CPU_ISA": isa, "NATTEN_NUM_THREADS": "" if REGIONS in arguments else str(THREADS)}
     settings |= dict.fromkeys(("ASAN_OPTIONS", "UBSAN_OPTIONS", "TSAN_OPTIONS"), options)
     return subprocess.run([str(program), *arguments], env=os.environ | settings, capture_output=True, text=True)
 
 
 def assert_clean(done: subprocess.CompletedProcess[str], isa: str) -> None:
     assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-    assert done.stdout.startswith(f"{isa}, 3 threads"), done.stdout
+    assert done.stdout.startswith(f"{isa}, "), done.stdout
+    assert REGIONS in done.args or f", {THREADS} threads, " in done.stdout, done.stdout
     assert ": 0 failures" in done.stdout
 
 
@@ -75,6 +78,11 @@ def test_memory_and_undefined_behaviour(isa: str, checked: Path) -> None:
     assert_clean(run(checked, isa, "--problems", "16", "--seed", str(ISAS.index(isa))), isa)
 
 
+def test_threads_of_a_host(checked: Path) -> None:
+    """Calls run on them, however many there are, but not in a forked child, nor where the variable is set."""
+    assert_clean(run(checked, ISAS[0], REGIONS), ISAS[0])
+
+
 def test_read_ahead_and_kept(checked: Path, folder: Path) -> None:
     """What is read ahead belongs to the next unit of work, in any order of units; a patch keeps what fits."""
     cxx = build.compiler()
@@ -91,8 +99,10 @@ def test_races(folder: Path) -> None:
     cxx = build.compiler()
     assert cxx is not None
     isa = [isa for isa in ISAS if cpu_runs(isa)][-1]
+    program = make(cxx, RACES, folder / "races")
     # ThreadSanitizer does not support forking from a process with threads.
-    assert_clean(run(make(cxx, RACES, folder / "races"), isa, "--problems", "16", "--no-fork"), isa)
+    for arguments in (("--problems", "16"), (REGIONS,)):
+        assert_clean(run(program, isa, *arguments, "--no-fork"), isa)
 
 
 def test_instruction_sets_share_no_inline_function(checked: Path) -> None:
@@ -157,7 +167,10 @@ FAULTS = (
     ("rpb.h", "step *= 2 * p.w[a] - 1", "step *= 2 * p.w[a]"),
     ("split.h", "fill_empty(lanes, rows);", ""),
     ("pool.cpp", "if (first >= units) return;", "if (first + step >= units) return;"),
-    ("pool.cpp", "pthread_atfork(nullptr, nullptr, forget_pool)", "pthread_atfork(nullptr, forget_pool, nullptr)"),
+    ("pool.cpp", "(nullptr, nullptr, forget_threads)", "(nullptr, forget_threads, nullptr)"),
+    ("pool.cpp", "  the_region.store(nullptr);\n}", "}"),
+    ("pool.cpp", "if (worker < own.workers) ", "if (worker <= own.workers) "),
+    ("pool.cpp", "threads_of_process().set ? nullptr : the_region.load()", "the_region.load()"),
     ("natten_cpu.cpp", "s > w", "false"),
     ("geometry.h", "rows.low + int(patch", "int(patch"),
     ("lanes.h", "if (axis.columns < axis.full) keep_at_hand(a, axis, count);", ""),
@@ -211,5 +224,5 @@ def test_planted_faults_are_found(
     made = build.compile_objects(cxx, ("-O1",), tmp_path, tmp_path / "objects", (isa,))
     others = [sound[name] for name in ISAS if name != isa]
     program = build.link(cxx, (), [*made, *others, driver], tmp_path / "test")
-    done = run(program, isa, "--problems", "120")
-    assert (done.returncode != 0) == (fault is not None), done.stdout
+    done = [run(program, isa, *arguments) for arguments in (("--problems", "120"), (REGIONS,))]
+    assert any(each.returncode for each in done) == (fault is not None), [each.stdout for each in done]

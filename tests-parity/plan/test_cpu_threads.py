@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import platform
@@ -18,6 +19,7 @@ from frameworks import MLX, MPS, Framework
 from processes import in_a_process
 
 import natten_mps
+from natten_mps._device import Machine
 from natten_mps._metal.cpu.library import FILE, FOLDER, CpuLibrary
 
 
@@ -77,6 +79,9 @@ class Items(Dataset):
     def __getitem__(self, item):
         return torch.get_num_threads(), started()
 """
+LIBRARY = Machine().native.library
+# Whether calls run on torch's own threads.
+REGION = LIBRARY.region is not None
 LINUX = pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="threads are counted in /proc")
 GROW = """
 for n in (1, 2, 5, 3):
@@ -91,10 +96,11 @@ for seen, more in DataLoader(Items(), batch_size=1, num_workers=2, multiprocessi
 
 @LINUX
 def test_threads_are_started_as_torch_would() -> None:
-    """As many as torch has, the calling thread included. Workers of a data loader are forked from a process whose pool
-    has run: torch gives a worker one thread, and so do the kernels.
+    """As many as torch has, the calling thread included, and where they are torch's own, those that it wants no longer
+    end. Workers of a data loader are forked from a process whose threads have run: torch gives a worker one thread, and
+    so do the kernels.
     """
-    assert lines_of(STARTED + GROW + LOAD) == [0, 1, 3, 0, [1, 0], [1, 0]]
+    assert lines_of(STARTED + GROW + LOAD) == [0, 1, 3, -2 if REGION else 0, [1, 0], [1, 0]]
 
 
 @LINUX
@@ -103,26 +109,80 @@ def test_the_variable_is_an_upper_limit() -> None:
     assert lines_of(code, OMP_NUM_THREADS="1", NATTEN_NUM_THREADS="3") == [0, 0, 1, 1, 0]
 
 
+# --- torch's own threads -----------------------------------------------------------------------------
+
+
+def test_torch_s_threads_are_used_where_they_can_be() -> None:
+    """The builds of torch that the tests run on compute with GNU OpenMP on Linux, and with another one on macOS."""
+    assert (sys.platform == "linux" and "OpenMP" in torch.__config__.parallel_info()) == REGION
+
+
+@LINUX
+@pytest.mark.skipif(not REGION, reason="torch's threads are not of GNU OpenMP here")
+def test_no_thread_is_started_beside_torch_s() -> None:
+    """With the variable, calls have threads of their own."""
+    code = STARTED + "torch.set_num_threads(3)\ntorch.ones(1 << 22).exp_()\nprint(started())"
+    assert lines_of(code) == [0]
+    assert lines_of(code, NATTEN_NUM_THREADS="3") == [2]
+
+
+REGION_TYPE = ctypes.CFUNCTYPE(None, ctypes.CFUNCTYPE(None, ctypes.c_void_p), ctypes.c_void_p, *[ctypes.c_uint] * 2)
+
+
+@pytest.mark.parametrize("bodies", [1, 3])
+def test_the_region_computes_the_same(bodies: int) -> None:
+    """Forward and backward on a region that is called from here, on which ``bodies`` threads take part in turns."""
+    asked = []
+
+    def region(body: Any, data: int, threads: int, flags: int) -> None:
+        asked.append((threads, flags))
+        for _ in range(bodies):
+            body(data)
+
+    x = torch.randn(2, 40, 40, 2, 8, requires_grad=True)
+
+    def results() -> tuple[torch.Tensor, ...]:
+        out = natten_mps.na2d(x, x, x, 7, backend="native")
+        return out, *torch.autograd.grad(out.sum(), x)
+
+    called, before, threads = REGION_TYPE(region), LIBRARY.region, torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        LIBRARY.use_region(None)
+        wanted = results()
+        LIBRARY.use_region(ctypes.cast(called, ctypes.c_void_p).value)
+        found = results()
+    finally:
+        LIBRARY.use_region(before)
+        torch.set_num_threads(threads)
+    assert asked == [(0, 0)] * len(asked) and len(asked) > 2
+    assert all(map(torch.equal, found, wanted))
+
+
 FORKED = """
 import os, signal, torch, natten_mps
 x = torch.randn(1, 48, 48, 4, 16)
 torch.set_num_threads(3)
-wanted = natten_mps.na2d(x, x, x, 7, backend="native")
+wanted = natten_mps.na2d(x, x, x, 7, backend="native").numpy()
+
+def same():  # torch's own operations would wait for threads that a child does not have
+    return (natten_mps.na2d(x, x, x, 7, backend="native").numpy() == wanted).all()
+
 for round in range(20):
     child = os.fork()
     if child == 0:
         signal.alarm(30)
         torch.set_num_threads(2)
-        os._exit(0 if torch.equal(natten_mps.na2d(x, x, x, 7, backend="native"), wanted) else 1)
+        os._exit(0 if same() else 1)
     _, status = os.waitpid(child, 0)
     assert status == 0, status
-assert torch.equal(natten_mps.na2d(x, x, x, 7, backend="native"), wanted)
+assert same()
 print(1)
 """
 
 
 def test_many_forks() -> None:
-    """Child processes use several threads of their own, and give the same bits."""
+    """Child processes use several threads of their own, wherever the parent's were from, and give the same bits."""
     assert lines_of(FORKED) == [1]
 
 

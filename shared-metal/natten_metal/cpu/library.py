@@ -14,7 +14,7 @@ from ..caches import Cache
 from ..problem.problem import Problem
 
 # NATTEN_CPU_ABI of the header: the meaning of its functions.
-ABI = 5
+ABI = 6
 FILE = "libnatten_cpu.dylib" if sys.platform == "darwin" else "libnatten_cpu.so"
 FOLDER = "_native"
 STATUS = {1: "no memory is left for its scratch space", 2: "it was given a problem that breaks its rules"}
@@ -85,6 +85,7 @@ class CpuLibrary:
         complaint = self._functions.natten_cpu_complaint()
         if complaint is not None:
             raise ValueError(complaint.decode(errors="replace"))
+        self.region: int | None = None
         self.interface = Interface(self._functions.natten_cpu_interface().decode())
         self._layouts = Cache("layouts of CPU calls", 1024)
         self._calls = {name: getattr(self._functions, f"natten_{name}") for name in self.interface.functions}
@@ -100,6 +101,14 @@ class CpuLibrary:
     def threads(self) -> int:
         """Threads of a call that does not say how many."""
         return int(self._functions.natten_cpu_threads())
+
+    def use_region(self, region: int | None) -> None:
+        """Run calls on a host's threads from now on, as ``natten_cpu_use_region`` says.
+
+        region: the address of a function like ``GOMP_parallel``; None: threads of the library's own.
+        """
+        self._functions.natten_cpu_use_region(ctypes.c_void_p(region))
+        self.region = region
 
     def call(
         self, function: str, problem: Problem, tensors: Mapping[str, tuple[int, tuple[int, ...]]], threads: int = 0

@@ -1,9 +1,11 @@
 """Runs the CPU kernels on CPU tensors, through ctypes.
 
 The library (``shared-metal/cpu``) reads any strides, so nothing of the user's tensors is copied; it releases
-the interpreter's lock while it runs. It has threads of its own, and uses as many as torch would.
+the interpreter's lock while it runs. It uses as many threads as torch would: torch's own where those are of GNU OpenMP,
+because these keep the cores busy for milliseconds after each of torch's operations, else the library's.
 """
 
+import ctypes
 import platform
 import sys
 from functools import cached_property
@@ -43,9 +45,11 @@ class NativeHost:
         for path in (Path(folder) / FOLDER / self.file for folder in folders):
             if path.exists():
                 try:
-                    return CpuLibrary(path)
+                    library = CpuLibrary(path)
                 except OSError as error:
                     return f"the compiled CPU kernel does not load ({error})"
+                library.use_region(_region_of_torch())
+                return library
         return (
             f"this install of natten-mps has no compiled CPU kernel for {platform.system()} {platform.machine()}; "
             "a wheel for this platform has one, and so has an install from source where CMake finds a C++17 compiler"
@@ -63,6 +67,17 @@ class NativeHost:
         if isinstance(self._found, str):
             raise RuntimeError(self._found)
         return self._found
+
+
+def _region_of_torch() -> int | None:
+    """The address of ``GOMP_parallel`` of the OpenMP that torch computes with; None where torch uses another one.
+
+    torch loads its libraries for all to see, so the process's own names have it, or what was loaded in its place.
+    """
+    if sys.platform != "linux" or "ATen parallel backend: OpenMP" not in torch.__config__.parallel_info():
+        return None
+    found = getattr(ctypes.CDLL(None), "GOMP_parallel", None)
+    return ctypes.cast(found, ctypes.c_void_p).value if found else None
 
 
 def run(
