@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from natten_mps._metal.bench import figures, report, results
+from natten_mps._metal.bench.problems import GROUPS
 from natten_mps._metal.bench.report import Run
 from natten_mps._metal.bench.table import machine_line, means
 from natten_mps._metal.bench.ways import MASKED
@@ -77,8 +78,8 @@ def plot(title: str, axis: str, rows: list[Bars], ticks: tuple[float, ...], lege
 
 
 def measured() -> list[Run]:
-    """The committed results, natten-mps's first."""
-    return report.runs([results.load(RESULTS / name) for name in ("cpu-mps.json", "cpu-mlx.json")])
+    """The committed results, those of the plot first."""
+    return report.runs([results.load(RESULTS / name) for name in ("cpu-mps.json", "cpu-mlx.json", "cpu-kinds.json")])
 
 
 def cpu() -> str:
@@ -114,7 +115,10 @@ def command(found: results.Results) -> str:
     """The command that measures the same again, from what the file says of itself."""
     settings, rows = found.settings, found.rows
     training = any(row.direction == results.TRAINING for row in rows)
-    words = [found.package, "bench", *["--quick"] * (settings["quick"] == "True"), *["--backward"] * training]
+    measured = {row.problem for row in rows}
+    groups = [name for name, group in GROUPS.items() if {named.name for named in group} == measured]
+    words = [found.package, "bench", *(["--problem", *groups] if groups != ["models"] else [])]
+    words += [f"--{name}" for name in ("cpu", "quick") if settings[name] == "True"] + ["--backward"] * training
     words += [word for name in ("seconds", "limit", "backend") for word in (f"--{name}", settings[name])]
     words += ["--against", *dict.fromkeys(entry.name.split()[0] for row in rows for entry in row.entries[1:])]
     return " ".join(words)

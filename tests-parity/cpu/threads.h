@@ -7,6 +7,7 @@
 #include <atomic>
 #include <thread>
 
+#include "pool.h"
 #include "running.h"
 
 // Large enough that every call asks for threads
@@ -36,6 +37,24 @@ static void region(void (*body)(void*), void* data, unsigned threads, unsigned f
   for (std::thread& other : others) other.join();
 }
 
+// Each unit is done once, by one of the workers that there is scratch memory for, of however many threads. A unit lasts
+// long enough for all of them to come and ask for one.
+static void test_workers(int workers) {
+  struct Done {
+    std::vector<std::atomic<int>> by;
+    static void job(void* done, int64_t first, int64_t last, int worker) {
+      for (int64_t unit = first; unit < last; ++unit) {
+        static_cast<Done*>(done)->by[size_t(unit)] += worker + 1;
+        usleep(100);
+      }
+    }
+  };
+  constexpr int kUnits = 64;
+  Done done{std::vector<std::atomic<int>>(kUnits)};
+  natten::pool_run(kUnits, workers, Done::job, &done);
+  for (const std::atomic<int>& worker : done.by) check(worker >= 1 && worker <= workers, "the worker", "workers");
+}
+
 // A host may have more or fewer threads than a call asks for
 static void test_regions(Random& random) {
   Fused f = large_fused(random);
@@ -46,6 +65,7 @@ static void test_regions(Random& random) {
     for (int threads = 1; threads <= 4; ++threads) {
       Results r = expected;
       for (Array* a : r.all()) a->bytes.assign(a->bytes.size(), kUntouched);
+      test_workers(threads);
       const int before = entered;
       check(run_fused(f, r, threads) == NATTEN_OK, "status", "regions");
       check((entered > before) == (threads > 1), "whether the host's threads were used", "regions");

@@ -1,4 +1,5 @@
-"""The problems that are timed: attention layers of published models, and two series in which one number grows.
+"""The problems that are timed: attention layers of published models, two series in which one number grows, and a small
+problem of each kind of window.
 
 Each has a quick form, which has the kind of window of the whole one and few enough tokens for any CPU.
 """
@@ -165,7 +166,7 @@ MODELS = (
         quick={"shape": (4096,), "kernel_size": (512,), "heads": 4, "kv_heads": 1},
     ),
 )
-SERIES = "a series: one number grows"
+SERIES, KIND = "a series: one number grows", "one of each kind"
 SMALL = {"shape": (64, 64), "heads": 2}
 WINDOWS = tuple(
     Named(f"windows-{size}", f"window {size} x {size}", SERIES, (96, 96), (size, size), 64, 8, quick=SMALL)
@@ -175,7 +176,20 @@ TOKENS = tuple(
     Named(f"tokens-{side}", f"{side} x {side} tokens", SERIES, (side, side), (9, 9), 64, 8, quick={"heads": 2})
     for side in (16, 24, 32, 48, 64, 96, 128, 192, 256)
 )
-GROUPS: dict[str, tuple[Named, ...]] = {"models": MODELS, "windows": WINDOWS, "tokens": TOKENS}
+# Of each kind of window one that takes milliseconds on a CPU: every rank, small and large, strided, dilated, causal.
+KINDS = (
+    Named("kinds-small", "a small window", KIND, (56, 56), (7, 7), 32, 2),
+    Named("kinds-dilated", "a small window, dilated", KIND, (56, 56), (7, 7), 32, 2, dilation=4),
+    Named("kinds-wide", "a wide window", KIND, (64, 64), (13, 13), 64, 2),
+    Named("kinds-strided", "a wide window, strided", KIND, (64, 64), (16, 16), 64, 2, stride=4),
+    Named("kinds-long", "a long window", KIND, (4096,), (255,), 64, 2),
+    Named("kinds-short", "a short window", KIND, (8192,), (5,), 32, 4),
+    Named("kinds-causal", "a causal window", KIND, (4096,), (256,), 64, 2, is_causal=True),
+    Named("kinds-cube", "a 3-D window", KIND, (12, 16, 16), (5, 5, 5), 64, 2),
+    Named("kinds-strided-cube", "a large 3-D window, strided", KIND, (8, 24, 24), (4, 12, 12), 128, 1, stride=4),
+    Named("kinds-small-cube", "a small 3-D window", KIND, (16, 16, 16), (3, 3, 3), 32, 4),
+)
+GROUPS: dict[str, tuple[Named, ...]] = {"models": MODELS, "windows": WINDOWS, "tokens": TOKENS, "kinds": KINDS}
 BY_NAME = {named.name: named for group in GROUPS.values() for named in group}
 
 
