@@ -42,10 +42,11 @@ def read(path: Path) -> tuple[int, dict[str, list[Timed]]]:
 
 def candidate(word: str) -> Candidate:
     """The tiling that :func:`.tuned.written` wrote."""
-    found = re.fullmatch(r"([\dx]+)h(\d)g(\d)([sdf])", word)
+    found = re.fullmatch(r"([\dx]+)h(\d)g(\d)([sdf])(?:t(\d))?", word)
     assert found is not None, word
     *leading, y, x = 1, 1, *map(int, found[1].split("x"))
-    return Candidate((leading[-1], y, x), int(found[2]), int(found[3]), found[4] == "s", found[4] == "f")
+    team = int(found[5] or 1)
+    return Candidate((leading[-1], y, x), int(found[2]), int(found[3]), found[4] == "s", found[4] == "f", team=team)
 
 
 def errors(rows: Sequence[Timed], costs: UnitCosts) -> list[float]:

@@ -8,10 +8,10 @@ Of the problems that no cost is fitted to, every tiling that the planner conside
 """
 
 import argparse
-import math
 import os
 import random
 import re
+import statistics
 import sys
 import time
 import zipfile
@@ -35,21 +35,21 @@ sys.path.insert(0, str(ROOT / "tests-parity"))
 # (rank, head dim, dtype) of the problems held out, how many of each, the seed, and how many pairs of a query and a key
 # they may have. The seed was chosen, and the problems drawn, before any of them was timed.
 KINDS = {
-    (2, 64, HALF): 4,
-    (2, 32, SINGLE): 3,
-    (2, 128, HALF): 3,
-    (2, 32, HALF): 2,
-    (2, 64, SINGLE): 2,
-    (1, 64, HALF): 2,
-    (1, 128, HALF): 2,
-    (1, 32, SINGLE): 2,
-    (3, 32, HALF): 3,
-    (3, 64, HALF): 3,
+    (2, 64, HALF): 8,
+    (2, 32, SINGLE): 6,
+    (2, 128, HALF): 6,
+    (2, 32, HALF): 4,
+    (2, 64, SINGLE): 4,
+    (1, 64, HALF): 4,
+    (1, 128, HALF): 4,
+    (1, 32, SINGLE): 4,
+    (3, 32, HALF): 6,
+    (3, 64, HALF): 6,
 }
-SEED, PAIRS = 271828, (3e6, 1e8)
+SEED, PAIRS = 301029, (3e6, 1e8)
 # Registers per thread that ptxas may use: one limit for all kernels, so that as many simdgroups of each are resident.
 REGISTERS = 128
-ROUNDS = 2
+ROUNDS = 3
 # Kernels of one translation: reading the headers takes as long as compiling two of them.
 TOGETHER = 12
 COLUMNS = ("set", "problem", "template", "candidate", "us", "apart", "registers", "spill_bytes")
@@ -123,7 +123,7 @@ def build(target: Path) -> None:
 
 
 def measure(source: Path, target: Path) -> None:
-    """Time every trial: the fastest of two rounds, each the median of replays; and compare results with the rule's."""
+    """Time every trial: the median of three rounds, each the median of replays; and compare results with the rule's."""
     import run as runner
     import torch
     from metal_emulator.to_ptx import assemble
@@ -141,7 +141,7 @@ def measure(source: Path, target: Path) -> None:
     for name, cubin in figures.items():
         driver.load(name, REGISTERS, cubin.code)
     print(f"{len(todo)} kernels assembled, {time.time() - began:.0f} s", flush=True)
-    times: dict[int, float] = {}
+    times: dict[int, list[float]] = {}
     apart: dict[int, float] = {}
     everything = chosen()
     for _ in range(ROUNDS):
@@ -158,7 +158,7 @@ def measure(source: Path, target: Path) -> None:
                 }
             known = dict(made[key])
             run = driver.launcher(launch, REGISTERS, buffers_of(launch, known))
-            times[number] = min(seconds(run) * 1e6, times.get(number, math.inf))
+            times.setdefault(number, []).append(seconds(run) * 1e6)
             found = {output.name: known[output.name] for output in launch.outputs}
             if first:
                 made[key]["="] = found
@@ -172,7 +172,7 @@ def measure(source: Path, target: Path) -> None:
 def table(
     machine: str,
     everything: list[tuple[str, Trial]],
-    times: Mapping[int, float],
+    times: Mapping[int, Sequence[float]],
     apart: Mapping[int, float],
     figures: Mapping[str, Any],
 ) -> str:
@@ -180,7 +180,7 @@ def table(
     rows = [f"# {machine}", "\t".join(COLUMNS)]
     for number, (kind, trial) in enumerate(everything):
         cubin = figures[wide(trial.launch).instance.name]
-        own = (kind, trial.words, trial.template.name, written(trial), f"{times[number]:.5g}")
+        own = (kind, trial.words, trial.template.name, written(trial), f"{statistics.median(times[number]):.5g}")
         rows.append("\t".join((*own, f"{apart[number]:.2g}", str(cubin.registers), str(cubin.spill_bytes))))
     return "\n".join(rows) + "\n"
 
@@ -191,10 +191,12 @@ def distance(found: Any, wanted: Any) -> float:
 
 
 def written(trial: Trial) -> str:
-    """The tiling in one word: patch, heads, simdgroups, staged, flat or direct."""
+    """The tiling in one word: patch, heads, simdgroups; staged, flat or direct; how many share a patch, if not one."""
     c = trial.candidate
     patch = "x".join(map(str, c.patch[3 - trial.problem.rank :]))
-    return f"{patch}h{c.heads}g{c.simdgroups}{'s' if c.stage else 'f' if c.flat else 'd'}"
+    return f"{patch}h{c.heads}g{c.simdgroups}{'s' if c.stage else 'f' if c.flat else 'd'}" + (
+        f"t{c.team}" if c.team > 1 else ""
+    )
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 
 from natten_mps._metal.metal.counts import chain_of, counts_of, walked
+from natten_mps._metal.metal.dealing import Pattern, bricks_in_order, busiest
 from natten_mps._metal.metal.op_launches import backward, forward
 from natten_mps._metal.metal.source import Instance
 from natten_mps._metal.metal.tiles import patches
@@ -74,6 +75,11 @@ def test_walks_are_counted_exactly() -> None:
                 for instance in (replace(found, stage=stage, flat=flat) for stage, flat in ways):
                     counts, work = walked(one, instance), work_of(one, instance)
                     assert (counts.bricks, counts.full, counts.patches) == (*work.bricks, work.patches)
+                    in_order = list(bricks_in_order(counts.pattern))
+                    more = -(-one.additional // 8) * counts.patches if instance.additional else 0
+                    times = counts.pattern.times * (one.group_heads if transposed else 1)
+                    assert sum(in_order) * times + more == counts.bricks
+                    assert len(in_order) * counts.pattern.times == counts.pattern.threadgroups <= counts.threadgroups
                     assert counts.chunks == work.chunks and counts.barriers == 2 * work.chunks
                     tiles = math.prod(len(axis.boxes) for axis in work.axes)
                     groups = one.batch * (1 if transposed else one.heads // heads)
@@ -159,3 +165,39 @@ def test_the_chain_of_any_row_and_pieces() -> None:
             piece = range(start, start + pieces.step)
             chain += max(sum(column in piece for column in range(first, end, 8)) for first, end in bounds)
         assert chain_of([(first, end) for first, end in bounds], pieces) == chain, (bounds, pieces)
+
+
+# --- dealing to cores --------------------------------------------------------------------------------------
+
+
+def line(*tiles: int) -> tuple[tuple[int, ...], ...]:
+    """Tiles of one patch each."""
+    return tuple((columns,) for columns in tiles)
+
+
+def test_the_order_of_threadgroups() -> None:
+    """Line by line along x; in the key walk both ends of every line first: ``ends_first`` in kernels/coord.h."""
+    axes = (line(1, 2),), (line(8, 24, 40, 16),)
+    own = Pattern(axes, side=8, run_on=False, ends_first=False, times=1)
+    assert list(bricks_in_order(own)) == [1, 3, 5, 2, 2, 6, 10, 4]
+    assert list(bricks_in_order(own._replace(ends_first=True))) == [1, 2, 2, 4, 3, 5, 6, 10]
+    short = own._replace(axes=((line(1, 2),), (line(9, 7),)), ends_first=True)
+    assert list(bricks_in_order(short)) == [2, 1, 4, 2]
+    # Rows of 9 and 7 columns run on: 18 columns are three bricks, 14 are two.
+    assert list(bricks_in_order(short._replace(run_on=True))) == [2, 1, 3, 2]
+    groups = Pattern((((*line(1),), line(2)), (line(8), line(8, 8))), 8, False, False, 3)
+    assert list(bricks_in_order(groups)) == [1, 1, 1, 2, 2, 2] and groups.threadgroups == 18
+
+
+def test_the_busiest_core() -> None:
+    def dealt(*work: int, cores: int, held: int) -> float:
+        return busiest(Pattern(((line(*(8 * bricks for bricks in work)),),), 8, False, False, 1), cores, held)
+
+    assert dealt(1, 1, 1, 1, cores=2, held=2) == 1
+    assert dealt(1, 1, 1, cores=2, held=2) == pytest.approx(2 / 1.5)
+    assert dealt(3, cores=4, held=1) == 4
+    # Both long ones go to the first core if each core takes two at once, and to different ones if the second is taken
+    # when a core is free.
+    assert dealt(4, 1, 4, 1, cores=2, held=2) == pytest.approx(8 / 5)
+    assert dealt(4, 1, 4, 1, cores=2, held=1) == 1
+    assert dealt(5, 1, 1, 1, 1, 1, cores=2, held=1) == 1

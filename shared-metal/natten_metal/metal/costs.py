@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from .counts import Counts
+from .dealing import busiest
 from .source import ITEM_SIZES, Instance
 from .tiles import COLUMNS
 
@@ -22,14 +23,14 @@ SHARED = {
     "threadgroup": "a threadgroup that starts and ends",
     "patch": "a patch: its rows are loaded, its results written",
     "mask": "a brick that needs a mask, besides",
-    "chunk": "a simdgroup that passes the two barriers of a chunk",
     "staged_byte": "a byte that is copied to threadgroup memory for all simdgroups of a threadgroup",
     **{f"brick_{w}_{r}": f"a brick apart from its products: {w}, {r}" for w in WIDTHS for r in READS},
     **{f"product_{w}_{r}": f"an 8x8 product: {w}, {r}" for w in WIDTHS for r in READS},
+    **{f"chunk_{w}": f"a simdgroup that passes the two barriers of a chunk: {w}" for w in WIDTHS},
 }
 # Those of the second are of one threadgroup: what it does one after another.
 SERIAL = {
-    "serial_product": "a product in the chain of one patch",
+    **{f"serial_product_{r}": f"a product in the chain of one patch: {r}" for r in READS},
     "serial_chunk": "a chunk of one threadgroup",
     "serial_row": "a row of a box that one threadgroup copies",
     "serial_word": "16 bytes that each thread copies",
@@ -51,6 +52,8 @@ SIMDGROUP_BYTES = 512
 # Threadgroups of the first round begin together, and those of later ones ever less so: what is left of that from each
 # round to the next. As far as it is, a last round that is partly filled takes as long as a full one.
 IN_STEP = 0.7
+# Launches of more rounds are not dealt: each core has many threadgroups then, and dealing takes time.
+DEALT_ROUNDS = 6
 
 
 class Cores(NamedTuple):
@@ -112,14 +115,16 @@ def features(instance: Instance, counts: Counts, cores: Cores) -> dict[str, floa
     rounds = math.ceil(math.ceil(each) / held)
     in_step = IN_STEP ** (rounds - 1)
     # As far as rounds are in step, the busiest core has a whole number of threadgroups, and its last round is full.
-    busiest = _between(1.0, math.ceil(each) / each, in_step)
+    whole = _between(1.0, math.ceil(each) / each, in_step)
+    most = _most(c, cores.number, held, whole)
     before = _between(max(1.0, each / held), rounds, in_step) - 1
-    found: dict[str, float] = {"launch": 1, "byte": c.tensor_bytes, "threadgroup": c.threadgroups * busiest}
+    found: dict[str, float] = {"launch": 1, "byte": c.tensor_bytes, "threadgroup": c.threadgroups * whole}
     if not c.bricks:
         return found
     if i.record.mpp:
-        return found | _on_matrix_units(i, c, before, busiest)
-    shape = f"{WIDTHS[ITEM_SIZES[i.dtype] // 4]}_{READS[i.stage]}"
+        return found | _on_matrix_units(i, c, before, most)
+    width = WIDTHS[ITEM_SIZES[i.dtype] // 4]
+    shape = f"{width}_{READS[i.stage]}"
     # Every member of a team takes each brick, and passes one barrier, but makes only its share of the products.
     taken = c.bricks * i.team
     barriers = 2 * c.staged.chunks * i.simdgroups + (taken if i.team > 1 else 0)
@@ -129,10 +134,11 @@ def features(instance: Instance, counts: Counts, cores: Cores) -> dict[str, floa
         f"brick_{shape}": taken,
         f"product_{shape}": c.products,
     }
-    shared |= {"chunk": barriers / 2, "staged_byte": c.staged_bytes}
-    found |= {name: number * busiest for name, number in shared.items()}
+    shared |= {f"chunk_{width}": barriers / 2, "staged_byte": c.staged_bytes}
+    found |= {name: number * most for name, number in shared.items()}
     # The last threadgroup may have the longest chain.
-    found["serial_product"] = (before * c.chained_bricks / c.threadgroups + c.longest_bricks) * i.products / i.team
+    chain = before * c.chained_bricks / c.threadgroups + c.longest_bricks
+    found[f"serial_product_{READS[i.stage]}"] = chain * i.products / i.team
     if i.stage:
         chunks, rows, columns = (
             before * number / c.boxes + longest for number, longest in zip(c.staged, c.longest_staged, strict=True)
@@ -142,8 +148,19 @@ def features(instance: Instance, counts: Counts, cores: Cores) -> dict[str, floa
     return found
 
 
-def _on_matrix_units(instance: Instance, c: Counts, before: float, busiest: float) -> dict[str, float]:
-    """What is paid in bricks of matrix units. before: rounds of threadgroups before the last one."""
+def _most(c: Counts, cores: int, held: int, whole: float) -> float:
+    """The work of the busiest core, over the average: half way between two estimates. It has ``whole`` times as many
+    threadgroups, of average work; and each core takes the next one, of its exact work, when it is free.
+    """
+    if c.pattern is None or not c.pattern.threadgroups or c.threadgroups > DEALT_ROUNDS * held * cores:
+        return whole
+    return (whole + busiest(c.pattern, cores, held)) / 2
+
+
+def _on_matrix_units(instance: Instance, c: Counts, before: float, most: float) -> dict[str, float]:
+    """What is paid in bricks of matrix units. before: rounds of threadgroups before the last one; most: what the
+    busiest core has, over the average.
+    """
     scale = instance.record.side // COLUMNS
     shared = {
         # Rows and masks are as many as those of 8x8 bricks would be.
@@ -155,7 +172,7 @@ def _on_matrix_units(instance: Instance, c: Counts, before: float, busiest: floa
     }
     chain = before * c.chained_bricks / c.threadgroups + c.longest_bricks
     serial = {"serial_matrix_product": chain * instance.products}
-    return {name: number * busiest for name, number in shared.items() if number} | serial
+    return {name: number * most for name, number in shared.items() if number} | serial
 
 
 def _between(low: float, high: float, share: float) -> float:
@@ -164,9 +181,12 @@ def _between(low: float, high: float, share: float) -> float:
 
 def microseconds(instance: Instance, counts: Counts, costs: UnitCosts) -> float:
     """The predicted time of a launch."""
-    prices = costs.prices
-    paid = features(instance, counts, costs.cores)
-    apart = sum(paid.pop(name) * prices[name] for name in OF_ANY_KERNEL)
-    own = sum(number * prices[name] for name, number in paid.items())
     factor = math.prod(costs.kinds.get(kind, 1.0) for kind in kinds(instance))
+    return summed(features(instance, counts, costs.cores), costs.prices, factor)
+
+
+def summed(paid: Mapping[str, float], prices: Mapping[str, float], factor: float) -> float:
+    """Microseconds of all that a launch pays. factor: of its kinds."""
+    apart = sum(paid[name] * prices[name] for name in OF_ANY_KERNEL)
+    own = sum(number * prices[name] for name, number in paid.items() if name not in OF_ANY_KERNEL)
     return (apart + own * factor) / 1e3

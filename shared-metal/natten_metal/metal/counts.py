@@ -14,6 +14,7 @@ from ..problem.interval import at_hand, positions
 from ..problem.problem import Axis, Problem
 from ..problem.window import group_length
 from .bricks import bricks_of
+from .dealing import Pattern, pattern_of
 from .launches import Launch
 from .params import PARAMS
 from .source import ITEM_SIZES, Instance
@@ -48,7 +49,7 @@ class Counts(NamedTuple):
     once. chained_bricks: those that follow one another, of all threadgroups: of the patch that has the most, or, where
     a row is staged in pieces, of the one that has the most in each piece. longest_bricks, longest_staged: of the
     longest such chain, and of the largest box. gathered_bytes: of columns that simdgroups on matrix units gather, brick
-    by brick.
+    by brick. pattern: how the bricks of a walk over the window lie in the order of its threadgroups.
     """
 
     threadgroups: int
@@ -66,6 +67,7 @@ class Counts(NamedTuple):
     longest_bricks: int = 0
     longest_staged: Staged = Staged()
     gathered_bytes: int = 0
+    pattern: Pattern | None = None
 
     @property
     def masked(self) -> int:
@@ -260,6 +262,7 @@ def walked(problem: Problem, instance: Instance) -> Counts:
         chained_bricks=chained,
         longest_bricks=longest,
         longest_staged=most.times(times),
+        pattern=pattern_of(problem, i, groups),
     )
     return _with_bytes(i, counts)
 

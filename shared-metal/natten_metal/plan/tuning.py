@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ..metal.costs import UnitCosts
 
 OFF = "off"
-VERSION = 1
+VERSION = 2
 # No tuning file is nearly as long; what is longer is something else.
 MOST_BYTES = 1 << 20
 # No figure is nearly as large; with it, times of the largest problems are still numbers.

@@ -68,6 +68,7 @@ FITTED = (
     problem((8192,), 1025, 64, HALF, heads=2),
     problem((8192,), 33, 128, HALF),
     problem((4096,), 401, 128, HALF),
+    problem((12288,), 201, 128, HALF, heads=8),
     problem((16384,), 25, 32, SINGLE),
     problem((6144,), 300, 32, SINGLE),
     problem((16, 16, 16), 3, 32, HALF, batch=2),

@@ -110,7 +110,8 @@ def _time(timed: Timed) -> float:
 def sample_of(timed: Timed) -> Sample:
     """A trial as the fit sees it."""
     launch = timed.trial.launch
-    return Sample(launch.instance, counts_of(timed.trial.problem, launch), _time(timed))
+    group = timed.trial.problem, timed.trial.template.name
+    return Sample(launch.instance, counts_of(timed.trial.problem, launch), _time(timed), group)
 
 
 def predicted(trial: Trial, costs: UnitCosts) -> float:
