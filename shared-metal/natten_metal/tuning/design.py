@@ -77,6 +77,22 @@ FITTED = (
     problem((24, 16, 16), 5, 64, HALF),
     problem((8, 24, 32), (3, 7, 9), 64, HALF),
     problem((16, 16, 24), (8, 8, 11), 64, HALF, heads=2),
+    # Drawn at random, some of each kind.
+    problem((104, 80), 9, 64, HALF, batch=2),
+    problem((136, 56), 13, 64, HALF, batch=2),
+    problem((56, 56), 9, 32, SINGLE, batch=2, heads=8, dilation=2),
+    problem((88, 80), 38, 32, SINGLE, batch=2, heads=2),
+    problem((120, 80), 20, 128, HALF, batch=2, dilation=4),
+    problem((80, 80), 20, 128, HALF, heads=2, dilation=4),
+    problem((40, 120), 10, 32, HALF, heads=8, dilation=4),
+    problem((96, 96), 40, 64, SINGLE, heads=2),
+    problem((9776,), 211, 64, HALF, heads=8),
+    problem((6144,), 563, 128, HALF, batch=2, heads=2, dilation=2),
+    problem((3752,), 517, 32, SINGLE, batch=2, heads=2, causal=True),
+    problem((8, 16, 8), (8, 12, 8), 32, HALF, heads=8),
+    problem((24, 24, 24), (7, 4, 12), 32, HALF),
+    problem((8, 24, 8), (8, 11, 6), 64, HALF, heads=8),
+    problem((16, 16, 16), (3, 11, 7), 64, HALF, heads=8),
 )
 # What a fit is judged by on a user's machine: windows, shapes and dilations that no price was fitted to.
 HELD_OUT = (
