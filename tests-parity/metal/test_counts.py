@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import pytest
 
-from natten_mps._metal.metal.counts import chain_of, counts_of, walked
-from natten_mps._metal.metal.dealing import Pattern, bricks_in_order, busiest
+from natten_mps._metal.metal.counts import Counts, chain_of, counts_of, walked
+from natten_mps._metal.metal.dealing import Pattern, bricks_in_order, busiest, dealt
 from natten_mps._metal.metal.op_launches import backward, forward
 from natten_mps._metal.metal.source import Instance
 from natten_mps._metal.metal.tiles import patches
@@ -57,6 +57,18 @@ def chains(one: Problem, instance: Instance) -> tuple[int, int]:
     return total, (-(-most // 8) if i.flat else most) + more
 
 
+def assert_dealt_exactly(one: Problem, i: Instance, counts: Counts, threadgroups: int) -> None:
+    """The threadgroups in order have all bricks of the window between them."""
+    pattern = counts.walk.pattern
+    in_order = list(bricks_in_order(pattern)) * pattern.times
+    more = -(-one.additional // 8) * counts.patches if i.additional else 0
+    assert sum(in_order) * (one.group_heads if i.record.transposed else 1) + more == counts.bricks
+    assert len(in_order) == threadgroups
+    if sum(in_order):  # with a core for each, the busiest has the longest
+        average = sum(in_order) / threadgroups
+        assert busiest(counts.walk, threadgroups, 1) == pytest.approx(max(in_order) / average)
+
+
 def test_walks_are_counted_exactly() -> None:
     """Every patch of small problems, any number of simdgroups, chunks short and long, staged, direct and flat."""
     rng, chunks, idle, run_on = random.Random(5), 0, 0, 0
@@ -75,15 +87,11 @@ def test_walks_are_counted_exactly() -> None:
                 for instance in (replace(found, stage=stage, flat=flat) for stage, flat in ways):
                     counts, work = walked(one, instance), work_of(one, instance)
                     assert (counts.bricks, counts.full, counts.patches) == (*work.bricks, work.patches)
-                    in_order = list(bricks_in_order(counts.pattern))
-                    more = -(-one.additional // 8) * counts.patches if instance.additional else 0
-                    times = counts.pattern.times * (one.group_heads if transposed else 1)
-                    assert sum(in_order) * times + more == counts.bricks
-                    assert len(in_order) * counts.pattern.times == counts.pattern.threadgroups <= counts.threadgroups
                     assert counts.chunks == work.chunks and counts.barriers == 2 * work.chunks
                     tiles = math.prod(len(axis.boxes) for axis in work.axes)
                     groups = one.batch * (1 if transposed else one.heads // heads)
                     assert counts.threadgroups >= tiles * groups
+                    assert_dealt_exactly(one, instance, counts, tiles * groups)
                     assert counts.boxes == tiles * one.batch * one.heads // heads
                     assert counts.idle == tiles * groups * instance.simdgroups - counts.patches
                     copied = work.read(1).sum() + (work.read_additional(1).sum() if instance.additional else 0)
@@ -185,19 +193,15 @@ def test_the_order_of_threadgroups() -> None:
     assert list(bricks_in_order(short)) == [2, 1, 4, 2]
     # Rows of 9 and 7 columns run on: 18 columns are three bricks, 14 are two.
     assert list(bricks_in_order(short._replace(run_on=True))) == [2, 1, 3, 2]
-    groups = Pattern((((*line(1),), line(2)), (line(8), line(8, 8))), 8, False, False, 3)
-    assert list(bricks_in_order(groups)) == [1, 1, 1, 2, 2, 2] and groups.threadgroups == 18
+    groups = Pattern(((line(1), line(2)), (line(8), line(8, 8))), 8, False, False, 3)
+    assert list(bricks_in_order(groups)) == [1, 1, 1, 2, 2, 2]
 
 
 def test_the_busiest_core() -> None:
-    def dealt(*work: int, cores: int, held: int) -> float:
-        return busiest(Pattern(((line(*(8 * bricks for bricks in work)),),), 8, False, False, 1), cores, held)
-
-    assert dealt(1, 1, 1, 1, cores=2, held=2) == 1
-    assert dealt(1, 1, 1, cores=2, held=2) == pytest.approx(2 / 1.5)
-    assert dealt(3, cores=4, held=1) == 4
+    assert dealt([1, 1, 1, 1], cores=2, held=2) == dealt([1, 1, 1], cores=2, held=2) == 2
+    assert dealt([3], cores=4, held=1) == 3
     # Both long ones go to the first core if each core takes two at once, and to different ones if the second is taken
     # when a core is free.
-    assert dealt(4, 1, 4, 1, cores=2, held=2) == pytest.approx(8 / 5)
-    assert dealt(4, 1, 4, 1, cores=2, held=1) == 1
-    assert dealt(5, 1, 1, 1, 1, 1, cores=2, held=1) == 1
+    assert dealt([4, 1, 4, 1], cores=2, held=2) == 8
+    assert dealt([4, 1, 4, 1], cores=2, held=1) == 5
+    assert dealt([5, 1, 1, 1, 1, 1], cores=2, held=1) == 5

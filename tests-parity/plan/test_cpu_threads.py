@@ -79,9 +79,6 @@ class Items(Dataset):
     def __getitem__(self, item):
         return torch.get_num_threads(), started()
 """
-LIBRARY = Machine().native.library
-# Whether calls run on torch's own threads.
-REGION = LIBRARY.region is not None
 LINUX = pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="threads are counted in /proc")
 GROW = """
 for n in (1, 2, 5):
@@ -111,13 +108,18 @@ def test_the_variable_is_an_upper_limit() -> None:
 # --- torch's own threads -----------------------------------------------------------------------------
 
 
-def test_torch_s_threads_are_used_where_they_can_be() -> None:
+@pytest.fixture
+def library() -> CpuLibrary:
+    """What natten-mps calls."""
+    return Machine().native.library
+
+
+def test_torch_s_threads_are_used_where_they_can_be(library: CpuLibrary) -> None:
     """The builds of torch that the tests run on compute with GNU OpenMP on Linux, and with another one on macOS."""
-    assert (sys.platform == "linux" and "OpenMP" in torch.__config__.parallel_info()) == REGION
+    assert (library.region is not None) == (sys.platform == "linux")
 
 
 @LINUX
-@pytest.mark.skipif(not REGION, reason="torch's threads are not of GNU OpenMP here")
 def test_no_thread_is_started_beside_torch_s() -> None:
     """With the variable, calls have threads of their own."""
     code = STARTED + "torch.set_num_threads(3)\ntorch.ones(1 << 22).exp_()\nprint(started())"
@@ -129,7 +131,7 @@ REGION_TYPE = ctypes.CFUNCTYPE(None, ctypes.CFUNCTYPE(None, ctypes.c_void_p), ct
 
 
 @pytest.mark.parametrize("bodies", [1, 3])
-def test_the_region_computes_the_same(bodies: int) -> None:
+def test_the_region_computes_the_same(library: CpuLibrary, bodies: int) -> None:
     """Forward and backward on a region that is called from here, on which ``bodies`` threads take part in turns."""
     asked = []
 
@@ -144,15 +146,15 @@ def test_the_region_computes_the_same(bodies: int) -> None:
         out = natten_mps.na2d(x, x, x, 7, backend="native")
         return out, *torch.autograd.grad(out.sum(), x)
 
-    called, before, threads = REGION_TYPE(region), LIBRARY.region, torch.get_num_threads()
+    called, before, threads = REGION_TYPE(region), library.region, torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        LIBRARY.use_region(None)
+        library.use_region(None)
         wanted = results()
-        LIBRARY.use_region(ctypes.cast(called, ctypes.c_void_p).value)
+        library.use_region(ctypes.cast(called, ctypes.c_void_p).value)
         found = results()
     finally:
-        LIBRARY.use_region(before)
+        library.use_region(before)
         torch.set_num_threads(threads)
     assert asked == [(0, 0)] * len(asked) and len(asked) > 2
     assert all(map(torch.equal, found, wanted))

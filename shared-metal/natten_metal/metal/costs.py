@@ -152,9 +152,9 @@ def _most(c: Counts, cores: int, held: int, whole: float) -> float:
     """The work of the busiest core, over the average: half way between two estimates. It has ``whole`` times as many
     threadgroups, of average work; and each core takes the next one, of its exact work, when it is free.
     """
-    if c.pattern is None or not c.pattern.threadgroups or c.threadgroups > DEALT_ROUNDS * held * cores:
+    if c.walk is None or not c.bricks or c.threadgroups > DEALT_ROUNDS * held * cores:
         return whole
-    return (whole + busiest(c.pattern, cores, held)) / 2
+    return (whole + busiest(c.walk, cores, held)) / 2
 
 
 def _on_matrix_units(instance: Instance, c: Counts, before: float, most: float) -> dict[str, float]:

@@ -10,16 +10,15 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ..caches import cached
-from ..problem.interval import at_hand, positions
 from ..problem.problem import Axis, Problem
 from ..problem.window import group_length
 from .bricks import bricks_of
-from .dealing import Pattern, pattern_of
+from .dealing import Walk
 from .launches import Launch
 from .params import PARAMS
 from .source import ITEM_SIZES, Instance
 from .templates import SUM, Sizes
-from .tiles import COLUMNS, ROWS, axis_boxes, patch_count, span
+from .tiles import COLUMNS, ROWS, axis_boxes, patch_count, patch_spans, side_by_side
 
 # Channels of a product: a patch and a brick multiplied over as many.
 DEPTH = 8
@@ -49,7 +48,7 @@ class Counts(NamedTuple):
     once. chained_bricks: those that follow one another, of all threadgroups: of the patch that has the most, or, where
     a row is staged in pieces, of the one that has the most in each piece. longest_bricks, longest_staged: of the
     longest such chain, and of the largest box. gathered_bytes: of columns that simdgroups on matrix units gather, brick
-    by brick. pattern: how the bricks of a walk over the window lie in the order of its threadgroups.
+    by brick. walk: what the bricks of each threadgroup, in their order, follow from; None if it walks no window.
     """
 
     threadgroups: int
@@ -67,7 +66,7 @@ class Counts(NamedTuple):
     longest_bricks: int = 0
     longest_staged: Staged = Staged()
     gathered_bytes: int = 0
-    pattern: Pattern | None = None
+    walk: Walk | None = None
 
     @property
     def masked(self) -> int:
@@ -144,15 +143,11 @@ def axis_chains(
     width: columns of a brick.
     """
     total = longest = 0
-    for group in range(axis.dilation):
-        (begin, end), at = (positions(*side, group, axis.dilation) for side in at_hand(axis, transposed))
-        n = group_length(axis.full, group, axis.dilation)
-        for first in range(begin, end, extent * simdgroups):
-            last = min(first + extent * simdgroups, end)
-            spans = [span(axis, transposed, (a, min(a + extent, last)), at, n) for a in range(first, last, extent)]
-            low, _, _, high = span(axis, transposed, (first, last), at, n)
+    sides = patch_spans(axis, transposed, extent), patch_spans(axis, transposed, extent * simdgroups)
+    for spans, tiles in zip(*sides, strict=True):
+        for patches, (low, _, _, high) in zip(side_by_side(spans, simdgroups), tiles, strict=True):
             cut = chunk if chunk and high - low > chunk + 1 else max(high - low, 1)
-            chain = chain_of([(s.low, s.high) for s in spans], range(low, high, cut), width)
+            chain = chain_of([(s.low, s.high) for s in patches], range(low, high, cut), width)
             total, longest = total + chain, max(longest, chain)
     return total, longest
 
@@ -262,7 +257,7 @@ def walked(problem: Problem, instance: Instance) -> Counts:
         chained_bricks=chained,
         longest_bricks=longest,
         longest_staged=most.times(times),
-        pattern=pattern_of(problem, i, groups),
+        walk=Walk(problem, i, groups),
     )
     return _with_bytes(i, counts)
 

@@ -3,15 +3,13 @@
 import heapq
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from ..caches import cached
-from ..problem.interval import at_hand, positions
 from ..problem.problem import Axis, Problem
-from ..problem.window import group_length
 from .source import Instance
-from .tiles import span
+from .tiles import patch_spans, side_by_side
 
 # One axis in one dilation group: for each tile in order, the columns that each of its patches sees.
 Line = tuple[tuple[int, ...], ...]
@@ -32,36 +30,35 @@ class Pattern(NamedTuple):
     ends_first: bool
     times: int
 
+
+class Walk(NamedTuple):
+    """What a pattern follows from, which takes time where axes are long. times: batch items times blocks of heads that
+    have threadgroups of their own.
+    """
+
+    problem: Problem
+    instance: Instance
+    times: int
+
     @property
-    def threadgroups(self) -> int:
-        """How many have rows."""
-        return math.prod(sum(map(len, groups)) for groups in self.axes) * self.times
+    def pattern(self) -> Pattern:
+        """The pattern of the walk."""
+        problem, i, transposed = self.problem, self.instance, self.instance.record.transposed
+        extents, last = i.patch[3 - problem.rank :], problem.rank - 1
+        axes = tuple(
+            _lines(axis, transposed, extent, i.simdgroups if number == last else 1)
+            for number, (axis, extent) in enumerate(zip(problem.axes, extents, strict=True))
+        )
+        return Pattern(axes, i.record.side, i.flat and problem.rank > 1, transposed, self.times)
 
 
-@cached("lines of tiles", 4096)
-def _lines(axis: Axis, transposed: bool, extent: int, side_by_side: int) -> tuple[Line, ...]:
-    found = []
-    for group in range(axis.dilation):
-        (begin, end), columns = (positions(*side, group, axis.dilation) for side in at_hand(axis, transposed))
-        n = group_length(axis.full, group, axis.dilation)
-        line = []
-        for first in range(begin, end, extent * side_by_side):
-            last = min(first + extent * side_by_side, end)
-            spans = [span(axis, transposed, (a, min(a + extent, last)), columns, n) for a in range(first, last, extent)]
-            line.append(tuple(each.high - each.low for each in spans))
-        found.append(tuple(line))
-    return tuple(found)
-
-
-def pattern_of(problem: Problem, instance: Instance, times: int) -> Pattern:
-    """The pattern of a walk. times: batch items times blocks of heads that have threadgroups of their own."""
-    i, transposed = instance, instance.record.transposed
-    extents, last = i.patch[3 - problem.rank :], problem.rank - 1
-    axes = tuple(
-        _lines(axis, transposed, extent, i.simdgroups if number == last else 1)
-        for number, (axis, extent) in enumerate(zip(problem.axes, extents, strict=True))
+# Tilings of one problem share lines; few are kept, because those of a long axis are large.
+@cached("lines of tiles", 64)
+def _lines(axis: Axis, transposed: bool, extent: int, simdgroups: int) -> tuple[Line, ...]:
+    return tuple(
+        tuple(tuple(each.high - each.low for each in tile) for tile in side_by_side(spans, simdgroups))
+        for spans in patch_spans(axis, transposed, extent)
     )
-    return Pattern(axes, i.record.side, i.flat and problem.rank > 1, transposed, times)
 
 
 def bricks_in_order(pattern: Pattern) -> Iterator[int]:
@@ -71,12 +68,12 @@ def bricks_in_order(pattern: Pattern) -> Iterator[int]:
         rows = [math.prod(lengths) for lengths in itertools.product(*(_boxes(line) for line in groups))]
         for tiles in along_x:
             lines = {number: [_bricks(pattern, number, tile) for tile in tiles] for number in set(rows)}
-            # Tiles at both ends of each line, then what is between them.
-            split = pattern.ends_first and len(tiles) > 2
-            parts = [(slice(0, None, len(tiles) - 1), slice(1, -1))] if split else [(slice(None),)]
-            for part in parts[0]:
+            if pattern.ends_first and len(tiles) > 2:
                 for number in rows:
-                    yield from lines[number][part]
+                    yield from (lines[number][0], lines[number][-1])
+                lines = {number: line[1:-1] for number, line in lines.items()}
+            for number in rows:
+                yield from lines[number]
 
 
 def _boxes(line: Line) -> list[int]:
@@ -90,21 +87,24 @@ def _bricks(pattern: Pattern, rows: int, tile: tuple[int, ...]) -> int:
     return rows * sum(-(-length // side) for length in tile)
 
 
-@cached("threadgroups dealt", 4096)
-def busiest(pattern: Pattern, cores: int, held: int) -> float:
+@cached("busiest cores", 4096)
+def busiest(walk: Walk, cores: int, held: int) -> float:
     """What the core with the most work has, over the average, if each takes the next threadgroup when it is free.
 
-    At first every core takes ``held`` threadgroups, one after another in turns; from then on the next one goes to the
-    core that has had the least work.
+    held: threadgroups that a core has at once.
     """
-    order = list(bricks_in_order(pattern)) * pattern.times
+    pattern = walk.pattern
+    work = list(bricks_in_order(pattern)) * pattern.times
+    return dealt(work, cores, held) * cores / sum(work)
+
+
+def dealt(work: Sequence[int], cores: int, held: int) -> int:
+    """The most work that a core gets. At first every core takes ``held`` threadgroups, one after another in turns; from
+    then on the next one goes to the core that has had the least work.
+    """
     at_once = cores * held
-    work = [sum(order[core:at_once:cores]) for core in range(min(cores, len(order)))]
-    if len(order) > at_once:
-        free = [(done, core) for core, done in enumerate(work)]
-        heapq.heapify(free)
-        for more in order[at_once:]:
-            done, core = free[0]
-            heapq.heapreplace(free, (done + more, core))
-            work[core] = done + more
-    return max(work) * cores / sum(order)
+    free = [sum(work[core:at_once:cores]) for core in range(min(cores, len(work)))]
+    heapq.heapify(free)
+    for more in work[at_once:]:
+        heapq.heapreplace(free, free[0] + more)
+    return max(free)

@@ -5,6 +5,7 @@ Patches have 16 rows and bricks 16 columns.
 
 import itertools
 import math
+from collections import Counter
 from typing import NamedTuple
 
 from ..caches import cached
@@ -16,7 +17,7 @@ from .sizes import WIDE_DTYPES as DTYPES
 from .sizes import WIDE_SIDE as SIDE
 from .source import THREADGROUP_BYTES, Instance
 from .templates import FORWARD, ON_MATRIX_UNITS, Template
-from .tiles import Bricks, patches, span, terms
+from .tiles import Bricks, patch_spans, patches, terms
 
 # Kernels are built for head dims up to the largest whose sums fit the registers.
 MAX_DIM = 128
@@ -84,14 +85,10 @@ def _spans(axis: Axis, transposed: bool, extent: int) -> tuple[tuple[int, int, i
 
     Both are counted from the box's first column.
     """
-    found: dict[tuple[int, int, int], int] = {}
-    for group in range(axis.dilation):
-        (begin, end), at = (positions(*side, group, axis.dilation) for side in at_hand(axis, transposed))
-        n = group_length(axis.full, group, axis.dilation)
-        for first in range(begin, end, extent):
-            low, common_low, common_high, high = span(axis, transposed, (first, min(first + extent, end)), at, n)
-            key = high - low, common_low - low, max(common_high, common_low) - low
-            found[key] = found.get(key, 0) + 1
+    found = Counter(
+        (high - low, common_low - low, max(common_high, common_low) - low)
+        for low, common_low, common_high, high in itertools.chain.from_iterable(patch_spans(axis, transposed, extent))
+    )
     return tuple((*key, times) for key, times in found.items())
 
 

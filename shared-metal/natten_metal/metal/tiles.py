@@ -9,6 +9,7 @@ staging is faster where), the comment names it.
 import itertools
 import math
 from collections import Counter
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from ..caches import cached
@@ -66,21 +67,29 @@ def span(axis: Axis, transposed: bool, rows: tuple[int, int], columns: tuple[int
     return Span(low, common_low, min(common_high, highest), max(min(high, highest), low))
 
 
+def patch_spans(axis: Axis, transposed: bool, extent: int) -> Iterator[list[Span]]:
+    """For each dilation group of an axis what its patches of ``extent`` rows see, in order."""
+    sides = at_hand(axis, transposed)
+    for group in range(axis.dilation):
+        (begin, end), columns = (positions(*side, group, axis.dilation) for side in sides)
+        n = group_length(axis.full, group, axis.dilation)
+        firsts = range(begin, end, extent)
+        yield [span(axis, transposed, (first, min(first + extent, end)), columns, n) for first in firsts]
+
+
+def side_by_side(spans: list[Span], simdgroups: int) -> list[list[Span]]:
+    """Those of the patches of each tile."""
+    return [spans[first : first + simdgroups] for first in range(0, len(spans), simdgroups)]
+
+
 @cached("boxes of axes", 4096)
 def axis_boxes(axis: Axis, transposed: bool, extent: int) -> tuple[tuple[int, int], ...]:
     """(columns, times) pairs: how often a box of so many columns occurs among those of ``extent`` rows of an axis.
 
     Dilation groups are counted together.
     """
-    found: Counter[int] = Counter()
-    rows, columns = at_hand(axis, transposed)
-    for group in range(axis.dilation):
-        (begin, end), at = (positions(*side, group, axis.dilation) for side in (rows, columns))
-        n = group_length(axis.full, group, axis.dilation)
-        for first in range(begin, end, extent):
-            low, _, _, high = span(axis, transposed, (first, min(first + extent, end)), at, n)
-            found[high - low] += 1
-    return tuple(found.items())
+    spans = itertools.chain.from_iterable(patch_spans(axis, transposed, extent))
+    return tuple(Counter(high - low for low, _, _, high in spans).items())
 
 
 @cached("bricks of axes", 4096)
@@ -90,13 +99,9 @@ def axis_bricks(axis: Axis, transposed: bool, extent: int, along_x: bool) -> tup
     A step is a brick along x, and one row of the box on the other axes.
     """
     counts = []
-    for group in range(axis.dilation):
-        sides = at_hand(axis, transposed)
-        (begin, end), columns = (positions(*side, group, axis.dilation) for side in sides)
-        n = group_length(axis.full, group, axis.dilation)
+    for spans in patch_spans(axis, transposed, extent):
         steps = full = 0
-        for first in range(begin, end, extent):
-            low, common_low, common_high, high = span(axis, transposed, (first, min(first + extent, end)), columns, n)
+        for low, common_low, common_high, high in spans:
             if not along_x:
                 steps += high - low
                 full += max(0, common_high - common_low)
